@@ -1,0 +1,183 @@
+"""From a corpus's name to its documents, and from documents to calibration samples."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qsweep.errors import ConfigError
+from qsweep.quantizers import CalibrationTokens
+
+# Raised when the same configuration would now give another text.
+_LOADER = 3
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where text comes from, and how much of it.
+
+    Attributes:
+        name: What results call it.
+        source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
+        kind: For ``python``: prose, code, or both.
+        split: Part of the data; for ``python``: train, calibration or test.
+        path: For ``file``: a txt, jsonl, json or parquet file, a folder of them, or a pattern.
+        dataset: For ``datasets``: its repository, or a local folder.
+        config: For ``datasets``: its configuration, such as a language.
+        revision: For ``datasets``: commit, tag or branch.
+        data_files: For ``datasets``: only these of its files.
+        field: Column that holds a text, or a list of chat messages.
+        max_documents: Only so many of the first documents.
+        max_bytes: Only so many of the first bytes (UTF-8).
+    """
+
+    name: str
+    source: Literal["python", "file", "datasets"]
+    kind: Literal["docs", "code", "all"] = "all"
+    split: str = "test"
+    path: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    data_files: str | list[str] | None = None
+    field: str = "text"
+    max_documents: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.source == "file" and not self.path:
+            raise ConfigError(f"{self.name}: source=file needs a path")
+        if self.source == "datasets" and not self.dataset:
+            raise ConfigError(f"{self.name}: source=datasets needs a dataset")
+        for option in ("max_documents", "max_bytes"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ConfigError(f"{self.name}: {option}={value}: must be at least 1")
+
+
+def load_documents(config: CorpusConfig) -> list[str]:
+    """The documents of a corpus, in order, empty ones kept where the source has them.
+
+    Raises:
+        ConfigError: A file is missing, unreadable, or lacks the field; or there is no text at all.
+        QsweepError: A dataset cannot be had.
+    """
+    from qsweep.corpus_sources import from_datasets, from_files
+
+    load = {"python": _from_python, "file": from_files, "datasets": from_datasets}[config.source]
+    documents = _limited(load(config), config)
+    if not any(document.strip() for document in documents):
+        raise ConfigError(f"{config.name}: no text in {config.path or config.dataset or 'it'}")
+    return documents
+
+
+def identity(config: CorpusConfig) -> dict[str, Any]:
+    """What identifies a corpus without reading it: changes whenever its text may have changed.
+
+    Size and time stamp of files, the Python version of its own text, repository and revision of a
+    dataset (one whose branch moves keeps the text that was loaded first). The name is no part of it.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    from qsweep.corpus_sources import file_paths
+
+    fields = {k: v for k, v in asdict(config).items() if v is not None and k != "name"}
+    fields["loader"] = _LOADER
+    if config.source == "python":
+        fields["python"] = [platform.python_version(), sys.base_prefix]
+    if config.source == "file":
+        stats = [(path.absolute(), path.stat()) for path in file_paths(config)]
+        fields["files"] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    if config.source == "datasets" and Path(str(config.dataset)).is_dir():
+        files = sorted(p for p in Path(str(config.dataset)).rglob("*") if p.is_file())
+        fields["files"] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return fields
+
+
+def text_fingerprint(documents: Sequence[str]) -> str:
+    """A hash of the documents and of where one ends and the next begins: 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        encoded = document.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()[:32]
+
+
+def calibration_samples(
+    documents: Sequence[str],
+    tokenizer: Any,
+    num_samples: int,
+    max_seq_len: int,
+    seed: int,
+    model_type: str = "",
+) -> CalibrationTokens:
+    """Windows at random places of the joined text, as in the GPTQ paper.
+
+    Args:
+        documents: Joined by a blank line and tokenized once.
+        tokenizer: The model's own.
+        num_samples: How many windows; they may overlap.
+        max_seq_len: Tokens of each.
+        seed: Determines the places.
+        model_type: A Gemma's windows each begin with BOS, as when it is measured.
+
+    Raises:
+        ConfigError: The text has fewer tokens than one sample.
+    """
+    import random
+
+    from qsweep.windows import bos_ids, bos_rule, token_ids
+
+    rule = bos_rule(tokenizer, model_type)
+    start = bos_ids(tokenizer) if rule != "none" else []
+    prefix, stream = (start, []) if rule == "window" else ([], start)
+    ids = [*stream, *token_ids("\n\n".join(documents), tokenizer)]
+    length = max_seq_len - len(prefix)
+    if len(ids) < length:
+        raise ConfigError(
+            f"the calibration text has {len(ids)} tokens, one sample takes {length}; give a longer "
+            "text, or lower calibration.max_seq_len"
+        )
+    draw = random.Random(seed)  # noqa: S311 - not for cryptography
+    starts = [draw.randrange(len(ids) - length + 1) for _ in range(num_samples)]
+    return CalibrationTokens([prefix + ids[start : start + length] for start in starts])
+
+
+def _from_python(config: CorpusConfig) -> list[str]:
+    from qsweep.pocket.text import documents
+    from qsweep.schema import nearest
+
+    splits = ("train", "calibration", "test")
+    if config.split not in splits:
+        raise ConfigError(
+            f"{config.name}: no split {config.split!r}{nearest(config.split, splits)}"
+        )
+    kinds = ("docs", "code") if config.kind == "all" else (config.kind,)
+    found = [text for kind in kinds for text in documents(kind, config.split)]  # type: ignore[arg-type]
+    if not found:
+        raise ConfigError(
+            f"{config.name}: this Python installation carries neither pydoc's topics nor the "
+            "standard library's source; give a text with corpus=file corpus.path=FILE"
+        )
+    return found
+
+
+def _limited(documents: Sequence[str], config: CorpusConfig) -> list[str]:
+    documents = list(documents[: config.max_documents])
+    left = config.max_bytes
+    if left is None:
+        return documents
+    kept = []
+    for document in documents:
+        encoded = document.encode("utf-8", "surrogatepass")
+        # A character that is cut in two is left out.
+        kept.append(document if len(encoded) <= left else encoded[:left].decode(errors="ignore"))
+        left -= len(encoded)
+        if left <= 0:
+            break
+    return kept

@@ -1,0 +1,67 @@
+"""Plain mappings to frozen dataclasses, with errors that name the nearest right word."""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from qsweep.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Construct a dataclass from a mapping, checking names and types.
+
+    ``where`` is the dotted place of the mapping in the configuration, for messages. Raises
+    :class:`~qsweep.errors.ConfigError` for an unknown field, a missing one or a value of the wrong
+    type; strings that spell a number are taken as one, as on a command line.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise ConfigError(f"{_at(where, name)}: no such option{nearest(name, names)}")
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
+            raise cause from error
+        place = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
+        given = "" if first["type"] == "missing" else f"={first['input']}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"{_at(where, place)}{given}: {message[0].lower()}{message[1:]}"
+        ) from error
+
+
+def locate(target: str, where: str) -> type:
+    """The class that ``package.module.Class`` names. Raises ConfigError where it names none."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: {target!r} cannot be imported ({error})") from error
+    if not dataclasses.is_dataclass(found):
+        raise ConfigError(f"{where}: {target!r} is not a dataclass")
+    return found  # type: ignore[return-value]
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or the possible words where none is near."""
+    known = sorted(words)
+    if close := difflib.get_close_matches(word, known, n=2, cutoff=0.6):
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return f"; there are {', '.join(known)}" if known else ""
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where and name else where or name
+
+
+def _is_tag(part: Any) -> bool:
+    # pydantic adds the tried member of a union to the location
+    return part in ("str", "int", "float", "bool") or (isinstance(part, str) and "[" in part)
