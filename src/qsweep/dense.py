@@ -1,0 +1,228 @@
+"""From an artifact of any format to a dense transformers model: the one engine that measures all.
+
+Packed layers are unpacked while transformers loads them, one by one and on the device where they
+will live, so an 8B model never exists twice.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.artifact import Artifact
+from qsweep.checkpoint import fused_with
+from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError
+from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load_dense(
+    artifact: Artifact,
+    source: Path,
+    *,
+    dtype: "torch.dtype",
+    device: str,
+    trust_remote_code: bool = False,
+    device_map: Any = None,
+) -> "PreTrainedModel":
+    """Load an artifact as a dense model: evaluation mode, no gradients, no key-value cache.
+
+    Args:
+        artifact: What a quantizer wrote, or the unquantized model itself.
+        source: The directory of the unquantized model, for its configuration.
+        dtype: What the weights are held and computed in.
+        device: ``cpu`` or ``cuda:N``.
+        trust_remote_code: Whether Python code in ``source`` may run.
+        device_map: As in transformers, to spread a model over several GPUs; overrides ``device``.
+
+    Raises:
+        ArtifactCorrupt: Files of a quantized artifact are unreadable or lack weights.
+        QsweepError: The unquantized model lacks weights, or transformers does not know it.
+    """
+    if artifact.format == "hf":
+        state = None
+    elif artifact.format == "gguf":
+        from qsweep.gguf.dense import dense_state_dict
+
+        state = dense_state_dict(artifact, source)
+    else:
+        state = packed_state_dict(artifact, source, device)
+    places = device_map or {"": device}
+    model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
+    _require_complete(artifact, info)
+    model.eval().requires_grad_(False)
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
+    return model
+
+
+class LazyWeight:
+    """A weight that is made when it is indexed, as transformers does with safetensors' slices."""
+
+    def __init__(self, make: Callable[[], "torch.Tensor"]):
+        self._make = make
+
+    def __getitem__(self, index: Any) -> "torch.Tensor":
+        return self._make()[index]
+
+
+def packed_state_dict(artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
+    """The dense weights of a GPTQ or AWQ artifact, by name, each read and unpacked on demand.
+
+    Values are :class:`LazyWeight` or safetensors slices: ``value[...]`` gives the tensor.
+
+    Raises:
+        ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
+    """
+    settings = quantization_settings(artifact.path)
+    transposed = read_config(source).get("model_type") in CONV1D_TYPES
+    handles = _open(artifact.path)
+    state: dict[str, Any] = {}
+    for name, handle in handles.items():
+        layer, _, part = name.rpartition(".")
+        if part == "qweight":
+            state[f"{layer}.weight"] = LazyWeight(
+                _Unpacker(layer, handles, artifact, settings, device, transposed)
+            )
+        elif f"{layer}.qweight" not in handles or part == "bias":
+            state[name] = handle.get_slice(name)
+    if not any(name.endswith(".qweight") for name in handles):
+        raise ArtifactCorrupt(f"{artifact.path}: no quantized layer in its weight files")
+    return _fuse(state, source)
+
+
+def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
+    # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
+    original = read_tensors(source)
+    joined: dict[str, Any] = {}
+    for name, value in state.items():
+        fused = fused_with(name.removesuffix(".weight"))
+        if fused is None or f"{fused[0]}.weight" not in original:
+            joined[name] = value
+            continue
+        parts = [state[f"{part}.weight"] for part in fused[1]]
+        joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
+    return joined
+
+
+def _concatenate(parts: list[Any]) -> "torch.Tensor":
+    import torch
+
+    return torch.cat([part[...] for part in parts])
+
+
+def quantization_settings(path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of an artifact. Raises ArtifactCorrupt."""
+    try:
+        return dict(json.loads((path / "config.json").read_text("utf-8"))["quantization_config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"{path}: config.json without quantization_config") from error
+
+
+class _Unpacker:
+    """Reads one layer's tensors and gives its dense weight."""
+
+    def __init__(
+        self,
+        layer: str,
+        handles: Mapping[str, Any],
+        artifact: Artifact,
+        settings: Mapping[str, Any],
+        device: str,
+        transposed: bool,
+    ):
+        parts = ("qweight", "qzeros", "scales") + (("g_idx",) if artifact.format == "gptq" else ())
+        missing = [part for part in parts if f"{layer}.{part}" not in handles]
+        if missing:
+            raise ArtifactCorrupt(f"{artifact.path}: {layer} has no {missing[0]}")
+        self._tensors = {part: (handles[f"{layer}.{part}"], f"{layer}.{part}") for part in parts}
+        self._bits = int(settings["bits"])
+        version_2 = "gptq_v2" in (settings.get("checkpoint_format"), settings.get("format"))
+        self._version = 2 if version_2 else 1
+        self._device, self._transposed = device, transposed
+
+    def __call__(self) -> "torch.Tensor":
+        import torch
+
+        from qsweep.packing import unpack_awq, unpack_gptq
+
+        tensors = {
+            part: handle.get_tensor(name).to(self._device)
+            for part, (handle, name) in self._tensors.items()
+        }
+        if "g_idx" in tensors:
+            grid = unpack_gptq(**tensors, bits=self._bits, version=self._version)
+        else:
+            grid = unpack_awq(**tensors, bits=self._bits)
+        # float32: the cast to the model's dtype is transformers', with all other weights.
+        weight = grid.dense(torch.float32)
+        return weight.T if self._transposed else weight
+
+
+def _open(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    handles: dict[str, Any] = {}
+    try:
+        for file in weight_files(path):
+            handle = safe_open(file, framework="pt", device="cpu")
+            handles.update(dict.fromkeys(handle.keys(), handle))
+    except (OSError, SafetensorError, ConfigError) as error:
+        raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
+    return handles
+
+
+def _load(
+    state: Mapping[str, Any] | None,
+    artifact: Artifact,
+    source: Path,
+    dtype: "torch.dtype",
+    device_map: Any,
+    trust_remote_code: bool,
+) -> tuple["PreTrainedModel", Mapping[str, Any]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "output_loading_info": True}
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if state is None:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                artifact.path,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **common,
+            )
+            return loaded
+        # The automatic class takes no state dict, so ask it which class it would have taken.
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        loaded = type(shell).from_pretrained(None, config=config, state_dict=dict(state), **common)
+        return loaded
+    except (KeyError, ValueError, ImportError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise QsweepError(f"{source}: transformers cannot build this model ({first})") from error
+
+
+def _require_complete(artifact: Artifact, info: Mapping[str, Any]) -> None:
+    # transformers fills up what is missing with random numbers and a warning.
+    problems = dict(_problems(info))
+    if not problems:
+        return
+    what = "; ".join(f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in problems.items())
+    error = QsweepError if artifact.format == "hf" else ArtifactCorrupt
+    raise error(f"{artifact.path}: weights do not fit the model ({what})")
+
+
+def _problems(info: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    if info.get("missing_keys"):
+        yield "missing", list(info["missing_keys"])
+    if info.get("mismatched_keys"):
+        yield "of another shape", [str(key[0]) for key in info["mismatched_keys"]]
+    if info.get("error_msgs"):
+        yield "unreadable", [str(message) for message in info["error_msgs"]]

@@ -1,0 +1,260 @@
+"""The reference, cached as what goes into its output head.
+
+Tokens × hidden size instead of tokens × vocabulary: logits are rebuilt tile by tile through the
+reference's own head. Where a model's logits cannot be rebuilt so, they are kept themselves.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.errors import ArtifactCorrupt, QsweepError
+from qsweep.evaluators.engine import open_engine, quick_memory, run_windows
+from qsweep.evaluators.evaluate import nll_measurement, require_finite, run_facts
+from qsweep.evaluators.measurement import Measurement
+from qsweep.evaluators.scoring import choose_tile, score, token_parts
+from qsweep.files import write_json
+from qsweep.output_head import KeptLogits, OutputHead, agree, load_output_head
+from qsweep.quantizers import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from qsweep.windows import Windows
+
+_FACTS, _TOKENS, _SHARD = "reference.json", "tokens.safetensors", "features-{:05d}.safetensors"
+_SHARD_BYTES = 512_000_000
+_PROBED_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A cached reference on certain windows. Tokens are the scored ones, in the windows' order.
+
+    Attributes:
+        head: Makes logits of features.
+        fingerprint: Of the windows.
+        facts: How it was run.
+        nll: Negative log-likelihood, float32 [tokens], on the CPU, as are the following.
+        first: Most likely token, int64 [tokens].
+        confidence: Its probability, float32 [tokens].
+    """
+
+    head: OutputHead | KeptLogits
+    fingerprint: str
+    facts: dict[str, Any]
+    nll: "Tensor"
+    first: "Tensor"
+    confidence: "Tensor"
+    _shards: "Shards"
+
+    def features(self, tokens: slice) -> "Tensor":
+        """What goes into the head, [n, width], on the CPU, pinned where the head is on a GPU."""
+        found = self._shards.read(tokens)
+        return found if self.head.device.type == "cpu" else found.pin_memory()
+
+    def begin(self, windows: "Windows") -> "Reference":
+        """The same reference on only its first windows, which ``windows`` are."""
+        count = windows.tokens_scored
+        return replace(
+            self,
+            fingerprint=windows.fingerprint,
+            nll=self.nll[:count],
+            first=self.first[:count],
+            confidence=self.confidence[:count],
+        )
+
+
+class Shards:
+    """Features [tokens, width] in one or more memory-mapped files."""
+
+    def __init__(self, path: Path, ends: Sequence[int]):
+        from safetensors import safe_open
+
+        self._ends = list(ends)
+        self._files = [
+            safe_open(path / _SHARD.format(number), framework="pt", device="cpu").get_slice(
+                "features"
+            )
+            for number in range(len(self._ends))
+        ]
+
+    def read(self, tokens: slice) -> "Tensor":
+        """Rows of a contiguous range of tokens."""
+        import torch
+
+        found, start = [], 0
+        for file, end in zip(self._files, self._ends, strict=True):
+            low, high = max(tokens.start, start), min(tokens.stop, end)
+            if low < high:
+                found.append(file[low - start : high - start])
+            start = end
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class _Writer:
+    """Collects features in order and writes a file whenever enough are together."""
+
+    def __init__(self, path: Path, tokens: int, shard_bytes: int):
+        self._path, self._left, self._shard_bytes = path, tokens, shard_bytes
+        self._buffer: Tensor | None = None
+        self._filled = 0
+        self.ends: list[int] = []
+
+    def add(self, features: "Tensor") -> None:
+        while len(features):
+            if self._buffer is None:
+                row = features.shape[1] * features.element_size()
+                rows = min(self._left, max(1, self._shard_bytes // row))
+                self._buffer = features.new_empty((rows, features.shape[1]), device="cpu")
+            room = len(self._buffer) - self._filled
+            now, features = features[:room], features[room:]
+            self._buffer[self._filled : self._filled + len(now)].copy_(now)
+            self._filled += len(now)
+            if self._filled == len(self._buffer):
+                self._flush(self._buffer)
+
+    def _flush(self, buffer: "Tensor") -> None:
+        from safetensors.torch import save_file
+
+        save_file({"features": buffer}, self._path / _SHARD.format(len(self.ends)))
+        self._left -= self._filled
+        self.ends.append(self._filled + (self.ends[-1] if self.ends else 0))
+        self._buffer, self._filled = None, 0
+
+
+def build_reference(
+    model: "PreTrainedModel",
+    windows: "Windows",
+    out: Path,
+    progress: Progress = silent,
+    *,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Run the reference over the windows and write its cache into the directory ``out``.
+
+    Body and head are checked on the first window: if together they do not give the model's own
+    logits, the logits are kept instead.
+
+    Raises:
+        TrialFailed: A logit is not finite, or memory does not suffice for a single window.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    count = windows.tokens_scored
+    writer = _Writer(out, count, shard_bytes)
+    with torch.inference_mode(), quick_memory(model.device):
+        engine = open_engine(model, windows)
+        head, tile = engine.head, choose_tile([engine.head])
+        kept = {
+            "nll": torch.empty(count, device=head.device),
+            "first": torch.empty(count, dtype=torch.int64, device=head.device),
+            "confidence": torch.empty(count, device=head.device),
+        }
+        probe: dict[str, Tensor] = {}
+
+        def consume(features: "Tensor", targets: "Tensor", before: int) -> None:
+            targets = targets.to(head.device)
+            for part in token_parts(len(targets), tile.tokens):
+                scores = score(head, features[part], targets[part], tile, first=True)
+                for name, values in kept.items():
+                    values[before + part.start : before + part.stop] = getattr(scores, name)
+            if before == 0:
+                probe["probe"] = head.logits(features[:_PROBED_TOKENS]).cpu()
+            # Last, since a batch that runs out of memory comes again.
+            writer.add(features)
+
+        batch = run_windows(engine, windows, consume, lambda done: progress("reference", done))
+    require_finite(kept["nll"].cpu(), windows)
+    save_file({**kept, **probe}, out / _TOKENS)
+    facts = {
+        **run_facts(engine, batch),
+        "fingerprint": windows.fingerprint,
+        "body": engine.body,
+        "vocab": head.vocab,
+        "ends": writer.ends,
+    }
+    write_json(out / _FACTS, facts)
+
+
+def open_reference(
+    path: Path,
+    source: Path,
+    device: str,
+    dtype: "torch.dtype",
+    *,
+    trust_remote_code: bool = False,
+) -> Reference:
+    """Open a cache: features memory-mapped on the host, of the model only its head on the device.
+
+    Args:
+        path: The cache's directory.
+        source: The directory of the unquantized model, for its head's weights.
+        device: Where logits are rebuilt.
+        dtype: What the reference was run in.
+        trust_remote_code: Whether Python code in ``source`` may run.
+
+    Raises:
+        ArtifactCorrupt: The cache cannot be read.
+        QsweepError: The head in ``source`` does not give the logits that were cached.
+    """
+    import torch
+
+    facts, tokens, shards = _read(path)
+    body, probe = facts["body"], tokens["probe"]
+    head: OutputHead | KeptLogits
+    if body is None:
+        head = KeptLogits(int(facts["vocab"]), torch.device(device))
+    else:
+        head = load_output_head(source, body, dtype, device, trust_remote_code)
+    reference = Reference(
+        head,
+        facts["fingerprint"],
+        facts,
+        tokens["nll"],
+        tokens["first"],
+        tokens["confidence"],
+        shards,
+    )
+    with torch.inference_mode():
+        rebuilt = head.logits(reference.features(slice(0, len(probe))).to(device)).cpu()
+    if not agree(rebuilt, probe, dtype):
+        raise QsweepError(
+            f"{source}: its output head does not give the logits that were cached for it; "
+            f"if the model was changed, delete {path}"
+        )
+    return reference
+
+
+def reference_measurement(path: Path, windows: "Windows") -> Measurement:
+    """The measurement of the reference itself, which was made together with its cache.
+
+    Raises:
+        ArtifactCorrupt: The cache cannot be read, or is of other windows.
+    """
+    facts, tokens, _ = _read(path)
+    if facts["fingerprint"] != windows.fingerprint:
+        raise ArtifactCorrupt(f"{path}: the reference was measured on other windows")
+    run = {name: facts[name] for name in ("dtype", "device_type", "protocol", "batch", "head")}
+    result = nll_measurement(windows, tokens["nll"], {**windows.facts(), **run})
+    result.arrays["reference_confidence"] = tokens["confidence"]
+    return result
+
+
+def _read(path: Path) -> "tuple[dict[str, Any], dict[str, Tensor], Shards]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+        tokens = load_file(path / _TOKENS)
+        if missing := {"fingerprint", "body", "vocab"} - facts.keys():
+            raise KeyError(*missing)
+        return facts, tokens, Shards(path, facts["ends"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ArtifactCorrupt(f"{path}: no readable reference ({error})") from error
