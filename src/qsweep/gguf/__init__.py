@@ -1,0 +1,1 @@
+"""llama.cpp's format: conversion, quantization, and the way back to dense weights."""

@@ -1,0 +1,116 @@
+"""The unquantized conversion of a model, which all GGUF types of it are made from.
+
+Starting the converter takes longer than converting a small model and quantizing it, so small
+conversions are kept for the next type of the same model.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
+from qsweep.gguf.converter import convert, package_version
+from qsweep.gguf.layout import Layout, derive, from_json, to_json
+from qsweep.gguf.reader import read_gguf
+from qsweep.locks import FileLock
+from qsweep.quantizers import SourceModel
+
+# Conversions below this many bytes are kept, beside the output; three at most.
+_KEPT_BYTES = 2e9
+_KEPT = 3
+_VERSION = 1
+# Nobody quantizes from a kept conversion for longer than this.
+_IN_USE_S = 3600
+
+
+@dataclass(frozen=True)
+class Base:
+    """An unquantized file and how the checkpoint lies in it."""
+
+    path: Path
+    layout: Layout
+    checkpoint: Checkpoint
+
+
+@contextmanager
+def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
+    """Convert ``model``, or find it converted; temporary files go into the directory ``out``.
+
+    Small conversions stay in ``.conversions`` beside ``out``, so that the other types of a sweep
+    find them. The type of the matrices is such that all values are kept exactly.
+
+    Raises:
+        BackendUnavailable: llama-cpp-python or its converter is not installed.
+        IncompatibleTrial: the converter refuses the model, or rearranges it in a way unknown here.
+    """
+    checkpoint = open_checkpoint(model.path)
+    if sum(info.bits for info in checkpoint.infos.values()) / 8 > _KEPT_BYTES:
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            yield _make(model, checkpoint, Path(folder))
+        return
+    kept = out.parent / ".conversions"
+    place = kept / _key(model, checkpoint)
+    kept.mkdir(exist_ok=True)
+    with FileLock(kept / f"{place.name}.lock"):
+        base = _open(checkpoint, place)
+        if base is None:
+            temporary = place.with_name(f".{place.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            _make(model, checkpoint, temporary)
+            shutil.rmtree(place, ignore_errors=True)
+            temporary.rename(place)
+            _prune(kept)
+            base = _open(checkpoint, place)
+    assert base is not None
+    yield base
+
+
+def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
+    from safetensors.torch import save_file
+
+    path = folder / "base.gguf"
+    notes = convert(
+        model.path, path, checkpoint.base_type, trust_remote_code=model.trust_remote_code
+    )
+    linears = [f"{name}.weight" for name in model.facts.linears]
+    layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
+    if layout.orders:
+        save_file(dict(layout.orders), folder / "layout.safetensors")
+    # Written last: its presence says that the rest is whole.
+    (folder / "layout.json").write_text(json.dumps(to_json(layout, checkpoint.infos)))
+    return Base(path, layout, checkpoint)
+
+
+def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
+    from safetensors.torch import load_file
+
+    description = folder / "layout.json"
+    if not description.exists():
+        return None
+    description.touch()
+    orders_file = folder / "layout.safetensors"
+    orders = load_file(orders_file) if orders_file.exists() else {}
+    layout = from_json(json.loads(description.read_text()), checkpoint.infos, orders)
+    return Base(folder / "base.gguf", layout, checkpoint)
+
+
+def _key(model: SourceModel, checkpoint: Checkpoint) -> str:
+    files = sorted(p for p in model.path.iterdir() if p.is_file())
+    stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    place = str(model.path.resolve())
+    identity = [_VERSION, package_version(), place, stamps, model.trust_remote_code]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _prune(kept: Path) -> None:
+    used = {p.parent: p.stat().st_mtime for p in kept.glob("*/layout.json")}
+    for folder in sorted(used, key=used.__getitem__, reverse=True)[_KEPT:]:
+        if time.time() - used[folder] > _IN_USE_S:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""From a GGUF artifact back to the weights of the Hugging Face model it was made from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.artifact import Artifact
+from qsweep.errors import ArtifactCorrupt
+from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
+from qsweep.gguf.layout import Layout, from_json
+from qsweep.gguf.reader import GGUFFile, read_gguf
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_FILE = "model.gguf"
+ORDERS_FILE = "layout.safetensors"
+
+
+def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
+    """The dense weights of an artifact under the names of the checkpoint ``source``.
+
+    Values are :class:`~qsweep.dense.LazyWeight`: ``value[...]`` dequantizes one tensor to float32,
+    in the layout of the checkpoint. What the file does not hold, such as the vision part of a model
+    whose text part it is, comes from the checkpoint itself.
+
+    Raises:
+        ArtifactCorrupt: the file is damaged, or does not hold what the artifact says of it.
+    """
+    from qsweep.dense import LazyWeight
+
+    checkpoint = open_checkpoint(source)
+    file = read_gguf(artifact.path / MODEL_FILE)
+    layout = read_layout(artifact, checkpoint)
+    for rule in layout.rules.values():
+        if rule.tensor not in file.tensors:
+            raise ArtifactCorrupt(f"{file.path}: has no tensor {rule.tensor}")
+    return {
+        name: LazyWeight(_Restored(name, layout, file))
+        if name in layout.rules
+        else LazyWeight(_Original(name, checkpoint))
+        for name in checkpoint.infos
+    }
+
+
+def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
+    """Where each tensor of the checkpoint lies in the artifact's file."""
+    from safetensors.torch import load_file
+
+    orders_file = artifact.path / ORDERS_FILE
+    orders = load_file(orders_file) if orders_file.exists() else {}
+    try:
+        return from_json(artifact.details["tensors"], checkpoint.infos, orders)
+    except (KeyError, TypeError) as error:
+        raise ArtifactCorrupt(
+            f"{artifact.path}: its manifest does not say where what is"
+        ) from error
+
+
+class _Restored:
+    """Dequantizes one tensor and brings it back into the checkpoint's layout."""
+
+    def __init__(self, name: str, layout: Layout, file: GGUFFile):
+        self.name, self.layout, self.file = name, layout, file
+
+    def __call__(self) -> "torch.Tensor":
+        import torch
+
+        from qsweep.gguf.ggml import dequantize
+
+        rule = self.layout.rules[self.name]
+        stored = dequantize(self.file, rule.tensor, torch.float32, rule.slice)
+        return self.layout.restore(self.name, stored)
+
+
+class _Original:
+    """Reads one tensor from the checkpoint."""
+
+    def __init__(self, name: str, checkpoint: Checkpoint):
+        self.name, self.checkpoint = name, checkpoint
+
+    def __call__(self) -> "torch.Tensor":
+        return self.checkpoint.tensor(self.name)

@@ -1,0 +1,101 @@
+"""What a quantizer is. Each backend is one file beside this one and one YAML in ``conf/quant``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from qsweep.artifact import Artifact
+
+# Called with the name of the step and the share of it that is done, 0 to 1, or None if unknown.
+Progress = Callable[[str, float | None], None]
+
+
+def silent(step: str, done: float | None = None) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before anything is loaded, read from its files' headers.
+
+    ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
+    (out_features, in_features). Embeddings, norms and the output head are not among them.
+    """
+
+    name: str
+    path: Path
+    model_type: str
+    linears: dict[str, tuple[int, int]]
+    parameters: int
+    max_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model to quantize: a directory with an unquantized Hugging Face checkpoint."""
+
+    facts: ModelFacts
+    device: str
+    """``cpu`` or ``cuda:N``."""
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's directory."""
+        return self.facts.path
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Token ids that a quantizer may look at: one list of ids per sample, of equal length."""
+
+    samples: Sequence[Sequence[int]]
+
+
+class Quantizer(Protocol):
+    """A method with its options. Implementations are frozen dataclasses whose fields are options.
+
+    The constructor checks values (raising :class:`~qsweep.errors.ConfigError`), and looks at
+    nothing else. Heavy libraries are imported inside :meth:`quantize`.
+    """
+
+    method: ClassVar[str]
+    """As in ``quant=``: none, rtn, gptq, awq, gguf."""
+    backend: ClassVar[str]
+    """The library that does the work: qsweep, gptqmodel, llama.cpp."""
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the result depends on calibration text."""
+
+    def options(self) -> dict[str, Any]:
+        """The *effective* options: what determines the result, and nothing that is ignored.
+
+        Two quantizers with equal options (and equal backend) are the same trial. The standard
+        names ``bits``, ``group_size``, ``desc_act``, ``sym`` and ``type`` fill the report's columns.
+        """
+
+    def version(self) -> str:
+        """The version of the backend, part of the artifact's key. No heavy import."""
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what cannot exist, in milliseconds.
+
+        Raises :class:`~qsweep.errors.IncompatibleTrial` (or its subclass
+        :class:`~qsweep.errors.BackendUnavailable`) with the reason.
+        """
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Quantize ``model`` into the empty directory ``out``, in a standard format.
+
+        Returns the artifact with its size counted; the caller writes the manifest and moves the
+        directory into the store.
+        """

@@ -1,0 +1,206 @@
+"""llama.cpp's formats, through llama-cpp-python and llama.cpp's own converter."""
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qsweep.artifact import Artifact, Size
+from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial
+from qsweep.gguf.types import BY_BITS, FileType, file_type
+from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsweep.gguf.base import Base
+    from qsweep.gguf.reader import GGUFFile
+
+# Types that so far only llama.cpp itself reads.
+_NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+# What goes beside the model file, so that the tokenizer can be loaded from the artifact too.
+_COPIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "LICENSE*")
+_NOT_COPIED = ("*.index.json",)
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """A llama.cpp file type.
+
+    ``bits`` picks the usual one: Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0. ``type`` names any
+    other, and ``bits`` does not count then. With ``imatrix`` the calibration set becomes an
+    importance matrix, which weighs rounding errors by how strongly each input channel is driven.
+
+    >>> GGUF(bits=4).options()
+    {'bits': 4, 'type': 'Q4_K_M', 'imatrix': False}
+    """
+
+    bits: int | None = 4
+    type: str | None = None
+    imatrix: bool = False
+
+    method: ClassVar[str] = "gguf"
+    backend: ClassVar[str] = "llama.cpp"
+
+    def __post_init__(self) -> None:
+        if self.type is not None:
+            file_type(self.type)
+        elif self.bits is None:
+            raise ConfigError("quant=gguf: give bits or quant.type")
+        elif self.bits < 1:
+            raise ConfigError(f"bits={self.bits}: must be at least 1")
+
+    @property
+    def file_type(self) -> FileType | None:
+        """What will be written; None if ``bits`` names nothing."""
+        name = self.type or BY_BITS.get(self.bits or 0)
+        return file_type(name) if name else None
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether an importance matrix is made, and counts."""
+        return self.imatrix and not (self.file_type and self.file_type.imatrix == "ignored")
+
+    def options(self) -> dict[str, Any]:
+        """The effective options: ``bits`` is the type's nominal width."""
+        type_ = self.file_type
+        return {
+            "bits": type_.bits if type_ else self.bits,
+            "type": type_.name if type_ else None,
+            "imatrix": self.uses_calibration,
+        }
+
+    def version(self) -> str:
+        """llama-cpp-python's version, or ``missing``."""
+        from qsweep.gguf.converter import package_version
+
+        try:
+            return package_version()
+        except BackendUnavailable:
+            return "missing"
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what llama.cpp cannot write.
+
+        Raises:
+            IncompatibleTrial: no such width, an importance matrix is needed, or the converter does
+                not know the architecture.
+            BackendUnavailable: llama-cpp-python or the converter is not installed.
+        """
+        type_ = self.file_type
+        if type_ is None:
+            raise IncompatibleTrial(
+                f"gguf has no type of {self.bits} bits; there are "
+                f"{', '.join(map(str, BY_BITS))}, or name one with quant.type"
+            )
+        if type_.imatrix == "needed" and not self.imatrix:
+            raise IncompatibleTrial(
+                f"gguf {type_.name} needs an importance matrix: set quant.imatrix=true"
+            )
+        from qsweep.gguf.converter import architectures
+        from qsweep.model_facts import read_config, text_config
+
+        config = read_config(model.path)
+        named = text_config(config).get("architectures") or [model.model_type]
+        if named[0] not in architectures():
+            raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Write ``model.gguf``, with the tokenizer's files beside it.
+
+        Raises:
+            IncompatibleTrial: the converter refuses the model.
+            TrialFailed: llama.cpp refuses the type.
+        """
+        self.check(model.facts)
+        from safetensors.torch import save_file
+
+        from qsweep.gguf.base import unquantized
+        from qsweep.gguf.dense import MODEL_FILE, ORDERS_FILE
+        from qsweep.gguf.native import quantize_file
+        from qsweep.gguf.reader import read_gguf
+
+        assert (type_ := self.file_type) is not None
+        progress("convert", None)
+        with unquantized(model, out) as base:
+            matrix = None
+            if self.uses_calibration and calibration is not None:
+                matrix = _importance(model, calibration, base, progress)
+            progress("quantize", None)
+            quantize_file(base.path, out / MODEL_FILE, type_, matrix)
+        if base.layout.orders:
+            save_file(dict(base.layout.orders), out / ORDERS_FILE)
+        _copy_small_files(model.path, out)
+        file = read_gguf(out / MODEL_FILE)
+        linears = _linear_tensors(model.facts, base)
+        return Artifact(
+            path=out,
+            format="gguf",
+            size=_size(file, linears),
+            runtimes=("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama"),
+            details=_details(file, linears, type_, base, matrix),
+        )
+
+
+def _importance(
+    model: SourceModel, calibration: CalibrationTokens, base: "Base", progress: Progress
+) -> "dict[str, torch.Tensor]":
+    from qsweep.gguf.imatrix import importance_matrix
+
+    found = importance_matrix(model, calibration, progress)
+    rules = base.layout.rules
+    return {rules[f"{name}.weight"].tensor: values for name, values in found.items()}
+
+
+def _linear_tensors(facts: ModelFacts, base: "Base") -> set[str]:
+    """Names in the file of the decoder's linear layers."""
+    return {base.layout.rules[f"{name}.weight"].tensor for name in facts.linears}
+
+
+def _size(file: "GGUFFile", linears: set[str]) -> Size:
+    tensors = file.tensors.values()
+    return Size(
+        weight_bytes=file.path.stat().st_size,
+        linear_bits=sum(8 * t.nbytes for t in tensors if t.name in linears),
+        linear_weights=sum(t.weights for t in tensors if t.name in linears),
+        total_bits=sum(8 * t.nbytes for t in tensors),
+        # What the converter computes from the configuration is stored, but no parameter.
+        parameters=sum(t.weights for t in tensors if not t.name.startswith("rope_")),
+    )
+
+
+def _details(
+    file: "GGUFFile",
+    linears: set[str],
+    type_: FileType,
+    base: "Base",
+    matrix: "dict[str, torch.Tensor] | None",
+) -> dict[str, Any]:
+    from qsweep.gguf.layout import to_json
+
+    used = Counter(file.tensors[name].type.name for name in linears)
+    rest = Counter(
+        t.type.name for t in file.tensors.values() if t.name not in linears and len(t.shape) > 1
+    )
+    return {
+        "type": type_.name,
+        "tensor_types": dict(used.most_common()),
+        "other_tensor_types": dict(rest.most_common()),
+        "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
+        "imatrix_entries": len(matrix) if matrix is not None else 0,
+        "tensors": to_json(base.layout, base.checkpoint.infos),
+    }
+
+
+def _copy_small_files(source: Path, out: Path) -> None:
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            if path.is_file() and not any(path.match(no) for no in _NOT_COPIED):
+                shutil.copyfile(path, out / path.name)

@@ -1,0 +1,176 @@
+"""AWQ (Lin et al. 2023, arXiv:2306.00978) by Gram matrices.
+
+With H = X^T X / tokens, the mean square error of a layer's output is tr((W - Q) H (W - Q)^T): a
+candidate costs a product with H, however long the calibration text was.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from qsweep.packing import Grid
+from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
+from qsweep.quantizers.native.stats import InputStats
+
+# Exponents that the search tries first, and how far it then looks to both sides of the best.
+_EXPONENTS = tuple(step / 10 for step in range(11))
+_REFINE = 0.05
+# Rows that stand for all when exponents are compared.
+_SAMPLE_ROWS = 1024
+# Shares of a group's range that clipping tries, the full range first.
+_CLIP = tuple(1 - step / 20 for step in range(11))
+
+
+def search_scales(
+    weights: Sequence[torch.Tensor], stats: InputStats, scheme: Scheme, group_size: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Scales of the inputs that linear layers share, so that rounding hurts their outputs least.
+
+    Tries s = x^a and s = x^a / w^(1-a), with x the mean magnitude of an input and w that of its
+    weights relative to their groups' largest.
+
+    Args:
+        weights: float32 [rows, channels] of each linear layer.
+        stats: Statistics of the shared input.
+        scheme: Bits and symmetry.
+        group_size: Weights per scale, at most ``channels``.
+
+    Returns:
+        Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
+        share of the loss without scaling, over a sample of the rows.
+    """
+    rows = _sample(weights)
+    magnitude = stats.magnitude.clone()
+    magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
+    relative = _relative_magnitude(weights, group_size)
+    tried: dict[tuple[bool, float], float] = {}
+
+    def loss(both: bool, exponent: float) -> float:
+        key = both, round(exponent, 6)
+        if key not in tried:
+            scales = _scales(magnitude, relative if both else None, exponent)
+            tried[key] = _loss(rows, scales, stats.gram, scheme, group_size)
+        return tried[key]
+
+    plain = loss(False, 0.0)
+    for both in (False, True):
+        for exponent in _EXPONENTS:
+            loss(both, exponent)
+    both, exponent = min(tried, key=lambda key: tried[key])
+    for near in (exponent - _REFINE, exponent + _REFINE):
+        if 0 <= near <= 1:
+            loss(both, near)
+    both, exponent = min(tried, key=lambda key: tried[key])
+    best = _scales(magnitude, relative if both else None, exponent)
+    return best, {"exponent": exponent, "gain": tried[both, exponent] / max(plain, 1e-30)}
+
+
+def quantize(
+    weight: torch.Tensor, gram: torch.Tensor, scheme: Scheme, group_size: int, *, clip: bool
+) -> tuple[Grid, torch.Tensor]:
+    """Round to nearest, after clipping each group where its own inputs' Gram matrix says it pays.
+
+    Args:
+        weight: float32 [rows, channels], scaled.
+        gram: Gram matrix [channels, channels] of the scaled inputs.
+        scheme: Bits and symmetry.
+        group_size: Weights per scale.
+        clip: Whether ranges may shrink.
+
+    Returns:
+        The grid, and the loss of each row, float32 [rows].
+    """
+    rows, channels = weight.shape
+    grouped = weight.view(rows, -1, group_size)
+    scale, zero = find_grid(grouped, scheme)
+    if clip:
+        scale, zero = _clip(grouped, gram, scheme, scale, zero)
+    codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
+    grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
+    error = grid.dense(torch.float32) - weight
+    return grid, ((error @ gram) * error).sum(1)
+
+
+def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix of inputs that are divided by ``scales`` [channels]."""
+    return gram / scales / scales[:, None]
+
+
+def _clip(
+    grouped: torch.Tensor,
+    gram: torch.Tensor,
+    scheme: Scheme,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = grouped.shape[-1]
+    count = grouped.shape[1]
+    blocks = torch.stack(
+        [gram[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
+    )
+    low, high = extent(grouped, scheme)
+    best = _group_loss(grouped, scale, zero, scheme, blocks)
+    for share in _CLIP[1:]:
+        new_scale, new_zero = grid_of(low * share, high * share, scheme)
+        error = _group_loss(grouped, new_scale, new_zero, scheme, blocks)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale = torch.where(better, new_scale, scale)
+        zero = torch.where(better, new_zero, zero)
+    return scale, zero
+
+
+def _group_loss(
+    grouped: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    scheme: Scheme,
+    blocks: torch.Tensor,
+) -> torch.Tensor:
+    # [rows, groups, size] x [groups, size, size] -> loss [rows, groups]
+    error = _rounded(grouped, scale, zero, scheme).sub_(grouped).transpose(0, 1)
+    return (torch.bmm(error, blocks) * error).sum(-1).T
+
+
+def _rounded(
+    grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme
+) -> torch.Tensor:
+    scale, zero = scale[..., None], zero[..., None]
+    return encode(grouped, scale, zero, scheme.top).sub_(zero).mul_(scale)
+
+
+def _scales(
+    magnitude: torch.Tensor, relative: torch.Tensor | None, exponent: float
+) -> torch.Tensor:
+    scales = magnitude.pow(exponent)
+    if relative is not None:
+        scales = scales / (relative.pow(1 - exponent) + 1e-4)
+    scales = scales.clamp(min=1e-4)
+    return scales / (scales.max() * scales.min()).sqrt()
+
+
+def _loss(
+    rows: torch.Tensor,
+    scales: torch.Tensor,
+    gram: torch.Tensor,
+    scheme: Scheme,
+    group_size: int,
+) -> float:
+    scaled = (rows * scales).view(len(rows), -1, group_size)
+    scaled = _rounded(scaled, *find_grid(scaled, scheme), scheme).view_as(rows)
+    error = scaled.div_(scales).sub_(rows)
+    return float(((error @ gram) * error).sum())
+
+
+def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = sum(len(weight) for weight in weights)
+    step = max(1, -(-total // _SAMPLE_ROWS))
+    return torch.cat([weight[::step] for weight in weights])
+
+
+def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
+    total = torch.zeros(weights[0].shape[1], device=weights[0].device)
+    for weight in weights:
+        grouped = weight.abs().view(len(weight), -1, group_size)
+        total += (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).view_as(weight).sum(0)
+    return total / sum(len(weight) for weight in weights)

@@ -1,0 +1,209 @@
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns rounded one by one, errors passed on.
+
+With H = X^T X of a layer's inputs and U the upper triangular factor of its inverse, H^-1 = U^T U,
+column i is rounded and the error e = (w_i - q_i) / U_ii is taken from the columns that follow,
+w_j -= e U_ij. The sum of e^2 is then the loss tr((W - Q) H (W - Q)^T).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qsweep.errors import TrialFailed
+from qsweep.packing import Grid
+from qsweep.quantizers.native.rounding import Scheme, find_grid
+
+# Columns that are updated together after their errors are known, outer and inner.
+_BLOCK = 128
+_SUB_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How GPTQ treats one layer; ``group_size`` is at most the layer's number of inputs."""
+
+    scheme: Scheme
+    group_size: int
+    desc_act: bool
+    act_group_aware: bool
+    damp_percent: float
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the inputs of a layer say to GPTQ.
+
+    Attributes:
+        upper: U, float32 [channels, channels], in the order in which columns are rounded.
+        order: The column that is rounded at each position, int64 [channels]; None if as they are.
+        groups: The group that stands at each position of groups, where these are moved as wholes.
+        damp: The share of the mean diagonal that was added to it.
+    """
+
+    upper: torch.Tensor
+    order: torch.Tensor | None
+    groups: torch.Tensor | None
+    damp: float
+
+
+def factorize(gram: torch.Tensor, settings: Settings, name: str) -> Factor:
+    """Order the columns and factorize the inverse of a Gram matrix [channels, channels].
+
+    Channels that never fire get the mean diagonal, so that they are rounded to nearest and take no
+    part in the compensation. Fewer tokens than channels make the matrix singular: the damping,
+    which grows until the factorization succeeds, takes care of it.
+
+    Raises:
+        TrialFailed: not even a strongly damped matrix can be factorized.
+    """
+    diagonal = gram.diagonal().clone()
+    dead = diagonal <= 0
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones((), device=gram.device)
+    order, groups = _order(diagonal, settings)
+    damped = gram.clone() if order is None else gram[order][:, order]
+    dead = dead if order is None else dead[order]
+    undamped = damped.diagonal().clone()
+    undamped[dead] = mean
+    for damp in _damping(settings.damp_percent):
+        damped.diagonal().copy_(undamped + damp * mean)
+        # H = R R^T with R upper triangular comes from the Cholesky factor of H in reverse order;
+        # then H^-1 = R^-T R^-1, so that U = R^-1: one factorization instead of two.
+        lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if int(info) == 0 and bool(lower.diagonal().isfinite().all()):
+            identity = torch.eye(len(damped), device=gram.device)
+            upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            return Factor(upper.contiguous(), order, groups, damp)
+    raise TrialFailed(f"{name}: the Gram matrix of its inputs cannot be factorized at any damping")
+
+
+def _damping(first: float) -> list[float]:
+    return [first, *(max(first, 1e-4) * factor for factor in (2, 4, 8, 16)), 1.0, 10.0]
+
+
+def _order(
+    diagonal: torch.Tensor, settings: Settings
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if settings.desc_act:
+        return diagonal.argsort(dim=0, descending=True, stable=True), None
+    if not settings.act_group_aware:
+        return None, None
+    # Group-aware reordering (Gafni et al. 2025, arXiv:2505.14638): the most active columns first
+    # within each group, and the groups by their most active column; groups stay what they are.
+    grouped = diagonal.view(-1, settings.group_size)
+    within = grouped.argsort(dim=1, descending=True, stable=True)
+    groups = grouped.amax(1).argsort(dim=0, descending=True, stable=True)
+    first = torch.arange(len(grouped), device=diagonal.device)[:, None] * settings.group_size
+    return (within + first)[groups].flatten(), groups
+
+
+def solve(
+    weights: Sequence[torch.Tensor], factors: Sequence[Factor], settings: Sequence[Settings]
+) -> list[tuple[Grid, torch.Tensor]]:
+    """Quantize one matrix, or matrices of one shape side by side.
+
+    Args:
+        weights: float32 [rows, columns], one for each configuration; they are not changed.
+        factors: The factor that each is to be quantized with.
+        settings: The settings of each.
+
+    Returns:
+        For each configuration the grid, and the loss of each row, float32 [rows].
+
+    What a configuration gets does not depend on its neighbours: only elementwise operations run
+    over all of them, sums and matrix products are made for each by itself.
+    """
+    rows, columns = weights[0].shape
+    work = [
+        (weight if factor.order is None else weight[:, factor.order]).T.clone()
+        for weight, factor in zip(weights, factors, strict=True)
+    ]
+    count, device = len(work), work[0].device
+    codes = torch.empty(count, columns, rows, dtype=torch.uint8, device=device)
+    losses = [torch.zeros(rows, device=device) for _ in work]
+    scale, zero = torch.empty(2, count, rows, device=device)
+    top = torch.tensor([[s.scheme.top] for s in settings], device=device, dtype=torch.float32)
+    scales: list[list[torch.Tensor]] = [[] for _ in work]
+    zeros: list[list[torch.Tensor]] = [[] for _ in work]
+
+    for start in range(0, columns, _BLOCK):
+        end = min(start + _BLOCK, columns)
+        block = torch.stack([matrix[start:end] for matrix in work])
+        upper = torch.stack([factor.upper[start:end, start:end] for factor in factors])
+        errors = torch.empty_like(block)
+        for sub in range(0, end - start, _SUB_BLOCK):
+            stop = min(sub + _SUB_BLOCK, end - start)
+            for c, setting in enumerate(settings):
+                if (start + sub) % setting.group_size == 0:
+                    first = start + sub
+                    last = min(first + setting.group_size, columns)
+                    # The errors of this block have reached this block's own columns only, which
+                    # is all there is to see unless the group is wider than a block.
+                    inside = block[c, sub : sub + setting.group_size]
+                    group = torch.cat([inside, work[c][first + len(inside) : last]]).T.contiguous()
+                    importance = factors[c].upper.diagonal()[first:last].reciprocal().square()
+                    scale[c], zero[c] = find_grid(group, setting.scheme, importance)
+                    scales[c].append(scale[c].clone())
+                    zeros[c].append(zero[c].to(torch.uint8))
+            _columns(block, upper, errors, codes[:, start:end], scale, zero, top, sub, stop)
+            for c in range(count):
+                if stop < end - start:
+                    block[c, stop:] -= upper[c, sub:stop, stop:].T @ errors[c, sub:stop]
+        for c, factor in enumerate(factors):
+            losses[c] += errors[c].square().sum(0)
+            if end < columns:
+                work[c][end:] -= factor.upper[start:end, end:].T @ errors[c]
+    return [
+        (_restore(codes[c], scales[c], zeros[c], factors[c], settings[c]), losses[c])
+        for c in range(count)
+    ]
+
+
+def _columns(
+    block: torch.Tensor,
+    upper: torch.Tensor,
+    errors: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    top: torch.Tensor,
+    start: int,
+    stop: int,
+) -> None:
+    # Multiplication and subtraction stay two operations: fused, their rounding could depend on
+    # where in memory a configuration lies.
+    buffer = torch.empty_like(block[:, start:stop])
+    for column in range(start, stop):
+        weight, error = block[:, column], errors[:, column]
+        code = torch.div(weight, scale).round_().add_(zero)
+        torch.minimum(code.clamp_(min=0), top, out=code)
+        codes[:, column] = code
+        torch.sub(weight, code.sub_(zero).mul_(scale), out=error)
+        error.div_(upper[:, column, column, None])
+        if column + 1 < stop:
+            update = buffer[:, : stop - column - 1]
+            factors = upper[:, column, column + 1 : stop, None]
+            torch.mul(factors, error[:, None], out=update)
+            block[:, column + 1 : stop] -= update
+
+
+def _restore(
+    codes: torch.Tensor,
+    scales: list[torch.Tensor],
+    zeros: list[torch.Tensor],
+    factor: Factor,
+    settings: Settings,
+) -> Grid:
+    # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
+    scale, zero, g_idx = torch.stack(scales, 1), torch.stack(zeros, 1), None
+    if factor.order is not None:
+        place = torch.empty_like(factor.order)
+        place[factor.order] = torch.arange(len(place), device=place.device)
+        codes = codes[place]
+        if factor.groups is not None:
+            back = torch.empty_like(factor.groups)
+            back[factor.groups] = torch.arange(len(back), device=back.device)
+            scale, zero = scale[:, back], zero[:, back]
+        elif scale.shape[1] > 1:
+            g_idx = place // settings.group_size
+    return Grid(codes.T.contiguous(), zero.contiguous(), scale.contiguous(), g_idx)

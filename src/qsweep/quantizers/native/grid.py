@@ -1,0 +1,183 @@
+"""The pass over a model that quantizes a whole grid of configurations, layer by layer."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsweep.artifact import Artifact
+from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.quantizers.native.fold import Fold, find_folds
+from qsweep.quantizers.native.graph import find_decoder, set_weight
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
+from qsweep.quantizers.native.options import NativeAWQ, NativeQuantizer
+from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.walk import Chunk, Stage, advance, capture, find_stages, run_layer
+
+
+def run(
+    model: SourceModel,
+    calibration: CalibrationTokens | None,
+    configurations: Sequence[tuple[NativeQuantizer, Path]],
+    progress: Progress,
+) -> list[Artifact]:
+    """See :func:`qsweep.quantizers.native.quantize_grid`."""
+    if calibration is None or not calibration.samples:
+        raise ConfigError("gptq and awq need calibration text; choose one with calibration=NAME")
+    for quantizer, _ in configurations:
+        quantizer.check(model.facts)
+    started = time.perf_counter()
+    progress("load", None)
+    network = _load(model)
+    decoder = find_decoder(network)
+    jobs: list[GPTQJob | AWQJob] = [
+        AWQJob(quantizer, out, model.facts)
+        if isinstance(quantizer, NativeAWQ)
+        else GPTQJob(quantizer, out, model.facts)
+        for quantizer, out in configurations
+    ]
+    progress("embed", None)
+    chunks, probe = capture(network, decoder, calibration.samples, model.device)
+    text = _Text(jobs, chunks, probe, network.config)
+    count = len(decoder.layers)
+    for index, module in enumerate(decoder.layers):
+        progress("quantize", index / count)
+        module.to(model.device)
+        text.advance(index, module, partial(decoder.full_name, index))
+        module.to("cpu")
+    progress("write", None)
+    spent = time.perf_counter() - started
+    shared = spent - sum(job.seconds for job in jobs)
+    tokens = sum(len(sample) for sample in calibration.samples)
+    return [job.finish(network, shared, tokens) for job in jobs]
+
+
+class _Text:
+    """The calibration text on its way through the model, once for every set of weights."""
+
+    def __init__(
+        self,
+        jobs: Sequence[GPTQJob | AWQJob],
+        chunks: list[Chunk],
+        probe: Chunk,
+        config: Any,
+    ):
+        self._awq = [job for job in jobs if isinstance(job, AWQJob)]
+        gptq = [job for job in jobs if isinstance(job, GPTQJob)]
+        self._screening = [job for job in gptq if not job.sequential]
+        self._sequential = [(job, chunks) for job in gptq if job.sequential]
+        # What unquantized layers make of the text, for those who share it.
+        self._plain = chunks
+        self._probe = probe
+        self._config = config
+        self._folds: dict[Any, list[Fold | None]] = {}
+
+    def advance(self, index: int, module: nn.Module, full_name: Any) -> None:
+        """Quantize a decoder layer for all jobs, and move the text past it."""
+        stages = find_stages(module, self._probe, index)
+        layer = Layer(module, stages, full_name)
+        if self._awq or self._screening:
+            self._share(index, layer)
+        for number, (job, chunks) in enumerate(self._sequential):
+            with _timed([job]), _restored(module, stages):
+                chunks = _propagate(job, index, layer, chunks)
+            self._sequential[number] = (job, chunks)
+        hidden = run_layer(module, self._probe, index).to("cpu")
+        self._probe = Chunk(hidden, self._probe.calls)
+
+    def _share(self, index: int, layer: Layer) -> None:
+        gathered: list[InputStats] = []
+
+        def gather(stage: Stage, stats: InputStats) -> None:
+            if self._screening:
+                with _timed(self._screening):
+                    solve_stage(self._screening, layer, stage, stats)
+            if self._awq:
+                gathered.append(stats)
+
+        self._plain = advance(
+            layer.module,
+            index,
+            layer.stages,
+            self._plain,
+            layer.full_name,
+            gather,
+            changes_weights=False,
+        )
+        if self._awq:
+            folds = self._find_folds(index, layer)
+            for job in self._awq:
+                with _timed([job]):
+                    job.take(layer, gathered, folds)
+
+    def _find_folds(self, index: int, layer: Layer) -> list[Fold | None]:
+        # Layers that are built alike fold alike.
+        key = (
+            tuple(layer.stages),
+            tuple(
+                (name, type(part), *(tuple(p.shape) for p in part.parameters(recurse=False)))
+                for name, part in layer.module.named_modules()
+            ),
+        )
+        if key not in self._folds:
+            self._folds[key] = find_folds(
+                layer.module, layer.stages, self._probe, index, self._config
+            )
+        return self._folds[key]
+
+
+def _propagate(job: GPTQJob, index: int, layer: Layer, chunks: list[Chunk]) -> list[Chunk]:
+    modules = dict(layer.module.named_modules())
+
+    def quantize(stage: Stage, stats: InputStats) -> None:
+        (grids,) = solve_stage([job], layer, stage, stats)
+        for name, grid in grids.items():
+            set_weight(modules[name], grid.dense(torch.float32))
+
+    return advance(
+        layer.module, index, layer.stages, chunks, layer.full_name, quantize, changes_weights=True
+    )
+
+
+@contextmanager
+def _timed(jobs: Sequence[GPTQJob | AWQJob]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    for job in jobs:
+        job.seconds += (time.perf_counter() - started) / len(jobs)
+
+
+@contextmanager
+def _restored(layer: nn.Module, stages: Sequence[Stage]) -> Iterator[None]:
+    modules = dict(layer.named_modules())
+    weights = [modules[name].weight for stage in stages for name in stage.linears]
+    saved = [weight.detach().clone() for weight in weights]
+    yield
+    with torch.no_grad():
+        for weight, value in zip(weights, saved, strict=True):
+            weight.copy_(value)
+
+
+def _load(model: SourceModel) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    # CPUs compute in float32; a GPU in the checkpoint's own dtype.
+    dtype: Any = torch.float32 if model.device == "cpu" else "auto"
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            model.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (KeyError, ValueError, ImportError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({first})") from error
+    network.eval().requires_grad_(False)
+    return network

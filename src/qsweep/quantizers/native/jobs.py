@@ -1,0 +1,227 @@
+"""One configuration in the making: what it makes of each decoder layer, and what it writes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsweep import __version__
+from qsweep.artifact import Artifact
+from qsweep.packing import Grid
+from qsweep.quantizers import ModelFacts
+from qsweep.quantizers.native import awq, gptq
+from qsweep.quantizers.native.fold import Fold
+from qsweep.quantizers.native.graph import raw_weight, weight_of
+from qsweep.quantizers.native.options import NativeAWQ, NativeGPTQ
+from qsweep.quantizers.native.rounding import Scheme
+from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.walk import Stage
+from qsweep.quantizers.native.writer import Checkpoint
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The decoder layer at hand; ``full_name`` gives the name in the model of one of its parts."""
+
+    module: nn.Module
+    stages: Sequence[Stage]
+    full_name: Callable[[str], str]
+
+
+class GPTQJob:
+    """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
+
+    def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
+        options = quantizer.options()
+        self.sequential: bool = options["sequential"]
+        self.seconds = 0.0
+        self._options = options
+        self._scheme = Scheme(options["bits"], options["sym"], options["scale_search"])
+        # Version 1 stores zero points less 1, and loaders disagree on what becomes of 0.
+        format = "gptq" if options["sym"] else "gptq_v2"
+        settings = _common_settings("gptq", format, options) | {
+            "desc_act": options["desc_act"],
+            "sym": options["sym"],
+            "true_sequential": options["sequential"],
+        }
+        for name in ("damp_percent", "act_group_aware"):
+            settings["meta"][name] = options[name]
+        self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
+        self._losses: dict[str, float] = {}
+        self._damping: dict[str, float] = {}
+
+    def settings(self, channels: int) -> gptq.Settings:
+        """How a layer of so many inputs is treated."""
+        size = self._options["group_size"]
+        return gptq.Settings(
+            scheme=self._scheme,
+            group_size=channels if size == -1 else size,
+            desc_act=self._options["desc_act"],
+            act_group_aware=self._options["act_group_aware"],
+            damp_percent=self._options["damp_percent"],
+        )
+
+    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
+        """Take a finished linear layer in; ``losses`` [rows]."""
+        self._checkpoint.add_linear(name, grid)
+        self._losses[name] = float(losses.sum())
+        if damp != self._options["damp_percent"]:
+            self._damping[name] = damp
+
+    def finish(self, model: nn.Module, shared_s: float, tokens: int) -> Artifact:
+        """Write what is left of the model, and close the checkpoint."""
+        details = _details(self._losses, self.seconds, shared_s, tokens)
+        if self._damping:
+            details["damp_raised"] = self._damping
+        return self._checkpoint.finish(model, details)
+
+
+def solve_stage(
+    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: InputStats
+) -> list[dict[str, Grid]]:
+    """Quantize the linear layers of one stage for every job, from the same statistics.
+
+    Layers that share an input are one matrix to GPTQ: rows do not know of each other.
+
+    Returns:
+        For each job the grids, by the linear layers' names inside the decoder layer.
+    """
+    modules = dict(layer.module.named_modules())
+    weights = [weight_of(modules[name]) for name in stage.linears]
+    joined = torch.cat(weights)
+    settings = [job.settings(stage.channels) for job in jobs]
+    factors: dict[tuple[Any, ...], gptq.Factor] = {}
+    chosen = []
+    for one in settings:
+        grouped = one.group_size if one.act_group_aware and not one.desc_act else None
+        key = one.desc_act, grouped, one.damp_percent
+        if key not in factors:
+            factors[key] = gptq.factorize(stats.gram, one, stats.name)
+        chosen.append(factors[key])
+    solved = gptq.solve([joined] * len(jobs), chosen, settings)
+    results = []
+    for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
+        grids, start = {}, 0
+        for name, weight in zip(stage.linears, weights, strict=True):
+            rows = slice(start, start + len(weight))
+            part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
+            job.keep(layer.full_name(name), part, losses[rows], factor.damp)
+            grids[name] = part
+            start += len(weight)
+        results.append(grids)
+    return results
+
+
+class AWQJob:
+    """An AWQ configuration. ``seconds`` is the time spent for it alone."""
+
+    def __init__(self, quantizer: NativeAWQ, out: Path, facts: ModelFacts):
+        self.seconds = 0.0
+        self._options = quantizer.options()
+        self._scheme = Scheme(self._options["bits"], self._options["sym"])
+        settings = _common_settings("awq", "gemm", self._options) | {
+            "desc_act": False,
+            "version": "gemm",
+            "zero_point": not self._options["sym"],
+        }
+        self._checkpoint = Checkpoint(out, facts.path, "awq", settings, self._options["sym"])
+        self._losses: dict[str, float] = {}
+        self._scaling: dict[str, dict[str, Any]] = {}
+
+    def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:
+        """Scale, clip and round the linear layers of a decoder layer.
+
+        ``stats`` and ``folds`` belong to the layer's stages, in their order.
+        """
+        modules = dict(layer.module.named_modules())
+        weights = {name: weight_of(modules[name]) for s in layer.stages for name in s.linears}
+        applied: list[torch.Tensor | None] = []
+        for stage, seen, fold in zip(layer.stages, stats, folds, strict=True):
+            if fold is None:
+                applied.append(None)
+                continue
+            group_size = self._group_size(stage.channels)
+            scales, found = awq.search_scales(
+                [weights[name] for name in stage.linears], seen, self._scheme, group_size
+            )
+            scales = self._fold(layer, fold, modules, weights, fold.per_source(scales))
+            self._scaling[layer.full_name(stage.linears[0])] = {"into": fold.source, **found}
+            for name in stage.linears:
+                weights[name] *= scales
+            applied.append(scales)
+        # Only now: a later stage's scales change the rows of the layer that absorbs them.
+        for stage, seen, found_scales in zip(layer.stages, stats, applied, strict=True):
+            gram = seen.gram
+            if found_scales is not None:
+                gram = awq.scaled_gram(gram, found_scales)
+            for name in stage.linears:
+                grid, losses = awq.quantize(
+                    weights[name],
+                    gram,
+                    self._scheme,
+                    self._group_size(stage.channels),
+                    clip=self._options["clip"],
+                )
+                self._checkpoint.add_linear(layer.full_name(name), grid)
+                self._losses[layer.full_name(name)] = float(losses.sum())
+
+    def finish(self, model: nn.Module, shared_s: float, tokens: int) -> Artifact:
+        """Write what is left of the model, and close the checkpoint."""
+        details = _details(self._losses, self.seconds, shared_s, tokens)
+        details["scaling"] = self._scaling
+        return self._checkpoint.finish(model, details)
+
+    def _group_size(self, channels: int) -> int:
+        size: int = self._options["group_size"]
+        return channels if size == -1 else size
+
+    def _fold(
+        self,
+        layer: Layer,
+        fold: Fold,
+        modules: Mapping[str, nn.Module],
+        weights: dict[str, torch.Tensor],
+        scales: torch.Tensor,
+    ) -> torch.Tensor:
+        # Put the inverse into its source; returns the scales that the source really applies.
+        source, name = modules[fold.source], layer.full_name(fold.source)
+        if fold.offset is None:
+            weights[fold.source] = fold.divide_rows(weights[fold.source], scales)
+        else:
+            norm = raw_weight(source).detach().to(self._checkpoint.stored_dtype(f"{name}.weight"))
+            new, scales = fold.storable(norm, scales)
+            self._checkpoint.add_plain(f"{name}.weight", new)
+        bias = getattr(source, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            self._checkpoint.add_plain(f"{name}.bias", fold.divide_rows(bias.detach(), scales))
+        return scales
+
+
+def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    # What GPTQModel writes; transformers and vLLM read a part of it.
+    return {
+        "quant_method": method,
+        "method": method,
+        "format": format,
+        "checkpoint_format": format,
+        "bits": options["bits"],
+        "group_size": options["group_size"],
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"qsweep:{__version__}"]},
+    }
+
+
+def _details(
+    losses: Mapping[str, float], seconds: float, shared_s: float, tokens: int
+) -> dict[str, Any]:
+    return {
+        "loss": dict(losses),
+        "quantize_s": round(seconds, 3),
+        "shared_s": round(shared_s, 3),
+        "calibration_tokens": tokens,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,173 @@
+"""The native backend's quantizers: their options, and what they refuse before any work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qsweep import __version__
+from qsweep.artifact import Artifact
+from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym
+
+SEARCHES = ("range", "mse", "loss")
+# Raised whenever the same options give another result.
+_REVISION = 1
+
+
+@dataclass(frozen=True)
+class NativeGPTQ:
+    """GPTQ by qsweep itself.
+
+    Attributes:
+        bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
+        group_size: Weights per scale; -1 for one scale per output.
+        desc_act: Round the columns with the most active inputs first, across groups.
+        act_group_aware: The same within groups, and group by group; off where ``desc_act`` is on.
+        sym: Fix the zero point in the middle; ``auto`` does.
+        damp_percent: Share of the mean diagonal that is added to the Gram matrix.
+        scale_search: ``range``: a group's extremes; ``mse``: shrunk to the least |error|^2.4;
+            ``loss``: to the least error weighted as GPTQ's own loss weighs a column.
+        sequential: Let every stage see what quantizing the stages before made of its inputs; else
+            all configurations share the unquantized model's statistics, which is quick and worse.
+
+    >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
+    True
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    desc_act: bool = False
+    act_group_aware: bool = True
+    sym: Sym = "auto"
+    damp_percent: float = 0.05
+    scale_search: str = "range"
+    sequential: bool = True
+
+    method: ClassVar[str] = "gptq"
+    backend: ClassVar[str] = "native"
+
+    def __post_init__(self) -> None:
+        check_values(self.bits, self.group_size, self.sym)
+        if not 0 < self.damp_percent < 1:
+            raise ConfigError(f"damp_percent={self.damp_percent}: must lie between 0 and 1")
+        if self.scale_search not in SEARCHES:
+            raise ConfigError(
+                f"scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
+            )
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Yes."""
+        return True
+
+    def options(self) -> dict[str, Any]:
+        """The effective options. With one group per output, both orders are the same."""
+        one_group = self.group_size == -1
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "desc_act": self.desc_act and not one_group,
+            "act_group_aware": (self.act_group_aware and not self.desc_act)
+            or (self.desc_act and one_group),
+            "sym": resolve_sym(self.sym, auto=True),
+            "damp_percent": self.damp_percent,
+            "scale_search": self.scale_search,
+            "sequential": self.sequential,
+        }
+
+    def version(self) -> str:
+        """The version of qsweep, and the revision of its quantizers."""
+        return f"{__version__}+{_REVISION}"
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
+        check_packing(self.method, "gptq", self.bits, self.group_size, model)
+        if self.group_size % 32 and self.group_size != -1:
+            raise IncompatibleTrial(
+                f"gptq: group_size={self.group_size}: the native backend solves 32 columns at a "
+                "time; take a multiple of 32, or quant.backend=gptqmodel"
+            )
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
+        return _alone(self, model, calibration, out, progress)
+
+
+@dataclass(frozen=True)
+class NativeAWQ:
+    """AWQ by qsweep itself.
+
+    Attributes:
+        bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
+        group_size: Weights per scale; -1 for one scale per output.
+        sym: Fix the zero point in the middle; ``auto`` does not.
+        clip: Shrink the range of a group of weights where that lowers the loss.
+
+    >>> NativeAWQ(bits=4, group_size=64).options()["sym"]
+    False
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    sym: Sym = "auto"
+    clip: bool = True
+
+    method: ClassVar[str] = "awq"
+    backend: ClassVar[str] = "native"
+
+    def __post_init__(self) -> None:
+        check_values(self.bits, self.group_size, self.sym)
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Yes."""
+        return True
+
+    def options(self) -> dict[str, Any]:
+        """The effective options."""
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "sym": resolve_sym(self.sym, auto=False),
+            "clip": self.clip,
+        }
+
+    def version(self) -> str:
+        """The version of qsweep, and the revision of its quantizers."""
+        return f"{__version__}+{_REVISION}"
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what an AWQ checkpoint cannot hold. Raises IncompatibleTrial."""
+        check_packing(self.method, "awq", self.bits, self.group_size, model)
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
+        return _alone(self, model, calibration, out, progress)
+
+
+NativeQuantizer = NativeGPTQ | NativeAWQ
+
+
+def _alone(
+    quantizer: NativeQuantizer,
+    model: SourceModel,
+    calibration: CalibrationTokens | None,
+    out: Path,
+    progress: Progress,
+) -> Artifact:
+    from qsweep.quantizers.native.grid import run
+
+    return run(model, calibration, [(quantizer, out)], progress)[0]

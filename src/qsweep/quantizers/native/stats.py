@@ -1,0 +1,64 @@
+"""Statistics of what goes into linear layers: all that GPTQ, AWQ and importance matrices need."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from qsweep.errors import TrialFailed
+
+# Tokens per matrix product: bounds the float32 copy, and fixes the order of summation.
+_CHUNK = 16384
+
+
+@dataclass
+class InputStats:
+    """Sums over the tokens that went into a linear layer of ``channels`` inputs.
+
+    Attributes:
+        name: The layer, for messages.
+        gram: X^T X / tokens once :meth:`finish` ran, float32 [channels, channels]; its diagonal is
+            the mean square of each channel (what llama.cpp calls importance).
+        magnitude: Mean absolute value of each channel, float32 [channels].
+        tokens: How many tokens were seen.
+    """
+
+    name: str
+    gram: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    magnitude: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    tokens: int = 0
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Take in activations [..., channels] of any floating dtype.
+
+        Low-precision inputs on CUDA are multiplied as they are, with float32 sums.
+        """
+        inputs = inputs.detach().reshape(-1, inputs.shape[-1])
+        if not self.tokens:
+            channels = inputs.shape[1]
+            self.gram = torch.zeros(channels, channels, device=inputs.device)
+            self.magnitude = torch.zeros(channels, device=inputs.device)
+        half = inputs.is_cuda and inputs.dtype in (torch.bfloat16, torch.float16)
+        for chunk in inputs.split(_CHUNK):
+            if half:
+                self.gram += torch.mm(chunk.T, chunk, out_dtype=torch.float32)
+            else:
+                chunk = chunk.to(torch.float32)
+                self.gram.addmm_(chunk.T, chunk)
+            self.magnitude += chunk.abs().sum(0, dtype=torch.float32)
+        self.tokens += inputs.shape[0]
+
+    def finish(self) -> "InputStats":
+        """Turn sums into means.
+
+        Raises:
+            TrialFailed: an input was not finite; the message names the layer.
+        """
+        self.gram /= self.tokens
+        self.magnitude /= self.tokens
+        # The trace is not finite as soon as one activation is not.
+        if not bool(self.gram.diagonal().isfinite().all()):
+            raise TrialFailed(
+                f"{self.name}: its inputs are not finite (NaN or infinite activations) on the "
+                "calibration text; try a wider dtype, or look at the model's weights"
+            )
+        return self

@@ -1,0 +1,276 @@
+"""Walk a model layer by layer with the whole calibration text, for any decoder-only architecture.
+
+Two things are learned from the model itself rather than from a table of architectures. How each
+decoder layer is called: the model runs once with its layers replaced by stand-ins that only take
+down their arguments (masks, rotary embeddings). And which linear layers share an input, and in
+which order they run: by the identity of the tensors they are given while the layer runs.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsweep.errors import IncompatibleTrial
+from qsweep.quantizers.native.graph import Decoder, linears_of, raw_weight
+from qsweep.quantizers.native.stats import InputStats
+
+# Bytes of activations that one run of a layer may hold; decides how much text goes at once.
+_CPU_BYTES = 2 * 2**30
+_PROBE_TOKENS = 64
+_CACHES = {"past_key_values", "past_key_value", "layer_past"}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples of equal length that run together, and how the decoder layers are called for them.
+
+    ``calls`` holds positional and keyword arguments of each layer, without the hidden states.
+    """
+
+    hidden: torch.Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linear layers of one decoder layer that are given the very same tensor, in running order."""
+
+    linears: tuple[str, ...]
+    channels: int
+
+
+OnStage = Callable[[Stage, InputStats], None]
+
+
+class _Stop(Exception):
+    """The layer has run far enough."""
+
+
+def capture(
+    model: nn.Module, decoder: Decoder, samples: Sequence[Sequence[int]], device: str
+) -> tuple[list[Chunk], Chunk]:
+    """Embed the calibration text.
+
+    Args:
+        model: A causal language model on the CPU.
+        decoder: Its decoder layers.
+        samples: Token ids.
+        device: Where layers will run; hidden states are kept on the host.
+
+    Returns:
+        The text in chunks, with the hidden states [samples, tokens, width] that enter the first
+        layer; and a probe, the first tokens of the first sample.
+    """
+    body = getattr(model, "base_model", model)
+    outside = list(_modules_outside(body, decoder.layers))
+    for module in outside:
+        module.to(device)
+    try:
+        lengths = sorted({len(sample) for sample in samples}, reverse=True)
+        chunks = []
+        for length in lengths:
+            ids = torch.tensor([sample for sample in samples if len(sample) == length])
+            for part in ids.split(_samples_at_once(decoder, length, device)):
+                chunks.append(_capture(body, decoder, part.to(device)))
+        start = torch.tensor([list(samples[0])[:_PROBE_TOKENS]])
+        probe = _capture(body, decoder, start.to(device))
+    finally:
+        for module in outside:
+            module.to("cpu")
+    return chunks, probe
+
+
+def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
+    """Find which linear layers of a decoder layer share an input, by running it on the probe.
+
+    Raises:
+        IncompatibleTrial: a linear layer did not run, or is given something that is no activation.
+    """
+    stages: list[list[str]] = []
+    channels: list[int] = []
+    known: dict[int, tuple[Any, int]] = {}
+
+    def note(name: str, inputs: torch.Tensor) -> None:
+        reference, stage = known.get(id(inputs), (None, -1))
+        # An id may be used again once its tensor is gone: the reference tells.
+        if reference is None or reference() is not inputs:
+            stage = len(stages)
+            known[id(inputs)] = (weakref.ref(inputs), stage)
+            stages.append([])
+            channels.append(inputs.shape[-1])
+        if name not in stages[stage]:
+            stages[stage].append(name)
+
+    with _watching(layer, note):
+        run_layer(layer, probe, index)
+    found = [Stage(tuple(names), width) for names, width in zip(stages, channels, strict=True)]
+    idle = linears_of(layer).keys() - {name for stage in found for name in stage.linears}
+    if idle:
+        raise IncompatibleTrial(
+            f"decoder layer {index}: {sorted(idle)[0]} takes no part for every token, as in a "
+            "mixture of experts; use quant.backend=gptqmodel"
+        )
+    return found
+
+
+def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
+    """The hidden states [samples, tokens, width] that a decoder layer makes of a chunk's."""
+    parameter = next(layer.parameters())
+    arguments, named = chunk.calls[index]
+    hidden = chunk.hidden.to(parameter.device, non_blocking=True)
+    with torch.no_grad():
+        result = layer(hidden, *arguments, **named)
+    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return output
+
+
+def advance(
+    layer: nn.Module,
+    index: int,
+    stages: Sequence[Stage],
+    chunks: Sequence[Chunk],
+    full_name: Callable[[str], str],
+    on_stage: OnStage,
+    *,
+    changes_weights: bool,
+) -> list[Chunk]:
+    """Run a decoder layer over the calibration text and hand over each stage's statistics.
+
+    Args:
+        layer: The decoder layer, on its device.
+        index: Its number.
+        stages: What :func:`find_stages` found.
+        chunks: The text, with the layer's input.
+        full_name: Gives the name in the model of a linear layer.
+        on_stage: Called before the first linear layer of each stage runs on what it is told of.
+        changes_weights: Whether ``on_stage`` replaces weights of that stage, so that the stages
+            that follow must see what comes of it. With all text in one chunk the same forward
+            goes on with the new weights; else the layer is run anew up to each stage.
+
+    Returns:
+        The text with the layer's output.
+    """
+    first = {stage.linears[0]: stage for stage in stages}
+    if len(chunks) > 1 and changes_weights:
+        for stage in stages:
+            on_stage(stage, _stats_up_to(layer, index, stage, chunks, full_name))
+        return [_run(layer, chunk, index) for chunk in chunks]
+
+    stats = {name: InputStats(full_name(name)) for name in first}
+
+    def note(name: str, inputs: torch.Tensor) -> None:
+        if name not in stats:
+            return
+        stats[name].add(inputs)
+        if len(chunks) == 1:
+            on_stage(first[name], stats.pop(name).finish())
+
+    with _watching(layer, note):
+        done = [_run(layer, chunk, index) for chunk in chunks]
+    for name, gathered in stats.items():
+        on_stage(first[name], gathered.finish())
+    return done
+
+
+def _stats_up_to(
+    layer: nn.Module,
+    index: int,
+    stage: Stage,
+    chunks: Sequence[Chunk],
+    full_name: Callable[[str], str],
+) -> InputStats:
+    stats = InputStats(full_name(stage.linears[0]))
+
+    def note(name: str, inputs: torch.Tensor) -> None:
+        if name == stage.linears[0]:
+            stats.add(inputs)
+            raise _Stop
+
+    with _watching(layer, note):
+        for chunk in chunks:
+            try:
+                run_layer(layer, chunk, index)
+            except _Stop:
+                continue
+    return stats.finish()
+
+
+def _run(layer: nn.Module, chunk: Chunk, index: int) -> Chunk:
+    return replace(chunk, hidden=run_layer(layer, chunk, index).to(chunk.hidden.device))
+
+
+@contextmanager
+def _watching(layer: nn.Module, note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    handles = []
+    for name, module in linears_of(layer).items():
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            note(name, inputs[0])
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:
+    # Whether a layer gives its hidden states alone or in a tuple shows only when they are used: a
+    # model that expects a tuple takes the first sample for the hidden states.
+    for as_tuple in (False, True):
+        calls: list[tuple[Any, ...]] = []
+
+        def stand_in(
+            *arguments: Any,
+            as_tuple: bool = as_tuple,
+            calls: list[tuple[Any, ...]] = calls,
+            **named: Any,
+        ) -> Any:
+            named.update(dict.fromkeys(named.keys() & _CACHES))
+            states = arguments[0] if arguments else named.pop("hidden_states")
+            if states.shape[:2] != ids.shape:
+                raise _Stop
+            calls.append((states, arguments[1:], named))
+            return (states, None) if as_tuple else states
+
+        for layer in decoder.layers:
+            layer.forward = stand_in
+        try:
+            with torch.no_grad():
+                output = body(input_ids=ids, use_cache=False)[0]
+            if len(calls) == len(decoder.layers) and output.shape[:2] == ids.shape:
+                return Chunk(calls[0][0].to("cpu"), [call[1:] for call in calls])
+        except _Stop:
+            continue
+        finally:
+            for layer in decoder.layers:
+                del layer.forward
+    raise IncompatibleTrial(
+        f"{type(body).__name__}: its decoder layers do not hand hidden states on one by one; "
+        "use quant.backend=gptqmodel"
+    )
+
+
+def _modules_outside(body: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
+    inside = set(layers.modules())
+    for module in body.modules():
+        if module not in inside and not any(child in inside for child in module.modules()):
+            yield module
+
+
+def _samples_at_once(decoder: Decoder, tokens: int, device: str) -> int:
+    # A gated feed-forward block holds about four tensors of its width at a time; attention scores
+    # are not materialized by PyTorch's fused attention.
+    linears = decoder.linears[0].values()
+    width = max(max(raw_weight(linear).shape) for linear in linears)
+    size = raw_weight(next(iter(linears))).element_size()
+    budget = _CPU_BYTES
+    if device.startswith("cuda"):
+        budget = torch.cuda.get_device_properties(device).total_memory // 4
+    return max(1, budget // (4 * width * size * tokens))

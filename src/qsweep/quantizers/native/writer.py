@@ -1,0 +1,75 @@
+"""Writing GPTQ and AWQ checkpoints while a model is quantized, one decoder layer at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qsweep.artifact import Artifact
+from qsweep.checkpoint import ShardWriter, packed_size, usual_dtype, write_frame
+from qsweep.model_facts import read_tensors
+from qsweep.packing import Grid, pack_awq, pack_gptq
+from qsweep.quantizers.packed import Packing, runtimes
+
+
+class Checkpoint:
+    """A quantized checkpoint in the making.
+
+    Args:
+        out: An existing, empty directory.
+        source: The unquantized model's directory.
+        packing: How codes are packed.
+        settings: The ``quantization_config``, with ``bits``, ``group_size`` and ``format``.
+        sym: Whether all zero points are in the middle.
+    """
+
+    def __init__(
+        self, out: Path, source: Path, packing: Packing, settings: dict[str, Any], sym: bool
+    ):
+        self._out, self._source, self._packing = out, source, packing
+        self._settings, self._sym = settings, sym
+        self._infos = read_tensors(source)
+        self._usual = usual_dtype(self._infos.values())
+        self._shards = ShardWriter(out)
+        self._done: set[str] = set()
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype that the unquantized checkpoint keeps a tensor in."""
+        info = self._infos.get(name)
+        return usual_dtype([info]) if info else self._usual
+
+    def add_linear(self, name: str, grid: Grid) -> None:
+        """Pack and add a linear layer's weight; ``name`` without ``.weight``."""
+        bits = self._settings["bits"]
+        if self._packing == "gptq":
+            version = 2 if self._settings["format"] == "gptq_v2" else 1
+            parts = pack_gptq(grid, bits, version)
+        else:
+            parts = pack_awq(grid, bits)
+        for part, tensor in parts.items():
+            self._shards.add(f"{name}.{part}", tensor)
+        self._done.add(f"{name}.weight")
+
+    def add_plain(self, name: str, tensor: torch.Tensor) -> None:
+        """Add a tensor as it is, in the unquantized checkpoint's dtype, unless it was added."""
+        if name in self._done:
+            return
+        self._done.add(name)
+        if tensor.is_floating_point():
+            tensor = tensor.to(self.stored_dtype(name))
+        self._shards.add(name, tensor.clone())
+
+    def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
+        """Add what was not added of the model, tied weights once, and close the files."""
+        seen: set[int] = set()
+        for name, tensor in model.state_dict().items():
+            # A head that shares the embedding's memory comes after it.
+            if tensor.data_ptr() not in seen:
+                self.add_plain(name, tensor)
+            seen.add(tensor.data_ptr())
+        self._shards.close()
+        write_frame(self._source, self._out, self._settings)
+        serving = runtimes(
+            self._packing, self._settings["bits"], self._settings["group_size"], self._sym
+        )
+        return Artifact(self._out, self._packing, packed_size(self._out), serving, details)

@@ -1,0 +1,155 @@
+"""Round to nearest: no calibration, no error feedback. The baseline that every method must beat."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qsweep.artifact import Artifact
+from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsweep.packing import Grid
+
+# The smallest scale that float16 holds.
+_TINY = 2.0**-24
+
+
+@dataclass(frozen=True)
+class RTN:
+    """Each weight becomes the nearest point of its group's grid, in a GPTQ checkpoint.
+
+    ``sym`` auto means false: a zero point per group, as in the baseline of the papers.
+
+    >>> RTN(bits=3).options()
+    {'bits': 3, 'group_size': 128, 'sym': False}
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    sym: Sym = None
+
+    method: ClassVar[str] = "rtn"
+    backend: ClassVar[str] = "qsweep"
+
+    def __post_init__(self) -> None:
+        check_values(self.bits, self.group_size, self.sym)
+
+    @property
+    def uses_calibration(self) -> bool:
+        """No."""
+        return False
+
+    def options(self) -> dict[str, Any]:
+        """The effective options."""
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "sym": resolve_sym(self.sym, auto=False),
+        }
+
+    def version(self) -> str:
+        """The revision of this module."""
+        return "1"
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
+        check_packing(self.method, "gptq", self.bits, self.group_size, model)
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Write a GPTQ checkpoint, one tensor at a time; asymmetric ones in version 2."""
+        import torch
+        from safetensors import safe_open
+
+        from qsweep.checkpoint import ShardWriter, packed_size, write_frame
+        from qsweep.model_facts import CONV1D_TYPES, weight_files
+        from qsweep.packing import pack_gptq
+
+        sym = resolve_sym(self.sym, auto=False)
+        version = 1 if sym else 2
+        linears = model.facts.linears
+        transposed = model.facts.model_type in CONV1D_TYPES
+        writer, done = ShardWriter(out), 0
+        for file in weight_files(model.path):
+            with safe_open(file, framework="pt", device="cpu") as handle:
+                for name in handle.keys():  # noqa: SIM118 - it is no mapping
+                    tensor, layer = handle.get_tensor(name), name.removesuffix(".weight")
+                    if layer == name or layer not in linears:
+                        writer.add(name, tensor)
+                        continue
+                    weight = tensor.to(model.device, torch.float32)
+                    weight = weight.T if transposed else weight
+                    grid = round_to_grid(weight, self.bits, self.group_size, sym)
+                    for part, packed in pack_gptq(grid, self.bits, version).items():
+                        writer.add(f"{layer}.{part}", packed)
+                    done += 1
+                    progress("round", done / len(linears))
+        writer.close()
+        write_frame(model.path, out, _settings(self.bits, self.group_size, sym, version))
+        return Artifact(
+            path=out,
+            format="gptq",
+            size=packed_size(out),
+            runtimes=runtimes("gptq", self.bits, self.group_size, sym),
+        )
+
+
+def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool) -> "Grid":
+    """The nearest codes for a matrix, each group on a uniform grid that spans its values and 0.
+
+    The grids are GPTQ's own (Frantar et al. 2022, section 4), so that beside GPTQ only the rounding
+    differs. Scales are rounded to float16 first, as they will be stored.
+
+    Args:
+        weight: float32 [out, in].
+        bits: Bits per code.
+        group_size: Inputs per group, a divisor of ``in``, or -1 for one group per row.
+        sym: Whether zero stands in the middle of the grid.
+    """
+    import torch
+
+    from qsweep.packing import Grid
+
+    rows, columns = weight.shape
+    grouped = weight.reshape(rows, -1, columns if group_size == -1 else group_size)
+    top = 2**bits - 1
+    low = grouped.amin(-1, keepdim=True).clamp(max=0)
+    high = grouped.amax(-1, keepdim=True).clamp(min=0)
+    if sym:
+        high = torch.maximum(-low, high)
+        low = -high
+    scales = ((high - low) / top).to(torch.float16).to(torch.float32).clamp(min=_TINY)
+    if sym:
+        zeros = torch.full_like(scales, 2 ** (bits - 1))
+    else:
+        zeros = (-low / scales).round().clamp(0, top)
+    codes = ((grouped / scales).round() + zeros).clamp(0, top)
+    return Grid(
+        codes=codes.to(torch.uint8).reshape(rows, columns),
+        zeros=zeros.to(torch.uint8).squeeze(-1),
+        scales=scales.squeeze(-1),
+    )
+
+
+def _settings(bits: int, group_size: int, sym: bool, version: int) -> dict[str, Any]:
+    name = "gptq" if version == 1 else "gptq_v2"
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": name,
+        "format": name,
+        "bits": bits,
+        "group_size": group_size,
+        "sym": sym,
+        "desc_act": False,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": ["qsweep:rtn"]},
+    }
