@@ -1,0 +1,196 @@
+"""What a trial needs and makes, as keys: decided before any model is loaded.
+
+Planning is what lets a sweep refuse the impossible in milliseconds, run equal trials once, and know
+what is already there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsweep.config import CorpusConfig, TrialConfig, key_of, options_of
+from qsweep.devices import resolve_device, resolve_dtype
+from qsweep.environment import environment
+from qsweep.evaluators import PROTOCOL_VERSION
+from qsweep.model_facts import read_facts
+from qsweep.models import content_hash
+from qsweep.quantizers import ModelFacts, Quantizer
+from qsweep.quantizers.none import Unquantized
+from qsweep.store import Store
+from qsweep.texts import Text, text_of
+
+_SPEED_PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a trial's configuration refers to, found on this machine."""
+
+    facts: ModelFacts
+    model_hash: str
+    device: str
+    dtype: str
+    texts: Mapping[str, Text]
+    """By corpus name."""
+    calibration: Text | None
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """One corpus by one preset on one artifact."""
+
+    corpus: CorpusConfig
+    preset: str
+    identity: dict[str, Any]
+    reference: dict[str, Any]
+    """Identity of the cached reference that divergence is measured against."""
+    primary: bool
+
+    @property
+    def key(self) -> str:
+        """The key of the measurement."""
+        return key_of(self.identity)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial with the identity of everything it makes."""
+
+    trial: TrialConfig
+    setting: Setting
+    artifact: dict[str, Any]
+    measurements: tuple[MeasurementPlan, ...]
+    timing: dict[str, Any] | None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the trial measures the unquantized model."""
+        return isinstance(self.trial.quant, Unquantized)
+
+    @property
+    def artifact_key(self) -> str:
+        """The key of the artifact."""
+        return key_of(self.artifact)
+
+    @property
+    def key(self) -> str:
+        """The key of the trial: two configurations with the same key are run once."""
+        return key_of([self.artifact_key, [m.key for m in self.measurements], self.timing])
+
+    def reference(self) -> "Plan":
+        """The plan that measures the unquantized model by the same protocol."""
+        if self.is_reference:
+            return self
+        resolved = {**self.trial.resolved, "quant": UNQUANTIZED}
+        trial = TrialConfig(
+            model=self.trial.model,
+            quant=Unquantized(),
+            calibration=self.trial.calibration,
+            corpora=self.trial.corpora,
+            eval=self.trial.eval,
+            device=self.trial.device,
+            resolved=resolved,
+        )
+        return make_plan(trial, self.setting)
+
+
+UNQUANTIZED = {"_target_": f"{Unquantized.__module__}.{Unquantized.__qualname__}"}
+
+
+def find_setting(
+    trial: TrialConfig, model: Path, store: Store, device: str | None = None
+) -> Setting:
+    """Look up what a trial refers to: model files, texts, device (unless it is given).
+
+    Raises:
+        QsweepError: one line on what is missing. No model is loaded; texts are, the first time.
+    """
+    device = device or resolve_device(trial.device)
+    return Setting(
+        facts=read_facts(model, trial.model.name),
+        model_hash=content_hash(model, store),
+        device=device,
+        dtype=resolve_dtype(trial.eval.dtype, device, model),
+        texts={corpus.name: text_of(corpus, store) for corpus in trial.corpora},
+        calibration=(
+            text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
+        ),
+    )
+
+
+def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
+    """The identities of a trial's artifact, measurements and timing; pure."""
+    artifact = _artifact_identity(trial, trial.quant, setting)
+    reference = _artifact_identity(trial, Unquantized(), setting)
+    measurements = tuple(
+        MeasurementPlan(
+            corpus=corpus,
+            preset=preset,
+            identity={"artifact": key_of(artifact), **protocol},
+            reference={"artifact": key_of(reference), **protocol},
+            primary=corpus.name == trial.primary and preset == trial.eval.presets[0],
+        )
+        for corpus in trial.corpora
+        for preset in trial.eval.presets
+        for protocol in [_protocol(trial, setting, corpus, preset)]
+    )
+    timing = None
+    if trial.eval.speed or trial.eval.kld_native:
+        timing = {
+            "artifact": key_of(artifact),
+            "machine": _machine(setting.device),
+            "speed": trial.eval.speed,
+            "kld_native": trial.eval.kld_native and trial.quant.method == "gguf",
+            "version": _SPEED_PROTOCOL,
+        }
+    return Plan(trial, setting, artifact, measurements, timing)
+
+
+def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "model": setting.model_hash,
+        "method": quant.method,
+        "backend": quant.backend,
+        "options": quant.options(),
+        "version": quant.version(),
+    }
+    if quant.uses_calibration and setting.calibration is not None:
+        identity["calibration"] = {
+            "text": setting.calibration.fingerprint,
+            "num_samples": trial.calibration.num_samples,
+            "max_seq_len": trial.calibration.max_seq_len,
+            "seed": trial.calibration.seed,
+        }
+    return identity
+
+
+def _machine(device: str) -> dict[str, Any]:
+    # What a speed depends on beside the artifact: the processor, and the runtimes' versions.
+    found = environment()
+    gpus = [gpu["name"] for gpu in found["gpus"]] if device.startswith("cuda") else []
+    runtimes = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
+    return {
+        "device": device.partition(":")[0],
+        "processor": gpus or [found["cpu"], found["cpu_cores"]],
+        "runtimes": {name: found["packages"].get(name) for name in runtimes},
+    }
+
+
+def _protocol(
+    trial: TrialConfig, setting: Setting, corpus: CorpusConfig, preset: str
+) -> dict[str, Any]:
+    return {
+        "text": setting.texts[corpus.name].fingerprint,
+        "preset": preset,
+        "overrides": {
+            name: value
+            for name, value in options_of(trial.eval).items()
+            if name in ("context", "stride", "max_windows")
+        },
+        "divergence": trial.eval.divergence,
+        "noise_floor": trial.eval.noise_floor,
+        "dtype": setting.dtype,
+        "device_type": setting.device.partition(":")[0],
+        "protocol": PROTOCOL_VERSION,
+    }

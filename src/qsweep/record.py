@@ -1,0 +1,139 @@
+"""The record of a trial: everything known of it as one JSON mapping, read from the store."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qsweep.artifact import Artifact, from_content
+from qsweep.config import TrialConfig, key_of
+from qsweep.metrics import quality_per_gb
+from qsweep.plan import Plan
+from qsweep.quantizers.none import reference_artifact
+from qsweep.store import Store
+
+Record = dict[str, Any]
+
+
+def finished_record(plan: Plan, store: Store) -> Record | None:
+    """The record of a trial whose artifact and measurements are all in the store, else None."""
+    made: dict[str, Any] = {}
+    if plan.is_reference:
+        artifact = reference_artifact(plan.setting.facts)
+    else:
+        entry = store.find("artifacts", plan.artifact_key)
+        if entry is None:
+            return None
+        artifact, made = from_content(entry.path, entry.content), entry.content
+    measured = []
+    for step in plan.measurements:
+        entry = store.find("measurements", step.key)
+        if entry is None:
+            return None
+        measured.append((step, entry))
+    speed = None
+    if plan.timing is not None:
+        entry = store.find("timings", key_of(plan.timing))
+        if entry is None:
+            return None
+        speed = entry.content
+    contents = [made, *(entry.content for _, entry in measured)]
+    return {
+        **_outline(plan.trial),
+        "key": plan.key,
+        "status": "finished",
+        "reason": None,
+        "artifact": _artifact(artifact, plan),
+        "measurements": [
+            _measurement(step, entry, artifact.size.size_gb) for step, entry in measured
+        ],
+        "speed": speed,
+        "quantize_s": made.get("quantize_s"),
+        "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured),
+        "peak_memory_gb": max(c["peak_memory_gb"] for c in contents if "peak_memory_gb" in c),
+        "peak_host_memory_gb": max(
+            c["peak_host_memory_gb"] for c in contents if "peak_host_memory_gb" in c
+        ),
+        "device": plan.setting.device,
+        "dtype": plan.setting.dtype,
+    }
+
+
+def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) -> Record:
+    """The record of a trial that failed or was skipped, with the reason in one line."""
+    return {
+        **_outline(trial),
+        "key": key,
+        "status": status,
+        "reason": " ".join(reason.split()),
+        "artifact": None,
+        "measurements": [],
+        "speed": None,
+        "quantize_s": None,
+        "evaluate_s": None,
+        "peak_memory_gb": None,
+        "peak_host_memory_gb": None,
+    }
+
+
+def read_record(file: Path) -> Record | None:
+    """A record as it lies on disk; None if there is none that can be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def now() -> str:
+    """This moment in ISO 8601, UTC, to the second."""
+    return timestamp(time.time())
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch in ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _outline(trial: TrialConfig) -> Record:
+    quant = trial.quant
+    return {
+        "name": trial.name,
+        "reference": quant.method == "none",
+        "model": trial.model.name,
+        "method": quant.method,
+        "backend": quant.backend,
+        "options": quant.options(),
+        "calibration": trial.calibration.text.name if quant.uses_calibration else None,
+        "config": trial.resolved,
+    }
+
+
+def _artifact(artifact: Artifact, plan: Plan) -> Record:
+    return {
+        "key": plan.artifact_key,
+        "path": str(artifact.path),
+        "format": artifact.format,
+        "runtimes": list(artifact.runtimes),
+        "size_gb": artifact.size.size_gb,
+        "bpw": artifact.size.bpw,
+        "bpw_total": artifact.size.bpw_total,
+        "details": artifact.details,
+    }
+
+
+def _measurement(step: Any, entry: Any, size_gb: float) -> Record:
+    metrics = dict(entry.content["metrics"])
+    verdict = metrics.pop("verdict", None)
+    if "quality" in metrics:
+        metrics["quality_per_gb"] = quality_per_gb(metrics["quality"], size_gb)
+    return {
+        "corpus": step.corpus.name,
+        "preset": step.preset,
+        "primary": step.primary,
+        "key": step.key,
+        "metrics": metrics,
+        "facts": entry.content["facts"],
+        "verdict": verdict,
+        "file": str(entry.path),
+    }

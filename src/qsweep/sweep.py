@@ -1,0 +1,236 @@
+"""A sweep: plan every trial, run what is missing, record each result as soon as it stands."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qsweep.config import SweepConfig, TrialConfig, key_of, sweep_config, trial_config
+from qsweep.environment import environment
+from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.files import write_json
+from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
+from qsweep.locks import FileLock
+from qsweep.models import resolve
+from qsweep.plan import Plan, Setting, find_setting, make_plan
+from qsweep.record import (
+    Record,
+    finished_record,
+    now,
+    read_record,
+    timestamp,
+    unfinished_record,
+)
+from qsweep.results import write_results
+from qsweep.store import Store, check_writable
+from qsweep.tracking import Tracker, fingerprint
+
+
+@dataclass
+class Sweep:
+    """Where a sweep's results go, and what is known of them so far."""
+
+    config: SweepConfig
+    name: str
+    command: str
+    records: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's folder."""
+        return self.config.outputs_dir / "sweeps" / self.name
+
+    @property
+    def exit_code(self) -> int:
+        """0 unless a trial failed, or nothing finished though something was asked for."""
+        statuses = [record["status"] for record in self.records.values()]
+        asked = [r for r in self.records.values() if not r.get("implied")]
+        none_finished = not any(r["status"] == "finished" for r in asked)
+        return int("failed" in statuses or none_finished)
+
+
+@dataclass(frozen=True)
+class Unplanned:
+    """A trial that will not run, and why."""
+
+    trial: TrialConfig
+    status: str
+    reason: str
+
+
+def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> Sweep:
+    """Run the trials that composed configurations describe, and all that they rest on.
+
+    Raises:
+        ConfigError: something in the configuration is invalid; nothing has run.
+    """
+    trials = [trial_config(config) for config in configs]
+    sweep = Sweep(sweep_config(configs[0]), name, command)
+    check_writable(sweep.config.outputs_dir)
+    store = Store(sweep.config.outputs_dir / "store")
+    plans, refused = plan_all(trials, store)
+    sweep.directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep.directory / ".lock", notice=lambda line: _say(f"sweep {name}: {line}")):
+        write_json(
+            sweep.directory / "sweep.json", {"name": name, "command": command, "started": now()}
+        )
+        tracker = Tracker(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir, _say)
+        tracker.start(name, command)
+        interrupted = True
+        try:
+            _run(sweep, plans, refused, store, tracker)
+            interrupted = False
+        finally:
+            records = list(sweep.records.values())
+            write_results(sweep.directory, records, command)
+            tracker.finish(records, interrupted=interrupted)
+    return sweep
+
+
+def plan_all(
+    trials: Sequence[TrialConfig], store: Store
+) -> tuple[dict[str, Plan], list[Unplanned]]:
+    """Plans by key, references first, and the trials that cannot run.
+
+    Trials that come out equal are planned once. What makes a configuration invalid for every trial
+    (a path that does not exist) raises ConfigError; what fails one model or text fails its trials.
+    """
+    plans: dict[str, Plan] = {}
+    references: dict[str, Plan] = {}
+    refused: list[Unplanned] = []
+    settings: dict[str, Setting | QsweepError] = {}
+    for trial in trials:
+        found = _setting(trial, store, settings)
+        if isinstance(found, QsweepError):
+            refused.append(Unplanned(trial, "failed", str(found)))
+            continue
+        try:
+            trial.quant.check(found.facts)
+        except IncompatibleTrial as error:
+            refused.append(Unplanned(trial, "skipped", str(error)))
+            continue
+        plan = make_plan(trial, found)
+        reference = plan.reference()
+        references.setdefault(reference.key, reference)
+        plans.setdefault(plan.key, plan)
+    return references | plans, refused
+
+
+def _setting(
+    trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
+) -> Setting | QsweepError:
+    calibration = trial.calibration.text if trial.quant.uses_calibration else None
+    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval.dtype))
+    if key not in settings:
+        try:
+            path, notice = resolve(trial.model, store)
+            if notice:
+                _say(f"note: {notice}")
+            settings[key] = find_setting(trial, path, store)
+        except ConfigError:
+            raise
+        except QsweepError as error:
+            settings[key] = error
+    return settings[key]
+
+
+def _run(
+    sweep: Sweep,
+    plans: Mapping[str, Plan],
+    refused: Sequence[Unplanned],
+    store: Store,
+    tracker: Tracker,
+) -> None:
+    facts = environment()
+
+    def record(content: Record, *, cached: bool, **more: Any) -> None:
+        file = sweep.directory / "trials" / f"{content['key']}.json"
+        content |= {
+            "sweep": sweep.name,
+            "command": sweep.command,
+            "environment": facts,
+            "log": str(_log(sweep, content["key"])),
+            "cached": cached,
+            **more,
+        }
+        if (
+            cached
+            and (earlier := read_record(file))
+            and fingerprint(earlier) == fingerprint(content)
+        ):
+            # Keep what says when, where and by which command it really was made.
+            content = earlier | {"cached": True}
+        else:
+            write_json(file, content)
+        sweep.records[content["key"]] = content
+        tracker.log(content)
+
+    for item in refused:
+        key = key_of([item.trial.name, item.trial.quant.options(), item.reason])
+        content = unfinished_record(item.trial, key, item.status, item.reason)
+        record(content, cached=False, started=now(), ended=now())
+    missing: dict[str, Plan] = {}
+    for key, plan in plans.items():
+        if done := finished_record(plan, store):
+            record(done, cached=True)
+        else:
+            missing[key] = plan
+    if not missing:
+        return
+    server = ForkServer()
+    server.start()  # imports torch while the rest is prepared
+
+    def on_done(job: Job, result: JobResult) -> None:
+        plan = missing[job.id]
+        done = finished_record(plan, store) if result.status == "finished" else None
+        if done is None:
+            status = "skipped" if result.status == "skipped" else "failed"
+            reason = result.reason or "what it made is no longer in the store"
+            done = unfinished_record(plan.trial, job.id, status, reason)
+        started = None if result.started is None else timestamp(result.started)
+        record(done, cached=False, seconds=result.seconds, started=started, ended=now())
+
+    jobs = [_job(plan, sweep, store, missing) for plan in missing.values()]
+    slots = make_slots(sweep.config.n_jobs, [job.device for job in jobs])
+    with server, open_display(len(jobs), sweep.name, slots.count) as display:
+        run_jobs(jobs, slots=slots, on_event=display.event, on_done=on_done, server=server)
+
+
+def _job(plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan]) -> Job:
+    reference = plan.reference().key
+    return Job(
+        id=plan.key,
+        name=plan.trial.name,
+        target="qsweep.trial:run",
+        payload={
+            "config": plan.trial.resolved,
+            "store": str(store.root),
+            "model": str(plan.setting.facts.path),
+        },
+        log=_log(sweep, plan.key),
+        timeout_s=sweep.config.timeout_s,
+        needs=(reference,) if reference != plan.key and reference in missing else (),
+        device=_device(plan),
+    )
+
+
+def _log(sweep: Sweep, key: str) -> Path:
+    return sweep.directory / "logs" / f"{key}.log"
+
+
+def _device(plan: Plan) -> str:
+    # A trial that may use any GPU takes the one of its slot; one spread by device_map takes all.
+    if plan.setting.device == "cpu":
+        return "cpu"
+    return "all" if plan.trial.model.device_map else plan.trial.device
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that was given, as one would type it again."""
+    return shlex.join(["python", "-m", "qsweep", *arguments])

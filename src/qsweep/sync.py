@@ -1,0 +1,84 @@
+"""``python -m qsweep.sync``: log to MLflow what a sweep could not."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsweep.errors import QsweepError
+from qsweep.tracking.journal import Place, current_place
+from qsweep.tracking.settings import HIDDEN, TrackerError, TrackingConfig, resolved_uri
+from qsweep.tracking.sweeplog import sync_sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Log what is missing; 0: all is logged, 1: something is not, 2: there is no such sweep."""
+    options = _parser().parse_args(arguments)
+    outputs = options.outputs.expanduser().absolute()
+    try:
+        directories = [_sweep(outputs, name) for name in options.sweeps] or sorted(
+            path.parent for path in outputs.glob("sweeps/*/tracking.json")
+        )
+        place = _place(options, outputs)
+    except QsweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not directories:
+        print(f"nothing to do: no sweep in {outputs} has been tracked")
+        return 0
+    logged, failed = 0, 0
+    for directory in directories:
+        try:
+            number = sync_sweep(directory, place or _own_place(directory, outputs), outputs)
+        except TrackerError as error:
+            print(f"error: {directory.name}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if number:
+            print(f"{directory.name}: {number} trial{'s' * (number > 1)} logged")
+        logged += number
+    if not logged and not failed:
+        print("nothing to do: everything is logged")
+    return int(failed > 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qsweep.sync", description=__doc__)
+    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="only these; default: all")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
+    )
+    parser.add_argument("--uri", help="log to this tracker instead of the sweep's own")
+    parser.add_argument("--experiment", default="qsweep", help="with --uri; default: qsweep")
+    return parser
+
+
+def _sweep(outputs: Path, name: str) -> Path:
+    directory = outputs / "sweeps" / name
+    if not (directory / "trials").is_dir():
+        known = sorted(path.parent.name for path in outputs.glob("sweeps/*/trials"))
+        there = f"; there are {', '.join(known)}" if known else ""
+        raise QsweepError(f"no sweep {name!r} in {outputs}{there}")
+    return directory
+
+
+def _place(options: argparse.Namespace, outputs: Path) -> Place | None:
+    if options.uri is None:
+        return None
+    config = TrackingConfig(uri=options.uri, experiment=options.experiment)
+    return Place(resolved_uri(config.uri, outputs), config.experiment)
+
+
+def _own_place(directory: Path, outputs: Path) -> Place:
+    place = current_place(directory)
+    if place is None:
+        return Place(resolved_uri(None, outputs), TrackingConfig().experiment)
+    if f":{HIDDEN}@" in place.uri:
+        raise TrackerError(
+            f"the password of {place.uri} is not kept on disk; give the whole URI with --uri"
+        )
+    return place
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""MLflow: a run per sweep, a child run per trial. Nothing outside this package knows MLflow.
+
+Results are on disk before anything is logged, and what is logged is noted beside them
+(``tracking.json``), so that a tracker that goes away, or a sweep that is killed, loses and doubles
+nothing: the next run of any sweep, or ``python -m qsweep.sync``, logs exactly what is missing.
+"""
+
+from qsweep.tracking.runs import fingerprint
+from qsweep.tracking.settings import TrackerError, TrackingConfig, ui_line
+from qsweep.tracking.tracker import Tracker
+
+__all__ = ["Tracker", "TrackerError", "TrackingConfig", "fingerprint", "ui_line"]

@@ -1,0 +1,275 @@
+"""The MLflow client: one connection, and what qsweep does with it. All errors are TrackerErrors."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.cells import one_line
+from qsweep.tracking.journal import Place
+from qsweep.tracking.runs import Run
+from qsweep.tracking.settings import (
+    HIDDEN,
+    RefusedError,
+    TrackerError,
+    public_uri,
+    secret_of,
+    sqlite_path,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Larger files stay where they are; the run says where.
+MAX_FILE_BYTES = 64 * 2**20
+# A dead server must cost seconds, not the minutes that MLflow waits by default. Variables that the
+# user has set win.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# Makes the UI show runs, charts and columns first, not the pages for traces of conversations.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_ABANDONED_S = 600
+_BATCH = {"params": 100, "tags": 100, "metrics": 800}
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "REQUEST_LIMIT_EXCEEDED")
+
+
+class Client:
+    """A connection to one experiment of one tracker, made (store and experiment too) at once.
+
+    Raises:
+        TrackerError: one line; the constructor and every method.
+    """
+
+    def __init__(self, place: Place, outputs: Path):
+        self._place = place
+        with self._errors():
+            self._mlflow = _connect(place.uri)
+            self._experiment = self._find_experiment(outputs)
+
+    def parent(self, uid: str, name: str, started_ms: int | None, known: str | None) -> str:
+        """The sweep's run, found by ``known`` id or by its tag, else created."""
+        with self._errors():
+            if known and self._is_active(known):
+                return known
+            tags = {"qsweep.sweep": uid, "sweep": name}
+            return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
+
+    def child(self, parent: str, key: str, run: Run, known: str | None) -> tuple[str, bool]:
+        """A trial's run below ``parent``, and whether it held this trial's record before."""
+        with self._errors():
+            if known and self._is_active(known):
+                return known, True
+            tags = {"qsweep.key": key, "mlflow.parentRunId": parent}
+            return self._find(tags) or self._create(run.name, run.started_ms, tags), False
+
+    def write(self, run_id: str, run: Run, *, again: bool) -> None:
+        """Log all of a run and end it. Repeating this changes nothing but what has changed.
+
+        ``again``: the run holds an older record; its figures must win over the older ones.
+        """
+        with self._errors():
+            now = round(time.time() * 1000)
+            tags = dict(run.tags)
+            params = dict(run.params)
+            before = self._mlflow.get_run(run_id).data.params
+            changed = {k: v for k, v in params.items() if before.get(k, v) != v}
+            if changed:  # MLflow refuses to change a param
+                said = (f"{k}: {before[k]} -> {v}" for k, v in sorted(changed.items()))
+                tags["changed_params"] = one_line("; ".join(said))[:5000]
+            params = {k: v for k, v in params.items() if k not in before}
+            self._log_batches(run_id, run, params, tags, None if again else run.ended_ms or now)
+            self._log_artifacts(run_id, run)
+            self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
+
+    def reopen(self, run_id: str) -> None:
+        """Show a run as running again."""
+        with self._errors():
+            self._mlflow.update_run(run_id, status="RUNNING")
+
+    def _log_batches(
+        self,
+        run_id: str,
+        run: Run,
+        params: dict[str, str],
+        tags: dict[str, str],
+        time_ms: int | None,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        # Equal points (same time, step, value) are stored once, so a repeated write adds none.
+        now = round(time.time() * 1000)
+        metrics = []
+        for point in run.metrics:
+            moment = now if time_ms is None else point.time_ms or time_ms
+            metrics.append(Metric(point.name, point.value, moment, point.step))
+        entities: dict[str, list[Any]] = {
+            "params": [Param(k, v) for k, v in params.items()],
+            "tags": [RunTag(k, v) for k, v in tags.items()],
+            "metrics": metrics,
+        }
+        while any(entities.values()):
+            batch = {kind: items[: _BATCH[kind]] for kind, items in entities.items()}
+            entities = {kind: items[_BATCH[kind] :] for kind, items in entities.items()}
+            self._mlflow.log_batch(run_id, **batch)  # type: ignore[arg-type]
+
+    def _log_artifacts(self, run_id: str, run: Run) -> None:
+        with tempfile.TemporaryDirectory(prefix="qsweep-") as folder:
+            staged = Path(folder)
+            for name, text in run.texts.items():
+                (staged / name).write_text(text, encoding="utf-8")
+            for place, source in run.files.items():
+                _stage(source, staged / place)
+            self._mlflow.log_artifacts(run_id, folder)
+
+    def _find_experiment(self, outputs: Path) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._place.experiment
+        found = self._mlflow.get_experiment_by_name(name)
+        if found is None:
+            # A database has no room for files: they lie beside it. A server decides for itself.
+            local = self._place.uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
+            beside = (sqlite_path(self._place.uri) or outputs / "mlflow.db").parent / "mlruns"
+            try:
+                location = beside.as_uri() if local else None
+                return str(self._mlflow.create_experiment(name, location, tags=_EXPERIMENT_TAGS))
+            except MlflowException as error:  # another sweep was quicker
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._mlflow.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise TrackerError(
+                f"MLflow's experiment {name!r} is deleted: restore it, or set tracking.experiment"
+            )
+        return str(found.experiment_id)
+
+    def _find(self, tags: dict[str, str]) -> str | None:
+        clauses = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        runs = self._mlflow.search_runs([self._experiment], " and ".join(clauses), max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def _create(self, name: str, started_ms: int | None, tags: dict[str, str]) -> str:
+        more = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL"}
+        run = self._mlflow.create_run(
+            self._experiment, start_time=started_ms, tags={**more, **tags}, run_name=name
+        )
+        return str(run.info.run_id)
+
+    def _is_active(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            info = self._mlflow.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code in _GONE:
+                return False
+            raise
+        return bool(info.lifecycle_stage == "active" and info.experiment_id == self._experiment)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        label = public_uri(self._place.uri)
+        try:
+            yield
+        except TrackerError:
+            raise
+        except ImportError as error:
+            # A database driver, more often than MLflow itself.
+            raise TrackerError(
+                f"MLflow at {label}: {one_line(error)}; pip install {error.name or 'mlflow'}, "
+                "or set tracking=none"
+            ) from error
+        except Exception as error:
+            # Whatever a tracker, its database driver or the network comes up with.
+            text = str(error)
+            if secret := secret_of(self._place.uri):
+                text = text.replace(secret, HIDDEN)
+            line = f"MLflow at {label}: {_gist(one_line(text))}"
+            if getattr(error, "error_code", None) in _REFUSED:
+                raise RefusedError(line) from error
+            raise TrackerError(line) from error
+
+
+def _connect(uri: str) -> "MlflowClient":
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        create_database(path)
+    return _client(uri)
+
+
+def _client(uri: str) -> "MlflowClient":
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def create_database(path: Path) -> None:
+    """Create MLflow's sqlite database, unless somebody else does meanwhile. Takes seconds."""
+    # The tables are made by a hundred migrations: a kill in between would leave a database that
+    # neither starts nor ends, and two sweeps at once would trip over each other. So it is made
+    # aside and appears whole; whoever comes second uses the first one's.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.tmp"):
+        if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
+            left_over.unlink(missing_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _client(f"sqlite:///{aside}").get_experiment("0")
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _stage(source: Path, target: Path) -> None:
+    # What has vanished since, such as a log that was cleaned up, is no reason not to log the rest.
+    if source.is_dir():
+        for item in sorted(source.iterdir()):
+            _stage(item, target / item.name)
+    elif source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.stat().st_size > MAX_FILE_BYTES:
+            note = f"{source.stat().st_size} bytes, left at {source}\n"
+            target.with_name(f"{target.name}.txt").write_text(note, encoding="utf-8")
+        else:
+            target.symlink_to(source.absolute())
+
+
+def _gist(text: str) -> str:
+    # urllib3 wraps the one telling sentence in three layers of exceptions.
+    for sign, meaning in (
+        ("refused", "connection refused"),
+        ("timed out", "it does not answer in time"),
+        ("Name or service not known", "no such host"),
+        ("name resolution", "no such host"),
+        ("database is locked", "its database is locked by another process"),
+        ("disk is full", "no space left on the disk"),
+    ):
+        if sign in text:
+            return meaning
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        return "unknown"

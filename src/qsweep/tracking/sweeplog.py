@@ -1,0 +1,159 @@
+"""One sweep's log: what is missing in the tracker, and how it gets there. Raises, and blocks."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from qsweep.errors import QsweepError
+from qsweep.locks import LockTimeout, owner_of
+from qsweep.results import Record
+from qsweep.tracking.client import Client
+from qsweep.tracking.journal import Journal, Place, logger_lock
+from qsweep.tracking.runs import fingerprint, milliseconds, sweep_run, trial_run
+from qsweep.tracking.settings import RefusedError, TrackerError, sqlite_path
+
+
+class SweepLog:
+    """Logs the records of the sweep in ``directory``, each once.
+
+    Nothing is imported and nobody is asked until there is something to log.
+
+    Raises:
+        TrackerError: the tracker cannot be reached, or another process is logging this sweep.
+    """
+
+    def __init__(self, directory: Path, place: Place, outputs: Path):
+        self._directory = directory
+        self._place = place
+        self._outputs = outputs
+        self._lock = logger_lock(directory)
+        try:
+            self._lock.acquire()
+        except LockTimeout as error:
+            owner = owner_of(self._lock.path) or "another process"
+            raise TrackerError(f"sweep {directory.name} is being logged by {owner}") from error
+        except QsweepError as error:
+            raise TrackerError(str(error)) from error
+        self._client: Client | None = None
+        self._parent = ""
+        self.journal = Journal(directory, place)
+        database = sqlite_path(place.uri)
+        if database is not None and not database.exists():
+            self.journal.forget()
+
+    def is_logged(self, record: Record) -> bool:
+        """Whether the tracker holds this record, as far as the journal knows."""
+        return self.journal.run(record["key"])[1] == fingerprint(record)
+
+    def connect(self, name: str) -> bool:
+        """Reach the tracker and create the parent run, if that has not been done.
+
+        Returns whether the tracker turned out not to hold any more what was logged there.
+        """
+        if self._client is not None:
+            return False
+        client = Client(self._place, self._outputs)
+        started = milliseconds(_sweep_facts(self._directory)[2])
+        self._parent = client.parent(self.journal.uid, name, started, self.journal.parent)
+        emptied = self.journal.parent not in (None, self._parent)
+        client.reopen(self._parent)
+        self.journal.set_parent(self._parent)
+        self._client = client
+        return emptied
+
+    def log_missing(self, records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
+        """Log what is not logged yet; returns what was logged now, and what was refused, by key.
+
+        A record that the tracker does not take keeps no other out.
+        """
+        if all(self.is_logged(record) for record in records):
+            return [], {}
+        if self.connect(records[0]["sweep"]):
+            everything = [*read_records(self._directory), *records]
+            records = list({record["key"]: record for record in everything}.values())
+        logged: list[Record] = []
+        refused: dict[str, str] = {}
+        for record in records:
+            if self.is_logged(record):
+                continue
+            try:
+                self._log(record)
+                logged.append(record)
+            except RefusedError as error:
+                refused[record["key"]] = f"{record['name']} is not logged: {error}"
+        return logged, refused
+
+    def finish(
+        self, name: str, command: str, records: Sequence[Record], *, settled: bool = True
+    ) -> None:
+        """Log the sweep's own figures and end its run, unless that has been done.
+
+        ``settled`` false leaves a note that something is still missing.
+        """
+        summary = _summary(records, self.journal.complete)
+        if self.journal.summary == summary:
+            return
+        if self.connect(name):
+            self.log_missing(records)
+        assert self._client is not None
+        run = sweep_run(name, command, records, self._directory, complete=self.journal.complete)
+        self._client.write(self._parent, run, again=False)
+        if settled:
+            self.journal.set_summary(summary)
+
+    def close(self) -> None:
+        """Let others log this sweep."""
+        self._lock.release()
+
+    def _log(self, record: Record) -> None:
+        assert self._client is not None
+        run = trial_run(record)
+        known, _ = self.journal.run(record["key"])
+        run_id, again = self._client.child(self._parent, record["key"], run, known)
+        self._client.write(run_id, run, again=again)
+        self.journal.mark(record["key"], run_id, fingerprint(record))
+
+
+def read_records(directory: Path) -> list[Record]:
+    """The records of a sweep that are on disk; what is not readable as one is left out."""
+    records = []
+    for path in sorted((directory / "trials").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            records.append({"sweep": directory.name, **record})
+        except (OSError, ValueError, TypeError):
+            continue
+    return [record for record in records if "key" in record and "status" in record]
+
+
+def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
+    """Log what is missing of a sweep that no process is running; returns how many trials that was.
+
+    Raises:
+        TrackerError: the tracker cannot be reached or refuses a trial, or the sweep is running.
+    """
+    records = read_records(directory)
+    log = SweepLog(directory, place, outputs)
+    try:
+        logged, refused = log.log_missing(records)
+        name, command, _ = _sweep_facts(directory)
+        log.finish(name, command, records, settled=not refused)
+    finally:
+        log.close()
+    if refused:
+        raise TrackerError("; ".join(refused.values()))
+    return len(logged)
+
+
+def _sweep_facts(directory: Path) -> tuple[str, str, str]:
+    try:
+        facts = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+        return str(facts["name"]), str(facts["command"]), str(facts["started"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return directory.name, "", ""
+
+
+def _summary(records: Iterable[Record], complete: bool) -> str:
+    parts = sorted(f"{record['key']} {fingerprint(record)}" for record in records)
+    return hashlib.sha256("\n".join([str(complete), *parts]).encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""One trial: reference, quantize, measure. Runs in a process of its own and leaves all in the store.
+
+Nothing is returned: what a trial made is read from the store by :mod:`qsweep.record`, so that a
+resumed sweep and a fresh one tell the same story.
+"""
+
+import contextlib
+import gc
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.artifact import Artifact, from_content, to_content
+from qsweep.config import key_of, trial_config
+from qsweep.launch import slot_device
+from qsweep.locks import device_lock
+from qsweep.memory import peak_memory, reset_peak_memory
+from qsweep.plan import MeasurementPlan, Plan, find_setting, make_plan
+from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.quantizers.none import reference_artifact
+from qsweep.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from qsweep.evaluators import Measurement, Reference
+    from qsweep.windows import Windows
+
+
+def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
+    store = Store(Path(payload["store"]))
+    trial = trial_config(payload["config"])
+    # The launcher's slot says which device is this process's own.
+    own = slot_device()
+    device = "cuda:0" if own == "cuda" else own
+    setting = find_setting(trial, Path(payload["model"]), store, device)
+    run_trial(make_plan(trial, setting), store, progress)
+    return {}
+
+
+def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
+    """Bring everything that the plan names into the store; what is there already stays."""
+    artifact = obtain_artifact(plan, store, progress)
+    if any(store.find("measurements", m.key) is None for m in plan.measurements):
+        measure_all(plan, artifact, store, progress)
+    if plan.timing is not None:
+        time_artifact(plan, artifact, store, progress)
+
+
+def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
+    """The trial's artifact, quantized now unless the store holds it intact."""
+    if plan.is_reference:
+        return reference_artifact(plan.setting.facts)
+
+    def quantize(out: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        reset_peak_memory(plan.setting.device)
+        # Some libraries write logs into whatever folder they are called in.
+        with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
+            artifact = plan.trial.quant.quantize(
+                source_model(plan), calibration_tokens(plan), out, progress
+            )
+        return {
+            **to_content(artifact),
+            "quantize_s": time.perf_counter() - started,
+            **peak_memory(plan.setting.device),
+        }
+
+    progress("quantize", None)
+    entry, _ = store.build("artifacts", plan.artifact, quantize)
+    _release_memory()
+    return from_content(entry.path, entry.content)
+
+
+def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
+    """Every corpus by every preset that is not measured yet, on one dense model."""
+    from qsweep.evaluators import compare, measure, read_measurement, save_measurement
+
+    reference_plan = plan.reference()
+    if not plan.is_reference:
+        _ensure_references(reference_plan, store, progress)
+    model: PreTrainedModel | None = None
+    for step, base_step in zip(plan.measurements, reference_plan.measurements, strict=True):
+        if store.find("measurements", step.key) is not None:
+            continue
+        if model is None:
+            progress("load", None)
+            model = load(plan, artifact)
+        label = f"measure {step.corpus.name}"
+        loaded: Any = model
+
+        def make(out: Path, step=step, base=base_step, label=label, model=loaded):
+            started = time.perf_counter()
+            reset_peak_memory(plan.setting.device)
+            windows = windows_of(plan, step)
+            report: Progress = lambda _, done: progress(label, done)  # noqa: E731
+            if plan.is_reference:
+                result = measure_reference(plan, step, model, windows, store, report)
+            else:
+                result = measure(model, windows, find_reference(plan, step, store), report)
+                result.metrics.update(
+                    compare(result, read_measurement(store.path("measurements", base.key)))
+                )
+            save_measurement(result, out)
+            return {
+                "metrics": result.metrics,
+                "facts": result.facts,
+                "evaluate_s": time.perf_counter() - started,
+                **peak_memory(plan.setting.device),
+            }
+
+        store.build("measurements", step.identity, make)
+    del model
+    _release_memory()
+
+
+def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTrainedModel":
+    """The artifact as a dense model on the trial's device, in the trial's dtype by default."""
+    import torch
+
+    from qsweep.dense import load_dense
+
+    model = plan.trial.model
+    return load_dense(
+        artifact,
+        plan.setting.facts.path,
+        dtype=getattr(torch, dtype or plan.setting.dtype),
+        device=plan.setting.device,
+        trust_remote_code=model.trust_remote_code,
+        device_map=model.device_map,
+    )
+
+
+def measure_reference(
+    plan: Plan,
+    step: MeasurementPlan,
+    model: Any,
+    windows: "Windows",
+    store: Store,
+    progress: Progress,
+) -> "Measurement":
+    """Measure the reference itself; its states become the cache that others are compared with."""
+    from qsweep.evaluators import build_reference, measure, noise_floor, reference_measurement
+
+    # The unquantized model's own figures, by definition; its divergence is measured below.
+    itself = {"ppl_ratio": 1.0, "ppl_ratio_low": 1.0, "ppl_ratio_high": 1.0, "quality": 1.0}
+    if not plan.trial.eval.divergence:
+        result = measure(model, windows, progress=progress)
+        result.metrics |= itself
+        return result
+
+    def build(out: Path) -> dict[str, Any]:
+        build_reference(model, windows, out, progress)
+        return {}
+
+    entry, _ = store.build("references", step.reference, build, full=False)
+    result = reference_measurement(entry.path, windows)
+    result.metrics |= itself
+    reference = find_reference(plan, step, store)
+    if reference is not None and plan.trial.eval.noise_floor:
+
+        def wide() -> "PreTrainedModel":
+            return load(plan, reference_artifact(plan.setting.facts), "float32")
+
+        result.metrics |= noise_floor(model, windows, reference, wide)
+    return result
+
+
+def find_reference(plan: Plan, step: MeasurementPlan, store: Store) -> "Reference | None":
+    """The cached reference of a measurement; None if the trial measures no divergence.
+
+    Raises:
+        ArtifactCorrupt: It is not in the store.
+    """
+    import torch
+
+    from qsweep.evaluators import open_reference
+
+    if not plan.trial.eval.divergence:
+        return None
+    return open_reference(
+        store.path("references", key_of(step.reference)),
+        plan.setting.facts.path,
+        plan.setting.device,
+        getattr(torch, plan.setting.dtype),
+        trust_remote_code=plan.trial.model.trust_remote_code,
+    )
+
+
+def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
+    """Speed on the serving kernels, alone on the device and never together with quality."""
+    from qsweep.evaluators.speed import kld_native, measure_speed
+
+    assert plan.timing is not None
+    timing, setting = plan.timing, plan.setting
+
+    def make(out: Path) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        with device_lock(store.root / "locks", setting.device):
+            if timing["speed"]:
+                figures |= measure_speed(artifact, setting.facts.path, setting.device, progress)
+        if timing["kld_native"]:
+            primary = next(m for m in plan.measurements if m.primary)
+            figures |= kld_native(artifact, setting.facts.path, windows_of(plan, primary), progress)
+        return figures
+
+    store.build("timings", timing, make)
+
+
+def source_model(plan: Plan) -> SourceModel:
+    """What a quantizer gets of the model."""
+    return SourceModel(plan.setting.facts, plan.setting.device, plan.trial.model.trust_remote_code)
+
+
+def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
+    """The samples that the trial's quantizer may see; None where it needs none."""
+    from qsweep.corpora import calibration_samples
+
+    if plan.setting.calibration is None:
+        return None
+    sampling = plan.trial.calibration
+    length = min(sampling.max_seq_len, plan.setting.facts.max_length)
+    return calibration_samples(
+        plan.setting.calibration.documents(),
+        tokenizer_of(plan),
+        sampling.num_samples,
+        length,
+        sampling.seed,
+    )
+
+
+def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
+    """The token windows of one measurement, by the reference model's own tokenizer."""
+    from qsweep.windows import PRESETS, make_windows
+
+    evaluation = plan.trial.eval
+    preset = PRESETS[step.preset].override(
+        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
+    )
+    return make_windows(
+        plan.setting.texts[step.corpus.name].documents(),
+        tokenizer_of(plan),
+        preset,
+        plan.setting.facts.max_length,
+        plan.setting.facts.model_type,
+    )
+
+
+def tokenizer_of(plan: Plan) -> Any:
+    """The reference model's tokenizer, which serves every format."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        plan.setting.facts.path, trust_remote_code=plan.trial.model.trust_remote_code
+    )
+
+
+def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
+    # Normally the reference trial ran before; what was deleted in between is made again here.
+    for step in plan.measurements:
+        cached = not plan.trial.eval.divergence or store.find("references", key_of(step.reference))
+        if store.find("measurements", step.key) is None or not cached:
+            store.remove("measurements", step.key)
+            measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
+            return
+
+
+def _release_memory() -> None:
+    # What a quantizing library leaves behind must not count against the measurement.
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
