@@ -1,0 +1,133 @@
+"""A grid by the native backend's one pass, and the same grid by GPTQModel one by one.
+
+    python bench/grid.py                     GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
+    python bench/grid.py --model DIR         on another one
+    python bench/grid.py --configurations 24 the native backend's larger grid as well
+    python bench/grid.py --quick             less calibration text, GPTQ only
+
+Imports are not counted. Both sides get the same calibration samples and the same threads, in turn.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
+from qsweep.environment import environment
+from qsweep.model_facts import read_facts
+from qsweep.pocket import MODEL_DIR
+from qsweep.quantizers import CalibrationTokens, SourceModel
+from qsweep.quantizers.gptqmodel import AWQ, GPTQ
+from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, NativeQuantizer, quantize_grid
+
+SIX = ((3, 64), (4, 64), (8, 64))
+TWENTY_FOUR = tuple((bits, size) for bits in (2, 3, 4, 8) for size in (-1, 32, 64))
+
+
+def main() -> None:
+    """Run the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--configurations", type=int, choices=(6, 24), default=6)
+    parser.add_argument("--native-only", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    model = SourceModel(read_facts(arguments.model, arguments.model.name), arguments.device)
+    samples = _calibration(arguments.model, *((4, 128) if arguments.quick else (16, 512)))
+    methods = ("gptq",) if arguments.quick else ("gptq", "awq")
+    _warm_up(model, arguments.native_only)
+    rows = [_native(model, samples, methods, SIX)]
+    if arguments.configurations == 24:
+        rows.append(_native(model, samples, methods, TWENTY_FOUR))
+    if not arguments.native_only:
+        rows += _one_by_one(model, samples, methods)
+    _print(rows)
+    if arguments.json:
+        content = {"what": "one pass for a grid against GPTQModel one by one", "rows": rows}
+        arguments.json.write_text(json.dumps(_stamped(content), indent=1) + "\n")
+
+
+def _native(
+    model: SourceModel,
+    samples: CalibrationTokens,
+    methods: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    quantizers: list[NativeQuantizer] = []
+    if "gptq" in methods:
+        quantizers += [NativeGPTQ(bits, size) for bits, size in sizes]
+    if "awq" in methods:
+        quantizers += [NativeAWQ(bits, size) for bits, size in sizes]
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = []
+        for number, quantizer in enumerate(quantizers):
+            out = Path(folder) / str(number)
+            out.mkdir()
+            pairs.append((quantizer, out))
+        started = time.perf_counter()
+        artifacts = quantize_grid(model, samples, pairs)
+        seconds = time.perf_counter() - started
+    return {
+        "what": f"native, {len(quantizers)} configurations",
+        "seconds": seconds,
+        "shared_s": artifacts[0].details["shared_s"],
+        "configurations_s": [artifact.details["quantize_s"] for artifact in artifacts],
+    }
+
+
+def _one_by_one(
+    model: SourceModel, samples: CalibrationTokens, methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        for bits, size in SIX:
+            quantizer = GPTQ(bits, size) if method == "gptq" else AWQ(bits, size)
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                quantizer.quantize(model, samples, Path(folder))
+                seconds = time.perf_counter() - started
+            rows.append({"what": f"gptqmodel {method} {bits} bits", "seconds": seconds})
+    total = sum(row["seconds"] for row in rows)
+    return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", "seconds": total}]
+
+
+def _warm_up(model: SourceModel, native_only: bool) -> None:
+    tokens = CalibrationTokens([[1] * 32] * 2)
+    with tempfile.TemporaryDirectory() as folder:
+        NativeGPTQ(8, -1).quantize(model, tokens, Path(folder))
+    if not native_only:
+        import gptqmodel  # noqa: F401 - only its import is wanted
+
+
+def _calibration(model: Path, count: int, length: int) -> CalibrationTokens:
+    from transformers import AutoTokenizer
+
+    documents = load_documents(CorpusConfig("python", "python", split="calibration"))
+    return calibration_samples(documents, AutoTokenizer.from_pretrained(model), count, length, 0)
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    native = rows[0]["seconds"]
+    print(f"{'':32} {'seconds':>9} {'x native':>9}")
+    for row in rows:
+        print(f"{row['what']:32} {row['seconds']:9.1f} {row['seconds'] / native:9.2f}")
+
+
+def _stamped(content: dict[str, Any]) -> dict[str, Any]:
+    known = environment()
+    return {
+        **content,
+        "machine": {key: known[key] for key in ("cpu", "cpu_cores", "memory_gb", "gpus")},
+        "versions": known["packages"],
+        "commit": known["git_commit"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Fixtures that every test may use: the embedded model and random-weight miniatures."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What every miniature shares; each is as small as K-quants (256) or speed allow.
+_COMMON = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_ARCHITECTURES = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
+    "mistral": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 256,
+    },
+    "gpt_neox": {"tie_word_embeddings": False},
+}
+
+
+@pytest.fixture(scope="session")
+def pocket_dir() -> Path:
+    """The embedded model's directory."""
+    from qsweep.pocket import MODEL_DIR
+
+    return MODEL_DIR
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, pocket_dir):
+    """``tiny_model("qwen3")`` gives the directory of a random-weight miniature of that type."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = _make_tiny(architecture, tmp_path_factory, pocket_dir)
+        return made[architecture]
+
+    return make
+
+
+def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **_COMMON, **_ARCHITECTURES[architecture])
+    model = AutoModelForCausalLM.from_config(config)
+    # Larger than the default initialisation, so that logits differ enough to be compared.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3.0)
+    path = tmp_path_factory.mktemp(architecture)
+    model.to(torch.bfloat16).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pocket_dir / name, path / name)
+    return path

@@ -1,0 +1,96 @@
+"""The command line as a user meets it: subprocesses, nothing imported."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def qsweep(*arguments, cwd=None, timeout=120, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "qsweep", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd or ROOT,
+        timeout=timeout,
+        env=env,
+    )
+
+
+def test_help_is_quick_and_names_everything_that_can_be_varied():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = qsweep("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # processor time, since the machine may be busy: about half a second, where torch alone needs three
+    assert after.ru_utime - before.ru_utime < 2
+    assert result.returncode == 0
+    scalars = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
+    for name in set(scalars) - {"defaults", "hydra"}:
+        assert f"\n{name}: " in result.stdout
+    for group in ("model", "quant", "calibration", "corpus", "eval", "tracking"):
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            assert file.stem in result.stdout
+
+
+def test_the_job_configuration_is_printed():
+    result = qsweep("quant=awq", "--cfg", "job", "--resolve")
+    assert result.returncode == 0
+    assert yaml.safe_load(result.stdout)["quant"] == {
+        "backend": "gptqmodel",
+        "backends": {
+            "gptqmodel": "qsweep.quantizers.gptqmodel.AWQ",
+            "native": "qsweep.quantizers.native.NativeAWQ",
+        },
+        "bits": 4,
+        "group_size": 128,
+        "sym": "auto",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bitz=3"], "no option 'bitz'; did you mean 'bits'?"),
+        (["quant=gtpq"], "quant=gtpq: no such choice; did you mean 'gptq'?"),
+        (["-m", "quant=gptq,awk"], "quant=awk: no such choice; did you mean 'awq'?"),
+        (
+            ["quant.damp_persent=1"],
+            "no option 'quant.damp_persent'; did you mean 'quant.damp_percent'",
+        ),
+        (["quant.backend=nativ"], "quant.backend=nativ: no such backend; did you mean 'native'?"),
+        (["--config-name=bist"], "--config-name=bist: no such file; did you mean 'bits'?"),
+        (["foo"], "'foo' is not an override; write NAME=VALUE"),
+        (["bits=three"], "quant.bits=three: "),
+        (["device=cuba"], "device=cuba: not a device; did you mean 'cuda'"),
+        (["device=cuda:7"], "device=cuda:7"),
+        (["eval.presets=[gtpq]"], "did you mean 'gptq'?"),
+        (["eval.primary=wikitext2"], "eval.primary=wikitext2: not among the corpora"),
+        (["n_jobs=0"], "n_jobs=0: a number from 1, or auto"),
+        (["timeout_s=-1"], "timeout_s=-1"),
+        (["model.path=/no/such/dir"], "model.path=/no/such/dir: no such directory"),
+        (["corpus=file"], "corpus.path"),
+        (["corpus=file", "corpus.path=/no/such.txt"], "/no/such.txt"),
+        (["calibration.num_samples=0"], "calibration.num_samples=0: must be at least 1"),
+    ],
+)
+def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    result = qsweep(*arguments, f"outputs_dir={tmp_path / 'out'}")
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "out" / "sweeps").exists()
+
+
+def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = qsweep(f"outputs_dir={tmp_path / 'file' / 'out'}")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "outputs_dir" in result.stderr

@@ -1,0 +1,97 @@
+"""Models by name: the hub's cache as its own library lays it out, and what is said where it ends."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from qsweep.config import ModelConfig
+from qsweep.errors import ConfigError
+from qsweep.models import content_hash, resolve
+from qsweep.store import Store
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, pocket_dir):
+    """A hub cache that holds one repository: blobs, a snapshot of links to them, a reference."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--pocket"
+    snapshot = repository / "snapshots" / COMMIT
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    snapshot.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(sorted(pocket_dir.iterdir())):
+        blob = repository / "blobs" / f"{number:040x}"
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return cache
+
+
+def resolve_in_subprocess(cache, tmp_path, fields):
+    # The hub library reads its environment when it is imported.
+    script = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from qsweep.config import ModelConfig
+        from qsweep.errors import QsweepError
+        from qsweep.models import resolve
+        from qsweep.store import Store
+        try:
+            print(resolve(ModelConfig({fields}), Store(Path({str(tmp_path / "store")!r}))))
+        except QsweepError as error:
+            print("error:", error)
+        """
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
+    )
+    return result.stdout.strip(), result.stderr
+
+
+def test_a_cached_repository_is_found_offline(hub_cache, tmp_path):
+    out, errors = resolve_in_subprocess(hub_cache, tmp_path, "'p', repo='someone/pocket'")
+    assert COMMIT in out, errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("'p', repo='someone/else'", "error: model=p: someone/else is not in the hub cache"),
+        ("'p', repo='someone/pocket', revision='v2'", "error: model=p: someone/pocket is not"),
+    ],
+)
+def test_what_is_not_cached_is_one_line_that_says_what_to_do(hub_cache, tmp_path, fields, message):
+    out, _ = resolve_in_subprocess(hub_cache, tmp_path, fields)
+    assert out.startswith(message)
+    assert "model.path=DIR" in out
+    assert len(out.splitlines()) == 1
+
+
+def test_a_path_must_be_a_directory(tmp_path):
+    store = Store(tmp_path / "store")
+    (tmp_path / "file").write_text("x")
+    for path, message in (("missing", "no such directory"), ("file", "is a file")):
+        with pytest.raises(ConfigError, match=message):
+            resolve(ModelConfig("m", path=str(tmp_path / path)), store)
+
+
+def test_the_content_hash_ignores_the_place_and_the_readme_but_not_the_weights(
+    tmp_path, pocket_dir
+):
+    store = Store(tmp_path / "store")
+    copy = tmp_path / "copy"
+    shutil.copytree(pocket_dir, copy)
+    (copy / "README.md").write_text("other words")
+    assert content_hash(copy, store) == content_hash(pocket_dir, store)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert content_hash(copy, store) != content_hash(pocket_dir, store)
