@@ -50,6 +50,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         ],
         "speed": speed,
         "quantize_s": made.get("quantize_s"),
+        "shared_s": made.get("shared_s"),
         "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured),
         "peak_memory_gb": max(c["peak_memory_gb"] for c in contents if "peak_memory_gb" in c),
         "peak_host_memory_gb": max(
@@ -71,6 +72,7 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
         "measurements": [],
         "speed": None,
         "quantize_s": None,
+        "shared_s": None,
         "evaluate_s": None,
         "peak_memory_gb": None,
         "peak_host_memory_gb": None,
