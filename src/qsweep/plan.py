@@ -18,6 +18,8 @@ from qsweep.models import content_hash
 from qsweep.quantizers import ModelFacts, Quantizer
 from qsweep.quantizers.none import Unquantized
 from qsweep.store import Store
+from qsweep.tasks.run import TaskPlan
+from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.texts import Text, text_of
 
 _SPEED_PROTOCOL = 1
@@ -34,6 +36,7 @@ class Setting:
     texts: Mapping[str, Text]
     """By corpus name."""
     calibration: Text | None
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Plan:
     artifact: dict[str, Any]
     measurements: tuple[MeasurementPlan, ...]
     timing: dict[str, Any] | None
+    tasks: tuple[TaskPlan, ...] = ()
 
     @property
     def is_reference(self) -> bool:
@@ -76,7 +80,8 @@ class Plan:
     @property
     def key(self) -> str:
         """The key of the trial: two configurations with the same key are run once."""
-        return key_of([self.artifact_key, [m.key for m in self.measurements], self.timing])
+        parts = [self.artifact_key, [m.key for m in self.measurements], self.timing]
+        return key_of([*parts, [task.key for task in self.tasks]] if self.tasks else parts)
 
     def reference(self) -> "Plan":
         """The plan that measures the unquantized model by the same protocol."""
@@ -116,6 +121,7 @@ def find_setting(
         calibration=(
             text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
         ),
+        tasks=_find_tasks(trial, model, store),
     )
 
 
@@ -144,7 +150,32 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
             "kld_native": trial.eval.kld_native and trial.quant.method == "gguf",
             "version": _SPEED_PROTOCOL,
         }
-    return Plan(trial, setting, artifact, measurements, timing)
+    tasks = tuple(
+        TaskPlan(
+            task=task,
+            identity={"artifact": key_of(artifact), **protocol},
+            reference={"artifact": key_of(reference), **protocol},
+        )
+        for task in setting.tasks
+        for protocol in [_task_protocol(task, setting)]
+    )
+    return Plan(trial, setting, artifact, measurements, timing, tasks)
+
+
+def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ...]:
+    if not trial.eval.tasks:
+        return ()
+    from qsweep.tasks.suite import find_tasks, require_chat_template
+
+    options = TaskOptions(
+        limit=trial.eval.limit,
+        num_fewshot=trial.eval.num_fewshot,
+        chat_template=trial.eval.chat_template,
+        unsafe_code=trial.eval.unsafe_code,
+    )
+    if options.chat_template:
+        require_chat_template(model, trial.model.name)
+    return find_tasks(trial.eval.tasks, options, store.root / "catalogues")
 
 
 def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
@@ -174,6 +205,15 @@ def _machine(device: str) -> dict[str, Any]:
         "device": device.partition(":")[0],
         "processor": gpus or [found["cpu"], found["cpu_cores"]],
         "runtimes": {name: found["packages"].get(name) for name in runtimes},
+    }
+
+
+def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:
+    return {
+        **task.identity(),
+        "dtype": setting.dtype,
+        "device_type": setting.device.partition(":")[0],
+        "version": TASKS_VERSION,
     }
 
 

@@ -20,7 +20,7 @@ from qsweep.errors import ArtifactCorrupt, QsweepError
 from qsweep.files import FileStamp, sha256_of, stamp_of, sync_tree, verify, write_json
 from qsweep.locks import FileLock
 
-Kind = Literal["artifacts", "references", "measurements", "timings", "models", "texts"]
+Kind = Literal["artifacts", "references", "measurements", "tasks", "timings", "models", "texts"]
 MANIFEST = "manifest.json"
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]

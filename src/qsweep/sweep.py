@@ -123,7 +123,7 @@ def _setting(
     trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
 ) -> Setting | QsweepError:
     calibration = trial.calibration.text if trial.quant.uses_calibration else None
-    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval.dtype))
+    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
     if key not in settings:
         try:
             path, notice = resolve(trial.model, store)
@@ -174,7 +174,8 @@ def _run(
         record(content, cached=False, started=now(), ended=now())
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
-        if done := finished_record(plan, store):
+        done = finished_record(plan, store)
+        if done and not any(task["reason"] for task in done.get("tasks") or ()):
             record(done, cached=True)
         else:
             missing[key] = plan

@@ -21,11 +21,13 @@ from qsweep.plan import MeasurementPlan, Plan, find_setting, make_plan
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Store
+from qsweep.tasks.run import missing, run_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qsweep.evaluators import Measurement, Reference
+    from qsweep.tasks.model import LanguageModel
     from qsweep.windows import Windows
 
 
@@ -48,7 +50,8 @@ def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
-    if any(store.find("measurements", m.key) is None for m in plan.measurements):
+    measured = all(store.find("measurements", m.key) for m in plan.measurements)
+    if not measured or missing(plan.tasks, store):
         measure_all(plan, artifact, store, progress)
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)
@@ -94,7 +97,7 @@ def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, 
 
 
 def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
-    """Every corpus by every preset that is not measured yet, on one dense model."""
+    """Every corpus by every preset and every task not measured yet, on one dense model."""
     from qsweep.evaluators import compare, measure, read_measurement, save_measurement
 
     reference_plan = plan.reference()
@@ -131,7 +134,13 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
             }
 
         store.build("measurements", step.identity, make)
-    del model
+
+    def open_model() -> "LanguageModel":
+        progress("load", None)
+        return language_model(plan, load(plan, artifact) if model is None else model)
+
+    run_tasks(plan.tasks, store, open_model, progress)
+    model = None
     _release_memory()
 
 
@@ -149,6 +158,19 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
         device=plan.setting.device,
         trust_remote_code=model.trust_remote_code,
         device_map=model.device_map,
+    )
+
+
+def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":
+    """The dense model as tasks see it."""
+    from qsweep.tasks.model import LanguageModel
+
+    size = plan.trial.eval.batch_size
+    return LanguageModel(
+        model,
+        tokenizer_of(plan),
+        plan.setting.facts.max_length,
+        None if size == "auto" else size,
     )
 
 
@@ -284,6 +306,8 @@ def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
             store.remove("measurements", step.key)
             measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
             return
+    if any(store.find("tasks", task.key) is None for task in plan.tasks):
+        measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
 
 
 def _release_memory() -> None:
