@@ -99,9 +99,10 @@ def _mean_ratios(group: Group) -> list[tuple[str, float]]:
     preset = group.facts.get("preset")
     for row in group.rows:
         ratio = row.get("ppl_ratio")
-        if not row.get("reference") and row.get("preset") == preset and is_finite(ratio):
-            if ratio > 0:
-                logs[str(row["corpus"])][str(row["key"])] = math.log(ratio)
+        if row.get("reference") or row.get("preset") != preset:
+            continue
+        if is_finite(ratio) and ratio > 0:
+            logs[str(row["corpus"])][str(row["key"])] = math.log(ratio)
     shared = set.intersection(*(set(found) for found in logs.values())) if logs else set()
     if not shared:
         return []

@@ -13,7 +13,7 @@ from qsweep.report.panel import (
     Panel,
     Spec,
     bands,
-    clipped,
+    clamped,
     error_bars,
     point,
     ratio_axis,
@@ -24,7 +24,7 @@ from qsweep.report.panel import (
 from qsweep.report.theme import palette
 
 _LAYER_TRIALS = 6
-_TASK_TRIALS = 12
+_TASK_TRIALS = 6
 
 
 def speed(group: Group) -> Panel | None:
@@ -76,7 +76,8 @@ def speed(group: Group) -> Panel | None:
         ),
         spec={
             "height": 300,
-            "data": {"values": clipped(points, domain)},
+            "data": {"values": points},
+            "transform": clamped(domain),
             "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
             "layer": layers,
         },
@@ -158,7 +159,7 @@ def layer_loss(group: Group) -> Panel | None:
     # Backends define their loss differently: only one kind on an axis.
     backend, found = max(backends.items(), key=lambda item: len(item[1]))
     chosen = dict(list(found.items())[:_LAYER_TRIALS])
-    values = [
+    values: list[dict[str, Any]] = [
         {"label": label, "layer": layer, "loss": loss, "worst": worst}
         for label, losses in chosen.items()
         for layer, loss, worst in _by_layer(losses)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 from qsweep.results import Record, Row, primary, rows
 
@@ -162,7 +162,7 @@ def normalised(content: Any) -> Record | None:
     return record
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be drawn."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 

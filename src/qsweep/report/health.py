@@ -67,7 +67,7 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
         version = group.facts.get("protocol")
         if version != PROTOCOL_VERSION:
             lines.append(
-                f"{group.title}: measured by protocol {version or 'unknown'}, this version's is "
+                f"{group.title}: measured by protocol {_known(version)}, this version's is "
                 f"{PROTOCOL_VERSION}: run the sweep again before comparing it with new ones"
             )
         if _quick(group):
@@ -76,6 +76,10 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
                 "preset's full measurement: intervals are wide"
             )
     return lines
+
+
+def _known(version: Any) -> str:
+    return "unknown" if version is None else str(version)
 
 
 def _quick(group: Group) -> bool:

@@ -11,7 +11,7 @@ from qsweep.report.panel import (
     Panel,
     Spec,
     bands,
-    clipped,
+    clamped,
     error_bars,
     point,
     ratio_axis,
@@ -228,7 +228,8 @@ def _dodged(points: list[dict[str, Any]], x: Spec) -> Spec:
     best = [{"filter": "datum.best"}]
     return {
         "height": 300,
-        "data": {"values": clipped(points, domain)},
+        "data": {"values": points},
+        "transform": clamped(domain),
         "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
         "layer": [
             *bands(domain),
@@ -268,7 +269,8 @@ def _lines(points: list[dict[str, Any]], x: Spec, dash: str) -> Spec:
     y = {"field": "y", "type": "quantitative"}
     return {
         "height": 300,
-        "data": {"values": clipped(points, domain)},
+        "data": {"values": points},
+        "transform": clamped(domain),
         "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
         "layer": [
             *bands(domain),
@@ -298,7 +300,8 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
     shape = {"shape": {"field": "order", "type": "nominal", "title": None}}
     return {
         "height": 300,
-        "data": {"values": clipped(points, domain)},
+        "data": {"values": points},
+        "transform": clamped(domain),
         "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
         "layer": [
             *bands(domain),
@@ -316,7 +319,7 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
 
 
 def _heat(cells_: dict[tuple[str, str], list[Row]]) -> Spec:
-    values = [
+    values: list[dict[str, Any]] = [
         {"calibration": text, "corpus": corpus, "ratio": _mean(rows), "text": _cell(rows)}
         for (text, corpus), rows in sorted(cells_.items())
     ]

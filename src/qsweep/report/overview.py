@@ -11,7 +11,7 @@ from qsweep.report.panel import (
     Panel,
     Spec,
     bands,
-    clipped,
+    clamped,
     error_bars,
     point,
     ratio_axis,
@@ -50,13 +50,12 @@ def quality_against_size(group: Group) -> Panel | None:
         for row in shown
     ]
     domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
-    drawn = clipped(points, domain)
-    sizes = [p["size"] for p in drawn if p["size"] > 0]
-    numbered = _numbers(drawn, [places.get(row["key"]) for row in shown], domain)
-    beyond = [p for p in drawn if p["beyond"]]
+    sizes = [p["size"] for p in points if p["size"] > 0]
+    numbered = _numbers(points, [places.get(row["key"]) for row in shown], domain)
+    beyond = [p for p in points if p["ratio"] > domain[1]]
     log = max(sizes) / min(sizes) > _LOG_SIZES
-    many = len(drawn) > MANY
-    note = _note(len(drawn), beyond, many=many)
+    many = len(points) > MANY
+    note = _note(len(points), beyond, many=many)
     return Panel(
         id="size",
         title="Quality against size",
@@ -66,7 +65,7 @@ def quality_against_size(group: Group) -> Panel | None:
             f"ratio. On the Pareto front, from the smallest: "
             + "; ".join(f"{r['label']} {cells.ratio(r['ppl_ratio'])}" for r in best[:12])
         ),
-        spec=_spec(drawn, numbered, domain, _size_axis(unit, log=log), many=many),
+        spec=_spec(points, numbered, domain, _size_axis(unit, log=log), many=many),
         headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),
         lines=[_line(number, row) for number, row in enumerate(best, 1)],
         wide=True,
@@ -129,14 +128,15 @@ def _numbers(
     for p, place in sorted(zip(drawn, places, strict=True), key=lambda pair: pair[1] or 0):
         if place is None:
             continue
-        spot = (p["size"] / widest, (p["y"] - domain[0]) / (domain[1] - domain[0]))
+        y = min(p["ratio"], domain[1])
+        spot = (p["size"] / widest, (y - domain[0]) / (domain[1] - domain[0]))
         near = (
             abs(spot[0] - other["spot"][0]) < _NEAR[0]
             and abs(spot[1] - other["spot"][1]) < _NEAR[1]
             for other in kept
         )
         if not any(near):
-            kept.append({"size": p["size"], "y": p["y"], "number": str(place), "spot": spot})
+            kept.append({"size": p["size"], "y": y, "number": str(place), "spot": spot})
     return [{k: v for k, v in item.items() if k != "spot"} for item in kept]
 
 
@@ -155,6 +155,7 @@ def _spec(
     return {
         "height": 420,
         "data": {"values": drawn},
+        "transform": clamped(domain),
         "encoding": {"y": y},
         "layer": [
             *bands(domain),

@@ -1,5 +1,7 @@
 """The page: one HTML file with everything in it, readable from a file and without a network."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 import qsweep
 from qsweep.report import costs, options
 from qsweep.report.answer import Sentence, answers, nothing
 from qsweep.report.data import Group, SweepData, groups, merge, why_apart
 from qsweep.report.health import health
 from qsweep.report.overview import quality_against_size
-from qsweep.report.panel import Panel, tidy
+from qsweep.report.packing import packed
+from qsweep.report.panel import Panel
 from qsweep.report.table import Table, table
 from qsweep.report.theme import config
 from qsweep.report.tokens import FindArrays, divergence_by_token, stored_arrays
@@ -46,6 +51,8 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         for panel in [section.overview, *section.panels]
         if panel is not None and panel.spec is not None
     ]
+    behaviour = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    vega = script() if charts else ""
     return _environment().get_template("page.html.j2").render(
         title=", ".join(names),
         names=names,
@@ -54,11 +61,12 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         apart=_apart(found),
         nothing="" if found else nothing(records),
         health=health(sweeps, records, found),
-        charts=[json.dumps(tidy(spec), allow_nan=False, ensure_ascii=False) for spec in charts],
+        charts=json.dumps(packed(charts), allow_nan=False, ensure_ascii=False) if charts else "",
         config=config(),
-        script=script() if charts else "",
+        script=vega,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        behaviour=(_TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        behaviour=behaviour,
+        allowed=Markup(" ".join(_allowance(text) for text in (vega, behaviour) if text)),  # noqa: S704
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=qsweep.__version__,
     )  # fmt: skip
@@ -89,6 +97,12 @@ def _apart(found: Sequence[Group]) -> list[tuple[str, str]]:
     return [(group.title, why_apart(found[0], group)) for group in found[1:]]
 
 
+def _allowance(text: str) -> str:
+    # The page's policy names its two scripts by their hashes: no other one can run in it.
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -103,10 +117,8 @@ def _environment() -> Any:
     return environment
 
 
-def in_script(text: str) -> Any:
+def in_script(text: str) -> Markup:
     """JSON that may stand inside a script element: nothing in it can end the element."""
-    from markupsafe import Markup
-
     for character, code in (
         ("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"),
         ("\u2028", "\\u2028"), ("\u2029", "\\u2029"),

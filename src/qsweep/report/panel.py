@@ -36,10 +36,18 @@ class Panel:
     wide: bool = False
 
 
+# What all charts say alike of a trial.
+SHARED = (
+    "label", "series", "ratio", "low", "high", "h_setting", "h_ratio", "h_ppl", "h_size", "h_kld",
+    "h_top1", "h_verdict",
+)  # fmt: skip
+
+
 def point(row: Row) -> dict[str, Any]:
     """A row as a chart needs it, with the texts of its hover."""
     low, high = row.get("ppl_ratio_low"), row.get("ppl_ratio_high")
     return {
+        "id": row["key"],
         "label": row["label"],
         "series": row["series"],
         "ratio": row.get("ppl_ratio"),
@@ -131,7 +139,8 @@ def ticks(domain: tuple[float, float]) -> list[float]:
 def bands(domain: tuple[float, float], *, words: bool = True) -> list[Spec]:
     """The verdicts' bands behind the points, with their words at the left edge."""
     low, high = domain
-    values, start = [], low
+    values: list[dict[str, Any]] = []
+    start = low
     for word, bound in BANDS:
         end = high if bound is None else min(bound, high)
         if end > start:
@@ -172,18 +181,19 @@ def decades(values: Iterable[float]) -> list[float]:
     return [10.0**e for e in range(math.floor(min(known)), math.ceil(max(known)) + 1)]
 
 
-def clipped(points: Iterable[dict[str, Any]], domain: tuple[float, float]) -> list[dict[str, Any]]:
-    """Points with what is drawn of them: ``y``, ``y_low``, ``y_high`` inside the domain."""
+def clamped(domain: tuple[float, float]) -> list[Spec]:
+    """What is drawn of a ratio and its interval: ``y``, ``y_low``, ``y_high`` inside the domain."""
     low, high = domain
-    made = []
-    for p in points:
-        ratio = p["ratio"]
-        if not is_finite(ratio):
-            continue
-        ends = [p[n] if is_finite(p[n]) else ratio for n in ("low", "high")]
-        y_low, y, y_high = (min(max(v, low), high) for v in (ends[0], ratio, ends[1]))
-        made.append({**p, "y": y, "y_low": y_low, "y_high": y_high, "beyond": ratio > high})
-    return made
+
+    def end(name: str) -> str:
+        return f"clamp(isValid(datum.{name}) ? datum.{name} : datum.ratio, {low!r}, {high!r})"
+
+    return [
+        {"calculate": f"clamp(datum.ratio, {low!r}, {high!r})", "as": "y"},
+        {"calculate": end("low"), "as": "y_low"},
+        {"calculate": end("high"), "as": "y_high"},
+        {"calculate": f"datum.ratio > {high!r}", "as": "beyond"},
+    ]
 
 
 def error_bars(x: Spec, **more: Any) -> Spec:

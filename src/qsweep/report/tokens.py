@@ -35,8 +35,10 @@ def stored_arrays(record: Record, measurement: dict[str, Any]) -> Path | None:
 def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[Panel]:
     """Two panels: the distribution of KLD over tokens, and its size by confidence."""
     records = {record["key"]: record for record in group.records}
-    found = []
-    for row in _chosen(group.quantized):
+    found: list[tuple[Row, np.ndarray, np.ndarray]] = []
+    for row in _candidates(group.quantized):
+        if len(found) == _TRIALS:
+            break
         record = records[row["key"]]
         measurement = primary(record)
         path = find(record, measurement) if measurement else None
@@ -76,17 +78,15 @@ def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[
     ]
 
 
-def _chosen(rows: Sequence[Row]) -> list[Row]:
-    # The front first, evenly thinned; then the best of each method that is not on it.
+def _candidates(rows: Sequence[Row]) -> list[Row]:
+    # The front first, evenly thinned; then the best of each other method; then the rest, for where
+    # arrays are gone. Each costs a look at the disk, or a download.
     best = front(rows)
     step = max(1, -(-len(best) // _TRIALS))
-    chosen = best[::-1][::step][:_TRIALS]
-    for row in sorted(rows, key=lambda r: r["ppl_ratio"]):
-        if len(chosen) >= _TRIALS:
-            break
-        if row["series"] not in {r["series"] for r in chosen}:
-            chosen.append(row)
-    return chosen
+    ranked = sorted(rows, key=lambda row: row["ppl_ratio"])
+    by_method = {row["series"]: row for row in reversed(ranked)}
+    chosen = {row["key"]: row for row in (*best[::-1][::step], *by_method.values(), *ranked)}
+    return list(chosen.values())[: 3 * _TRIALS]
 
 
 def _read(path: Path) -> "tuple[np.ndarray, np.ndarray] | None":

@@ -3,10 +3,31 @@
 (() => {
   const root = document.documentElement;
   const read = (element) => JSON.parse(element.textContent);
-  const specs = [...document.querySelectorAll("script.spec")].map(read);
+  const charts = document.getElementById("charts");
+  const specs = charts ? unpacked(read(charts)) : [];
   const config = document.getElementById("config");
   const places = [...document.querySelectorAll(".chart")];
   const MANY = 1500;
+
+  // Points come as columns, a field of few texts as words and numbers of them.
+  function points(columns) {
+    const lists = Object.entries(columns).map(([name, list]) =>
+      [name, list.words ? list.of.map((i) => list.words[i]) : list]);
+    const count = lists.length ? lists[0][1].length : 0;
+    return Array.from({ length: count }, (_, i) =>
+      Object.fromEntries(lists.map(([name, list]) => [name, list[i]])));
+  }
+
+  function unpacked({ rows, specs: packed }) {
+    const common = points(rows);
+    packed.forEach((spec) => {
+      if (spec.data && spec.data.columns) {
+        const own = points(spec.data.columns);
+        spec.data = { values: own.map((point) => ({ ...common[point.row], ...point })) };
+      }
+    });
+    return packed;
+  }
 
   function painted(value, style) {
     if (Array.isArray(value)) return value.map((item) => painted(item, style));
