@@ -24,6 +24,7 @@ from qsweep.record import (
     timestamp,
     unfinished_record,
 )
+from qsweep.report import report_sweep
 from qsweep.results import write_results
 from qsweep.store import Store, check_writable
 from qsweep.tracking import Tracker, fingerprint
@@ -86,6 +87,7 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
         finally:
             records = list(sweep.records.values())
             write_results(sweep.directory, records, command)
+            report_sweep(sweep.directory, records, command, _say)
             tracker.finish(records, interrupted=interrupted)
     return sweep
 
