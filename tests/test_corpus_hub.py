@@ -114,9 +114,7 @@ def hub(tmp_path_factory):
     import gzip
 
     rows = "".join(json_text({"text": f"Document {n}.", "url": "x"}) + "\n" for n in range(1200))
-    hub.add(
-        "allenai/c4", {"en/c4-validation.00000-of-00008.json.gz": gzip.compress(rows.encode())}
-    )
+    hub.add("allenai/c4", {"en/c4-validation.00000-of-00008.json.gz": gzip.compress(rows.encode())})
     hub.add(
         "HuggingFaceH4/ultrachat_200k",
         {
@@ -128,7 +126,9 @@ def hub(tmp_path_factory):
         "wikimedia/wikipedia",
         {
             "README.md": card(("20231101.zh", "train", "20231101.zh/train-*")),
-            "20231101.zh/train-00000-of-00001.parquet": parquet([{"text": "数学是研究数量的学科。"}]),
+            "20231101.zh/train-00000-of-00001.parquet": parquet(
+                [{"text": "数学是研究数量的学科。"}]
+            ),
         },
     )
     rows = json_text({"content": "def f():\n    return 1\n"}) + "\n"

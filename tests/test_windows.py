@@ -253,7 +253,9 @@ def test_facts_say_what_was_scored():
 def test_the_fingerprint_follows_the_ids_and_what_is_scored():
     first = cut(1000, Preset("a", context=100))
     assert cut(1000, Preset("b", context=100)).fingerprint == first.fingerprint
-    assert cut(1001, Preset("a", context=100)).fingerprint == first.fingerprint  # the rest is dropped
+    assert (
+        cut(1001, Preset("a", context=100)).fingerprint == first.fingerprint
+    )  # the rest is dropped
     assert cut(1000, Preset("a", context=50)).fingerprint != first.fingerprint
     half = Preset("a", context=100, scoring="second half")
     assert cut(1000, half).fingerprint != first.fingerprint
