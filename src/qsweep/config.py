@@ -179,7 +179,9 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     if backends := values.get("backends"):
         backend = str(values.get("backend"))
         if backend not in backends:
-            raise ConfigError(f"quant.backend={backend}: no such backend{nearest(backend, backends)}")
+            raise ConfigError(
+                f"quant.backend={backend}: no such backend{nearest(backend, backends)}"
+            )
         target = backends[backend]
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
