@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,8 +258,3 @@ def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
     text = build(CorpusConfig, {k: v for k, v in values.items() if k not in own}, "calibration")
     sampling = {k: v for k, v in values.items() if k in own}
     return build(CalibrationConfig, {"text": text, **sampling}, "calibration")
-
-
-def options_of(config: Any) -> dict[str, Any]:
-    """A dataclass as a plain mapping without what is None."""
-    return {name: value for name, value in asdict(config).items() if value is not None}
