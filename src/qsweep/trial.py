@@ -195,15 +195,29 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
 
     assert plan.timing is not None
     timing, setting = plan.timing, plan.setting
+    trusted = plan.trial.model.trust_remote_code
 
     def make(out: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with device_lock(store.root / "locks", setting.device):
             if timing["speed"]:
-                figures |= measure_speed(artifact, setting.facts.path, setting.device, progress)
+                figures |= measure_speed(
+                    artifact,
+                    setting.facts.path,
+                    setting.device,
+                    progress,
+                    trust_remote_code=trusted,
+                )
         if timing["kld_native"]:
             primary = next(m for m in plan.measurements if m.primary)
-            figures |= kld_native(artifact, setting.facts.path, windows_of(plan, primary), progress)
+            figures |= kld_native(
+                artifact,
+                setting.facts.path,
+                windows_of(plan, primary),
+                progress,
+                device=setting.device,
+                trust_remote_code=trusted,
+            )
         return figures
 
     store.build("timings", timing, make)
