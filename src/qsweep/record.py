@@ -57,6 +57,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         "speed": speed,
         **(tasks or {}),
         "quantize_s": made.get("quantize_s"),
+        "shared_s": made.get("shared_s"),
         "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
         + sum(task["seconds"] for task in (tasks or {}).get("tasks", ())),
         "peak_memory_gb": max(c["peak_memory_gb"] for c in contents if "peak_memory_gb" in c),
@@ -79,6 +80,7 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
         "measurements": [],
         "speed": None,
         "quantize_s": None,
+        "shared_s": None,
         "evaluate_s": None,
         "peak_memory_gb": None,
         "peak_host_memory_gb": None,

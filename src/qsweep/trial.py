@@ -8,6 +8,7 @@ import contextlib
 import gc
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,17 @@ if TYPE_CHECKING:
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
     store = Store(Path(payload["store"]))
-    trial = trial_config(payload["config"])
+    run_trial(plan_here(payload["config"], payload["model"], store), store, progress)
+    return {}
+
+
+def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
+    """The plan of a resolved configuration, inside a job's process and for its device."""
+    trial = trial_config(config)
     # The launcher's slot says which device is this process's own.
     own = slot_device()
     device = "cuda:0" if own == "cuda" else own
-    setting = find_setting(trial, Path(payload["model"]), store, device)
-    run_trial(make_plan(trial, setting), store, progress)
-    return {}
+    return make_plan(trial, find_setting(trial, Path(model), store, device))
 
 
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
@@ -58,23 +63,37 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
         return reference_artifact(plan.setting.facts)
 
     def quantize(out: Path) -> dict[str, Any]:
-        started = time.perf_counter()
-        reset_peak_memory(plan.setting.device)
-        # Some libraries write logs into whatever folder they are called in.
-        with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
-            artifact = plan.trial.quant.quantize(
-                source_model(plan), calibration_tokens(plan), out, progress
-            )
-        return {
-            **to_content(artifact),
-            "quantize_s": time.perf_counter() - started,
-            **peak_memory(plan.setting.device),
-        }
+        def alone() -> list[Artifact]:
+            tokens = calibration_tokens(plan)
+            return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
+
+        return made(plan.setting.device, alone)[0]
 
     progress("quantize", None)
     entry, _ = store.build("artifacts", plan.artifact, quantize)
     _release_memory()
     return from_content(entry.path, entry.content)
+
+
+def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:
+    """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
+
+    ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
+    are in ``shared_s`` instead.
+    """
+    started = time.perf_counter()
+    reset_peak_memory(device)
+    # Some libraries write logs into whatever folder they are called in.
+    with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
+        artifacts = quantize()
+    spent = {"quantize_s": time.perf_counter() - started}
+    memory = peak_memory(device)
+    own = ("quantize_s", "shared_s")
+    times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
+    return [
+        {**to_content(artifact), **spent, **told, **memory}
+        for artifact, told in zip(artifacts, times, strict=True)
+    ]
 
 
 def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:

@@ -127,7 +127,14 @@ def metric_prefix(corpus: str, preset: str) -> str:
 
 
 def _figures(record: Record) -> Iterator[tuple[str, float]]:
-    simple = ("quantize_s", "evaluate_s", "peak_memory_gb", "peak_host_memory_gb", "seconds")
+    simple = (
+        "quantize_s",
+        "shared_s",
+        "evaluate_s",
+        "peak_memory_gb",
+        "peak_host_memory_gb",
+        "seconds",
+    )
     named = [
         ("", (primary(record) or {}).get("metrics") or {}),
         ("", record.get("artifact") or {}),
