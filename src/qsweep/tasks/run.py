@@ -123,10 +123,11 @@ def task_records(
         if comparison is not None:
             comparisons[name] = (record["capability"], comparison)
     found_capabilities = capabilities(comparisons, perplexity_comparison(metrics))
+    reference = all(plan.key == plan.reference_key for plan in plans)
     return {
         "tasks": records,
         "capabilities": found_capabilities,
-        "suffers_most": suffers_most(found_capabilities),
+        "suffers_most": None if reference else suffers_most(found_capabilities),
     }
 
 
