@@ -65,7 +65,9 @@ class Alignment:
             return f"in-domain calibration helped beyond noise {where}"
         if helped and hurt:
             best = helped[0]
-            return f"calibrating on {best} was better on both: what helped was the text, not its kind"
+            return (
+                f"calibrating on {best} was better on both: what helped was the text, not its kind"
+            )
         if hurt:
             return f"in-domain calibration hurt on {' and '.join(hurt)}"
         return "in-domain calibration made no difference beyond noise"

@@ -170,7 +170,7 @@ def build_reference(
             writer.add(features)
 
         batch = run_windows(engine, windows, consume, lambda done: progress("reference", done))
-    require_finite(kept["nll"].cpu(), windows)
+    require_finite(kept["nll"].cpu(), windows, model=model)
     save_file({**kept, **probe}, out / _TOKENS)
     facts = {
         **run_facts(engine, batch),
