@@ -157,7 +157,7 @@ def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     assert "math suffers most: 40.0%" in page and "loss of 30.0 ± " in page
     assert "no capability suffers beyond chance (lowest: math" in page
     assert "code: not measurable on this model" in page
-    assert "mmlu: no data (1 trials)" in page
+    assert "mmlu: no data (1 trial)" in page
 
 
 def test_a_sweep_without_tasks_has_no_page():
