@@ -115,7 +115,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     tokenizer.save_pretrained(out)
     file = out / "tokenizer_config.json"
     config = json.loads(file.read_text())
-    config = {k: v for k, v in config.items() if k not in ("backend", "is_local", "local_files_only")}
+    config = {
+        k: v for k, v in config.items() if k not in ("backend", "is_local", "local_files_only")
+    }
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     file.write_text(json.dumps(config, indent=2) + "\n")
 
