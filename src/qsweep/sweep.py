@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from qsweep.files import write_json
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
 from qsweep.locks import FileLock
 from qsweep.models import resolve
+from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting, find_setting, make_plan
 from qsweep.record import (
     Record,
@@ -23,6 +24,7 @@ from qsweep.record import (
     timestamp,
     unfinished_record,
 )
+from qsweep.report import report_sweep
 from qsweep.results import write_results
 from qsweep.store import Store, check_writable
 from qsweep.tracking import Tracker, fingerprint
@@ -85,6 +87,7 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
         finally:
             records = list(sweep.records.values())
             write_results(sweep.directory, records, command)
+            report_sweep(sweep.directory, records, command, _say)
             tracker.finish(records, interrupted=interrupted)
     return sweep
 
@@ -122,7 +125,7 @@ def _setting(
     trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
 ) -> Setting | QsweepError:
     calibration = trial.calibration.text if trial.quant.uses_calibration else None
-    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval.dtype))
+    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
     if key not in settings:
         try:
             path, notice = resolve(trial.model, store)
@@ -173,7 +176,8 @@ def _run(
         record(content, cached=False, started=now(), ended=now())
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
-        if done := finished_record(plan, store):
+        done = finished_record(plan, store)
+        if done and not any(task["reason"] for task in done.get("tasks") or ()):
             record(done, cached=True)
         else:
             missing[key] = plan
@@ -181,8 +185,12 @@ def _run(
         return
     server = ForkServer()
     server.start()  # imports torch while the rest is prepared
+    slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
+    passes = Passes(missing.values(), store, slots.count)
 
     def on_done(job: Job, result: JobResult) -> None:
+        if job.id not in missing:
+            return  # a pass: its trials tell what became of it
         plan = missing[job.id]
         done = finished_record(plan, store) if result.status == "finished" else None
         if done is None:
@@ -192,13 +200,36 @@ def _run(
         started = None if result.started is None else timestamp(result.started)
         record(done, cached=False, seconds=result.seconds, started=started, ended=now())
 
-    jobs = [_job(plan, sweep, store, missing) for plan in missing.values()]
-    slots = make_slots(sweep.config.n_jobs, [job.device for job in jobs])
-    with server, open_display(len(jobs), sweep.name, slots.count) as display:
-        run_jobs(jobs, slots=slots, on_event=display.event, on_done=on_done, server=server)
+    def trial_job(plan: Plan) -> Job:
+        return _job(plan, sweep, store, missing, passes.needs(plan))
+
+    def pass_jobs(some: Iterable[Pass]) -> list[Job]:
+        return [_pass_job(one, sweep, store) for one in some]
+
+    def retry(job: Job, _: JobResult) -> list[Job]:
+        halves, concerned = passes.split(job.id)
+        again = [trial_job(plan) for plan in missing.values() if plan.artifact_key in concerned]
+        return pass_jobs(halves) + again
+
+    jobs = pass_jobs(passes) + [trial_job(plan) for plan in missing.values()]
+    with server, open_display(len(missing), sweep.name, slots.count) as display:
+        run_jobs(
+            jobs,
+            slots=slots,
+            on_event=display.event,
+            on_done=on_done,
+            retry=retry,
+            server=server,
+        )
 
 
-def _job(plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan]) -> Job:
+def _pass_job(one: Pass, sweep: Sweep, store: Store) -> Job:
+    return one.job(store, _log(sweep, one.id), sweep.config.timeout_s, _device(one.plans[0]))
+
+
+def _job(
+    plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan], passes: tuple[str, ...]
+) -> Job:
     reference = plan.reference().key
     return Job(
         id=plan.key,
@@ -211,7 +242,7 @@ def _job(plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan]) ->
         },
         log=_log(sweep, plan.key),
         timeout_s=sweep.config.timeout_s,
-        needs=(reference,) if reference != plan.key and reference in missing else (),
+        needs=passes + ((reference,) if reference != plan.key and reference in missing else ()),
         device=_device(plan),
     )
 

@@ -209,7 +209,8 @@ def _compute_best_scale(
         return (output.float() - reference.float()).square().sum().item()
 
     with torch.inference_mode():
-        error, chunks = block_error, len(references)
+        error: Callable[[int], float] = block_error
+        chunks = len(references)
         if module2inspect is linears2scale[0] and device.type == x.device.type == "cpu":
             error, chunks = _error_of_one_matrix(weights[0], x), 1
         ratios = [step / _STEPS for step in range(_STEPS)]
