@@ -12,8 +12,13 @@ from qsweep.schema import nearest
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
 _single: list[tuple[Any, list[str], str]] = []
+# The session of a search, whose batches all belong to one sweep.
+sessions: list[Any] = []
 # Options that change no number do not belong in a sweep's name.
-_NOT_IN_NAME = ("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device")
+_NOT_IN_NAME = (
+    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
+    *("search.trials", "search.batch", "search.storage", "search.study"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,31 +71,49 @@ def _hydra_main() -> None:
     )
 
 
-def run_one(config: Any) -> None:
+def run_one(config: Any) -> Any:
     """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    overrides = list(HydraConfig.get().overrides.task)
-    _single.append((config, overrides, HydraConfig.get().job.config_name or "config"))
+    hydra = HydraConfig.get()
+    job = (config, list(hydra.overrides.task), hydra.job.config_name or "config")
+    if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+        return run_composed([config], *job[1:])[0]
+    _single.append(job)
+    return None
 
 
-def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> Any:
-    """Run composed configurations as one sweep, print its table, and remember the outcome."""
+def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:
+    """Run composed configurations as one sweep, or as a batch of the search that is under way.
+
+    Prints the sweep's table and remembers the outcome. Returns the record of each configuration.
+    """
     from omegaconf import OmegaConf
 
+    from qsweep.compose import plain
     from qsweep.sweep import command_line, run_sweep
+    from qsweep.sweepfile import check_options
+
+    resolved = [c if isinstance(c, dict) else plain(c, OmegaConf) for c in configs]
+    check_options(resolved[0], _known_options(""))
+    if sessions:
+        return sessions[-1].run_configs(resolved)
+    name = resolved[0]["sweep"] or default_name(overrides, config_name)
+    sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
+    conclude(sweep)
+    return [sweep.records[key] for key in sweep.asked]
+
+
+def conclude(sweep: Any) -> None:
+    """Print what a sweep came to, and remember it for the exit code."""
     from qsweep.table import print_results
     from qsweep.tracking import ui_line
 
-    resolved = [OmegaConf.to_container(c, resolve=True, throw_on_missing=True) for c in configs]
-    plain: list[dict[str, Any]] = [dict(r) for r in resolved]  # type: ignore[arg-type]
-    name = plain[0]["sweep"] or default_name(overrides, config_name)
-    sweep = run_sweep(plain, name, command_line(sys.argv[1:]))
     print_results(list(sweep.records.values()), sweep.directory)
     if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
         print(f"compare in the MLflow UI: {line}")
     _outcomes.append(sweep)
-    return sweep
 
 
 def default_name(overrides: list[str], config_name: str) -> str:
@@ -139,6 +162,9 @@ def explain(error: Exception) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1)
         return f"no option {key!r}{nearest(key, _known_options(key))}"
+    if found := re.search(r"Key '(\w+)' not in 'Qsweep\w+Config'", text):
+        known = ("params", "when", "trials")
+        return f"no option 'hydra.sweeper.{found.group(1)}'{nearest(found.group(1), known)}"
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = found.group(1).rpartition("/")
         choices = [line.strip() for line in text.splitlines() if line.startswith("\t")]
