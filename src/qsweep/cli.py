@@ -62,13 +62,34 @@ def _hydra_main() -> None:
 
     register_resolvers()
     parser = get_args_parser()
+    arguments = parser.parse_args()
+    # Hydra finds that out too, but only where nothing is wrong with the rest.
+    arguments.multirun = arguments.multirun or _is_multirun(arguments)
     _run_hydra(
-        args=parser.parse_args(),
+        args=arguments,
         args_parser=parser,
         task_function=run_one,
         config_path=str(folder("conf")),
         config_name="config",
     )
+
+
+def _is_multirun(arguments: Any) -> bool:
+    """Whether the sweep file that is named wants several trials, and the command line no other."""
+    from omegaconf import OmegaConf
+
+    other = arguments.run or arguments.cfg or arguments.info or arguments.shell_completion
+    if other or any(override.startswith("hydra.mode=") for override in arguments.overrides):
+        return False
+    places = [Path(arguments.config_dir)] if arguments.config_dir else []
+    for place in (*places, folder("sweeps")):
+        file = place / f"{arguments.config_name}.yaml"
+        if file.is_file():
+            try:
+                return OmegaConf.select(OmegaConf.load(file), "hydra.mode") == "MULTIRUN"
+            except Exception:  # Hydra says what is wrong with the file
+                return False
+    return False
 
 
 def run_one(config: Any) -> Any:
@@ -97,6 +118,10 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
 
     resolved = [c if isinstance(c, dict) else plain(c, OmegaConf) for c in configs]
     check_options(resolved[0], _known_options(""))
+    for config in resolved:
+        if search := config.get("search"):
+            # How a trial was found is no part of it, and a storage's URL may hold a password.
+            config["search"] = {"fidelity": search["fidelity"]}
     if sessions:
         return sessions[-1].run_configs(resolved)
     name = resolved[0]["sweep"] or default_name(overrides, config_name)

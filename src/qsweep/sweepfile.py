@@ -112,4 +112,5 @@ def _parse(override: str) -> tuple[str, tuple[str, ...]]:
         return name, (str(parsed.get_value_element_as_str()),)
     if not parsed.is_discrete_sweep():
         raise ConfigError(f"{override}: give the values one by one; a trial is one of them")
-    return name, tuple(str(value) for value in parsed.sweep_string_iterator())
+    values = (str(value) for value in parsed.sweep_string_iterator())
+    return name, tuple({"True": "true", "False": "false"}.get(value, value) for value in values)

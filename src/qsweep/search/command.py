@@ -22,12 +22,16 @@ from qsweep.search.objectives import (
 from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
 from qsweep.search.space import Params, Space, overrides_of
-from qsweep.search.study import Entry, Study, open_storage
+from qsweep.search.storage import open_storage
+from qsweep.search.study import Entry, Study
 from qsweep.store import check_writable
 from qsweep.sweep import Session, Sweep, command_line, keys_of, open_session, open_store, plan_all
+from qsweep.tracking.settings import HIDDEN, secret_of
 
 # What says nothing about a single trial.
 _NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s")
+# What changes no number either; the device's type is part of the protocol.
+_NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 
 
 class HydraLab:
@@ -112,7 +116,10 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
     name = config["sweep"] or default_name(list(hydra.overrides.task), config_name)
-    sweep = Sweep(sweep_config(config), name, command_line(sys.argv[1:]))
+    command = command_line(sys.argv[1:])
+    if secret := secret_of(settings.storage or ""):
+        command = command.replace(secret, HIDDEN)
+    sweep = Sweep(sweep_config(config), name, command)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     found: dict[str, Setting | QsweepError] = {}
@@ -173,7 +180,11 @@ def _identity(
             continue
         plan = list(plans.values())[-1]
         return {
-            "space": space.describe(),
+            "space": {
+                label: values
+                for label, values in space.describe().items()
+                if not label.lstrip("+~").startswith((*_NOT_A_TRIALS, *_NOT_A_RESULTS))
+            },
             "objective": [str(o) for o in objectives],
             "constraints": [str(c) for c in constraints],
             "few_windows": settings.few_windows,

@@ -140,7 +140,9 @@ class Search:
             for position in order:
                 candidate = hopeful[position]
                 trial = candidate.trial
-                number = self.study.claim(trial.key, trial.name, candidate.params, self.space)
+                number = self.study.claim(
+                    trial.key, trial.name, candidate.params, self.space, candidate.outcome
+                )
                 if number is not None:
                     claimed.append((number, candidate))
                 if len(claimed) == width:
@@ -186,36 +188,33 @@ class Search:
         return pool
 
     def _screen(self, pool: Sequence[Candidate]) -> list[Candidate]:
-        """The pool with what proxies say of it; what needs no proxy is its own, on few windows."""
+        """The pool with what proxies say of it; what needs no proxy shows its own first windows."""
         if "proxy" in self.settings.rungs:
             new = [c for c in pool if c.trial.key not in self._screened]
-            proxies = {c.trial.key: self._proxy(c) for c in new}
-            found = dict(zip(proxies, self._look(list(proxies.values()), "proxy"), strict=True))
-            self._screened |= found
+            looks = [self._cheapest(candidate) for candidate in new]
+            for candidate, outcome in zip(new, self._look(looks), strict=True):
+                self._screened[candidate.trial.key] = outcome
         return [Candidate(c.params, c.trial, self._screened.get(c.trial.key)) for c in pool]
 
-    def _proxy(self, candidate: Candidate) -> Params | None:
-        proxy = proxy_of(
-            candidate.params, candidate.trial.quant, candidate.trial.method, self.settings.proxy
-        )
-        return None if proxy is None else self._quick(proxy, "proxy")
+    def _cheapest(self, candidate: Candidate) -> Params:
+        trial = candidate.trial
+        proxy = proxy_of(candidate.params, trial.quant, trial.method, self.settings.proxy)
+        if proxy is None:
+            return quick_look(candidate.params, self.settings.few_windows, "few")
+        return quick_look(proxy, self.settings.few_windows, "proxy")
 
-    def _quick(self, overrides: Params, fidelity: Fidelity) -> Params:
-        return quick_look(overrides, self.settings.few_windows, fidelity)
-
-    def _look(self, jobs: Sequence[Params | None], fidelity: Fidelity) -> list[Outcome | None]:
-        """Measure at low fidelity; None where there is nothing to measure or it did not finish."""
-        distinct = {tuple(job.items()): job for job in jobs if job is not None}
+    def _look(self, jobs: Sequence[Params]) -> list[Outcome | None]:
+        """Measure at low fidelity, equal jobs once; None for what did not finish."""
+        distinct = {tuple(job.items()): job for job in jobs}
         records = dict(zip(distinct, self.lab.run(list(distinct.values())), strict=True))
+        return [self._outcome(records[tuple(job.items())]) for job in jobs]
+
+    def _outcome(self, record: Record) -> Outcome | None:
+        if record["status"] != "finished":
+            return None
+        fidelity = record["fidelity"]
         keeps = self.settings.keeps if fidelity == "proxy" else None
-        outcomes: list[Outcome | None] = []
-        for job in jobs:
-            record = None if job is None else records[tuple(job.items())]
-            done = record is not None and record["status"] == "finished"
-            outcomes.append(
-                Outcome(fidelity, spans(record, self._metrics, keeps)) if record and done else None
-            )
-        return outcomes
+        return Outcome(fidelity, spans(record, self._metrics, keeps))
 
     def _drop(self, pool: Sequence[Candidate], entries: Sequence[Entry]) -> list[Candidate]:
         rivals = self._rivals(entries)
@@ -265,15 +264,17 @@ class Search:
         """Those of a batch that may still win after their first windows."""
         if "few" not in self.settings.rungs:
             return list(batch)
-        jobs = [self._quick(candidate.params, "few") for _, candidate in batch]
-        records = self.lab.run(jobs)
+        windows = self.settings.few_windows
+        jobs = [quick_look(candidate.params, windows, "few") for _, candidate in batch]
         left = []
-        for (number, candidate), record in zip(batch, records, strict=True):
-            if record["status"] != "finished":
+        for (number, candidate), record in zip(batch, self.lab.run(jobs), strict=True):
+            outcome = self._outcome(record)
+            if outcome is None:
                 self.study.fail(number, record["reason"])
                 continue
-            outcome = Outcome("few", spans(record, self._metrics))
-            self.study.note(number, outcome)
+            known = candidate.outcome
+            if known is None or known.fidelity == "proxy":
+                self.study.note(number, outcome)
             reason = self._hopeless(outcome, self._rivals(self.study.entries()))
             if reason:
                 self.study.drop(number, reason)

@@ -10,13 +10,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qsweep.errors import ConfigError, QsweepError
-from qsweep.locks import FileLock
+from qsweep.errors import ConfigError
 from qsweep.search.fidelity import Outcome
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 State = Literal["running", "complete", "dropped", "failed"]
 _STATES: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "failed"}
 _ALIVE_EVERY_S, _DEAD_AFTER_S = 30.0, 300.0
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class Study:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self._label = name
         self._read: dict[int, Entry] = {}
+        self._ids: dict[int, int] = {}
         directions = [o.direction for o in objectives]
         existing = {s.study_name: s for s in optuna.get_all_study_summaries(storage, False)}
         if name in existing:
@@ -90,12 +90,15 @@ class Study:
         )
         if name not in existing:
             self.optuna.set_user_attr("qsweep.identity", dict(identity))
-            self.optuna.set_metric_names([o.metric for o in objectives])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # experimental since 2023
+                self.optuna.set_metric_names([o.metric for o in objectives])
 
     def entries(self) -> list[Entry]:
         """All trials, the other processes' too. Finished ones are read once."""
         found = []
         for trial in self.optuna.get_trials(deepcopy=False):
+            self._ids[trial.number] = trial._trial_id
             entry = self._read.get(trial.number)
             if entry is None:
                 entry = _entry(trial)
@@ -104,15 +107,20 @@ class Study:
             found.append(entry)
         return found
 
-    def claim(self, key: str, name: str, params: Params, space: Space) -> int | None:
+    def claim(
+        self, key: str, name: str, params: Params, space: Space, outcome: Outcome | None = None
+    ) -> int | None:
         """Make a trial this process's own; None if another process was quicker.
 
         A trial appears with its key in one transaction, and of two with the same key the lower
         number counts: so no two processes run the same one.
         """
-        number = self._add("RUNNING", key, name, params, space)
-        for entry in self.entries():
-            if entry.key == key and entry.number < number and self.is_taken(entry):
+        known = {} if outcome is None else {"outcome": _to_json(outcome)}
+        self._add("RUNNING", key, name, params, space, known)
+        same = [entry for entry in self.entries() if entry.key == key]
+        number = max(entry.number for entry in same if entry.owner == self.owner)
+        for entry in same:
+            if entry.number < number and self.is_taken(entry):
                 self.fail(number, f"trial {entry.number} is the same")
                 return None
         return number
@@ -212,8 +220,8 @@ class Study:
         name: str,
         params: Params,
         space: Space,
-        more: Mapping[str, Any] | None = None,
-    ) -> int:
+        more: Mapping[str, Any],
+    ) -> None:
         from optuna.trial import TrialState, create_trial
 
         labels, distributions = study_params(params, space)
@@ -227,18 +235,15 @@ class Study:
                     "name": name,
                     "params": params,
                     "owner": self.owner,
-                    **(more or {}),
+                    **more,
                 },
             )
         )
-        mine = [e.number for e in self.entries() if e.key == key and e.owner == self.owner]
-        return max(mine)
 
     def _trial(self, number: int) -> Any:
         import optuna
 
-        trials = self.optuna.get_trials(deepcopy=False)
-        return optuna.trial.Trial(self.optuna, trials[number]._trial_id)
+        return optuna.trial.Trial(self.optuna, self._ids[number])
 
 
 def refuse_other(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -266,56 +271,6 @@ def study_params(params: Params, space: Space) -> tuple[dict[str, str], dict[str
             labels[label] = params[parameter.name]
             distributions[label] = CategoricalDistribution(parameter.values)
     return labels, distributions
-
-
-def open_storage(where: str | None, directory: Path) -> Any:
-    """An Optuna storage: sqlite in ``directory``, a journal there, or a database's URL.
-
-    Raises:
-        QsweepError: one line, if it cannot be reached; ConfigError if it is no storage at all.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if where == "journal" or (where or "").endswith(".journal"):
-        from optuna.storages.journal import JournalFileBackend
-
-        file = directory / "study.journal" if where == "journal" else Path(str(where))
-        return _reach(lambda: optuna.storages.JournalStorage(JournalFileBackend(str(file))), file)
-    url = f"sqlite:///{directory / 'study.db'}" if where in (None, "sqlite") else str(where)
-    scheme = url.partition(":")[0].partition("+")[0]
-    if scheme not in _SCHEMES or "://" not in url:
-        raise ConfigError(
-            f"search.storage={where}: sqlite, journal, a file NAME.journal, or a URL such as "
-            "postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
-    if scheme != "sqlite":
-        return _reach(lambda: optuna.storages.RDBStorage(url), url)
-    # Two processes that create the tables at once would trip over each other.
-    with FileLock(directory / ".study.lock"):
-        return _reach(
-            lambda: optuna.storages.RDBStorage(
-                url, engine_kwargs={"connect_args": {"timeout": 60}}
-            ),
-            url,
-        )
-
-
-def _reach(connect: Callable[[], Any], where: Any) -> Any:
-    from qsweep.tracking.settings import public_uri
-
-    try:
-        return connect()
-    except ImportError as error:
-        raise ConfigError(
-            f"search.storage={public_uri(str(where))}: {error}; "
-            'PostgreSQL needs pip install "qsweep[postgresql]"'
-        ) from error
-    except Exception as error:  # whatever a database's driver comes up with
-        words = " ".join(str(error.__cause__ or error).split("(Background")[0].split())
-        raise QsweepError(
-            f"search.storage={public_uri(str(where))} cannot be reached: {words[:200]}"
-        ) from error
 
 
 def _entry(trial: "FrozenTrial") -> Entry:
