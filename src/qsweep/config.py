@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,7 +196,11 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
         target = backends[backend]
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
-    return build(locate(str(target), "quant._target_"), fields, "quant")  # type: ignore[return-value]
+    cls = locate(str(target), "quant._target_")
+    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        # It works in qsweep's own environment, and has nothing to choose.
+        fields.pop("env", None)
+    return build(cls, fields, "quant")  # type: ignore[return-value]
 
 
 def describe(quant: Quantizer) -> str:
@@ -258,8 +262,3 @@ def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
     text = build(CorpusConfig, {k: v for k, v in values.items() if k not in own}, "calibration")
     sampling = {k: v for k, v in values.items() if k in own}
     return build(CalibrationConfig, {"text": text, **sampling}, "calibration")
-
-
-def options_of(config: Any) -> dict[str, Any]:
-    """A dataclass as a plain mapping without what is None."""
-    return {name: value for name, value in asdict(config).items() if value is not None}

@@ -10,6 +10,8 @@ def reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
+        # Unlike almost all of torch.cuda, resetting does not initialise CUDA by itself: it raises.
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.config import CorpusConfig, TrialConfig, key_of, options_of
+from qsweep.config import CorpusConfig, EvalConfig, TrialConfig, key_of
 from qsweep.devices import resolve_device, resolve_dtype
 from qsweep.environment import environment
 from qsweep.evaluators import PROTOCOL_VERSION
@@ -21,6 +21,7 @@ from qsweep.store import Store
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.texts import Text, text_of
+from qsweep.windows import PRESETS, Preset
 
 _SPEED_PROTOCOL = 1
 
@@ -133,7 +134,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         MeasurementPlan(
             corpus=corpus,
             preset=preset,
-            identity={"artifact": key_of(artifact), **protocol},
+            identity={"artifact": key_of(artifact), **protocol, **_comparison(trial)},
             reference={"artifact": key_of(reference), **protocol},
             primary=corpus.name == trial.primary and preset == trial.eval.presets[0],
         )
@@ -141,13 +142,16 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for preset in trial.eval.presets
         for protocol in [_protocol(trial, setting, corpus, preset)]
     )
+    speed = trial.eval.speed
+    native = trial.eval.kld_native and trial.quant.method == "gguf"
     timing = None
-    if trial.eval.speed or trial.eval.kld_native:
+    if speed or native:
         timing = {
             "artifact": key_of(artifact),
             "machine": _machine(setting.device),
-            "speed": trial.eval.speed,
-            "kld_native": trial.eval.kld_native and trial.quant.method == "gguf",
+            "speed": speed,
+            # llama.cpp's own run is of the primary measurement's windows
+            "kld_native": next(m.key for m in measurements if m.primary) if native else None,
             "version": _SPEED_PROTOCOL,
         }
     tasks = tuple(
@@ -178,6 +182,18 @@ def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ..
     return find_tasks(trial.eval.tasks, options, store.root / "catalogues")
 
 
+def effective_preset(evaluation: EvalConfig, name: str) -> Preset:
+    """A preset of the protocol with what the configuration overrides. Raises ConfigError."""
+    return PRESETS[name].override(
+        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
+    )
+
+
+def sample_length(trial: TrialConfig, facts: ModelFacts) -> int:
+    """Tokens of one calibration sample: no more than the model reads."""
+    return min(trial.calibration.max_seq_len, facts.max_length)
+
+
 def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "model": setting.model_hash,
@@ -190,7 +206,7 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         identity["calibration"] = {
             "text": setting.calibration.fingerprint,
             "num_samples": trial.calibration.num_samples,
-            "max_seq_len": trial.calibration.max_seq_len,
+            "max_seq_len": sample_length(trial, setting.facts),
             "seed": trial.calibration.seed,
         }
     return identity
@@ -223,14 +239,15 @@ def _protocol(
     return {
         "text": setting.texts[corpus.name].fingerprint,
         "preset": preset,
-        "overrides": {
-            name: value
-            for name, value in options_of(trial.eval).items()
-            if name in ("context", "stride", "max_windows")
-        },
-        "divergence": trial.eval.divergence,
-        "noise_floor": trial.eval.noise_floor,
+        "overrides": effective_preset(trial.eval, preset).overrides,
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],
         "protocol": PROTOCOL_VERSION,
     }
+
+
+def _comparison(trial: TrialConfig) -> dict[str, bool]:
+    # What a measurement holds beside perplexity; the noise floor is the reference's alone.
+    divergence = trial.eval.divergence
+    own = isinstance(trial.quant, Unquantized) and divergence
+    return {"divergence": divergence, "noise_floor": own and trial.eval.noise_floor}

@@ -17,7 +17,14 @@ from qsweep.config import key_of, trial_config
 from qsweep.launch import slot_device
 from qsweep.locks import device_lock
 from qsweep.memory import peak_memory, reset_peak_memory
-from qsweep.plan import MeasurementPlan, Plan, find_setting, make_plan
+from qsweep.plan import (
+    MeasurementPlan,
+    Plan,
+    effective_preset,
+    find_setting,
+    make_plan,
+    sample_length,
+)
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Store
@@ -236,15 +243,25 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
 
     assert plan.timing is not None
     timing, setting = plan.timing, plan.setting
+    source, trusted = setting.facts.path, plan.trial.model.trust_remote_code
 
     def make(out: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with device_lock(store.root / "locks", setting.device):
             if timing["speed"]:
-                figures |= measure_speed(artifact, setting.facts.path, setting.device, progress)
+                figures |= measure_speed(
+                    artifact, source, setting.device, progress, trust_remote_code=trusted
+                )
         if timing["kld_native"]:
             primary = next(m for m in plan.measurements if m.primary)
-            figures |= kld_native(artifact, setting.facts.path, windows_of(plan, primary), progress)
+            figures |= kld_native(
+                artifact,
+                source,
+                windows_of(plan, primary),
+                progress,
+                device=setting.device,
+                trust_remote_code=trusted,
+            )
         return figures
 
     store.build("timings", timing, make)
@@ -262,28 +279,24 @@ def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
     if plan.setting.calibration is None:
         return None
     sampling = plan.trial.calibration
-    length = min(sampling.max_seq_len, plan.setting.facts.max_length)
     return calibration_samples(
         plan.setting.calibration.documents(),
         tokenizer_of(plan),
         sampling.num_samples,
-        length,
+        sample_length(plan.trial, plan.setting.facts),
         sampling.seed,
+        plan.setting.facts.model_type,
     )
 
 
 def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     """The token windows of one measurement, by the reference model's own tokenizer."""
-    from qsweep.windows import PRESETS, make_windows
+    from qsweep.windows import make_windows
 
-    evaluation = plan.trial.eval
-    preset = PRESETS[step.preset].override(
-        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
-    )
     return make_windows(
         plan.setting.texts[step.corpus.name].documents(),
         tokenizer_of(plan),
-        preset,
+        effective_preset(plan.trial.eval, step.preset),
         plan.setting.facts.max_length,
         plan.setting.facts.model_type,
     )
