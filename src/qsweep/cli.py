@@ -80,7 +80,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
 
     from qsweep.sweep import command_line, run_sweep
     from qsweep.table import print_results
-    from qsweep.tracking import ui_line
+    from qsweep.tracking import ui_line, ui_page
 
     resolved = [OmegaConf.to_container(c, resolve=True, throw_on_missing=True) for c in configs]
     plain: list[dict[str, Any]] = [dict(r) for r in resolved]  # type: ignore[arg-type]
@@ -89,6 +89,10 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     print_results(list(sweep.records.values()), sweep.directory)
     if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
         print(f"compare in the MLflow UI: {line}")
+        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
+            print(f"and there: {page}")
+    if (report := sweep.directory / "report.html").is_file():
+        print(f"report: {report}")
     _outcomes.append(sweep)
     return sweep
 

@@ -105,8 +105,12 @@ def sweep_run(
         tags |= {
             "best_trial": winner["name"],
             "best_verdict": (primary(winner) or {}).get("verdict"),
+            "verdict": (primary(winner) or {}).get("verdict"),
         }
-        metrics += [Point(f"best_{k}", v) for k, v in _headline(winner) if math.isfinite(v)]
+        # By their plain names too, so that the UI's columns and charts show a sweep by its best
+        # trial before its trials are unfolded.
+        figures = [(k, v) for k, v in _headline(winner) if math.isfinite(v)]
+        metrics += [Point(prefix + k, v) for prefix in ("best_", "") for k, v in figures]
     return Run(
         name=name,
         status=("FINISHED" if good else "FAILED") if complete else "KILLED",
