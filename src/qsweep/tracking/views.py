@@ -10,6 +10,10 @@ from typing import Any
 KEY = "qsweep"
 TAG = f"mlflow.sharedViewState.{KEY}"
 _COLUMNS = (
+    ("tags", "best_trial"),
+    ("tags", "best_verdict"),
+    ("metrics", "best_ppl_ratio"),
+    ("metrics", "best_size_gb"),
     ("tags", "verdict"),
     ("metrics", "ppl_ratio"),
     ("metrics", "kld"),
@@ -21,10 +25,11 @@ _COLUMNS = (
     ("tags", "bits"),
     ("params", "group_size"),
     ("tags", "calibration"),
-    ("tags", "best_trial"),
     ("metrics", "quantize_s"),
 )
+# A sweep's own run has its best figures; those of trials appear as their rows are unfolded.
 _CHARTS = (
+    ("Best of each sweep: quality against size", "best_size_gb", "best_ppl_ratio"),
     ("Quality against size", "size_gb", "ppl_ratio"),
     ("Divergence against size", "size_gb", "kld"),
     ("Quality against bits per weight", "bpw", "ppl_ratio"),
@@ -56,7 +61,7 @@ def view() -> str:
             for number, (title, x, y) in enumerate(_CHARTS)
         ],
         "isAccordionReordered": True,
-        "hideEmptyCharts": True,
+        "hideEmptyCharts": False,
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
     }
