@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,14 @@ from qsweep.errors import ArtifactCorrupt, QsweepError
 from qsweep.files import FileStamp, sha256_of, stamp_of, sync_tree, verify, write_json
 from qsweep.locks import FileLock
 
-Kind = Literal["artifacts", "references", "measurements", "timings", "models", "texts"]
+Kind = Literal["artifacts", "references", "measurements", "tasks", "timings", "models", "texts"]
 MANIFEST = "manifest.json"
+# A disk with less room than this is full, bytes.
+_LEAST_ROOM = 1 << 20
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]
+# The same for several at once, by key.
+MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -68,28 +73,56 @@ class Store:
         Returns the entry and whether it was made now. ``make`` gets an empty directory; whatever it
         raises leaves the store as it was.
         """
-        key = key_of(identity)
-        path = self.path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "locks" / f"{kind}-{key}.lock"):
-            if entry := self.find(kind, key, full=full):
-                return entry, False
-            temporary = path.with_name(f".{key}.tmp")
-            _remove(temporary)
-            temporary.mkdir()
+
+        def make_one(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+            return {key: make(folder) for key, folder in folders.items()}
+
+        return self.build_all(kind, [identity], make_one, full=full)[key_of(identity)]
+
+    def build_all(
+        self,
+        kind: Kind,
+        identities: Sequence[dict[str, Any]],
+        make: MakeAll,
+        *,
+        full: bool = True,
+    ) -> dict[str, tuple[Entry, bool]]:
+        """Entries that are made together, by key; see :meth:`build`.
+
+        ``make`` gets empty directories for those that are absent or damaged, and is not called if
+        none is; whatever it raises leaves the store as it was.
+        """
+        wanted = {key_of(identity): identity for identity in identities}
+        (self.root / kind).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as locks:
+            # In one order everywhere, so that two who want the same never wait for each other.
+            for key in sorted(wanted):
+                locks.enter_context(FileLock(self.root / "locks" / f"{kind}-{key}.lock"))
+            found = {key: self.find(kind, key, full=full) for key in wanted}
+            absent = {
+                key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
+            }
             try:
-                content = make(temporary)
-                seal(temporary, identity, content)
-                sync_tree(temporary)
-                _remove(path)
-                temporary.rename(path)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                for temporary in absent.values():
+                    _remove(temporary)
+                    temporary.mkdir()
+                contents = make(absent) if absent else {}
+                for key, temporary in absent.items():
+                    seal(temporary, wanted[key], contents[key])
+                    sync_tree(temporary)
+                    _remove(self.path(kind, key))
+                    temporary.rename(self.path(kind, key))
+            except Exception as error:
+                if is_disk_full(error):
                     raise QsweepError(disk_full(self.root)) from error
                 raise
             finally:
-                _remove(temporary)
-            return open_entry(path), True
+                for temporary in absent.values():
+                    _remove(temporary)
+            return {
+                key: (entry or open_entry(self.path(kind, key)), entry is None)
+                for key, entry in found.items()
+            }
 
 
 def seal(path: Path, identity: dict[str, Any], content: dict[str, Any]) -> None:
@@ -139,6 +172,12 @@ def write_json_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says so; safetensors' and others' only say it in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
 def disk_full(path: Path) -> str:
     """The line for a full disk."""
     return f"no space left on the disk of {path}: free some, or move results with outputs_dir=DIR"
@@ -151,10 +190,12 @@ def check_writable(path: Path) -> None:
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(_LEAST_ROOM))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ConfigError(disk_full(path)) from error
         raise ConfigError(
             f"outputs_dir={path}: cannot be written ({error.strerror}); choose another"
