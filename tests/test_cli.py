@@ -45,6 +45,14 @@ def test_the_job_configuration_is_printed():
         "backends": {
             "gptqmodel": "qsweep.quantizers.gptqmodel.AWQ",
             "native": "qsweep.quantizers.native.NativeAWQ",
+            "autoawq": "qsweep.quantizers.foreign.AutoAWQ",
+        },
+        "env": {
+            "folder": "outputs/envs",
+            "device": "auto",
+            "python": None,
+            "create": False,
+            "timeout_s": None,
         },
         "bits": 4,
         "group_size": 128,
