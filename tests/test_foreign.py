@@ -112,7 +112,7 @@ def test_a_worker_writes_an_artifact_that_the_dense_engine_reads(work, ready, po
 
 
 def test_another_model_is_noticed_and_nothing_is_quantized(work):
-    other = "model.config.rms_norm_eps = 0.1\n    model.model.norm.variance_epsilon = 0.1"
+    other = "model.config.rms_norm_eps = 0.1\n    model.model.norm.variance_epsilon = 10.0"
     log = fails(
         work,
         r"toy reads another model than this one, so nothing was quantized: .* KL divergence of "
@@ -313,7 +313,8 @@ def test_autoawq_end_to_end(tiny_model, tmp_path):
     quantizer.check(model.facts)
     (tmp_path / "awq").mkdir()
     (tmp_path / "rtn").mkdir()
-    artifact = quantizer.quantize(model, CALIBRATION, tmp_path / "awq")
+    samples = torch.randint(0, 4096, (8, 128), generator=GENERATOR).tolist()
+    artifact = quantizer.quantize(model, CalibrationTokens(samples), tmp_path / "awq")
     assert artifact.details["handshake_kld"] < 1e-5
     assert "transformers 4.51.3" in artifact.details["environment"]
     assert artifact.size.bpw == pytest.approx(4 + 20 / 64)
