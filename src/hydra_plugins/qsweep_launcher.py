@@ -33,6 +33,7 @@ class QsweepLauncher(Launcher):
     def __init__(self) -> None:
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
+        self._compose: Any = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -41,25 +42,21 @@ class QsweepLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
-        """Run one trial per list of overrides; returns a JobReturn for each."""
+        """Run one trial per list of overrides; returns a JobReturn with the record of each."""
         from hydra.core.utils import JobReturn, JobStatus
-        from omegaconf import open_dict
 
         from qsweep.cli import run_composed
+        from qsweep.compose import Composer
 
         assert self.hydra_context is not None and self.config is not None
-        loader = self.hydra_context.config_loader
-        configs = []
-        for overrides in job_overrides:
-            config = loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                config.pop("hydra", None)
-            configs.append(config)
+        if self._compose is None:
+            self._compose = Composer(self.hydra_context.config_loader, self.config)
+        configs = [self._compose(overrides) for overrides in job_overrides]
         name = self.config.hydra.job.config_name or "config"
-        run_composed(configs, list(self.config.hydra.overrides.task), name)
+        records = run_composed(configs, list(self.config.hydra.overrides.task), name)
         return [
-            JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED)
-            for overrides, config in zip(job_overrides, configs, strict=True)
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=record)
+            for overrides, record in zip(job_overrides, records, strict=True)
         ]
 
 

@@ -12,8 +12,13 @@ from qsweep.schema import nearest
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
 _single: list[tuple[Any, list[str], str]] = []
+# The session of a search, whose batches all belong to one sweep.
+sessions: list[Any] = []
 # Options that change no number do not belong in a sweep's name.
-_NOT_IN_NAME = ("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device")
+_NOT_IN_NAME = (
+    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
+    *("search.trials", "search.batch", "search.storage", "search.study"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        from qsweep.store import disk_full, is_disk_full
+
+        if is_disk_full(error):
+            place = Path(error.filename or ".").parent
+            print(f"error: {disk_full(place)}; what is finished is kept", file=sys.stderr)
+            return 1
         if error.filename is None:
             raise
         print(
@@ -57,8 +68,11 @@ def _hydra_main() -> None:
 
     register_resolvers()
     parser = get_args_parser()
+    arguments = parser.parse_args()
+    # Hydra finds that out too, but only where nothing is wrong with the rest.
+    arguments.multirun = arguments.multirun or _is_multirun(arguments)
     _run_hydra(
-        args=parser.parse_args(),
+        args=arguments,
         args_parser=parser,
         task_function=run_one,
         config_path=str(folder("conf")),
@@ -66,31 +80,71 @@ def _hydra_main() -> None:
     )
 
 
-def run_one(config: Any) -> None:
-    """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
-    from hydra.core.hydra_config import HydraConfig
-
-    overrides = list(HydraConfig.get().overrides.task)
-    _single.append((config, overrides, HydraConfig.get().job.config_name or "config"))
-
-
-def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> Any:
-    """Run composed configurations as one sweep, print its table, and remember the outcome."""
+def _is_multirun(arguments: Any) -> bool:
+    """Whether the sweep file that is named wants several trials, and the command line no other."""
     from omegaconf import OmegaConf
 
+    other = arguments.run or arguments.cfg or arguments.info or arguments.shell_completion
+    if other or any(override.startswith("hydra.mode=") for override in arguments.overrides):
+        return False
+    places = [Path(arguments.config_dir)] if arguments.config_dir else []
+    for place in (*places, folder("sweeps")):
+        file = place / f"{arguments.config_name}.yaml"
+        if file.is_file():
+            try:
+                return OmegaConf.select(OmegaConf.load(file), "hydra.mode") == "MULTIRUN"
+            except Exception:  # Hydra says what is wrong with the file
+                return False
+    return False
+
+
+def run_one(config: Any) -> Any:
+    """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    job = (config, list(hydra.overrides.task), hydra.job.config_name or "config")
+    if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+        return run_composed([config], *job[1:])[0]
+    _single.append(job)
+    return None
+
+
+def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:
+    """Run composed configurations as one sweep, or as a batch of the search that is under way.
+
+    Prints the sweep's table and remembers the outcome. Returns the record of each configuration.
+    """
+    from omegaconf import OmegaConf
+
+    from qsweep.compose import plain
     from qsweep.sweep import command_line, run_sweep
+    from qsweep.sweepfile import check_options
+
+    resolved = [c if isinstance(c, dict) else plain(c, OmegaConf) for c in configs]
+    check_options(resolved[0], _known_options(""))
+    for config in resolved:
+        if search := config.get("search"):
+            # How a trial was found is no part of it, and a storage's URL may hold a password.
+            config["search"] = {"fidelity": search["fidelity"]}
+    if sessions:
+        return sessions[-1].run_configs(resolved)
+    name = resolved[0]["sweep"] or default_name(overrides, config_name)
+    sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
+    conclude(sweep)
+    return [sweep.records[key] for key in sweep.asked]
+
+
+def conclude(sweep: Any) -> None:
+    """Print what a sweep came to, and remember it for the exit code."""
     from qsweep.table import print_results
     from qsweep.tracking import ui_line
 
-    resolved = [OmegaConf.to_container(c, resolve=True, throw_on_missing=True) for c in configs]
-    plain: list[dict[str, Any]] = [dict(r) for r in resolved]  # type: ignore[arg-type]
-    name = plain[0]["sweep"] or default_name(overrides, config_name)
-    sweep = run_sweep(plain, name, command_line(sys.argv[1:]))
     print_results(list(sweep.records.values()), sweep.directory)
     if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
         print(f"compare in the MLflow UI: {line}")
     _outcomes.append(sweep)
-    return sweep
 
 
 def default_name(overrides: list[str], config_name: str) -> str:
@@ -139,6 +193,9 @@ def explain(error: Exception) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1)
         return f"no option {key!r}{nearest(key, _known_options(key))}"
+    if found := re.search(r"Key '(\w+)' not in 'Qsweep\w+Config'", text):
+        known = ("params", "when", "trials")
+        return f"no option 'hydra.sweeper.{found.group(1)}'{nearest(found.group(1), known)}"
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = found.group(1).rpartition("/")
         choices = [line.strip() for line in text.splitlines() if line.startswith("\t")]

@@ -115,6 +115,7 @@ def _outline(trial: TrialConfig) -> Record:
         "backend": quant.backend,
         "options": quant.options(),
         "calibration": trial.calibration.text.name if quant.uses_calibration else None,
+        "fidelity": (trial.resolved.get("search") or {}).get("fidelity", "full"),
         "config": trial.resolved,
     }
 

@@ -30,7 +30,7 @@ MORE_COLUMNS = (
     "name", "reference", "primary", "verdict_open", "expected_low", "expected_high", "kld_median",
     "kld_p90", "kld_p999", "kld_max", "noise_floor", "tokens_scored", "windows", "format",
     "runtimes", "peak_host_memory_gb", "prefill_tps", "decode_tps", "peak_memory_gb_speed",
-    "kld_native", "device", "dtype", "sweep", "log", "shared_s",
+    "kld_native", "device", "dtype", "sweep", "log", "shared_s", "fidelity",
     "worst_capability", "worst_retention",
     *(f"retention_{capability}" for capability in CAPABILITIES),
 )
@@ -192,7 +192,7 @@ def _common(record: Record) -> Row:
     expected = expected_range(record) or (None, None)
     simple = (
         "status model method backend calibration quantize_s evaluate_s peak_memory_gb reason key "
-        "name reference peak_host_memory_gb device dtype sweep log shared_s"
+        "name reference peak_host_memory_gb device dtype sweep log shared_s fidelity"
     )
     return {
         **{name: record.get(name) for name in simple.split()},

@@ -1,8 +1,9 @@
 """A sweep: plan every trial, run what is missing, record each result as soon as it stands."""
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Sweep:
     name: str
     command: str
     records: dict[str, Record] = field(default_factory=dict)
+    screening: dict[str, Record] = field(default_factory=dict)
+    """What a search measured at lower fidelity: kept apart from results."""
+    asked: list[str] = field(default_factory=list)
+    """Keys of the configurations that were asked for, in their order."""
 
     @property
     def directory(self) -> Path:
@@ -61,6 +66,34 @@ class Unplanned:
     status: str
     reason: str
 
+    @property
+    def key(self) -> str:
+        """The key of its record."""
+        return key_of([self.trial.name, self.trial.quant.options(), self.reason])
+
+
+@dataclass(frozen=True)
+class Session:
+    """A sweep under way, and what its batches of trials share."""
+
+    sweep: Sweep
+    store: Store
+    tracker: Tracker
+    server: ForkServer
+    settings: dict[str, "Setting | QsweepError"] = field(default_factory=dict)
+
+    def run_configs(self, configs: Sequence[Mapping[str, Any]]) -> list[Record]:
+        """Run a batch of composed configurations; returns the record of each.
+
+        Raises:
+            ConfigError: something in a configuration is invalid; none of the batch has run.
+        """
+        trials = [trial_config(config) for config in configs]
+        plans, refused = plan_all(trials, self.store, self.settings)
+        _run(self, plans, refused)
+        everything = self.sweep.records | self.sweep.screening
+        return [everything[key] for key in keys_of(trials, refused, self.settings)]
+
 
 def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> Sweep:
     """Run the trials that composed configurations describe, and all that they rest on.
@@ -71,29 +104,52 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     trials = [trial_config(config) for config in configs]
     sweep = Sweep(sweep_config(configs[0]), name, command)
     check_writable(sweep.config.outputs_dir)
-    store = Store(sweep.config.outputs_dir / "store")
-    plans, refused = plan_all(trials, store)
-    sweep.directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep.directory / ".lock", notice=lambda line: _say(f"sweep {name}: {line}")):
-        write_json(
-            sweep.directory / "sweep.json", {"name": name, "command": command, "started": now()}
-        )
-        tracker = Tracker(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir, _say)
-        tracker.start(name, command)
-        interrupted = True
-        try:
-            _run(sweep, plans, refused, store, tracker)
-            interrupted = False
-        finally:
-            records = list(sweep.records.values())
-            write_results(sweep.directory, records, command)
-            report_sweep(sweep.directory, records, command, _say)
-            tracker.finish(records, interrupted=interrupted)
+    store = open_store(sweep.config)
+    settings: dict[str, Setting | QsweepError] = {}
+    plans, refused = plan_all(trials, store, settings)
+    sweep.asked = keys_of(trials, refused, settings)
+    with open_session(sweep, store) as session:
+        _run(session, plans, refused)
     return sweep
 
 
+@contextlib.contextmanager
+def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterator[Session]:
+    """Open a sweep's folder and its tracker; at the end, write its results and finish its run.
+
+    One process at a time, unless it is ``shared`` by several that search one study.
+    """
+    sweep.directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(
+        sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
+    )
+    with contextlib.nullcontext() if shared else lock, ForkServer() as server:
+        write_json(
+            sweep.directory / "sweep.json",
+            {"name": sweep.name, "command": sweep.command, "started": now()},
+        )
+        tracker = Tracker(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir, _say)
+        tracker.start(sweep.name, sweep.command)
+        interrupted = True
+        try:
+            yield Session(sweep, store, tracker, server)
+            interrupted = False
+        finally:
+            records = list(sweep.records.values())
+            write_results(sweep.directory, records, sweep.command)
+            report_sweep(sweep.directory, records, sweep.command, _say)
+            tracker.finish(records, interrupted=interrupted)
+
+
+def open_store(config: SweepConfig) -> Store:
+    """The store of everything below a sweep's outputs."""
+    return Store(config.outputs_dir / "store")
+
+
 def plan_all(
-    trials: Sequence[TrialConfig], store: Store
+    trials: Sequence[TrialConfig],
+    store: Store,
+    settings: "dict[str, Setting | QsweepError] | None" = None,
 ) -> tuple[dict[str, Plan], list[Unplanned]]:
     """Plans by key, references first, and the trials that cannot run.
 
@@ -103,7 +159,7 @@ def plan_all(
     plans: dict[str, Plan] = {}
     references: dict[str, Plan] = {}
     refused: list[Unplanned] = []
-    settings: dict[str, Setting | QsweepError] = {}
+    settings = {} if settings is None else settings
     for trial in trials:
         found = _setting(trial, store, settings)
         if isinstance(found, QsweepError):
@@ -121,11 +177,33 @@ def plan_all(
     return references | plans, refused
 
 
+def keys_of(
+    trials: Sequence[TrialConfig],
+    refused: Sequence[Unplanned],
+    settings: "Mapping[str, Setting | QsweepError]",
+) -> list[str]:
+    """The key of each trial's record, whether the trial was planned or refused."""
+    unplanned = {id(item.trial): item.key for item in refused}
+    keys = []
+    for trial in trials:
+        key = unplanned.get(id(trial))
+        if key is None:
+            setting = settings[_setting_key(trial)]
+            assert isinstance(setting, Setting)
+            key = make_plan(trial, setting).key
+        keys.append(key)
+    return keys
+
+
+def _setting_key(trial: TrialConfig) -> str:
+    calibration = trial.calibration.text if trial.quant.uses_calibration else None
+    return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
+
+
 def _setting(
     trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
 ) -> Setting | QsweepError:
-    calibration = trial.calibration.text if trial.quant.uses_calibration else None
-    key = repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
+    key = _setting_key(trial)
     if key not in settings:
         try:
             path, notice = resolve(trial.model, store)
@@ -139,17 +217,14 @@ def _setting(
     return settings[key]
 
 
-def _run(
-    sweep: Sweep,
-    plans: Mapping[str, Plan],
-    refused: Sequence[Unplanned],
-    store: Store,
-    tracker: Tracker,
-) -> None:
+def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:
+    sweep, store = session.sweep, session.store
     facts = environment()
 
     def record(content: Record, *, cached: bool, **more: Any) -> None:
-        file = sweep.directory / "trials" / f"{content['key']}.json"
+        full = content["fidelity"] == "full"
+        folder = sweep.directory / ("trials" if full else "screening")
+        file = folder / f"{content['key']}.json"
         content |= {
             "sweep": sweep.name,
             "command": sweep.command,
@@ -167,12 +242,12 @@ def _run(
             content = earlier | {"cached": True}
         else:
             write_json(file, content)
-        sweep.records[content["key"]] = content
-        tracker.log(content)
+        (sweep.records if full else sweep.screening)[content["key"]] = content
+        if full:
+            session.tracker.log(content)
 
     for item in refused:
-        key = key_of([item.trial.name, item.trial.quant.options(), item.reason])
-        content = unfinished_record(item.trial, key, item.status, item.reason)
+        content = unfinished_record(item.trial, item.key, item.status, item.reason)
         record(content, cached=False, started=now(), ended=now())
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
@@ -183,8 +258,7 @@ def _run(
             missing[key] = plan
     if not missing:
         return
-    server = ForkServer()
-    server.start()  # imports torch while the rest is prepared
+    session.server.start()  # imports torch while the rest is prepared
     slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
     passes = Passes(missing.values(), store, slots.count)
 
@@ -212,14 +286,14 @@ def _run(
         return pass_jobs(halves) + again
 
     jobs = pass_jobs(passes) + [trial_job(plan) for plan in missing.values()]
-    with server, open_display(len(missing), sweep.name, slots.count) as display:
+    with open_display(len(missing), sweep.name, slots.count) as display:
         run_jobs(
             jobs,
             slots=slots,
             on_event=display.event,
             on_done=on_done,
             retry=retry,
-            server=server,
+            server=session.server,
         )
 
 

@@ -1,0 +1,87 @@
+"""What Hydra discovers of qsweep's sweepers: a grid, and a search by Optuna.
+
+Every module under ``hydra_plugins`` is imported at start, so nothing heavy is imported here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class QsweepSweeperConfig:
+    """``params`` times ``when`` they apply, for each of ``trials``: see ``qsweep.sweepfile``."""
+
+    _target_: str = "hydra_plugins.qsweep_sweeper.QsweepSweeper"
+    params: dict[str, Any] | None = field(default_factory=dict)
+    when: dict[str, Any] | None = field(default_factory=dict)
+    trials: list[Any] | None = field(default_factory=list)
+
+
+@dataclass
+class QsweepOptunaConfig(QsweepSweeperConfig):
+    """The same space; how it is searched is in the group ``search``."""
+
+    _target_: str = "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper"
+
+
+for name, node in (("qsweep", QsweepSweeperConfig), ("qsweep_optuna", QsweepOptunaConfig)):
+    ConfigStore.instance().store(group="hydra/sweeper", name=name, node=node, provider="qsweep")
+
+
+class QsweepSweeper(Sweeper):
+    """Every combination, handed to the launcher at once."""
+
+    def __init__(self, params: Any = None, when: Any = None, trials: Any = None) -> None:
+        self.params, self.when, self.trials = (_plain(v) for v in (params, when, trials))
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what Hydra hands over, and prepare the launcher."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[Any]:
+        """Run the grid; returns a list of one batch of JobReturns, as Hydra's own sweeper does."""
+        from qsweep.search.space import overrides_of
+        from qsweep.sweepfile import read_rows, read_space
+
+        assert self.launcher is not None
+        space = read_space(self.params, self.when, arguments)
+        rows = read_rows(self.trials, space)
+        combinations = [overrides_of(params) for params in space.combinations()]
+        jobs = [row + combination for row in rows for combination in combinations]
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises what a foreign launcher's job raised
+        return [results]
+
+
+class QsweepOptunaSweeper(QsweepSweeper):
+    """Asks a study what to run next, runs it through the launcher, and tells the study."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Search, then write and print the answer."""
+        from qsweep.search.command import run_search
+
+        assert self.launcher is not None and self.hydra_context is not None
+        assert self.config is not None
+        return run_search(self, arguments)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,63 @@
+"""Composing many configurations as Hydra does, only faster."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+
+class Composer:
+    """Turns lists of overrides into resolved configurations, plain mappings without Hydra's part.
+
+    Hydra takes some 50 ms for each, nearly all of it for the defaults list. Only choices of groups
+    change that list, so that one composition serves all that choose alike: values are then set on a
+    copy of it, by Hydra's own code and with its errors.
+
+    Args:
+        loader: Hydra's configuration loader.
+        master: the sweep's own configuration, whose Hydra overrides count for every trial.
+    """
+
+    def __init__(self, loader: Any, master: Any):
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self._loader, self._master = loader, master
+        self._parser = OverridesParser.create()
+        self._bases: dict[tuple[str, ...], Any] = {}
+        self._groups: dict[str, bool] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """One configuration. Raises HydraException or OmegaConfBaseException."""
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from omegaconf import OmegaConf
+
+        choices: list[Any] = []
+        values: list[Any] = []
+        for override in self._parser.parse_overrides(list(overrides)):
+            (choices if self._is_choice(override) else values).append(override)
+        config = copy.deepcopy(self._base(tuple(str(o.input_line) for o in choices)))
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return plain(config, OmegaConf)
+
+    def _is_choice(self, override: Any) -> bool:
+        key = override.key_or_group
+        if override.package is not None or override.is_hydra_override():
+            return True
+        if key not in self._groups:
+            self._groups[key] = bool(self._loader.get_group_options(key))
+        return self._groups[key]
+
+    def _base(self, choices: tuple[str, ...]) -> Any:
+        from omegaconf import open_dict
+
+        if choices not in self._bases:
+            config = self._loader.load_sweep_config(self._master, list(choices))
+            with open_dict(config):
+                config.pop("hydra", None)
+            self._bases[choices] = config
+        return self._bases[choices]
+
+
+def plain(config: Any, omegaconf: Any) -> dict[str, Any]:
+    """A configuration as a mapping of plain values, with everything in it resolved."""
+    resolved = omegaconf.to_container(config, resolve=True, throw_on_missing=True)
+    return {str(key): value for key, value in resolved.items()}

@@ -1,0 +1,156 @@
+"""What came of a search: the front, the best per GB, the knee, the smallest of each verdict. Pure."""
+
+import math
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsweep.results import can_serve, primary, verdict_open
+from qsweep.search.objectives import Constraint, Objective
+from qsweep.search.space import Params
+from qsweep.search.study import Entry
+from qsweep.verdicts import BOUNDS
+
+Record = dict[str, Any]
+
+_FIGURES = (
+    "ppl",
+    "ppl_ratio",
+    "ppl_ratio_low",
+    "ppl_ratio_high",
+    "kld",
+    "quality",
+    "quality_per_gb",
+)
+DEFAULT_FRONT = (Objective("size_gb", "minimize"), Objective("quality", "maximize"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The entries that answer a question each; None where nothing does."""
+
+    front: list[Entry]
+    best_per_gb: Entry | None
+    knee: Entry | None
+    smallest: dict[str, Entry | None]
+    """By verdict: the smallest whose verdict is at least that good."""
+
+
+def finding_of(record: Record, params: Params) -> dict[str, Any]:
+    """What a study keeps of a finished trial, so that every machine can give the answer."""
+    measurement = primary(record) or {"metrics": {}}
+    artifact = record.get("artifact") or {}
+    figures = {k: measurement["metrics"].get(k) for k in _FIGURES}
+    return {
+        **{k: v for k, v in figures.items() if v is not None and math.isfinite(v)},
+        "params": params,
+        "size_gb": artifact["size_gb"],
+        "bpw": artifact.get("bpw"),
+        "verdict": measurement.get("verdict"),
+        "verdict_open": verdict_open(measurement),
+        "runtimes": list(artifact.get("runtimes") or ()),
+        "serves": can_serve(record),
+        "artifact": artifact.get("path"),
+        "decode_tps": (record.get("speed") or {}).get("decode_tps"),
+        "record": record["key"],
+        "host": socket.gethostname(),
+    }
+
+
+def answer(entries: Iterable[Entry], objectives: Sequence[Objective], serving: bool) -> Answer:
+    """The answer to a search, from its feasible entries.
+
+    The front is that of the search's objectives; of size and quality where there is only one.
+    """
+    usable = [e for e in entries if e.feasible and e.finding is not None]
+    usable = [e for e in usable if not serving or _finding(e)["serves"]]
+    goals = objectives if len(objectives) > 1 else DEFAULT_FRONT
+    front = pareto_front([e for e in usable if _point(e, goals) is not None], goals)
+    rated = [e for e in usable if _finding(e).get("quality_per_gb") is not None]
+    words = [word for _, word in BOUNDS]
+    smallest = {}
+    for place, word in enumerate(words):
+        keeping = [e for e in usable if _finding(e)["verdict"] in words[: place + 1]]
+        smallest[word] = min(keeping, key=lambda e: _finding(e)["size_gb"], default=None)
+    return Answer(
+        front=front,
+        best_per_gb=max(rated, key=lambda e: _finding(e)["quality_per_gb"], default=None),
+        knee=knee(pareto_front([e for e in usable if _point(e, DEFAULT_FRONT)], DEFAULT_FRONT)),
+        smallest=smallest,
+    )
+
+
+def pareto_front(entries: Sequence[Entry], objectives: Sequence[Objective]) -> list[Entry]:
+    """The entries that no other is better than in one objective and no worse in the others.
+
+    Smallest first; of equal ones the first.
+    """
+    points = [(entry, _point(entry, objectives)) for entry in entries]
+    front = []
+    for i, (entry, point) in enumerate(points):
+        if point is None:
+            continue
+        beaten = any(
+            all(a <= b for a, b in zip(other, point, strict=True)) and (other != point or j < i)
+            for j, (_, other) in enumerate(points)
+            if j != i and other is not None
+        )
+        if not beaten:
+            front.append(entry)
+    return sorted(front, key=lambda e: _finding(e)["size_gb"])
+
+
+def knee(front: Sequence[Entry]) -> Entry | None:
+    """Where a front of size and quality bends most: farthest above the line between its ends.
+
+    Both axes are scaled to the front's own extent; a front of fewer than three has no knee.
+    """
+    if len(front) < 3:
+        return None
+    sizes = [_finding(e)["size_gb"] for e in front]
+    qualities = [_finding(e)["quality"] for e in front]
+    width, height = sizes[-1] - sizes[0], qualities[-1] - qualities[0]
+    if width <= 0 or height <= 0:
+        return None
+    above = [
+        (q - qualities[0]) / height - (s - sizes[0]) / width
+        for s, q in zip(sizes, qualities, strict=True)
+    ]
+    return front[max(range(len(front)), key=lambda i: above[i])]
+
+
+def infeasible(entries: Iterable[Entry], constraints: Sequence[Constraint]) -> str | None:
+    """Which constraint empties the feasible set, in one line; None if it is not empty."""
+    done = [e for e in entries if e.state == "complete"]
+    dropped = [e.reason or "" for e in entries if e.state == "dropped"]
+    if any(e.feasible for e in done):
+        return None
+    for constraint in constraints:
+        name = str(constraint)
+        values = [e.violations.get(name, math.inf) for e in done]
+        if all(v > 0 for v in values) and (values or any(name in r for r in dropped)):
+            near = min((v for v in values if math.isfinite(v)), default=None)
+            by = "" if near is None else f"; the nearest misses it by {near:.4g}"
+            return f"no trial satisfies {name}{by}: relax it, or widen the space"
+    if constraints and done:
+        return "each constraint can be met, but no trial meets all: " + "; ".join(
+            map(str, constraints)
+        )
+    return None
+
+
+def _point(entry: Entry, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    finding = _finding(entry)
+    values = [finding.get(o.metric) for o in objectives]
+    if any(v is None for v in values):
+        if entry.values is None or len(entry.values) != len(objectives):
+            return None
+        values = list(entry.values)
+    signs = [-1.0 if o.direction == "maximize" else 1.0 for o in objectives]
+    return tuple(s * float(v) for s, v in zip(signs, values, strict=True))  # type: ignore[arg-type]
+
+
+def _finding(entry: Entry) -> Mapping[str, Any]:
+    assert entry.finding is not None
+    return entry.finding

@@ -1,0 +1,123 @@
+"""Cheaper stand-ins for a trial: what they run, and what they prove.
+
+Quantizing costs more than measuring, so fidelity begins there: a *proxy* is quantized by something
+that takes seconds, *few* is the real artifact on its first windows, *full* the trial itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qsweep.search.objectives import Constraint, Objective, Span
+from qsweep.search.space import Params
+
+Fidelity = Literal["proxy", "few", "full"]
+# What a proxy stands in for; the others take seconds themselves.
+_SLOW = ("gptq", "awq")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a candidate: spans of the metrics that count, at some fidelity."""
+
+    fidelity: Fidelity
+    spans: dict[str, Span]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A completed, feasible trial, by what it showed at the fidelity that others are dropped at."""
+
+    number: int
+    outcome: Outcome
+
+
+def quick_look(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -> Params:
+    """A trial's overrides on its first windows only, without what is slow and decides nothing."""
+    return {
+        **overrides,
+        "eval.max_windows": str(windows),
+        "eval.noise_floor": "false",
+        "eval.speed": "false",
+        "eval.kld_native": "false",
+        "search.fidelity": fidelity,
+    }
+
+
+def proxy_of(
+    overrides: Mapping[str, str], quant: Mapping[str, Any], method: str, kind: str
+) -> Params | None:
+    """The overrides of a trial's proxy; None where the trial itself is as cheap.
+
+    Args:
+        overrides: the trial's.
+        quant: its composed group ``quant``.
+        method: gptq, awq, rtn, gguf.
+        kind: ``rtn`` rounds to nearest at the same bits and groups; ``native`` is qsweep's own
+            quantizer, which for GPTQ skips the propagation from layer to layer.
+    """
+    if method not in _SLOW:
+        return None
+    if kind == "rtn":
+        kept = {k: v for k, v in overrides.items() if not k.lstrip("+~").startswith("quant.")}
+        # In the asymmetric form of the papers' baseline, whatever the method's own grid.
+        return {**kept, "quant": "rtn", "desc_act": "false"}
+    if quant.get("backend") == "native" and (method == "awq" or quant.get("sequential") is False):
+        return None
+    changed = {**overrides, "quant.backend": "native"}
+    return {**changed, "++quant.sequential": "false"} if method == "gptq" else changed
+
+
+def hopeless(
+    candidate: Outcome,
+    rivals: Sequence[Rival],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    references: Mapping[str, float],
+) -> str | None:
+    """Why a candidate cannot win, at the optimistic end of all its intervals; None if it may.
+
+    It cannot where a constraint is out of reach, or where some rival at the *pessimistic* end of its
+    own intervals is no worse in any objective and better in one.
+    """
+    for constraint in constraints:
+        best = constraint.best(candidate.spans[constraint.metric])
+        if constraint.excess(best, references.get(constraint.metric)) > 0:
+            return f"{constraint} is out of reach ({best:.4g} at best)"
+    for rival in rivals:
+        pairs = [
+            (o, o.worst(rival.outcome.spans[o.metric]), o.best(candidate.spans[o.metric]))
+            for o in objectives
+        ]
+        if any(o.better(best, worst) for o, worst, best in pairs):
+            continue
+        if any(o.better(worst, best) for o, worst, best in pairs):
+            told = ", ".join(f"{o.metric} {best:.4g} at best" for o, _, best in pairs)
+            return f"cannot beat trial {rival.number} ({told})"
+    return None
+
+
+def promise(outcomes: Sequence[Outcome | None], objectives: Sequence[Objective]) -> list[int]:
+    """Positions of candidates, most promising first: those that fewest others dominate.
+
+    Optimistic ends are compared; what nothing is known of comes first. A front of several
+    objectives is gone through from both of its ends and its middle, by the order of positions.
+    """
+    points = [None if o is None else tuple(_cost(goal, o) for goal in objectives) for o in outcomes]
+
+    def dominated(point: tuple[float, ...] | None) -> int:
+        if point is None:
+            return -1
+        others = [other for other in points if other is not None]
+        return sum(
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point
+            for other in others
+        )
+
+    order = {i: (dominated(p), p if p and len(p) == 1 else (), i) for i, p in enumerate(points)}
+    return sorted(order, key=lambda i: order[i])
+
+
+def _cost(objective: Objective, outcome: Outcome) -> float:
+    best = objective.best(outcome.spans[objective.metric])
+    return -best if objective.direction == "maximize" else best

@@ -1,0 +1,211 @@
+"""What a search aims at: metrics with a direction, and how far their measured values can be trusted.
+
+A *span* is (low, value, high): where a metric lies by its confidence interval. Ends are infinite
+where nothing is known, so that whoever decides by a span never decides on noise.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qsweep.errors import ConfigError, QsweepError
+from qsweep.metrics import quality, quality_per_gb
+from qsweep.results import primary
+from qsweep.schema import nearest
+
+Record = dict[str, Any]
+Span = tuple[float, float, float]
+Direction = Literal["minimize", "maximize"]
+
+# Known metrics and which way is better.
+DIRECTIONS: dict[str, Direction] = {
+    **dict.fromkeys(("quality", "quality_per_gb", "top1_agreement"), "maximize"),
+    **dict.fromkeys(("prefill_tps", "decode_tps", "acc"), "maximize"),
+    **dict.fromkeys(("size_gb", "bpw", "bpw_total", "ppl", "ppl_ratio", "kld"), "minimize"),
+    **dict.fromkeys(("kld_median", "kld_p90", "kld_p99", "kld_p999", "kld_max"), "minimize"),
+    **dict.fromkeys(("quantize_s", "evaluate_s", "peak_memory_gb", "kld_native"), "minimize"),
+}  # type: ignore[assignment]
+# Counted, not measured on text: the same at every fidelity.
+_EXACT = ("size_gb", "bpw", "bpw_total")
+_OF_RATIO = ("ppl", "ppl_ratio", "quality", "quality_per_gb")
+_SPEED = ("prefill_tps", "decode_tps")
+# Formats pack scales and zero points differently: by what a proxy's size may be off.
+_PROXY_SIZE = 0.03
+# 95 % of a normal distribution; the KLD's standard error is over windows, as protocol.md says.
+_Z = 1.96
+_WORDS: dict[str, Direction] = {"up": "maximize", "down": "minimize"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric and which way it should go."""
+
+    metric: str
+    direction: Direction
+
+    def better(self, first: float, second: float) -> bool:
+        """Whether ``first`` is better than ``second``."""
+        return first > second if self.direction == "maximize" else first < second
+
+    def best(self, span: Span) -> float:
+        """The end of a span that is good news."""
+        return span[2] if self.direction == "maximize" else span[0]
+
+    def worst(self, span: Span) -> float:
+        """The end of a span that is bad news."""
+        return span[0] if self.direction == "maximize" else span[2]
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'up' if self.direction == 'maximize' else 'down'}"
+
+
+def parse_objective(text: str) -> Objective:
+    """``quality_per_gb``, or with its direction ``decode_tps up``; a direction allows any metric.
+
+    >>> str(parse_objective("size_gb"))
+    'size_gb down'
+
+    Raises:
+        ConfigError: no metric is known by that name.
+    """
+    metric, _, word = text.strip().partition(" ")
+    if word and word.strip() not in _WORDS:
+        raise ConfigError(f"search.objective: {text!r}: the direction is up or down")
+    if word:
+        return Objective(metric, _WORDS[word.strip()])
+    check_metric(metric, "search.objective", "; a metric of your own needs a direction: 'x up'")
+    return Objective(metric, DIRECTIONS[metric])
+
+
+def check_metric(metric: str, where: str, otherwise: str = "") -> None:
+    """Refuse a metric that is not known. Raises ConfigError with the nearest one."""
+    if metric not in DIRECTIONS:
+        close = nearest(metric, DIRECTIONS)
+        raise ConfigError(f"{where}: no metric {metric!r}{close}{otherwise}")
+
+
+def check_measured(metrics: Mapping[str, str], evaluation: Any) -> None:
+    """Refuse what the configuration does not measure. ``metrics`` says where each one is named."""
+    for metric, where in metrics.items():
+        if metric in _SPEED and not evaluation.speed:
+            raise ConfigError(f"{where}: {metric} is not measured; add eval=speed")
+        if metric.startswith(("kld", "top1")) and not evaluation.divergence:
+            raise ConfigError(f"{where}: {metric} is not measured; set eval.divergence=true")
+
+
+def figure(record: Record, metric: str) -> float:
+    """One figure of a finished trial. Raises QsweepError where it was not measured."""
+    places = [
+        (primary(record) or {}).get("metrics") or {},
+        record.get("artifact") or {},
+        record.get("speed") or {},
+        record,
+    ]
+    for place in places:
+        value = place.get(metric)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    known = [k for p in places[:3] for k, v in p.items() if isinstance(v, (int, float))]
+    raise QsweepError(
+        f"{record['name']}: no metric {metric!r} was measured{nearest(metric, known)}"
+    )
+
+
+def spans(record: Record, metrics: tuple[str, ...], keeps: float | None = None) -> dict[str, Span]:
+    """Where the metrics lie by a record of lower fidelity, which has its interval.
+
+    With ``keeps`` the record is that of a proxy, worse than what it stands for: of the loss of log-
+    perplexity at least this share remains, and of a divergence, quadratic in the error, its square.
+    """
+    return {metric: _span(record, metric, keeps) for metric in metrics}
+
+
+def _span(record: Record, metric: str, keeps: float | None) -> Span:
+    unknown = (-math.inf, math.nan, math.inf)
+    if metric in _EXACT:
+        value = figure(record, metric)
+        slack = 0.0 if keeps is None else _PROXY_SIZE
+        return (value * (1 - slack), value, value * (1 + slack))
+    try:
+        value = figure(record, metric)
+    except QsweepError:
+        return unknown
+    measured = (primary(record) or {}).get("metrics") or {}
+    if metric in _OF_RATIO:
+        low, high = measured.get("ppl_ratio_low"), measured.get("ppl_ratio_high")
+        if low is None or high is None or low <= 0:
+            return unknown
+        if keeps is not None:
+            low = math.exp(keeps * max(math.log(low), 0.0))
+        ends = [_of_ratio(metric, ratio, record, measured) for ratio in (low, high)]
+        if keeps is not None and metric == "quality_per_gb":
+            ends = [end / (1 - _PROXY_SIZE) if end > 0 else end for end in ends]
+        return (min(ends), value, max(ends))
+    if metric == "kld":
+        error = measured.get("kld_stderr")
+        if error is None:
+            return unknown
+        low = max(value - _Z * error, 0.0)
+        return (low if keeps is None else low * keeps**2, value, value + _Z * error)
+    # Whatever has no interval is no reason to drop anything.
+    return (-math.inf, value, math.inf)
+
+
+def _of_ratio(metric: str, ratio: float, record: Record, measured: Mapping[str, Any]) -> float:
+    if metric == "ppl_ratio":
+        return ratio
+    if metric == "ppl":
+        return float(measured["ppl"]) / float(measured["ppl_ratio"]) * ratio
+    if math.isinf(ratio):
+        return -math.inf
+    found = quality(ratio)
+    return found if metric == "quality" else quality_per_gb(found, figure(record, "size_gb"))
+
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_CONSTRAINT = re.compile(
+    rf"(?P<metric>\w+)\s*(?P<sign><=|>=|≤|≥|<|>)\s*(?P<bound>{_NUMBER})(?P<of>\s+of\s+reference)?"
+)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a metric, absolute or as a multiple of the reference's."""
+
+    metric: str
+    upper: bool
+    bound: float
+    of_reference: bool = False
+
+    def excess(self, value: float, reference: float | None = None) -> float:
+        """How far a value is beyond the bound; 0 or less is feasible. A NaN is infeasible."""
+        bound = self.bound * reference if self.of_reference and reference else self.bound
+        excess = value - bound if self.upper else bound - value
+        return math.inf if math.isnan(excess) else excess
+
+    def best(self, span: Span) -> float:
+        """The end of a span that is likeliest to meet the bound."""
+        return span[0] if self.upper else span[2]
+
+    def __str__(self) -> str:
+        of = " of reference" if self.of_reference else ""
+        return f"{self.metric} {'<=' if self.upper else '>='} {self.bound:g}{of}"
+
+
+def parse_constraint(text: str) -> Constraint:
+    """``ppl_ratio <= 1.06``, ``size_gb <= 0.5 of reference``. Raises ConfigError.
+
+    >>> parse_constraint("kld<=.05").excess(0.07) > 0
+    True
+    """
+    found = _CONSTRAINT.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(
+            f'search.constraints: {text!r} is no bound; write "ppl_ratio <= 1.06" or '
+            '"size_gb <= 0.5 of reference"'
+        )
+    check_metric(found["metric"], "search.constraints")
+    upper = found["sign"] in ("<=", "<", "≤")
+    return Constraint(found["metric"], upper, float(found["bound"]), bool(found["of"]))

@@ -1,0 +1,267 @@
+"""``answer.md`` and the study's plots, in the sweep's folder."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qsweep import cells
+from qsweep.files import write_bytes
+from qsweep.markdown import table
+from qsweep.metrics import quality
+from qsweep.results import rows, to_csv
+from qsweep.search.answer import Answer
+from qsweep.search.objectives import Constraint, Objective
+from qsweep.search.space import Params
+from qsweep.search.study import Entry
+from qsweep.sweep import Sweep
+from qsweep.verdicts import BOUNDS
+
+CommandOf = Callable[[Params], str]
+_HEADINGS = ("trial", "GB", "ratio (95 %)", "quality", "quality/GB", "verdict", "served by")
+
+
+def write_page(
+    sweep: Sweep,
+    entries: Sequence[Entry],
+    answer: Answer,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    command_of: CommandOf,
+    trouble: str | None = None,
+) -> str:
+    """Write the answer, what was screened, and the plots; returns the answer for the terminal."""
+    directory = sweep.directory
+    if sweep.screening:
+        # Lower fidelity has a table of its own, never a row among results.
+        screened = rows(sweep.screening.values())
+        write_bytes(directory / "screening.csv", to_csv(screened).encode())
+    text = answer_markdown(
+        sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble
+    )
+    write_bytes(directory / "answer.md", text.encode())
+    done = [e for e in entries if e.state == "complete" and e.finding is not None]
+    if done:
+        plot_front(done, answer, directory / "front.png")
+        plot_history(entries, objectives, directory / "history.png")
+    return _terminal(answer, command_of, directory)
+
+
+def answer_markdown(
+    name: str,
+    command: str,
+    entries: Sequence[Entry],
+    answer: Answer,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    command_of: CommandOf,
+    trouble: str | None = None,
+) -> str:
+    """The answer on one page."""
+    parts = [
+        f"# {cells.markdown(name)}: what to ship",
+        "\n".join(
+            [
+                f"- search: {', '.join(map(str, objectives))}"
+                + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
+                f"- command: `{cells.one_line(command)}`",
+                f"- {_spent(entries)}",
+            ]
+        ),
+    ]
+    if trouble:
+        parts.append(f"**{cells.markdown(trouble)}**")
+    parts += [
+        _section(title, entry, command_of)
+        for title, entry in _questions(answer)
+        if entry is not None
+    ]
+    if answer.front:
+        goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
+        parts.append(f"## The front of {' and '.join(str(g) for g in goals)}")
+        parts.append(table(_HEADINGS, [_cells(entry) for entry in answer.front]))
+        parts.append("\n".join(_how(entry, command_of) for entry in answer.front))
+    if len(objectives) == 1:
+        parts.append(
+            f"The search looked for {objectives[0]} alone: what lost by that was dropped, so other "
+            "questions are answered from what it ran."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _questions(answer: Answer) -> list[tuple[str, Entry | None]]:
+    questions = [
+        ("Best quality per GB", answer.best_per_gb),
+        ("The knee of the front", answer.knee),
+    ]
+    for place, (word, entry) in enumerate(answer.smallest.items()):
+        better = " or better" if place else ""
+        questions.append((f"The smallest with verdict {word}{better}", entry))
+    return questions
+
+
+def _section(title: str, entry: Entry, command_of: CommandOf) -> str:
+    return "\n\n".join([f"## {title}", table(_HEADINGS, [_cells(entry)]), _how(entry, command_of)])
+
+
+def _how(entry: Entry, command_of: CommandOf) -> str:
+    finding = entry.finding or {}
+    where = f"{finding['artifact']} on {finding['host']}"
+    name = cells.markdown(entry.name)
+    return f"- {name}: `{command_of(entry.params)}`\n  artifact: `{where}`"
+
+
+def _cells(entry: Entry) -> list[str]:
+    finding = entry.finding or {}
+    span = cells.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
+    return [
+        entry.name,
+        cells.gigabytes(finding.get("size_gb")),
+        cells.ratio(finding.get("ppl_ratio")) + (f" ({span})" if span else ""),
+        cells.fixed(finding.get("quality"), 3),
+        cells.significant(finding.get("quality_per_gb"), 4),
+        _verdict(entry),
+        ", ".join(finding.get("runtimes") or ()),
+    ]
+
+
+def _verdict(entry: Entry) -> str:
+    finding = entry.finding or {}
+    return f"{finding.get('verdict')}{'?' if finding.get('verdict_open') else ''}"
+
+
+def _spent(entries: Sequence[Entry]) -> str:
+    states = Counter(entry.state for entry in entries)
+    early = sum(
+        e.state == "dropped" and e.outcome is not None and e.outcome.fidelity == "proxy"
+        for e in entries
+    )
+    said = [
+        f"{states['complete']} trials measured in full",
+        f"{states['dropped'] - early} dropped after their first windows",
+        f"{early} dropped by a proxy before they were quantized",
+        f"{states['failed']} failed or given up",
+    ]
+    return ", ".join(line for line in said if not line.startswith("0 "))
+
+
+def _terminal(answer: Answer, command_of: CommandOf, directory: Path) -> str:
+    lines = ["", "what to ship:"]
+    shown: dict[str, list[str]] = {}
+    entries: dict[str, Entry] = {}
+    for title, entry in _questions(answer):
+        if entry is not None:
+            shown.setdefault(entry.key, []).append(title[0].lower() + title[1:])
+            entries[entry.key] = entry
+    for key, titles in shown.items():
+        entry = entries[key]
+        finding = entry.finding or {}
+        lines.append(
+            f"  {entry.name}: {cells.gigabytes(finding.get('size_gb'))} GB, ratio "
+            f"{cells.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
+        )
+        lines.append(f"    {command_of(entry.params)}")
+    if not shown:
+        lines = ["", "no answer"]
+    return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
+
+
+def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
+    """Size against quality: every full trial with its interval, the front, and the answers."""
+    figure, axes = _canvas()
+    for word, bound in ((word, quality(bound)) for bound, word in BOUNDS):
+        axes.axhline(bound, color="0.8", linewidth=0.8, zorder=0)
+        axes.annotate(
+            f"{word} above", (0.01, bound), xycoords=("axes fraction", "data"), fontsize=7,
+            color="0.45", ha="left", va="bottom",
+        )  # fmt: skip
+    shown = [e for e in done if (e.finding or {}).get("quality") is not None]
+    floor = min((_value(e, "quality") for e in answer.front), default=0.0)
+    bottom = min(-0.15, floor - 0.1)
+    kinds = sorted({e.name.split()[1] for e in shown if len(e.name.split()) > 1})
+    for kind in kinds:
+        mine = [e for e in shown if e.name.split()[1] == kind]
+        low = [_end(e, "ppl_ratio_high") for e in mine]
+        high = [_end(e, "ppl_ratio_low") for e in mine]
+        y = [_value(e, "quality") for e in mine]
+        axes.errorbar(
+            [_value(e, "size_gb") for e in mine],
+            y,
+            yerr=[
+                [max(v - a, 0.0) for v, a in zip(y, low, strict=True)],
+                [max(b - v, 0.0) for v, b in zip(y, high, strict=True)],
+            ],
+            fmt="o", markersize=4, linewidth=0.8, label=kind,
+        )  # fmt: skip
+    line = [e for e in answer.front if (e.finding or {}).get("quality") is not None]
+    axes.plot(
+        [_value(e, "size_gb") for e in line],
+        [_value(e, "quality") for e in line],
+        color="0.3", linewidth=1.2, zorder=1, label="front",
+    )  # fmt: skip
+    for entry, marker, label in (
+        (answer.best_per_gb, "*", "best per GB"),
+        (answer.knee, "D", "knee"),
+    ):
+        if entry is not None:
+            axes.scatter(
+                [_value(entry, "size_gb")], [_value(entry, "quality")], s=130, marker=marker,
+                facecolors="none", edgecolors="black", zorder=3, label=f"{label}: {entry.name}",
+            )  # fmt: skip
+    axes.set_ylim(bottom, 1.08)
+    axes.set_xlabel("size, GB")
+    axes.set_ylabel("quality (1: reference, 0: problematic)")
+    axes.legend(fontsize=7, loc="lower right")
+    _save(figure, file)
+
+
+def plot_history(entries: Sequence[Entry], objectives: Sequence[Objective], file: Path) -> None:
+    """Every objective by the number of the trial, with what was dropped and the best so far."""
+    figure, axes = _canvas(len(objectives))
+    for place, (panel, objective) in enumerate(zip(axes, objectives, strict=True)):
+        done = [e for e in entries if e.state == "complete" and e.values is not None]
+        x = [e.number for e in done]
+        y = [e.values[place] for e in done if e.values is not None]
+        panel.plot(x, y, "o", markersize=4, label="full")
+        best: list[float] = []
+        for value in y:
+            best.append(value if not best or objective.better(value, best[-1]) else best[-1])
+        panel.step(x, best, where="post", linewidth=1, label="best so far")
+        dropped = [e for e in entries if e.state == "dropped" and e.outcome is not None]
+        spans = [e.outcome.spans.get(objective.metric) for e in dropped if e.outcome is not None]
+        points = [(e.number, s[1]) for e, s in zip(dropped, spans, strict=True) if s]
+        if points:
+            panel.plot(*zip(*points, strict=True), "x", markersize=4, color="0.6", label="dropped")
+        if y:
+            margin = 0.15 * (max(y) - min(y) or abs(y[0]) or 1.0)
+            panel.set_ylim(min(y) - margin, max(y) + margin)
+        panel.set_ylabel(str(objective))
+        panel.legend(fontsize=7)
+    axes[-1].set_xlabel("trial")
+    _save(figure, file)
+
+
+def _canvas(panels: int | None = None) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.6 if panels is None else 2.6 * panels), layout="constrained")
+    if panels is None:
+        return figure, figure.subplots()
+    return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+
+
+def _save(figure: Any, file: Path) -> None:
+    import io
+
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    write_bytes(file, image.getvalue())
+
+
+def _value(entry: Entry, name: str) -> float:
+    return float((entry.finding or {})[name])
+
+
+def _end(entry: Entry, name: str) -> float:
+    ratio = (entry.finding or {}).get(name)
+    return _value(entry, "quality") if not ratio else quality(float(ratio))

@@ -1,0 +1,78 @@
+"""Where a study is kept: sqlite, a journal file, or a database server."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qsweep.errors import ConfigError, QsweepError
+from qsweep.locks import FileLock
+from qsweep.tracking.settings import public_uri
+
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
+
+
+def open_storage(where: str | None, directory: Path) -> Any:
+    """An Optuna storage: sqlite in ``directory``, a journal there, or a database's URL.
+
+    Raises:
+        QsweepError: one line, if it cannot be reached; ConfigError if it is no storage at all.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if where == "journal" or (where or "").endswith(".journal"):
+        from optuna.storages.journal import JournalFileBackend
+
+        file = directory / "study.journal" if where == "journal" else Path(str(where))
+        return _reach(lambda: optuna.storages.JournalStorage(JournalFileBackend(str(file))), file)
+    url = f"sqlite:///{directory / 'study.db'}" if where in (None, "sqlite") else str(where)
+    scheme = url.partition(":")[0].partition("+")[0]
+    if scheme not in _SCHEMES or "://" not in url:
+        raise ConfigError(
+            f"search.storage={where}: sqlite, journal, a file NAME.journal, or a URL such as "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+    if scheme != "sqlite":
+        return _reach(lambda: optuna.storages.RDBStorage(_with_driver(url)), url)
+    # Two processes that create the tables at once would trip over each other.
+    with FileLock(directory / ".study.lock"):
+        return _reach(
+            lambda: optuna.storages.RDBStorage(
+                url, engine_kwargs={"connect_args": {"timeout": 60}}
+            ),
+            url,
+        )
+
+
+def _reach(connect: Callable[[], Any], where: Any) -> Any:
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for _ in range(5):
+        try:
+            return connect()
+        except (IntegrityError, ProgrammingError):
+            time.sleep(0.5)  # another process is creating the tables at this moment
+        except Exception:
+            break
+    try:
+        return connect()
+    except ImportError as error:
+        raise ConfigError(
+            f"search.storage={public_uri(str(where))}: {error}; PostgreSQL needs "
+            'pip install "qsweep[postgresql]"'
+        ) from error
+    except Exception as error:  # whatever a database's driver comes up with
+        words = " ".join(str(error.__cause__ or error).split("(Background")[0].split())
+        raise QsweepError(
+            f"search.storage={public_uri(str(where))} cannot be reached: {words[:200]}"
+        ) from error
+
+
+def _with_driver(url: str) -> str:
+    """A URL of PostgreSQL that names a driver which is installed, as SQLAlchemy wants one."""
+    scheme, separator, rest = url.partition("://")
+    if scheme == "postgresql" and importlib.util.find_spec("psycopg") is None:
+        return f"postgresql+pg8000{separator}{rest}"
+    return url
