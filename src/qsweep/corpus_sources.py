@@ -3,7 +3,7 @@
 import contextlib
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,13 +224,13 @@ def _text(row: Any, field: str, where: str) -> str:
         raise ConfigError(f"{where}: {_no_field(field, [str(name) for name in row])}")
     value = row[field]
     if isinstance(value, list):
-        value = "\n\n".join(_message(turn, where) for turn in value)
+        value = _joined(_message(turn, where) for turn in value)
     if not isinstance(value, str):
         raise ConfigError(f"{where}: field {field!r} holds no text but {type(value).__name__}")
     return value
 
 
-def _message(turn: Any, where: str) -> str:
+def _message(turn: Any, where: str) -> str | None:
     # A chat becomes what was said, turn by turn: templates differ by model, a text should not.
     if isinstance(turn, str):
         return turn
@@ -239,8 +239,15 @@ def _message(turn: Any, where: str) -> str:
             if isinstance(turn.get(name), str):
                 return str(turn[name])
             if isinstance(turn.get(name), list):  # parts, of which some may be images
-                return "\n\n".join(_message(part, where) for part in turn[name] if "text" in part)
+                parts = (p for p in turn[name] if isinstance(p, str) or "text" in p)
+                return _joined(_message(part, where) for part in parts)
+        if any(name in turn for name in _MESSAGE_TEXT):  # null: a call of a tool, nothing said
+            return None
     raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
+
+
+def _joined(texts: Iterable[str | None]) -> str:
+    return "\n\n".join(text for text in texts if text is not None)
 
 
 def _no_field(field: str, names: Sequence[str]) -> str:

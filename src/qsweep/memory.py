@@ -1,6 +1,8 @@
-"""Peak memory of this process: what the GPU's allocator held, and what the host gave."""
+"""Memory: what this process held at its peak, on the GPU and on the host, and what is free."""
 
+import contextlib
 import resource
+from pathlib import Path
 
 
 def reset_peak_memory(device: str) -> None:
@@ -8,6 +10,8 @@ def reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
+        # Unlike almost all of torch.cuda, resetting does not initialise CUDA by itself: it raises.
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -25,3 +29,18 @@ def peak_memory(device: str) -> dict[str, float]:
         "peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9,
         "peak_host_memory_gb": host,
     }
+
+
+def available_bytes() -> int:
+    """Free memory of the host, within what a container may use of it."""
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(int(found.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        free.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    # Where nothing can be found out, assume a small machine.
+    return max(min(free, default=4 * 2**30), 0)

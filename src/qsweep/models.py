@@ -7,11 +7,15 @@ from pathlib import Path
 
 from qsweep.config import ModelConfig, key_of
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.model_facts import weight_files
 from qsweep.store import Store, file_hash
 
 # What determines a model's numbers: weights, configuration, tokenizer. Not its README.
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model")
-_CONTENT_MORE = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.py")
+_CONTENT_MORE = (
+    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.tiktoken", "tekken.json", "*.py"),
+)
 _DOWNLOAD = [*_CONTENT, *_CONTENT_MORE, "generation_config.json", "chat_template*", "LICENSE*"]
 
 
@@ -73,15 +77,17 @@ def _from_hub(model: ModelConfig) -> Path:
         )
 
     name = f"model={model.name}"
+    held = "not"
     try:
         cached = snapshot(local_files_only=True)
-        if (cached / "config.json").exists() and any(cached.glob("*.safetensors")):
+        if _is_whole(cached):
             return cached
+        held = "only partly"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, FileNotFoundError):
         pass
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         raise QsweepError(
-            f"{name}: {model.repo} is not in the hub cache and HF_HUB_OFFLINE is set; "
+            f"{name}: {model.repo} is {held} in the hub cache and HF_HUB_OFFLINE is set; "
             "unset it, or give a local copy with model.path=DIR"
         )
     try:
@@ -101,6 +107,15 @@ def _from_hub(model: ModelConfig) -> Path:
             f"{name}: the model hub cannot be reached for {model.repo}; "
             "check the network, or give a local copy with model.path=DIR"
         ) from error
+
+
+def _is_whole(snapshot: Path) -> bool:
+    # A download that was interrupted leaves those of the shards that had arrived.
+    try:
+        weight_files(snapshot)
+    except ConfigError:
+        return False
+    return (snapshot / "config.json").exists()
 
 
 def _fallback(model: ModelConfig, store: Store, error: QsweepError) -> Path:

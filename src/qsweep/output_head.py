@@ -116,6 +116,8 @@ def split(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHead] | N
             hidden = run_body(model, body, ids)[0]
             half = head.vocab // 2
             parts = [head.logits(hidden, 0, half), head.logits(hidden, half, head.vocab)]
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the model, though it is a RuntimeError
         except (QsweepError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             continue
         if agree(torch.cat(parts, dim=1), own, hidden.dtype):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.config import CorpusConfig, TrialConfig, key_of, options_of
+from qsweep.config import CorpusConfig, EvalConfig, TrialConfig, key_of
 from qsweep.devices import resolve_device, resolve_dtype
 from qsweep.environment import environment
 from qsweep.evaluators import PROTOCOL_VERSION
@@ -18,7 +18,10 @@ from qsweep.models import content_hash
 from qsweep.quantizers import ModelFacts, Quantizer
 from qsweep.quantizers.none import Unquantized
 from qsweep.store import Store
+from qsweep.tasks.run import TaskPlan
+from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.texts import Text, text_of
+from qsweep.windows import PRESETS, Preset
 
 _SPEED_PROTOCOL = 1
 
@@ -34,6 +37,7 @@ class Setting:
     texts: Mapping[str, Text]
     """By corpus name."""
     calibration: Text | None
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Plan:
     artifact: dict[str, Any]
     measurements: tuple[MeasurementPlan, ...]
     timing: dict[str, Any] | None
+    tasks: tuple[TaskPlan, ...] = ()
 
     @property
     def is_reference(self) -> bool:
@@ -76,7 +81,8 @@ class Plan:
     @property
     def key(self) -> str:
         """The key of the trial: two configurations with the same key are run once."""
-        return key_of([self.artifact_key, [m.key for m in self.measurements], self.timing])
+        parts = [self.artifact_key, [m.key for m in self.measurements], self.timing]
+        return key_of([*parts, [task.key for task in self.tasks]] if self.tasks else parts)
 
     def reference(self) -> "Plan":
         """The plan that measures the unquantized model by the same protocol."""
@@ -116,6 +122,7 @@ def find_setting(
         calibration=(
             text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
         ),
+        tasks=_find_tasks(trial, model, store),
     )
 
 
@@ -127,7 +134,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         MeasurementPlan(
             corpus=corpus,
             preset=preset,
-            identity={"artifact": key_of(artifact), **protocol},
+            identity={"artifact": key_of(artifact), **protocol, **_comparison(trial)},
             reference={"artifact": key_of(reference), **protocol},
             primary=corpus.name == trial.primary and preset == trial.eval.presets[0],
         )
@@ -135,16 +142,56 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for preset in trial.eval.presets
         for protocol in [_protocol(trial, setting, corpus, preset)]
     )
+    speed = trial.eval.speed
+    native = trial.eval.kld_native and trial.quant.method == "gguf"
     timing = None
-    if trial.eval.speed or trial.eval.kld_native:
+    if speed or native:
         timing = {
             "artifact": key_of(artifact),
             "machine": _machine(setting.device),
-            "speed": trial.eval.speed,
-            "kld_native": trial.eval.kld_native and trial.quant.method == "gguf",
+            "speed": speed,
+            # llama.cpp's own run is of the primary measurement's windows
+            "kld_native": next(m.key for m in measurements if m.primary) if native else None,
             "version": _SPEED_PROTOCOL,
         }
-    return Plan(trial, setting, artifact, measurements, timing)
+    tasks = tuple(
+        TaskPlan(
+            task=task,
+            identity={"artifact": key_of(artifact), **protocol},
+            reference={"artifact": key_of(reference), **protocol},
+        )
+        for task in setting.tasks
+        for protocol in [_task_protocol(task, setting)]
+    )
+    return Plan(trial, setting, artifact, measurements, timing, tasks)
+
+
+def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ...]:
+    if not trial.eval.tasks:
+        return ()
+    from qsweep.tasks.suite import find_tasks, require_chat_template
+
+    options = TaskOptions(
+        limit=trial.eval.limit,
+        num_fewshot=trial.eval.num_fewshot,
+        chat_template=trial.eval.chat_template,
+        unsafe_code=trial.eval.unsafe_code,
+    )
+    if options.chat_template:
+        require_chat_template(model, trial.model.name)
+    return find_tasks(trial.eval.tasks, options, store.root / "catalogues")
+
+
+def effective_preset(evaluation: EvalConfig, name: str) -> Preset:
+    """A preset of the protocol with what the configuration overrides. Raises ConfigError."""
+    return PRESETS[name].override(
+        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
+    )
+
+
+def sample_length(trial: TrialConfig, facts: ModelFacts) -> int:
+    """Tokens of one calibration sample: no more than the model reads."""
+    return min(trial.calibration.max_seq_len, facts.max_length)
 
 
 def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
@@ -159,7 +206,7 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         identity["calibration"] = {
             "text": setting.calibration.fingerprint,
             "num_samples": trial.calibration.num_samples,
-            "max_seq_len": trial.calibration.max_seq_len,
+            "max_seq_len": sample_length(trial, setting.facts),
             "seed": trial.calibration.seed,
         }
     return identity
@@ -177,20 +224,30 @@ def _machine(device: str) -> dict[str, Any]:
     }
 
 
+def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:
+    return {
+        **task.identity(),
+        "dtype": setting.dtype,
+        "device_type": setting.device.partition(":")[0],
+        "version": TASKS_VERSION,
+    }
+
+
 def _protocol(
     trial: TrialConfig, setting: Setting, corpus: CorpusConfig, preset: str
 ) -> dict[str, Any]:
     return {
         "text": setting.texts[corpus.name].fingerprint,
         "preset": preset,
-        "overrides": {
-            name: value
-            for name, value in options_of(trial.eval).items()
-            if name in ("context", "stride", "max_windows")
-        },
-        "divergence": trial.eval.divergence,
-        "noise_floor": trial.eval.noise_floor,
+        "overrides": effective_preset(trial.eval, preset).overrides,
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],
         "protocol": PROTOCOL_VERSION,
     }
+
+
+def _comparison(trial: TrialConfig) -> dict[str, bool]:
+    # What a measurement holds beside perplexity; the noise floor is the reference's alone.
+    divergence = trial.eval.divergence
+    own = isinstance(trial.quant, Unquantized) and divergence
+    return {"divergence": divergence, "noise_floor": own and trial.eval.noise_floor}

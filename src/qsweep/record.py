@@ -12,6 +12,7 @@ from qsweep.metrics import quality_per_gb
 from qsweep.plan import Plan
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Store
+from qsweep.tasks.run import task_records
 
 Record = dict[str, Any]
 
@@ -38,6 +39,11 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         if entry is None:
             return None
         speed = entry.content
+    tasks = None
+    if plan.tasks:
+        primary: dict[str, Any] = next((e.content["metrics"] for s, e in measured if s.primary), {})
+        if (tasks := task_records(plan.tasks, store, primary)) is None:
+            return None
     contents = [made, *(entry.content for _, entry in measured)]
     return {
         **_outline(plan.trial),
@@ -49,8 +55,11 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             _measurement(step, entry, artifact.size.size_gb) for step, entry in measured
         ],
         "speed": speed,
+        **(tasks or {}),
         "quantize_s": made.get("quantize_s"),
-        "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured),
+        "shared_s": made.get("shared_s"),
+        "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
+        + sum(task["seconds"] for task in (tasks or {}).get("tasks", ())),
         "peak_memory_gb": max(c["peak_memory_gb"] for c in contents if "peak_memory_gb" in c),
         "peak_host_memory_gb": max(
             c["peak_host_memory_gb"] for c in contents if "peak_host_memory_gb" in c
@@ -71,6 +80,7 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
         "measurements": [],
         "speed": None,
         "quantize_s": None,
+        "shared_s": None,
         "evaluate_s": None,
         "peak_memory_gb": None,
         "peak_host_memory_gb": None,

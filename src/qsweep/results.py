@@ -10,6 +10,7 @@ from typing import Any
 
 from qsweep.cells import one_line
 from qsweep.files import write_bytes
+from qsweep.tasks.task import CAPABILITIES
 from qsweep.verdicts import expected_range, is_open
 
 Record = dict[str, Any]
@@ -29,7 +30,9 @@ MORE_COLUMNS = (
     "name", "reference", "primary", "verdict_open", "expected_low", "expected_high", "kld_median",
     "kld_p90", "kld_p999", "kld_max", "noise_floor", "tokens_scored", "windows", "format",
     "runtimes", "peak_host_memory_gb", "prefill_tps", "decode_tps", "peak_memory_gb_speed",
-    "kld_native", "device", "dtype", "sweep", "log", "fidelity",
+    "kld_native", "device", "dtype", "sweep", "log", "shared_s", "fidelity",
+    "worst_capability", "worst_retention",
+    *(f"retention_{capability}" for capability in CAPABILITIES),
 )
 # fmt: on
 # What serves models to others. A quantizing library's own kernel loads an artifact too, but is not
@@ -48,10 +51,13 @@ def write_results(
     Returns their paths.
     """
     from qsweep.markdown import results_markdown
+    from qsweep.tasks.page import capabilities_markdown
 
     table, page = directory / "results.csv", directory / "results.md"
     write_bytes(table, to_csv(rows(records)).encode())
     write_bytes(page, results_markdown(directory.name, records, command).encode())
+    if kept := capabilities_markdown(directory.name, records):
+        write_bytes(directory / "capabilities.md", kept.encode())
     return table, page
 
 
@@ -186,17 +192,30 @@ def _common(record: Record) -> Row:
     expected = expected_range(record) or (None, None)
     simple = (
         "status model method backend calibration quantize_s evaluate_s peak_memory_gb reason key "
-        "name reference peak_host_memory_gb device dtype sweep log fidelity"
+        "name reference peak_host_memory_gb device dtype sweep log shared_s fidelity"
     )
     return {
         **{name: record.get(name) for name in simple.split()},
         **{name: options.get(name) for name in _OPTIONS},
         **{name: artifact.get(name) for name in ("bpw", "bpw_total", "size_gb", "format")},
         **{k: v for k, v in (record.get("speed") or {}).items() if k in MORE_COLUMNS},
+        **_kept(record),
         "runtimes": " ".join(artifact.get("runtimes") or ()),
         "artifact": artifact.get("path"),
         "expected_low": expected[0],
         "expected_high": expected[1],
+    }
+
+
+def _kept(record: Record) -> Row:
+    worst = record.get("suffers_most") or {}
+    return {
+        "worst_capability": worst.get("capability"),
+        "worst_retention": worst.get("retention"),
+        **{
+            f"retention_{name}": found.get("retention")
+            for name, found in (record.get("capabilities") or {}).items()
+        },
     }
 
 

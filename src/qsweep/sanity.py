@@ -94,15 +94,20 @@ def _rounding(found: Found) -> Iterator[str]:
     def grid(record: Record) -> tuple[Any, Any]:
         return (_bits(record), record["options"].get("group_size"))
 
-    baselines = [(r, m) for r, m in _quantized(found) if r["method"] == "rtn"]
+    baselines: dict[tuple[Any, Any], Found] = defaultdict(list)
     for record, metrics in _quantized(found):
-        for baseline, base_metrics in baselines:
-            same = record["method"] in ("gptq", "awq") and grid(record) == grid(baseline)
-            if same and _worse(metrics, base_metrics):
+        if record["method"] == "rtn":
+            baselines[grid(record)].append((record, metrics))
+    for record, metrics in _quantized(found):
+        if record["method"] not in ("gptq", "awq"):
+            continue
+        for baseline, base_metrics in baselines.get(grid(record), ()):
+            if metrics["ppl_ratio"] > base_metrics["ppl_ratio"] and _worse(metrics, base_metrics):
                 yield (
                     f"{record['name']} is worse than {baseline['name']}, the baseline "
                     f"({_figures(metrics, base_metrics)})"
                 )
+                break
 
 
 def _quantized(found: Found) -> Found:

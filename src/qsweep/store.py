@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,12 @@ from qsweep.errors import ArtifactCorrupt, QsweepError
 from qsweep.files import FileStamp, sha256_of, stamp_of, sync_tree, verify, write_json
 from qsweep.locks import FileLock
 
-Kind = Literal["artifacts", "references", "measurements", "timings", "models", "texts"]
+Kind = Literal["artifacts", "references", "measurements", "tasks", "timings", "models", "texts"]
 MANIFEST = "manifest.json"
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]
+# The same for several at once, by key.
+MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -68,28 +71,56 @@ class Store:
         Returns the entry and whether it was made now. ``make`` gets an empty directory; whatever it
         raises leaves the store as it was.
         """
-        key = key_of(identity)
-        path = self.path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "locks" / f"{kind}-{key}.lock"):
-            if entry := self.find(kind, key, full=full):
-                return entry, False
-            temporary = path.with_name(f".{key}.tmp")
-            _remove(temporary)
-            temporary.mkdir()
+
+        def make_one(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+            return {key: make(folder) for key, folder in folders.items()}
+
+        return self.build_all(kind, [identity], make_one, full=full)[key_of(identity)]
+
+    def build_all(
+        self,
+        kind: Kind,
+        identities: Sequence[dict[str, Any]],
+        make: MakeAll,
+        *,
+        full: bool = True,
+    ) -> dict[str, tuple[Entry, bool]]:
+        """Entries that are made together, by key; see :meth:`build`.
+
+        ``make`` gets empty directories for those that are absent or damaged, and is not called if
+        none is; whatever it raises leaves the store as it was.
+        """
+        wanted = {key_of(identity): identity for identity in identities}
+        (self.root / kind).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as locks:
+            # In one order everywhere, so that two who want the same never wait for each other.
+            for key in sorted(wanted):
+                locks.enter_context(FileLock(self.root / "locks" / f"{kind}-{key}.lock"))
+            found = {key: self.find(kind, key, full=full) for key in wanted}
+            absent = {
+                key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
+            }
             try:
-                content = make(temporary)
-                seal(temporary, identity, content)
-                sync_tree(temporary)
-                _remove(path)
-                temporary.rename(path)
+                for temporary in absent.values():
+                    _remove(temporary)
+                    temporary.mkdir()
+                contents = make(absent) if absent else {}
+                for key, temporary in absent.items():
+                    seal(temporary, wanted[key], contents[key])
+                    sync_tree(temporary)
+                    _remove(self.path(kind, key))
+                    temporary.rename(self.path(kind, key))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise QsweepError(disk_full(self.root)) from error
                 raise
             finally:
-                _remove(temporary)
-            return open_entry(path), True
+                for temporary in absent.values():
+                    _remove(temporary)
+            return {
+                key: (entry or open_entry(self.path(kind, key)), entry is None)
+                for key, entry in found.items()
+            }
 
 
 def seal(path: Path, identity: dict[str, Any], content: dict[str, Any]) -> None:

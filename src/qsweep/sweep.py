@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from qsweep.files import write_json
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
 from qsweep.locks import FileLock
 from qsweep.models import resolve
+from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting, find_setting, make_plan
 from qsweep.record import (
     Record,
@@ -24,6 +25,7 @@ from qsweep.record import (
     timestamp,
     unfinished_record,
 )
+from qsweep.report import report_sweep
 from qsweep.results import write_results
 from qsweep.store import Store, check_writable
 from qsweep.tracking import Tracker, fingerprint
@@ -135,6 +137,7 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
         finally:
             records = list(sweep.records.values())
             write_results(sweep.directory, records, sweep.command)
+            report_sweep(sweep.directory, records, sweep.command, _say)
             tracker.finish(records, interrupted=interrupted)
 
 
@@ -194,7 +197,7 @@ def keys_of(
 
 def _setting_key(trial: TrialConfig) -> str:
     calibration = trial.calibration.text if trial.quant.uses_calibration else None
-    return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval.dtype))
+    return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
 
 
 def _setting(
@@ -248,15 +251,20 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
         record(content, cached=False, started=now(), ended=now())
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
-        if done := finished_record(plan, store):
+        done = finished_record(plan, store)
+        if done and not any(task["reason"] for task in done.get("tasks") or ()):
             record(done, cached=True)
         else:
             missing[key] = plan
     if not missing:
         return
     session.server.start()  # imports torch while the rest is prepared
+    slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
+    passes = Passes(missing.values(), store, slots.count)
 
     def on_done(job: Job, result: JobResult) -> None:
+        if job.id not in missing:
+            return  # a pass: its trials tell what became of it
         plan = missing[job.id]
         done = finished_record(plan, store) if result.status == "finished" else None
         if done is None:
@@ -266,13 +274,36 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
         started = None if result.started is None else timestamp(result.started)
         record(done, cached=False, seconds=result.seconds, started=started, ended=now())
 
-    jobs = [_job(plan, sweep, store, missing) for plan in missing.values()]
-    slots = make_slots(sweep.config.n_jobs, [job.device for job in jobs])
-    with open_display(len(jobs), sweep.name, slots.count) as display:
-        run_jobs(jobs, slots=slots, on_event=display.event, on_done=on_done, server=session.server)
+    def trial_job(plan: Plan) -> Job:
+        return _job(plan, sweep, store, missing, passes.needs(plan))
+
+    def pass_jobs(some: Iterable[Pass]) -> list[Job]:
+        return [_pass_job(one, sweep, store) for one in some]
+
+    def retry(job: Job, _: JobResult) -> list[Job]:
+        halves, concerned = passes.split(job.id)
+        again = [trial_job(plan) for plan in missing.values() if plan.artifact_key in concerned]
+        return pass_jobs(halves) + again
+
+    jobs = pass_jobs(passes) + [trial_job(plan) for plan in missing.values()]
+    with open_display(len(missing), sweep.name, slots.count) as display:
+        run_jobs(
+            jobs,
+            slots=slots,
+            on_event=display.event,
+            on_done=on_done,
+            retry=retry,
+            server=session.server,
+        )
 
 
-def _job(plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan]) -> Job:
+def _pass_job(one: Pass, sweep: Sweep, store: Store) -> Job:
+    return one.job(store, _log(sweep, one.id), sweep.config.timeout_s, _device(one.plans[0]))
+
+
+def _job(
+    plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan], passes: tuple[str, ...]
+) -> Job:
     reference = plan.reference().key
     return Job(
         id=plan.key,
@@ -285,7 +316,7 @@ def _job(plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan]) ->
         },
         log=_log(sweep, plan.key),
         timeout_s=sweep.config.timeout_s,
-        needs=(reference,) if reference != plan.key and reference in missing else (),
+        needs=passes + ((reference,) if reference != plan.key and reference in missing else ()),
         device=_device(plan),
     )
 

@@ -18,6 +18,7 @@ from qsweep.results import (
     total_seconds,
 )
 from qsweep.sanity import check
+from qsweep.tasks.page import adjusted_p, has_tasks, worst_cell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +73,7 @@ def columns(width: int) -> list[Column]:
         Column("KLD", lambda r: cells.divergence(primary_metric(r, "kld"))),
         Column("top-1", lambda r: cells.percent(primary_metric(r, "top1_agreement"))),
         Column("q/GB", lambda r: cells.significant(primary_metric(r, "quality_per_gb"), 3), 110),
+        Column("suffers most", lambda r: r["suffers"]),
         Column("verdict", status_word),
         Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=90),
         Column("tok/s", _decode_speed, min_width=118),
@@ -85,6 +87,8 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
 
     timed = any(record.get("speed") for record in records)
     shown = [c for c in columns(console.width) if timed or c.heading != "tok/s"]
+    shown = [c for c in shown if has_tasks(records) or c.heading != "suffers most"]
+    adjusted = adjusted_p(records)
     measured = places(records)
     models = sorted({record["model"] for record in records})
     title = ", ".join(models)
@@ -109,7 +113,11 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
             overflow="fold",
         )
     for record in ranked(records):
-        named = {**record, "name": _short_name(record, models)}
+        named = {
+            **record,
+            "name": _short_name(record, models),
+            "suffers": worst_cell(record, adjusted),
+        }
         table.add_row(*(_styled(column.text(named)) for column in shown))
     return table
 

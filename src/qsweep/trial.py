@@ -8,6 +8,7 @@ import contextlib
 import gc
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,34 +17,48 @@ from qsweep.config import key_of, trial_config
 from qsweep.launch import slot_device
 from qsweep.locks import device_lock
 from qsweep.memory import peak_memory, reset_peak_memory
-from qsweep.plan import MeasurementPlan, Plan, find_setting, make_plan
+from qsweep.plan import (
+    MeasurementPlan,
+    Plan,
+    effective_preset,
+    find_setting,
+    make_plan,
+    sample_length,
+)
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Store
+from qsweep.tasks.run import missing, run_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qsweep.evaluators import Measurement, Reference
+    from qsweep.tasks.model import LanguageModel
     from qsweep.windows import Windows
 
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
     store = Store(Path(payload["store"]))
-    trial = trial_config(payload["config"])
+    run_trial(plan_here(payload["config"], payload["model"], store), store, progress)
+    return {}
+
+
+def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
+    """The plan of a resolved configuration, inside a job's process and for its device."""
+    trial = trial_config(config)
     # The launcher's slot says which device is this process's own.
     own = slot_device()
     device = "cuda:0" if own == "cuda" else own
-    setting = find_setting(trial, Path(payload["model"]), store, device)
-    run_trial(make_plan(trial, setting), store, progress)
-    return {}
+    return make_plan(trial, find_setting(trial, Path(model), store, device))
 
 
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
-    if any(store.find("measurements", m.key) is None for m in plan.measurements):
+    measured = all(store.find("measurements", m.key) for m in plan.measurements)
+    if not measured or missing(plan.tasks, store):
         measure_all(plan, artifact, store, progress)
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)
@@ -55,18 +70,11 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
         return reference_artifact(plan.setting.facts)
 
     def quantize(out: Path) -> dict[str, Any]:
-        started = time.perf_counter()
-        reset_peak_memory(plan.setting.device)
-        # Some libraries write logs into whatever folder they are called in.
-        with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
-            artifact = plan.trial.quant.quantize(
-                source_model(plan), calibration_tokens(plan), out, progress
-            )
-        return {
-            **to_content(artifact),
-            "quantize_s": time.perf_counter() - started,
-            **peak_memory(plan.setting.device),
-        }
+        def alone() -> list[Artifact]:
+            tokens = calibration_tokens(plan)
+            return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
+
+        return made(plan.setting.device, alone)[0]
 
     progress("quantize", None)
     entry, _ = store.build("artifacts", plan.artifact, quantize)
@@ -74,8 +82,29 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
     return from_content(entry.path, entry.content)
 
 
+def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:
+    """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
+
+    ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
+    are in ``shared_s`` instead.
+    """
+    started = time.perf_counter()
+    reset_peak_memory(device)
+    # Some libraries write logs into whatever folder they are called in.
+    with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
+        artifacts = quantize()
+    spent = {"quantize_s": time.perf_counter() - started}
+    memory = peak_memory(device)
+    own = ("quantize_s", "shared_s")
+    times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
+    return [
+        {**to_content(artifact), **spent, **told, **memory}
+        for artifact, told in zip(artifacts, times, strict=True)
+    ]
+
+
 def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
-    """Every corpus by every preset that is not measured yet, on one dense model."""
+    """Every corpus by every preset and every task not measured yet, on one dense model."""
     from qsweep.evaluators import compare, measure, read_measurement, save_measurement
 
     reference_plan = plan.reference()
@@ -112,7 +141,13 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
             }
 
         store.build("measurements", step.identity, make)
-    del model
+
+    def open_model() -> "LanguageModel":
+        progress("load", None)
+        return language_model(plan, load(plan, artifact) if model is None else model)
+
+    run_tasks(plan.tasks, store, open_model, progress)
+    model = None
     _release_memory()
 
 
@@ -130,6 +165,19 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
         device=plan.setting.device,
         trust_remote_code=model.trust_remote_code,
         device_map=model.device_map,
+    )
+
+
+def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":
+    """The dense model as tasks see it."""
+    from qsweep.tasks.model import LanguageModel
+
+    size = plan.trial.eval.batch_size
+    return LanguageModel(
+        model,
+        tokenizer_of(plan),
+        plan.setting.facts.max_length,
+        None if size == "auto" else size,
     )
 
 
@@ -195,15 +243,25 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
 
     assert plan.timing is not None
     timing, setting = plan.timing, plan.setting
+    source, trusted = setting.facts.path, plan.trial.model.trust_remote_code
 
     def make(out: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with device_lock(store.root / "locks", setting.device):
             if timing["speed"]:
-                figures |= measure_speed(artifact, setting.facts.path, setting.device, progress)
+                figures |= measure_speed(
+                    artifact, source, setting.device, progress, trust_remote_code=trusted
+                )
         if timing["kld_native"]:
             primary = next(m for m in plan.measurements if m.primary)
-            figures |= kld_native(artifact, setting.facts.path, windows_of(plan, primary), progress)
+            figures |= kld_native(
+                artifact,
+                source,
+                windows_of(plan, primary),
+                progress,
+                device=setting.device,
+                trust_remote_code=trusted,
+            )
         return figures
 
     store.build("timings", timing, make)
@@ -221,28 +279,24 @@ def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
     if plan.setting.calibration is None:
         return None
     sampling = plan.trial.calibration
-    length = min(sampling.max_seq_len, plan.setting.facts.max_length)
     return calibration_samples(
         plan.setting.calibration.documents(),
         tokenizer_of(plan),
         sampling.num_samples,
-        length,
+        sample_length(plan.trial, plan.setting.facts),
         sampling.seed,
+        plan.setting.facts.model_type,
     )
 
 
 def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     """The token windows of one measurement, by the reference model's own tokenizer."""
-    from qsweep.windows import PRESETS, make_windows
+    from qsweep.windows import make_windows
 
-    evaluation = plan.trial.eval
-    preset = PRESETS[step.preset].override(
-        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
-    )
     return make_windows(
         plan.setting.texts[step.corpus.name].documents(),
         tokenizer_of(plan),
-        preset,
+        effective_preset(plan.trial.eval, step.preset),
         plan.setting.facts.max_length,
         plan.setting.facts.model_type,
     )
@@ -265,6 +319,8 @@ def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
             store.remove("measurements", step.key)
             measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
             return
+    if any(store.find("tasks", task.key) is None for task in plan.tasks):
+        measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
 
 
 def _release_memory() -> None:

@@ -114,7 +114,8 @@ def run_windows(
         end = min(begin + batch, count)
         first, last = offsets[begin], offsets[end]
         try:
-            features = engine.features(ids[begin:end])
+            with never_packed():
+                features = engine.features(ids[begin:end])
             chosen = rows[first:last]
             local = (chosen - begin * context).to(features.device)
             consume(features.index_select(0, local), ids.view(-1)[chosen + 1], first)
@@ -143,6 +144,27 @@ def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, l
     scored = (position >= windows.first_scored[:, None]) & (position < windows.lengths[:, None])
     offsets = [0, *windows.counts.cumsum(0).tolist()]
     return (scored.view(-1).nonzero().view(-1) - 1).to(device), offsets
+
+
+@contextlib.contextmanager
+def never_packed() -> Iterator[None]:
+    """Spare transformers the question whether a window holds several sequences: none does.
+
+    It looks for them in the position ids before every forward that has neither mask nor cache, and
+    so waits for the device each time.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    original = getattr(masking_utils, name, None)
+    if original is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, original)
 
 
 @contextlib.contextmanager

@@ -112,6 +112,8 @@ def _score(
     import torch
 
     head = engine.head
+    # A copy from memory that is not pinned may wait for the device: once, not in the loop.
+    first = None if reference is None else reference.first.to(head.device)
     if tile is None:
         tile = choose_tile([head] if reference is None else [head, reference.head])
     names = ("nll",) if reference is None else ("nll", "kld", "top1")
@@ -124,13 +126,12 @@ def _score(
         targets = targets.to(head.device)
         for part in token_parts(len(targets), tile.tokens):
             at = slice(before + part.start, before + part.stop)
-            if reference is None:
+            if reference is None or first is None:
                 scores = score(head, features[part], targets[part], tile)
             else:
                 cached = reference.features(at).to(head.device, non_blocking=True)
-                first = reference.first[at].to(head.device, non_blocking=True)
                 scores = score_against(
-                    head, features[part], targets[part], reference.head, cached, first, tile
+                    head, features[part], targets[part], reference.head, cached, first[at], tile
                 )
             for name in names:
                 results[name][at] = getattr(scores, name)

@@ -47,6 +47,7 @@ class TorchMemory:
     def __init__(self, device: str):
         import torch
 
+        torch.cuda.init()  # which resetting leaves to others, and then raises
         torch.cuda.reset_peak_memory_stats(device)
         self.device, self.before = device, torch.cuda.memory_allocated(device)
 

@@ -6,6 +6,7 @@ reference's own head. Where a model's logits cannot be rebuilt so, they are kept
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,34 +98,69 @@ class Shards:
 
 
 class _Writer:
-    """Collects features in order and writes a file whenever enough are together."""
+    """Collects features in order and writes a file whenever enough are together.
+
+    What comes from a GPU goes to pinned memory, so that nobody waits for it, and files are written
+    beside the computation. Leaving the context waits for the last one.
+    """
 
     def __init__(self, path: Path, tokens: int, shard_bytes: int):
         self._path, self._left, self._shard_bytes = path, tokens, shard_bytes
         self._buffer: Tensor | None = None
         self._filled = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         self.ends: list[int] = []
 
     def add(self, features: "Tensor") -> None:
+        import torch
+
         while len(features):
             if self._buffer is None:
                 row = features.shape[1] * features.element_size()
                 rows = min(self._left, max(1, self._shard_bytes // row))
-                self._buffer = features.new_empty((rows, features.shape[1]), device="cpu")
+                self._buffer = torch.empty(
+                    (rows, features.shape[1]), dtype=features.dtype, pin_memory=features.is_cuda
+                )
             room = len(self._buffer) - self._filled
             now, features = features[:room], features[room:]
-            self._buffer[self._filled : self._filled + len(now)].copy_(now)
+            place = self._buffer[self._filled : self._filled + len(now)]
+            place.copy_(now, non_blocking=True)
             self._filled += len(now)
             if self._filled == len(self._buffer):
-                self._flush(self._buffer)
+                copied = (
+                    torch.cuda.current_stream(now.device).record_event() if now.is_cuda else None
+                )
+                self._flush(self._buffer, copied)
 
-    def _flush(self, buffer: "Tensor") -> None:
-        from safetensors.torch import save_file
-
-        save_file({"features": buffer}, self._path / _SHARD.format(len(self.ends)))
+    def _flush(self, buffer: "Tensor", copied: Any) -> None:
+        file = self._path / _SHARD.format(len(self.ends))
         self._left -= self._filled
         self.ends.append(self._filled + (self.ends[-1] if self.ends else 0))
         self._buffer, self._filled = None, 0
+        # No more than one file waits to be written while the next is filled.
+        self._wait()
+        self._written = self._pool.submit(_write, file, buffer, copied)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self._wait()
+
+
+def _write(file: Path, features: "Tensor", copied: Any) -> None:
+    from safetensors.torch import save_file
+
+    if copied is not None:
+        copied.synchronize()
+    save_file({"features": features}, file)
 
 
 def build_reference(
@@ -147,8 +183,11 @@ def build_reference(
     from safetensors.torch import save_file
 
     count = windows.tokens_scored
-    writer = _Writer(out, count, shard_bytes)
-    with torch.inference_mode(), quick_memory(model.device):
+    with (
+        _Writer(out, count, shard_bytes) as writer,
+        torch.inference_mode(),
+        quick_memory(model.device),
+    ):
         engine = open_engine(model, windows)
         head, tile = engine.head, choose_tile([engine.head])
         kept = {
@@ -165,13 +204,14 @@ def build_reference(
                 for name, values in kept.items():
                     values[before + part.start : before + part.stop] = getattr(scores, name)
             if before == 0:
-                probe["probe"] = head.logits(features[:_PROBED_TOKENS]).cpu()
+                probe["probe"] = head.logits(features[:_PROBED_TOKENS])
             # Last, since a batch that runs out of memory comes again.
             writer.add(features)
 
         batch = run_windows(engine, windows, consume, lambda done: progress("reference", done))
-    require_finite(kept["nll"].cpu(), windows)
-    save_file({**kept, **probe}, out / _TOKENS)
+    tokens = {name: values.cpu() for name, values in (kept | probe).items()}
+    require_finite(tokens["nll"], windows)
+    save_file(tokens, out / _TOKENS)
     facts = {
         **run_facts(engine, batch),
         "fingerprint": windows.fingerprint,

@@ -22,8 +22,8 @@ class Display(Protocol):
     def event(self, event: Event) -> None:
         """Show what :func:`~qsweep.launch.schedule.run_jobs` reports; fits its ``on_event``."""
 
-    def record(self, name: str, result: JobResult) -> None:
-        """Count and show a trial that is done, also one that never needed a process."""
+    def record(self, name: str, result: JobResult, *, counts: bool = True) -> None:
+        """Show a job that is done, also one that never needed a process; count it if it is a trial."""
 
 
 def open_display(
@@ -52,6 +52,7 @@ class Running:
     since: float
     step: str = "starting"
     share: float | None = None
+    counts: bool = True
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Board:
     def take(self, event: Event, now: float) -> None:
         """Follow a job that starts, reports, or ends."""
         if event.kind in ("started", "restarted"):
-            self.running[event.job.id] = Running(event.job.name, now)
+            self.running[event.job.id] = Running(event.job.name, now, counts=event.job.counts)
         elif event.kind == "progress" and event.job.id in self.running:
             running = self.running[event.job.id]
             running.step, running.share = event.step, event.share
@@ -88,21 +89,19 @@ class Board:
         self.counts[result.status] += 1
         if result.status == "finished" and result.seconds > 0:
             self.durations.append(result.seconds)
-        line = f"[{self.done}/{self.total}] {name}  {result.status}"
-        if result.seconds >= 0.05:
-            line += f"  {result.seconds:.1f} s"
-        return f"{line}: {result.reason}" if result.reason else line
+        return f"[{self.done}/{self.total}] {line_of(name, result)}"
 
     def seconds_left(self, now: float) -> float | None:
         """An estimate from the trials that ran to their end; None before the first did."""
         if not self.durations:
             return None
         mean = sum(self.durations) / len(self.durations)
-        waiting = max(self.total - self.done - len(self.running), 0)
+        running = [one for one in self.running.values() if one.counts]
+        waiting = max(self.total - self.done - len(running), 0)
         work = mean * waiting
-        for running in self.running.values():
-            work += max(mean - (now - running.since), 0.0)
-        return work / max(min(self.slots, waiting + len(self.running)), 1)
+        for one in running:
+            work += max(mean - (now - one.since), 0.0)
+        return work / max(min(self.slots, waiting + len(running)), 1)
 
 
 class PlainDisplay:
@@ -122,11 +121,12 @@ class PlainDisplay:
         """Show a job that is done."""
         self.board.take(event, time.monotonic())
         if event.kind == "done" and event.result is not None:
-            self.record(event.job.name, event.result)
+            self.record(event.job.name, event.result, counts=event.job.counts)
 
-    def record(self, name: str, result: JobResult) -> None:
-        """Count and show a trial that is done."""
-        print(self.board.count(name, result), file=self.stream, flush=True)
+    def record(self, name: str, result: JobResult, *, counts: bool = True) -> None:
+        """Show what is done, and count it if it is a trial."""
+        line = self.board.count(name, result) if counts else line_of(name, result)
+        print(line, file=self.stream, flush=True)
 
 
 class LiveDisplay:
@@ -159,13 +159,13 @@ class LiveDisplay:
         """Show how a job goes on."""
         self.board.take(event, time.monotonic())
         if event.kind == "done" and event.result is not None:
-            self.record(event.job.name, event.result)
+            self.record(event.job.name, event.result, counts=event.job.counts)
 
-    def record(self, name: str, result: JobResult) -> None:
-        """Count and show a trial that is done."""
+    def record(self, name: str, result: JobResult, *, counts: bool = True) -> None:
+        """Show what is done, and count it if it is a trial."""
         from rich.text import Text
 
-        text = Text(self.board.count(name, result))
+        text = Text(self.board.count(name, result) if counts else line_of(name, result))
         text.highlight_words([f"  {result.status}"], _STYLES[result.status])
         self.console.print(text)
 
@@ -223,6 +223,14 @@ class LiveDisplay:
             texts = Text(row.name), Text(row.step)
             table.add_row(self._spinner, *texts, *([bar] if wide else []), percent, clock)
         return table
+
+
+def line_of(name: str, result: JobResult) -> str:
+    """What became of a job, in one line."""
+    line = f"{name}  {result.status}"
+    if result.seconds >= 0.05:
+        line += f"  {result.seconds:.1f} s"
+    return f"{line}: {result.reason}" if result.reason else line
 
 
 def clock_of(seconds: float) -> str:

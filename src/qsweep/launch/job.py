@@ -26,6 +26,8 @@ class Job:
     timeout_s: float | None = None
     needs: tuple[str, ...] = ()
     device: str = "auto"
+    counts: bool = True
+    """Whether it is one of the things that were asked for, and not a preparation for them."""
 
 
 @dataclass(frozen=True)

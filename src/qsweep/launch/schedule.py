@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsweep.launch.client import Child, ForkServer, Note
@@ -21,12 +21,18 @@ def ignore(*_: Any) -> None:
     """Take no notice."""
 
 
+def give_up(job: Job, result: JobResult) -> Sequence[Job]:
+    """Do not try again."""
+    return ()
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,
     slots: Slots,
     on_event: Callable[[Event], None] = ignore,
     on_done: Callable[[Job, JobResult], None] = ignore,
+    retry: Callable[[Job, JobResult], Sequence[Job]] = give_up,
     server: ForkServer | None = None,
 ) -> dict[str, JobResult]:
     """Run jobs in their order, as many at once as there are slots.
@@ -36,10 +42,13 @@ def run_jobs(
         slots: how many at once, and on which devices.
         on_event: called here for whatever a display may want to know.
         on_done: called here with every job as soon as it is done, so that it can be recorded.
+        retry: called with every job that ran and did not finish; gives the jobs to run instead of
+            it, those first, and those that are to stand in for waiting ones of the same id.
         server: the fork server to use; it stays open. By default one is started and closed.
 
     Returns:
-        The result of every job, by id. No job's death raises anything.
+        The result of every job, by id, those that were tried again included. No job's death raises
+        anything.
 
     Raises:
         ValueError: ids that occur twice, needs that are not among the jobs, or that form a circle.
@@ -48,7 +57,7 @@ def run_jobs(
     _check(jobs)
     used = ForkServer() if server is None else server
     names = {job.id: job.name for job in jobs}
-    run = _Run(slots, used, on_event, on_done, {job.id: job for job in jobs}, names)
+    run = _Run(slots, used, on_event, on_done, retry, {job.id: job for job in jobs}, names)
     try:
         run.to_the_end()
     except BaseException:
@@ -56,7 +65,7 @@ def run_jobs(
         raise
     if server is None:
         used.close()
-    return {job.id: run.results[job.id] for job in jobs}
+    return {job.id: run.results[job.id] for job in jobs} | run.results
 
 
 @dataclass
@@ -65,6 +74,7 @@ class _Run:
     server: ForkServer
     on_event: Callable[[Event], None]
     on_done: Callable[[Job, JobResult], None]
+    retry: Callable[[Job, JobResult], Sequence[Job]]
     waiting: dict[str, Job]
     names: dict[str, str]
     running: dict[Child, Placement] = field(default_factory=dict)
@@ -165,6 +175,11 @@ class _Run:
             with contextlib.suppress(OSError), child.job.log.open("a") as log:
                 log.write(f"qsweep: {result.reason}\n")
         child.close()
+        if result.status != "finished" and (instead := self.retry(child.job, result)):
+            result = replace(result, reason=f"{result.reason}; tried again in parts")
+            new = {job.id: job for job in instead}
+            self.waiting = {**new, **self.waiting, **new}
+            self.names |= {job.id: job.name for job in instead}
         self._finish(child.job, result)
 
     def _finish(self, job: Job, result: JobResult) -> None:

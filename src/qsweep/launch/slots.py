@@ -154,10 +154,14 @@ def _installed_gpus() -> list[str]:
             return parse_listing(done.stdout)
         except (OSError, subprocess.SubprocessError):
             pass
-    try:
-        return [str(n) for n, _ in enumerate(os.listdir("/proc/driver/nvidia/gpus"))]
-    except OSError:
-        return []
+    return [str(n) for n in range(_count_devices())]
+
+
+def _count_devices(proc: Path = Path("/proc/driver/nvidia/gpus"), dev: Path = Path("/dev")) -> int:
+    # Containers often have neither nvidia-smi nor all of /proc, but never lack the device files.
+    if proc.is_dir():
+        return len(list(proc.iterdir()))
+    return sum(bool(re.fullmatch(r"nvidia\d+", file.name)) for file in dev.iterdir())
 
 
 def _number(device: str) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from qsweep.artifact import Artifact
 
@@ -99,3 +99,32 @@ class Quantizer(Protocol):
         Returns the artifact with its size counted; the caller writes the manifest and moves the
         directory into the store.
         """
+
+
+@runtime_checkable
+class SharedPass(Quantizer, Protocol):
+    """What a quantizer offers beside, if one pass over a model can make several configurations.
+
+    What a configuration becomes must not depend on the others, bit by bit: it goes into the store
+    under the same key as if it had been made alone. ``details`` of each artifact tell what was
+    spent for it alone, ``quantize_s``, and what all share, ``shared_s``.
+    """
+
+    @property
+    def pass_name(self) -> str:
+        """Quantizers of equal ``pass_name`` and ``version()`` can be made together."""
+
+    def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
+        """Host memory that a pass takes by itself, and what this configuration adds to it.
+
+        ``tokens`` is the length of the calibration text.
+        """
+
+    def quantize_together(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        configurations: "Sequence[tuple[SharedPass, Path]]",
+        progress: Progress = silent,
+    ) -> list[Artifact]:
+        """Quantize each configuration into its empty directory; this one is among them."""

@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -53,7 +54,7 @@ class Client:
     def __init__(self, place: Place, outputs: Path):
         self._place = place
         with self._errors():
-            self._mlflow = _connect(place.uri)
+            self._mlflow = connect(place.uri)
             self._experiment = self._find_experiment(outputs)
 
     def parent(self, uid: str, name: str, started_ms: int | None, known: str | None) -> str:
@@ -176,31 +177,37 @@ class Client:
             raise
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self._experiment)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        label = public_uri(self._place.uri)
-        try:
-            yield
-        except TrackerError:
-            raise
-        except ImportError as error:
-            # A database driver, more often than MLflow itself.
-            raise TrackerError(
-                f"MLflow at {label}: {one_line(error)}; pip install {error.name or 'mlflow'}, "
-                "or set tracking=none"
-            ) from error
-        except Exception as error:
-            # Whatever a tracker, its database driver or the network comes up with.
-            text = str(error)
-            if secret := secret_of(self._place.uri):
-                text = text.replace(secret, HIDDEN)
-            line = f"MLflow at {label}: {_gist(one_line(text))}"
-            if getattr(error, "error_code", None) in _REFUSED:
-                raise RefusedError(line) from error
-            raise TrackerError(line) from error
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return tracker_errors(self._place.uri)
 
 
-def _connect(uri: str) -> "MlflowClient":
+@contextlib.contextmanager
+def tracker_errors(uri: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a TrackerError of one line, without the password."""
+    label = public_uri(uri)
+    try:
+        yield
+    except TrackerError:
+        raise
+    except ImportError as error:
+        # A database driver, more often than MLflow itself.
+        raise TrackerError(
+            f"MLflow at {label}: {one_line(error)}; pip install {error.name or 'mlflow'}, "
+            "or set tracking=none"
+        ) from error
+    except Exception as error:
+        # Whatever a tracker, its database driver or the network comes up with.
+        text = str(error)
+        if secret := secret_of(uri):
+            text = text.replace(secret, HIDDEN)
+        line = f"MLflow at {label}: {_gist(one_line(text))}"
+        if getattr(error, "error_code", None) in _REFUSED:
+            raise RefusedError(line) from error
+        raise TrackerError(line) from error
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client, its database made if it is sqlite and not there."""
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         create_database(path)

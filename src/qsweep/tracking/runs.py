@@ -127,7 +127,14 @@ def metric_prefix(corpus: str, preset: str) -> str:
 
 
 def _figures(record: Record) -> Iterator[tuple[str, float]]:
-    simple = ("quantize_s", "evaluate_s", "peak_memory_gb", "peak_host_memory_gb", "seconds")
+    simple = (
+        "quantize_s",
+        "shared_s",
+        "evaluate_s",
+        "peak_memory_gb",
+        "peak_host_memory_gb",
+        "seconds",
+    )
     named = [
         ("", (primary(record) or {}).get("metrics") or {}),
         ("", record.get("artifact") or {}),
@@ -137,6 +144,11 @@ def _figures(record: Record) -> Iterator[tuple[str, float]]:
     for measurement in record.get("measurements") or []:
         prefix = metric_prefix(measurement["corpus"], measurement["preset"])
         named.append((prefix, measurement["metrics"]))
+    for task in record.get("tasks") or ():
+        named.append((f"task/{task['name']}/", {k: task.get(k) for k in ("score", "p")}))
+    for capability, kept in (record.get("capabilities") or {}).items():
+        names = ("retention", "retention_low", "retention_high", "difference", "p")
+        named.append((f"capability/{capability}/", {k: kept.get(k) for k in names}))
     for prefix, values in named:
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -176,6 +188,7 @@ def _trial_tags(record: Record) -> dict[str, Any]:
         **{name: record.get(name) for name in shown},
         **{name: options.get(name) for name in ("bits", "group_size", "type")},
         "verdict": measurement.get("verdict") if measurement else None,
+        "suffers_most": (record.get("suffers_most") or {}).get("capability"),
         "reference": "true" if record.get("reference") else None,
         "qsweep.key": record["key"],
         "mlflow.source.name": record.get("command"),

@@ -1,18 +1,31 @@
 """The native backend's quantizers: their options, and what they refuse before any work."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from qsweep import __version__
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.quantizers import (
+    CalibrationTokens,
+    ModelFacts,
+    Progress,
+    SharedPass,
+    SourceModel,
+    silent,
+)
 from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
 # Raised whenever the same options give another result.
 _REVISION = 1
+# Bytes of activations that one run of a decoder layer may hold on the host.
+LAYER_BYTES = 2 * 2**30
+# Bytes of finished layers that each configuration keeps before it writes them.
+SHARD_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,26 @@ class NativeGPTQ:
         progress: Progress = silent,
     ) -> Artifact:
         """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _alone(self, model, calibration, out, progress)
+        return _together(model, calibration, [(self, out)], progress)[0]
+
+    @property
+    def pass_name(self) -> str:
+        """All configurations of this backend can be made together."""
+        return "native"
+
+    def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
+        """Host memory of a pass, and what this configuration adds."""
+        return _pass_bytes(model, tokens, self.bits, self.sequential)
+
+    def quantize_together(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        configurations: Sequence[tuple[SharedPass, Path]],
+        progress: Progress = silent,
+    ) -> list[Artifact]:
+        """See :func:`qsweep.quantizers.native.quantize_grid`."""
+        return _together(model, calibration, configurations, progress)
 
 
 @dataclass(frozen=True)
@@ -155,19 +187,50 @@ class NativeAWQ:
         progress: Progress = silent,
     ) -> Artifact:
         """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _alone(self, model, calibration, out, progress)
+        return _together(model, calibration, [(self, out)], progress)[0]
+
+    @property
+    def pass_name(self) -> str:
+        """All configurations of this backend can be made together."""
+        return "native"
+
+    def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
+        """Host memory of a pass, and what this configuration adds."""
+        return _pass_bytes(model, tokens, self.bits, False)
+
+    def quantize_together(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        configurations: Sequence[tuple[SharedPass, Path]],
+        progress: Progress = silent,
+    ) -> list[Artifact]:
+        """See :func:`qsweep.quantizers.native.quantize_grid`."""
+        return _together(model, calibration, configurations, progress)
 
 
 NativeQuantizer = NativeGPTQ | NativeAWQ
 
 
-def _alone(
-    quantizer: NativeQuantizer,
+def _together(
     model: SourceModel,
     calibration: CalibrationTokens | None,
-    out: Path,
+    configurations: Sequence[tuple[SharedPass, Path]],
     progress: Progress,
-) -> Artifact:
+) -> list[Artifact]:
     from qsweep.quantizers.native.grid import run
 
-    return run(model, calibration, [(quantizer, out)], progress)[0]
+    return run(
+        model, calibration, cast(Sequence[tuple[NativeQuantizer, Path]], configurations), progress
+    )
+
+
+def _pass_bytes(model: ModelFacts, tokens: int, bits: int, sequential: bool) -> tuple[int, int]:
+    # Weights and hidden states in float32; twice the states while a layer makes new ones of them.
+    inputs = Counter(width for _, width in model.linears.values())
+    states = 2 * 4 * tokens * (inputs.most_common(1)[0][0] if inputs else 0)
+    widest = max(inputs, default=0)
+    itself = 4 * model.parameters + states + 4 * 4 * widest**2 + LAYER_BYTES
+    # Finished layers wait for their file to be full.
+    waiting = min(model.parameters * (bits + 1) // 8, SHARD_BYTES)
+    return itself, waiting + (states if sequential else 0)

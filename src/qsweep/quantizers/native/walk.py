@@ -17,10 +17,9 @@ from torch import nn
 
 from qsweep.errors import IncompatibleTrial
 from qsweep.quantizers.native.graph import Decoder, linears_of, raw_weight
+from qsweep.quantizers.native.options import LAYER_BYTES
 from qsweep.quantizers.native.stats import InputStats
 
-# Bytes of activations that one run of a layer may hold; decides how much text goes at once.
-_CPU_BYTES = 2 * 2**30
 _PROBE_TOKENS = 64
 _CACHES = {"past_key_values", "past_key_value", "layer_past"}
 
@@ -270,7 +269,7 @@ def _samples_at_once(decoder: Decoder, tokens: int, device: str) -> int:
     linears = decoder.linears[0].values()
     width = max(max(raw_weight(linear).shape) for linear in linears)
     size = raw_weight(next(iter(linears))).element_size()
-    budget = _CPU_BYTES
+    budget = LAYER_BYTES
     if device.startswith("cuda"):
         budget = torch.cuda.get_device_properties(device).total_memory // 4
     return max(1, budget // (4 * width * size * tokens))

@@ -9,6 +9,7 @@ from qsweep.artifact import Artifact
 from qsweep.checkpoint import ShardWriter, packed_size, usual_dtype, write_frame
 from qsweep.model_facts import read_tensors
 from qsweep.packing import Grid, pack_awq, pack_gptq
+from qsweep.quantizers.native.options import SHARD_BYTES
 from qsweep.quantizers.packed import Packing, runtimes
 
 
@@ -30,7 +31,7 @@ class Checkpoint:
         self._settings, self._sym = settings, sym
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
-        self._shards = ShardWriter(out)
+        self._shards = ShardWriter(out, SHARD_BYTES)
         self._done: set[str] = set()
 
     def stored_dtype(self, name: str) -> torch.dtype:

@@ -1,0 +1,171 @@
+"""Passes: trials of one sweep whose artifacts are made together, before they are measured.
+
+A pass is a job of its own, on which its trials depend. It saves work and decides nothing: each
+configuration goes into the store under the key that it would have had alone, and what a pass
+leaves unmade a trial makes for itself. So one that dies is split in halves, and a configuration
+that no pass survives fails in its own trial, by its own fault.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from qsweep.artifact import Artifact
+from qsweep.config import key_of
+from qsweep.launch import Job
+from qsweep.memory import available_bytes
+from qsweep.plan import Plan
+from qsweep.quantizers import Progress, SharedPass
+from qsweep.store import Store
+
+# Share of the free memory that passes plan with; what else runs needs some, and no estimate is exact.
+_SHARE_OF_MEMORY = 0.7
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Plans with artifacts of different keys that one pass can make."""
+
+    plans: tuple[Plan, ...]
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of the artifacts that it makes."""
+        return frozenset(plan.artifact_key for plan in self.plans)
+
+    @property
+    def id(self) -> str:
+        """The id of its job."""
+        return "pass-" + key_of(sorted(self.keys))
+
+    @property
+    def name(self) -> str:
+        """What the person sees."""
+        return f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations"
+
+    def halves(self) -> list["Pass"]:
+        """What to try where this one died; a single configuration needs no pass."""
+        middle = len(self.plans) // 2
+        parts = (self.plans[:middle], self.plans[middle:])
+        return [Pass(part) for part in parts if len(part) > 1]
+
+    def job(self, store: Store, log: Path, timeout_s: float | None, device: str) -> Job:
+        """The job that runs it; it has the time that its trials would have had one by one."""
+        return Job(
+            id=self.id,
+            name=self.name,
+            target="qsweep.passes:run",
+            payload={
+                "configs": [plan.trial.resolved for plan in self.plans],
+                "store": str(store.root),
+                "model": str(self.plans[0].setting.facts.path),
+            },
+            log=log,
+            timeout_s=None if timeout_s is None else timeout_s * len(self.plans),
+            device=device,
+            counts=False,
+        )
+
+
+class Passes:
+    """The passes of a sweep.
+
+    Args:
+        plans: The trials to come.
+        store: Where artifacts are; those that are there are left out.
+        slots: How many jobs run at once and share the memory.
+        memory: Free bytes on the host, by default those that are.
+    """
+
+    def __init__(
+        self, plans: Iterable[Plan], store: Store, slots: int = 1, memory: int | None = None
+    ):
+        budget = available_bytes() if memory is None else memory
+        self._passes: dict[str, Pass] = {}
+        for group in _groups(plans, store):
+            # GPUs work side by side; more passes on one processor would only repeat work.
+            at_least = slots if group[0].setting.device.startswith("cuda") else 1
+            parts = _parts(group, int(budget * _SHARE_OF_MEMORY / slots), at_least)
+            self._passes |= {one.id: one for one in map(Pass, parts)}
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self._passes.values())
+
+    def needs(self, plan: Plan) -> tuple[str, ...]:
+        """The id of the pass that makes a trial's artifact, if there is one."""
+        return tuple(one.id for one in self if plan.artifact_key in one.keys)
+
+    def split(self, id: str) -> tuple[list[Pass], frozenset[str]]:
+        """Put a pass's halves in its place; gives them, and the artifacts that it was to make."""
+        failed = self._passes.pop(id, None)
+        if failed is None:
+            return [], frozenset()
+        halves = failed.halves()
+        self._passes |= {one.id: one for one in halves}
+        return halves, failed.keys
+
+
+def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The job's target: quantize what ``configs`` describe and the store lacks."""
+    from qsweep.trial import calibration_tokens, made, plan_here, source_model
+
+    store = Store(Path(payload["store"]))
+    plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
+    by_key = {plan.artifact_key: plan for plan in plans}
+
+    def make(folders: Mapping[str, Path]) -> Mapping[str, dict[str, Any]]:
+        chosen = [by_key[key] for key in folders]
+        first = chosen[0]
+        pairs = [
+            (cast(SharedPass, plan.trial.quant), folder)
+            for plan, folder in zip(chosen, folders.values(), strict=True)
+        ]
+
+        def quantize() -> list[Artifact]:
+            return pairs[0][0].quantize_together(
+                source_model(first), calibration_tokens(first), pairs, progress
+            )
+
+        return dict(zip(folders, made(first.setting.device, quantize), strict=True))
+
+    store.build_all("artifacts", [plan.artifact for plan in plans], make)
+    return {}
+
+
+def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
+    found: dict[str, dict[str, Plan]] = {}
+    for plan in plans:
+        quant = plan.trial.quant
+        if not isinstance(quant, SharedPass) or plan.trial.model.device_map:
+            continue
+        artifact = {k: v for k, v in plan.artifact.items() if k not in ("method", "options")}
+        key = key_of(
+            [
+                quant.pass_name,
+                artifact,
+                plan.setting.device,
+                plan.trial.device,
+                plan.trial.model.trust_remote_code,
+            ]
+        )
+        if store.find("artifacts", plan.artifact_key) is None:
+            found.setdefault(key, {}).setdefault(plan.artifact_key, plan)
+    return [list(group.values()) for group in found.values() if len(group) > 1]
+
+
+def _parts(group: Sequence[Plan], budget: int, at_least: int) -> list[tuple[Plan, ...]]:
+    """As few parts of about equal size as fit into ``budget`` bytes, none of a single plan."""
+    sampling = group[0].trial.calibration
+    tokens = sampling.num_samples * min(sampling.max_seq_len, group[0].setting.facts.max_length)
+    needs = [
+        cast(SharedPass, plan.trial.quant).pass_bytes(plan.setting.facts, tokens) for plan in group
+    ]
+    itself = max(alone for alone, _ in needs)
+    room = max(budget - itself, 1)
+    count = max(-(-sum(added for _, added in needs) // room), at_least)
+    # Where not even two fit, a pass may still try: what dies is split.
+    count = min(count, len(group) // 2)
+    bounds = [round(number * len(group) / count) for number in range(count + 1)]
+    return [tuple(group[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -1,0 +1,217 @@
+"""From sweeps' records to what a page shows: trials grouped by what may be drawn together."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeGuard
+
+from qsweep.results import Record, Row, primary, rows
+
+# What two measurements must share before their figures may stand on one axis. The fingerprint is
+# that of the token ids, so it tells tokenizers and texts apart.
+IDENTITY = (
+    "protocol", "preset", "fingerprint", "windows", "context", "stride", "bos", "dtype",
+    "device_type",
+)  # fmt: skip
+_TEXTS = ("name", "model", "method", "backend")
+# A trial that failed or was skipped has no measurement; it belongs to no group.
+_NOTHING: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """A sweep as it was found: its records, how it was started, and what could not be read."""
+
+    name: str
+    command: str
+    records: list[Record]
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials measured alike, on the same tokens: all of them may stand on one axis."""
+
+    facts: dict[str, Any]
+    records: list[Record]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row per trial, corpus and preset, best quality per GB first."""
+        several = len(self.models) > 1
+        methods = {(r["method"], r["backend"]) for r in self.records}
+        twice = {m for m, b in methods if sum(m == other for other, _ in methods) > 1}
+        found = []
+        for row in rows(self.records):
+            method = str(row["method"])
+            series = f"{method} ({row['backend']})" if method in twice else method
+            name = str(row["name"])
+            label = name if several else name.removeprefix(f"{row['model']} ")
+            found.append({**row, "label": label, "series": series})
+        return _told_apart(found, {str(r["key"]): r for r in self.records})
+
+    @cached_property
+    def primary_rows(self) -> list[Row]:
+        """One row per finished trial: the measurement that its verdict rests on."""
+        return [row for row in self.rows if row.get("primary") and is_finite(row.get("ppl"))]
+
+    @cached_property
+    def quantized(self) -> list[Row]:
+        """The primary rows that have a ratio to their reference, the reference's own left out."""
+        return [
+            row
+            for row in self.primary_rows
+            if not row.get("reference") and is_finite(row.get("ppl_ratio"))
+        ]
+
+    @property
+    def models(self) -> list[str]:
+        """The models in it."""
+        return sorted({str(record["model"]) for record in self.records})
+
+    @property
+    def corpus(self) -> str:
+        """What the verdicts rest on."""
+        measurement = primary(self.records[0])
+        return str(measurement["corpus"]) if measurement else ""
+
+    @property
+    def title(self) -> str:
+        """Models, corpus and preset in a few words."""
+        return f"{', '.join(self.models)} on {self.corpus} ({self.facts.get('preset') or 'gptq'})"
+
+
+def merge(sweeps: Iterable[SweepData]) -> list[Record]:
+    """The records of all sweeps; a trial that several of them hold is there once, naming them."""
+    found: dict[str, Record] = {}
+    for sweep in sweeps:
+        for record in sweep.records:
+            if (earlier := found.get(record["key"])) is None:
+                found[record["key"]] = {**record, "sweep": sweep.name}
+            elif sweep.name not in earlier["sweep"].split(", "):
+                earlier["sweep"] += f", {sweep.name}"
+    return list(found.values())
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """Finished trials by what they may be compared with, the largest group first."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        if (key := identity(record)) != _NOTHING:
+            found.setdefault(key, []).append(record)
+    made = [Group(dict(zip(IDENTITY, key, strict=True)), held) for key, held in found.items()]
+    return sorted(made, key=lambda group: (-len(group.records), group.title))
+
+
+def identity(record: Record) -> tuple[Any, ...]:
+    """What a trial's figures may be compared by; empty for a trial without figures."""
+    measurement = primary(record)
+    if record["status"] != "finished" or measurement is None:
+        return _NOTHING
+    facts = {"preset": measurement["preset"], **measurement["facts"]}
+    return tuple(_plain(facts.get(name)) for name in IDENTITY)
+
+
+def why_apart(first: Group, second: Group) -> str:
+    """Why two groups are not comparable, in a few words."""
+    ours, theirs = first.facts, second.facts
+    reasons = []
+    if ours["protocol"] != theirs["protocol"]:
+        reasons.append(f"protocol {ours['protocol']} against {theirs['protocol']}")
+    if ours["preset"] != theirs["preset"]:
+        reasons.append(f"preset {ours['preset']} against {theirs['preset']}")
+    if first.corpus != second.corpus:
+        reasons.append(f"corpus {first.corpus} against {second.corpus}")
+    for name in ("context", "windows", "stride", "bos", "dtype", "device_type"):
+        if ours[name] != theirs[name]:
+            word = name.replace("_", " ")
+            reasons.append(f"{word} {ours[name] or 'none'} against {theirs[name] or 'none'}")
+    if not reasons or set(first.models) != set(second.models):
+        same = first.corpus == second.corpus
+        if ours["fingerprint"] != theirs["fingerprint"] and same:
+            reasons.append("other tokens: the tokenizer or the text differs")
+    return "; ".join(reasons) or "their measurements differ"
+
+
+def normalised(content: Any) -> Record | None:
+    """A record with every field that a page reads, None for what is no record at all.
+
+    Older versions wrote fewer fields, and a file may hold anything.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+        return None
+    if not isinstance(content.get("status"), str):
+        return None
+    record = dict(content)
+    for name in _TEXTS:
+        record[name] = str(record.get(name) or "unknown")
+    artifact = record.get("artifact")
+    record["artifact"] = artifact if isinstance(artifact, dict) else None
+    for name in ("options", "environment", "config"):
+        record[name] = record[name] if isinstance(record.get(name), dict) else {}
+    record["measurements"] = [
+        {**m, "facts": m["facts"] if isinstance(m.get("facts"), dict) else {}}
+        for m in record.get("measurements") or []
+        if isinstance(m, dict) and {"corpus", "preset"} <= m.keys() and _is_dict(m.get("metrics"))
+    ]
+    if record["measurements"] and not any(m.get("primary") for m in record["measurements"]):
+        record["measurements"][0]["primary"] = True
+    speed = record.get("speed")
+    record["speed"] = speed if isinstance(speed, dict) else None
+    return record
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def varied(rows_: Sequence[Row], name: str) -> list[Any]:
+    """The values of an option that occur in rows, numbers in their order; empty if it is one."""
+    values = {row.get(name) for row in rows_} - {None}
+    if len(values) < 2:
+        return []
+    return sorted(values, key=lambda v: (isinstance(v, str), v if is_finite(v) else 0, str(v)))
+
+
+def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
+    # A trial's name tells bits and group size. Trials of one name get what else they differ in,
+    # and only where that is nothing, the sweep.
+    for traits in (_traits, _origin):
+        named: dict[str, set[str]] = {}
+        for row in found:
+            named.setdefault(row["label"], set()).add(str(row["key"]))
+        told: dict[str, list[str]] = {}
+        for alike in named.values():
+            own = {key: traits(records[key]) for key in alike} if len(alike) > 1 else {}
+            for name in dict.fromkeys(name for values in own.values() for name in values):
+                if len({repr(values.get(name)) for values in own.values()}) > 1:
+                    for key, values in own.items():
+                        if (value := values.get(name)) is not None:
+                            told.setdefault(key, []).append(
+                                f"{name}={value}" if name else str(value)
+                            )
+        for row in found:
+            row["label"] = " ".join([row["label"], *told.get(str(row["key"]), [])])
+    return found
+
+
+def _traits(record: Record) -> dict[str, Any]:
+    return {
+        "": record.get("calibration"),
+        "backend": record["backend"],
+        **record["options"],
+    }
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    return {"sweep": record.get("sweep")}
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool)) or value is None else repr(value)

@@ -1,0 +1,205 @@
+"""The first picture: quality against size, with the Pareto front."""
+
+from typing import Any
+
+from qsweep import cells
+from qsweep.report.answer import can_ship, verdict_of
+from qsweep.report.data import Group, is_finite
+from qsweep.report.front import front
+from qsweep.report.panel import (
+    MANY,
+    Panel,
+    Spec,
+    bands,
+    clamped,
+    error_bars,
+    point,
+    ratio_axis,
+    ratio_domain,
+    series_encoding,
+    tooltip,
+)
+from qsweep.results import Row
+
+# Sizes that differ by more than this need a logarithmic axis.
+_LOG_SIZES = 20
+# How near two numbers of front trials may be, as shares of the axes.
+_NEAR = (0.05, 0.07)
+
+
+def quality_against_size(group: Group) -> Panel | None:
+    """Quality against size, error bars, verdict bands, the reference as a line, the front."""
+    shown = [
+        row
+        for row in group.primary_rows
+        if is_finite(row.get("size_gb")) and is_finite(row.get("ppl_ratio"))
+    ]
+    quantized = [row for row in shown if not row.get("reference")]
+    if not quantized:
+        return None
+    best = front(quantized)
+    unit, per_gb = size_unit(max(row["size_gb"] for row in shown))
+    places = {row["key"]: number for number, row in enumerate(best, 1)}
+    points: list[dict[str, Any]] = [
+        {
+            **point(row),
+            "size": row["size_gb"] * per_gb,
+            "front": row["key"] in places,
+            "reference": bool(row.get("reference")),
+        }
+        for row in shown
+    ]
+    domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
+    sizes = [p["size"] for p in points if p["size"] > 0]
+    numbered = _numbers(points, [places.get(row["key"]) for row in shown], domain)
+    beyond = [p for p in points if p["ratio"] > domain[1]]
+    log = max(sizes) / min(sizes) > _LOG_SIZES
+    many = len(points) > MANY
+    note = _note(len(points), beyond, many=many)
+    return Panel(
+        id="size",
+        title="Quality against size",
+        note=note,
+        alt=(
+            f"Scatter plot of {len(quantized)} quantized models: size in {unit} against perplexity "
+            f"ratio. On the Pareto front, from the smallest: "
+            + "; ".join(f"{r['label']} {cells.ratio(r['ppl_ratio'])}" for r in best[:12])
+        ),
+        spec=_spec(points, numbered, domain, _size_axis(unit, log=log), many=many),
+        headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),
+        lines=[_line(number, row) for number, row in enumerate(best, 1)],
+        wide=True,
+    )
+
+
+def size_unit(largest_gb: float) -> tuple[str, float]:
+    """The unit in which sizes read best, and how many of it a GB is."""
+    return ("MB", 1000.0) if largest_gb < 0.2 else ("GB", 1.0)
+
+
+def _line(number: int, row: Row) -> list[str]:
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    served = str(row.get("runtimes") or "").replace(" ", ", ")
+    return [
+        str(number),
+        row["label"],
+        cells.gigabytes(row["size_gb"]),
+        cells.ratio(row["ppl_ratio"]) + (f" ({span})" if span else ""),
+        verdict_of(row),
+        served if can_ship(row) else f"{served or 'nothing'} (no serving runtime)",
+    ]
+
+
+def _note(count: int, beyond: list[dict[str, Any]], *, many: bool) -> str:
+    words = ["Line: the Pareto front; its trials are numbered below."]
+    words.append(
+        "Bars: 95 % intervals, on the front only among so many; hover for the others."
+        if many
+        else "Bars: 95 % intervals, paired with the reference."
+    )
+    if beyond:
+        most = max(p["ratio"] for p in beyond)
+        trials = "trial lies" if len(beyond) == 1 else "trials lie"
+        words.append(
+            f"The axis is broken: {len(beyond)} {trials} below it, at ▼ (ratio up to "
+            f"{cells.ratio(most)})."
+        )
+    return " ".join(words)
+
+
+def _size_axis(unit: str, *, log: bool) -> Spec:
+    scale: Spec = {"type": "log", "nice": True} if log else {"zero": True, "nice": True}
+    title = f"weights on disk, {unit}" + (", log scale" if log else "")
+    return {
+        "field": "size",
+        "type": "quantitative",
+        "scale": scale,
+        "axis": {"grid": False, "format": "~g", "tickCount": 8},
+        "title": title,
+    }
+
+
+def _numbers(
+    drawn: list[dict[str, Any]], places: list[int | None], domain: tuple[float, float]
+) -> list[dict[str, Any]]:
+    # Numbers that would lie on one another are left to the list below the picture.
+    widest = max(p["size"] for p in drawn)
+    kept: list[dict[str, Any]] = []
+    for p, place in sorted(zip(drawn, places, strict=True), key=lambda pair: pair[1] or 0):
+        if place is None:
+            continue
+        y = min(p["ratio"], domain[1])
+        spot = (p["size"] / widest, (y - domain[0]) / (domain[1] - domain[0]))
+        near = (
+            abs(spot[0] - other["spot"][0]) < _NEAR[0]
+            and abs(spot[1] - other["spot"][1]) < _NEAR[1]
+            for other in kept
+        )
+        if not any(near):
+            kept.append({"size": p["size"], "y": y, "number": str(place), "spot": spot})
+    return [{k: v for k, v in item.items() if k != "spot"} for item in kept]
+
+
+def _spec(
+    drawn: list[dict[str, Any]],
+    numbers: list[dict[str, Any]],
+    domain: tuple[float, float],
+    x: Spec,
+    *,
+    many: bool,
+) -> Spec:
+    series = series_encoding(p["series"] for p in drawn)
+    colour = {"color": series["color"]}
+    y = {"field": "y", **ratio_axis(domain)}
+    bars = "datum.front" if many else "!datum.reference"
+    return {
+        "height": 420,
+        "data": {"values": drawn},
+        "transform": clamped(domain),
+        "encoding": {"y": y},
+        "layer": [
+            *bands(domain),
+            {
+                "data": {"values": [{"y": 1.0}]},
+                "mark": {"type": "rule", "strokeDash": [6, 4], "color": "var(--ink)"},
+                "encoding": {"y": {"field": "y", "type": "quantitative"}},
+            },
+            {
+                "transform": [{"filter": "datum.front"}],
+                "mark": {"type": "line", "interpolate": "step-after", "color": "var(--ink)",
+                         "opacity": 0.55, "strokeWidth": 1.5},
+                "encoding": {
+                    "x": x,
+                    "y": {"field": "y", "type": "quantitative"},
+                    "order": {"field": "size"},
+                },
+            },
+            {"transform": [{"filter": bars}], **error_bars(x, **colour)},
+            {
+                "mark": {"type": "point", "filled": True, "size": 30 if many else 80,
+                         "opacity": 0.55 if many else 0.95, "stroke": "var(--paper)",
+                         "strokeWidth": 0.5},
+                "encoding": {
+                    "x": x,
+                    "y": {"field": "y", "type": "quantitative"},
+                    **series,
+                    "tooltip": tooltip(),
+                },
+            },
+            {
+                "transform": [{"filter": "datum.beyond"}],
+                "mark": {"type": "text", "text": "▼", "dy": -12, "fontSize": 10, "clip": False},
+                "encoding": {"x": x, "y": {"field": "y", "type": "quantitative"}, **colour},
+            },
+            {
+                "data": {"values": numbers},
+                "mark": {"type": "text", "dx": 9, "dy": -9, "fontWeight": 700,
+                         "color": "var(--ink)"},
+                "encoding": {
+                    "x": x,
+                    "y": {"field": "y", "type": "quantitative"},
+                    "text": {"field": "number", "type": "nominal"},
+                },
+            },
+        ],
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""Sweeps as they lie in an outputs folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qsweep.errors import QsweepError
+from qsweep.report.data import SweepData, normalised
+from qsweep.schema import nearest
+
+
+def sweeps_in(outputs: Path, names: Sequence[str] = ()) -> list[SweepData]:
+    """The named sweeps, or the newest one if none is named.
+
+    Raises:
+        QsweepError: there is no such sweep; the line names near ones.
+    """
+    known = known_sweeps(outputs)
+    if not known:
+        raise QsweepError(f"no sweeps in {outputs}; --outputs DIR names another folder")
+    for name in names:
+        if name not in known:
+            raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, known)}")
+    chosen = dict.fromkeys(names) or [max(known, key=lambda n: known[n].stat().st_mtime)]
+    return [read_sweep(known[name]) for name in chosen]
+
+
+def known_sweeps(outputs: Path) -> dict[str, Path]:
+    """The sweeps' folders by name."""
+    found = sorted((outputs / "sweeps").glob("*/"))
+    return {
+        path.name: path
+        for path in found
+        if (path / "sweep.json").is_file() or (path / "trials").is_dir()
+    }
+
+
+def read_sweep(directory: Path) -> SweepData:
+    """A sweep's records; what cannot be read as one is counted."""
+    records, unreadable = [], 0
+    for file in sorted((directory / "trials").glob("*.json")):
+        record = normalised(_read(file))
+        if record is None:
+            unreadable += 1
+        else:
+            records.append(record)
+    facts = _read(directory / "sweep.json")
+    command = str(facts.get("command") or "") if isinstance(facts, dict) else ""
+    problems = [f"{unreadable} files in trials/ are no records"] if unreadable else []
+    return SweepData(directory.name, command, records, problems)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Tasks: what a model can still do, by capability, and whether a loss is more than chance."""

@@ -1,0 +1,269 @@
+"""Tasks of lm-evaluation-harness on the dense engine: its prompts and its scoring, our model."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from qsweep.quantizers import Progress
+from qsweep.tasks.harness_catalogue import Leaf
+from qsweep.tasks.model import LanguageModel, steps
+from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
+
+# The capability of a task or group whose name begins so; the longest counts.
+_CAPABILITY = {
+    "mmlu": "knowledge",
+    "triviaqa": "knowledge",
+    "nq_open": "knowledge",
+    "sciq": "knowledge",
+    "openbookqa": "knowledge",
+    "truthfulqa": "knowledge",
+    "ceval": "chinese",
+    "cmmlu": "chinese",
+    "humaneval": "code",
+    "mbpp": "code",
+    "gsm8k": "math",
+    "hendrycks_math": "math",
+    "minerva_math": "math",
+    "mathqa": "math",
+    "asdiv": "math",
+    "arithmetic": "math",
+    "bbh": "reasoning",
+    "arc": "reasoning",
+    "ai2_arc": "reasoning",
+    "gpqa": "reasoning",
+    "musr": "reasoning",
+    "winogrande": "reasoning",
+    "piqa": "reasoning",
+    "boolq": "reasoning",
+    "logiqa": "reasoning",
+    "commonsense_qa": "reasoning",
+    "ifeval": "instruction",
+    "hellaswag": "completion",
+    "lambada": "completion",
+    "wikitext": "completion",
+    "c4": "completion",
+}
+# Of a task's metrics the one that is compared: the first of these that it has.
+_METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1", "em", "f1")
+_FEWSHOT_SEED = 1234
+
+
+def capability_of(name: str) -> str:
+    """The capability that a task or group of the harness measures; ``other`` if none is known."""
+    known = [prefix for prefix in _CAPABILITY if name.startswith(prefix)]
+    return _CAPABILITY[max(known, key=len)] if known else "other"
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """One task of the harness; see :class:`qsweep.tasks.task.Task`."""
+
+    leaf: Leaf
+    group: str
+    capability: str
+    options: TaskOptions
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The harness's name of it."""
+        return self.leaf.name
+
+    def identity(self) -> dict[str, Any]:
+        """Name and version determine its prompts; its data is the hub's."""
+        return {
+            "harness": self.version,
+            "task": self.name,
+            "overrides": [list(pair) for pair in self.leaf.overrides],
+            "limit": self.options.limit,
+            "fewshot": self.options.num_fewshot,
+            "chat_template": self.options.chat_template,
+        }
+
+    def prepare(self) -> None:
+        """Get its data. Raises TaskUnavailable."""
+        self._load()
+
+    def run(self, lm: LanguageModel, progress: Progress) -> TaskResult:
+        """Let the harness ask and score it."""
+        from lm_eval import evaluator
+
+        from qsweep.tasks.harness_model import harness_model
+
+        task = self._load()
+        if self.options.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=self.options.num_fewshot)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        adapter = harness_model(lm, steps(progress, f"task {self.name}"))
+        found = evaluator.evaluate(
+            lm=adapter,
+            task_dict={"tasks": {self.name: task}},
+            limit=self.options.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=self.options.chat_template,
+            fewshot_as_multiturn=self.options.chat_template,
+            confirm_run_unsafe_code=self.options.unsafe_code,
+        )
+        assert found is not None
+        samples = found["samples"][self.name]
+        facts = {
+            "fewshot": task.config.num_fewshot or 0,
+            "chat_template": self.options.chat_template,
+            "harness": self.version,
+            "task_version": str(task.VERSION),
+            "dataset": str(getattr(task, "DATASET_PATH", "")),
+            "fewshot_seed": _FEWSHOT_SEED,
+        }
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            return _rolling(samples, adapter.rolling_tokens, facts)
+        return _scored(samples, task, facts)
+
+    def _load(self) -> Any:
+        try:
+            task = _load_task(self.leaf)
+        except Exception as error:  # whatever datasets, the hub's client and tasks may raise
+            raise TaskUnavailable(f"{self.name}: {_in_words(error, self.leaf)}") from error
+        if getattr(task, "UNSAFE_CODE", False) and not self.options.unsafe_code:
+            raise TaskUnavailable(
+                f"{self.name}: the harness would run generated code without a sandbox; use "
+                "humaneval, or set eval.unsafe_code=true"
+            )
+        return task
+
+
+def _scored(samples: Sequence[Mapping[str, Any]], task: Any, facts: dict[str, Any]) -> TaskResult:
+    # Several filters are several readings of one answer; the task's first is its own.
+    names = list(dict.fromkeys(str(s["filter"]) for s in samples))
+    own = sorted((s for s in samples if s["filter"] == names[0]), key=lambda s: s["doc_id"])
+    metric = _metric(own)
+    scores = [float(s[metric]) for s in own]
+    guesses = (
+        [1 / len(s["arguments"]) for s in own] if task.OUTPUT_TYPE == "multiple_choice" else []
+    )
+    if any(not 0 <= score <= 1 for score in scores):
+        raise TaskUnavailable(f"{task.config.task}: {metric} is no score between 0 and 1")
+    return TaskResult(
+        metric=metric,
+        scores=scores,
+        ids=[_id(s) for s in own],
+        chance=sum(guesses) / len(guesses) if guesses else 0.0,
+        facts={**facts, "filter": names[0], "other_metrics": _means(samples)},
+        samples=[_shown(s, s[metric]) for s in own],
+    )
+
+
+def _rolling(
+    samples: Sequence[Mapping[str, Any]], tokens: Mapping[str, int], facts: dict[str, Any]
+) -> TaskResult:
+    own = sorted(samples, key=lambda s: s["doc_id"])
+    texts = [s["arguments"][0][0] for s in own]
+    return TaskResult(
+        metric="nll",
+        scores=[-float(s["filtered_resps"][0]) for s in own],
+        ids=[_id(s) for s in own],
+        chance=0.0,
+        weights=[float(tokens[text]) for text in texts],
+        facts=facts,
+        samples=[_shown(s, s["filtered_resps"][0]) for s in own],
+    )
+
+
+def _metric(samples: Sequence[Mapping[str, Any]]) -> str:
+    metrics = [m for m in samples[0]["metrics"] if isinstance(samples[0][m], (int, float, bool))]
+    for name in (*_METRICS, *metrics):
+        if name in metrics:
+            return name
+    raise TaskUnavailable(f"none of its metrics is one number per sample: {samples[0]['metrics']}")
+
+
+def _means(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for sample in samples:
+        for name in sample["metrics"]:
+            if isinstance(sample[name], (int, float)):
+                found.setdefault(f"{name},{sample['filter']}", []).append(float(sample[name]))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _id(sample: Mapping[str, Any]) -> str:
+    # Not the prompt: a chat template may write today's date into it.
+    return f"{sample['doc_id']}-{sample['doc_hash'][:12]}-{sample['target_hash'][:4]}"
+
+
+def _shown(sample: Mapping[str, Any], score: Any) -> dict[str, Any]:
+    return {
+        "prompt": sample["arguments"][0][0],
+        "answer": sample["target"],
+        "said": sample["filtered_resps"],
+        "score": float(score),
+    }
+
+
+@lru_cache(maxsize=2)
+def _load_task(leaf: Leaf) -> Any:
+    _offline_if_unreachable()
+    overrides = {name: json.loads(value) for name, value in leaf.overrides}
+    spec = {"task": leaf.name, **overrides} if overrides else leaf.name
+    manager = _manager(leaf.folder)
+    if overrides:
+        manager.task_index[leaf.name].cfg = None
+    with _quiet():
+        return manager.load([spec])["tasks"][leaf.name]
+
+
+@lru_cache(maxsize=4)
+def _manager(folder: str) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False, include_path=folder)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import logging
+
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@lru_cache(maxsize=1)
+def _offline_if_unreachable() -> None:
+    """Ask the hub once with a short patience: its libraries would retry for half a minute a task."""
+    import datasets.config
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # no name, no route, no answer: the transport's own kinds
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _in_words(error: Exception, leaf: Leaf) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs the package {error.name}: pip install {error.name}"
+    if "gated" in first:
+        return "its data set is gated; accept its terms on the hub and log in (hf auth login)"
+    offline = ("offline", "reach", "connect", "find the request")
+    if isinstance(error, (ConnectionError, FileNotFoundError)) or any(
+        word in first.lower() for word in offline
+    ):
+        return (
+            "its data set is not in the cache and the hub cannot be reached; check the network and "
+            f"HF_HUB_OFFLINE ({first[:160]})"
+        )
+    return f"{type(error).__name__}: {first[:300]}"

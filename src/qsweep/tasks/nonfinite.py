@@ -1,0 +1,60 @@
+"""Where in a model numbers stop being finite."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def origin(model: "PreTrainedModel", ids: "Tensor") -> str:
+    """The first module, in the order of computation, that makes non-finite numbers of finite ones.
+
+    Args:
+        model: The model whose logits are not finite.
+        ids: Token ids that show it, [n] or [b, n].
+
+    Returns:
+        Words to follow "the logits are not finite: ", such as ``they begin in
+        model.layers.2.mlp.down_proj (its weights are not finite)``.
+    """
+    import torch
+
+    found: list[str] = []
+    hooks = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        # Hooks fire when a module is done, so the innermost culprit is the first one seen.
+        if not found and not _finite(output) and _finite(inputs):
+            found.append(names[module] or type(module).__name__)
+
+    for module in names:
+        hooks.append(module.register_forward_hook(look))
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids.view(-1, ids.shape[-1]).to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        return "no module shows them when it is run again"
+    weights = (
+        model.get_submodule(found[0]).parameters(recurse=False)
+        if found[0] in set(names.values())
+        else ()
+    )
+    broken = any(not bool(torch.isfinite(weight).all()) for weight in weights)
+    return f"they begin in {found[0]}" + (" (its weights are not finite)" if broken else "")
+
+
+def _finite(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(_finite(item) for item in value.values())
+    if isinstance(value, (tuple, list)):
+        return all(_finite(item) for item in value)
+    return True

@@ -1,0 +1,168 @@
+"""A trial's tasks: each an entry of the store by itself, so that a killed evaluation loses one."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.config import key_of
+from qsweep.errors import ArtifactCorrupt, QsweepError, TrialFailed
+from qsweep.quantizers import Progress
+from qsweep.store import Entry, Store
+from qsweep.tasks.capabilities import (
+    Comparison,
+    capabilities,
+    compare_task,
+    perplexity_comparison,
+    suffers_most,
+)
+from qsweep.tasks.task import Task, read_result, save_result
+
+if TYPE_CHECKING:
+    from qsweep.tasks.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task on one artifact. ``reference`` is its identity on the unquantized model."""
+
+    task: Task
+    identity: dict[str, Any]
+    reference: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The key of the result."""
+        return key_of(self.identity)
+
+    @property
+    def reference_key(self) -> str:
+        """The key of the reference's result."""
+        return key_of(self.reference)
+
+
+def missing(plans: Sequence[TaskPlan], store: Store) -> list[TaskPlan]:
+    """The tasks without a result; one that failed is tried again."""
+    return [plan for plan in plans if not _finished(store.find("tasks", plan.key))]
+
+
+def run_tasks(
+    plans: Sequence[TaskPlan],
+    store: Store,
+    open_model: Callable[[], "LanguageModel"],
+    progress: Progress,
+) -> None:
+    """Bring every task's result into the store. A task that cannot be run leaves its reason there.
+
+    Raises:
+        TrialFailed: The model itself is broken, or memory does not suffice.
+    """
+    lm: LanguageModel | None = None
+    for plan in missing(plans, store):
+        store.remove("tasks", plan.key)
+        base = store.find("tasks", plan.reference_key)
+        if base is not None and base.content["status"] == "failed":
+            # Nothing could be compared, and it would fail for the same reason again.
+            store.build("tasks", plan.identity, partial(_fail, str(base.content["reason"])))
+            continue
+
+        def make(out: Path, task: Task = plan.task) -> dict[str, Any]:
+            nonlocal lm
+            started = time.perf_counter()
+            try:
+                task.prepare()
+                lm = lm or open_model()
+                progress(f"task {task.name}", 0.0)
+                result = task.run(lm, progress)
+            except TrialFailed as error:
+                raise TrialFailed(f"task {task.name}: {error}") from error
+            except ArtifactCorrupt:
+                raise
+            except QsweepError as error:
+                return _failure(str(error))
+            except Exception as error:  # a task of others may raise anything; the rest stand
+                traceback.print_exc()
+                first = next(iter(str(error).splitlines()), "")
+                return _failure(f"{task.name}: {type(error).__name__}: {first}")
+            result.facts = {**lm.facts, **result.facts}
+            save_result(result, out)
+            return {
+                "status": "finished",
+                "reason": None,
+                "seconds": time.perf_counter() - started,
+                "facts": result.facts,
+            }
+
+        store.build("tasks", plan.identity, make)
+
+
+def task_records(
+    plans: Sequence[TaskPlan], store: Store, metrics: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What a trial's record says of its tasks; None if one has not been run.
+
+    Args:
+        plans: The trial's tasks.
+        store: Where their results are.
+        metrics: Of the trial's primary measurement, for the perplexity's share.
+    """
+    groups: dict[str, list[tuple[TaskPlan, Entry, Entry | None]]] = {}
+    for plan in plans:
+        entry = store.find("tasks", plan.key)
+        if entry is None:
+            return None
+        found = (plan, entry, store.find("tasks", plan.reference_key))
+        groups.setdefault(plan.task.group, []).append(found)
+    records, comparisons = [], {}
+    for name, members in groups.items():
+        record, comparison = _task_record(name, members)
+        records.append(record)
+        if comparison is not None:
+            comparisons[name] = (record["capability"], comparison)
+    found_capabilities = capabilities(comparisons, perplexity_comparison(metrics))
+    reference = all(plan.key == plan.reference_key for plan in plans)
+    return {
+        "tasks": records,
+        "capabilities": found_capabilities,
+        "suffers_most": None if reference else suffers_most(found_capabilities),
+    }
+
+
+def _task_record(
+    name: str, members: Sequence[tuple[TaskPlan, Entry, Entry | None]]
+) -> tuple[dict[str, Any], Comparison | None]:
+    failed = [e.content["reason"] for _, e, _ in members if e.content["status"] != "finished"]
+    reason = None
+    if failed:
+        parts = f"{len(failed)} of {len(members)} parts: " if len(members) > 1 else ""
+        reason = f"{parts}{failed[0]}"
+    finished = [(e, b) for _, e, b in members if _finished(e) and b is not None and _finished(b)]
+    record: dict[str, Any] = {
+        "name": name,
+        "capability": members[0][0].task.capability,
+        "status": "finished" if not failed else "failed" if not finished else "partial",
+        "reason": reason,
+        "parts": len(members),
+        "seconds": sum(e.content.get("seconds", 0.0) for _, e, _ in members),
+        "keys": [plan.key for plan, _, _ in members],
+    }
+    if not finished:
+        return record, None
+    comparison = compare_task([(read_result(e.path), read_result(b.path)) for e, b in finished])
+    facts = finished[0][0].content["facts"]
+    return {**record, **comparison.summary, "facts": facts}, comparison
+
+
+def _finished(entry: Entry | None) -> bool:
+    return entry is not None and entry.content["status"] == "finished"
+
+
+def _fail(reason: str, out: Path) -> dict[str, Any]:
+    return _failure(reason)
+
+
+def _failure(reason: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": " ".join(reason.split())}

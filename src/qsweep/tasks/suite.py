@@ -1,0 +1,96 @@
+"""From the names in ``eval.tasks`` to tasks."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qsweep.errors import ConfigError, QsweepError
+from qsweep.schema import nearest
+from qsweep.tasks import embedded
+from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
+from qsweep.tasks.model import no_chat_template
+from qsweep.tasks.task import Task, TaskOptions
+from qsweep.tasks.user import user_task
+
+# Short names, and what they stand for.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "embedded": embedded.NAMES,
+    "ceval": ("ceval-valid",),
+    "arc": ("arc_easy", "arc_challenge"),
+}
+# Asks for a task of lm-evaluation-harness by its own name, where qsweep has one of that name too.
+HARNESS_PREFIX = "harness:"
+_KNOWN = (
+    "mmlu",
+    "ceval",
+    "cmmlu",
+    "gsm8k",
+    "ifeval",
+    "arc",
+    "arc_challenge",
+    "hellaswag",
+    "winogrande",
+    "bbh",
+    "wikitext",
+)
+
+
+def find_tasks(names: Sequence[str], options: TaskOptions, cache: Path) -> tuple[Task, ...]:
+    """The tasks that names stand for, each once, in their order.
+
+    Args:
+        names: Of qsweep's own tasks and suites, of anything that lm-evaluation-harness knows, or
+            paths of users' YAML files.
+        options: What holds for all of them.
+        cache: Where the harness's list of tasks is kept.
+
+    Raises:
+        ConfigError: A name is unknown (the line names near ones), or a user's file is malformed.
+        BackendUnavailable: A task of the harness is asked for, which is not installed.
+    """
+    found: dict[str, Task] = {}
+    for name in names:
+        for task in _tasks_of(name, options, cache):
+            found.setdefault(task.name, task)
+    return tuple(found.values())
+
+
+def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
+    if name.endswith((".yaml", ".yml")):
+        yield user_task(Path(name).expanduser().absolute(), options)
+    elif name in embedded.NAMES:
+        yield embedded.embedded_task(name, options)
+    elif name in ALIASES:
+        for member in ALIASES[name]:
+            yield from _tasks_of(member, options, cache)
+    else:
+        from qsweep.tasks.harness import HarnessTask, capability_of
+
+        asked = name.removeprefix(HARNESS_PREFIX)
+        catalogue = open_catalogue(cache)
+        leaves = catalogue.leaves(asked)
+        if not leaves:
+            raise ConfigError(_unknown(name, catalogue))
+        group = next((short for short, full in ALIASES.items() if full == (asked,)), asked)
+        for leaf in leaves:
+            yield HarnessTask(leaf, group, capability_of(asked), options, catalogue.version)
+
+
+def _unknown(name: str, catalogue: Catalogue) -> str:
+    own = (*embedded.NAMES, *ALIASES, *_KNOWN)
+    near = nearest(name, (*own, *catalogue.names()))
+    if not near.startswith("; did you mean"):
+        near = f"; for example {', '.join(own)}, or the path of a YAML file of your own"
+    return f"eval.tasks: no task {name!r}{near}"
+
+
+def require_chat_template(model: Path, name: str) -> None:
+    """Raise QsweepError if a model's folder holds no chat template."""
+    if (model / "chat_template.jinja").is_file():
+        return
+    try:
+        content = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    if not content.get("chat_template"):
+        raise QsweepError(no_chat_template(name))
