@@ -74,7 +74,7 @@ def measure(outputs: Path) -> None:
         if not (outputs / "sweeps" / name / "results.csv").is_file():
             command = [sys.executable, "-m", "qsweep", "-m", *arguments, f"sweep={name}"]
             more = [f"outputs_dir={outputs}", "tracking=none", "corpus=[python_docs]"]
-            subprocess.run([*command, *more], cwd=ROOT, check=True)
+            subprocess.run([*command, *more], cwd=ROOT, check=True)  # noqa: S603
     rows = []
     for name, (kind, _) in SWEEPS.items():
         for file in sorted((outputs / "sweeps" / name / "trials").glob("*.json")):
@@ -219,7 +219,6 @@ def replay_all(seeds: range) -> list[dict]:
     rows = json.loads(TABLE.read_text())["rows"]
     strategies = {
         "search, proxy rtn": {},
-        "search, proxy native": {"proxy": "native"},
         "search, no proxy": {"rungs": ["few"]},
         "tpe on rungs, 30 trials": {"enumerate_below": 1, "trials": 30},
         "tpe alone": {"enumerate_below": 1, "rungs": [], "trials": 1000},
