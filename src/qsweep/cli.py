@@ -44,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        from qsweep.store import disk_full, is_disk_full
+
+        if is_disk_full(error):
+            place = Path(error.filename or ".").parent
+            print(f"error: {disk_full(place)}; what is finished is kept", file=sys.stderr)
+            return 1
         if error.filename is None:
             raise
         print(

@@ -196,7 +196,11 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
         target = backends[backend]
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
-    return build(locate(str(target), "quant._target_"), fields, "quant")  # type: ignore[return-value]
+    cls = locate(str(target), "quant._target_")
+    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        # It works in qsweep's own environment, and has nothing to choose.
+        fields.pop("env", None)
+    return build(cls, fields, "quant")  # type: ignore[return-value]
 
 
 def describe(quant: Quantizer) -> str:

@@ -91,7 +91,14 @@ def _from_hub(model: ModelConfig) -> Path:
             "unset it, or give a local copy with model.path=DIR"
         )
     try:
-        return snapshot(local_files_only=False)
+        # Where the hub does not answer, this too gives what is in the cache.
+        fetched = snapshot(local_files_only=False)
+        if _is_whole(fetched):
+            return fetched
+        raise QsweepError(
+            f"{name}: {model.repo} is not whole in the hub cache ({fetched}); either the hub cannot "
+            "be reached, or it has no safetensors of it, and pickled weights are never loaded"
+        )
     except GatedRepoError as error:
         raise QsweepError(
             f"{name}: {model.repo} is gated; accept its licence on the hub and log in (hf auth login)"

@@ -22,6 +22,8 @@ from qsweep.locks import FileLock
 
 Kind = Literal["artifacts", "references", "measurements", "tasks", "timings", "models", "texts"]
 MANIFEST = "manifest.json"
+# A disk with less room than this is full, bytes.
+_LEAST_ROOM = 1 << 20
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]
 # The same for several at once, by key.
@@ -110,8 +112,8 @@ class Store:
                     sync_tree(temporary)
                     _remove(self.path(kind, key))
                     temporary.rename(self.path(kind, key))
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            except Exception as error:
+                if is_disk_full(error):
                     raise QsweepError(disk_full(self.root)) from error
                 raise
             finally:
@@ -170,6 +172,12 @@ def write_json_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says so; safetensors' and others' only say it in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
 def disk_full(path: Path) -> str:
     """The line for a full disk."""
     return f"no space left on the disk of {path}: free some, or move results with outputs_dir=DIR"
@@ -182,10 +190,12 @@ def check_writable(path: Path) -> None:
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(_LEAST_ROOM))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ConfigError(disk_full(path)) from error
         raise ConfigError(
             f"outputs_dir={path}: cannot be written ({error.strerror}); choose another"

@@ -18,7 +18,7 @@ from qsweep.results import (
     total_seconds,
 )
 from qsweep.sanity import check
-from qsweep.tasks.page import adjusted_p, has_tasks, worst_cell
+from qsweep.tasks.page import adjusted_p, has_tasks, missing_tasks, worst_cell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,6 +140,7 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
     if others := places(records)[1:]:
         names = ", ".join(f"{corpus} ({preset})" for corpus, preset in others)
         lines.append(Text(f"also measured, see results.md: {names}"))
+    lines += [Text(f"task not run: {line}") for line in missing_tasks(records)]
     lines += [Text(f"check: {line}", style="yellow") for line in check(records)]
     return lines
 

@@ -7,6 +7,7 @@ from qsweep.evaluators.engine import Engine, open_engine, quick_memory, run_wind
 from qsweep.evaluators.measurement import PROTOCOL_VERSION, Measurement
 from qsweep.evaluators.scoring import Tile, choose_tile, score, score_against, token_parts
 from qsweep.metrics import Mean, clustered_mean, perplexity, quantiles, rms, window_sums
+from qsweep.nonfinite import origin
 from qsweep.quantizers import Progress, silent
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def measure(
         engine = engine or open_engine(model, windows)
         tokens, batch = _score(engine, windows, reference, progress, batch, tile)
     for name, values in tokens.items():
-        require_finite(values, windows, name)
+        require_finite(values, windows, name, model)
     facts = {**windows.facts(), **run_facts(engine, batch)}
     result = nll_measurement(windows, tokens["nll"], facts)
     if reference is not None:
@@ -87,8 +88,16 @@ def run_facts(engine: Engine, batch: int) -> dict[str, Any]:
     }
 
 
-def require_finite(values: "Tensor", windows: "Windows", name: str = "nll") -> None:
-    """Raise TrialFailed, naming the first window with a value [tokens] that is not finite."""
+def require_finite(
+    values: "Tensor",
+    windows: "Windows",
+    name: str = "nll",
+    model: "PreTrainedModel | None" = None,
+) -> None:
+    """Raise TrialFailed for a value [tokens] that is not finite.
+
+    The line names the first window with one and, given the model, the layer where they begin.
+    """
     import torch
 
     bad = (~torch.isfinite(values)).nonzero()[:, 0]
@@ -97,6 +106,7 @@ def require_finite(values: "Tensor", windows: "Windows", name: str = "nll") -> N
         raise TrialFailed(
             f"the model's logits are not finite: {name} of {len(bad)} of {len(values)} tokens, "
             f"first in window {window} of {len(windows.ids)} (counted from 0)"
+            + (f"; {origin(model, windows.ids[window])}" if model is not None else "")
         )
 
 

@@ -210,7 +210,7 @@ def build_reference(
 
         batch = run_windows(engine, windows, consume, lambda done: progress("reference", done))
     tokens = {name: values.cpu() for name, values in (kept | probe).items()}
-    require_finite(tokens["nll"], windows)
+    require_finite(tokens["nll"], windows, model=model)
     save_file(tokens, out / _TOKENS)
     facts = {
         **run_facts(engine, batch),

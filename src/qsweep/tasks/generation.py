@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import TrialFailed
+from qsweep.nonfinite import origin
 from qsweep.tasks.model import LanguageModel, Sampling
-from qsweep.tasks.nonfinite import origin
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -208,12 +208,11 @@ def _shown(sample: Mapping[str, Any], score: Any) -> dict[str, Any]:
 def _load_task(leaf: Leaf) -> Any:
     _offline_if_unreachable()
     overrides = {name: json.loads(value) for name, value in leaf.overrides}
-    spec = {"task": leaf.name, **overrides} if overrides else leaf.name
-    manager = _manager(leaf.folder)
-    if overrides:
-        manager.task_index[leaf.name].cfg = None
+    # Only a group may change a task of the index.
+    changed = {"group": "qsweep", "task": [{"task": leaf.name, **overrides}]}
     with _quiet():
-        return manager.load([spec])["tasks"][leaf.name]
+        found = _manager(leaf.folder).load([changed if overrides else leaf.name])
+    return found["tasks"][leaf.name]
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from qsweep.errors import BackendUnavailable
 from qsweep.files import write_json
 
 PACKAGE = "lm_eval"
-_LINE = re.compile(r"^(task|group|tag|include):[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_LINE = re.compile(r"""^["']?(task|group|tag)["']?:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)
 _LISTED = re.compile(r"^[ \t]*-[ \t]*([^\s#:]+)[ \t]*$", re.MULTILINE)
 
 
@@ -140,6 +140,6 @@ def _tags(text: str, value: str | None) -> list[str]:
         return []
     if value:
         return [tag.strip("'\" ") for tag in value.strip("[]").split(",")]
-    after = re.split(r"^tag:[^\n]*\n", text, maxsplit=1, flags=re.MULTILINE)[1]
+    after = re.split(r"""^["']?tag["']?:[^\n]*\n""", text, maxsplit=1, flags=re.MULTILINE)[1]
     block = re.match(r"(?:[ \t]*-[^\n]*\n)*", after)
     return _LISTED.findall(block.group()) if block else []

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.errors import QsweepError, TrialFailed
 from qsweep.evaluators.engine import batch_size, quick_memory
 from qsweep.evaluators.scoring import choose_tile, score, token_parts
+from qsweep.nonfinite import origin
 from qsweep.tasks.model import LanguageModel, Likelihood, Pair
-from qsweep.tasks.nonfinite import origin
 
 if TYPE_CHECKING:
     import torch

@@ -139,16 +139,21 @@ def _tasks(records: Sequence[Record], table: Any) -> str:
     return "## Scores\n\n" + table([*headings, "time"], lines) if lines else ""
 
 
-def _missing(records: Sequence[Record]) -> str:
+def missing_tasks(records: Iterable[Record]) -> list[str]:
+    """One line for each task that could not be run, with its reason and how many trials lack it."""
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for task in record.get("tasks") or ():
             if task["reason"]:
                 found.setdefault((task["name"], task["reason"]), []).append(record["name"])
-    lines = [
-        f"- {cells.markdown(name)}: {cells.markdown(reason)} ({len(trials)} trials)"
+    return [
+        f"{name}: {cells.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
         for (name, reason), trials in found.items()
     ]
+
+
+def _missing(records: Sequence[Record]) -> str:
+    lines = [f"- {cells.markdown(line)}" for line in missing_tasks(records)]
     return "## Not run\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -66,11 +66,22 @@ def unshare(user: int | None, scratch_bytes: int) -> list[str] | None:
     found = {name: shutil.which(name, path=path) for name in needed}
     if not all(found.values()):
         return None
-    command = [str(found["unshare"]), "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"]
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--net",
+        "--ipc",
+        "--uts",
+        "--fork",
+    ]
     command += ["--kill-child=KILL"] + (["--user", "--map-root-user"] if user is None else [])
     script = "\n".join(_mounts(scratch_bytes))
     environment = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
-    # The shell stays the first of its processes: it ends with the program, and all others with it.
+    # setpriv ends unshare with qsweep, unshare ends the shell, and with the shell, the first process
+    # of its tree, all others end; so they do with the program, which the shell waits for.
     last = ["env", "-i", *environment, *_as_user(user)]
     return [*command, "sh", "-euc", f'{script}\n"$@"', "sh", *last]
 

@@ -1,0 +1,8 @@
+"""Quantizers whose libraries run in environments of their own.
+
+Each is one file here, one worker in ``workers``, and one environment in ``conf/quant/env``.
+"""
+
+from qsweep.quantizers.foreign.autoawq import AutoAWQ
+
+__all__ = ["AutoAWQ"]

@@ -1,0 +1,216 @@
+"""What a sweep costs beyond the work itself: per trial, at a resume, in the launching process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qsweep.store import Store, seal
+from test_sweep import ROOT, qsweep, rows
+
+# One window of a few tokens on the embedded model: next to no work, so what is left is overhead.
+TINY = [
+    "quant=none",
+    "corpus=file",
+    "eval.context=32",
+    "eval.noise_floor=false",
+    "eval.max_windows=1",
+]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Words that are measured. " * 200)
+    return f"corpus.path={path}"
+
+
+def forget(outputs, *kinds):
+    """Remove what trials made, so that they run again, but not the reference's cache."""
+    import shutil
+
+    for kind in kinds:
+        shutil.rmtree(outputs / "store" / kind)
+
+
+def alone(tmp_path, outputs):
+    """Seconds that the work itself takes in a warm process: load, tokenize, measure."""
+    script = """
+import sys, time
+from pathlib import Path
+import torch
+from qsweep import trial as t
+from qsweep.store import Store
+from qsweep.quantizers import silent
+import json
+torch.set_num_threads(1)
+store, records = Store(Path(sys.argv[1])), json.loads(sys.argv[2])
+from qsweep.config import trial_config
+spent = []
+for config in [records[0], *records]:  # the first warms up
+    trial = trial_config(config)
+    started = time.perf_counter()
+    plan = t.make_plan(trial, t.find_setting(trial, Path(trial.model.path), store, "cpu"))
+    model = t.load(plan, t.reference_artifact(plan.setting.facts))
+    windows = t.windows_of(plan, plan.measurements[0])
+    from qsweep.evaluators import measure
+    measure(model, windows)
+    spent.append(time.perf_counter() - started)
+print(sum(spent[1:]) / len(records))
+"""
+    files = sorted((outputs / "sweeps" / "t" / "trials").glob("*.json"))
+    configs = [json.loads(file.read_text())["config"] for file in files]
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(outputs / "store"), json.dumps(configs)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout)
+
+
+@pytest.mark.slow
+def test_a_trial_costs_at_most_half_a_second_beyond_its_work(tmp_path, text):
+    # Contexts tell the trials apart; each loads the model, and measures one window.
+    outputs = tmp_path / "out"
+    few, many = (
+        "eval.context=" + ",".join(str(n) for n in range(20, 20 + count)) for count in (2, 14)
+    )
+    assert qsweep(outputs, "-m", *TINY, text, many).returncode == 0
+    seconds = {}
+    for contexts in (few, many):
+        forget(outputs, "measurements")
+        started = time.monotonic()
+        result = qsweep(outputs, "-m", *TINY, text, contexts)
+        seconds[contexts] = time.monotonic() - started
+        assert result.returncode == 0, result.stderr
+    each = (seconds[many] - seconds[few]) / 12
+    work = alone(tmp_path, outputs)
+    print(json.dumps({"per_trial_s": each, "work_s": work, "overhead_s": each - work}))
+    assert each - work < 0.5
+
+
+def copies(outputs, count):
+    """As many finished trials as that, by copying the measurement of one under other contexts."""
+    from qsweep.config import key_of, trial_config
+    from qsweep.plan import find_setting, make_plan
+    from test_config import composed
+
+    (row,) = rows(outputs)
+    store = Store(outputs / "store")
+    (record,) = [
+        json.loads(f.read_text()) for f in (outputs / "sweeps" / "t" / "trials").glob("*.json")
+    ]
+    (measured,) = record["measurements"]
+    entry = store.find("measurements", measured["key"])
+    path = record["config"]["corpus"]["file"]["path"]
+    for context in range(40, 40 + count):
+        trial = trial_config(
+            composed(
+                *(o for o in TINY if "context" not in o),
+                f"corpus.path={path}",
+                f"eval.context={context}",
+                "device=cpu",
+            )
+        )
+        from pathlib import Path
+
+        plan = make_plan(trial, find_setting(trial, Path(str(trial.model.path)), store))
+        (step,) = plan.measurements
+        folder = store.path("measurements", key_of(step.identity))
+        folder.mkdir(parents=True)
+        for file in entry.path.iterdir():
+            if file.name != "manifest.json":
+                (folder / file.name).write_bytes(file.read_bytes())
+        seal(folder, step.identity, entry.content)
+    return row
+
+
+def processor_seconds(*arguments):
+    """User and system seconds of a command, whatever else the machine does meanwhile."""
+    before = os.times()
+    result = subprocess.run(
+        [sys.executable, "-m", "qsweep", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+    )
+    after = os.times()
+    assert result.returncode == 0, result.stdout + result.stderr
+    spent = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
+    return spent, result
+
+
+def test_a_hundred_finished_trials_are_skipped_in_two_seconds(tmp_path, text):
+    outputs = tmp_path / "out"
+    base = ["-m", *(o for o in TINY if "context" not in o), text, "tracking=none", "sweep=t"]
+    where = f"outputs_dir={outputs}"
+    first = subprocess.run(
+        [sys.executable, "-m", "qsweep", *base, "eval.context=39", where],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+    )
+    assert first.returncode == 0, first.stderr
+    copies(outputs, 100)
+    contexts = "eval.context=" + ",".join(str(n) for n in range(40, 140))
+    processor_seconds(*base, contexts, where)  # writes the records
+    spent, result = processor_seconds(*base, contexts, where)
+    assert "[1/" not in result.stderr  # nothing ran
+    start_up, _ = processor_seconds(*base, "eval.context=39", where)
+    composing = composing_seconds(100)
+    more = spent - start_up - composing
+    print(json.dumps({"resume_s": spent, "start_up_s": start_up, "composing_s": composing}))
+    assert more < 2.0
+
+
+def composing_seconds(count):
+    """What Hydra itself takes to compose so many configurations, in processor time."""
+    from test_config import composed
+
+    composed()
+    started = time.process_time()
+    for context in range(40, 60):
+        composed(f"eval.context={context}", "quant=none")
+    return (time.process_time() - started) / 20 * count
+
+
+def test_the_launching_process_does_not_grow_from_trial_to_trial(tmp_path):
+    # the launcher's and the sweep's side of a trial, without torch: thousands in a few seconds
+    script = """
+import gc, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from qsweep.launch import ForkServer, Job, run_jobs
+from qsweep.launch.slots import Slots
+def resident():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+with ForkServer(preload=()) as server:
+    seen = []
+    for turn in range(5):
+        jobs = [Job(id=str(n), name="n", target="launch_targets:echo", payload={"x": "y" * 1000},
+                    log=Path(sys.argv[1]) / f"{n}.log") for n in range(40)]
+        run_jobs(jobs, slots=Slots(count=2), server=server)
+        seen.append(resident())
+print(*seen)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(ROOT / "tests")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    seen = [int(value) for value in result.stdout.split()]
+    # after the first forty, less than 10 KB for each of the next hundred and sixty
+    assert seen[-1] - seen[1] < 120 * 10_000, seen

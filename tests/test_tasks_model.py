@@ -1,0 +1,215 @@
+"""Log-likelihoods and generation: quick ways against plain ones, and broken models."""
+
+import random
+
+import pytest
+import torch
+
+from qsweep.errors import QsweepError, TrialFailed
+from qsweep.tasks import likelihood
+from qsweep.tasks.generation import cut, rows_at_once
+from qsweep.tasks.likelihood import Branch, Row, common_prefix, make_rows
+from qsweep.tasks.model import LanguageModel, Pair, Sampling
+
+WORDS = "alpha return def class import the function value list string object method open".split()
+HEADER = "The following are questions, each with its answer.\n1 + 2 = 3\n4 + 5 = 9\nYes it is so.\n"
+
+
+def load(path, **more):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **more)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return LanguageModel(model, AutoTokenizer.from_pretrained(path), 512)
+
+
+@pytest.fixture(scope="module")
+def pocket(pocket_dir):
+    return load(pocket_dir)
+
+
+def pairs_for(lm, questions=9, header=HEADER):
+    rng = random.Random(0)
+    found = []
+    for _ in range(questions):
+        context = header + " ".join(rng.choices(WORDS, k=rng.randrange(4, 30)))
+        for _ in range(rng.randrange(1, 5)):
+            found.append(
+                lm.pair(context, " " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 7))))
+            )
+    return found
+
+
+def plain(lm, pairs):
+    """Text by text through the whole model: nothing of likelihood.py."""
+    found = []
+    for pair in pairs:
+        ids = torch.tensor([[*pair.context, *pair.continuation]])
+        with torch.inference_mode():
+            logits = lm.model(input_ids=ids[:, :-1], use_cache=False).logits[0].float()
+        logits = logits[len(pair.context) - 1 :]
+        targets = torch.tensor(pair.continuation)
+        values = logits.log_softmax(-1).gather(1, targets[:, None])
+        found.append((float(values.sum()), bool((logits.argmax(-1) == targets).all())))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "gemma3_text"])
+def test_shared_contexts_and_prefixes_change_no_score(tiny_model, architecture):
+    lm = load(tiny_model(architecture))
+    pairs = pairs_for(lm)
+    for got, (logprob, greedy) in zip(lm.loglikelihoods(pairs), plain(lm, pairs), strict=True):
+        assert got.logprob == pytest.approx(logprob, abs=2e-3)
+        assert got.greedy == greedy
+    assert lm.facts.get("shared_prefixes", True)
+
+
+def test_scores_of_the_embedded_model_to_a_millionth(pocket):
+    pairs = pairs_for(pocket)
+    for got, (logprob, greedy) in zip(
+        pocket.loglikelihoods(pairs), plain(pocket, pairs), strict=True
+    ):
+        assert got.logprob == pytest.approx(logprob, rel=3e-6, abs=3e-5)
+        assert got.greedy == greedy
+
+
+def test_what_is_shared_is_computed_once(pocket, monkeypatch):
+    pairs = pairs_for(pocket)
+    seen = []
+    original = likelihood._inputs
+
+    def counting(lm, batch, prefix):
+        seen.append(sum(row.length - prefix for row in batch))
+        return original(lm, batch, prefix)
+
+    monkeypatch.setattr(likelihood, "_inputs", counting)
+    pocket.loglikelihoods(pairs)
+    assert sum(seen) < 0.5 * sum(len(p.context) + len(p.continuation) - 1 for p in pairs)
+
+
+def test_a_model_that_does_not_bear_short_cuts_is_computed_plainly(tiny_model, monkeypatch):
+    lm = load(tiny_model("llama"))
+    original = likelihood._inputs
+
+    def ignoring_branches(lm, batch, prefix):
+        found = original(lm, batch, prefix)
+        return likelihood._Inputs(found.ids, found.positions, None, found.starts)
+
+    monkeypatch.setattr(likelihood, "_inputs", ignoring_branches)
+    pairs = pairs_for(lm)
+    for got, (logprob, _) in zip(lm.loglikelihoods(pairs), plain(lm, pairs), strict=True):
+        assert got.logprob == pytest.approx(logprob, abs=2e-3)
+    assert lm.facts["shared_prefixes"] is False
+
+
+def test_rows_join_what_shares_a_context():
+    a, b = (1, 2, 3), (1, 2, 4)
+    pairs = [Pair(a, (5,)), Pair(b, (6, 7)), Pair(a, (8, 9))]
+    rows = make_rows(pairs, 100, 1000)
+    assert rows == [
+        Row(a, (Branch(0, (5,), 2), Branch(2, (8, 9), 2))),
+        Row(b, (Branch(1, (6, 7), 2),)),
+    ]
+    assert rows[0].length == 4
+    # Too long a row is cut between continuations; too long a text loses its begin.
+    assert len(make_rows([Pair(a, (5,) * 9)] * 4, 100, 20)) == 2
+    (row,) = make_rows([Pair(tuple(range(50)), (7, 7))], 10, 1000)
+    assert row.stem == tuple(range(41, 50)) and row.length == 10
+
+
+def test_a_common_prefix_leaves_each_stem_a_token():
+    long = tuple(range(40))
+    rows = [Row(long, (Branch(0, (1,), 39),)), Row((*long, 5), (Branch(1, (1,), 40),))]
+    assert common_prefix(rows) == 39
+    assert common_prefix(rows[:1]) == 0
+    assert common_prefix([Row((1, 2), rows[0].branches), Row((1, 3), rows[0].branches)]) == 0
+
+
+def test_a_continuation_beyond_the_context_is_refused(pocket):
+    with pytest.raises(QsweepError, match="does not fit the model's context"):
+        pocket.loglikelihoods([Pair((1,), tuple(range(1, 600)))])
+    assert pocket.loglikelihoods([]) == []
+
+
+def test_blanks_at_the_end_of_a_context_belong_to_the_continuation(pocket):
+    assert pocket.pair("one two ", "three") == pocket.pair("one two", " three")
+    empty = pocket.pair("", "word")
+    assert empty.context == (pocket.start_token,)
+
+
+def test_bos_stands_once_where_the_tokenizer_adds_it(pocket_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pocket_dir)
+    lm = load(pocket_dir)
+    assert lm.facts["bos"] == "none"
+    assert lm.encode("abc")[0] != tokenizer.bos_token_id
+    lm._bos = [tokenizer.bos_token_id]
+    once = lm.encode("abc")
+    assert once[0] == tokenizer.bos_token_id
+    assert lm.encode(f"{tokenizer.bos_token}abc") == once
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_batches_do_not_change_what_is_generated(tiny_model, architecture):
+    lm = load(tiny_model(architecture))
+    prompts = [lm.encode(text) for text in ("def add(a, b):", "one", "the value of the list is")]
+    together = lm.generate(prompts, Sampling(12))
+    lm.batch_size = 1
+    assert lm.generate(prompts, Sampling(12)) == together
+    greedy = list(prompts[1])
+    for _ in range(12):
+        with torch.inference_mode():
+            greedy.append(int(lm.model(torch.tensor([greedy])).logits[0, -1].argmax()))
+    text = lm.tokenizer.decode(greedy[len(prompts[1]) :], skip_special_tokens=True)
+    assert together[1].startswith(text) or text.startswith(together[1])
+
+
+def test_generation_ends_at_the_stop_text_and_cuts_it_off(pocket):
+    whole = pocket.generate([pocket.encode("The")], Sampling(24))[0]
+    stop = whole[6:9]
+    ended = pocket.generate([pocket.encode("The")], Sampling(24, (stop,)))[0]
+    assert ended == whole[: whole.index(stop)]
+    assert cut("a;b,c", (",", ";")) == "a" and cut("abc", ()) == "abc"
+
+
+def test_more_rows_for_heavier_models(pocket):
+    assert 4 <= rows_at_once(pocket.model, 500) <= rows_at_once(pocket.model, 50) <= 64
+
+
+def broken(path, name):
+    lm = load(path)
+    lm.model.get_parameter(name).view(-1)[0] = float("nan")
+    return lm
+
+
+def test_nonfinite_logits_name_the_layer_where_they_begin(tiny_model):
+    path = tiny_model("llama")
+    lm = broken(path, "model.layers.1.mlp.down_proj.weight")
+    said = (
+        r"not finite: they begin in model\.layers\.1\.mlp\.down_proj \(its weights are not finite\)"
+    )
+    with pytest.raises(TrialFailed, match=said):
+        lm.loglikelihoods([lm.pair("one two", " three four")])
+    with pytest.raises(
+        TrialFailed, match=r"at step 1 of generation: they begin in model\.layers\.1"
+    ):
+        lm.generate([lm.encode("one two")], Sampling(4))
+
+
+def test_nonfinite_logits_fail_a_perplexity_with_the_layer_too(tiny_model):
+    from qsweep.evaluators import measure
+    from qsweep.windows import PRESETS, make_windows
+
+    lm = broken(tiny_model("llama"), "model.layers.0.self_attn.o_proj.weight")
+    windows = make_windows(
+        ["some words " * 400], lm.tokenizer, PRESETS["gptq"].override(context=64), 512, "llama"
+    )
+    with pytest.raises(TrialFailed, match=r"model\.layers\.0\.self_attn\.o_proj"):
+        measure(lm.model, windows)
+
+
+def test_a_model_without_a_chat_template_says_so(pocket):
+    with pytest.raises(QsweepError, match=r"no chat template .*set eval\.chat_template=false"):
+        pocket.chat([{"role": "user", "content": "hello"}])
