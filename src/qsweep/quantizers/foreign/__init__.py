@@ -3,6 +3,7 @@
 Each is one file here, one worker in ``workers``, and one environment in ``conf/quant/env``.
 """
 
+from qsweep.quantizers.foreign.auto_gptq import AutoGPTQ
 from qsweep.quantizers.foreign.autoawq import AutoAWQ
 
-__all__ = ["AutoAWQ"]
+__all__ = ["AutoAWQ", "AutoGPTQ"]
