@@ -46,6 +46,7 @@ def test_the_job_configuration_is_printed():
             "gptqmodel": "qsweep.quantizers.gptqmodel.AWQ",
             "native": "qsweep.quantizers.native.NativeAWQ",
             "autoawq": "qsweep.quantizers.foreign.AutoAWQ",
+            "llmcompressor": "qsweep.quantizers.foreign.LLMCompressorAWQ",
         },
         "env": {
             "folder": "outputs/envs",

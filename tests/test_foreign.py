@@ -2,19 +2,23 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from qsweep.compressed import compressed_state_dict
 from qsweep.dense import load_dense
 from qsweep.env.choice import EnvChoice
 from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import CalibrationTokens, ModelFacts, SourceModel
-from qsweep.quantizers.foreign import AutoAWQ, AutoGPTQ
+from qsweep.quantizers.foreign import AutoAWQ, AutoGPTQ, LLMCompressorAWQ, LLMCompressorGPTQ
 from qsweep.quantizers.foreign.handover import both_spellings, differences, hand_over
 from qsweep.quantizers.foreign.process import WORKERS
 from qsweep.quantizers.foreign.run import Recipe, quantize
@@ -284,6 +288,28 @@ def test_the_place_of_an_environment_is_no_part_of_what_it_makes(tmp_path):
     assert (here.options(), here.version()) == (there.options(), there.version())
 
 
+# What compressed-tensors itself makes of each layer, in float32.
+DECOMPRESS = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig
+path = Path(sys.argv[1])
+settings = json.loads((path / "config.json").read_text())["quantization_config"]
+scheme = QuantizationConfig.model_validate(settings).config_groups["group_0"]
+tensors = load_file(path / "model.safetensors")
+layers = {n.rpartition(".")[0] for n in tensors if n.endswith(".weight_packed")}
+out = {}
+for layer in layers:
+    own = {n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(layer + ".weight")}
+    own["weight_scale"] = own["weight_scale"].float()
+    found = BaseCompressor.get_value_from_registry("pack-quantized").decompress(own, scheme)
+    out[layer + ".weight"] = found["weight"].float().contiguous()
+save_file(out, sys.argv[2])
+"""
+
+
 def require_environment(name: str) -> EnvChoice:
     """The environment in QSWEEP_ENVS (or outputs/envs), or the test is skipped with the reason."""
     choice = EnvChoice(folder=Path(os.environ.get("QSWEEP_ENVS", "outputs/envs")), device="cpu")
@@ -355,3 +381,34 @@ def test_autoawq_end_to_end(pocket_dir, tmp_path, text):
     path = str(found.artifact.path)
     served = library.GPTQModel.load(path, device="cpu", backend=kernel, dtype=torch.float16)
     assert found.kld(found.run(served.model), dense) < 1e-5
+
+
+@pytest.mark.env
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        LLMCompressorGPTQ(group_size=64),
+        LLMCompressorGPTQ(group_size=64, bits=8, sym=False, act_group_aware=False),
+        LLMCompressorAWQ(group_size=64),
+    ],
+    ids=repr,
+)
+def test_llmcompressor_end_to_end(quantizer, pocket_dir, tmp_path, text):
+    """Read by the dense engine, and compared with what the library itself makes of its files."""
+    env = require_environment("llmcompressor")
+    found = Comparison(replace(quantizer, env=env), pocket_dir, tmp_path, text)
+    dense = found.dense(found.artifact)
+    bits = quantizer.bits
+    zeros = 0 if quantizer.options()["sym"] else bits
+    shape = sum(128 for _ in read_facts(pocket_dir, "pocket").linears) / 3145728
+    assert found.artifact.size.bpw == pytest.approx(bits + (16 + zeros) / 64 + shape)
+    assert 0 < found.kld(dense) < (0.9 * found.rounded if bits == 4 else 1e-3)
+    theirs = tmp_path / "theirs.safetensors"
+    subprocess.run(
+        [env.interpreter("llmcompressor"), "-I", "-c", DECOMPRESS, found.artifact.path, theirs],
+        check=True,
+        capture_output=True,
+    )
+    own = compressed_state_dict(found.artifact, "cpu")
+    for name, tensor in load_file(theirs).items():
+        assert torch.equal(own[name][...], tensor), name
