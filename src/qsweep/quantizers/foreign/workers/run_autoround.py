@@ -22,6 +22,7 @@ def quantize(job: qsweep_worker.Job) -> dict:
     samples = job.samples()
     options = job.options
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in samples]
+    batch = min(8, len(rows))
     tuner = AutoRound(
         model,
         tokenizer,
@@ -31,11 +32,11 @@ def quantize(job: qsweep_worker.Job) -> dict:
             "sym": options["sym"],
             "data_type": "int",
         },
-        dataset=torch.utils.data.DataLoader(rows, batch_size=min(8, len(rows))),
+        dataset=torch.utils.data.DataLoader(rows, batch_size=batch),  # type: ignore[arg-type]
         iters=options["iters"],
         nsamples=len(rows),
         seqlen=samples.shape[1],
-        batch_size=min(8, len(rows)),
+        batch_size=batch,
         seed=options["seed"],
         device_map=job.device,
         # Compiling takes a minute, which pays on large models only.

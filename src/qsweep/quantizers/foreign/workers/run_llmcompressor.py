@@ -37,7 +37,7 @@ def quantize(job: qsweep_worker.Job) -> dict:
     oneshot(
         model=model,
         recipe=_recipe(job.options, groups),
-        dataset=torch.utils.data.DataLoader(rows, batch_size=1),
+        dataset=torch.utils.data.DataLoader(rows, batch_size=1),  # type: ignore[arg-type]
         num_calibration_samples=len(rows),
         max_seq_length=samples.shape[1],
         pipeline="sequential",
