@@ -6,6 +6,7 @@
     python bench/grid.py --quick             less calibration text, GPTQ only
 
 Imports are not counted. Both sides get the same calibration samples and the same threads, in turn.
+Seconds are told by the wall clock and of the processor: the latter do not depend on what else runs.
 """
 
 import argparse
@@ -70,12 +71,12 @@ def _native(
             out = Path(folder) / str(number)
             out.mkdir()
             pairs.append((quantizer, out))
-        started = time.perf_counter()
+        clock = _Clock()
         artifacts = quantize_grid(model, samples, pairs)
-        seconds = time.perf_counter() - started
+        spent = clock.read()
     return {
         "what": f"native, {len(quantizers)} configurations",
-        "seconds": seconds,
+        **spent,
         "shared_s": artifacts[0].details["shared_s"],
         "configurations_s": [artifact.details["quantize_s"] for artifact in artifacts],
     }
@@ -89,12 +90,25 @@ def _one_by_one(
         for bits, size in SIX:
             quantizer = GPTQ(bits, size) if method == "gptq" else AWQ(bits, size)
             with tempfile.TemporaryDirectory() as folder:
-                started = time.perf_counter()
+                clock = _Clock()
                 quantizer.quantize(model, samples, Path(folder))
-                seconds = time.perf_counter() - started
-            rows.append({"what": f"gptqmodel {method} {bits} bits", "seconds": seconds})
-    total = sum(row["seconds"] for row in rows)
-    return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", "seconds": total}]
+                rows.append({"what": f"gptqmodel {method} {bits} bits", **clock.read()})
+    total = {name: sum(row[name] for row in rows) for name in ("seconds", "cpu_s")}
+    return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", **total}]
+
+
+class _Clock:
+    """Starts when it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Seconds since then: by the wall clock, and of the processor."""
+        return {
+            "seconds": time.perf_counter() - self._wall,
+            "cpu_s": time.process_time() - self._cpu,
+        }
 
 
 def _warm_up(model: SourceModel, native_only: bool) -> None:
@@ -113,10 +127,11 @@ def _calibration(model: Path, count: int, length: int) -> CalibrationTokens:
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    native = rows[0]["seconds"]
-    print(f"{'':32} {'seconds':>9} {'x native':>9}")
+    first = rows[0]
+    print(f"{'':32} {'seconds':>9} {'x native':>9} {'cpu s':>9} {'x native':>9}")
     for row in rows:
-        print(f"{row['what']:32} {row['seconds']:9.1f} {row['seconds'] / native:9.2f}")
+        cells = [f"{row[k]:9.1f} {row[k] / first[k]:9.2f}" for k in ("seconds", "cpu_s")]
+        print(f"{row['what']:32} {' '.join(cells)}")
 
 
 def _stamped(content: dict[str, Any]) -> dict[str, Any]:

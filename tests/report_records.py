@@ -90,8 +90,9 @@ def _trial(model, number, dice, method, bits, group, order, text, repeat):
     record["capabilities"] = {
         task: {
             "retention": (left := max(0.0, 1 - log_ratio * factor)),
-            "low": max(0.0, left - 0.02),
-            "high": left + 0.02,
+            "measurable": True,
+            "retention_low": max(0.0, left - 0.02),
+            "retention_high": left + 0.02,
         }
         for task, factor in zip(_TASKS, (0.4, 1.1, 0.8, 0.6), strict=True)
     }

@@ -189,6 +189,35 @@ def test_weights_that_are_not_finite_name_the_layer(tiny_model, tmp_path):
         quantize(path, [NativeGPTQ(4, 64)], tmp_path / "out")
 
 
+@pytest.mark.parametrize("make", [NativeGPTQ, NativeAWQ])
+def test_weights_that_are_nan_name_their_layer(tiny_model, tmp_path, make):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    # The last linear layer: nothing after it would notice.
+    model.model.layers[1].mlp.down_proj.weight.data[3, 5] = float("nan")
+    path = tmp_path / "broken"
+    model.save_pretrained(path)
+    (path / "tokenizer.json").write_bytes((tiny_model("llama") / "tokenizer.json").read_bytes())
+    with pytest.raises(TrialFailed, match=r"layers\.1\.mlp\.down_proj: its weights are not finite"):
+        quantize(path, [make(4, 64)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [NativeGPTQ, NativeAWQ])
+def test_activations_that_are_all_zero_are_no_obstacle(tiny_model, tmp_path, make):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    model.model.layers[1].post_attention_layernorm.weight.data.zero_()
+    path = tmp_path / "silent"
+    model.save_pretrained(path)
+    (path / "tokenizer.json").write_bytes((tiny_model("llama") / "tokenizer.json").read_bytes())
+    (artifact,) = quantize(path, [make(8, 64)], tmp_path / "out")
+    expected = reference(path)
+    error = (logits(artifact, path) - expected).square().mean()
+    assert error < 1e-2 * expected.square().mean()
+
+
 def test_no_calibration_text(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="calibration"):
         NativeGPTQ(4, 64).quantize(source(tiny_model("llama")), None, tmp_path)

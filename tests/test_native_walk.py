@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qsweep.errors import IncompatibleTrial, TrialFailed
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
+from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import advance, capture, find_stages, run_layer
 
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
@@ -236,3 +237,17 @@ def test_the_probe_is_a_run_of_the_layer(tiny_model):
     _, probe = capture(model, decoder, SAMPLES, "cpu")
     states = model(torch.tensor(SAMPLES[:1]), output_hidden_states=True).hidden_states
     assert torch.allclose(run_layer(decoder.layers[0], probe, 0), states[1], atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
+    x = torch.randn(50_000, 64, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    stats = InputStats("layer")
+    for part in x.split(20_000):
+        stats.add(part)
+    stats.finish()
+    expected = x.double().T @ x.double() / len(x)
+    assert stats.gram.dtype == torch.float32
+    # Sums in the inputs' own dtype would be off by a hundred times as much.
+    assert torch.allclose(stats.gram.double(), expected, atol=1e-4, rtol=1e-4)

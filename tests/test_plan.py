@@ -75,7 +75,7 @@ def changed(first, second):
         (["sym=false"], {"artifact", "measurement"}),
         (["sym=true"], set()),  # which auto is
         (["quant=rtn"], {"artifact", "measurement"}),
-        (["quant.backend=native"], {"artifact", "measurement"}),
+        (["quant.backend=gptqmodel"], {"artifact", "measurement"}),
         # what the quantizer sees
         (["calibration.path=ROOT/b.txt"], {"artifact", "measurement"}),
         (["calibration.num_samples=5"], {"artifact", "measurement"}),

@@ -298,6 +298,42 @@ def test_a_report_that_cannot_be_written_costs_a_sweep_one_line(tmp_path):
     assert len(said) == 1 and "no report was written" in said[0]
 
 
+def test_a_sweep_is_read_back_from_its_tracker_and_the_report_is_logged_there(tmp_path, capsys):
+    from mlflow import MlflowClient
+
+    from qsweep.tracking import Tracker, TrackingConfig, ui_page
+
+    records = synthetic(4)
+    directory = stored(tmp_path, "grid", records)
+    config = TrackingConfig()
+    tracker = Tracker(config, directory, tmp_path)
+    tracker.start("grid", "python -m qsweep -m quant=gptq")
+    for record in records:
+        tracker.log({**record, "sweep": "grid"})
+    tracker.finish(records)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    page = ui_page(config, directory, tmp_path)
+    assert page == (
+        "http://127.0.0.1:5000/#/experiments/1/runs"
+        "?viewStateShareKey=qsweep&workflowType=machine_learning"
+    )
+    out = tmp_path / "elsewhere" / "page.html"
+    assert main(["--tracking", uri, "--outputs", str(tmp_path), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "python -m qsweep -m quant=gptq" in text
+    assert all(record["name"].removeprefix("llama-8b ") in text for record in records)
+    client = MlflowClient(uri)
+    (parent,) = client.search_runs(["1"], "tags.`qsweep.sweep` != ''")
+    assert "page.html" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+    state = client.get_experiment("1").tags["mlflow.sharedViewState.qsweep"]
+    assert "metrics.`ppl_ratio`" in json.loads(state)["selectedColumns"]
+    capsys.readouterr()
+    assert main(["gird", "--tracking", uri, "--outputs", str(tmp_path)]) == 2
+    assert "did you mean 'grid'?" in capsys.readouterr().err
+    assert main(["--tracking", f"sqlite:///{tmp_path / 'no.db'}"]) == 2
+    assert not (tmp_path / "no.db").exists()
+
+
 @pytest.mark.slow
 def test_ten_thousand_trials_take_a_minute_and_two_gigabytes_at_most(tmp_path):
     import resource

@@ -8,8 +8,8 @@ import torch
 from qsweep.errors import QsweepError, TrialFailed
 from qsweep.tasks import likelihood
 from qsweep.tasks.generation import cut, rows_at_once
-from qsweep.tasks.likelihood import Branch, Row, common_prefix, make_rows
 from qsweep.tasks.model import LanguageModel, Pair, Sampling
+from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows
 
 WORDS = "alpha return def class import the function value list string object method open".split()
 HEADER = "The following are questions, each with its answer.\n1 + 2 = 3\n4 + 5 = 9\nYes it is so.\n"

@@ -139,11 +139,15 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
 def conclude(sweep: Any) -> None:
     """Print what a sweep came to, and remember it for the exit code."""
     from qsweep.table import print_results
-    from qsweep.tracking import ui_line
+    from qsweep.tracking import ui_line, ui_page
 
     print_results(list(sweep.records.values()), sweep.directory)
     if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
         print(f"compare in the MLflow UI: {line}")
+        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
+            print(f"and there: {page}")
+    if (report := sweep.directory / "report.html").is_file():
+        print(f"report: {report}")
     _outcomes.append(sweep)
 
 

@@ -41,6 +41,9 @@ def available_bytes() -> int:
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
-        free.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        # Files that were read and can be dropped at any time are counted as used.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(stat.get("inactive_file", 0)))
     # Where nothing can be found out, assume a small machine.
     return max(min(free, default=4 * 2**30), 0)

@@ -50,11 +50,12 @@ class Grid:
         # zero * scale - code * scale would round twice; the difference of small integers is exact.
         if self.g_idx is not None:
             zeros = self.zeros[:, self.g_idx].to(torch.float32)
-            weight = (self.codes - zeros).mul_(scales[:, self.g_idx])
+            weight = self.codes.to(torch.float32).sub_(zeros).mul_(scales[:, self.g_idx])
         else:
             shape = (rows, scales.shape[1], columns // scales.shape[1])
-            weight = self.codes.reshape(shape) - self.zeros[..., None].to(torch.float32)
-            weight = weight.mul_(scales[..., None]).view(rows, columns)
+            weight = self.codes.to(torch.float32).reshape(shape)
+            weight.sub_(self.zeros[..., None].to(torch.float32)).mul_(scales[..., None])
+            weight = weight.view(rows, columns)
         return weight.to(dtype)
 
 

@@ -73,7 +73,7 @@ def columns(width: int) -> list[Column]:
         Column("KLD", lambda r: cells.divergence(primary_metric(r, "kld"))),
         Column("top-1", lambda r: cells.percent(primary_metric(r, "top1_agreement"))),
         Column("q/GB", lambda r: cells.significant(primary_metric(r, "quality_per_gb"), 3), 110),
-        Column("suffers most", lambda r: r["suffers"]),
+        Column("suffers most", lambda r: r.get("suffers", "")),
         Column("verdict", status_word),
         Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=90),
         Column("tok/s", _decode_speed, min_width=118),

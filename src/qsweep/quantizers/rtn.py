@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from qsweep.packing import Grid
 
-# The smallest scale that float16 holds.
-_TINY = 2.0**-24
-
 
 @dataclass(frozen=True)
 class RTN:
@@ -117,26 +114,13 @@ def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool)
     import torch
 
     from qsweep.packing import Grid
+    from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
 
-    rows, columns = weight.shape
-    grouped = weight.reshape(rows, -1, columns if group_size == -1 else group_size)
-    top = 2**bits - 1
-    low = grouped.amin(-1, keepdim=True).clamp(max=0)
-    high = grouped.amax(-1, keepdim=True).clamp(min=0)
-    if sym:
-        high = torch.maximum(-low, high)
-        low = -high
-    scales = ((high - low) / top).to(torch.float16).to(torch.float32).clamp(min=_TINY)
-    if sym:
-        zeros = torch.full_like(scales, 2 ** (bits - 1))
-    else:
-        zeros = (-low / scales).round().clamp(0, top)
-    codes = ((grouped / scales).round() + zeros).clamp(0, top)
-    return Grid(
-        codes=codes.to(torch.uint8).reshape(rows, columns),
-        zeros=zeros.to(torch.uint8).squeeze(-1),
-        scales=scales.squeeze(-1),
-    )
+    scheme = Scheme(bits, sym)
+    grouped = weight.reshape(len(weight), -1, weight.shape[1] if group_size == -1 else group_size)
+    scales, zeros = find_grid(grouped, scheme)
+    codes = encode(grouped, scales[..., None], zeros[..., None], scheme.top)
+    return Grid(codes.to(torch.uint8).view_as(weight), zeros.to(torch.uint8), scales)
 
 
 def _settings(bits: int, group_size: int, sym: bool, version: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from qsweep.results import Record
 
 
 def retentions(record: Record) -> dict[str, dict[str, Any]]:
-    """By capability: ``retention`` (1: all that the reference had above chance), ``low``, ``high``."""
+    """By capability: ``retention`` (1: all that the reference had above chance) and its ends."""
     found = record.get("capabilities")
     if not isinstance(found, dict):
         return {}
@@ -29,8 +29,8 @@ def points(group: Group) -> list[dict[str, Any]]:
             "series": labels[record["key"]]["series"],
             "capability": name,
             "retention": values["retention"],
-            "low": values.get("low"),
-            "high": values.get("high"),
+            "low": values.get("retention_low"),
+            "high": values.get("retention_high"),
         }
         for record in group.records
         if record["key"] in labels

@@ -46,6 +46,7 @@ class Group:
         for row in rows(self.records):
             method = str(row["method"])
             series = f"{method} ({row['backend']})" if method in twice else method
+            series = "reference" if row.get("reference") else series
             name = str(row["name"])
             label = name if several else name.removeprefix(f"{row['model']} ")
             found.append({**row, "label": label, "series": series})

@@ -297,7 +297,8 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
             "legend": {"columns": 2},
         }
     }
-    shape = {"shape": {"field": "order", "type": "nominal", "title": None}}
+    key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)"}
+    shape = {"shape": {"field": "order", "type": "nominal", "title": None, "legend": key}}
     return {
         "height": 300,
         "data": {"values": points},

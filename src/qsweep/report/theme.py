@@ -34,7 +34,7 @@ _SERIES = {
     "awq": ("var(--orange)", "square"),
     "gguf": ("var(--green)", "diamond"),
     "rtn": ("var(--pink)", "triangle-up"),
-    "none": ("var(--ink)", "cross"),
+    "reference": ("var(--ink)", "cross"),
 }
 _OTHERS = (
     ("var(--sky)", "triangle-right"),

@@ -40,6 +40,7 @@ def quick_look(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -
         "eval.noise_floor": "false",
         "eval.speed": "false",
         "eval.kld_native": "false",
+        "eval.tasks": "[]",
         "search.fidelity": fidelity,
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.cells import one_line
+from qsweep.tracking import views
 from qsweep.tracking.journal import Place
 from qsweep.tracking.runs import Run
 from qsweep.tracking.settings import (
@@ -91,6 +92,12 @@ class Client:
             self._log_batches(run_id, run, params, tags, None if again else run.ended_ms or now)
             self._log_artifacts(run_id, run)
             self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
+
+    def show(self) -> str:
+        """Store the view with qsweep's columns and charts; returns its address within the UI."""
+        with self._errors():
+            self._mlflow.set_experiment_tag(self._experiment, views.TAG, views.view())
+        return views.runs_page(self._experiment)
 
     def reopen(self, run_id: str) -> None:
         """Show a run as running again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from qsweep.files import write_json
 from qsweep.locks import FileLock
-from qsweep.tracking.settings import public_uri
+from qsweep.tracking.settings import TrackingConfig, public_uri, resolved_uri
 
 FILE = "tracking.json"
 
@@ -99,6 +99,12 @@ class Journal:
             self._log["summary"] = summary
             self._write()
 
+    def set_page(self, page: str) -> None:
+        """Note where in the UI the sweep's runs are."""
+        with self._guard:
+            self._log["page"] = page
+            self._write()
+
     def _write(self) -> None:
         write_json(self._path, self._content)
 
@@ -107,6 +113,18 @@ def current_place(directory: Path) -> Place | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
     current = _read(directory / FILE).get("current")
     return Place(**current) if current else None
+
+
+def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | None:
+    """The page of the UI with qsweep's columns and charts, once a sweep is logged; else None.
+
+    Where the tracker is no server, the host is the one that ``mlflow ui`` listens on by default.
+    """
+    uri = resolved_uri(config.uri, outputs)
+    label = Place(uri, config.experiment).label
+    page = _read(directory / FILE)["logs"].get(label, {}).get("page")
+    host = public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{host}/{page}" if page else None
 
 
 def is_settled(directory: Path, place: Place) -> bool:

@@ -99,6 +99,7 @@ class SweepLog:
         assert self._client is not None
         run = sweep_run(name, command, records, self._directory, complete=self.journal.complete)
         self._client.write(self._parent, run, again=False)
+        self.journal.set_page(self._client.show())
         if settled:
             self.journal.set_summary(summary)
 

@@ -1,5 +1,6 @@
 """One configuration in the making: what it makes of each decoder layer, and what it writes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from qsweep import __version__
 from qsweep.artifact import Artifact
+from qsweep.errors import TrialFailed
 from qsweep.packing import Grid
 from qsweep.quantizers import ModelFacts
 from qsweep.quantizers.native import awq, gptq
@@ -67,7 +69,7 @@ class GPTQJob:
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
         self._checkpoint.add_linear(name, grid)
-        self._losses[name] = float(losses.sum())
+        self._losses[name] = _total(name, losses)
         if damp != self._options["damp_percent"]:
             self._damping[name] = damp
 
@@ -166,7 +168,7 @@ class AWQJob:
                     clip=self._options["clip"],
                 )
                 self._checkpoint.add_linear(layer.full_name(name), grid)
-                self._losses[layer.full_name(name)] = float(losses.sum())
+                self._losses[layer.full_name(name)] = _total(layer.full_name(name), losses)
 
     def finish(self, model: nn.Module, shared_s: float, tokens: int) -> Artifact:
         """Write what is left of the model, and close the checkpoint."""
@@ -213,6 +215,16 @@ def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> di
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"qsweep:{__version__}"]},
     }
+
+
+def _total(name: str, losses: torch.Tensor) -> float:
+    # Inputs were checked before, so that a loss which is not finite is the weights' doing.
+    total = float(losses.sum())
+    if not math.isfinite(total):
+        raise TrialFailed(
+            f"{name}: its weights are not finite (NaN or infinite); fetch the model again"
+        )
+    return total
 
 
 def _details(

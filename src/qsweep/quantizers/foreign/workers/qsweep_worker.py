@@ -107,6 +107,11 @@ def watch(iterable: Any, *_: Any, step: str = "layer", **__: Any) -> Any:
         yield item
 
 
+def read_config(folder: str) -> Dict[str, Any]:  # noqa: UP006
+    """The ``config.json`` of a checkpoint."""
+    return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+
+
 def run(quantize: Callable[[Job], Dict[str, Any]]) -> None:  # noqa: UP006
     """Do the job that the command line names, write the answer, and end the process."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

@@ -17,6 +17,24 @@ def quantize(job: qsweep_worker.Job) -> dict:
         trust_remote_code=job.trust_remote_code,
     )
     job.handshake(model.model)
+
+    class Quantizer(engine.AwqQuantizer):
+        """Its scale search with weights that are kept apart while candidates are tried.
+
+        What it takes for a copy of them, ``state_dict()`` moved to the CPU, is the weights
+        themselves where they are on the CPU already: the first candidate would stay in them.
+        """
+
+        def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *others, **more):
+            shared = module2inspect.state_dict
+            module2inspect.state_dict = lambda: {k: v.clone() for k, v in shared().items()}
+            try:
+                return super()._compute_best_scale(
+                    x, w_mean, x_mean, module2inspect, *others, **more
+                )
+            finally:
+                del module2inspect.state_dict
+
     # It moves each layer to the device and back by itself.
     model.model.cpu()
     engine.tqdm = qsweep_worker.watch
@@ -31,7 +49,7 @@ def quantize(job: qsweep_worker.Job) -> dict:
         calib_data=samples.tolist(),
         max_calib_samples=len(samples),
         max_calib_seq_len=samples.shape[1],
-        n_parallel_calib_samples=job.options.get("parallel_samples"),
+        quantizer_cls=Quantizer,
     )
     qsweep_worker.progress("write")
     model.save_quantized(job.out)
