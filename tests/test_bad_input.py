@@ -43,23 +43,11 @@ def test_an_empty_text_is_one_line_and_nothing_runs(tmp_path, content, name):
     assert lines(result) == [f"error: {name}.txt: no text in {path}"]
 
 
-def test_a_text_too_short_fails_with_what_to_do(tmp_path):
-    path = tmp_path / "short.txt"
-    path.write_text("Only a few words.")
-    result = qsweep(tmp_path / "out", "quant=none", "corpus=file", f"corpus.path={path}")
-    assert result.returncode == 1
-    lines(result)
-    reasons = [r["reason"] for r in rows(tmp_path / "out")]
-    assert any("the text is too short" in r and "lower eval.context" in r for r in reasons)
-
-
 def test_a_calibration_text_too_short_fails_its_trial_alone(tmp_path, text):
     path = tmp_path / "short.txt"
     path.write_text("Only a few words.")
     calibration = ["calibration=file", f"calibration.path={path}"]
     outputs = tmp_path / "out"
-    result = qsweep(outputs, "-m", "quant=rtn,gptq", "quant.backend=native", *calibration, *text)
-    assert result.returncode == 2  # rtn has no backends: a typo, and nothing runs
     result = qsweep(outputs, "quant=gptq", "quant.backend=native", *calibration, *text, *QUICK)
     assert result.returncode == 1
     lines(result)
@@ -106,6 +94,7 @@ def test_truncated_weights(tmp_path, pocket_dir, text):
     assert "not a whole safetensors file (1000000 bytes instead of" in line
 
 
+@pytest.mark.slow  # test_launch.py has the quick ones, of every way to run out of memory
 def test_a_model_that_does_not_fit_says_out_of_memory(tmp_path, pocket_dir, text):
     path = copy_of(pocket_dir, tmp_path, without=("model.safetensors",))
     config = json.loads((path / "config.json").read_text())
@@ -260,11 +249,6 @@ def test_a_disk_that_fills_up_fails_the_trial_in_words_and_loses_nothing(tmp_pat
         assert found["rtn"]["status"] == "failed"
         assert "no space left on the disk" in found["rtn"]["reason"]
         assert not list((disk / "out" / "store").rglob(".*.tmp"))
-        # with room, the same command goes on
-        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
-        again = qsweep(disk / "out", "-m", "quant=none,rtn", "bits=8", *text, *QUICK)
-        assert again.returncode == 0, again.stderr
-        assert {r["status"] for r in rows(disk / "out")} == {"finished"}
 
 
 def test_a_sweeps_folder_on_a_full_disk_is_one_line(tmp_path, text):

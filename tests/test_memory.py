@@ -19,7 +19,7 @@ SCRIPT = textwrap.dedent(
 
     folder, preset = Path(sys.argv[1]), sys.argv[2]
     config = AutoConfig.for_model(
-        "llama", vocab_size=128_256, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+        "llama", vocab_size=128_256, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
         tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )
@@ -31,7 +31,7 @@ SCRIPT = textwrap.dedent(
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
 
     windows = Windows(
-        torch.randint(128_256, (2, 2048)), torch.full((2,), 1), torch.full((2,), 2048),
+        torch.randint(128_256, (1, 2048)), torch.full((1,), 1), torch.full((1,), 2048),
         Preset("gptq", 2048), "none",
     )
     model = load()
@@ -62,7 +62,8 @@ def test_a_vocabulary_of_128k_takes_at_most_a_gigabyte_beyond_the_model(tmp_path
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     logits = found["tokens"] * 128_256 * 4
-    assert logits > 2e9  # what a script that keeps a pass's logits would need, once
+    assert logits > 1e9  # what a script that keeps a window's logits would need, once
+    # without another copy of them, or a softmax of theirs
     assert found["building"] < 1e9
     assert found["measuring"] < 1e9
     assert found["kld"] == 0

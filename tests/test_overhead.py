@@ -11,7 +11,10 @@ import pytest
 
 from qsweep.config import trial_config
 from qsweep.plan import find_setting, make_plan
+from qsweep.quantizers import silent
 from qsweep.store import Store, seal
+from qsweep.trial import run_trial
+from test_config import composed
 from test_sweep import ROOT, qsweep
 
 # One window of a few tokens on the embedded model: next to no work, so what is left is overhead.
@@ -98,22 +101,25 @@ def test_a_trial_costs_at_most_half_a_second_beyond_its_work(tmp_path, text):
     assert each - work < 0.5
 
 
-def copies(outputs, count):
-    """As many finished trials as that, by copying the measurement of one under other contexts."""
-    (file,) = (outputs / "sweeps" / "t" / "trials").glob("*.json")
-    record = json.loads(file.read_text())
+def finish(outputs, text, contexts):
+    """Finished trials under these contexts: one that is run, and copies of what it measured."""
     store = Store(outputs / "store")
-    entry = store.find("measurements", record["measurements"][0]["key"])
-    for context in range(40, 40 + count):
-        config = record["config"] | {"eval": record["config"]["eval"] | {"context": context}}
-        trial = trial_config(config)
-        (step,) = make_plan(trial, find_setting(trial, Path(trial.model.path), store)).measurements
+    made = None
+    config = composed(*(o for o in TINY if "context" not in o), text)
+    for context in contexts:
+        trial = trial_config(config | {"eval": config["eval"] | {"context": context}})
+        plan = make_plan(trial, find_setting(trial, Path(trial.model.path), store))
+        (step,) = plan.measurements
+        if made is None:
+            run_trial(plan, store, silent)
+            made = store.find("measurements", step.key)
+            continue
         folder = store.path("measurements", step.key)
         folder.mkdir(parents=True)
-        for made in entry.path.iterdir():
-            if made.name != "manifest.json":
-                (folder / made.name).write_bytes(made.read_bytes())
-        seal(folder, step.identity, entry.content)
+        for file in made.path.iterdir():
+            if file.name != "manifest.json":
+                (folder / file.name).write_bytes(file.read_bytes())
+        seal(folder, step.identity, made.content)
 
 
 def processor_seconds(*arguments):
@@ -138,15 +144,7 @@ def test_a_hundred_finished_trials_are_skipped_in_two_seconds(tmp_path, text):
     outputs = tmp_path / "out"
     base = ["-m", *(o for o in TINY if "context" not in o), text, "tracking=none", "sweep=t"]
     where = f"outputs_dir={outputs}"
-    first = subprocess.run(
-        [sys.executable, "-m", "qsweep", *base, "eval.context=39", where],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=240,
-    )
-    assert first.returncode == 0, first.stderr
-    copies(outputs, 100)
+    finish(outputs, text, range(39, 140))
     contexts = "eval.context=" + ",".join(str(n) for n in range(40, 140))
     processor_seconds(*base, contexts, where)  # writes the records
     spent, result = processor_seconds(*base, contexts, where)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from qsweep.config import key_of, trial_config
+from qsweep.errors import ConfigError
 from qsweep.locks import device_lock
 from qsweep.plan import find_setting, make_plan
 from qsweep.quantizers import silent
@@ -23,7 +24,9 @@ def planned(tmp_path, pocket_dir):
     text.write_text("A sentence that is measured, and another one.\n" * 200)
 
     def make(*overrides, model=pocket_dir):
-        trial = trial_config(composed(*SMALL, f"corpus.path={text}", *overrides))
+        given = {o.partition("=")[0] for o in overrides}
+        small = [o for o in SMALL if o.partition("=")[0] not in given]
+        trial = trial_config(composed(*small, f"corpus.path={text}", *overrides))
         return store, make_plan(trial, find_setting(trial, model, store))
 
     return make
@@ -48,6 +51,14 @@ def test_what_is_there_stays_and_what_is_missing_is_made_again(planned):
     run_trial(plan, store, silent)
     again = finished_record(plan, store)["measurements"][0]["metrics"]
     assert again == first["measurements"][0]["metrics"]
+
+
+def test_a_text_too_short_says_what_to_do_and_leaves_nothing(planned):
+    store, plan = planned("quant=none", "eval.context=1024", "+corpus.file.max_bytes=99")
+    with pytest.raises(ConfigError, match=r"the text is too short: .* or lower eval.context"):
+        run_trial(plan, store, silent)
+    assert finished_record(plan, store) is None
+    assert not list((store.root / "measurements").iterdir())
 
 
 def test_two_presets_of_one_text_are_two_measurements(planned):
