@@ -253,7 +253,9 @@ def test_a_missing_environment_skips_with_the_command(tmp_path):
 
 def test_a_sweep_that_may_creates_it_and_says_so(tmp_path, offline):
     file = tmp_path / "toy.yaml"
-    file.write_text(f"library: brick\nimports: brick\ndisk_gb: 0.05\ninstall: [{wheel(tmp_path)}]\n")
+    file.write_text(
+        f"library: brick\nimports: brick\ndisk_gb: 0.05\ninstall: [{wheel(tmp_path)}]\n"
+    )
     choice, steps = EnvChoice(str(file), folder=tmp_path / "envs", create=True), []
     choice.require("")
     assert not (tmp_path / "envs").exists()
