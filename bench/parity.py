@@ -230,7 +230,7 @@ def print_table(results: dict[str, Any]) -> None:
     """The rows with their corrected p-values, and the pooled log-ratio."""
     done = {name: row for name, row in results.items() if {"native", "gptqmodel"} <= row.keys()}
     mean, worse = _compared(done, "gptqmodel")
-    with_rtn = {name: row for name, row in done.items() if "rtn" in row}
+    with_rtn = {name: row for name, row in results.items() if {"native", "rtn"} <= row.keys()}
     _, below = _compared(with_rtn, "rtn")
     print(f"{'':30} {'ppl ratio':^25}  {'KLD':^24}  {'against GPTQModel':^18}")
     sides = f"{'native':>8} {'GPTQModel':>9}"

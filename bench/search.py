@@ -342,7 +342,10 @@ def overhead(trials: int) -> list[dict]:
             with redirect_stdout(io.StringIO()):
                 search.run()
             steps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
-            plain = ask_and_tell(storage, trials)
+            aside = Path(folder) / "plain"
+            aside.mkdir()
+            url = f"sqlite:///{aside}/study.db"
+            plain = ask_and_tell(url if kind == "sqlite" else open_storage(kind, aside), trials)
             rows.append(
                 {
                     "storage": kind,

@@ -2,19 +2,32 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from qsweep.compressed import compressed_state_dict, unpack_compressed
+from qsweep.config import describe
+from qsweep.config import quantizer as build_quantizer
 from qsweep.dense import load_dense
 from qsweep.env.choice import EnvChoice
 from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import CalibrationTokens, ModelFacts, SourceModel
-from qsweep.quantizers.foreign import AutoAWQ, AutoGPTQ
+from qsweep.quantizers.foreign import (
+    AutoAWQ,
+    AutoGPTQ,
+    AutoRound,
+    Custom,
+    LLMCompressorAWQ,
+    LLMCompressorGPTQ,
+)
 from qsweep.quantizers.foreign.handover import both_spellings, differences, hand_over
 from qsweep.quantizers.foreign.process import WORKERS
 from qsweep.quantizers.foreign.run import Recipe, quantize
@@ -264,6 +277,59 @@ def test_what_autoawq_cannot_do(tmp_path):
         AutoAWQ().check(facts(tmp_path, "gemma3_text"))
 
 
+def test_what_the_others_cannot_do(tmp_path):
+    for quantizer, message in (
+        (LLMCompressorGPTQ(desc_act=True), "needs a permutation at run time: desc_act=false"),
+        (LLMCompressorAWQ(bits=3), "no runtime serves compressed-tensors of 3 bits"),
+        (AutoRound(export="awq", bits=3), "exports AWQ at 4 bits only"),
+        (AutoRound(sym=False), "loses zero points of 0"),
+    ):
+        with pytest.raises(IncompatibleTrial, match=message):
+            quantizer.check(facts(tmp_path))
+    with pytest.raises(ConfigError, match="quant=rtn rounds to nearest"):
+        AutoRound(iters=0)
+
+
+def test_a_quantizer_of_your_own_is_two_files(tmp_path):
+    script, environment = tmp_path / "worker.py", tmp_path / "mine.yaml"
+    environment.write_text("library: brick\ninstall: [brick==1.5]\n")
+    script.write_text("")
+    values = {
+        "_target_": "qsweep.quantizers.foreign.Custom",
+        "method": "mine",
+        "worker": str(script),
+        "writes": "gptq",
+        "settings": {"bits": 4, "group_size": 32},
+        "env": {"name": str(environment), "folder": str(tmp_path)},
+    }
+    mine = build_quantizer(values)
+    assert describe(mine) == "mine 4-bit g32 custom"
+    with pytest.raises(BackendUnavailable, match=f"create {environment}"):
+        mine.check(facts(tmp_path))
+    before = mine.version()
+    script.write_text("pass")
+    assert mine.version() != before
+    with pytest.raises(ConfigError, match="no such file"):
+        build_quantizer(values | {"worker": str(tmp_path / "none.py")})
+    with pytest.raises(ConfigError, match="quant.env.name"):
+        Custom("mine", script, "gptq")
+
+
+def test_compressed_tensors_by_hand():
+    """Two rows of eight 4-bit codes in the formats that its own packer would give."""
+    grid = unpack_compressed(
+        torch.tensor([[0x76543210], [0x0000000F]], dtype=torch.int32),
+        torch.tensor([[1.0, 2.0], [0.5, 1.0]]),
+        torch.tensor([2, 8]),
+        bits=4,
+        weight_g_idx=torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]),
+    )
+    assert grid.dense(torch.float32).tolist() == [
+        [-8.0, -14.0, -6.0, -10.0, -4.0, -6.0, -2.0, -2.0],
+        [3.5, -8.0, -4.0, -8.0, -4.0, -8.0, -4.0, -8.0],
+    ]
+
+
 def test_auto_gptq_is_skipped_on_a_cpu_before_anything_is_created(tmp_path):
     env = EnvChoice(folder=tmp_path / "envs", device="cpu", create=True)
     with pytest.raises(IncompatibleTrial, match="on CUDA only, and this trial runs on the CPU"):
@@ -282,6 +348,28 @@ def test_a_missing_environment_skips_the_trial(tmp_path):
 def test_the_place_of_an_environment_is_no_part_of_what_it_makes(tmp_path):
     here, there = AutoAWQ(env=EnvChoice(folder=tmp_path)), AutoAWQ(env=EnvChoice(create=True))
     assert (here.options(), here.version()) == (there.options(), there.version())
+
+
+# What compressed-tensors itself makes of each layer, in float32.
+DECOMPRESS = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig
+path = Path(sys.argv[1])
+settings = json.loads((path / "config.json").read_text())["quantization_config"]
+scheme = QuantizationConfig.model_validate(settings).config_groups["group_0"]
+tensors = load_file(path / "model.safetensors")
+layers = {n.rpartition(".")[0] for n in tensors if n.endswith(".weight_packed")}
+out = {}
+for layer in layers:
+    own = {n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(layer + ".weight")}
+    own["weight_scale"] = own["weight_scale"].float()
+    found = BaseCompressor.get_value_from_registry("pack-quantized").decompress(own, scheme)
+    out[layer + ".weight"] = found["weight"].float().contiguous()
+save_file(out, sys.argv[2])
+"""
 
 
 def require_environment(name: str) -> EnvChoice:
@@ -355,3 +443,55 @@ def test_autoawq_end_to_end(pocket_dir, tmp_path, text):
     path = str(found.artifact.path)
     served = library.GPTQModel.load(path, device="cpu", backend=kernel, dtype=torch.float16)
     assert found.kld(found.run(served.model), dense) < 1e-5
+
+
+@pytest.mark.env
+@pytest.mark.parametrize("export", ["gptq", "awq"])
+def test_autoround_end_to_end(export, pocket_dir, tmp_path, text):
+    """Both formats that it exports, read by the dense engine and by a serving kernel."""
+    env = require_environment("autoround")
+    quantizer = AutoRound(group_size=64, export=export, iters=20, env=env)
+    found = Comparison(quantizer, pocket_dir, tmp_path, text)
+    dense = found.dense(found.artifact)
+    assert 0 < found.kld(dense) < found.rounded
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    library = pytest.importorskip("gptqmodel")
+    kernel = library.BACKEND[f"{export.upper()}_TORCH"]
+    path = str(found.artifact.path)
+    served = library.GPTQModel.load(path, device="cpu", backend=kernel, dtype=torch.float16)
+    assert found.kld(found.run(served.model), dense) < 1e-5
+
+
+@pytest.mark.env
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        LLMCompressorGPTQ(group_size=64),
+        LLMCompressorGPTQ(group_size=64, bits=8, sym=False, act_group_aware=False),
+        LLMCompressorAWQ(group_size=64),
+    ],
+    ids=repr,
+)
+def test_llmcompressor_end_to_end(quantizer, pocket_dir, tmp_path, text):
+    """Read by the dense engine, and compared with what the library itself makes of its files."""
+    env = require_environment("llmcompressor")
+    found = Comparison(replace(quantizer, env=env), pocket_dir, tmp_path, text)
+    dense = found.dense(found.artifact)
+    bits = quantizer.bits
+    zeros = 0 if quantizer.options()["sym"] else bits
+    shape = sum(128 for _ in read_facts(pocket_dir, "pocket").linears) / 3145728
+    assert found.artifact.size.bpw == pytest.approx(bits + (16 + zeros) / 64 + shape)
+    assert (
+        0
+        < found.kld(dense)
+        < ({"gptq": 0.9, "awq": 1.1}[quantizer.method] * found.rounded if bits == 4 else 1e-3)
+    )
+    theirs = tmp_path / "theirs.safetensors"
+    subprocess.run(
+        [env.interpreter("llmcompressor"), "-I", "-c", DECOMPRESS, found.artifact.path, theirs],
+        check=True,
+        capture_output=True,
+    )
+    own = compressed_state_dict(found.artifact, "cpu")
+    for name, tensor in load_file(theirs).items():
+        assert torch.equal(own[name][...], tensor), name

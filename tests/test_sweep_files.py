@@ -139,7 +139,7 @@ def test_a_wrong_sweep_file_is_one_line_before_anything_runs(tmp_path, content, 
 def test_sweep_files_run_from_an_installed_wheel_elsewhere(tmp_path):
     subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"),
+            *(sys.executable, "-m", "pip", "wheel", "--no-deps", "-q"),
             *("-w", tmp_path, ROOT),
         ],
         check=True,

@@ -12,7 +12,7 @@ from qsweep.files import write_bytes, write_json
 
 __all__ = ["Artifact", "Format", "Size", "from_content", "to_content", "write_bytes", "write_json"]
 
-Format = Literal["hf", "gptq", "awq", "gguf"]
+Format = Literal["hf", "gptq", "awq", "gguf", "compressed-tensors"]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SHARD_BYTES = 4_000_000_000
 # What a packed layer consists of; its weight has in_features x out_features elements.
 _PACKED = ("qweight", "qzeros", "scales", "g_idx")
+# The same in compressed-tensors, as far as it is floating point.
+_COMPRESSED = ("weight_scale",)
 # Projections that some models have fused and GPTQModel splits, with their parts in order.
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 _COMPANIONS = (
@@ -103,7 +105,10 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping
                 tensor = handle.get_tensor(name)
-                if tensor.is_floating_point() and name.rpartition(".")[2] not in _PACKED:
+                if tensor.is_floating_point() and name.rpartition(".")[2] not in (
+                    *_PACKED,
+                    *_COMPRESSED,
+                ):
                     info = original.get(name)
                     tensor = tensor.to(usual_dtype([info]) if info else usual)
                 writer.add(name, tensor)

@@ -214,6 +214,9 @@ def describe(quant: Quantizer) -> str:
     if (group := options.get("group_size")) is not None:
         words.append("channel" if group == -1 else f"g{group}")
     words += [w for w in ("desc_act", "imatrix") if options.get(w)]
+    if "env" in getattr(type(quant), "__dataclass_fields__", {}):
+        # Rows of one method by several libraries must be told apart.
+        words.append(quant.backend)
     return " ".join(words)
 
 

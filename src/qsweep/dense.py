@@ -49,6 +49,10 @@ def load_dense(
         from qsweep.gguf.dense import dense_state_dict
 
         state = dense_state_dict(artifact, source)
+    elif artifact.format == "compressed-tensors":
+        from qsweep.compressed import compressed_state_dict
+
+        state = compressed_state_dict(artifact, device)
     else:
         state = packed_state_dict(artifact, source, device)
     places = device_map or {"": device}
@@ -80,7 +84,7 @@ def packed_state_dict(artifact: Artifact, source: Path, device: str) -> dict[str
     """
     settings = quantization_settings(artifact.path)
     transposed = read_config(source).get("model_type") in CONV1D_TYPES
-    handles = _open(artifact.path)
+    handles = open_weights(artifact.path)
     state: dict[str, Any] = {}
     for name, handle in handles.items():
         layer, _, part = name.rpartition(".")
@@ -163,7 +167,8 @@ class _Unpacker:
         return weight.T if self._transposed else weight
 
 
-def _open(path: Path) -> dict[str, Any]:
+def open_weights(path: Path) -> dict[str, Any]:
+    """The safetensors file that holds each tensor of a checkpoint, open. Raises ArtifactCorrupt."""
     from safetensors import SafetensorError, safe_open
 
     handles: dict[str, Any] = {}

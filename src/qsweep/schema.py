@@ -2,11 +2,15 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from qsweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -18,14 +22,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     :class:`~qsweep.errors.ConfigError` for an unknown field, a missing one or a value of the wrong
     type; strings that spell a number are taken as one, as on a command line.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for name in values:
         if name not in names:
             raise ConfigError(f"{_at(where, name)}: no such option{nearest(name, names)}")
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return _adapter(cast("Any", cls)).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
@@ -36,6 +40,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(
             f"{_at(where, place)}{given}: {message[0].lower()}{message[1:]}"
         ) from error
+
+
+@functools.cache
+def _adapter(cls: Any) -> "TypeAdapter[Any]":
+    # Making one takes ten times as long as using it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def locate(target: str, where: str) -> type:

@@ -25,7 +25,7 @@ _SAMPLERS = {
     "brute_force": "BruteForceSampler",
 }
 # So often a sampler may repeat itself before its nearest untried neighbour is taken instead.
-_PATIENCE = 10
+_PATIENCE = 3
 _MOST_NEIGHBOURS = 20_000
 
 

@@ -5,5 +5,8 @@ Each is one file here, one worker in ``workers``, and one environment in ``conf/
 
 from qsweep.quantizers.foreign.auto_gptq import AutoGPTQ
 from qsweep.quantizers.foreign.autoawq import AutoAWQ
+from qsweep.quantizers.foreign.autoround import AutoRound
+from qsweep.quantizers.foreign.custom import Custom
+from qsweep.quantizers.foreign.llmcompressor import LLMCompressorAWQ, LLMCompressorGPTQ
 
-__all__ = ["AutoAWQ", "AutoGPTQ"]
+__all__ = ["AutoAWQ", "AutoGPTQ", "AutoRound", "Custom", "LLMCompressorAWQ", "LLMCompressorGPTQ"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.artifact import Artifact, Format
+from qsweep.artifact import Artifact, Format, Size
 from qsweep.env.choice import EnvChoice
 from qsweep.errors import ConfigError, TrialFailed
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
@@ -188,19 +188,17 @@ def _require_agreement(recipe: Recipe, answer: dict[str, Any], work: Path) -> No
         )
 
 
-def _frame(recipe: Recipe, source: Path, saved: Path, out: Path, settings: dict[str, Any]) -> Any:
+def _frame(recipe: Recipe, source: Path, saved: Path, out: Path, settings: dict[str, Any]) -> Size:
     """Take over the saved weights; tokenizer and configuration are the source's own."""
-    from qsweep.artifact import Size
     from qsweep.checkpoint import packed_size, restore_dtypes, write_frame
+    from qsweep.compressed import compressed_size
 
-    size: Size
     try:
         restore_dtypes(source, saved, out)
     except ConfigError as error:
         raise TrialFailed(f"{recipe.environment} saved no weights ({error})") from error
     write_frame(source, out, settings)
-    size = packed_size(out)
-    return size
+    return compressed_size(out) if recipe.writes == "compressed-tensors" else packed_size(out)
 
 
 def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:

@@ -8,6 +8,7 @@ def quantize(job: qsweep_worker.Job) -> dict:
     import torch
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM
 
     qsweep_worker.progress("load")
@@ -28,6 +29,9 @@ def quantize(job: qsweep_worker.Job) -> dict:
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     groups = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+    if job.device == "cpu":
+        # It pins memory for a device that is not there, and dies of it.
+        IntermediatesCache.pin_memory = lambda *_: None
     samples = job.samples()
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in samples]
     oneshot(
@@ -39,6 +43,10 @@ def quantize(job: qsweep_worker.Job) -> dict:
         pipeline="sequential",
     )
     qsweep_worker.progress("write")
+    for name, parameter in model.named_parameters():
+        if name.endswith(".weight_scale") and parameter.dtype == torch.float32:
+            # Computing in float32 must not make a format of the field larger than it is.
+            parameter.data = parameter.data.half()
     model.save_pretrained(job.out, save_compressed=True)
     settings = qsweep_worker.read_config(job.out)["quantization_config"]
     return {"settings": settings}
@@ -51,7 +59,7 @@ def _recipe(options: dict, groups: dict) -> list:
 
     if options["method"] == "awq":
         return [AWQModifier(), QuantizationModifier(**groups)]
-    ordered = "group" if options["desc_act"] else None
+    ordered = "static" if options["act_group_aware"] else None
     return [GPTQModifier(**groups, dampening_frac=options["damp_percent"], actorder=ordered)]
 
 
