@@ -170,7 +170,7 @@ class _Bench:
     def __init__(self, model: SourceModel, arguments: argparse.Namespace):
         from transformers import AutoTokenizer
 
-        from qsweep.evaluators import Keep, measure, open_reference, save_reference
+        from qsweep.evaluators import build_reference, open_reference, reference_measurement
         from qsweep.quantizers.none import reference_artifact
         from qsweep.windows import PRESETS, make_windows
 
@@ -185,11 +185,10 @@ class _Bench:
         self._windows = make_windows(test, tokenizer, preset, length, model.facts.model_type)
         self._model = model
         reference = self._load(reference_artifact(model.facts))
-        keep = Keep()
-        self._reference = measure(reference, self._windows, keep=keep)
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
-        save_reference(keep.states, keep.body, self._windows, folder)
+        build_reference(reference, self._windows, folder)
+        self._reference = reference_measurement(folder, self._windows)
         self._states = open_reference(folder, model.path, model.device, reference.dtype)
 
     def alone(self, quantizer: Any) -> dict[str, Any]:

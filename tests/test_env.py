@@ -251,6 +251,20 @@ def test_a_missing_environment_skips_with_the_command(tmp_path):
     assert choice.version("autoawq").startswith("autoawq 0.2.9, torch 2.")
 
 
+def test_a_sweep_that_may_creates_it_and_says_so(tmp_path, offline):
+    file = tmp_path / "toy.yaml"
+    file.write_text(
+        f"library: brick\nimports: brick\ndisk_gb: 0.05\ninstall: [{wheel(tmp_path)}]\n"
+    )
+    choice, steps = EnvChoice(str(file), folder=tmp_path / "envs", create=True), []
+    choice.require("")
+    assert not (tmp_path / "envs").exists()
+    python = choice.interpreter("", lambda step, done: steps.append(step))
+    assert ask(python).packages == {"brick": "1.5"}
+    assert "environment toy: install 1 of 1" in steps
+    EnvChoice(str(file), folder=tmp_path / "envs").require("")
+
+
 def test_a_python_of_your_own_must_have_the_library(tmp_path):
     with pytest.raises(BackendUnavailable, match="autoawq is not installed there"):
         EnvChoice(python=Path(sys.executable)).require("autoawq")

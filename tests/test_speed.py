@@ -7,7 +7,7 @@ import torch
 from qsweep.artifact import Artifact, Size
 from qsweep.evaluators import footprint, speed
 from qsweep.evaluators.native import _spread
-from qsweep.evaluators.speed import kld_native, measure_speed
+from qsweep.evaluators.speed import can_time, kld_native, measure_speed
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import CalibrationTokens, SourceModel
 from qsweep.windows import Windows
@@ -80,6 +80,13 @@ def test_packed_weights_on_gptqmodels_kernels(method, tiny_model, tmp_path):
     assert artifact.format == method
     found = measure_speed(artifact, source, "cpu", prefill_tokens=32, decode_tokens=4, repeats=1)
     check(found, prefill_tokens=32.0, decode_tokens=4.0)
+
+
+def test_only_vllm_serves_compressed_tensors_so_their_speed_is_not_measured(tmp_path):
+    formats = ("hf", "gptq", "awq", "gguf", "compressed-tensors")
+    assert [f for f in formats if not can_time(Artifact(tmp_path, f, NOTHING))] == [
+        "compressed-tensors"
+    ]
 
 
 def test_the_median_and_the_warm_up(tiny_model, monkeypatch):

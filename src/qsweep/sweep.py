@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsweep.config import SweepConfig, TrialConfig, key_of, sweep_config, trial_config
+from qsweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.environment import environment
-from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.errors import QsweepError
 from qsweep.files import write_json
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
 from qsweep.locks import FileLock
-from qsweep.models import resolve
 from qsweep.passes import Pass, Passes
-from qsweep.plan import Plan, Setting, find_setting, make_plan
+from qsweep.plan import Plan, Setting
+from qsweep.planning import Unplanned, keys_of, plan_all
 from qsweep.record import (
     Record,
     finished_record,
@@ -56,20 +56,6 @@ class Sweep:
         asked = [r for r in self.records.values() if not r.get("implied")]
         none_finished = not any(r["status"] == "finished" for r in asked)
         return int("failed" in statuses or none_finished)
-
-
-@dataclass(frozen=True)
-class Unplanned:
-    """A trial that will not run, and why."""
-
-    trial: TrialConfig
-    status: str
-    reason: str
-
-    @property
-    def key(self) -> str:
-        """The key of its record."""
-        return key_of([self.trial.name, self.trial.quant.options(), self.reason])
 
 
 @dataclass(frozen=True)
@@ -144,77 +130,6 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
 def open_store(config: SweepConfig) -> Store:
     """The store of everything below a sweep's outputs."""
     return Store(config.outputs_dir / "store")
-
-
-def plan_all(
-    trials: Sequence[TrialConfig],
-    store: Store,
-    settings: "dict[str, Setting | QsweepError] | None" = None,
-) -> tuple[dict[str, Plan], list[Unplanned]]:
-    """Plans by key, references first, and the trials that cannot run.
-
-    Trials that come out equal are planned once. What makes a configuration invalid for every trial
-    (a path that does not exist) raises ConfigError; what fails one model or text fails its trials.
-    """
-    plans: dict[str, Plan] = {}
-    references: dict[str, Plan] = {}
-    refused: list[Unplanned] = []
-    settings = {} if settings is None else settings
-    for trial in trials:
-        found = _setting(trial, store, settings)
-        if isinstance(found, QsweepError):
-            refused.append(Unplanned(trial, "failed", str(found)))
-            continue
-        try:
-            trial.quant.check(found.facts)
-        except IncompatibleTrial as error:
-            refused.append(Unplanned(trial, "skipped", str(error)))
-            continue
-        plan = make_plan(trial, found)
-        reference = plan.reference()
-        references.setdefault(reference.key, reference)
-        plans.setdefault(plan.key, plan)
-    return references | plans, refused
-
-
-def keys_of(
-    trials: Sequence[TrialConfig],
-    refused: Sequence[Unplanned],
-    settings: "Mapping[str, Setting | QsweepError]",
-) -> list[str]:
-    """The key of each trial's record, whether the trial was planned or refused."""
-    unplanned = {id(item.trial): item.key for item in refused}
-    keys = []
-    for trial in trials:
-        key = unplanned.get(id(trial))
-        if key is None:
-            setting = settings[_setting_key(trial)]
-            assert isinstance(setting, Setting)
-            key = make_plan(trial, setting).key
-        keys.append(key)
-    return keys
-
-
-def _setting_key(trial: TrialConfig) -> str:
-    calibration = trial.calibration.text if trial.quant.uses_calibration else None
-    return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
-
-
-def _setting(
-    trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
-) -> Setting | QsweepError:
-    key = _setting_key(trial)
-    if key not in settings:
-        try:
-            path, notice = resolve(trial.model, store)
-            if notice:
-                _say(f"note: {notice}")
-            settings[key] = find_setting(trial, path, store)
-        except ConfigError:
-            raise
-        except QsweepError as error:
-            settings[key] = error
-    return settings[key]
 
 
 def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:

@@ -239,7 +239,7 @@ def find_reference(plan: Plan, step: MeasurementPlan, store: Store) -> "Referenc
 
 def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
     """Speed on the serving kernels, alone on the device and never together with quality."""
-    from qsweep.evaluators.speed import kld_native, measure_speed
+    from qsweep.evaluators.speed import can_time, kld_native, measure_speed
 
     assert plan.timing is not None
     timing, setting = plan.timing, plan.setting
@@ -248,7 +248,7 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
     def make(out: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with device_lock(store.root / "locks", setting.device):
-            if timing["speed"]:
+            if timing["speed"] and can_time(artifact):
                 figures |= measure_speed(
                     artifact, source, setting.device, progress, trust_remote_code=trusted
                 )

@@ -2,7 +2,6 @@
 
 from qsweep.evaluators.compare import compare
 from qsweep.evaluators.evaluate import measure
-from qsweep.evaluators.keep import Keep, save_reference
 from qsweep.evaluators.measurement import (
     PROTOCOL_VERSION,
     Measurement,
@@ -19,7 +18,6 @@ from qsweep.evaluators.reference import (
 
 __all__ = [
     "PROTOCOL_VERSION",
-    "Keep",
     "Measurement",
     "Reference",
     "build_reference",
@@ -30,5 +28,4 @@ __all__ = [
     "read_measurement",
     "reference_measurement",
     "save_measurement",
-    "save_reference",
 ]

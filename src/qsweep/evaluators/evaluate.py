@@ -27,7 +27,6 @@ def measure(
     batch: int | None = None,
     tile: Tile | None = None,
     engine: Engine | None = None,
-    keep: Any = None,
 ) -> Measurement:
     """Measure a dense model on token windows.
 
@@ -39,7 +38,6 @@ def measure(
         batch: Windows at once; by default what suits model and device.
         tile: Logits at once; by default what suits the device.
         engine: The model split already.
-        keep: Makes this the measurement of the reference, whose cache it gets.
 
     Raises:
         TrialFailed: A logit is not finite (the line names the window), or memory does not suffice
@@ -48,11 +46,6 @@ def measure(
     """
     import torch
 
-    if keep is not None:
-        from qsweep.evaluators.reference import reference_measurement
-
-        keep.fill(model, windows, progress)
-        return reference_measurement(keep.states, windows)
     if reference is not None and reference.fingerprint != windows.fingerprint:
         raise ArtifactCorrupt("the cached reference was measured on other windows")
     with torch.inference_mode(), quick_memory(model.device):

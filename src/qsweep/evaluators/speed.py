@@ -37,6 +37,14 @@ class Engine(Protocol):
         """Generate so many tokens after it, one by one."""
 
 
+def can_time(artifact: Artifact) -> bool:
+    """Whether a kernel that serves the artifact can be run from here.
+
+    vLLM alone serves compressed-tensors as they are; elsewhere they would be unpacked first.
+    """
+    return artifact.format != "compressed-tensors"
+
+
 def measure_speed(
     artifact: Artifact,
     source: Path,

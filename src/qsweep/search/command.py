@@ -10,6 +10,7 @@ from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.launch import make_slots
 from qsweep.plan import Plan, Setting
+from qsweep.planning import keys_of, plan_all
 from qsweep.record import read_record
 from qsweep.search.answer import answer, infeasible
 from qsweep.search.fidelity import Fidelity
@@ -25,7 +26,7 @@ from qsweep.search.space import Params, Space, overrides_of
 from qsweep.search.storage import open_storage
 from qsweep.search.study import Entry, Study
 from qsweep.store import check_writable
-from qsweep.sweep import Session, Sweep, command_line, keys_of, open_session, open_store, plan_all
+from qsweep.sweep import Session, Sweep, command_line, open_session, open_store
 from qsweep.tracking.settings import HIDDEN, secret_of
 
 # What says nothing about a single trial.
