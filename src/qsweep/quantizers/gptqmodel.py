@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qsweep.artifact import Artifact
-from qsweep.errors import BackendUnavailable, ConfigError
+from qsweep.errors import BackendUnavailable
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 from qsweep.quantizers.packed import (
     Sym,
+    check_damp,
     check_packing,
     check_values,
     resolve_sym,
@@ -44,16 +45,11 @@ class GPTQ:
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "gptqmodel"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-        if not 0 < self.damp_percent < 1:
-            raise ConfigError(f"damp_percent={self.damp_percent}: must be between 0 and 1")
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
+        check_damp(self.damp_percent)
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
@@ -107,14 +103,10 @@ class AWQ:
 
     method: ClassVar[str] = "awq"
     backend: ClassVar[str] = "gptqmodel"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

@@ -16,11 +16,7 @@ class Unquantized:
 
     method: ClassVar[str] = "none"
     backend: ClassVar[str] = "qsweep"
-
-    @property
-    def uses_calibration(self) -> bool:
-        """No."""
-        return False
+    uses_calibration: ClassVar[bool] = False
 
     def options(self) -> dict[str, Any]:
         """None."""

@@ -30,14 +30,10 @@ class RTN:
 
     method: ClassVar[str] = "rtn"
     backend: ClassVar[str] = "qsweep"
+    uses_calibration: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-
-    @property
-    def uses_calibration(self) -> bool:
-        """No."""
-        return False
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

@@ -7,10 +7,17 @@ from typing import Any, ClassVar
 from qsweep.artifact import Artifact
 from qsweep.devices import resolve_device
 from qsweep.env.choice import EnvChoice
-from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.errors import IncompatibleTrial
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 from qsweep.quantizers.foreign.run import REVISION, Recipe, quantize
-from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+from qsweep.quantizers.packed import (
+    Sym,
+    check_damp,
+    check_packing,
+    check_values,
+    resolve_sym,
+    runtimes,
+)
 
 RECIPE = Recipe("run_auto_gptq", "auto_gptq", "gptq", dtypes=("float16", "bfloat16"))
 # The types of its 0.7.1 that are language models.
@@ -37,16 +44,11 @@ class AutoGPTQ:
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "auto_gptq"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-        if not 0 < self.damp_percent < 1:
-            raise ConfigError(f"damp_percent={self.damp_percent}: must be between 0 and 1")
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
+        check_damp(self.damp_percent)
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

@@ -33,14 +33,10 @@ class AutoAWQ:
 
     method: ClassVar[str] = "awq"
     backend: ClassVar[str] = "autoawq"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

@@ -35,16 +35,12 @@ class AutoRound:
 
     method: ClassVar[str] = "autoround"
     backend: ClassVar[str] = "auto-round"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
         if self.iters < 1:
             raise ConfigError(f"quant.iters={self.iters}: at least 1; quant=rtn rounds to nearest")
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

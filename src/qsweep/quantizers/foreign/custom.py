@@ -33,6 +33,7 @@ class Custom:
     env: EnvChoice = field(default_factory=EnvChoice)
 
     backend: ClassVar[str] = "custom"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "worker", Path(self.worker).expanduser().absolute())
@@ -40,11 +41,6 @@ class Custom:
             raise ConfigError(f"quant.worker={self.worker}: no such file")
         if not self.env.name:
             raise ConfigError("quant.env.name: which environment the worker runs in has no value")
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The settings and the format."""

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from qsweep.artifact import Artifact
 from qsweep.env.choice import EnvChoice
-from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.errors import IncompatibleTrial
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 from qsweep.quantizers.foreign.run import REVISION, Recipe, quantize
-from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym
+from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 RECIPE = Recipe("run_llmcompressor", "llmcompressor", "compressed-tensors")
 
@@ -32,16 +32,11 @@ class LLMCompressorGPTQ:
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "llmcompressor"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-        if not 0 < self.damp_percent < 1:
-            raise ConfigError(f"damp_percent={self.damp_percent}: must be between 0 and 1")
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
+        check_damp(self.damp_percent)
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
@@ -91,14 +86,10 @@ class LLMCompressorAWQ:
 
     method: ClassVar[str] = "awq"
     backend: ClassVar[str] = "llmcompressor"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options."""

@@ -17,7 +17,7 @@ from qsweep.quantizers import (
     SourceModel,
     silent,
 )
-from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym
+from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
 # Raised whenever the same options give another result.
@@ -59,20 +59,15 @@ class NativeGPTQ:
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "native"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-        if not 0 < self.damp_percent < 1:
-            raise ConfigError(f"damp_percent={self.damp_percent}: must lie between 0 and 1")
+        check_damp(self.damp_percent)
         if self.scale_search not in SEARCHES:
             raise ConfigError(
                 f"scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
             )
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
@@ -153,14 +148,10 @@ class NativeAWQ:
 
     method: ClassVar[str] = "awq"
     backend: ClassVar[str] = "native"
+    uses_calibration: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_values(self.bits, self.group_size, self.sym)
-
-    @property
-    def uses_calibration(self) -> bool:
-        """Yes."""
-        return True
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
