@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from qsweep.errors import ConfigError
@@ -60,6 +60,15 @@ def locate(target: str, where: str) -> type:
     if not dataclasses.is_dataclass(found):
         raise ConfigError(f"{where}: {target!r} is not a dataclass")
     return found  # type: ignore[return-value]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as pairs of a dotted name and a value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

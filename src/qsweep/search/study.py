@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.errors import ConfigError
+from qsweep.schema import flat
 from qsweep.search.fidelity import Outcome
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
@@ -248,7 +249,7 @@ class Study:
 
 def refuse_other(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ConfigError, saying what changed, if a stored study is not the one that is wanted."""
-    before, after = dict(_flat(stored)), dict(_flat(wanted))
+    before, after = dict(flat(stored)), dict(flat(wanted))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     if changed:
         first = changed[0]
@@ -311,14 +312,6 @@ def _from_json(content: Mapping[str, Any]) -> Outcome:
 
 def _finite(value: float) -> float:
     return math.copysign(1e30, value) if math.isinf(value) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _started(pid: int) -> str:

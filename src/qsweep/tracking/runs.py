@@ -12,6 +12,7 @@ from typing import Any
 
 from qsweep.cells import one_line
 from qsweep.results import Record, best, counts, primary, primary_metric, ranked, total_seconds
+from qsweep.schema import flat
 
 # Of two records that differ only here, the first is as good: they tell when and how it was looked
 # at, not what came out. (A failed trial that fails again is news: its end counts.)
@@ -166,7 +167,7 @@ def _params(record: Record) -> Iterator[tuple[str, str]]:
     }
     config = {
         name: value
-        for name, value in _flat(record.get("config") or {})
+        for name, value in flat(record.get("config") or {})
         if name not in _OPTION_NAMES and name not in plain
     }
     # What is given in the configuration but ignored by the method must not look as if it counted:
@@ -265,14 +266,6 @@ def _files(record: Record) -> dict[str, Path]:
             place = f"measurements/{measurement['corpus']}-{measurement['preset']}"
             files[place] = Path(measurement["file"])
     return files
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _tags(values: Mapping[str, Any]) -> dict[str, str]:
