@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 import qsweep
-from qsweep.report import costs, options
+from qsweep.report import across, costs, options
 from qsweep.report.answer import Sentence, answers, nothing
 from qsweep.report.data import Group, SweepData, groups, merge, why_apart
 from qsweep.report.health import health
@@ -43,7 +43,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
     records = merge(sweeps)
     found = groups(records)
     sections = [_section(group, find) for group in found]
-    across = options.architectures(found)
+    models = across.architectures(found)
     names = [sweep.name for sweep in sweeps]
     charts = [
         panel.spec
@@ -57,7 +57,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         title=", ".join(names),
         names=names,
         sections=sections,
-        across=across,
+        across=models,
         apart=_apart(found),
         nothing="" if found else nothing(records),
         health=health(sweeps, records, found),
@@ -77,7 +77,7 @@ def _section(group: Group, find: FindArrays) -> Section:
         options.bits(group),
         options.group_size(group),
         options.desc_act(group),
-        options.calibration(group),
+        across.calibration(group),
         costs.capabilities(group),
         costs.speed(group),
         *divergence_by_token(group, find),
