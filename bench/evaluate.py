@@ -62,19 +62,10 @@ def main() -> None:
     for model in options.model or list(TOKENS):
         rows += compare(model, options)
     if options.json:
-        from qsweep.environment import environment
+        from origin import write
 
-        found = environment()
-        names = ("torch", "transformers", "lm_eval")
-        document = {
-            "what": "seconds to measure perplexity and divergence of a text",
-            "machine": {k: found[k] for k in ("cpu", "cpu_cores", "memory_gb", "gpus")},
-            "versions": {n: importlib.metadata.version(n) for n in names if installed(n)},
-            "commit": found["git_commit"],
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        what = "seconds to measure perplexity and divergence of a text"
+        write(options.json, what, rows, ("torch", "transformers", "lm_eval"))
 
 
 def parse() -> argparse.Namespace:

@@ -10,15 +10,14 @@ Seconds are told by the wall clock and of the processor: the latter do not depen
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from origin import write
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
-from qsweep.environment import environment
 from qsweep.model_facts import read_facts
 from qsweep.pocket import MODEL_DIR
 from qsweep.quantizers import CalibrationTokens, SourceModel
@@ -50,8 +49,7 @@ def main() -> None:
         rows += _one_by_one(model, samples, methods)
     _print(rows)
     if arguments.json:
-        content = {"what": "one pass for a grid against GPTQModel one by one", "rows": rows}
-        arguments.json.write_text(json.dumps(_stamped(content), indent=1) + "\n")
+        write(arguments.json, "one pass for a grid against GPTQModel one by one", rows)
 
 
 def _native(
@@ -132,16 +130,6 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         cells = [f"{row[k]:9.1f} {row[k] / first[k]:9.2f}" for k in ("seconds", "cpu_s")]
         print(f"{row['what']:32} {' '.join(cells)}")
-
-
-def _stamped(content: dict[str, Any]) -> dict[str, Any]:
-    known = environment()
-    return {
-        **content,
-        "machine": {key: known[key] for key in ("cpu", "cpu_cores", "memory_gb", "gpus")},
-        "versions": known["packages"],
-        "commit": known["git_commit"],
-    }
 
 
 if __name__ == "__main__":

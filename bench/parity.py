@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from origin import origin
 from qsweep.config import ModelConfig
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
-from qsweep.environment import environment
 from qsweep.files import write_bytes
 from qsweep.model_facts import read_facts
 from qsweep.models import resolve
@@ -32,6 +32,7 @@ from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
 from qsweep.store import Store
+from qsweep.tasks.significance import holm
 
 ORDERS = ("plain", "group-aware", "desc_act")
 SIDES = ("native", "rtn", "gptqmodel")
@@ -269,20 +270,6 @@ def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dic
     return dict(zip(names, means, strict=True)), dict(zip(names, holm(tails), strict=True))
 
 
-def holm(tails: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of p-values, in their order (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(tails)), key=lambda i: tails[i])
-    corrected, largest = [0.0] * len(tails), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(tails) - rank) * tails[index]))
-        corrected[index] = largest
-    return corrected
-
-
 def _open(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in ("windows", "samples", "length")}
     settings |= {"model": Path(arguments.model).name, "device": arguments.device}
@@ -292,12 +279,9 @@ def _open(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"{path}: made with {content['settings']}; give another --json")
         return content
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = environment()
     return {
         "what": "native against GPTQModel at equal settings",
-        "machine": {key: known[key] for key in ("cpu", "cpu_cores", "memory_gb", "gpus")},
-        "versions": known["packages"],
-        "commit": known["git_commit"],
+        **origin(),
         "settings": settings,
         "rows": {},
     }

@@ -31,7 +31,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(_measure(arguments.one)))
         return
-    from qsweep.environment import environment
+    from origin import write
     from qsweep.report.vega import script
 
     script()
@@ -48,15 +48,7 @@ def main() -> None:
             f"{row['peak_gb']:5.2f} GB  page {row['page_mb']:5.2f} MB"
         )
     if arguments.json:
-        facts = environment()
-        content = {
-            "what": "writing a report",
-            "machine": {name: facts[name] for name in ("cpu", "cpu_cores", "memory_gb")},
-            "versions": facts["packages"],
-            "commit": facts["git_commit"],
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        write(arguments.json, "writing a report", rows)
 
 
 def _measure(count: int) -> dict[str, Any]:

@@ -389,19 +389,14 @@ def resident_mb() -> float:
 
 def write(file: Path, rows: list[dict], overhead: bool = False) -> None:
     """Write rows with machine, versions and commit."""
-    from qsweep.environment import environment
+    from origin import origin
 
-    found = environment()
     what = (
         "seconds a search takes by itself" if overhead else "searches replayed on a measured grid"
     )
     document = {
         "what": "a measured grid, proxies and first windows" if file == TABLE else what,
-        "machine": {k: found[k] for k in ("cpu", "cpu_cores", "memory_gb", "gpus")},
-        "versions": {
-            k: v for k, v in found["packages"].items() if k in ("optuna", "torch", "gptqmodel")
-        },
-        "commit": found["git_commit"],
+        **origin(("optuna", "torch", "gptqmodel")),
         "rows": rows,
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ in seconds of the processor where --processor-time is given. Results must agree.
 """
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import sys
@@ -78,20 +77,10 @@ def main() -> None:
             rows.append(compare(name, folder, model, tokenizer, context, options))
             print(line(rows[-1]), flush=True)
     if options.json:
-        from qsweep.environment import environment
+        from origin import write
 
-        found = environment()
-        document = {
-            "what": "seconds for a task: qsweep's engine and lm-evaluation-harness's own model",
-            "machine": {k: found[k] for k in ("cpu", "cpu_cores", "memory_gb", "gpus")},
-            "versions": {
-                n: importlib.metadata.version(n) for n in ("torch", "transformers", "lm_eval")
-            },
-            "commit": found["git_commit"],
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        what = "seconds for a task: qsweep's engine and lm-evaluation-harness's own model"
+        write(options.json, what, rows, ("torch", "transformers", "lm_eval"))
 
 
 def parse() -> argparse.Namespace:
@@ -208,12 +197,12 @@ def agreement(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
             else:
                 largest = max(largest, abs(mine[0] - other[0]) / max(1.0, abs(other[0])))
     metric = "acc" if "acc" in ours[0] else "exact_match"
-    scores = sum(a[metric] != b[metric] for a, b in zip(ours, theirs, strict=True))
+    scores = sum(bool(a[metric] != b[metric]) for a, b in zip(ours, theirs, strict=True))
     return {
         "largest_relative_difference": largest,
         "other_texts": texts,
         "other_scores": scores,
-        "score": sum(a[metric] for a in ours) / len(ours),
+        "score": float(sum(a[metric] for a in ours) / len(ours)),
     }
 
 

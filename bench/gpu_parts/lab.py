@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from origin import origin
+
 
 @dataclass
 class Lab:
@@ -146,11 +148,8 @@ def stamp(device: str) -> dict[str, Any]:
     """``machine``, ``versions`` and ``commit``; the GPU as torch sees it, since nvidia-smi may lack."""
     import torch
 
-    from qsweep.environment import environment
-
-    found = environment()
-    machine = {key: found[key] for key in ("cpu", "cpu_cores", "memory_gb", "gpus")}
-    machine["device"] = device
+    found = origin()
+    machine = {**found["machine"], "device": device}
     if device.startswith("cuda"):
         about = torch.cuda.get_device_properties(device)
         machine |= {
@@ -161,8 +160,8 @@ def stamp(device: str) -> dict[str, Any]:
             "driver": driver(),
             "cuda": torch.version.cuda,
         }
-    versions = {"python": sys.version.split()[0], **found["packages"]}
-    return {"machine": machine, "versions": versions, "commit": found["git_commit"]}
+    versions = {"python": sys.version.split()[0], **found["versions"]}
+    return {**found, "machine": machine, "versions": versions}
 
 
 def driver() -> str | None:

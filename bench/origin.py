@@ -1,0 +1,39 @@
+"""Where a benchmark's figures come from: machine, versions and commit, and the file they go into."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def origin(packages: Iterable[str] | None = None) -> dict[str, Any]:
+    """``machine``, ``versions`` (of ``packages`` that are installed; by default all) and ``commit``."""
+    from qsweep.environment import environment
+
+    found = environment()
+    versions = found["packages"] if packages is None else _versions(packages)
+    return {
+        "machine": {name: found[name] for name in ("cpu", "cpu_cores", "memory_gb", "gpus")},
+        "versions": versions,
+        "commit": found["git_commit"],
+    }
+
+
+def write(
+    file: Path, what: str, rows: Sequence[Any], packages: Iterable[str] | None = None
+) -> None:
+    """Write rows with their origin as JSON."""
+    document = {"what": what, **origin(packages), "rows": rows}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
