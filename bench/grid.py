@@ -11,12 +11,11 @@ Seconds are told by the wall clock and of the processor: the latter do not depen
 
 import argparse
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from origin import write
+from origin import Clock, write
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
 from qsweep.model_facts import read_facts
 from qsweep.pocket import MODEL_DIR
@@ -69,7 +68,7 @@ def _native(
             out = Path(folder) / str(number)
             out.mkdir()
             pairs.append((quantizer, out))
-        clock = _Clock()
+        clock = Clock()
         artifacts = quantize_grid(model, samples, pairs)
         spent = clock.read()
     return {
@@ -88,25 +87,11 @@ def _one_by_one(
         for bits, size in SIX:
             quantizer = GPTQ(bits, size) if method == "gptq" else AWQ(bits, size)
             with tempfile.TemporaryDirectory() as folder:
-                clock = _Clock()
+                clock = Clock()
                 quantizer.quantize(model, samples, Path(folder))
                 rows.append({"what": f"gptqmodel {method} {bits} bits", **clock.read()})
     total = {name: sum(row[name] for row in rows) for name in ("seconds", "cpu_s")}
     return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", **total}]
-
-
-class _Clock:
-    """Starts when it is made."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def read(self) -> dict[str, float]:
-        """Seconds since then: by the wall clock, and of the processor."""
-        return {
-            "seconds": time.perf_counter() - self._wall,
-            "cpu_s": time.process_time() - self._cpu,
-        }
 
 
 def _warm_up(model: SourceModel, native_only: bool) -> None:

@@ -1,10 +1,23 @@
-"""Where a benchmark's figures come from: machine, versions and commit, and the file they go into."""
+"""What benchmarks share: a clock, and the machine, versions and commit beside their figures."""
 
 import importlib.metadata
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+
+class Clock:
+    """Starts when it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Seconds since then: by the wall clock, and of the processor."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"seconds": round(wall, 3), "cpu_s": round(cpu, 3)}
 
 
 def origin(packages: Iterable[str] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from origin import origin
+from origin import Clock, origin
 from qsweep.config import ModelConfig
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
 from qsweep.files import write_bytes
@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 8])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--methods", nargs="+", default=["gptq", "awq"])
+    parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
+    parser.add_argument("--sym", nargs="+", default=["on", "off"], choices=["on", "off"])
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to measure")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
@@ -95,7 +97,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    wanted = list(rows(arguments.methods, arguments.bits, arguments.groups))
+    wanted = [
+        row
+        for row in rows(arguments.methods, arguments.bits, arguments.groups)
+        if ("on" if row.sym else "off") in arguments.sym
+        if row.method != "gptq" or row.order in arguments.orders
+    ]
     if arguments.quick:
         wanted = [row for row in wanted if (row.bits, row.group_size, row.sym) == (4, 64, True)][:2]
     content = _open(arguments.json, arguments)
@@ -193,9 +200,12 @@ class _Bench:
         self._states = open_reference(folder, model.path, model.device, reference.dtype)
 
     def alone(self, quantizer: Any) -> dict[str, Any]:
-        """What one quantizer makes of the model, measured."""
+        """What one quantizer makes of the model, measured, and how long it took."""
         with tempfile.TemporaryDirectory() as folder:
-            return self._measure(quantizer.quantize(self._model, self.samples, Path(folder)))
+            clock = Clock()
+            artifact = quantizer.quantize(self._model, self.samples, Path(folder))
+            spent = clock.read()
+            return self._measure(artifact) | spent
 
     def together(self, quantizers: Sequence[Any]) -> list[dict[str, Any]]:
         """What one pass makes of the model for each of the native quantizers, measured."""
