@@ -16,7 +16,7 @@ from qsweep.quantizers.native.stats import InputStats
 _EXPONENTS = tuple(step / 10 for step in range(11))
 _REFINE = 0.05
 # Rows that stand for all when exponents are compared.
-_SAMPLE_ROWS = 1024
+_SAMPLE_ROWS = 256
 # Shares of a group's range that clipping tries, the full range first.
 _CLIP = tuple(1 - step / 20 for step in range(11))
 

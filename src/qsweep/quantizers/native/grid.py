@@ -1,7 +1,8 @@
 """The pass over a model that quantizes a whole grid of configurations, layer by layer."""
 
+import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,26 @@ from torch import nn
 
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
+from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.options import NativeAWQ, NativeQuantizer
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Chunk, Stage, advance, capture, find_stages, run_layer
+from qsweep.quantizers.native.walk import (
+    Chunk,
+    Stage,
+    advance,
+    capture,
+    find_stages,
+    run_layer,
+    walks_at_once,
+)
+
+_Asked = tuple[Stage, InputStats]
+_Grids = dict[str, Grid]
 
 
 def run(
@@ -71,7 +85,9 @@ class _Text:
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
         gptq = [job for job in jobs if isinstance(job, GPTQJob)]
         self._screening = [job for job in gptq if not job.sequential]
-        self._sequential = [(job, chunks) for job in gptq if job.sequential]
+        # These see what their own quantized layers make of the text.
+        self._sequential = [job for job in gptq if job.sequential]
+        self._texts = [chunks] * len(self._sequential)
         # What unquantized layers make of the text, for those who share it.
         self._plain = chunks
         self._probe = probe
@@ -84,12 +100,24 @@ class _Text:
         layer = Layer(module, stages, full_name)
         if self._awq or self._screening:
             self._share(index, layer)
-        for number, (job, chunks) in enumerate(self._sequential):
-            with _timed([job]), _restored(module, stages):
-                chunks = _propagate(job, index, layer, chunks)
-            self._sequential[number] = (job, chunks)
+        if self._sequential:
+            self._propagate(index, layer)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
+
+    def _propagate(self, index: int, layer: Layer) -> None:
+        at_once = walks_at_once(layer.module, self._texts[0])
+        for start in range(0, len(self._sequential), at_once):
+            some = slice(start, start + at_once)
+            jobs = self._sequential[some]
+            walks = [partial(_walk, index, layer, chunks) for chunks in self._texts[some]]
+
+            def solve(asked: Sequence[_Asked], jobs: Sequence[GPTQJob] = jobs) -> list[_Grids]:
+                return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
+
+            self._texts[some], seconds = in_lockstep(walks, solve)
+            for job, spent in zip(jobs, seconds, strict=True):
+                job.seconds += spent
 
     def _share(self, index: int, layer: Layer) -> None:
         gathered: list[InputStats] = []
@@ -97,7 +125,7 @@ class _Text:
         def gather(stage: Stage, stats: InputStats) -> None:
             if self._screening:
                 with _timed(self._screening):
-                    solve_stage(self._screening, layer, stage, stats)
+                    solve_stage(self._screening, layer, stage, [stats] * len(self._screening))
             if self._awq:
                 gathered.append(stats)
 
@@ -132,16 +160,19 @@ class _Text:
         return self._folds[key]
 
 
-def _propagate(job: GPTQJob, index: int, layer: Layer, chunks: list[Chunk]) -> list[Chunk]:
-    modules = dict(layer.module.named_modules())
+def _walk(
+    index: int, layer: Layer, chunks: list[Chunk], ask: Callable[[_Asked], _Grids]
+) -> list[Chunk]:
+    # The weights of one configuration are its own.
+    module = copy.deepcopy(layer.module)
+    modules = dict(module.named_modules())
 
     def quantize(stage: Stage, stats: InputStats) -> None:
-        (grids,) = solve_stage([job], layer, stage, stats)
-        for name, grid in grids.items():
+        for name, grid in ask((stage, stats)).items():
             set_weight(modules[name], grid.dense(torch.float32))
 
     return advance(
-        layer.module, index, layer.stages, chunks, layer.full_name, quantize, changes_weights=True
+        module, index, layer.stages, chunks, layer.full_name, quantize, changes_weights=True
     )
 
 
@@ -151,17 +182,6 @@ def _timed(jobs: Sequence[GPTQJob | AWQJob]) -> Iterator[None]:
     yield
     for job in jobs:
         job.seconds += (time.perf_counter() - started) / len(jobs)
-
-
-@contextmanager
-def _restored(layer: nn.Module, stages: Sequence[Stage]) -> Iterator[None]:
-    modules = dict(layer.named_modules())
-    weights = [modules[name].weight for stage in stages for name in stage.linears]
-    saved = [weight.detach().clone() for weight in weights]
-    yield
-    with torch.no_grad():
-        for weight, value in zip(weights, saved, strict=True):
-            weight.copy_(value)
 
 
 def _load(model: SourceModel) -> Any:

@@ -82,11 +82,17 @@ class GPTQJob:
 
 
 def solve_stage(
-    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: InputStats
+    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, Grid]]:
-    """Quantize the linear layers of one stage for every job, from the same statistics.
+    """Quantize the linear layers of one stage for every job.
 
     Layers that share an input are one matrix to GPTQ: rows do not know of each other.
+
+    Args:
+        jobs: The configurations.
+        layer: The decoder layer with its own weights.
+        stage: Which of its linear layers.
+        stats: What each job's inputs are; several jobs may share the same object.
 
     Returns:
         For each job the grids, by the linear layers' names inside the decoder layer.
@@ -97,11 +103,11 @@ def solve_stage(
     settings = [job.settings(stage.channels) for job in jobs]
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     chosen = []
-    for one in settings:
+    for one, seen in zip(settings, stats, strict=True):
         grouped = one.group_size if one.act_group_aware and not one.desc_act else None
-        key = one.desc_act, grouped, one.damp_percent
+        key = id(seen), one.desc_act, grouped, one.damp_percent
         if key not in factors:
-            factors[key] = gptq.factorize(stats.gram, one, stats.name)
+            factors[key] = gptq.factorize(seen.gram, one, seen.name)
         chosen.append(factors[key])
     solved = gptq.solve([joined] * len(jobs), chosen, settings)
     results = []

@@ -128,6 +128,19 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     return output
 
 
+def walks_at_once(layer: nn.Module, chunks: Sequence[Chunk]) -> int:
+    """How many configurations there is memory for inside a decoder layer, at least one.
+
+    Each has weights, a Gram matrix and its factor, and the activations of a forward that waits.
+    """
+    weights = [raw_weight(linear) for linear in linears_of(layer).values()]
+    widest = max(max(weight.shape) for weight in weights)
+    each = sum(weight.numel() * weight.element_size() for weight in weights) + 2 * 4 * widest**2
+    if len(chunks) == 1:
+        each += _activation_bytes(layer, chunks[0].hidden[..., 0].numel())
+    return max(1, _budget(weights[0].device) // each)
+
+
 def advance(
     layer: nn.Module,
     index: int,
@@ -264,12 +277,17 @@ def _modules_outside(body: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Modu
 
 
 def _samples_at_once(decoder: Decoder, tokens: int, device: str) -> int:
+    return max(1, _budget(torch.device(device)) // _activation_bytes(decoder.layers[0], tokens))
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return LAYER_BYTES
+
+
+def _activation_bytes(layer: nn.Module, tokens: int) -> int:
     # A gated feed-forward block holds about four tensors of its width at a time; attention scores
     # are not materialized by PyTorch's fused attention.
-    linears = decoder.linears[0].values()
-    width = max(max(raw_weight(linear).shape) for linear in linears)
-    size = raw_weight(next(iter(linears))).element_size()
-    budget = LAYER_BYTES
-    if device.startswith("cuda"):
-        budget = torch.cuda.get_device_properties(device).total_memory // 4
-    return max(1, budget // (4 * width * size * tokens))
+    weights = [raw_weight(linear) for linear in linears_of(layer).values()]
+    return 4 * max(max(w.shape) for w in weights) * weights[0].element_size() * tokens
