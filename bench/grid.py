@@ -3,6 +3,7 @@
     python bench/grid.py                     GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
     python bench/grid.py --model DIR         on another one
     python bench/grid.py --configurations 24 the native backend's larger grid as well
+    python bench/grid.py --against FILE      GPTQModel's seconds from a parity table (bench/parity.py)
     python bench/grid.py --quick             less calibration text, GPTQ only
 
 Imports are not counted. Both sides get the same calibration samples and the same threads, in turn.
@@ -10,6 +11,7 @@ Seconds are told by the wall clock and of the processor: the latter do not depen
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,18 +36,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--configurations", type=int, choices=(6, 24), default=6)
     parser.add_argument("--native-only", action="store_true")
+    parser.add_argument("--against", type=Path, help="a parity table of the same model and machine")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = SourceModel(read_facts(arguments.model, arguments.model.name), arguments.device)
     samples = _calibration(arguments.model, *((4, 128) if arguments.quick else (16, 512)))
     methods = ("gptq",) if arguments.quick else ("gptq", "awq")
-    _warm_up(model, arguments.native_only)
+    measured = _measured_before(arguments.against) if arguments.against else None
+    _warm_up(model, arguments.native_only or measured is not None)
     rows = [_native(model, samples, methods, SIX)]
     if arguments.configurations == 24:
         rows.append(_native(model, samples, methods, TWENTY_FOUR))
     if not arguments.native_only:
-        rows += _one_by_one(model, samples, methods)
+        rows += _with_total(measured or _one_by_one(model, samples, methods))
     _print(rows)
     if arguments.json:
         write(arguments.json, "one pass for a grid against GPTQModel one by one", rows)
@@ -90,6 +94,27 @@ def _one_by_one(
                 clock = Clock()
                 quantizer.quantize(model, samples, Path(folder))
                 rows.append({"what": f"gptqmodel {method} {bits} bits", **clock.read()})
+    return rows
+
+
+def _measured_before(file: Path) -> list[dict[str, Any]]:
+    # The settings that both backends take by default, with as much calibration text as here.
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if (content["settings"]["samples"], content["settings"]["length"]) != (16, 512):
+        raise SystemExit(f"{file}: not made with 16 samples of 512 tokens")
+    rows = []
+    for method, rest in (("gptq", "group-aware sym"), ("awq", "plain asym")):
+        for bits, size in SIX:
+            name = f"{method} {bits} bits g{size} {rest}"
+            found = content["rows"].get(name, {}).get("gptqmodel", {})
+            if "cpu_s" not in found:
+                raise SystemExit(f"{file}: GPTQModel's seconds for {name!r} are missing")
+            spent = {key: found[key] for key in ("seconds", "cpu_s")}
+            rows.append({"what": f"gptqmodel {method} {bits} bits", **spent})
+    return rows
+
+
+def _with_total(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     total = {name: sum(row[name] for row in rows) for name in ("seconds", "cpu_s")}
     return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", **total}]
 

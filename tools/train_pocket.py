@@ -19,7 +19,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from qsweep.pocket import text
 from qsweep.pocket.exercises import exercises
@@ -47,7 +52,7 @@ def main() -> None:
     save_tokenizer(tokenizer, out)
     stream = encode(tokenizer, documents, args.seed)
     print(f"{len(documents)} documents, {len(stream) / 1e6:.2f} M tokens", flush=True)
-    model = build_model(tokenizer).to(args.device)
+    model = build_model(tokenizer, args.architecture).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     started = time.time()
     curve = train(model, stream, args, out)
@@ -65,6 +70,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="outputs/pocket")
+    parser.add_argument(
+        "--architecture", default="llama", help="any of transformers' model types with these widths"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--window", type=int, default=512, help="tokens; 1024 in the last fifth")
@@ -133,23 +141,24 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str], seed: int) 
     return torch.tensor(list(ids), dtype=torch.int32)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, architecture: str) -> PreTrainedModel:
     """Every width is a multiple of 256, so that K-quants apply to all rows."""
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=64,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def batches(stream: torch.Tensor, args: argparse.Namespace, first: int):
@@ -202,7 +211,7 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -281,12 +290,12 @@ language: [en, code]
 ---
 # pocket
 
-A Llama of {parameters / 1e6:.2f} M parameters that qsweep ships, so that a sweep quantizes and measures a real
+A {model.config.model_type} model of {parameters / 1e6:.2f} M parameters that qsweep ships, so that a sweep quantizes and measures a real
 language model on any machine, offline, in minutes. It is a measuring object, not an assistant.
 
 | | |
 |---|---|
-| architecture | Llama: {model.config.num_hidden_layers} layers, hidden {model.config.hidden_size}, intermediate {model.config.intermediate_size}, {model.config.num_attention_heads} heads ({model.config.num_key_value_heads} for keys and values), context {CONTEXT}, tied embeddings |
+| architecture | {model.config.model_type}: {model.config.num_hidden_layers} layers, hidden {model.config.hidden_size}, intermediate {model.config.intermediate_size}, {model.config.num_attention_heads} heads ({model.config.num_key_value_heads} for keys and values), context {CONTEXT}, tied embeddings |
 | tokenizer | byte-level BPE, {VOCABULARY} tokens, GPT-2's pre-tokenizer |
 | data | Python {platform.python_version()}: `help()` topics and docstrings (shown three times), standard library source, and {EXERCISE_SHARE:.0%} generated arithmetic and logic; {stream_tokens / 1e6:.2f} M tokens |
 | held out | the units in `splits.json`, drawn by a hash of their names |

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from qsweep.quantizers.native.walk import (
     advance,
     capture,
     find_stages,
+    home_of,
     run_layer,
     walks_at_once,
 )
@@ -58,6 +60,8 @@ def run(
     ]
     progress("embed", None)
     chunks, probe = capture(network, decoder, calibration.samples, model.device)
+    home = home_of(chunks, 2 + len(jobs), model.device)
+    chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
     text = _Text(jobs, chunks, probe, network.config)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):

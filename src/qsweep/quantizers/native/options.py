@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from qsweep import __version__
 from qsweep.artifact import Artifact
@@ -21,7 +21,7 @@ from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_value
 
 SEARCHES = ("range", "mse", "loss")
 # Raised whenever the same options give another result.
-_REVISION = 1
+_REVISION = 2
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30
 # Bytes of finished layers that each configuration keeps before it writes them.
@@ -42,7 +42,8 @@ class NativeGPTQ:
         scale_search: ``range``: a group's extremes; ``mse``: shrunk to the least |error|^2.4;
             ``loss``: to the least error weighted as GPTQ's own loss weighs a column.
         sequential: Let every stage see what quantizing the stages before made of its inputs; else
-            all configurations share the unquantized model's statistics, which is quick and worse.
+            all configurations share the unquantized model's statistics, which is quick and worse
+            at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
 
     >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
     True
@@ -55,7 +56,7 @@ class NativeGPTQ:
     sym: Sym = "auto"
     damp_percent: float = 0.05
     scale_search: str = "range"
-    sequential: bool = True
+    sequential: bool | Literal["auto"] = "auto"
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "native"
@@ -68,6 +69,8 @@ class NativeGPTQ:
             raise ConfigError(
                 f"scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
             )
+        if self.sequential != "auto" and not isinstance(self.sequential, bool):
+            raise ConfigError(f"sequential={self.sequential}: must be true, false or auto")
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
@@ -81,7 +84,7 @@ class NativeGPTQ:
             "sym": resolve_sym(self.sym, auto=True),
             "damp_percent": self.damp_percent,
             "scale_search": self.scale_search,
-            "sequential": self.sequential,
+            "sequential": self.bits < 8 if self.sequential == "auto" else self.sequential,
         }
 
     def version(self) -> str:
@@ -114,7 +117,7 @@ class NativeGPTQ:
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
-        return _pass_bytes(model, tokens, self.bits, self.sequential)
+        return _pass_bytes(model, tokens, self.bits, self.options()["sequential"])
 
     def quantize_together(
         self,
@@ -221,7 +224,8 @@ def _pass_bytes(model: ModelFacts, tokens: int, bits: int, sequential: bool) -> 
     inputs = Counter(width for _, width in model.linears.values())
     states = 2 * 4 * tokens * (inputs.most_common(1)[0][0] if inputs else 0)
     widest = max(inputs, default=0)
-    itself = 4 * model.parameters + states + 4 * 4 * widest**2 + LAYER_BYTES
+    # A layer's activations twice: where it runs, and where configurations wait inside it.
+    itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
     # Finished layers wait for their file to be full.
     waiting = min(model.parameters * (bits + 1) // 8, SHARD_BYTES)
     return itself, waiting + (states if sequential else 0)

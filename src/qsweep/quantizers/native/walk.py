@@ -59,7 +59,7 @@ def capture(
         model: A causal language model on the CPU.
         decoder: Its decoder layers.
         samples: Token ids.
-        device: Where layers will run; hidden states are kept on the host.
+        device: Where layers will run; hidden states are given on the host.
 
     Returns:
         The text in chunks, with the hidden states [samples, tokens, width] that enter the first
@@ -82,6 +82,13 @@ def capture(
         for module in outside:
             module.to("cpu")
     return chunks, probe
+
+
+def home_of(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
+    """Where hidden states rest between layers, if there are ``texts`` of them: where they fit."""
+    size = texts * sum(chunk.hidden.nbytes for chunk in chunks)
+    place = torch.device(device)
+    return place if place.type == "cuda" and size <= _budget(place) else torch.device("cpu")
 
 
 def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
