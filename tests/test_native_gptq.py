@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qsweep.errors import TrialFailed
-from qsweep.quantizers.native.gptq import Settings, factorize, solve
+from qsweep.quantizers.native.gptq import Settings, factorize, retarget, solve
 from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
 
 
@@ -198,3 +198,39 @@ def test_groups_of_zeros_and_of_one_sign():
         back = (encode(w, scale[:, None], zero[:, None], 15) - zero[:, None]) * scale[:, None]
         assert torch.equal(back[0], torch.zeros(64))
         assert (back[1] - w[1]).abs().max() <= scale[1] * 1.01
+
+
+@pytest.mark.parametrize("order", ["plain", "group-aware", "desc_act"])
+def test_moved_weights_are_the_regression_on_the_changed_inputs(order):
+    plain, w = inputs(), weights()
+    changed = plain + 0.1 * inputs(seed=3)
+    changed[:, 7] = 0  # a dead channel says nothing
+    setting = settings(desc_act=order == "desc_act", aware=order == "group-aware", damp=1e-7)
+    gram, cross = gram_of(changed), plain.T @ changed / len(plain)
+    factor = factorize(gram, setting, "layer")
+    moved = retarget(w, gram, cross, factor, 1.0)
+    alive = [channel for channel in range(192) if channel != 7]
+    wanted = torch.linalg.lstsq(changed[:, alive].double(), plain.double() @ w.double().T)
+    assert torch.allclose(moved[:, alive].double(), wanted.solution.T, atol=2e-3)
+    assert torch.equal(moved[:, 7], w[:, 7])
+    half = retarget(w, gram, cross, factor, 0.5)
+    assert torch.allclose(half, (w + moved) / 2, atol=1e-5)
+
+
+def test_inputs_that_did_not_change_move_nothing():
+    gram, w = gram_of(inputs()), weights()
+    assert torch.equal(retarget(w, gram, gram, factorize(gram, settings(), "layer"), 1.0), w)
+
+
+def test_moved_weights_bring_the_output_nearer_once_they_are_rounded():
+    plain, w = inputs(), weights()
+    changed = plain + 0.1 * inputs(seed=3)
+    gram, setting = gram_of(changed), settings(4, 32)
+    factor = factorize(gram, setting, "layer")
+    moved = retarget(w, gram, plain.T @ changed / len(plain), factor, 1.0)
+    errors = []
+    for target in (w, moved):
+        ((grid, _),) = solve([target], [factor], [setting])
+        output = changed @ grid.dense(torch.float32).T
+        errors.append(float((output - plain @ w.T).square().mean()))
+    assert errors[1] < 0.9 * errors[0]

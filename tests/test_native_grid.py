@@ -21,6 +21,7 @@ GRID = [
     NativeGPTQ(bits=3, group_size=32, sym=False, sequential=False, scale_search="loss"),
     NativeGPTQ(bits=8, group_size=-1, sequential=False),
     NativeGPTQ(bits=2, group_size=128, desc_act=True, sym=False, scale_search="mse"),
+    NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
 ]

@@ -145,6 +145,37 @@ def test_chunks_give_what_one_piece_gives(tiny_model, changes):
         assert torch.allclose(both[1].hidden, run(short)[0][0].hidden, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [(48, 48), (48, 24)], ids=["one chunk", "two chunks"])
+def test_unquantized_inputs_are_compared_with_those_of_the_same_tokens(tiny_model, lengths):
+    model = load(tiny_model("llama"))
+    decoder = find_decoder(model)
+    samples = [sample[:length] for sample, length in zip(SAMPLES[:4], lengths * 2, strict=True)]
+    chunks, probe = capture(model, decoder, samples, "cpu")
+    stages = find_stages(decoder.layers[0], probe, 0)
+    kept, seen = {}, []
+
+    def note(stage, stats):
+        seen.append(stats)
+
+    def run(**options):
+        advance(decoder.layers[0], 0, stages, chunks, str, note, **options)
+
+    run(changes_weights=False, keep=kept)
+    assert all(stats.cross is None for stats in seen)
+    assert kept.keys() == {stage.linears[0] for stage in stages}
+    seen.clear()
+    # Nothing is changed, so that across both runs there is what there is in one.
+    run(changes_weights=True, plain=kept)
+    assert len(seen) == len(stages)
+    for stats in seen:
+        assert torch.allclose(stats.cross, stats.gram, rtol=1e-3, atol=1e-6)
+    seen.clear()
+    doubled = {name: [2 * inputs for inputs in chunk] for name, chunk in kept.items()}
+    run(changes_weights=True, plain=doubled)
+    for stats in seen:
+        assert torch.allclose(stats.cross, 2 * stats.gram, rtol=1e-3, atol=1e-6)
+
+
 def test_a_stage_sees_what_changing_the_stages_before_made(tiny_model):
     model = load(tiny_model("llama"))
     decoder = find_decoder(model)

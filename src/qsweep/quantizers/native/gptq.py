@@ -28,6 +28,7 @@ class Settings:
     desc_act: bool
     act_group_aware: bool
     damp_percent: float
+    gptaq_alpha: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,35 @@ def factorize(gram: torch.Tensor, settings: Settings, name: str) -> Factor:
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
             return Factor(upper.contiguous(), order, groups, damp)
     raise TrialFailed(f"{name}: the Gram matrix of its inputs cannot be factorized at any damping")
+
+
+def retarget(
+    weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, factor: Factor, alpha: float
+) -> torch.Tensor:
+    """The weights to be quantized so that errors of the inputs are made up for.
+
+    Layers before have changed the inputs from P to X. What a layer should still give is W P^T, and
+    the W' that comes nearest to it from X is W (P^T X) H^-1 = W + W (P^T X - H) H^-1. That is the
+    aim of GPTAQ (Li et al. 2025, arXiv:2504.02692, "asymmetric calibration"), here as a regression
+    in closed form before the columns are rounded.
+
+    Args:
+        weight: float32 [rows, channels].
+        gram: H = X^T X / tokens, [channels, channels].
+        cross: P^T X / tokens, [channels, channels].
+        factor: Of ``gram``; its damping keeps the regression from fitting the calibration text.
+        alpha: How far to go, 0 to 1.
+
+    Returns:
+        float32 [rows, channels].
+    """
+    residual = weight @ (cross - gram)
+    if factor.order is not None:
+        residual = residual[:, factor.order]
+    change = residual @ factor.upper.T @ factor.upper
+    if factor.order is not None:
+        change[:, factor.order] = change.clone()
+    return weight + alpha * change
 
 
 def _damping(first: float) -> list[float]:

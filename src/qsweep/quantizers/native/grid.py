@@ -25,6 +25,7 @@ from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
     Chunk,
     Stage,
+    StageInputs,
     advance,
     capture,
     find_stages,
@@ -102,19 +103,25 @@ class _Text:
         """Quantize a decoder layer for all jobs, and move the text past it."""
         stages = find_stages(module, self._probe, index)
         layer = Layer(module, stages, full_name)
-        if self._awq or self._screening:
-            self._share(index, layer)
+        plain: StageInputs | None = None
+        if any(job.compares for job in self._sequential):
+            plain = {}
+        if self._awq or self._screening or plain is not None:
+            self._share(index, layer, plain)
         if self._sequential:
-            self._propagate(index, layer)
+            self._propagate(index, layer, plain)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
-    def _propagate(self, index: int, layer: Layer) -> None:
+    def _propagate(self, index: int, layer: Layer, plain: StageInputs | None) -> None:
         at_once = walks_at_once(layer.module, self._texts[0])
         for start in range(0, len(self._sequential), at_once):
             some = slice(start, start + at_once)
             jobs = self._sequential[some]
-            walks = [partial(_walk, index, layer, chunks) for chunks in self._texts[some]]
+            walks = [
+                partial(_walk, index, layer, chunks, plain if job.compares else None)
+                for job, chunks in zip(jobs, self._texts[some], strict=True)
+            ]
 
             def solve(asked: Sequence[_Asked], jobs: Sequence[GPTQJob] = jobs) -> list[_Grids]:
                 return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
@@ -123,7 +130,7 @@ class _Text:
             for job, spent in zip(jobs, seconds, strict=True):
                 job.seconds += spent
 
-    def _share(self, index: int, layer: Layer) -> None:
+    def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> None:
         gathered: list[InputStats] = []
 
         def gather(stage: Stage, stats: InputStats) -> None:
@@ -141,6 +148,7 @@ class _Text:
             layer.full_name,
             gather,
             changes_weights=False,
+            keep=keep,
         )
         if self._awq:
             folds = self._find_folds(index, layer)
@@ -165,7 +173,11 @@ class _Text:
 
 
 def _walk(
-    index: int, layer: Layer, chunks: list[Chunk], ask: Callable[[_Asked], _Grids]
+    index: int,
+    layer: Layer,
+    chunks: list[Chunk],
+    plain: StageInputs | None,
+    ask: Callable[[_Asked], _Grids],
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
@@ -176,7 +188,14 @@ def _walk(
             set_weight(modules[name], grid.dense(torch.float32))
 
     return advance(
-        module, index, layer.stages, chunks, layer.full_name, quantize, changes_weights=True
+        module,
+        index,
+        layer.stages,
+        chunks,
+        layer.full_name,
+        quantize,
+        changes_weights=True,
+        plain=plain,
     )
 
 

@@ -39,6 +39,8 @@ class GPTQJob:
     def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
         options = quantizer.options()
         self.sequential: bool = options["sequential"]
+        # Only a job that propagates has inputs of its own.
+        self.compares: bool = self.sequential and options["gptaq_alpha"] > 0
         self.seconds = 0.0
         self._options = options
         self._scheme = Scheme(options["bits"], options["sym"], options["scale_search"])
@@ -49,7 +51,7 @@ class GPTQJob:
             "sym": options["sym"],
             "true_sequential": options["sequential"],
         }
-        for name in ("damp_percent", "act_group_aware"):
+        for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
             settings["meta"][name] = options[name]
         self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
         self._losses: dict[str, float] = {}
@@ -64,6 +66,7 @@ class GPTQJob:
             desc_act=self._options["desc_act"],
             act_group_aware=self._options["act_group_aware"],
             damp_percent=self._options["damp_percent"],
+            gptaq_alpha=self._options["gptaq_alpha"],
         )
 
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
@@ -109,7 +112,13 @@ def solve_stage(
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
         chosen.append(factors[key])
-    solved = gptq.solve([joined] * len(jobs), chosen, settings)
+    targets = [
+        joined
+        if seen.cross is None
+        else gptq.retarget(joined, seen.gram, seen.cross, factor, one.gptaq_alpha)
+        for one, seen, factor in zip(settings, stats, chosen, strict=True)
+    ]
+    solved = gptq.solve(targets, chosen, settings)
     results = []
     for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
         grids, start = {}, 0

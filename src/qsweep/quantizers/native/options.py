@@ -44,6 +44,8 @@ class NativeGPTQ:
         sequential: Let every stage see what quantizing the stages before made of its inputs; else
             all configurations share the unquantized model's statistics, which is quick and worse
             at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
+        gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
+            quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
 
     >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
     True
@@ -57,6 +59,7 @@ class NativeGPTQ:
     damp_percent: float = 0.05
     scale_search: str = "range"
     sequential: bool | Literal["auto"] = "auto"
+    gptaq_alpha: float = 0.0
 
     method: ClassVar[str] = "gptq"
     backend: ClassVar[str] = "native"
@@ -71,10 +74,13 @@ class NativeGPTQ:
             )
         if self.sequential != "auto" and not isinstance(self.sequential, bool):
             raise ConfigError(f"sequential={self.sequential}: must be true, false or auto")
+        if not 0 <= self.gptaq_alpha <= 1:
+            raise ConfigError(f"gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
         one_group = self.group_size == -1
+        sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
         return {
             "bits": self.bits,
             "group_size": self.group_size,
@@ -84,7 +90,8 @@ class NativeGPTQ:
             "sym": resolve_sym(self.sym, auto=True),
             "damp_percent": self.damp_percent,
             "scale_search": self.scale_search,
-            "sequential": self.bits < 8 if self.sequential == "auto" else self.sequential,
+            "sequential": sequential,
+            "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }
 
     def version(self) -> str:
@@ -117,7 +124,9 @@ class NativeGPTQ:
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
-        return _pass_bytes(model, tokens, self.bits, self.options()["sequential"])
+        options = self.options()
+        own = options["sequential"]
+        return _pass_bytes(model, tokens, self.bits, own, compares=options["gptaq_alpha"] > 0)
 
     def quantize_together(
         self,
@@ -219,13 +228,18 @@ def _together(
     )
 
 
-def _pass_bytes(model: ModelFacts, tokens: int, bits: int, sequential: bool) -> tuple[int, int]:
+def _pass_bytes(
+    model: ModelFacts, tokens: int, bits: int, sequential: bool, compares: bool = False
+) -> tuple[int, int]:
     # Weights and hidden states in float32; twice the states while a layer makes new ones of them.
     inputs = Counter(width for _, width in model.linears.values())
     states = 2 * 4 * tokens * (inputs.most_common(1)[0][0] if inputs else 0)
     widest = max(inputs, default=0)
     # A layer's activations twice: where it runs, and where configurations wait inside it.
     itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
+    if compares:
+        # What goes into one layer's stages: attention, its output and gate and up are narrow.
+        itself += 4 * 4 * tokens * widest
     # Finished layers wait for their file to be full.
     waiting = min(model.parameters * (bits + 1) // 8, SHARD_BYTES)
     return itself, waiting + (states if sequential else 0)

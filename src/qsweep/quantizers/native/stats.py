@@ -21,25 +21,34 @@ class InputStats:
         gram: X^T X / tokens once :meth:`finish` ran, float32 [channels, channels]; its diagonal is
             the mean square of each channel (what llama.cpp calls importance).
         magnitude: Mean absolute value of each channel, float32 [channels].
+        cross: P^T X / tokens, where P is what the same tokens are in the unquantized model,
+            float32 [channels, channels]; None if that was not told.
         tokens: How many tokens were seen.
     """
 
     name: str
     gram: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     magnitude: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    cross: torch.Tensor | None = None
     tokens: int = 0
 
-    def add(self, inputs: torch.Tensor) -> None:
+    def add(self, inputs: torch.Tensor, plain: torch.Tensor | None = None) -> None:
         """Take in activations [..., channels] of any floating dtype.
 
         Low-precision inputs on CUDA are multiplied as they are, with float32 sums.
+
+        Args:
+            inputs: What goes into the layer.
+            plain: What would go into it if nothing was quantized, of the same shape and dtype.
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
             channels = inputs.shape[1]
             self.gram = torch.zeros(channels, channels, device=inputs.device)
             self.magnitude = torch.zeros(channels, device=inputs.device)
-        half = inputs.is_cuda and inputs.dtype in (torch.bfloat16, torch.float16)
+        if plain is not None:
+            self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
+        half = _multiplied_as_it_is(inputs)
         width = -(-inputs.shape[1] // _STRIPS)
         for chunk in inputs.split(_CHUNK):
             if not half:
@@ -54,6 +63,15 @@ class InputStats:
             self.magnitude += chunk.abs().sum(0, dtype=torch.float32)
         self.tokens += inputs.shape[0]
 
+    def _add_cross(self, plain: torch.Tensor, inputs: torch.Tensor) -> None:
+        if self.cross is None:
+            self.cross = torch.zeros_like(self.gram)
+        for before, after in zip(plain.split(_CHUNK), inputs.split(_CHUNK), strict=True):
+            if _multiplied_as_it_is(inputs):
+                self.cross += torch.mm(before.T, after, out_dtype=torch.float32)
+            else:
+                self.cross.addmm_(before.to(torch.float32).T, after.to(torch.float32))
+
     def finish(self) -> "InputStats":
         """Turn sums into means.
 
@@ -63,6 +81,8 @@ class InputStats:
         self.gram.triu_().div_(self.tokens)
         self.gram += self.gram.triu(1).T
         self.magnitude /= self.tokens
+        if self.cross is not None:
+            self.cross /= self.tokens
         # The trace is not finite as soon as one activation is not.
         if not bool(self.gram.diagonal().isfinite().all()):
             raise TrialFailed(
@@ -70,3 +90,7 @@ class InputStats:
                 "calibration text; try a wider dtype, or look at the model's weights"
             )
         return self
+
+
+def _multiplied_as_it_is(inputs: torch.Tensor) -> bool:
+    return inputs.is_cuda and inputs.dtype in (torch.bfloat16, torch.float16)

@@ -44,6 +44,8 @@ class Stage:
 
 
 OnStage = Callable[[Stage, InputStats], None]
+# By a stage's first linear layer, what goes into it of each chunk.
+StageInputs = dict[str, list[torch.Tensor]]
 
 
 class _Stop(Exception):
@@ -157,6 +159,8 @@ def advance(
     on_stage: OnStage,
     *,
     changes_weights: bool,
+    keep: StageInputs | None = None,
+    plain: StageInputs | None = None,
 ) -> list[Chunk]:
     """Run a decoder layer over the calibration text and hand over each stage's statistics.
 
@@ -170,6 +174,8 @@ def advance(
         changes_weights: Whether ``on_stage`` replaces weights of that stage, so that the stages
             that follow must see what comes of it. With all text in one chunk the same forward
             goes on with the new weights; else the layer is run anew up to each stage.
+        keep: Filled with what goes into the stages.
+        plain: What a run without quantized layers kept, for the statistics across both.
 
     Returns:
         The text with the layer's output.
@@ -177,7 +183,7 @@ def advance(
     first = {stage.linears[0]: stage for stage in stages}
     if len(chunks) > 1 and changes_weights:
         for stage in stages:
-            on_stage(stage, _stats_up_to(layer, index, stage, chunks, full_name))
+            on_stage(stage, _stats_up_to(layer, index, stage, chunks, full_name, plain))
         return [_run(layer, chunk, index) for chunk in chunks]
 
     stats = {name: InputStats(full_name(name)) for name in first}
@@ -185,7 +191,10 @@ def advance(
     def note(name: str, inputs: torch.Tensor) -> None:
         if name not in stats:
             return
-        stats[name].add(inputs)
+        if keep is not None:
+            keep.setdefault(name, []).append(inputs.detach().to(chunks[0].hidden.device))
+        # With several chunks the weights stay as they are, and nothing is told across.
+        stats[name].add(inputs, plain[name][0] if plain else None)
         if len(chunks) == 1:
             on_stage(first[name], stats.pop(name).finish())
 
@@ -202,12 +211,15 @@ def _stats_up_to(
     stage: Stage,
     chunks: Sequence[Chunk],
     full_name: Callable[[str], str],
+    plain: StageInputs | None,
 ) -> InputStats:
-    stats = InputStats(full_name(stage.linears[0]))
+    first = stage.linears[0]
+    stats = InputStats(full_name(first))
+    beside = iter(plain[first] if plain else [None] * len(chunks))
 
     def note(name: str, inputs: torch.Tensor) -> None:
-        if name == stage.linears[0]:
-            stats.add(inputs)
+        if name == first:
+            stats.add(inputs, next(beside))
             raise _Stop
 
     with _watching(layer, note):
