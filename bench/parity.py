@@ -126,9 +126,9 @@ def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Na
 
     if not any(missing(side) for side in arguments.sides):
         return
-    path = _directory(arguments.model)
+    path = model_directory(arguments.model)
     model = SourceModel(read_facts(path, arguments.model), arguments.device)
-    bench = _Bench(model, arguments)
+    bench = Bench(model, arguments)
 
     def keep(row: Row, side: str, measured: dict[str, Any]) -> None:
         measured["version"] = getattr(row, side)().version()
@@ -160,7 +160,8 @@ def _stands(results: dict[str, Any], row: Row, side: str) -> bool:
     return bool(found) and found["version"] == getattr(row, side)().version()
 
 
-def _directory(model: str) -> Path:
+def model_directory(model: str) -> Path:
+    """Where a model lies: the embedded one, SmolLM2 in the store, or a directory."""
     if model == "pocket":
         return MODEL_DIR
     if model != "smollm2-135m":
@@ -172,7 +173,7 @@ def _directory(model: str) -> Path:
     return path
 
 
-class _Bench:
+class Bench:
     """The text, the windows and the reference that every row is measured with."""
 
     def __init__(self, model: SourceModel, arguments: argparse.Namespace):
@@ -269,15 +270,21 @@ def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dic
 
     means, tails = [], []
     for row in results.values():
-        pairs = zip(row["native"]["window_nll"], row[side]["window_nll"], strict=True)
-        difference = [ours - theirs for ours, theirs in pairs]
-        count = len(difference)
-        mean = math.fsum(difference) / count
-        spread = math.sqrt(math.fsum((d - mean) ** 2 for d in difference) / (count - 1) / count)
+        mean, spread, count = paired(row["native"], row[side])
         means.append(mean)
         tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
     names = list(results)
     return dict(zip(names, means, strict=True)), dict(zip(names, holm(tails), strict=True))
+
+
+def paired(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, int]:
+    """Mean, standard error and number of the differences of the windows' mean NLL."""
+    pairs = zip(one["window_nll"], other["window_nll"], strict=True)
+    difference = [ours - theirs for ours, theirs in pairs]
+    count = len(difference)
+    mean = math.fsum(difference) / count
+    squares = math.fsum((d - mean) ** 2 for d in difference)
+    return mean, math.sqrt(squares / (count - 1) / count), count
 
 
 def _open(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:

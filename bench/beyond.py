@@ -1,0 +1,84 @@
+"""What options beyond plain GPTQ are worth: KLD and perplexity at equal bits, paired by window.
+
+    python bench/beyond.py --json bench/results/beyond-pocket.json
+    python bench/beyond.py --json FILE --model smollm2-135m --windows 16
+
+Every row is the native GPTQ, group-aware, at one width and symmetry; what it is compared with is
+the same without the options. t is that of the mean difference of windows' NLL, negative if better.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from origin import Clock, write
+from parity import Bench, model_directory
+from qsweep.model_facts import read_facts
+from qsweep.quantizers import SourceModel
+from qsweep.quantizers.native import NativeGPTQ
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"scale_search": "mse"},
+    {"scale_search": "loss"},
+    {"gptaq_alpha": 0.25},
+    {"gptaq_alpha": 0.5},
+    {"gptaq_alpha": 1.0},
+    {"gptaq_alpha": 0.5, "scale_search": "loss"},
+    {"gptaq_alpha": 1.0, "scale_search": "loss"},
+    {"damp_percent": 0.01},
+    {"damp_percent": 0.1},
+)
+
+
+def main() -> None:
+    """Measure all options, or the first and those whose numbers are given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pocket", help="pocket, smollm2-135m, or a directory")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bits", type=int, nargs="+", default=[3, 4])
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(OPTIONS)))
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    path = model_directory(arguments.model)
+    model = SourceModel(read_facts(path, arguments.model), arguments.device)
+    bench = Bench(model, arguments)
+    settings = [(bits, sym) for bits in arguments.bits for sym in (True, False)]
+    rows: list[dict[str, Any]] = []
+    plain: list[dict[str, Any]] = []
+    for options in (OPTIONS[number] for number in sorted({0, *arguments.only})):
+        clock = Clock()
+        measured = bench.together(
+            [NativeGPTQ(bits, arguments.group_size, sym=sym, **options) for bits, sym in settings]
+        )
+        spent = clock.read()
+        plain = plain or measured
+        for (bits, sym), one, base in zip(settings, measured, plain, strict=True):
+            rows.append({"bits": bits, "sym": sym, "options": options, **_compared(one, base)})
+            _print(rows[-1])
+        print(f"  {spent['cpu_s']:.0f} s of the processor, measuring included", flush=True)
+    write(arguments.json, f"options of the native GPTQ on {arguments.model}", rows)
+
+
+def _compared(one: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    mean, spread, _ = paired(one, base)
+    figures = {name: value for name, value in one.items() if name != "window_nll"}
+    figures["kld_share"] = round(one["kld"] / base["kld"], 4)
+    return figures | {"t": round(mean / spread, 2) if spread else None}
+
+
+def _print(row: dict[str, Any]) -> None:
+    options = " ".join(f"{name}={value}" for name, value in row["options"].items()) or "plain"
+    print(
+        f"{row['bits']} bits {'sym' if row['sym'] else 'asym':4} {options:36} "
+        f"ratio {row['ppl_ratio']:.4f}  KLD {row['kld']:.4f} ({row['kld_share']:.3f} of plain)",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
