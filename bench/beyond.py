@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from origin import Clock, write
-from parity import Bench, model_directory
+from parity import Bench, model_directory, paired
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import SourceModel
 from qsweep.quantizers.native import NativeGPTQ
