@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 
 import search_lab
@@ -360,6 +363,20 @@ def test_two_processes_share_a_study_and_survive_kill_9(storage_name, tmp_path):
     assert first.strip() in complete
     best = answer(entries, search.objectives, serving=True).best_per_gb
     assert best.finding["record"] == grid(FormulaLab())[0]
+
+
+def test_sqlite_keeps_a_log_except_where_several_hosts_may_write(tmp_path, monkeypatch):
+    def journal_mode(folder):
+        folder.mkdir()
+        open_storage(None, folder)
+        with sqlite3.connect(folder / "study.db") as database:
+            return database.execute("PRAGMA journal_mode").fetchone()[0]
+
+    assert journal_mode(tmp_path / "here") == "wal"
+    shared = namedtuple("Partition", "mountpoint fstype")(str(tmp_path), "nfs4")
+    real = psutil.disk_partitions(all=True)
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [*real, shared])
+    assert journal_mode(tmp_path / "shared") == "delete"
 
 
 @pytest.mark.slow
