@@ -147,7 +147,9 @@ def missing_tasks(records: Iterable[Record]) -> list[str]:
     for record in records:
         for task in record.get("tasks") or ():
             if task["reason"]:
-                found.setdefault((task["name"], task["reason"]), []).append(record["name"])
+                # A reason may begin with the task that it is about.
+                reason = str(task["reason"]).removeprefix(f"{task['name']}: ")
+                found.setdefault((task["name"], reason), []).append(record["name"])
     return [
         f"{name}: {cells.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
         for (name, reason), trials in found.items()
