@@ -20,7 +20,7 @@ from qsweep.results import (
 )
 from qsweep.sanity import check
 from qsweep.tasks.page import adjusted_p, has_tasks, missing_tasks, worst_cell
-from qsweep.verdicts import expected_range
+from qsweep.verdicts import expected_range, in_the_fields_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,7 +94,7 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
     timed = any(record.get("speed") for record in records)
     shown = [c for c in columns(console.width, timed) if timed or c.heading != "tok/s"]
     shown = [c for c in shown if has_tasks(records) or c.heading != "suffers most"]
-    shown = [c for c in shown if _mostly_expected(records) or c.heading != "expected"]
+    shown = [c for c in shown if _all_expected(records) or c.heading != "expected"]
     adjusted = adjusted_p(records)
     measured = places(records)
     models = sorted({record["model"] for record in records})
@@ -181,10 +181,10 @@ def _interval(record: Record) -> str:
     return "" if record.get("reference") else cells.interval(low, high)
 
 
-def _mostly_expected(records: Sequence[Record]) -> bool:
+def _all_expected(records: Sequence[Record]) -> bool:
     # A sweep of the field's own rows shows its figures; elsewhere they would be a column of holes.
-    measured = [r for r in records if r["status"] == "finished" and not r.get("reference")]
-    return sum(expected_range(r) is not None for r in measured) * 2 > len(measured)
+    quantized = [r for r in records if r["status"] == "finished" and not r.get("reference")]
+    return bool(quantized) and all(map(in_the_fields_table, quantized))
 
 
 def _decode_speed(record: Record) -> str:
