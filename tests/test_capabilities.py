@@ -146,7 +146,7 @@ def record(key, changed, reference=False):
 def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     records = [record("none", 0, reference=True), record("rtn 3", 60), record("rtn 8", 3)]
     records[1]["tasks"].append(
-        {"name": "mmlu", "capability": "knowledge", "reason": "no data", "seconds": 0.0}
+        {"name": "mmlu", "capability": "knowledge", "reason": "mmlu: no data", "seconds": 0.0}
     )
     adjusted = adjusted_p(records)
     assert len(adjusted) == 4  # two trials by two measurable capabilities; the reference is none
@@ -157,7 +157,7 @@ def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     assert "math suffers most: 40.0%" in page and "loss of 30.0 ± " in page
     assert "no capability suffers beyond chance (lowest: math" in page
     assert "code: not measurable on this model" in page
-    assert "mmlu: no data (1 trial)" in page
+    assert "- mmlu: no data (1 trial)" in page
 
 
 def test_a_sweep_without_tasks_has_no_page():

@@ -59,6 +59,8 @@ def test_options_that_a_method_ignores_do_not_tell_trials_apart():
 def test_a_trial_is_described_in_a_few_words():
     quant = trial_config(composed("quant=gptq", "desc_act=true", "group_size=64")).quant
     assert describe(quant) == "gptq 4-bit g64 desc_act"
+    quant = trial_config(composed("quant=gptq", "quant.act_group_aware=false")).quant
+    assert describe(quant) == "gptq 4-bit g128 plain"
     # With one group per output the native backend has one order of columns only.
     quant = trial_config(composed("quant=gptq", "desc_act=true", "group_size=-1")).quant
     assert describe(quant) == "gptq 4-bit channel"

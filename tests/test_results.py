@@ -118,6 +118,16 @@ def sweep():
     ]
 
 
+def degradation():
+    types = [("Q8_0", 1.003), ("Q4_K_M", 1.056), ("Q3_K_M", 1.146), ("Q2_K", 1.407)]
+    return [
+        reference(),
+        *(trial(f"gptq {b}-bit", "gptq", r, bits=b) for b, r in ((8, 1.0004), (4, 1.064))),
+        trial("awq 4-bit", "awq", 1.049, bits=4),
+        *(trial(f"gguf {t}", "gguf", r, options={"type": t}) for t, r in types),
+    ]
+
+
 # rows and CSV
 
 
@@ -314,6 +324,17 @@ def test_the_table_fits_the_terminal_with_one_line_per_trial(width):
     assert ("1.055-1.071" in row) == (width >= 100)
 
 
+@pytest.mark.parametrize("width", [80, 100, 110])
+def test_the_fields_own_rows_show_what_it_expects_of_them(width):
+    text = shown(degradation(), width, terminal=False)
+    lines = text.splitlines()
+    assert all(len(line) <= width for line in lines[:11])
+    row = next(line for line in lines if line.startswith("awq 4-bit"))
+    assert ("1.04-1.08" in row) == (width >= 100)
+    beyond = [*degradation(), trial("gptq 3-bit", "gptq", 1.3, bits=3)]
+    assert "expected" not in shown(beyond, width, terminal=False)
+
+
 def test_the_table_is_plain_without_a_terminal_and_coloured_in_one():
     plain, coloured = (shown(sweep(), 100, terminal=t) for t in (False, True))
     assert "\x1b[" not in plain
@@ -328,6 +349,26 @@ def test_below_the_table_stand_reasons_and_counts():
     assert "4 finished, 1 failed, 1 skipped; results in outputs/sweeps/demo/results.csv" in text
     assert "most quality per GB: pocket gptq 8-bit (yes)" in text
     assert "0 finished" not in shown([trial("x", "rtn", reason="r")], 80, terminal=False)
+
+
+def test_trials_of_one_name_say_in_what_they_differ():
+    twins = [
+        trial("gptq 3-bit", "gptq", 1.1, bits=3, calibration="python_docs"),
+        trial("gptq 3-bit", "gptq", 1.2, bits=3, calibration="python_code", key="other"),
+        trial("awq 3-bit", "awq", 1.3, bits=3),
+    ]
+    for text in (shown(twins, 110, terminal=False), results_markdown("demo", twins)):
+        assert "gptq 3-bit python_docs" in text and "gptq 3-bit python_code" in text
+        assert "awq 3-bit " in text and "awq 3-bit python" not in text
+
+
+def test_measured_speed_comes_before_the_time_that_a_trial_took():
+    timed = [r | {"speed": {"decode_tps": 123.4, "decode_tokens": 32.0}} for r in sweep()[:3]]
+    for width, time_too in ((110, False), (118, True)):
+        text = shown(timed, width, terminal=False)
+        assert "tok/s" in text and "123" in text and ("|time" in text) == time_too
+    speed = results_markdown("demo", timed).partition("## Speed")[2]
+    assert " 32 |" in speed and "32.0" not in speed
 
 
 def test_markup_in_names_is_shown_as_it_is():

@@ -115,6 +115,36 @@ def test_a_memory_bomb_meets_its_limit(sandbox):
     assert not outcome.passed and "No space left" in outcome.reason
 
 
+def test_memory_is_limited_for_all_processes_together(sandbox):
+    program = (
+        "import os, time\n"
+        "for child in range(8):\n"
+        "    if os.fork() == 0:\n"
+        "        {daemon}\n"
+        "        held = bytearray(b'x' * (50 << 20)); time.sleep(60)\n"
+        "time.sleep(60)\n"
+    )
+    limits = Limits(cpu_s=10, wall_s=30, memory_mb=256, processes=20)
+    for daemon in ("pass", "os.setsid(); os.fork() and os._exit(0)"):
+        started = time.monotonic()
+        outcome = run_program(sandbox, program.format(daemon=daemon), limits)
+        assert not outcome.passed and outcome.reason == "held more than 256 MB of memory"
+        assert time.monotonic() - started < 10
+
+
+def test_memory_that_forks_share_counts_once(sandbox):
+    program = (
+        "import os, time\n"
+        "held = bytearray(b'x' * (100 << 20))\n"
+        "for child in range(4):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(0.5); os._exit(0)\n"
+        "for child in range(4): os.wait()\n"
+    )
+    outcome = run_program(sandbox, program, Limits(cpu_s=10, wall_s=30, memory_mb=256))
+    assert outcome.passed, outcome
+
+
 def test_no_network_not_even_to_this_machine(sandbox):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

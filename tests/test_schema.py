@@ -11,6 +11,7 @@ class Options:
     bits: int
     sym: bool | None = None
     name: str = "x"
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.bits > 8:
@@ -29,6 +30,10 @@ def test_values_are_converted_as_on_a_command_line():
         ({}, "quant.bits: field required"),
         ({"bits": 4.5}, "quant.bits=4.5"),
         ({"bits": 9}, "quant.bits=9: at most 8"),
+        (
+            {"bits": 4, "tasks": "mmlu"},
+            "quant.tasks=mmlu: must be a list, as in quant.tasks=[mmlu]",
+        ),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_place(values, message):
@@ -40,6 +45,7 @@ def test_mistakes_are_one_line_that_names_the_place(values, message):
 
 def test_nearest_lists_the_words_when_none_is_near():
     assert nearest("zzz", ["gptq", "awq"]) == "; there are awq, gptq"
+    assert nearest("gptw", ["gptq", "gptq", "awq"]) == "; did you mean 'gptq'?"
 
 
 @pytest.mark.parametrize(

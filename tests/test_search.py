@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 
 import search_lab
@@ -360,6 +364,36 @@ def test_two_processes_share_a_study_and_survive_kill_9(storage_name, tmp_path):
     assert first.strip() in complete
     best = answer(entries, search.objectives, serving=True).best_per_gb
     assert best.finding["record"] == grid(FormulaLab())[0]
+
+
+@pytest.mark.parametrize("storage_name", [None, "journal"])
+def test_two_processes_may_recover_the_same_orphan_at_once(storage_name, tmp_path, monkeypatch):
+    params = next(iter(SPACE.combinations()))
+    dead, first, second = (
+        make_search(FormulaLab(), open_storage(storage_name, tmp_path)).study for _ in range(3)
+    )
+    dead.owner = f"{socket.gethostname()}:999999999:1"
+    dead.claim("key", "name", params, SPACE)
+    seen = second.entries()
+    assert [entry.number for entry in first.recover()] == [0]
+    monkeypatch.setattr(second, "entries", lambda: seen)  # read before the first was done
+    assert second.recover() == []
+    monkeypatch.undo()
+    assert [entry.state for entry in second.entries()] == ["failed"]
+
+
+def test_sqlite_keeps_a_log_except_where_several_hosts_may_write(tmp_path, monkeypatch):
+    def journal_mode(folder):
+        folder.mkdir()
+        open_storage(None, folder)
+        with sqlite3.connect(folder / "study.db") as database:
+            return database.execute("PRAGMA journal_mode").fetchone()[0]
+
+    assert journal_mode(tmp_path / "here") == "wal"
+    shared = namedtuple("Partition", "mountpoint fstype")(str(tmp_path), "nfs4")
+    real = psutil.disk_partitions(all=True)
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [*real, shared])
+    assert journal_mode(tmp_path / "shared") == "delete"
 
 
 @pytest.mark.slow

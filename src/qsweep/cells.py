@@ -37,6 +37,11 @@ def interval(low: Number, high: Number) -> str:
     return "" if low is None or high is None else f"{_ratio(low)}-{_ratio(high)}"
 
 
+def expected(bounds: tuple[float, float] | None) -> str:
+    """``1.05-1.10``: the field's ratio; two decimals are all that it has."""
+    return "" if bounds is None else f"{bounds[0]:.2f}-{bounds[1]:.2f}"
+
+
 def ratio(value: Number) -> str:
     """A perplexity ratio: three decimals, fewer where it is large."""
     return "" if value is None else _ratio(value)

@@ -213,6 +213,8 @@ def describe(quant: Quantizer) -> str:
         words.append(f"{options['bits']}-bit")
     if (group := options.get("group_size")) is not None:
         words.append("channel" if group == -1 else f"g{group}")
+        if group != -1 and not (options.get("act_group_aware", True) or options["desc_act"]):
+            words.append("plain")  # columns as they stand, which is nobody's default
     words += [w for w in ("desc_act", "imatrix") if options.get(w)]
     if "env" in getattr(type(quant), "__dataclass_fields__", {}):
         # Rows of one method by several libraries must be told apart.

@@ -1,11 +1,13 @@
 """``results.md``: the sweep on one page, for a wiki, a pull request or a terminal."""
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import qsweep
 from qsweep import cells
+from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
     best,
@@ -28,6 +30,7 @@ _HEADINGS = (
 
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
     """The page of one sweep: what ran, a table per corpus and preset, what did not run and why."""
+    records = named_apart(records)
     parts = [f"# {cells.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
     parts += [_speed(records), _unfinished(records), _sanity(records)]
@@ -83,7 +86,6 @@ def _protocol(facts: dict[str, Any], floor: float | None) -> str:
 
 def _cells(record: Record, measurement: dict[str, Any]) -> list[str]:
     metrics, artifact = measurement["metrics"], record.get("artifact") or {}
-    expected = expected_range(record)
     span = cells.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
     span = "" if record.get("reference") else span
     return [
@@ -92,7 +94,7 @@ def _cells(record: Record, measurement: dict[str, Any]) -> list[str]:
         cells.gigabytes(artifact.get("size_gb")),
         cells.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
         cells.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        f"{expected[0]:.2f}-{expected[1]:.2f}" if expected else "",
+        cells.expected(expected_range(record)),
         cells.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
         cells.significant(metrics.get("kld_p99"), 3),
         cells.percent(metrics.get("top1_agreement")),
@@ -110,10 +112,14 @@ def _speed(records: Sequence[Record]) -> str:
         return ""
     names = list(dict.fromkeys(n for _, speed in timed for n in speed if _is_number(speed[n])))
     lines = [
-        [record["name"], *(cells.significant(speed.get(n), 4) for n in names)]
-        for record, speed in timed
+        [record["name"], *(_speed_cell(speed.get(n)) for n in names)] for record, speed in timed
     ]
     return "## Speed\n\n" + table(["trial", *names], lines)
+
+
+def _speed_cell(value: float | None) -> str:
+    whole = value is not None and math.isfinite(value) and value == int(value)
+    return f"{value:.0f}" if whole else cells.significant(value, 4)
 
 
 def _unfinished(records: Sequence[Record]) -> str:

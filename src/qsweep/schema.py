@@ -37,6 +37,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         place = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
         given = "" if first["type"] == "missing" else f"={first['input']}"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            message = f"must be a list, as in {_at(where, place)}=[{first['input']}]"
         raise ConfigError(
             f"{_at(where, place)}{given}: {message[0].lower()}{message[1:]}"
         ) from error
@@ -73,7 +75,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or the possible words where none is near."""
-    known = sorted(words)
+    known = sorted(set(words))
     if close := difflib.get_close_matches(word, known, n=2, cutoff=0.6):
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     return f"; there are {', '.join(known)}" if known else ""

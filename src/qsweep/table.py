@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep import cells
+from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
     best,
@@ -19,6 +20,7 @@ from qsweep.results import (
 )
 from qsweep.sanity import check
 from qsweep.tasks.page import adjusted_p, has_tasks, missing_tasks, worst_cell
+from qsweep.verdicts import expected_range, in_the_fields_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +55,7 @@ def print_results(
 
     Colours and lines appear on a terminal only; ``NO_COLOR`` and ``COLUMNS`` are honoured.
     """
-    console = console or _console()
+    console, records = console or _console(), named_apart(records)
     if any(record["status"] == "finished" for record in records):
         console.print(_table(records, console))
     for line in _remarks(records):
@@ -61,8 +63,11 @@ def print_results(
     console.print(_summary(records, directory), soft_wrap=True)
 
 
-def columns(width: int) -> list[Column]:
-    """The columns that fit a terminal of so many characters."""
+def columns(width: int, timed: bool = False) -> list[Column]:
+    """The columns that fit a terminal of so many characters.
+
+    Where speed was measured, it comes before the time that the trial itself took.
+    """
     everything = [
         Column("trial", lambda r: r["name"]),
         Column("bpw", lambda r: cells.fixed(_artifact(r, "bpw"), 2)),
@@ -70,13 +75,14 @@ def columns(width: int) -> list[Column]:
         Column("ppl", _perplexity(width >= 100)),
         Column("ratio", lambda r: cells.ratio(primary_metric(r, "ppl_ratio"))),
         Column("95 %", _interval, min_width=100),
+        Column("expected", lambda r: cells.expected(expected_range(r)), min_width=100),
         Column("KLD", lambda r: cells.divergence(primary_metric(r, "kld"))),
         Column("top-1", lambda r: cells.percent(primary_metric(r, "top1_agreement"))),
         Column("q/GB", lambda r: cells.significant(primary_metric(r, "quality_per_gb"), 3), 110),
         Column("suffers most", lambda r: r.get("suffers", "")),
         Column("verdict", status_word),
-        Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=90),
-        Column("tok/s", _decode_speed, min_width=118),
+        Column("tok/s", _decode_speed, min_width=90),
+        Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=118 if timed else 90),
     ]
     return [column for column in everything if width >= column.min_width]
 
@@ -86,8 +92,9 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
     from rich.table import Table
 
     timed = any(record.get("speed") for record in records)
-    shown = [c for c in columns(console.width) if timed or c.heading != "tok/s"]
+    shown = [c for c in columns(console.width, timed) if timed or c.heading != "tok/s"]
     shown = [c for c in shown if has_tasks(records) or c.heading != "suffers most"]
+    shown = [c for c in shown if _all_expected(records) or c.heading != "expected"]
     adjusted = adjusted_p(records)
     measured = places(records)
     models = sorted({record["model"] for record in records})
@@ -172,6 +179,12 @@ def _perplexity(with_error: bool) -> Callable[[Record], str]:
 def _interval(record: Record) -> str:
     low, high = (primary_metric(record, f"ppl_ratio_{end}") for end in ("low", "high"))
     return "" if record.get("reference") else cells.interval(low, high)
+
+
+def _all_expected(records: Sequence[Record]) -> bool:
+    # A sweep of the field's own rows shows its figures; elsewhere they would be a column of holes.
+    quantized = [r for r in records if r["status"] == "finished" and not r.get("reference")]
+    return bool(quantized) and all(map(in_the_fields_table, quantized))
 
 
 def _decode_speed(record: Record) -> str:

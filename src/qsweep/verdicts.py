@@ -40,9 +40,15 @@ def expected_range(record: dict[str, Any]) -> tuple[float, float] | None:
     A K-quant that fell back on other types for some rows is not what its name says, so nothing is
     expected of it either.
     """
-    options = record.get("options") or {}
     details = (record.get("artifact") or {}).get("details") or {}
-    if details.get("fallback"):
-        return None
-    which = options.get("type") or options.get("bits")
-    return _EXPECTED.get((record["method"], which))
+    return None if details.get("fallback") else _EXPECTED.get(_row(record))
+
+
+def in_the_fields_table(record: dict[str, Any]) -> bool:
+    """Whether the field's table has a row for a trial, whatever its artifact became."""
+    return _row(record) in _EXPECTED
+
+
+def _row(record: dict[str, Any]) -> tuple[str, Any]:
+    options = record.get("options") or {}
+    return record["method"], options.get("type") or options.get("bits")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeGuard
 
+from qsweep.labels import told_apart
 from qsweep.results import Record, Row, primary, rows
 
 # What two measurements must share before their figures may stand on one axis. The fingerprint is
@@ -177,37 +178,10 @@ def varied(rows_: Sequence[Row], name: str) -> list[Any]:
 
 
 def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
-    # A trial's name tells bits and group size. Trials of one name get what else they differ in,
-    # and only where that is nothing, the sweep.
-    for traits in (_traits, _origin):
-        named: dict[str, set[str]] = {}
-        for row in found:
-            named.setdefault(row["label"], set()).add(str(row["key"]))
-        told: dict[str, list[str]] = {}
-        for alike in named.values():
-            own = {key: traits(records[key]) for key in alike} if len(alike) > 1 else {}
-            for name in dict.fromkeys(name for values in own.values() for name in values):
-                if len({repr(values.get(name)) for values in own.values()}) > 1:
-                    for key, values in own.items():
-                        if (value := values.get(name)) is not None:
-                            told.setdefault(key, []).append(
-                                f"{name}={value}" if name else str(value)
-                            )
-        for row in found:
-            row["label"] = " ".join([row["label"], *told.get(str(row["key"]), [])])
-    return found
-
-
-def _traits(record: Record) -> dict[str, Any]:
-    return {
-        "": record.get("calibration"),
-        "backend": record["backend"],
-        **record["options"],
-    }
-
-
-def _origin(record: Record) -> dict[str, Any]:
-    return {"sweep": record.get("sweep")}
+    # By what else they differ in, and only where that is nothing, by the sweep.
+    labels = told_apart({str(row["key"]): row["label"] for row in found}, records)
+    labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
+    return [{**row, "label": labels[str(row["key"])]} for row in found]
 
 
 def _is_dict(value: Any) -> bool:

@@ -71,22 +71,25 @@ def answer_markdown(
     ]
     if trouble:
         parts.append(f"**{cells.markdown(trouble)}**")
-    parts += [
-        _section(title, entry, command_of)
-        for title, entry in _questions(answer)
-        if entry is not None
-    ]
+    told: set[str] = set()
+    for title, entry in _questions(answer):
+        if entry is not None:
+            again = entry.key in told
+            parts.append(f"## {title}")
+            parts.append(_same(entry) if again else _shown(entry, command_of))
+            told.add(entry.key)
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
         parts.append(f"## The front of {' and '.join(str(g) for g in goals)}")
         parts.append(table(_HEADINGS, [_cells(entry) for entry in answer.front]))
-        parts.append("\n".join(_how(entry, command_of) for entry in answer.front))
+        others = [entry for entry in answer.front if entry.key not in told]
+        parts.append("\n".join(_how(entry, command_of) for entry in others))
     if len(objectives) == 1:
         parts.append(
             f"The search looked for {objectives[0]} alone: what lost by that was dropped, so other "
             "questions are answered from what it ran."
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _questions(answer: Answer) -> list[tuple[str, Entry | None]]:
@@ -100,15 +103,21 @@ def _questions(answer: Answer) -> list[tuple[str, Entry | None]]:
     return questions
 
 
-def _section(title: str, entry: Entry, command_of: CommandOf) -> str:
-    return "\n\n".join([f"## {title}", table(_HEADINGS, [_cells(entry)]), _how(entry, command_of)])
+def _shown(entry: Entry, command_of: CommandOf) -> str:
+    return f"{table(_HEADINGS, [_cells(entry)])}\n\n{_how(entry, command_of)}"
+
+
+def _same(entry: Entry) -> str:
+    return f"The same: {cells.markdown(entry.name)}, {_verdict(entry)}."
 
 
 def _how(entry: Entry, command_of: CommandOf) -> str:
     finding = entry.finding or {}
-    where = f"{finding['artifact']} on {finding['host']}"
     name = cells.markdown(entry.name)
-    return f"- {name}: `{command_of(entry.params)}`\n  artifact: `{where}`"
+    return (
+        f"- {name}: `{command_of(entry.params)}`\n"
+        f"  artifact: `{finding['artifact']}` (on {cells.markdown(str(finding['host']))})"
+    )
 
 
 def _cells(entry: Entry) -> list[str]:

@@ -24,8 +24,6 @@ _SAMPLERS = {
     "random": "RandomSampler",
     "brute_force": "BruteForceSampler",
 }
-# So often a sampler may repeat itself before its nearest untried neighbour is taken instead.
-_PATIENCE = 3
 _MOST_NEIGHBOURS = 20_000
 
 
@@ -56,19 +54,16 @@ class Proposals:
             entries: what is known.
         """
         self._learn(entries)
-        params: Params = {}
-        for _ in range(_PATIENCE):
-            trial = self._scratch.ask()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                params = self._suggest(trial)
-            key = key_of(params)
-            if key is not None and key not in taken:
-                self._proposed[key] = trial
-                return params
-            from optuna.trial import TrialState
-
-            self._scratch.tell(trial, state=TrialState.FAIL)
+        trial = self._scratch.ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            params = self._suggest(trial)
+        key = key_of(params)
+        if key is not None and key not in taken:
+            self._proposed[key] = trial
+            return params
+        # Asked again, a sampler that has settled repeats itself: what it wants is about here.
+        self._scratch.tell(trial, state=_fail())
         return self._neighbour(params, key_of, taken)
 
     def _suggest(self, trial: Any) -> Params:

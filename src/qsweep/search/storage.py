@@ -10,6 +10,10 @@ from qsweep.errors import ConfigError, QsweepError
 from qsweep.locks import FileLock
 from qsweep.tracking.settings import public_uri
 
+# File systems of one host; what is not among them may be shared by several.
+_LOCAL = {
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay", "apfs",
+}  # fmt: skip
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
 
 
@@ -36,7 +40,7 @@ def open_storage(where: str | None, directory: Path) -> Any:
         )
     if scheme != "sqlite":
         return _reach(lambda: optuna.storages.RDBStorage(_with_driver(url)), url)
-    # Two processes that create the tables at once would trip over each other.
+    # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
         return _reach(lambda: _sqlite(url), url)
 
@@ -67,17 +71,33 @@ def _reach(connect: Callable[[], Any], where: Any) -> Any:
 
 def _sqlite(url: str) -> Any:
     from optuna.storages import RDBStorage
-    from sqlalchemy import event
+    from sqlalchemy import event, make_url
 
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
+    # A trial is a handful of transactions, and each waits for the disk, unless they are appended to
+    # a log. That is as safe from kills of processes; a power cut may take the last transactions.
+    # The log's index is memory that the processes share, so they must be on one host.
+    mode = "WAL" if _is_local(Path(make_url(url).database or "")) else "DELETE"
+
     def on_connect(connection: Any, _: Any) -> None:
-        # As safe from kills of processes, with fewer waits for the disk.
+        connection.execute(f"PRAGMA journal_mode={mode}")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     event.listen(storage.engine, "connect", on_connect)
     storage.engine.dispose()  # what is open already has not heard of it
-    return storage
+    with storage.engine.connect():
+        return storage
+
+
+def _is_local(file: Path) -> bool:
+    """Whether a file lies on a disk of this host, for all that can be seen of it."""
+    import psutil
+
+    place = file.absolute().resolve()
+    holding = [p for p in psutil.disk_partitions(all=True) if place.is_relative_to(p.mountpoint)]
+    mount = max(holding, key=lambda p: len(p.mountpoint), default=None)
+    return mount is not None and mount.fstype in _LOCAL
 
 
 def _with_driver(url: str) -> str:

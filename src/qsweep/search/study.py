@@ -175,10 +175,12 @@ class Study:
         A process of this host is dead if there is none of its number and start; one of another host
         if it has not said for five minutes that it is alive.
         """
+        from optuna.exceptions import UpdateFinishedTrialError
+
         orphans = []
         for entry in self.entries():
             if entry.state == "running" and entry.owner != self.owner and self._is_dead(entry):
-                with contextlib.suppress(ValueError):  # another process was quicker
+                with contextlib.suppress(UpdateFinishedTrialError):  # another process was quicker
                     self.fail(entry.number, f"its process died ({entry.owner})")
                     orphans.append(entry)
         return orphans

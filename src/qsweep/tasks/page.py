@@ -5,6 +5,7 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.alignment import alignment_markdown
+from qsweep.labels import named_apart
 from qsweep.tasks.capabilities import MARGIN, verdict
 from qsweep.tasks.significance import holm
 from qsweep.tasks.task import CAPABILITIES
@@ -46,8 +47,9 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     adjusted = adjusted_p(records)
     parts = []
     if has_tasks(records):
-        parts += [_introduction(), _kept(records, adjusted, table), _in_words(records, adjusted)]
-        parts += [_tasks(records, table), _missing(records)]
+        named = named_apart(records)
+        parts += [_introduction(), _kept(named, adjusted, table), _in_words(named, adjusted)]
+        parts += [_tasks(named, table), _missing(named)]
     parts.append(alignment_markdown(records))
     parts = [part for part in parts if part]
     return "\n\n".join([f"# What suffers: {cells.markdown(name)}", *parts]) + "\n" if parts else ""
@@ -145,7 +147,9 @@ def missing_tasks(records: Iterable[Record]) -> list[str]:
     for record in records:
         for task in record.get("tasks") or ():
             if task["reason"]:
-                found.setdefault((task["name"], task["reason"]), []).append(record["name"])
+                # A reason may begin with the task that it is about.
+                reason = str(task["reason"]).removeprefix(f"{task['name']}: ")
+                found.setdefault((task["name"], reason), []).append(record["name"])
     return [
         f"{name}: {cells.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
         for (name, reason), trials in found.items()

@@ -77,7 +77,7 @@ def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
 
 
 def _unknown(name: str, catalogue: Catalogue) -> str:
-    own = (*embedded.NAMES, *ALIASES, *_KNOWN)
+    own = tuple(dict.fromkeys((*embedded.NAMES, *ALIASES, *_KNOWN)))
     near = nearest(name, (*own, *catalogue.names()))
     if not near.startswith("; did you mean"):
         near = f"; for example {', '.join(own)}, or the path of a YAML file of your own"

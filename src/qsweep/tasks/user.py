@@ -237,6 +237,9 @@ def _fill(template: str, row: dict[str, Any], where: str, option: str, escape: b
             raise ConfigError(
                 f"{where}: {name}: is missing, and {option} needs it{nearest(name, row)}"
             )
+        if row[name] is None or isinstance(row[name], (list, dict)):
+            kind = {type(None): "null", list: "a list", dict: "an object"}[type(row[name])]
+            raise ConfigError(f"{where}: {name}: is {kind}, and {option} needs text")
         return re.escape(str(row[name])) if escape else str(row[name])
 
     # A regular expression's own braces, as in a{2}, are no fields.

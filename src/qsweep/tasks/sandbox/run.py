@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qsweep.tasks.sandbox import walls
+from qsweep.tasks.sandbox import usage, walls
 from qsweep.tasks.task import TaskUnavailable
 
 # Users that no system gives to anybody: of 2^31 numbers, those that not even systemd hands out.
 _FIRST_USER, _USERS = 0x70000000, 1 << 24
+# How often the memory of all processes is added up: what a core can fill meanwhile is 0.1 GB or so.
+_LOOK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Limits:
     Attributes:
         cpu_s: Processor seconds of each of its processes.
         wall_s: Seconds until it is killed with all that it started.
-        memory_mb: Address space of each process, and what it may keep in its scratch directory is
-            an eighth of that.
+        memory_mb: What all its processes may hold together, and the address space of each; what
+            it may keep in its scratch directory is an eighth of that.
         processes: How many it may have at a time, threads included.
         output_bytes: What it may print before it is killed.
     """
@@ -168,6 +170,7 @@ def _watch(
     """Read until both pipes end or a limit is met: output, verdict, and which limit it was."""
     assert process.stdout is not None
     deadline = time.monotonic() + limits.wall_s
+    look = time.monotonic() + _LOOK_EVERY_S
     read = {process.stdout.fileno(): bytearray(), verdict: bytearray()}
     stopped = ""
     try:
@@ -175,10 +178,14 @@ def _watch(
             for descriptor in read:
                 selector.register(descriptor, selectors.EVENT_READ)
             while selector.get_map() and not stopped:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                now = time.monotonic()
+                if now >= deadline:
                     stopped = f"timed out after {limits.wall_s:g} s"
-                for key, _ in selector.select(max(left, 0)):
+                if now >= look:
+                    look = now + _LOOK_EVERY_S
+                    if usage.holds_more(process.pid, limits.memory_mb << 20):
+                        stopped = f"held more than {limits.memory_mb} MB of memory"
+                for key, _ in selector.select(max(min(deadline, look) - now, 0)):
                     chunk = os.read(key.fd, 65536)
                     if not chunk:
                         selector.unregister(key.fd)
