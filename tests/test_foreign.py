@@ -303,7 +303,7 @@ def test_a_quantizer_of_your_own_is_two_files(tmp_path):
         "env": {"name": str(environment), "folder": str(tmp_path)},
     }
     mine = build_quantizer(values)
-    assert describe(mine) == "mine 4-bit g32 custom"
+    assert describe(mine) == "mine 4-bit g32"
     with pytest.raises(BackendUnavailable, match=f"create {environment}"):
         mine.check(facts(tmp_path))
     before = mine.version()
