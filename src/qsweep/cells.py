@@ -28,6 +28,9 @@ def with_error(value: Number, error: Number) -> str:
         return ""
     if error is None or not math.isfinite(value) or not math.isfinite(error) or error <= 0:
         return significant(value, 5)
+    if 0 < abs(value) < 5e-4:
+        # Four decimals would leave a single digit, or none.
+        return f"{value:.1e} ±{error:.0e}"
     decimals = min(max(1 - math.floor(math.log10(error)), 0), 4)
     return f"{value:.{decimals}f} ±{error:.{decimals}f}"
 

@@ -80,7 +80,7 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
             probe.bind((_HOST, port))
         except OSError as error:
             raise ServerError(f"port {port} is taken; another: --port {port + 1}") from error
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - fixed arguments
         [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(port)],
         # Not as an argument: the URI may hold a password, and everybody may list arguments.
         env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},

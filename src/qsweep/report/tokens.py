@@ -133,7 +133,6 @@ def _colour(names: list[str]) -> Spec:
         "type": "nominal",
         "title": None,
         "scale": {"domain": names, "range": palette(len(names))},
-        "legend": {"columns": 2},
     }
 
 
