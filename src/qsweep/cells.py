@@ -31,7 +31,8 @@ def with_error(value: Number, error: Number) -> str:
     if 0 < abs(value) < 5e-4:
         # Four decimals would leave a single digit, or none.
         return f"{value:.1e} ±{error:.0e}"
-    decimals = min(max(1 - math.floor(math.log10(error)), 0), 4)
+    first = -math.floor(math.log10(error))
+    decimals = min(max(1 + first, 0), max(4, first))
     return f"{value:.{decimals}f} ±{error:.{decimals}f}"
 
 

@@ -56,7 +56,7 @@ def speed(group: Group) -> Panel | None:
     words = ["On the kernels that serve each artifact."]
     layers: list[Spec] = bands(domain)
     if reference is not None:
-        words.append(f"Dashed: the reference's, {cells.significant(reference, 3)}.")
+        words.append(f"Dashed: the reference, {cells.significant(reference, 3)}.")
         layers.append(
             {
                 "data": {"values": [{"speed": reference}]},

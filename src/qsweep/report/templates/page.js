@@ -176,6 +176,7 @@ document.querySelectorAll("section:has(> .tools)").forEach((section) => {
     };
     rows.map((row) => [key(row), row]).sort((a, b) => compare(a[0], b[0]))
       .forEach(([, row]) => body.append(row));
+    said.textContent = `sorted by ${heading.textContent.trim()}, ${heading.getAttribute("aria-sort")}`;
   }
 
   function markdown() {
