@@ -55,7 +55,7 @@
 
   async function draw(place, printing) {
     const spec = specs[Number(place.dataset.chart)];
-    const width = printing ? 640 : Math.max(place.clientWidth, 260);
+    const width = printing ? 900 : Math.max(place.clientWidth, 260);
     const style = getComputedStyle(root);
     const look = painted(read(config), style);
     // As many columns as the longest name leaves room for, beside the axis on the left.
