@@ -174,6 +174,7 @@ def _seal(environment: Environment, started: float) -> None:
         environment.path / MANIFEST,
         {
             "spec": environment.spec.fingerprint(),
+            "library": environment.spec.library,
             "python": found.text,
             "packages": dict(sorted(found.packages.items())),
             "seconds": round(time.time() - started, 1),
