@@ -23,7 +23,7 @@ lint: $(VENV)/.base $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 ui: $(VENV)/.base
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+	$(BIN)/python -m qsweep.ui
 
 install: $(VENV)/.base
 gguf: $(VENV)/.gguf

@@ -66,6 +66,30 @@ def test_a_trial_is_described_in_a_few_words():
     assert describe(quant) == "gptq 4-bit channel"
 
 
+def test_a_backend_is_named_where_it_is_not_the_methods_usual_one():
+    def names(method: str, *overrides: str) -> set[str]:
+        backends = composed(f"quant={method}")["quant"]["backends"]
+        return {
+            describe(trial_config(composed(f"quant={method}", f"quant.backend={b}")).quant)
+            for b in backends
+        }
+
+    # The usual one is what the group's file chooses.
+    for method in ("gptq", "awq"):
+        usual = describe(trial_config(composed(f"quant={method}")).quant)
+        assert usual == f"{method} 4-bit g128"
+        assert usual in names(method)
+    assert names("awq") == {
+        "awq 4-bit g128",
+        "awq 4-bit g128 · gptqmodel",
+        "awq 4-bit g128 · autoawq",
+        "awq 4-bit g128 · llmcompressor",
+    }
+    assert len(names("gptq")) == 4
+    # A method that one library alone offers needs no second word for it, but one for its format.
+    assert describe(trial_config(composed("quant=autoround")).quant) == "autoround 4-bit g128 gptq"
+
+
 def test_the_primary_corpus_is_the_first_unless_named():
     assert trial_config(composed("corpus=[python_code,python_docs]")).primary == "python_code"
     assert trial_config(composed("eval.primary=python_code")).primary == "python_code"

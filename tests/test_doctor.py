@@ -43,6 +43,48 @@ def test_the_exit_code_is_one_when_the_main_job_cannot_run(places, monkeypatch, 
     assert 'pip install "qsweep[gptqmodel]"' in said and "cannot run" in said
 
 
+def test_environments_are_listed_with_the_command_that_makes_them(places, capsys):
+    from qsweep.env.create import MANIFEST, Environment
+    from qsweep.env.spec import load_spec, spec_names
+
+    folder = places.outputs / "envs"
+    made = Environment(load_spec("autoawq"), folder)
+    made.python.parent.mkdir(parents=True)
+    made.python.symlink_to(sys.executable)
+    manifest = {"spec": made.spec.fingerprint(), "python": "3.11.7", "packages": {}}
+    (made.path / MANIFEST).write_text(json.dumps(manifest))
+    (folder / "autoround").mkdir()
+
+    main(["--outputs", str(places.outputs), "--json"])
+    content = json.loads(capsys.readouterr().out)
+    found = {f["name"]: f for f in content["findings"] if f["area"] == "environments"}
+    assert list(found) == spec_names()
+    assert (found["autoawq"]["status"], found["autoawq"]["fix"]) == ("ok", "")
+    assert found["autoawq"]["detail"] == "made: autoawq 0.2.9, Python 3.11.7"
+    assert found["autoround"]["status"] == "missing"
+    assert found["autoround"]["detail"].startswith("half made: auto-round")
+    assert found["llmcompressor"]["detail"].startswith("not made: llmcompressor 0.")
+    assert "CUDA only" in found["auto_gptq"]["detail"]
+    # The command is one that can be typed as it is: its options are those of qsweep.env.
+    command = found["llmcompressor"]["fix"]
+    assert command == f"python -m qsweep.env create llmcompressor --folder {folder}"
+
+    main(["--outputs", str(places.outputs)])
+    assert f"create autoround --folder {folder}" in capsys.readouterr().out
+
+
+def test_an_environment_that_no_python_here_can_make_says_so(places, monkeypatch):
+    from qsweep.env import interpreter
+    from qsweep.errors import BackendUnavailable
+
+    def nothing(spec, given=None):
+        raise BackendUnavailable(f"{spec.name} needs Python {spec.python}")
+
+    monkeypatch.setattr(interpreter, "find_base", nothing)
+    found = named(list(doctor_checks.environments(places)), "auto_gptq")
+    assert "needs Python >=3.9,<3.12" in found.detail and found.fix.endswith("--python PATH")
+
+
 @pytest.mark.parametrize(
     ("versions", "package"),
     [

@@ -1,6 +1,7 @@
 """Environments: made whole or not at all, and one line for everything that can go wrong."""
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from qsweep.env.interpreter import ask, find_base
 from qsweep.env.spec import EnvSpec, load_spec, spec_names
 from qsweep.errors import BackendUnavailable, ConfigError, QsweepError
 
+UV = install.find_uv()
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -71,7 +73,10 @@ def test_a_typo_names_the_nearest_environment(tmp_path):
 def test_a_file_of_your_own_is_an_environment(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("library: brick\npython: '>=3.10'\ninstall: [brick==1.5]\n")
-    assert load_spec(str(file)) == EnvSpec("mine", "brick", ("brick==1.5",), ">=3.10")
+    expected = EnvSpec("mine", "brick", ("brick==1.5",), ">=3.10", file=str(file))
+    assert load_spec(str(file)) == expected
+    # Commands that are to be typed name the file, not what it is called.
+    assert f"qsweep.env create {file}" in check(Environment(expected, tmp_path))[0]
     file.write_text("library: brick\ninstal: [brick]\n")
     with pytest.raises(ConfigError, match="instal: no such option; did you mean 'install'"):
         load_spec(str(file))
@@ -151,6 +156,28 @@ def explain(text: str) -> str:
         ("OSError: [Errno 28] No space left on device", "no space left on the disk"),
         ("ERROR: Failed building wheel for autoawq", "autoawq does not build"),
         ("ERROR: ResolutionImpossible: for help", "its pins contradict one another"),
+        # uv's words for the same.
+        (
+            "error: No solution found\n  cause: Because there is no version of tomli==99.9 and you "
+            "require tomli==99.9, we can conclude",
+            "the package index has no tomli==99.9",
+        ),
+        (
+            "  cause: Because brick was not found in the package registry and you require brick",
+            "the package index has no brick",
+        ),
+        (
+            "  cause: Because brick was not found in the cache\n\nhint: the network was disabled.",
+            "the package index cannot be reached",
+        ),
+        (
+            "error: The build backend returned an error\n  cause: Call to `backend.x` failed",
+            "a package does not build",
+        ),
+        (
+            "error: No solution found\n  cause: Because you require brick==1 and brick==2, we can",
+            "its pins contradict one another",
+        ),
         ("one\ntwo\n\n", "two"),
         ("", "the installer ended with status 1"),
     ],
@@ -238,6 +265,38 @@ def test_pip_where_it_knows_an_index_that_uv_does_not(monkeypatch, tmp_path):
     monkeypatch.setattr(install, "find_uv", lambda: None)
     with pytest.raises(ConfigError, match="uv is not installed"):
         first("uv")
+
+
+@pytest.mark.skipif(UV is None, reason="uv is not installed: pip install uv")
+def test_uv_makes_checks_and_removes_an_environment(toy, capsys, monkeypatch):
+    monkeypatch.setattr(install, "find_uv", lambda: UV)
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    file = toy.folder.parent / "toy.yaml"
+    pins = ", ".join(toy.spec.install)
+    file.write_text(f"library: brick\nimports: brick\ndisk_gb: 0.05\ninstall: [{pins}]\n")
+    folder = ["--folder", str(toy.folder)]
+    assert main(["create", str(file), "--installer", "uv", *folder]) == 0
+    assert "uv pip install" in toy.log.read_text()
+    assert ask(toy.python).packages == {"brick": "1.5"}
+    assert main(["check", str(file), *folder]) == 0
+    assert main(["list", *folder]) == 0
+    assert re.search(r"toy +your own +brick 1.5", capsys.readouterr().out)
+    assert main(["remove", str(file), *folder]) == 0
+    assert toy.state() == "absent"
+    # What it does not find it says in its own words, which mean the same in ours.
+    file.write_text("library: brick\ndisk_gb: 0.05\ninstall: [brick==9.9]\n")
+    assert main(["create", str(file), "--installer", "uv", *folder]) == 1
+    assert "the package index cannot be reached; log:" in capsys.readouterr().err
+    bad = toy.folder.parent / "bad"
+    bad.mkdir()
+    (bad / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    (bad / "backend.py").write_text("raise SystemExit('no compiler')\n")
+    file.write_text(f"library: brick\ndisk_gb: 0.05\ninstall: ['{bad}']\n")
+    assert main(["create", str(file), "--installer", "uv", *folder]) == 1
+    assert "a package does not build; log:" in capsys.readouterr().err
+    assert toy.state() == "absent"
 
 
 def test_a_missing_environment_skips_with_the_command(tmp_path):

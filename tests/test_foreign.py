@@ -283,11 +283,27 @@ def test_what_the_others_cannot_do(tmp_path):
         (LLMCompressorAWQ(bits=3), "no runtime serves compressed-tensors of 3 bits"),
         (AutoRound(export="awq", bits=3), "exports AWQ at 4 bits only"),
         (AutoRound(sym=False), "loses zero points of 0"),
+        (AutoRound(export="gguf", type="IQ4_XS"), "does not export IQ4_XS; it has Q2_K_S"),
+        (AutoRound(export="gguf", bits=7), "no GGUF type of 7 bits; there are 2, 3, 4, 5, 6, 8"),
     ):
         with pytest.raises(IncompatibleTrial, match=message):
             quantizer.check(facts(tmp_path))
     with pytest.raises(ConfigError, match="quant=rtn rounds to nearest"):
         AutoRound(iters=0)
+    with pytest.raises(ConfigError, match="a GGUF type; quant.export=gguf"):
+        AutoRound(type="Q4_K_M")
+    with pytest.raises(ConfigError, match="llama.cpp has no such type"):
+        AutoRound(export="gguf", type="Q4_K_X")
+
+
+def test_of_a_gguf_export_only_type_and_tuning_count():
+    first = AutoRound(export="gguf", group_size=32, sym=True)
+    second = AutoRound(export="gguf", group_size=128, type="q4_k_m")
+    assert first.options() == second.options()
+    assert describe(first) == "autoround Q4_K_M gguf"
+    assert first.options() != AutoRound(export="gguf", bits=3).options()
+    # Without tuning, its search for a type's scales is left.
+    assert AutoRound(export="gguf", iters=0).options()["iters"] == 0
 
 
 def test_a_quantizer_of_your_own_is_two_files(tmp_path):
@@ -303,7 +319,7 @@ def test_a_quantizer_of_your_own_is_two_files(tmp_path):
         "env": {"name": str(environment), "folder": str(tmp_path)},
     }
     mine = build_quantizer(values)
-    assert describe(mine) == "mine 4-bit g32 custom"
+    assert describe(mine) == "mine 4-bit g32"
     with pytest.raises(BackendUnavailable, match=f"create {environment}"):
         mine.check(facts(tmp_path))
     before = mine.version()
@@ -411,7 +427,7 @@ class Comparison:
         (out / "rtn").mkdir()
         (out / "own").mkdir()
         self.artifact = quantizer.quantize(model, calibration, out / "own")
-        nearest = RTN(bits=4, group_size=64, sym=quantizer.options()["sym"])
+        nearest = RTN(bits=4, group_size=64, sym=quantizer.options().get("sym", False))
         self.reference = self.dense(reference_artifact(model.facts))
         self.rounded = self.kld(self.dense(nearest.quantize(model, None, out / "rtn")))
 
@@ -460,6 +476,41 @@ def test_autoround_end_to_end(export, pocket_dir, tmp_path, text):
     path = str(found.artifact.path)
     served = library.GPTQModel.load(path, device="cpu", backend=kernel, dtype=torch.float16)
     assert found.kld(found.run(served.model), dense) < 1e-5
+
+
+@pytest.mark.env
+@pytest.mark.parametrize(("bits", "iters"), [(4, 20), (2, 20), (4, 0)])
+def test_autoround_writes_gguf_end_to_end(bits, iters, pocket_dir, tmp_path, text):
+    """Read by the dense engine and run by llama.cpp: both see the same model."""
+    pytest.importorskip("llama_cpp")
+    from qsweep.gguf.dense import MODEL_FILE
+    from qsweep.gguf.native import NativeModel
+    from qsweep.gguf.reader import read_gguf
+
+    env = require_environment("autoround")
+    quantizer = AutoRound(bits=bits, export="gguf", iters=iters, env=env)
+    found = Comparison(quantizer, pocket_dir, tmp_path, text)
+    artifact = found.artifact
+    dense = found.dense(artifact)
+    path = artifact.path / MODEL_FILE
+    with NativeModel(path, context=256, batch=64, gpu=None, threads=1) as model:
+        rows = [
+            torch.cat([torch.tensor(part) for _, part in model.logits(row.tolist())])
+            for row in found.ids
+        ]
+    native = torch.stack(rows).float().log_softmax(-1)
+    # It rounds activations to 8 bits, which is little beside what the weights lost.
+    assert found.kld(native, dense) < 2e-3
+    lost = found.kld(dense)
+    assert lost > 10 * found.kld(native, dense)
+    assert lost < (found.rounded if bits == 4 else 10 * found.rounded)
+    assert artifact.format == "gguf" and "llama.cpp" in artifact.runtimes
+    assert artifact.details["type"] == {4: "Q4_K_M", 2: "Q2_K_S"}[bits]
+    assert artifact.details["handshake_kld"] < 1e-5
+    assert (4.4 < artifact.size.bpw < 5.2) if bits == 4 else (2 < artifact.size.bpw < 3.2)
+    # The pocket model's vocabulary is nobody's: only ours knows how its text is split.
+    assert read_gguf(path).metadata["tokenizer.ggml.pre"] == "gpt-2"
+    assert not (artifact.path / "work").exists()
 
 
 @pytest.mark.env

@@ -8,8 +8,10 @@ pytest.importorskip("llama_cpp")
 from qsweep.artifact import from_content, to_content  # noqa: E402
 from qsweep.dense import load_dense  # noqa: E402
 from qsweep.errors import ArtifactCorrupt, BackendUnavailable, TrialFailed  # noqa: E402
+from qsweep.gguf.base import unquantized  # noqa: E402
 from qsweep.gguf.converter import converter_dir  # noqa: E402
 from qsweep.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
+from qsweep.gguf.foreign import difference  # noqa: E402
 from qsweep.gguf.imatrix import importance_matrix  # noqa: E402
 from qsweep.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.gguf.reader import read_gguf  # noqa: E402
@@ -123,6 +125,26 @@ def test_the_artifact_says_what_it_stores(quantized):
     names = {p.name for p in artifact.path.iterdir()}
     assert {"config.json", "tokenizer.json", MODEL_FILE} <= names
     assert not any(name.endswith(".safetensors") for name in names)
+
+
+def test_a_file_of_another_converter_is_taken_only_if_it_is_laid_out_as_ours(tiny_model, tmp_path):
+    source = tiny_model("llama")
+    model = SourceModel(read_facts(source, "llama"), "cpu")
+    with unquantized(model, tmp_path) as base:
+        path = tmp_path / "other.gguf"
+        for name in ("Q2_K", "Q8_0"):
+            quantize_file(base.path, path, file_type(name), None)
+            assert difference(base, read_gguf(path)) is None
+        # Without the reordering of query and key rows that llama.cpp expects.
+        name = "model.layers.0.self_attn.q_proj.weight"
+        straight = dataclasses.replace(base.layout.rules[name], rows=None)
+        layout = dataclasses.replace(base.layout, rules={**base.layout.rules, name: straight})
+        other = dataclasses.replace(base, layout=layout)
+        assert "its rows are in another order" in difference(other, read_gguf(path))
+        renamed = dataclasses.replace(straight, tensor="blk.0.query.weight")
+        layout = dataclasses.replace(base.layout, rules={**base.layout.rules, name: renamed})
+        other = dataclasses.replace(base, layout=layout)
+        assert difference(other, read_gguf(path)) == "it has no tensor blk.0.query.weight"
 
 
 def test_a_damaged_file_is_corrupt(quantized, tmp_path):

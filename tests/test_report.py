@@ -189,6 +189,55 @@ def test_the_page_names_no_other_place_and_stays_small():
     assert len(page.encode()) < 5e6
 
 
+def test_the_reference_is_drawn_beside_the_speed_of_the_others():
+    from qsweep.report.costs import speed
+    from qsweep.report.vega import svg
+
+    records = synthetic(12)
+    without = speed(*groups(records))
+    assert "Dashed" not in without.note and 'stroke-dasharray="6,4"' not in svg(without.spec)
+    records[0]["speed"] = {"decode_tps": 321.0}
+    panel = speed(*groups(records))
+    assert "Dashed: the reference, 321." in panel.note
+    # Far beyond the others' 60 tokens per second, and on the axis all the same.
+    picture = svg(panel.spec)
+    assert picture.count('stroke-dasharray="6,4"') == 1 and ">300<" in picture
+
+
+def test_models_of_about_one_size_get_an_axis_of_their_own():
+    def panel(count):
+        return quality_against_size(*groups(synthetic(count)))
+
+    alike = panel(12)  # 4 bits alone
+    assert "does not start at 0: the reference, 16.1 GB, lies to the right" in alike.note
+    points = alike.spec["data"]["values"]
+    assert len(points) == 11 and not any(p["reference"] for p in points)
+    sizes = [p["size"] for p in points]
+    low, high = alike.spec["layer"][-2]["encoding"]["x"]["scale"]["domain"]
+    assert low < min(sizes) and max(sizes) < high < 6
+    spread = panel(200)
+    assert "does not start" not in spread.note
+    assert any(p["reference"] for p in spread.spec["data"]["values"])
+    # One model is no crowd: where it lies beside the reference is what the picture shows.
+    assert "does not start" not in panel(2).note
+
+
+def test_sort_buttons_tables_and_regions_are_named_for_who_cannot_see_them():
+    page = render([sweep(40)]).partition("<script>")[0]
+    head = page[page.index('<table class="trials">') :].partition("</thead>")[0]
+    assert "<caption" in head
+    headings = re.findall(r"<th [^>]*>.*?</th>", head)
+    assert len(headings) > 10
+    for heading in headings:
+        assert 'scope="col"' in heading and 'aria-sort="none"' in heading
+        assert re.search(r'<button type="button" title="[^"]+">[^<]+</button>', heading)
+    assert page.count("<table") == page.count("<caption")
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', page)
+    assert len(regions) == page.count("<table") and "table" not in regions
+    pictures = re.findall(r'role="img" aria-label="([^"]*)"', page)
+    assert len(pictures) > 4 and all(len(text) > 40 for text in pictures)
+
+
 def test_the_ratio_axis_is_broken_only_where_it_is_marked():
     panel = quality_against_size(one_group(synthetic(200)))
     assert "The axis is broken" in panel.note
@@ -260,7 +309,14 @@ def test_per_token_arrays_are_drawn_where_they_are_kept(tmp_path):
     assert bins == {"0-0.25", "0.25-0.5", "0.5-0.75", "0.75-0.9", "0.9-1"}
     drawn = {v["label"] for v in tail.spec["data"]["values"]}
     assert len(drawn) == 2
-    assert divergence_by_token(one_group(synthetic(6))) == []
+    (gone,) = divergence_by_token(one_group(synthetic(6)))
+    assert gone.spec is None and "running the sweep again" in gone.note
+    # Where none were measured there is nothing to miss.
+    plain = synthetic(6)
+    for record in plain:
+        for measurement in record["measurements"]:
+            del measurement["metrics"]["kld"]
+    assert divergence_by_token(one_group(plain)) == []
 
 
 def test_the_command_writes_page_table_text_and_picture(tmp_path, capsys):

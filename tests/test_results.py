@@ -258,6 +258,10 @@ def test_numbers_are_readable():
     assert cells.with_error(18.2345, 0.41) == "18.23 ±0.41"
     assert cells.with_error(1234.5, 12.0) == "1234 ±12"
     assert cells.with_error(18.2345, None) == "18.235"
+    # Where four decimals would say nothing, powers of ten.
+    assert cells.with_error(1.23e-4, 3.4e-6) == "1.2e-04 ±3e-06"
+    assert cells.with_error(0.0005, 0.00002) == "0.00050 ±0.00002"
+    assert cells.with_error(0.0202, 0.0007) == "0.0202 ±0.0007"
     assert cells.ratio(1.0025) == "1.002" or cells.ratio(1.0025) == "1.003"
     assert cells.ratio(1234.5) == "1234" or cells.ratio(1234.5) == "1235"
     assert cells.divergence(0.0) == "0"

@@ -18,7 +18,7 @@ from qsweep import sync
 from qsweep.errors import ConfigError
 from qsweep.files import write_json
 from qsweep.results import write_results
-from qsweep.tracking import Tracker, TrackingConfig, ui_line
+from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
 from qsweep.tracking.journal import Journal, Place, logger_lock
 from qsweep.tracking.runs import fingerprint, metric_prefix, sweep_run, trial_run
 from qsweep.tracking.settings import public_uri, resolved_uri
@@ -431,6 +431,33 @@ def test_the_users_own_tracker_is_left_alone(outputs: Outputs, monkeypatch, dead
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_uri)
     assert outputs.run(record()) == []
     assert len(outputs.runs()) == 2
+
+
+def test_an_experiment_says_what_kind_it_is_and_keeps_what_somebody_chose(outputs: Outputs):
+    client = client_of(outputs.place.uri)
+
+    def tags(name: str) -> dict:
+        return client.get_experiment_by_name(name).tags
+
+    outputs.run(record())
+    assert tags("qsweep")["mlflow.experimentKind"] == "custom_model_development"
+    for name, before in (("plain", {}), ("chosen", {"mlflow.experimentKind": "regression"})):
+        client.create_experiment(name, tags=before)
+        Outputs(outputs.root, None, f"in-{name}", name).run(record())
+    assert tags("plain")["mlflow.experimentKind"] == "custom_model_development"
+    assert tags("chosen")["mlflow.experimentKind"] == "regression"
+
+
+def test_the_view_is_there_while_the_sweep_still_runs(outputs: Outputs):
+    outputs.write(record())
+    log = SweepLog(outputs.directory, outputs.place, outputs.root)
+    log.log_missing([record()])
+    log.close()
+    page = ui_page(outputs.config, outputs.directory, outputs.root)
+    assert page and page.startswith("http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=")
+    experiment = client_of(outputs.place.uri).get_experiment_by_name("qsweep")
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.qsweep"])["selectedColumns"]
+    assert "metrics.`ppl_ratio`" in columns
 
 
 def test_an_interrupted_sweep_is_shown_as_such(outputs: Outputs):

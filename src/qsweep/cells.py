@@ -28,7 +28,11 @@ def with_error(value: Number, error: Number) -> str:
         return ""
     if error is None or not math.isfinite(value) or not math.isfinite(error) or error <= 0:
         return significant(value, 5)
-    decimals = min(max(1 - math.floor(math.log10(error)), 0), 4)
+    if 0 < abs(value) < 5e-4:
+        # Four decimals would leave a single digit, or none.
+        return f"{value:.1e} ±{error:.0e}"
+    first = -math.floor(math.log10(error))
+    decimals = min(max(1 + first, 0), max(4, first))
     return f"{value:.{decimals}f} ±{error:.{decimals}f}"
 
 

@@ -15,6 +15,8 @@ from qsweep.tracking import TrackingConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
+# The backend that a method's name alone means, as in conf/quant; one of another is named.
+_USUAL_BACKEND = {"gptq": "native", "awq": "native"}
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,11 @@ def describe(quant: Quantizer) -> str:
         if group != -1 and not (options.get("act_group_aware", True) or options["desc_act"]):
             words.append("plain")  # columns as they stand, which is nobody's default
     words += [w for w in ("desc_act", "imatrix") if options.get(w)]
-    if "env" in getattr(type(quant), "__dataclass_fields__", {}):
+    if (export := options.get("export")) is not None:
+        words.append(str(export))
+    if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):
         # Rows of one method by several libraries must be told apart.
-        words.append(quant.backend)
+        words.append(f"· {quant.backend}")
     return " ".join(words)
 
 

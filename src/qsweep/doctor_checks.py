@@ -127,6 +127,33 @@ def backends(places: Places) -> Iterator[Finding]:
     yield _gguf()
 
 
+def environments(places: Places) -> Iterator[Finding]:
+    """Libraries that conflict with qsweep's own, each in an environment that is made on demand."""
+    from qsweep.env.choice import EnvChoice
+    from qsweep.env.interpreter import find_base
+    from qsweep.env.spec import spec_names
+
+    choice = EnvChoice(folder=places.outputs / "envs")
+    for name in spec_names():
+        made = choice.environment(name)
+        spec, state, manifest = made.spec, made.state(), made.manifest()
+        library = f"{spec.library} {spec.pins().get(spec.library, '')}".rstrip()
+        library += ", CUDA only" if spec.cuda else ""
+        if state == "ready":
+            python = (manifest or {}).get("python", "unknown")
+            yield Finding("environments", name, "ok", f"made: {library}, Python {python}")
+            continue
+        why = {"absent": "not made", "incomplete": "half made", "outdated": "made from other pins"}
+        command = choice.command(name)
+        try:
+            find_base(spec)
+        except QsweepError:
+            # None of the Pythons here will do: the command needs one.
+            command += " --python PATH"
+            library += f", needs Python {spec.python}"
+        yield Finding("environments", name, "missing", f"{why[state]}: {library}", command)
+
+
 def runtimes(places: Places) -> Iterator[Finding]:
     """What can serve or time an artifact here."""
     yield Finding("runtimes", "transformers", "ok", _version("transformers") or "not installed")
@@ -213,7 +240,7 @@ def tracker(places: Places) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    python, gpus, packages, backends, runtimes, sandbox, disk, hub, tracker,
+    python, gpus, packages, backends, environments, runtimes, sandbox, disk, hub, tracker,
 )  # fmt: skip
 
 

@@ -143,7 +143,8 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for protocol in [_protocol(trial, setting, corpus, preset)]
     )
     speed = trial.eval.speed
-    native = trial.eval.kld_native and trial.quant.method == "gguf"
+    gguf = "gguf" in (trial.quant.method, trial.quant.options().get("export"))
+    native = trial.eval.kld_native and gguf
     timing = None
     if speed or native:
         timing = {

@@ -1,12 +1,13 @@
 """``python -m qsweep.env list|create NAME|check NAME|remove NAME``."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.env.create import Environment, Notice, check, create, remove
+from qsweep.env.create import MANIFEST, Environment, Notice, check, create, remove
 from qsweep.env.install import INSTALLERS
 from qsweep.env.spec import load_spec, spec_names
 from qsweep.errors import ConfigError, QsweepError
@@ -64,8 +65,24 @@ def _list(folder: Path) -> int:
         python = manifest["python"] if manifest else environment.spec.python
         size = f"{_bytes(environment.path) / 1e9:.1f} GB" if state != "absent" else ""
         table.add_row(name, state, library, python, size)
+    for path in sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST}")):
+        if path.name not in spec_names():
+            table.add_row(*_own(path))
     Console(soft_wrap=True).print(table)
     return 0
+
+
+def _own(path: Path) -> list[str]:
+    """The row of an environment that was made from a file of the user's own."""
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        library = str(content.get("library", ""))
+        version = content["packages"].get(library.lower().replace("_", "-"), "")
+        python = str(content["python"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return [path.name, "unreadable", "", "", ""]
+    size = f"{_bytes(path) / 1e9:.1f} GB"
+    return [path.name, "your own", f"{library} {version}".strip(), python, size]
 
 
 def _create(environment: Environment, python: Path | None, installer: str) -> int:

@@ -143,7 +143,7 @@ def check(environment: Environment) -> list[str]:
             "incomplete": "was never finished",
             "outdated": "was made from other pins",
         }[state]
-        return [f"{name} {what}: python -m qsweep.env create {name}"]
+        return [f"{name} {what}: python -m qsweep.env create {environment.spec.called}"]
     try:
         found = ask(environment.python).packages
     except QsweepError as error:
@@ -174,6 +174,7 @@ def _seal(environment: Environment, started: float) -> None:
         environment.path / MANIFEST,
         {
             "spec": environment.spec.fingerprint(),
+            "library": environment.spec.library,
             "python": found.text,
             "packages": dict(sorted(found.packages.items())),
             "seconds": round(time.time() - started, 1),

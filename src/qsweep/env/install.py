@@ -25,15 +25,21 @@ _REASONS = (
     (
         r"Temporary failure in name resolution|Name or service not known|Failed to establish a new"
         r" connection|Connection refused|ConnectTimeoutError|Network is unreachable|dns error"
-        r"|ProxyError|error sending request",
+        r"|ProxyError|error sending request|network was disabled",
         "the package index cannot be reached",
     ),
-    (r"requires a different Python|Requires-Python", "a package does not run on this Python"),
+    (
+        r"requires a different Python|Requires-Python|does not satisfy Python",
+        "a package does not run on this Python",
+    ),
     (r"No matching distribution found for (\S+)", "the package index has no {0}"),
-    (r"Because (\S+) was not found", "the package index has no {0}"),
+    (r"Because (\S+) was not found|there is no version of (\S+)", "the package index has no {0}"),
     (r"Failed building wheel for (\S+)", "{0} does not build"),
     (r"Failed to build [`']?([\w.=-]+)", "{0} does not build"),
-    (r"metadata-generation-failed|subprocess-exited-with-error", "a package does not build"),
+    (
+        r"metadata-generation-failed|subprocess-exited-with-error|build backend returned an error",
+        "a package does not build",
+    ),
     (r"ResolutionImpossible|No solution found", "its pins contradict one another"),
     (r"(?:ModuleNotFoundError|ImportError): (.+)", "its library cannot be imported ({0})"),
 )
@@ -149,7 +155,7 @@ def explain(log: Path, begin: int, status: int) -> str:
         text = file.read().decode(errors="replace")
     for pattern, meaning in _REASONS:
         if found := re.search(pattern, text):
-            return meaning.format(*(group.rstrip(".,`") for group in found.groups()))
+            return meaning.format(*(group.rstrip(".,`") for group in found.groups() if group))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if status < 0:
         return f"the installer was killed by signal {-status}"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class EnvSpec:
         imports: The module whose import proves that it works.
         disk_gb: Free space that its creation takes.
         cuda: Whether its library does nothing without CUDA.
+        file: The YAML file that describes it, where it is the user's own.
     """
 
     name: str
@@ -35,6 +36,7 @@ class EnvSpec:
     imports: str = ""
     disk_gb: float = 2.0
     cuda: bool = False
+    file: str = ""
 
     def __post_init__(self) -> None:
         if not self.install:
@@ -44,6 +46,11 @@ class EnvSpec:
                 raise ConfigError(
                     f"environment {self.name}: python={self.python}: write it as >=3.10,<3.13"
                 )
+
+    @property
+    def called(self) -> str:
+        """What commands call it."""
+        return self.file or self.name
 
     def accepts(self, version: tuple[int, int]) -> bool:
         """Whether a Python of that major and minor version will do."""
@@ -81,7 +88,7 @@ def load_spec(name: str) -> EnvSpec:
         file = Path(name).expanduser()
         if not file.is_file():
             raise ConfigError(f"environment {name}: no such file")
-        return _read(file)
+        return replace(_read(file), file=name)
     names = spec_names()
     if name not in names:
         raise ConfigError(f"no environment {name!r}{nearest(name, names)}; or give a YAML file")

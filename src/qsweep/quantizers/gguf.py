@@ -98,13 +98,7 @@ class GGUF:
             raise IncompatibleTrial(
                 f"gguf {type_.name} needs an importance matrix: set quant.imatrix=true"
             )
-        from qsweep.gguf.converter import architectures
-        from qsweep.model_facts import read_config, text_config
-
-        config = read_config(model.path)
-        named = text_config(config).get("architectures") or [model.model_type]
-        if named[0] not in architectures():
-            raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
+        require_converter(model)
 
     def quantize(
         self,
@@ -120,12 +114,9 @@ class GGUF:
             TrialFailed: llama.cpp refuses the type.
         """
         self.check(model.facts)
-        from safetensors.torch import save_file
-
         from qsweep.gguf.base import unquantized
-        from qsweep.gguf.dense import MODEL_FILE, ORDERS_FILE
+        from qsweep.gguf.dense import MODEL_FILE
         from qsweep.gguf.native import quantize_file
-        from qsweep.gguf.reader import read_gguf
 
         assert (type_ := self.file_type) is not None
         progress("convert", None)
@@ -135,18 +126,46 @@ class GGUF:
                 matrix = _importance(model, calibration, base, progress)
             progress("quantize", None)
             quantize_file(base.path, out / MODEL_FILE, type_, matrix)
-        if base.layout.orders:
-            save_file(dict(base.layout.orders), out / ORDERS_FILE)
-        _copy_small_files(model.path, out)
-        file = read_gguf(out / MODEL_FILE)
-        linears = _linear_tensors(model.facts, base)
-        return Artifact(
-            path=out,
-            format="gguf",
-            size=_size(file, linears),
-            runtimes=("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama"),
-            details=_details(file, linears, type_, base, matrix),
-        )
+        return framed(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
+
+
+def require_converter(model: ModelFacts) -> None:
+    """Refuse a model that llama.cpp's converter does not know.
+
+    Raises:
+        BackendUnavailable: the converter, or llama-cpp-python itself, is not installed.
+        IncompatibleTrial: names the architecture.
+    """
+    from qsweep.gguf.converter import architectures
+    from qsweep.model_facts import read_config, text_config
+
+    config = read_config(model.path)
+    named = text_config(config).get("architectures") or [model.model_type]
+    if named[0] not in architectures():
+        raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
+
+
+def framed(
+    model: SourceModel, base: "Base", type_: FileType, out: Path, details: dict[str, Any]
+) -> Artifact:
+    """The artifact around the quantized file in ``out``: layout, tokenizer, what it stores."""
+    from safetensors.torch import save_file
+
+    from qsweep.gguf.dense import MODEL_FILE, ORDERS_FILE
+    from qsweep.gguf.reader import read_gguf
+
+    if base.layout.orders:
+        save_file(dict(base.layout.orders), out / ORDERS_FILE)
+    _copy_small_files(model.path, out)
+    file = read_gguf(out / MODEL_FILE)
+    linears = _linear_tensors(model.facts, base)
+    return Artifact(
+        path=out,
+        format="gguf",
+        size=_size(file, linears),
+        runtimes=("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama"),
+        details=_details(file, linears, type_, base) | details,
+    )
 
 
 def _importance(
@@ -181,7 +200,6 @@ def _details(
     linears: set[str],
     type_: FileType,
     base: "Base",
-    matrix: "dict[str, torch.Tensor] | None",
 ) -> dict[str, Any]:
     from qsweep.gguf.layout import to_json
 
@@ -194,7 +212,6 @@ def _details(
         "tensor_types": dict(used.most_common()),
         "other_tensor_types": dict(rest.most_common()),
         "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
-        "imatrix_entries": len(matrix) if matrix is not None else 0,
         "tensors": to_json(base.layout, base.checkpoint.infos),
     }
 

@@ -83,7 +83,7 @@ def architectures(groups: Sequence[Group]) -> Panel | None:
 
 def _heat(cells_: dict[tuple[str, str], list[Row]]) -> Spec:
     values: list[dict[str, Any]] = [
-        {"calibration": text, "corpus": corpus, "ratio": _mean(rows), "text": _cell(rows)}
+        {"calibration": text, "corpus": corpus, "ratio": _mean(rows), "text": _cell(rows, "\n")}
         for (text, corpus), rows in sorted(cells_.items())
     ]
     most = max(v["ratio"] for v in values)
@@ -115,7 +115,10 @@ def _heat(cells_: dict[tuple[str, str], list[Row]]) -> Spec:
                     }
                 },
             },
-            {"mark": {"type": "text"}, "encoding": {"text": {"field": "text"}}},
+            {
+                "mark": {"type": "text", "lineBreak": "\n", "baseline": "middle", "dy": -7},
+                "encoding": {"text": {"field": "text"}},
+            },
         ],
     }
 
@@ -124,13 +127,13 @@ def _mean(rows: Sequence[Row]) -> float:
     return math.exp(sum(math.log(row["ppl_ratio"]) for row in rows) / len(rows))
 
 
-def _cell(rows: Sequence[Row]) -> str:
+def _cell(rows: Sequence[Row], apart: str = " ") -> str:
     if len(rows) == 1:
         span = cells.interval(rows[0].get("ppl_ratio_low"), rows[0].get("ppl_ratio_high"))
     else:
         ratios = [row["ppl_ratio"] for row in rows]
         span = cells.interval(min(ratios), max(ratios))
-    return cells.ratio(_mean(rows)) + (f" ({span})" if span else "")
+    return cells.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
 
 
 def _setting(record: dict[str, Any]) -> tuple[Any, ...]:

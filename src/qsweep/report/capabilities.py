@@ -5,7 +5,13 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.report.data import Group, is_finite
+from qsweep.report.front import front
+from qsweep.report.panel import Panel
+from qsweep.report.theme import palette
 from qsweep.results import Record
+
+# More than these cannot be told apart.
+_TRIALS = 6
 
 
 def retentions(record: Record) -> dict[str, dict[str, Any]]:
@@ -52,6 +58,82 @@ def worst(group: Group) -> str | None:
     return (
         f"{name}: {cells.percent(least)} of the reference's score above chance is left on average "
         f"over {number} trials, against {cells.percent(next_)} for {second}"
+    )
+
+
+def panel(group: Group) -> Panel | None:
+    """What is left of each capability, where tasks were run."""
+    found = points(group)
+    if not found:
+        return None
+    labels = list(dict.fromkeys(row["label"] for row in front(group.quantized)[::-1]))
+    labels += [p["label"] for p in found if p["label"] not in labels]
+    measured = {p["label"] for p in found}
+    chosen = [label for label in dict.fromkeys(labels) if label in measured][:_TRIALS]
+    shown = [p for p in found if p["label"] in chosen]
+    for p in shown:
+        p["low"] = p["low"] if is_finite(p["low"]) else p["retention"]
+        p["high"] = p["high"] if is_finite(p["high"]) else p["retention"]
+    count = len(measured)
+    cut = f" {len(chosen)} of {count} trials." if count > len(chosen) else ""
+    colour = {
+        "field": "label",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": chosen, "range": palette(len(chosen))},
+    }
+    offset = {"yOffset": {"field": "label", "type": "nominal", "scale": {"domain": chosen}}}
+    x = {
+        "type": "quantitative",
+        "title": "left of the reference's score above chance",
+        "scale": {"zero": False},
+        "axis": {"format": "%"},
+    }
+    y = {"field": "capability", "type": "nominal", "title": None}
+    return Panel(
+        id="capabilities",
+        title="Capabilities",
+        note=f"Retention with its interval; 100 % is the reference.{cut}",
+        alt="; ".join(
+            f"{p['label']}, {p['capability']}: {cells.percent(p['retention'])}" for p in shown[:24]
+        ),
+        spec={
+            "height": {"step": 16},
+            "data": {"values": shown},
+            "layer": [
+                {
+                    "data": {"values": [{"whole": 1.0}]},
+                    "mark": {"type": "rule", "strokeDash": [6, 4], "color": "var(--ink)"},
+                    "encoding": {"x": {"field": "whole", **x}},
+                },
+                {
+                    "mark": {"type": "rule", "strokeWidth": 2},
+                    "encoding": {
+                        "x": {"field": "low", **x},
+                        "x2": {"field": "high"},
+                        "y": y,
+                        **offset,
+                        "color": colour,
+                    },
+                },
+                {
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                    "encoding": {
+                        "x": {"field": "retention", **x},
+                        "y": y,
+                        **offset,
+                        "color": colour,
+                        "tooltip": [
+                            {"field": "label", "title": "trial"},
+                            {"field": "capability", "title": "capability"},
+                            {"field": "retention", "format": ".1%", "title": "left"},
+                            {"field": "low", "format": ".1%", "title": "at least"},
+                            {"field": "high", "format": ".1%", "title": "at most"},
+                        ],
+                    },
+                },
+            ],
+        },
     )
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep import cells
-from qsweep.report import capabilities as tasks
 from qsweep.report.data import Group, is_finite
 from qsweep.report.front import front
 from qsweep.report.panel import (
+    MANY,
     Panel,
     Spec,
     bands,
+    beyond_marks,
+    broken,
     clamped,
     error_bars,
     point,
@@ -24,7 +26,6 @@ from qsweep.report.panel import (
 from qsweep.report.theme import palette
 
 _LAYER_TRIALS = 6
-_TASK_TRIALS = 6
 
 
 def speed(group: Group) -> Panel | None:
@@ -51,25 +52,34 @@ def speed(group: Group) -> Panel | None:
         "title": "decoding, tokens per second, batch 1",
     }
     y = {"field": "y", "type": "quantitative"}
-    layers: list[Spec] = [*bands(domain), error_bars(x, **colour)]
+    many = len(points) > MANY
+    words = ["On the kernels that serve each artifact."]
+    layers: list[Spec] = bands(domain)
     if reference is not None:
+        words.append(f"Dashed: the reference, {cells.significant(reference, 3)}.")
         layers.append(
             {
                 "data": {"values": [{"speed": reference}]},
                 "mark": {"type": "rule", "strokeDash": [6, 4], "color": "var(--ink)"},
-                "encoding": {"x": x},
+                # From top to bottom: it has no ratio of its own, and would not be drawn without.
+                "encoding": {"x": x, "y": {"value": 0}, "y2": {"value": "height"}},
             }
         )
-    layers.append(
+    if not many:
+        words.append("Bars: 95 % intervals.")
+        layers.append(error_bars(x, **colour))
+    size, opacity = (25, 0.6) if many else (70, 0.95)
+    layers += [
         {
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.95},
+            "mark": {"type": "point", "filled": True, "size": size, "opacity": opacity},
             "encoding": {"x": x, "y": y, **series, "tooltip": tooltip()},
-        }
-    )
+        },
+        beyond_marks(x, **colour),
+    ]
     return Panel(
         id="speed",
         title="Quality against speed",
-        note="On the kernels that serve each artifact. Dashed: the reference's speed.",
+        note=" ".join([*words, *broken(points, domain)]),
         alt="; ".join(
             f"{row['label']}: {cells.significant(row['decode_tps'], 3)} tokens per second"
             for row in sorted(rows, key=lambda r: -r["decode_tps"])[:12]
@@ -206,7 +216,6 @@ def layer_loss(group: Group) -> Panel | None:
                     "type": "nominal",
                     "title": None,
                     "scale": {"domain": names, "range": palette(len(names))},
-                    "legend": {"columns": 2},
                 },
                 "tooltip": [
                     {"field": "label", "title": "trial"},
@@ -215,83 +224,6 @@ def layer_loss(group: Group) -> Panel | None:
                     {"field": "worst", "title": "most of it in"},
                 ],
             },
-        },
-    )
-
-
-def capabilities(group: Group) -> Panel | None:
-    """What is left of each capability, where tasks were run."""
-    points = tasks.points(group)
-    if not points:
-        return None
-    labels = list(dict.fromkeys(row["label"] for row in front(group.quantized)[::-1]))
-    labels += [p["label"] for p in points if p["label"] not in labels]
-    measured = {p["label"] for p in points}
-    chosen = [label for label in dict.fromkeys(labels) if label in measured][:_TASK_TRIALS]
-    shown = [p for p in points if p["label"] in chosen]
-    for p in shown:
-        p["low"] = p["low"] if is_finite(p["low"]) else p["retention"]
-        p["high"] = p["high"] if is_finite(p["high"]) else p["retention"]
-    count = len(measured)
-    cut = f" {len(chosen)} of {count} trials." if count > len(chosen) else ""
-    colour = {
-        "field": "label",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": chosen, "range": palette(len(chosen))},
-        "legend": {"columns": 2},
-    }
-    offset = {"yOffset": {"field": "label", "type": "nominal", "scale": {"domain": chosen}}}
-    x = {
-        "type": "quantitative",
-        "title": "share of the reference's score above chance that is left",
-        "scale": {"zero": False},
-        "axis": {"format": "%"},
-    }
-    y = {"field": "capability", "type": "nominal", "title": None}
-    return Panel(
-        id="capabilities",
-        title="Capabilities",
-        note=f"Retention with its interval; 100 % is the reference.{cut}",
-        alt="; ".join(
-            f"{p['label']}, {p['capability']}: {cells.percent(p['retention'])}" for p in shown[:24]
-        ),
-        spec={
-            "height": {"step": 16},
-            "data": {"values": shown},
-            "layer": [
-                {
-                    "data": {"values": [{"whole": 1.0}]},
-                    "mark": {"type": "rule", "strokeDash": [6, 4], "color": "var(--ink)"},
-                    "encoding": {"x": {"field": "whole", **x}},
-                },
-                {
-                    "mark": {"type": "rule", "strokeWidth": 2},
-                    "encoding": {
-                        "x": {"field": "low", **x},
-                        "x2": {"field": "high"},
-                        "y": y,
-                        **offset,
-                        "color": colour,
-                    },
-                },
-                {
-                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                    "encoding": {
-                        "x": {"field": "retention", **x},
-                        "y": y,
-                        **offset,
-                        "color": colour,
-                        "tooltip": [
-                            {"field": "label", "title": "trial"},
-                            {"field": "capability", "title": "capability"},
-                            {"field": "retention", "format": ".1%", "title": "left"},
-                            {"field": "low", "format": ".1%", "title": "at least"},
-                            {"field": "high", "format": ".1%", "title": "at most"},
-                        ],
-                    },
-                },
-            ],
         },
     )
 

@@ -24,6 +24,8 @@ from qsweep.results import Row
 
 # More lines than this in one picture cannot be followed.
 _LINES = 8
+# Where colours and dashes share the work.
+_DASHED_LINES = 12
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 6])
 
 
@@ -69,7 +71,7 @@ def group_size(group: Group) -> Panel | None:
     shown = {line: found for line, found in lines.items() if len(found) > 1}
     if not shown:
         return None
-    kept = [p for line in sorted(shown)[:_LINES] for p in shown[line]]
+    kept = [p for line in sorted(shown)[:_DASHED_LINES] for p in shown[line]]
     sizes = sorted({p["group"] for p in kept}, key=lambda g: math.inf if g == -1 else g)
     for p in kept:
         p["group"] = _group_name(p["group"])
@@ -80,7 +82,7 @@ def group_size(group: Group) -> Panel | None:
         "sort": [_group_name(size) for size in sizes],
         "axis": {"labelAngle": 0},
     }
-    cut = f" {_LINES} of {len(shown)} lines are drawn." if len(shown) > _LINES else ""
+    cut = f" {_DASHED_LINES} of {len(shown)} lines are drawn." if len(shown) > _DASHED_LINES else ""
     return Panel(
         id="group-size",
         title="Group size",
@@ -162,7 +164,7 @@ def _dodged(points: list[dict[str, Any]], x: Spec) -> Spec:
         "transform": clamped(domain),
         "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
         "layer": [
-            *bands(domain),
+            *bands(domain, right=True),  # few bits, and so the worst, are at the left
             {
                 "transform": best,
                 "mark": {"type": "line", "opacity": 0.6},
@@ -224,10 +226,10 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
             "type": "nominal",
             "title": None,
             "scale": {"domain": names, "range": palette(len(names))},
-            "legend": {"columns": 2},
         }
     }
-    key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)"}
+    # Below: beside the pairs' legend there is no room for it.
+    key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)", "orient": "bottom"}
     shape = {"shape": {"field": "order", "type": "nominal", "title": None, "legend": key}}
     return {
         "height": 300,

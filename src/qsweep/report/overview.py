@@ -11,6 +11,8 @@ from qsweep.report.panel import (
     Panel,
     Spec,
     bands,
+    beyond_marks,
+    broken,
     clamped,
     error_bars,
     point,
@@ -23,6 +25,8 @@ from qsweep.results import Row
 
 # Sizes that differ by more than this need a logarithmic axis.
 _LOG_SIZES = 20
+# Sizes of quantized models within this share of the largest would be one column of points.
+_NARROW = 0.15
 # How near two numbers of front trials may be, as shares of the axes.
 _NEAR = (0.05, 0.07)
 
@@ -49,23 +53,34 @@ def quality_against_size(group: Group) -> Panel | None:
         }
         for row in shown
     ]
+    numbers = [places.get(row["key"]) for row in shown]
     domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
-    sizes = [p["size"] for p in points if p["size"] > 0]
-    numbered = _numbers(points, [places.get(row["key"]) for row in shown], domain)
-    beyond = [p for p in points if p["ratio"] > domain[1]]
-    log = max(sizes) / min(sizes) > _LOG_SIZES
+    close = _close_up(points)
     many = len(points) > MANY
-    note = _note(len(points), beyond, many=many)
+    words = [*_note(many=many), *broken(points, domain)]
+    if close is not None:
+        left_out = [p["size"] for p in points if p["reference"]]
+        words += [
+            f"The other axis does not start at 0: the reference, {cells.significant(size, 3)} "
+            f"{unit}, lies to the right of it."
+            for size in left_out[:1]
+        ]
+        numbers = [n for p, n in zip(points, numbers, strict=True) if not p["reference"]]
+        points = [p for p in points if not p["reference"]]
+    sizes = [p["size"] for p in points if p["size"] > 0]
+    log = close is None and max(sizes) / min(sizes) > _LOG_SIZES
+    numbered = _numbers(points, numbers, close or (0.0, max(sizes)), domain)
+    axis = _size_axis(unit, close, log=log)
     return Panel(
         id="size",
         title="Quality against size",
-        note=note,
+        note=" ".join(words),
         alt=(
             f"Scatter plot of {len(quantized)} quantized models: size in {unit} against perplexity "
             f"ratio. On the Pareto front, from the smallest: "
             + "; ".join(f"{r['label']} {cells.ratio(r['ppl_ratio'])}" for r in best[:12])
         ),
-        spec=_spec(points, numbered, domain, _size_axis(unit, log=log), many=many),
+        spec=_spec(points, numbered, domain, axis, many=many),
         headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),
         lines=[_line(number, row) for number, row in enumerate(best, 1)],
         wide=True,
@@ -90,26 +105,32 @@ def _line(number: int, row: Row) -> list[str]:
     ]
 
 
-def _note(count: int, beyond: list[dict[str, Any]], *, many: bool) -> str:
-    words = ["Line: the Pareto front; its trials are numbered below."]
-    words.append(
+def _note(*, many: bool) -> list[str]:
+    return [
+        "Line: the Pareto front; its trials are numbered below.",
         "Bars: 95 % intervals, on the front only among so many; hover for the others."
         if many
-        else "Bars: 95 % intervals, paired with the reference."
-    )
-    if beyond:
-        most = max(p["ratio"] for p in beyond)
-        trials = "trial lies" if len(beyond) == 1 else "trials lie"
-        words.append(
-            f"The axis is broken: {len(beyond)} {trials} below it, at ▼ (ratio up to "
-            f"{cells.ratio(most)})."
-        )
-    return " ".join(words)
+        else "Bars: 95 % intervals, paired with the reference.",
+    ]
 
 
-def _size_axis(unit: str, *, log: bool) -> Spec:
+def _close_up(points: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """From where to where the sizes' axis goes where all but the reference have about one size."""
+    sizes = [p["size"] for p in points if not p["reference"]]
+    largest = max(p["size"] for p in points)
+    low, high = min(sizes), max(sizes)
+    if len(sizes) < 2 or len(sizes) == len(points) or high - low > _NARROW * largest:
+        return None
+    margin = max(0.1 * (high - low), 0.01 * high)
+    return low - margin, high + margin
+
+
+def _size_axis(unit: str, close: tuple[float, float] | None, *, log: bool) -> Spec:
     scale: Spec = {"type": "log", "nice": True} if log else {"zero": True, "nice": True}
     title = f"weights on disk, {unit}" + (", log scale" if log else "")
+    if close is not None:
+        scale = {"domain": list(close), "zero": False, "nice": True}
+        title += ", not from 0"
     return {
         "field": "size",
         "type": "quantitative",
@@ -120,16 +141,21 @@ def _size_axis(unit: str, *, log: bool) -> Spec:
 
 
 def _numbers(
-    drawn: list[dict[str, Any]], places: list[int | None], domain: tuple[float, float]
+    drawn: list[dict[str, Any]],
+    places: list[int | None],
+    sizes: tuple[float, float],
+    domain: tuple[float, float],
 ) -> list[dict[str, Any]]:
     # Numbers that would lie on one another are left to the list below the picture.
-    widest = max(p["size"] for p in drawn)
     kept: list[dict[str, Any]] = []
     for p, place in sorted(zip(drawn, places, strict=True), key=lambda pair: pair[1] or 0):
         if place is None:
             continue
         y = min(p["ratio"], domain[1])
-        spot = (p["size"] / widest, (y - domain[0]) / (domain[1] - domain[0]))
+        spot = (
+            (p["size"] - sizes[0]) / (sizes[1] - sizes[0]),
+            (y - domain[0]) / (domain[1] - domain[0]),
+        )
         near = (
             abs(spot[0] - other["spot"][0]) < _NEAR[0]
             and abs(spot[1] - other["spot"][1]) < _NEAR[1]
@@ -186,11 +212,7 @@ def _spec(
                     "tooltip": tooltip(),
                 },
             },
-            {
-                "transform": [{"filter": "datum.beyond"}],
-                "mark": {"type": "text", "text": "▼", "dy": -12, "fontSize": 10, "clip": False},
-                "encoding": {"x": x, "y": {"field": "y", "type": "quantitative"}, **colour},
-            },
+            beyond_marks(x, **colour),
             {
                 "data": {"values": numbers},
                 "mark": {"type": "text", "dx": 9, "dy": -9, "fontWeight": 700,

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 import qsweep
-from qsweep.report import across, costs, options
+from qsweep.report import across, capabilities, costs, options
 from qsweep.report.answer import Sentence, answers, nothing
 from qsweep.report.data import Group, SweepData, groups, merge, why_apart
 from qsweep.report.health import health
@@ -78,7 +78,7 @@ def _section(group: Group, find: FindArrays) -> Section:
         options.group_size(group),
         options.desc_act(group),
         across.calibration(group),
-        costs.capabilities(group),
+        capabilities.panel(group),
         costs.speed(group),
         *divergence_by_token(group, find),
         costs.layer_loss(group),

@@ -136,8 +136,8 @@ def ticks(domain: tuple[float, float]) -> list[float]:
     return sorted({s for s in steps if low <= s <= high})
 
 
-def bands(domain: tuple[float, float], *, words: bool = True) -> list[Spec]:
-    """The verdicts' bands behind the points, with their words at the left edge."""
+def bands(domain: tuple[float, float], *, right: bool = False) -> list[Spec]:
+    """The verdicts' bands behind the points, with their words at the left or the right edge."""
     low, high = domain
     values: list[dict[str, Any]] = []
     start = low
@@ -164,15 +164,37 @@ def bands(domain: tuple[float, float], *, words: bool = True) -> list[Spec]:
     roomy = [v for v in values if math.log(v["end"] / v["start"]) > 0.05 * span]
     text = {
         "data": {"values": roomy},
-        "mark": {"type": "text", "align": "left", "baseline": "middle", "dx": 5, "fontSize": 11,
-                 "color": "var(--muted)", "tooltip": None},
+        "mark": {"type": "text", "align": "right" if right else "left", "baseline": "middle",
+                 "dx": -5 if right else 5, "fontSize": 11, "color": "var(--muted)",
+                 "tooltip": None},
         "encoding": {
             "y": {"field": "middle", "type": "quantitative"},
-            "x": {"value": 0},
+            "x": {"value": "width" if right else 0},
             "text": {"field": "word", "type": "nominal"},
         },
     }  # fmt: skip
-    return [area, text] if words else [area]
+    return [area, text]
+
+
+def broken(points: Sequence[dict[str, Any]], domain: tuple[float, float]) -> list[str]:
+    """The sentence, if one is needed, that says how many points lie beyond the axis."""
+    beyond = [p["ratio"] for p in points if p["ratio"] > domain[1]]
+    if not beyond:
+        return []
+    trials = "trial lies" if len(beyond) == 1 else "trials lie"
+    return [
+        f"The axis is broken: {len(beyond)} {trials} below it, at ▼ (ratio up to "
+        f"{cells.ratio(max(beyond))})."
+    ]
+
+
+def beyond_marks(x: Spec, **more: Any) -> Spec:
+    """A layer that marks the points at the edge of a broken axis."""
+    return {
+        "transform": [{"filter": "datum.beyond"}],
+        "mark": {"type": "text", "text": "▼", "dy": -12, "fontSize": 10, "clip": False},
+        "encoding": {"x": x, "y": {"field": "y", "type": "quantitative"}, **more},
+    }
 
 
 def decades(values: Iterable[float]) -> list[float]:

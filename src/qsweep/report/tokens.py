@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep import cells
-from qsweep.report.data import Group
+from qsweep.report.data import Group, is_finite
 from qsweep.report.front import front
 from qsweep.report.panel import Panel, Spec, decades
 from qsweep.report.theme import palette
@@ -45,7 +45,7 @@ def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[
         if path is not None and (arrays := _read(path)) is not None:
             found.append((row, *arrays))
     if not found:
-        return []
+        return _gone(group)
     names = [row["label"] for row, *_ in found]
     shares = [s for row, kld, _ in found for s in _shares(row["label"], kld)]
     quantiles = [q for row, kld, sure in found for q in _by_confidence(row["label"], kld, sure)]
@@ -75,6 +75,19 @@ def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[
             ),
             spec=_confidence(quantiles, names),
         ),
+    ]
+
+
+def _gone(group: Group) -> list[Panel]:
+    if not any(is_finite(row.get("kld")) for row in group.quantized):
+        return []
+    return [
+        Panel(
+            id="tokens",
+            title="Divergence by token",
+            note="The per-token values of these trials are not where they were measured any more: "
+            "running the sweep again brings them back.",
+        )
     ]
 
 
@@ -133,7 +146,6 @@ def _colour(names: list[str]) -> Spec:
         "type": "nominal",
         "title": None,
         "scale": {"domain": names, "range": palette(len(names))},
-        "legend": {"columns": 2},
     }
 
 

@@ -37,7 +37,8 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# Makes the UI show runs, charts and columns first, not the pages for traces of conversations.
+# Tells the UI that runs, charts and columns come first, not the pages for traces of conversations.
+# MLflow 3.10 to 3.17 ask the browser's last choice instead, so addresses name it too (views.py).
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
@@ -159,6 +160,9 @@ class Client:
             raise TrackerError(
                 f"MLflow's experiment {name!r} is deleted: restore it, or set tracking.experiment"
             )
+        for tag, value in _EXPERIMENT_TAGS.items():
+            if tag not in found.tags:  # somebody else made it; what they chose stays
+                self._mlflow.set_experiment_tag(found.experiment_id, tag, value)
         return str(found.experiment_id)
 
     def _find(self, tags: dict[str, str]) -> str | None:

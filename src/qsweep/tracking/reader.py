@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.tracking import views
 from qsweep.tracking.client import connect, tracker_errors
 from qsweep.tracking.journal import Journal, Place, current_place
 from qsweep.tracking.settings import (
@@ -30,11 +31,17 @@ class Reader:
         if found is None:
             raise TrackerError(f"no experiment {place.experiment!r} at {self.label}")
         self._experiment = str(found.experiment_id)
+        self._viewed = views.TAG in found.tags
 
     @property
     def label(self) -> str:
         """The tracker and the experiment, as messages call them."""
         return self._place.label
+
+    @property
+    def page(self) -> str:
+        """The experiment's runs within the UI, in qsweep's view once a sweep has stored it there."""
+        return views.runs_page(self._experiment, stored=self._viewed)
 
     def parents(self) -> list[Any]:
         """The sweeps' runs, the newest first."""

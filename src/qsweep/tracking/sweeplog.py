@@ -59,6 +59,7 @@ class SweepLog:
         emptied = self.journal.parent not in (None, self._parent)
         client.reopen(self._parent)
         self.journal.set_parent(self._parent)
+        self.journal.set_page(client.show())
         self._client = client
         return emptied
 
@@ -99,7 +100,6 @@ class SweepLog:
         assert self._client is not None
         run = sweep_run(name, command, records, self._directory, complete=self.journal.complete)
         self._client.write(self._parent, run, again=False)
-        self.journal.set_page(self._client.show())
         if settled:
             self.journal.set_summary(summary)
 

@@ -68,6 +68,11 @@ def view() -> str:
     return json.dumps(state)
 
 
-def runs_page(experiment: str) -> str:
-    """The UI's address of an experiment's runs in this view, without host and port."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={KEY}&workflowType=machine_learning"
+def runs_page(experiment: str, *, stored: bool = True) -> str:
+    """The UI's address of an experiment's runs, without host and port.
+
+    ``workflowType`` opens MLflow 3's pages for runs whatever the browser showed last; ``stored``
+    false leaves qsweep's view out, which the experiment does not hold yet.
+    """
+    view = f"viewStateShareKey={KEY}&" if stored else ""
+    return f"#/experiments/{experiment}/runs?{view}workflowType=machine_learning"

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from qsweep.env.choice import EnvChoice
 from qsweep.errors import ConfigError, TrialFailed
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.foreign.process import WORKERS, run_worker
+
+# Makes an artifact's size and details of the folder of what the worker saved.
+Frame = Callable[[Path], tuple[Size, dict[str, Any]]]
 
 # Raised when what is done beside the libraries' own work changes an artifact.
 REVISION = 1
@@ -53,6 +57,7 @@ def quantize(
     out: Path,
     progress: Progress,
     runtimes: tuple[str, ...],
+    frame: Frame | None = None,
 ) -> Artifact:
     """Quantize ``model`` into the empty directory ``out``, in the worker's environment.
 
@@ -65,6 +70,7 @@ def quantize(
         out: The artifact's directory.
         progress: Told of the worker's steps.
         runtimes: What can serve the artifact.
+        frame: Takes over what was saved, where that is no Hugging Face checkpoint.
 
     Raises:
         BackendUnavailable: The environment is not there.
@@ -83,7 +89,11 @@ def quantize(
         answer = run_worker(python, recipe.script, request, work, log, progress, env.timeout_s)
         _require_agreement(recipe, answer, work)
         progress("write", None)
-        size = _frame(recipe, model.path, work / "saved", out, answer["settings"])
+        if frame is None:
+            size = _frame(recipe, model.path, work / "saved", out, answer["settings"])
+            more: dict[str, Any] = {}
+        else:
+            size, more = frame(work / "saved")
     except TrialFailed as error:
         raise TrialFailed(f"{error}; log: {_keep_log(log, env, recipe)}") from error
     finally:
@@ -94,6 +104,7 @@ def quantize(
         "compute_dtype": request["dtype"],
         "handshake_kld": answer["agreement"]["kld"],
         **answer.get("details", {}),
+        **more,
     }
     return Artifact(out, recipe.writes, size, runtimes, details)
 

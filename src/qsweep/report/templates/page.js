@@ -44,14 +44,25 @@
     return spec.data && spec.data.values ? spec.data.values.length : 0;
   }
 
+  // What the legends of a specification name.
+  function names(part) {
+    if (!part || typeof part !== "object") return [];
+    const domain = part.scale && part.legend !== null && part.scale.domain;
+    const own = Array.isArray(domain) ? domain.filter((name) => typeof name === "string") : [];
+    return own.concat(...Object.entries(part).filter(([key]) => key !== "data")
+      .map(([, value]) => names(value)));
+  }
+
   async function draw(place, printing) {
     const spec = specs[Number(place.dataset.chart)];
-    const width = printing ? 640 : Math.max(place.clientWidth, 260);
+    const width = printing ? 900 : Math.max(place.clientWidth, 260);
     const style = getComputedStyle(root);
     const look = painted(read(config), style);
-    const narrow = width < 500;
-    look.legend.columns = narrow ? 2 : Math.max(2, Math.floor(width / 150));
-    look.legend.labelLimit = narrow ? width / 2 - 40 : 300;
+    // As many columns as the longest name leaves room for, beside the axis on the left.
+    const room = width - 90;
+    const wanted = 34 + 6.8 * Math.max(8, ...names(spec).map((name) => name.length));
+    look.legend.columns = Math.max(1, Math.min(8, Math.floor(room / wanted)));
+    look.legend.labelLimit = Math.max(60, room / look.legend.columns - 30);
     const whole = {
       ...painted(spec, style),
       $schema: "https://vega.github.io/schema/vega-lite/v6.json",
@@ -165,6 +176,7 @@ document.querySelectorAll("section:has(> .tools)").forEach((section) => {
     };
     rows.map((row) => [key(row), row]).sort((a, b) => compare(a[0], b[0]))
       .forEach(([, row]) => body.append(row));
+    said.textContent = `sorted by ${heading.textContent.trim()}, ${heading.getAttribute("aria-sort")}`;
   }
 
   function markdown() {
