@@ -64,6 +64,9 @@ def test_a_trial_is_described_in_a_few_words():
     # With one group per output the native backend has one order of columns only.
     quant = trial_config(composed("quant=gptq", "desc_act=true", "group_size=-1")).quant
     assert describe(quant) == "gptq 4-bit channel"
+    quant = trial_config(composed("quant=gptaq", "bits=3", "group_size=64")).quant
+    assert describe(quant) == "gptaq 3-bit g64"
+    assert quant.method == "gptq"  # the format of its artifact
 
 
 def test_a_backend_is_named_where_it_is_not_the_methods_usual_one():

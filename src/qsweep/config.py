@@ -208,7 +208,7 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
 def describe(quant: Quantizer) -> str:
     """A quantizer in a few words, from its effective options."""
     options = quant.options()
-    words = [quant.method]
+    words = ["gptaq" if options.get("gptaq_alpha") else quant.method]
     if options.get("type"):
         words.append(str(options["type"]))
     elif options.get("bits"):
