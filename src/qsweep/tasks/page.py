@@ -97,7 +97,8 @@ def _kept_cell(found: Mapping[str, Any]) -> str:
     if not found["measurable"]:
         return "not measurable"
     low, high = found["retention_low"], found["retention_high"]
-    return f"{cells.percent(found['retention'])} ({100 * low:.0f}-{100 * high:.0f})"
+    dash = " to " if low < 0 else "-"
+    return f"{cells.percent(found['retention'])} ({100 * low:.0f}{dash}{100 * high:.0f})"
 
 
 def _in_words(records: Sequence[Record], adjusted: Adjusted) -> str:
