@@ -109,3 +109,15 @@ def test_wilson_against_a_published_value():
     # Newcombe (1998): 81 of 263 gives .2553 to .3662.
     found = wilson(81 / 263, 263)
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_a_score_of_zero_is_not_certain():
+    scores, reference = [0.0] * 100, [1.0] * 40 + [0.0] * 60
+    means, _ = paired_replicates(scores, reference)
+    found = interval(0.0, means)
+    assert found.low < 0.001
+    assert 0.015 < found.high < 0.04  # Wilson's bound is 3.7 %, the rule of three says 3 %
+    same, _ = paired_replicates(reference, reference)
+    assert abs(float(same.mean()) - 0.4) < 0.01
+    both, base = paired_replicates([1.0] * 50, [1.0] * 50)
+    assert (both == base).all()

@@ -32,6 +32,10 @@ def paired_replicates(
     Samples are drawn in pairs, with replacement (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 8). Equal pairs of scores are drawn as one by the multinomial
     distribution, which is the same and, for right and wrong answers, quick.
+
+    A model that fails on all samples, or on none, would come out of every resample the same, as if
+    that was certain; where the reference differs, its share is drawn from Jeffreys' posterior
+    instead (Brown, Cai and DasGupta, Statistical Science 16, 2001).
     """
     import numpy
 
@@ -40,6 +44,10 @@ def paired_replicates(
     rng = numpy.random.default_rng(_SEED)
     drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=replicates)
     means = drawn @ kinds / counts.sum()
+    own = set(pairs[:, 0])
+    if own in ({0.0}, {1.0}) and set(pairs[:, 1]) != own:
+        right = pairs[:, 0].sum()
+        means[:, 0] = rng.beta(right + 0.5, counts.sum() - right + 0.5, size=replicates)
     return means[:, 0], means[:, 1]
 
 
