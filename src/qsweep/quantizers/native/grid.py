@@ -61,7 +61,9 @@ def run(
     ]
     progress("embed", None)
     chunks, probe = capture(network, decoder, calibration.samples, model.device)
-    home = home_of(chunks, 2 + len(jobs), model.device)
+    # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
+    kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
+    home = home_of(chunks, 2 + len(jobs) + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
     text = _Text(jobs, chunks, probe, network.config)
     count = len(decoder.layers)
