@@ -218,8 +218,13 @@ def test_models_of_about_one_size_get_an_axis_of_their_own():
     spread = panel(200)
     assert "does not start" not in spread.note
     assert any(p["reference"] for p in spread.spec["data"]["values"])
-    # One model is no crowd: where it lies beside the reference is what the picture shows.
+    # One model is no crowd, nor are several of exactly one size: where they lie beside the
+    # reference is what the picture shows.
     assert "does not start" not in panel(2).note
+    same = synthetic(8)
+    for record in same[1:]:
+        record["artifact"]["size_gb"] = 5.0
+    assert "does not start" not in quality_against_size(*groups(same)).note
 
 
 def test_sort_buttons_tables_and_regions_are_named_for_who_cannot_see_them():

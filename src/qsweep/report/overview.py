@@ -27,6 +27,8 @@ from qsweep.results import Row
 _LOG_SIZES = 20
 # Sizes of quantized models within this share of the largest would be one column of points.
 _NARROW = 0.15
+# Those that differ by less than this are one column however near one looks.
+_ALIKE = 0.01
 # How near two numbers of front trials may be, as shares of the axes.
 _NEAR = (0.05, 0.07)
 
@@ -119,9 +121,9 @@ def _close_up(points: list[dict[str, Any]]) -> tuple[float, float] | None:
     sizes = [p["size"] for p in points if not p["reference"]]
     largest = max(p["size"] for p in points)
     low, high = min(sizes), max(sizes)
-    if len(sizes) < 2 or len(sizes) == len(points) or high - low > _NARROW * largest:
+    if len(sizes) == len(points) or not _ALIKE * high < high - low < _NARROW * largest:
         return None
-    margin = max(0.1 * (high - low), 0.01 * high)
+    margin = 0.1 * (high - low)
     return low - margin, high + margin
 
 
