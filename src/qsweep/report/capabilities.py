@@ -55,9 +55,10 @@ def worst(group: Group) -> str | None:
     if len(means) < 2:
         return None
     (least, name, number), (next_, second, _) = means[0], means[1]
+    over = f" on average over {number} trials" if number > 1 else ""
     return (
-        f"{name}: {cells.percent(least)} of the reference's score above chance is left on average "
-        f"over {number} trials, against {cells.percent(next_)} for {second}"
+        f"{name}: {cells.percent(least)} of the reference's score above chance is left{over}, "
+        f"against {cells.percent(next_)} for {second}"
     )
 
 
