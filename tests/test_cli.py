@@ -50,7 +50,7 @@ def test_the_job_configuration_is_printed():
     ("arguments", "message"),
     [
         (["bitz=3"], "no option 'bitz'; did you mean 'bits'?"),
-        (["quant=gtpq"], "quant=gtpq: no such choice; did you mean 'gptq'?"),
+        (["quant=gtpq"], "quant=gtpq: no such choice; did you mean 'gptq' or 'gptaq'?"),
         (["-m", "quant=gptq,awk"], "quant=awk: no such choice; did you mean 'awq'?"),
         (
             ["quant.damp_persent=1"],
