@@ -1,6 +1,5 @@
 """What benchmarks share: a clock, and the machine, versions and commit beside their figures."""
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -22,10 +21,10 @@ class Clock:
 
 def origin(packages: Iterable[str] | None = None) -> dict[str, Any]:
     """``machine``, ``versions`` (of ``packages`` that are installed; by default all) and ``commit``."""
-    from qsweep.environment import environment
+    from qsweep.environment import environment, package_versions
 
     found = environment()
-    versions = found["packages"] if packages is None else _versions(packages)
+    versions = found["packages"] if packages is None else package_versions(packages)
     return {
         "machine": {name: found[name] for name in ("cpu", "cpu_cores", "memory_gb", "gpus")},
         "versions": versions,
@@ -40,13 +39,3 @@ def write(
     document = {"what": what, **origin(packages), "rows": rows}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

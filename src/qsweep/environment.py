@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+def package_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of those distributions that are installed."""
     versions = {}
     for name in names:
