@@ -8,11 +8,10 @@ the same without the options. t is that of the mean difference of windows' NLL, 
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from origin import Clock, write
-from parity import Bench, model_directory, paired
+from parity import Bench, add_bench_arguments, model_directory, paired
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import SourceModel
 from qsweep.quantizers.native import NativeGPTQ
@@ -34,15 +33,10 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 def main() -> None:
     """Measure all options, or the first and those whose numbers are given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="pocket", help="pocket, smollm2-135m, or a directory")
-    parser.add_argument("--device", default="cpu")
+    add_bench_arguments(parser)
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(OPTIONS)))
-    parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     path = model_directory(arguments.model)
     model = SourceModel(read_facts(path, arguments.model), arguments.device)

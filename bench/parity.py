@@ -83,19 +83,14 @@ class Row:
 def main() -> None:
     """Fill the file of results, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="pocket", help="pocket, smollm2-135m, or a directory")
-    parser.add_argument("--device", default="cpu")
+    add_bench_arguments(parser)
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 8])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--methods", nargs="+", default=["gptq", "awq"])
     parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     parser.add_argument("--sym", nargs="+", default=["on", "off"], choices=["on", "off"])
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to measure")
-    parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     wanted = [
         row
@@ -108,6 +103,16 @@ def main() -> None:
     content = _open(arguments.json, arguments)
     _fill(wanted, content, arguments)
     print_table(content["rows"])
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a :class:`Bench` is made of, and the file of results."""
+    parser.add_argument("--model", default="pocket", help="pocket, smollm2-135m, or a directory")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--json", type=Path, required=True)
 
 
 def rows(methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> Iterator[Row]:
