@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -320,6 +321,21 @@ def test_interrupt_keeps_what_is_done_and_kills_the_rest(whole_tree, tmp_path):
     assert (tmp_path / "first.done").read_text() == "finished"
     assert not (tmp_path / "second.done").exists()
     assert wait_until(lambda: not any(map(alive, pids)), 2.0)
+
+
+def test_an_interrupt_that_wakes_no_system_call_is_noticed(job, server):
+    # As where it comes a moment before the wait begins: Python knows of it, the kernel's wait does
+    # not. A signal to another thread leaves things so every time.
+    def interrupt():
+        time.sleep(0.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    started = time.monotonic()
+    with ForkServer(preload=()) as own, pytest.raises(KeyboardInterrupt):
+        own.start()
+        threading.Thread(target=interrupt).start()
+        run_jobs([job("sleep", {"seconds": 8})], slots=ONE, server=own)
+    assert time.monotonic() - started < 6
 
 
 def test_death_while_importing_ends_the_server(tmp_path):

@@ -1,6 +1,7 @@
 """Run jobs, each in a process of its own, and say what became of each."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from qsweep.launch.slots import Placement, Slots, obstacle, place
 _STARTS = 3
 # A job whose server was killed under it runs once more: it may not have been its fault.
 _ATTEMPTS = 2
+# A Ctrl-C that comes a moment before a wait begins does not end it: Python looks after the wait.
+_LONGEST_WAIT_S = 1.0
 
 
 def ignore(*_: Any) -> None:
@@ -124,9 +127,10 @@ class _Run:
         else:
             self.running[child] = where
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         deadlines = [child.deadline for child in self.running if child.deadline is not None]
-        return max(min(deadlines) - time.monotonic(), 0.0) if deadlines else None
+        left = min(deadlines, default=math.inf) - time.monotonic()
+        return min(max(left, 0.0), _LONGEST_WAIT_S)
 
     def _kill_the_late(self) -> None:
         for child in self.running:
