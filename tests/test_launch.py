@@ -245,10 +245,12 @@ def test_a_living_jobs_children_survive_another_jobs_end(server, job, tmp_path):
 
 
 MAIN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from qsweep.launch import Job, ForkServer, Slots, run_jobs
 print("imported", flush=True)
+# What a script's shell starts in the background is told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 def record(job, result):
     (folder / f"{{job.id}}.done").write_text(result.status)
@@ -330,11 +332,15 @@ def test_an_interrupt_that_wakes_no_system_call_is_noticed(job, server):
         time.sleep(0.5)
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
-    with ForkServer(preload=()) as own, pytest.raises(KeyboardInterrupt):
-        own.start()
-        threading.Thread(target=interrupt).start()
-        run_jobs([job("sleep", {"seconds": 8})], slots=ONE, server=own)
+    try:
+        with ForkServer(preload=()) as own, pytest.raises(KeyboardInterrupt):
+            own.start()
+            threading.Thread(target=interrupt).start()
+            run_jobs([job("sleep", {"seconds": 8})], slots=ONE, server=own)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 6
 
 
