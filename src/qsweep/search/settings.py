@@ -23,7 +23,7 @@ class SearchConfig:
     serving: bool = True
     trials: int | None = None
     batch: int | Literal["auto"] = "auto"
-    enumerate_below: int = 100
+    enumerate_below: int = 150
     sampler: Sampler = "tpe"
     sampler_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
