@@ -9,6 +9,10 @@ measures anew what another version of a backend made. For each row, d_w is the d
 mean NLL of window w, native minus GPTQModel: a row is worse if the one-sided t-test of mean d > 0
 stays below 5 % after Holm's correction over all rows. The same is asked of native minus round to
 nearest at the same bits, group size and symmetry.
+
+With --seeds 0 1 2 a row is measured with several draws of the calibration text. Windows and draws
+are crossed then: the variance of the mean is that over windows (of the draws' mean) plus that over
+draws (of the windows' mean), with as few degrees of freedom as there are draws, less one.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,8 @@ ORDERS = ("plain", "group-aware", "desc_act")
 SIDES = ("native", "rtn", "gptqmodel")
 # Rows whose native half is quantized by one pass.
 _PASS = 6
+# Between the name of a row and the seed of its calibration text, where that is not 0.
+_SEED = " seed "
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,14 @@ class Row:
     group_size: int
     order: str
     sym: bool
+    seed: int = 0
 
     @property
     def key(self) -> str:
         """The row's name in the file of results."""
         symmetry = "sym" if self.sym else "asym"
-        return f"{self.method} {self.bits} bits g{self.group_size} {self.order} {symmetry}"
+        name = f"{self.method} {self.bits} bits g{self.group_size} {self.order} {symmetry}"
+        return f"{name}{_SEED}{self.seed}" if self.seed else name
 
     def native(self) -> NativeGPTQ | NativeAWQ:
         """This setting by qsweep."""
@@ -90,10 +98,12 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     parser.add_argument("--sym", nargs="+", default=["on", "off"], choices=["on", "off"])
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to measure")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibration text")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     wanted = [
-        row
+        replace(row, seed=seed)
+        for seed in arguments.seeds
         for row in rows(arguments.methods, arguments.bits, arguments.groups)
         if ("on" if row.sym else "off") in arguments.sym
         if row.method != "gptq" or row.order in arguments.orders
@@ -146,18 +156,19 @@ def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Na
         for row in missing("rtn"):
             same = repr(row.rtn())
             if same not in done:
-                done[same] = bench.alone(row.rtn())
+                done[same] = bench.alone(row.rtn(), row.seed)
             keep(row, "rtn", dict(done[same]))
     if "native" in arguments.sides:
-        todo = missing("native")
-        for start in range(0, len(todo), _PASS):
-            part = todo[start : start + _PASS]
-            measured = bench.together([row.native() for row in part])
-            for row, one in zip(part, measured, strict=True):
-                keep(row, "native", one)
+        for seed in arguments.seeds:
+            todo = [row for row in missing("native") if row.seed == seed]
+            for start in range(0, len(todo), _PASS):
+                part = todo[start : start + _PASS]
+                measured = bench.together([row.native() for row in part], seed)
+                for row, one in zip(part, measured, strict=True):
+                    keep(row, "native", one)
     if "gptqmodel" in arguments.sides:
         for row in missing("gptqmodel"):
-            keep(row, "gptqmodel", bench.alone(row.gptqmodel()))
+            keep(row, "gptqmodel", bench.alone(row.gptqmodel(), row.seed))
 
 
 def _stands(results: dict[str, Any], row: Row, side: str) -> bool:
@@ -190,9 +201,13 @@ class Bench:
 
         tokenizer = AutoTokenizer.from_pretrained(model.path)
         calibration = load_documents(CorpusConfig("python", "python", split="calibration"))
-        self.samples: CalibrationTokens = calibration_samples(
-            calibration, tokenizer, arguments.samples, arguments.length, 0
-        )
+
+        def draw(seed: int) -> CalibrationTokens:
+            return calibration_samples(
+                calibration, tokenizer, arguments.samples, arguments.length, seed
+            )
+
+        self._draw = draw
         length = min(model.facts.max_length, arguments.length)
         preset = PRESETS["gptq"].override(context=length, max_windows=arguments.windows)
         test = load_documents(CorpusConfig("python", "python", split="test"))
@@ -205,22 +220,24 @@ class Bench:
         self._reference = reference_measurement(folder, self._windows)
         self._states = open_reference(folder, model.path, model.device, reference.dtype)
 
-    def alone(self, quantizer: Any) -> dict[str, Any]:
+    def alone(self, quantizer: Any, seed: int = 0) -> dict[str, Any]:
         """What one quantizer makes of the model, measured, and how long it took."""
         with tempfile.TemporaryDirectory() as folder:
+            samples = self._draw(seed)
             clock = Clock()
-            artifact = quantizer.quantize(self._model, self.samples, Path(folder))
+            artifact = quantizer.quantize(self._model, samples, Path(folder))
             spent = clock.read()
             return self._measure(artifact) | spent
 
-    def together(self, quantizers: Sequence[Any]) -> list[dict[str, Any]]:
+    def together(self, quantizers: Sequence[Any], seed: int = 0) -> list[dict[str, Any]]:
         """What one pass makes of the model for each of the native quantizers, measured."""
         with tempfile.TemporaryDirectory() as folder:
             outs = [Path(folder) / str(number) for number in range(len(quantizers))]
             for out in outs:
                 out.mkdir()
             pairs = list(zip(quantizers, outs, strict=True))
-            return [self._measure(one) for one in quantize_grid(self._model, self.samples, pairs)]
+            made = quantize_grid(self._model, self._draw(seed), pairs)
+            return [self._measure(one) for one in made]
 
     def _measure(self, artifact: Any) -> dict[str, Any]:
         """Ratio and divergence with their intervals, and the mean NLL of each window."""
@@ -244,10 +261,9 @@ class Bench:
 
 def print_table(results: dict[str, Any]) -> None:
     """The rows with their corrected p-values, and the pooled log-ratio."""
+    mean, worse = _compared(results, "gptqmodel")
+    _, below = _compared(results, "rtn")
     done = {name: row for name, row in results.items() if {"native", "gptqmodel"} <= row.keys()}
-    mean, worse = _compared(done, "gptqmodel")
-    with_rtn = {name: row for name, row in results.items() if {"native", "rtn"} <= row.keys()}
-    _, below = _compared(with_rtn, "rtn")
     print(f"{'':30} {'ppl ratio':^25}  {'KLD':^24}  {'against GPTQModel':^18}")
     sides = f"{'native':>8} {'GPTQModel':>9}"
     print(f"{'':30} {sides} {'RTN':>7} {sides} {'RTN':>7} {'ratio':>8} {'p worse':>8}")
@@ -257,13 +273,16 @@ def print_table(results: dict[str, Any]) -> None:
             for figure in ("ppl_ratio", "kld")
             for side, width in (("native", 8), ("gptqmodel", 9), ("rtn", 7))
         ]
+        if name not in mean:  # another draw of a row
+            print(f"{name:30} {' '.join(cells)}")
+            continue
         mark = "  WORSE" if worse[name] < 0.05 else ""
         mark += "  BELOW RTN" if below.get(name, 1) < 0.05 else ""
         print(f"{name:30} {' '.join(cells)} {math.exp(mean[name]):8.4f} {worse[name]:8.3f}{mark}")
-    if done:
+    if mean:
         pooled = math.fsum(mean.values()) / len(mean)
         print(
-            f"{len(done)} rows; pooled log-ratio {pooled:+.5f} (0 or less is wanted); significantly "
+            f"{len(mean)} rows; pooled log-ratio {pooled:+.5f} (0 or less is wanted); significantly "
             f"worse than GPTQModel: {sum(p < 0.05 for p in worse.values())}, than RTN: "
             f"{sum(p < 0.05 for p in below.values())} of {len(below)}"
         )
@@ -273,22 +292,44 @@ def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dic
     # By row: the mean of native's NLL less the other side's, and Holm's p for "it is above 0".
     from scipy.stats import t
 
+    draws: dict[str, list[list[float]]] = {}
+    for name, row in results.items():
+        if {"native", side} <= row.keys():
+            difference = _differences(row["native"], row[side])
+            draws.setdefault(name.partition(_SEED)[0], []).append(difference)
     means, tails = [], []
-    for row in results.values():
-        mean, spread, count = paired(row["native"], row[side])
+    for drawn in draws.values():
+        mean, spread, count = _crossed(drawn)
         means.append(mean)
         tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
-    names = list(results)
-    return dict(zip(names, means, strict=True)), dict(zip(names, holm(tails), strict=True))
+    return dict(zip(draws, means, strict=True)), dict(zip(draws, holm(tails), strict=True))
+
+
+def _crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:
+    # Mean, standard error and sample size; what is left over between both is counted twice, so
+    # that the error is not understated.
+    by_window = [math.fsum(values) / len(draws) for values in zip(*draws, strict=True)]
+    mean, spread, count = _mean_error(by_window)
+    if len(draws) > 1:
+        _, between, count = _mean_error([math.fsum(draw) / len(draw) for draw in draws])
+        spread = math.hypot(spread, between)
+    return mean, spread, count
 
 
 def paired(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, int]:
     """Mean, standard error and number of the differences of the windows' mean NLL."""
+    return _mean_error(_differences(one, other))
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[float]:
     pairs = zip(one["window_nll"], other["window_nll"], strict=True)
-    difference = [ours - theirs for ours, theirs in pairs]
-    count = len(difference)
-    mean = math.fsum(difference) / count
-    squares = math.fsum((d - mean) ** 2 for d in difference)
+    return [ours - theirs for ours, theirs in pairs]
+
+
+def _mean_error(values: Sequence[float]) -> tuple[float, float, int]:
+    count = len(values)
+    mean = math.fsum(values) / count
+    squares = math.fsum((value - mean) ** 2 for value in values)
     return mean, math.sqrt(squares / (count - 1) / count), count
 
 
