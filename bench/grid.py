@@ -4,6 +4,7 @@
     python bench/grid.py --model DIR         on another one
     python bench/grid.py --configurations 24 the native backend's larger grid as well
     python bench/grid.py --against FILE      GPTQModel's seconds from a parity table (bench/parity.py)
+    python bench/grid.py --one-width         GPTQModel at 4 bits only; its total is three times that
     python bench/grid.py --quick             less calibration text, GPTQ only
 
 Imports are not counted. Both sides get the same calibration samples and the same threads, in turn.
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, choices=(6, 24), default=6)
     parser.add_argument("--native-only", action="store_true")
     parser.add_argument("--against", type=Path, help="a parity table of the same model and machine")
+    parser.add_argument("--one-width", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -49,7 +51,9 @@ def main() -> None:
     if arguments.configurations == 24:
         rows.append(_native(model, samples, methods, TWENTY_FOUR))
     if not arguments.native_only:
-        rows += _with_total(measured or _one_by_one(model, samples, methods))
+        one = arguments.one_width and measured is None
+        widths = tuple(size for size in SIX if size[0] == 4) if one else SIX
+        rows += _with_total(measured or _one_by_one(model, samples, methods, widths), widths)
     _print(rows)
     if arguments.json:
         write(arguments.json, "one pass for a grid against GPTQModel one by one", rows)
@@ -84,11 +88,14 @@ def _native(
 
 
 def _one_by_one(
-    model: SourceModel, samples: CalibrationTokens, methods: Sequence[str]
+    model: SourceModel,
+    samples: CalibrationTokens,
+    methods: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for method in methods:
-        for bits, size in SIX:
+        for bits, size in sizes:
             quantizer = GPTQ(bits, size) if method == "gptq" else AWQ(bits, size)
             with tempfile.TemporaryDirectory() as folder:
                 clock = Clock()
@@ -114,9 +121,14 @@ def _measured_before(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_total(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    total = {name: sum(row[name] for row in rows) for name in ("seconds", "cpu_s")}
-    return [*rows, {"what": f"gptqmodel, {len(rows)} configurations", **total}]
+def _with_total(
+    rows: list[dict[str, Any]], sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    # Its time depends little on the width (bench/results/grid-pocket.json).
+    times = len(SIX) // len(sizes)
+    total = {name: times * sum(row[name] for row in rows) for name in ("seconds", "cpu_s")}
+    counted = f"{times} x {len(rows)}" if times > 1 else f"{len(rows)}"
+    return [*rows, {"what": f"gptqmodel, {counted} configurations", **total}]
 
 
 def _warm_up(model: SourceModel, native_only: bool) -> None:
