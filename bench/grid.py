@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--configurations", type=int, choices=(6, 24), default=6)
     parser.add_argument("--native-only", action="store_true")
-    parser.add_argument("--against", type=Path, help="a parity table of the same model and machine")
-    parser.add_argument("--one-width", action="store_true")
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--against", type=Path, help="a parity table of the same model and machine")
+    known.add_argument("--one-width", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -51,8 +52,7 @@ def main() -> None:
     if arguments.configurations == 24:
         rows.append(_native(model, samples, methods, TWENTY_FOUR))
     if not arguments.native_only:
-        one = arguments.one_width and measured is None
-        widths = tuple(size for size in SIX if size[0] == 4) if one else SIX
+        widths = tuple(size for size in SIX if size[0] == 4) if arguments.one_width else SIX
         rows += _with_total(measured or _one_by_one(model, samples, methods, widths), widths)
     _print(rows)
     if arguments.json:

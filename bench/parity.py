@@ -21,6 +21,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from qsweep.files import write_bytes
 from qsweep.model_facts import read_facts
 from qsweep.models import resolve
 from qsweep.pocket import MODEL_DIR
-from qsweep.quantizers import CalibrationTokens, SourceModel
+from qsweep.quantizers import SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
@@ -156,7 +157,7 @@ def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Na
         for row in missing("rtn"):
             same = repr(row.rtn())
             if same not in done:
-                done[same] = bench.alone(row.rtn(), row.seed)
+                done[same] = bench.alone(row.rtn())
             keep(row, "rtn", dict(done[same]))
     if "native" in arguments.sides:
         for seed in arguments.seeds:
@@ -201,13 +202,12 @@ class Bench:
 
         tokenizer = AutoTokenizer.from_pretrained(model.path)
         calibration = load_documents(CorpusConfig("python", "python", split="calibration"))
-
-        def draw(seed: int) -> CalibrationTokens:
-            return calibration_samples(
-                calibration, tokenizer, arguments.samples, arguments.length, seed
+        # By seed, each drawn once.
+        self._samples = cache(
+            partial(
+                calibration_samples, calibration, tokenizer, arguments.samples, arguments.length
             )
-
-        self._draw = draw
+        )
         length = min(model.facts.max_length, arguments.length)
         preset = PRESETS["gptq"].override(context=length, max_windows=arguments.windows)
         test = load_documents(CorpusConfig("python", "python", split="test"))
@@ -223,7 +223,7 @@ class Bench:
     def alone(self, quantizer: Any, seed: int = 0) -> dict[str, Any]:
         """What one quantizer makes of the model, measured, and how long it took."""
         with tempfile.TemporaryDirectory() as folder:
-            samples = self._draw(seed)
+            samples = self._samples(seed)
             clock = Clock()
             artifact = quantizer.quantize(self._model, samples, Path(folder))
             spent = clock.read()
@@ -236,7 +236,7 @@ class Bench:
             for out in outs:
                 out.mkdir()
             pairs = list(zip(quantizers, outs, strict=True))
-            made = quantize_grid(self._model, self._draw(seed), pairs)
+            made = quantize_grid(self._model, self._samples(seed), pairs)
             return [self._measure(one) for one in made]
 
     def _measure(self, artifact: Any) -> dict[str, Any]:
