@@ -6,6 +6,7 @@ from qsweep.quantizers.native.awq import quantize, scaled_gram, search_scales
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
 from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import output_loss as loss_by_gram
 
 ROWS, CHANNELS, GROUP = 96, 192, 64
 SCHEME = Scheme(3, sym=False)
@@ -122,6 +123,18 @@ def test_inputs_from_one_output_share_its_scale():
     assert torch.allclose(scales, torch.tensor([2.0, 2.0, 9.0, 9.0]))
     divided = fold.divide_rows(torch.ones(6, 3), scales)
     assert torch.allclose(divided[:, 0], torch.tensor([1.0, 1, 1, 1, 0.5, 1 / 9]))
+
+
+@pytest.mark.parametrize("channels", [1, 191, 192, 500, 2000])
+def test_half_of_a_symmetric_matrix_gives_the_loss_of_all_of_it(channels):
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn(300, channels, generator=generator).double()
+    error = torch.randn(7, channels, generator=generator).double()
+    stats = stats_of(x.float())
+    assert torch.allclose(stats.gram.double(), x.T @ x / len(x), atol=1e-5)
+    assert torch.equal(stats.gram, stats.gram.T)
+    found = loss_by_gram(error.float(), stats.gram).double()
+    assert torch.allclose(found, (error @ x.T).square().mean(1), rtol=1e-4)
 
 
 def test_statistics_refuse_what_is_not_finite():

@@ -157,6 +157,19 @@ def test_factor_is_of_the_inverse():
     assert torch.equal(upper, upper.triu())
 
 
+@pytest.mark.parametrize("channels", [128, 129, 1000])
+def test_the_inverse_of_a_triangular_matrix_at_any_size(channels):
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn(3 * channels, channels, generator=generator)
+    gram = x.T @ x / len(x)
+    upper = factorize(gram, settings(aware=False), "layer").upper
+    damped = gram.double()
+    damped.diagonal().add_(0.05 * gram.diagonal().mean().double())
+    lower = torch.linalg.cholesky(torch.linalg.inv(damped))
+    assert torch.allclose(upper.double(), lower.T, atol=1e-4)
+    assert torch.equal(upper, upper.triu()) and upper.is_contiguous()
+
+
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_rounding_error_is_half_a_step(bits, sym):

@@ -10,6 +10,7 @@ from qsweep.errors import ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import CalibrationTokens, SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
+from qsweep.quantizers.native import grid as native_grid
 
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
@@ -22,6 +23,8 @@ GRID = [
     NativeGPTQ(bits=8, group_size=-1, sequential=False),
     NativeGPTQ(bits=2, group_size=128, desc_act=True, sym=False, scale_search="mse"),
     NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
+    NativeGPTQ(bits=3, group_size=32, propagate="typical"),
+    NativeGPTQ(bits=3, group_size=-1, sym=False, propagate="typical"),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
 ]
@@ -81,6 +84,30 @@ def test_company_changes_no_bit(grid, tmp_path, number):
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
     assert alone.details["loss"] == artifacts[number].details["loss"]
+
+
+def test_the_typical_configuration_is_typical_of_itself(tiny_model, tmp_path):
+    path = tiny_model("llama")
+    grid = [NativeGPTQ(3, 64, propagate=how) for how in ("own", "typical")]
+    grid += [NativeGPTQ(3, 32, propagate=how) for how in ("own", "typical")]
+    own, typical, other, approximate = [tensors(one.path) for one in quantize(path, grid, tmp_path)]
+    assert all(torch.equal(own[name], typical[name]) for name in own)
+    assert any(not torch.equal(other[name], approximate[name]) for name in other)
+
+
+def test_a_typical_configuration_walks_once_for_all_of_a_width(tiny_model, tmp_path, monkeypatch):
+    walks = []
+    advance = native_grid.advance
+    monkeypatch.setattr(
+        native_grid, "advance", lambda *args, **named: walks.append(1) or advance(*args, **named)
+    )
+    sizes = [(bits, size) for bits in (3, 4) for size in (32, 64, -1)]
+    layers = 2
+    for how, expected in (("own", 6), ("typical", 2)):
+        walks.clear()
+        grid = [NativeGPTQ(bits, size, propagate=how) for bits, size in sizes]
+        quantize(tiny_model("llama"), grid, tmp_path / how)
+        assert len(walks) == expected * layers
 
 
 def test_more_bits_are_closer(grid):
@@ -252,6 +279,13 @@ def test_effective_options():
         NativeGPTQ(scale_search="all")
     with pytest.raises(ConfigError, match="damp_percent"):
         NativeGPTQ(damp_percent=0)
+    with pytest.raises(ConfigError, match="propagate=all"):
+        NativeGPTQ(propagate="all")
+    with pytest.raises(ConfigError, match="gptaq_alpha"):
+        NativeGPTQ(propagate="typical", gptaq_alpha=0.5)
+    # Where nothing propagates, it is all the same whose errors do not.
+    typical = NativeGPTQ(8, 64, propagate="typical").options()
+    assert typical == NativeGPTQ(8, 64).options()
 
 
 @pytest.mark.slow

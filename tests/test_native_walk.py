@@ -5,11 +5,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qsweep.errors import IncompatibleTrial, TrialFailed
+from qsweep.quantizers.native import walk as walking
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import advance, capture, find_stages, run_layer
 
+MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
 SEPARATE = [
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -62,6 +64,54 @@ def walk(model, samples, on_stage=nothing, changes=False):
         stages = find_stages(layer, chunks[0], index)
         chunks = advance(layer, index, stages, chunks, str, on_stage, changes_weights=changes)
     return chunks
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Whatever this machine's processor can do."""
+    monkeypatch.setattr(walking, "multiplies_bfloat16", lambda device: False)
+
+
+@pytest.mark.parametrize(
+    ("able", "device", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "cpu", True),
+        ({"amx_bf16": True}, "cpu", True),
+        ({"avx512_f": True, "avx512_bf16": False}, "cpu", False),
+        ({}, "cpu", False),
+        ({"avx512_bf16": True}, "cuda", False),
+    ],
+)
+def test_bfloat16_where_the_processor_multiplies_it(monkeypatch, able, device, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert MULTIPLIES_BFLOAT16(device) is expected
+
+
+@pytest.mark.parametrize("lengths", [[48] * 6, [48] * 3 + [24] * 3])
+def test_linear_layers_in_bfloat16_and_nothing_else(tiny_model, monkeypatch, lengths):
+    def run():
+        model = load(tiny_model("llama"))
+        products = []
+
+        def look(stage, stats):
+            # Statistics are of float32, and what is computed in the middle of a layer stays exact.
+            assert stats.gram.dtype == torch.float32
+            third = torch.full((8, 8), 1 / 3)
+            assert torch.equal(third @ torch.eye(8), third)
+            products.append(stats)
+
+        samples = [sample[:n] for sample, n in zip(SAMPLES, lengths, strict=True)]
+        return walk(model, samples, look, changes=True), products
+
+    exact, stats = run()
+    monkeypatch.setattr(walking, "multiplies_bfloat16", lambda device: True)
+    close, rounded = run()
+    for one, other in zip(exact, close, strict=True):
+        assert other.hidden.dtype == torch.float32
+        error = (one.hidden - other.hidden).norm() / one.hidden.norm()
+        assert 1e-6 < error < 1e-2
+    for one, other in zip(stats, rounded, strict=True):
+        assert (one.gram - other.gram).norm() < 2e-2 * one.gram.norm()
 
 
 @pytest.mark.parametrize("architecture", STAGES)

@@ -72,9 +72,7 @@ def factorize(gram: torch.Tensor, settings: Settings, name: str) -> Factor:
         # then H^-1 = R^-T R^-1, so that U = R^-1: one factorization instead of two.
         lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if int(info) == 0 and bool(lower.diagonal().isfinite().all()):
-            identity = torch.eye(len(damped), device=gram.device)
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-            return Factor(upper.contiguous(), order, groups, damp)
+            return Factor(_inverse_of_upper(lower.flip(0, 1)), order, groups, damp)
     raise TrialFailed(f"{name}: the Gram matrix of its inputs cannot be factorized at any damping")
 
 
@@ -105,6 +103,21 @@ def retarget(
     if factor.order is not None:
         change[:, factor.order] = change.clone()
     return weight + alpha * change
+
+
+def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
+    # [[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]: half the arithmetic of solving for the
+    # identity.
+    size = len(matrix)
+    if size <= _BLOCK:
+        identity = torch.eye(size, device=matrix.device)
+        return torch.linalg.solve_triangular(matrix, identity, upper=True).contiguous()
+    half = size // 2
+    first, last = _inverse_of_upper(matrix[:half, :half]), _inverse_of_upper(matrix[half:, half:])
+    inverse = torch.zeros_like(matrix, memory_format=torch.contiguous_format)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[:half, half:] = -(first @ matrix[:half, half:] @ last)
+    return inverse
 
 
 def _damping(first: float) -> list[float]:

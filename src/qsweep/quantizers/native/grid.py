@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, Solver, TypicalGPTQ, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.options import NativeAWQ, NativeQuantizer
 from qsweep.quantizers.native.stats import InputStats
@@ -27,6 +28,7 @@ from qsweep.quantizers.native.walk import (
     Stage,
     StageInputs,
     advance,
+    calibration_dtype,
     capture,
     find_stages,
     home_of,
@@ -63,9 +65,11 @@ def run(
     chunks, probe = capture(network, decoder, calibration.samples, model.device)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
-    home = home_of(chunks, 2 + len(jobs) + kept, model.device)
+    groups = _walking_together(jobs)
+    home = home_of(chunks, 2 + len(groups) + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
-    text = _Text(jobs, chunks, probe, network.config)
+    walks = [_Walk(chunks, group) for group in groups]
+    text = _Text(jobs, walks, chunks, probe, network.config)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize", index / count)
@@ -74,9 +78,34 @@ def run(
         module.to("cpu")
     progress("write", None)
     spent = time.perf_counter() - started
-    shared = spent - sum(job.seconds for job in jobs)
-    tokens = sum(len(sample) for sample in calibration.samples)
-    return [job.finish(network, shared, tokens) for job in jobs]
+    common = {
+        "shared_s": round(spent - sum(job.seconds for job in jobs), 3),
+        "calibration_tokens": sum(len(sample) for sample in calibration.samples),
+        "calibration_dtype": calibration_dtype(network, model.device),
+    }
+    return [job.finish(network, common) for job in jobs]
+
+
+class _Walk:
+    """The text on its way through quantized layers, for the configurations whose inputs it makes."""
+
+    def __init__(self, chunks: list[Chunk], jobs: Sequence[GPTQJob]):
+        self.chunks = chunks
+        self.jobs = jobs
+        self.compares = any(job.compares for job in jobs)
+        # The first one's quantized layers are those that the text runs through.
+        self.solvers: list[Solver] = [*jobs]
+        if jobs[0].propagate == "typical":
+            self.solvers.insert(0, TypicalGPTQ(jobs[0].bits))
+
+
+def _walking_together(jobs: Sequence[GPTQJob | AWQJob]) -> list[list[GPTQJob]]:
+    groups: dict[Any, list[GPTQJob]] = {}
+    for number, job in enumerate(jobs):
+        if isinstance(job, GPTQJob) and job.propagate:
+            key = number if job.propagate == "own" else (job.propagate, job.bits)
+            groups.setdefault(key, []).append(job)
+    return list(groups.values())
 
 
 class _Text:
@@ -85,16 +114,14 @@ class _Text:
     def __init__(
         self,
         jobs: Sequence[GPTQJob | AWQJob],
+        walks: Sequence[_Walk],
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
     ):
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
-        gptq = [job for job in jobs if isinstance(job, GPTQJob)]
-        self._screening = [job for job in gptq if not job.sequential]
-        # These see what their own quantized layers make of the text.
-        self._sequential = [job for job in gptq if job.sequential]
-        self._texts = [chunks] * len(self._sequential)
+        self._screening = [job for job in jobs if isinstance(job, GPTQJob) and not job.propagate]
+        self._walks = walks
         # What unquantized layers make of the text, for those who share it.
         self._plain = chunks
         self._probe = probe
@@ -106,31 +133,45 @@ class _Text:
         stages = find_stages(module, self._probe, index)
         layer = Layer(module, stages, full_name)
         plain: StageInputs | None = None
-        if any(job.compares for job in self._sequential):
+        if any(walk.compares for walk in self._walks):
             plain = {}
         if self._awq or self._screening or plain is not None:
             self._share(index, layer, plain)
-        if self._sequential:
+        if self._walks:
             self._propagate(index, layer, plain)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
     def _propagate(self, index: int, layer: Layer, plain: StageInputs | None) -> None:
-        at_once = walks_at_once(layer.module, self._texts[0])
-        for start in range(0, len(self._sequential), at_once):
-            some = slice(start, start + at_once)
-            jobs = self._sequential[some]
-            walks = [
-                partial(_walk, index, layer, chunks, plain if job.compares else None)
-                for job, chunks in zip(jobs, self._texts[some], strict=True)
-            ]
+        at_once = walks_at_once(layer.module, self._walks[0].chunks)
+        for start in range(0, len(self._walks), at_once):
+            walks = self._walks[start : start + at_once]
+            jobs = [job for walk in walks for job in walk.jobs]
 
-            def solve(asked: Sequence[_Asked], jobs: Sequence[GPTQJob] = jobs) -> list[_Grids]:
-                return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
+            def solve(
+                asked: Sequence[_Asked],
+                walks: Sequence[_Walk] = walks,
+                jobs: Sequence[GPTQJob] = jobs,
+            ) -> list[_Grids]:
+                solvers = [solver for walk in walks for solver in walk.solvers]
+                stats = [
+                    seen for walk, (_, seen) in zip(walks, asked, strict=True) for _ in walk.solvers
+                ]
+                with _timed(jobs):
+                    grids = iter(solve_stage(solvers, layer, asked[0][0], stats))
+                return [list(islice(grids, len(walk.solvers)))[0] for walk in walks]
 
-            self._texts[some], seconds = in_lockstep(walks, solve)
-            for job, spent in zip(jobs, seconds, strict=True):
-                job.seconds += spent
+            results, seconds = in_lockstep(
+                [
+                    partial(_walk, index, layer, walk.chunks, plain if walk.compares else None)
+                    for walk in walks
+                ],
+                solve,
+            )
+            for walk, chunks, spent in zip(walks, results, seconds, strict=True):
+                walk.chunks = chunks
+                for job in walk.jobs:
+                    job.seconds += spent / len(walk.jobs)
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> None:
         gathered: list[InputStats] = []

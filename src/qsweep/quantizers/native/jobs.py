@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
 from qsweep.quantizers.native.writer import Checkpoint
 
+# In the middle of the group sizes that are in use, 32 to 128.
+_TYPICAL_GROUP = 64
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -33,17 +36,42 @@ class Layer:
     full_name: Callable[[str], str]
 
 
+class Solver(Protocol):
+    """What wants the linear layers of a stage solved."""
+
+    def settings(self, channels: int) -> gptq.Settings:
+        """How a layer of so many inputs is treated."""
+
+    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
+        """Take a finished linear layer in; ``losses`` [rows]."""
+
+
+class TypicalGPTQ:
+    """Stands for all configurations of a width while the text moves on; nothing of it is kept."""
+
+    def __init__(self, bits: int):
+        self._options = NativeGPTQ(bits, _TYPICAL_GROUP).options()
+
+    def settings(self, channels: int) -> gptq.Settings:
+        """With one scale per output where groups do not fit."""
+        size = channels if channels % _TYPICAL_GROUP else _TYPICAL_GROUP
+        return _settings(self._options, size)
+
+    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
+        """Its results are wanted only to go on with."""
+
+
 class GPTQJob:
     """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
 
     def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
         options = quantizer.options()
-        self.sequential: bool = options["sequential"]
-        # Only a job that propagates has inputs of its own.
-        self.compares: bool = self.sequential and options["gptaq_alpha"] > 0
+        self.bits: int = options["bits"]
+        # Whose quantized layers its inputs come through: its own, a typical one's, nobody's.
+        self.propagate: str | None = options["propagate"]
+        self.compares: bool = options["gptaq_alpha"] > 0
         self.seconds = 0.0
         self._options = options
-        self._scheme = Scheme(options["bits"], options["sym"], options["scale_search"])
         # Version 1 stores zero points less 1, and loaders disagree on what becomes of 0.
         format = "gptq" if options["sym"] else "gptq_v2"
         settings = _common_settings("gptq", format, options) | {
@@ -51,7 +79,7 @@ class GPTQJob:
             "sym": options["sym"],
             "true_sequential": options["sequential"],
         }
-        for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
+        for name in ("damp_percent", "act_group_aware", "propagate", "gptaq_alpha"):
             settings["meta"][name] = options[name]
         self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
         self._losses: dict[str, float] = {}
@@ -60,14 +88,7 @@ class GPTQJob:
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
         size = self._options["group_size"]
-        return gptq.Settings(
-            scheme=self._scheme,
-            group_size=channels if size == -1 else size,
-            desc_act=self._options["desc_act"],
-            act_group_aware=self._options["act_group_aware"],
-            damp_percent=self._options["damp_percent"],
-            gptaq_alpha=self._options["gptaq_alpha"],
-        )
+        return _settings(self._options, channels if size == -1 else size)
 
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
@@ -76,56 +97,61 @@ class GPTQJob:
         if damp != self._options["damp_percent"]:
             self._damping[name] = damp
 
-    def finish(self, model: nn.Module, shared_s: float, tokens: int) -> Artifact:
-        """Write what is left of the model, and close the checkpoint."""
-        details = _details(self._losses, self.seconds, shared_s, tokens)
+    def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
+        """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
+        details = _details(self._losses, self.seconds, common)
         if self._damping:
             details["damp_raised"] = self._damping
         return self._checkpoint.finish(model, details)
 
 
 def solve_stage(
-    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
+    solvers: Sequence[Solver], layer: Layer, stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, Grid]]:
-    """Quantize the linear layers of one stage for every job.
+    """Quantize the linear layers of one stage for every solver.
 
     Layers that share an input are one matrix to GPTQ: rows do not know of each other.
 
     Args:
-        jobs: The configurations.
+        solvers: The configurations; those with equal settings and the same inputs cost one.
         layer: The decoder layer with its own weights.
         stage: Which of its linear layers.
-        stats: What each job's inputs are; several jobs may share the same object.
+        stats: What each solver's inputs are; several may share the same object.
 
     Returns:
-        For each job the grids, by the linear layers' names inside the decoder layer.
+        For each solver the grids, by the linear layers' names inside the decoder layer.
     """
     modules = dict(layer.module.named_modules())
     weights = [weight_of(modules[name]) for name in stage.linears]
     joined = torch.cat(weights)
-    settings = [job.settings(stage.channels) for job in jobs]
+    asked = [
+        (solver.settings(stage.channels), seen) for solver, seen in zip(solvers, stats, strict=True)
+    ]
+    distinct = {(settings, id(seen)): (settings, seen) for settings, seen in asked}
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
-    chosen = []
-    for one, seen in zip(settings, stats, strict=True):
+    chosen, targets = [], []
+    for one, seen in distinct.values():
         grouped = one.group_size if one.act_group_aware and not one.desc_act else None
         key = id(seen), one.desc_act, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
-        chosen.append(factors[key])
-    targets = [
-        joined
-        if seen.cross is None
-        else gptq.retarget(joined, seen.gram, seen.cross, factor, one.gptaq_alpha)
-        for one, seen, factor in zip(settings, stats, chosen, strict=True)
-    ]
-    solved = gptq.solve(targets, chosen, settings)
+        factor = factors[key]
+        chosen.append(factor)
+        targets.append(
+            joined
+            if seen.cross is None
+            else gptq.retarget(joined, seen.gram, seen.cross, factor, one.gptaq_alpha)
+        )
+    solved = gptq.solve(targets, chosen, [one for one, _ in distinct.values()])
+    found = dict(zip(distinct, zip(chosen, solved, strict=True), strict=True))
     results = []
-    for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
+    for solver, (settings, seen) in zip(solvers, asked, strict=True):
+        factor, (grid, losses) = found[settings, id(seen)]
         grids, start = {}, 0
         for name, weight in zip(stage.linears, weights, strict=True):
             rows = slice(start, start + len(weight))
             part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
-            job.keep(layer.full_name(name), part, losses[rows], factor.damp)
+            solver.keep(layer.full_name(name), part, losses[rows], factor.damp)
             grids[name] = part
             start += len(weight)
         results.append(grids)
@@ -185,9 +211,9 @@ class AWQJob:
                 self._checkpoint.add_linear(layer.full_name(name), grid)
                 self._losses[layer.full_name(name)] = _total(layer.full_name(name), losses)
 
-    def finish(self, model: nn.Module, shared_s: float, tokens: int) -> Artifact:
-        """Write what is left of the model, and close the checkpoint."""
-        details = _details(self._losses, self.seconds, shared_s, tokens)
+    def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
+        """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
+        details = _details(self._losses, self.seconds, common)
         details["scaling"] = self._scaling
         return self._checkpoint.finish(model, details)
 
@@ -217,6 +243,17 @@ class AWQJob:
         return scales
 
 
+def _settings(options: Mapping[str, Any], group_size: int) -> gptq.Settings:
+    return gptq.Settings(
+        scheme=Scheme(options["bits"], options["sym"], options["scale_search"]),
+        group_size=group_size,
+        desc_act=options["desc_act"],
+        act_group_aware=options["act_group_aware"],
+        damp_percent=options["damp_percent"],
+        gptaq_alpha=options["gptaq_alpha"],
+    )
+
+
 def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:
     # What GPTQModel writes; transformers and vLLM read a part of it.
     return {
@@ -243,12 +280,11 @@ def _total(name: str, losses: torch.Tensor) -> float:
 
 
 def _details(
-    losses: Mapping[str, float], seconds: float, shared_s: float, tokens: int
+    losses: Mapping[str, float], seconds: float, common: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         "loss": dict(losses),
         "quantize_s": round(seconds, 3),
-        "shared_s": round(shared_s, 3),
-        "calibration_tokens": tokens,
+        **common,
         "torch": torch.__version__,
     }

@@ -32,7 +32,7 @@ def in_lockstep(
             the functions' order.
 
     Returns:
-        What the functions return, and the seconds that each took, with its share of the answers.
+        What the functions return, and the seconds that each took, without the answers.
 
     Raises:
         Exception: the first one that a function or ``answer`` raised; the others are given up.
@@ -104,14 +104,10 @@ class _Meeting(Generic[Question, Answer]):
             return
         numbers = sorted(self._questions)
         questions = [self._questions.pop(number) for number in numbers]
-        started = time.perf_counter()
         try:
             self._answers = dict(zip(numbers, self._answer(questions), strict=True))
         except BaseException as error:
             self.error = error
-        share = (time.perf_counter() - started) / len(numbers)
-        for number in numbers:
-            self.seconds[number] += share
         self._condition.notify_all()
 
     def _stop_clock(self, number: int) -> None:

@@ -20,8 +20,9 @@ from qsweep.quantizers import (
 from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
+PROPAGATIONS = ("own", "typical")
 # Raised whenever the same options give another result.
-_REVISION = 2
+_REVISION = 3
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30
 # Bytes of finished layers that each configuration keeps before it writes them.
@@ -44,6 +45,10 @@ class NativeGPTQ:
         sequential: Let every stage see what quantizing the stages before made of its inputs; else
             all configurations share the unquantized model's statistics, which is quick and worse
             at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
+        propagate: Whose quantized layers the text runs through where it is sequential: this
+            configuration's ``own``, or those of a ``typical`` one of as many bits (symmetric,
+            group-aware, 64 weights per scale). All configurations of a width share the latter, so
+            that a large grid costs little more than a small one; docs/parity.md has its price.
         gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
             quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
 
@@ -59,6 +64,7 @@ class NativeGPTQ:
     damp_percent: float = 0.05
     scale_search: str = "range"
     sequential: bool | Literal["auto"] = "auto"
+    propagate: str = "own"
     gptaq_alpha: float = 0.0
 
     method: ClassVar[str] = "gptq"
@@ -76,6 +82,15 @@ class NativeGPTQ:
             raise ConfigError(f"sequential={self.sequential}: must be true, false or auto")
         if not 0 <= self.gptaq_alpha <= 1:
             raise ConfigError(f"gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
+        if self.propagate not in PROPAGATIONS:
+            raise ConfigError(
+                f"propagate={self.propagate}: must be one of {', '.join(PROPAGATIONS)}"
+            )
+        if self.propagate == "typical" and self.gptaq_alpha:
+            raise ConfigError(
+                "propagate=typical: gptaq_alpha makes up for the configuration's own errors; "
+                "take propagate=own, or gptaq_alpha=0"
+            )
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
@@ -91,6 +106,7 @@ class NativeGPTQ:
             "damp_percent": self.damp_percent,
             "scale_search": self.scale_search,
             "sequential": sequential,
+            "propagate": self.propagate if sequential else None,
             "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }
 
@@ -125,8 +141,8 @@ class NativeGPTQ:
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
         options = self.options()
-        own = options["sequential"]
-        return _pass_bytes(model, tokens, self.bits, own, compares=options["gptaq_alpha"] > 0)
+        walks = options["sequential"]
+        return _pass_bytes(model, tokens, self.bits, walks, compares=options["gptaq_alpha"] > 0)
 
     def quantize_together(
         self,

@@ -1,5 +1,6 @@
 """Statistics of what goes into linear layers: all that GPTQ, AWQ and importance matrices need."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -8,8 +9,10 @@ from qsweep.errors import TrialFailed
 
 # Tokens per matrix product: bounds the float32 copy, and fixes the order of summation.
 _CHUNK = 16384
-# Strips that a Gram matrix is summed in, each from its diagonal on: 10/16 of the arithmetic.
-_STRIPS = 4
+# A symmetric matrix is worked on in as many strips, each from its diagonal on, which is 9/16 of the
+# arithmetic, unless they would be too narrow for a fast matrix product.
+_STRIPS = 8
+_NARROWEST = 192
 
 
 @dataclass
@@ -49,13 +52,12 @@ class InputStats:
         if plain is not None:
             self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
         half = _multiplied_as_it_is(inputs)
-        width = -(-inputs.shape[1] // _STRIPS)
         for chunk in inputs.split(_CHUNK):
             if not half:
                 chunk = chunk.to(torch.float32)
-            for start in range(0, inputs.shape[1], width):
-                strip, rest = chunk[:, start : start + width].T, chunk[:, start:]
-                into = self.gram[start : start + width, start:]
+            for start, end in _strips(inputs.shape[1]):
+                strip, rest = chunk[:, start:end].T, chunk[:, start:]
+                into = self.gram[start:end, start:]
                 if half:
                     into += torch.mm(strip, rest, out_dtype=torch.float32)
                 else:
@@ -90,6 +92,31 @@ class InputStats:
                 "calibration text; try a wider dtype, or look at the model's weights"
             )
         return self
+
+
+def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Mean square error of each output, diag(E H E^T).
+
+    Args:
+        error: E, errors of the weights, float32 [rows, channels].
+        gram: H, symmetric, float32 [channels, channels].
+
+    Returns:
+        float32 [rows].
+    """
+    total = torch.zeros(len(error), device=error.device)
+    for start, end in _strips(error.shape[1]):
+        strip = error[:, start:end]
+        product = strip @ gram[start:end, start:]
+        # What lies right of the diagonal block stands for its mirror image, too.
+        product[:, end - start :] *= 2
+        total += product.mul_(error[:, start:]).sum(1)
+    return total
+
+
+def _strips(channels: int) -> Iterator[tuple[int, int]]:
+    width = max(-(-channels // _STRIPS), _NARROWEST)
+    return ((start, min(start + width, channels)) for start in range(0, channels, width))
 
 
 def _multiplied_as_it_is(inputs: torch.Tensor) -> bool:

@@ -137,6 +137,23 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     return output
 
 
+def calibration_dtype(model: nn.Module, device: str) -> str:
+    """What the linear layers multiply the calibration text in.
+
+    A float32 model on a CPU that has instructions for bfloat16 uses them, which is about twice as
+    fast; elsewhere it is the model's own dtype.
+    """
+    if multiplies_bfloat16(device):
+        return "bfloat16"
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether this is a CPU with instructions for bfloat16."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def walks_at_once(layer: nn.Module, chunks: Sequence[Chunk]) -> int:
     """How many configurations there is memory for inside a decoder layer, at least one.
 
@@ -225,14 +242,21 @@ def _stats_up_to(
     with _watching(layer, note):
         for chunk in chunks:
             try:
-                run_layer(layer, chunk, index)
+                _calibrate(layer, chunk, index)
             except _Stop:
                 continue
     return stats.finish()
 
 
 def _run(layer: nn.Module, chunk: Chunk, index: int) -> Chunk:
-    return replace(chunk, hidden=run_layer(layer, chunk, index).to(chunk.hidden.device))
+    return replace(chunk, hidden=_calibrate(layer, chunk, index).to(chunk.hidden.device))
+
+
+def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
+    # Residuals and norms stay in the model's own precision.
+    device = next(layer.parameters()).device
+    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
+        return run_layer(layer, chunk, index)
 
 
 @contextmanager
@@ -241,7 +265,10 @@ def _watching(layer: nn.Module, note: Callable[[str, torch.Tensor], None]) -> It
     for name, module in linears_of(layer).items():
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-            note(name, inputs[0])
+            # Statistics, and the solving that a question in the middle of the layer waits for, are
+            # no part of the model.
+            with torch.autocast("cpu", enabled=False):
+                note(name, inputs[0])
 
         handles.append(module.register_forward_pre_hook(hook))
     try:
