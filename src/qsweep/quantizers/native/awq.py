@@ -4,8 +4,8 @@ With H = X^T X / tokens, the mean square error of a layer's output is tr((W - Q)
 candidate costs a product with H, however long the calibration text was.
 """
 
-import math
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 
@@ -14,14 +14,18 @@ from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid,
 from qsweep.quantizers.native.stats import InputStats, output_loss
 
 # Exponents that the search tries first, and how far it then looks to both sides of the best.
-# From the middle, where the best ones are, so that the others are soon seen to be worse.
-_EXPONENTS = tuple(step / 10 for step in (5, 4, 6, 3, 7, 2, 8, 1, 9, 0, 10))
+_EXPONENTS = tuple(step / 10 for step in range(11))
 _REFINE = 0.05
-# Rows that stand for all when exponents are compared, and how many of them at a time.
+# Rows that stand for all when exponents are compared; how many of the exponents are compared on
+# all of these, after a quarter of them has told which.
 _SAMPLE_ROWS = 256
-_ROWS_AT_ONCE = 64
-# Shares of a group's range that clipping tries, the full range first.
-_CLIP = tuple(1 - step / 20 for step in range(11))
+_FINALISTS = 4
+# Shares of a group's range that clipping tries first, and how far to both sides of its best then.
+_CLIP = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_CLIP_REFINE = 0.05
+
+# Whether the weights' magnitudes take part, and the exponent.
+_Candidate = tuple[bool, float]
 
 
 def search_scales(
@@ -46,27 +50,35 @@ def search_scales(
     magnitude = stats.magnitude.clone()
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
     relative = _relative_magnitude(weights, group_size)
-    tried: dict[tuple[bool, float], float] = {}
+    quarter = torch.arange(len(rows), device=rows.device) % 4 == 0
+    first, rest = rows[quarter], rows[~quarter]
+    told: dict[_Candidate, float] = {}
+    tried: dict[_Candidate, float] = {}
 
-    def loss(both: bool, exponent: float) -> float:
-        key = both, round(exponent, 6)
-        if key not in tried:
-            scales = _scales(magnitude, relative if both else None, exponent)
-            least = min(tried.values(), default=math.inf)
-            tried[key] = _loss(rows, scales, stats.gram, scheme, group_size, least)
-        return tried[key]
+    def scales_of(candidate: _Candidate) -> torch.Tensor:
+        both, exponent = candidate
+        return _scales(magnitude, relative if both else None, exponent)
 
-    plain = loss(False, 0.0)
-    for both in (False, True):
-        for exponent in _EXPONENTS:
-            loss(both, exponent)
-    both, exponent = min(tried, key=lambda key: tried[key])
-    for near in (exponent - _REFINE, exponent + _REFINE):
-        if 0 <= near <= 1:
-            loss(both, near)
-    both, exponent = min(tried, key=lambda key: tried[key])
-    best = _scales(magnitude, relative if both else None, exponent)
-    return best, {"exponent": exponent, "gain": tried[both, exponent] / max(plain, 1e-30)}
+    def loss(candidate: _Candidate, of: torch.Tensor) -> float:
+        return _loss(of, scales_of(candidate), stats.gram, scheme, group_size)
+
+    def compare(candidates: Sequence[_Candidate]) -> _Candidate:
+        for candidate in candidates:
+            if candidate not in tried:
+                known = told[candidate] if candidate in told else loss(candidate, first)
+                tried[candidate] = known + loss(candidate, rest)
+        return min(tried, key=lambda candidate: tried[candidate])
+
+    # With both and an exponent of 1, the weights' magnitudes drop out again.
+    for candidate in product((False, True), _EXPONENTS):
+        if candidate != (True, 1.0):
+            told[candidate] = loss(candidate, first)
+    unscaled = False, 0.0
+    both, exponent = compare([unscaled, *sorted(told, key=told.__getitem__)[:_FINALISTS]])
+    near = (round(exponent + step, 6) for step in (-_REFINE, _REFINE))
+    best = compare([(both, value) for value in near if 0 <= value <= 1])
+    gain = tried[best] / max(tried[unscaled], 1e-30)
+    return scales_of(best), {"exponent": best[1], "gain": gain}
 
 
 def quantize(
@@ -91,8 +103,7 @@ def quantize(
         scale, zero = _clip(grouped, gram, scheme, scale, zero)
     codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
     grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
-    error = grid.dense(torch.float32) - weight
-    return grid, output_loss(error, gram)
+    return grid, output_loss(grid.dense(torch.float32) - weight, gram)
 
 
 def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -113,14 +124,24 @@ def _clip(
         [gram[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
     )
     low, high = extent(grouped, scheme)
-    best = _group_loss(grouped, scale, zero, scheme, blocks)
-    for share in _CLIP[1:]:
+    least = _group_loss(grouped, scale, zero, scheme, blocks)
+    best = torch.ones_like(scale)
+
+    def attempt(share: torch.Tensor) -> None:
+        nonlocal least, best, scale, zero
         new_scale, new_zero = grid_of(low * share, high * share, scheme)
         error = _group_loss(grouped, new_scale, new_zero, scheme, blocks)
-        better = error < best
-        best = torch.where(better, error, best)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, share, best)
         scale = torch.where(better, new_scale, scale)
         zero = torch.where(better, new_zero, zero)
+
+    for share in _CLIP[1:]:
+        attempt(torch.full_like(scale, share))
+    middle = best
+    for step in (-_CLIP_REFINE, _CLIP_REFINE):
+        attempt((middle + step).clamp(max=1))
     return scale, zero
 
 
@@ -133,7 +154,7 @@ def _group_loss(
 ) -> torch.Tensor:
     # [rows, groups, size] x [groups, size, size] -> loss [rows, groups]
     error = _rounded(grouped, scale, zero, scheme).sub_(grouped).transpose(0, 1)
-    return (torch.bmm(error, blocks) * error).sum(-1).T
+    return torch.bmm(error, blocks).mul_(error).sum(-1).T
 
 
 def _rounded(
@@ -159,18 +180,11 @@ def _loss(
     gram: torch.Tensor,
     scheme: Scheme,
     group_size: int,
-    least: float,
 ) -> float:
-    # Rows only add to the loss: what has passed the least one known need not be told exactly.
-    total = 0.0
-    for part in rows.split(_ROWS_AT_ONCE):
-        scaled = (part * scales).view(len(part), -1, group_size)
-        scaled = _rounded(scaled, *find_grid(scaled, scheme), scheme).view_as(part)
-        error = scaled.div_(scales).sub_(part)
-        total += float(output_loss(error, gram).sum())
-        if total > least:
-            break
-    return total
+    scaled = (rows * scales).view(len(rows), -1, group_size)
+    scaled = _rounded(scaled, *find_grid(scaled, scheme), scheme).view_as(rows)
+    error = scaled.div_(scales).sub_(rows)
+    return float(output_loss(error, gram).sum())
 
 
 def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -62,7 +62,7 @@ def factorize(gram: torch.Tensor, settings: Settings, name: str) -> Factor:
     dead = diagonal <= 0
     mean = diagonal[~dead].mean() if bool((~dead).any()) else torch.ones((), device=gram.device)
     order, groups = _order(diagonal, settings)
-    damped = gram.clone() if order is None else gram[order][:, order]
+    damped = gram.clone() if order is None else gram.index_select(0, order).index_select(1, order)
     dead = dead if order is None else dead[order]
     undamped = damped.diagonal().clone()
     undamped[dead] = mean
@@ -157,8 +157,9 @@ def solve(
     over all of them, sums and matrix products are made for each by itself.
     """
     rows, columns = weights[0].shape
+    turned = {id(weight): weight.T.contiguous() for weight in weights}
     work = [
-        (weight if factor.order is None else weight[:, factor.order]).T.clone()
+        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
         for weight, factor in zip(weights, factors, strict=True)
     ]
     count, device = len(work), work[0].device
@@ -191,11 +192,12 @@ def solve(
             _columns(block, upper, errors, codes[:, start:end], scale, zero, top, sub, stop)
             for c in range(count):
                 if stop < end - start:
-                    block[c, stop:] -= upper[c, sub:stop, stop:].T @ errors[c, sub:stop]
+                    passed_on = upper[c, sub:stop, stop:].T
+                    block[c, stop:].addmm_(passed_on, errors[c, sub:stop], alpha=-1)
         for c, factor in enumerate(factors):
             losses[c] += errors[c].square().sum(0)
             if end < columns:
-                work[c][end:] -= factor.upper[start:end, end:].T @ errors[c]
+                work[c][end:].addmm_(factor.upper[start:end, end:].T, errors[c], alpha=-1)
     return [
         (_restore(codes[c], scales[c], zeros[c], factors[c], settings[c]), losses[c])
         for c in range(count)
@@ -213,21 +215,26 @@ def _columns(
     start: int,
     stop: int,
 ) -> None:
-    # Multiplication and subtraction stay two operations: fused, their rounding could depend on
-    # where in memory a configuration lies.
-    buffer = torch.empty_like(block[:, start:stop])
-    for column in range(start, stop):
-        weight, error = block[:, column], errors[:, column]
-        code = torch.div(weight, scale).round_().add_(zero)
-        torch.minimum(code.clamp_(min=0), top, out=code)
-        codes[:, column] = code
-        torch.sub(weight, code.sub_(zero).mul_(scale), out=error)
-        error.div_(upper[:, column, column, None])
-        if column + 1 < stop:
-            update = buffer[:, : stop - column - 1]
-            factors = upper[:, column, column + 1 : stop, None]
-            torch.mul(factors, error[:, None], out=update)
-            block[:, column + 1 : stop] -= update
+    # A row's scale s and zero point z stay the same here, so that rounding is done in steps of its
+    # grid, v = w / s: with r = round(v) between -z and top - z, the errors are s (v - r) / U_ii, and
+    # s cancels in v_j -= (v_i - r_i) U_ij / U_ii, which leaves few operations for each column.
+    diagonal = upper.diagonal(dim1=1, dim2=2)[:, start:stop, None]
+    ratios = upper[:, start:stop, start:stop] / diagonal
+    steps = block[:, start:stop] / scale[:, None]
+    rounded, buffer = torch.empty_like(steps), torch.empty_like(steps)
+    lowest, highest = -zero, top - zero
+    for column in range(stop - start):
+        left, code = steps[:, column], rounded[:, column]
+        torch.clamp(torch.round(left, out=code), lowest, highest, out=code)
+        left -= code
+        if column + 1 < stop - start:
+            # Multiplication and subtraction stay two operations: fused, their rounding could depend
+            # on where in memory a configuration lies.
+            update = buffer[:, column + 1 :]
+            torch.mul(ratios[:, column, column + 1 :, None], left[:, None], out=update)
+            steps[:, column + 1 :] -= update
+    codes[:, start:stop] = rounded.add_(zero[:, None])
+    torch.mul(steps, scale[:, None], out=errors[:, start:stop]).div_(diagonal)
 
 
 def _restore(

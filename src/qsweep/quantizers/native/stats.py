@@ -7,8 +7,9 @@ import torch
 
 from qsweep.errors import TrialFailed
 
-# Tokens per matrix product: bounds the float32 copy, and fixes the order of summation.
-_CHUNK = 16384
+# Tokens per matrix product, on a GPU and on a CPU, where what is made of them stays in the cache:
+# bounds the float32 copy, and fixes the order of summation.
+_CHUNK, _CPU_CHUNK = 16384, 2048
 # A symmetric matrix is worked on in as many strips, each from its diagonal on, which is 9/16 of the
 # arithmetic, unless they would be too narrow for a fast matrix product.
 _STRIPS = 8
@@ -52,7 +53,7 @@ class InputStats:
         if plain is not None:
             self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
         half = _multiplied_as_it_is(inputs)
-        for chunk in inputs.split(_CHUNK):
+        for chunk in inputs.split(_CHUNK if inputs.is_cuda else _CPU_CHUNK):
             if not half:
                 chunk = chunk.to(torch.float32)
             for start, end in _strips(inputs.shape[1]):
