@@ -2,6 +2,7 @@
 
     python bench/beyond.py --json bench/results/beyond-pocket.json
     python bench/beyond.py --json FILE --model smollm2-135m --windows 16
+    python bench/beyond.py --json FILE --only 10 11 --bits 2 3 4 --group-size 32
 
 Every row is the native GPTQ, group-aware, at one width and symmetry; what it is compared with is
 the same without the options. t is that of the mean difference of windows' NLL, negative if better.
@@ -27,6 +28,9 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"gptaq_alpha": 1.0, "scale_search": "loss"},
     {"damp_percent": 0.01},
     {"damp_percent": 0.1},
+    # What they cost, which are cheaper.
+    {"propagate": "typical"},
+    {"sequential": False},
 )
 
 

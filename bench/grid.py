@@ -2,17 +2,20 @@
 
     python bench/grid.py                     GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
     python bench/grid.py --model DIR         on another one
-    python bench/grid.py --configurations 24 the native backend's larger grid as well
+    python bench/grid.py --configurations 24 the native backend's larger grid as well, with and
+                                             without propagate=typical
     python bench/grid.py --against FILE      GPTQModel's seconds from a parity table (bench/parity.py)
     python bench/grid.py --one-width         GPTQModel at 4 bits only; its total is three times that
     python bench/grid.py --quick             less calibration text, GPTQ only
 
-Imports are not counted. Both sides get the same calibration samples and the same threads, in turn.
+Imports are not counted, and huge pages serve both sides as they serve a sweep's jobs. Both sides get
+the same calibration samples and the same threads, in turn.
 Seconds are told by the wall clock and of the processor: the latter do not depend on what else runs.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +46,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    # Read by PyTorch at its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     model = SourceModel(read_facts(arguments.model, arguments.model.name), arguments.device)
     samples = _calibration(arguments.model, *((4, 128) if arguments.quick else (16, 512)))
     methods = ("gptq",) if arguments.quick else ("gptq", "awq")
@@ -50,7 +55,8 @@ def main() -> None:
     _warm_up(model, arguments.native_only or measured is not None)
     rows = [_native(model, samples, methods, SIX)]
     if arguments.configurations == 24:
-        rows.append(_native(model, samples, methods, TWENTY_FOUR))
+        for propagate in ("own", "typical"):
+            rows.append(_native(model, samples, methods, TWENTY_FOUR, propagate))
     if not arguments.native_only:
         widths = tuple(size for size in SIX if size[0] == 4) if arguments.one_width else SIX
         rows += _with_total(measured or _one_by_one(model, samples, methods, widths), widths)
@@ -64,10 +70,11 @@ def _native(
     samples: CalibrationTokens,
     methods: Sequence[str],
     sizes: Sequence[tuple[int, int]],
+    propagate: str = "own",
 ) -> dict[str, Any]:
     quantizers: list[NativeQuantizer] = []
     if "gptq" in methods:
-        quantizers += [NativeGPTQ(bits, size) for bits, size in sizes]
+        quantizers += [NativeGPTQ(bits, size, propagate=propagate) for bits, size in sizes]
     if "awq" in methods:
         quantizers += [NativeAWQ(bits, size) for bits, size in sizes]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +87,8 @@ def _native(
         artifacts = quantize_grid(model, samples, pairs)
         spent = clock.read()
     return {
-        "what": f"native, {len(quantizers)} configurations",
+        "what": f"native, {len(quantizers)} configurations"
+        + (f", propagate={propagate}" if propagate != "own" else ""),
         **spent,
         "shared_s": artifacts[0].details["shared_s"],
         "configurations_s": [artifact.details["quantize_s"] for artifact in artifacts],
@@ -148,10 +156,10 @@ def _calibration(model: Path, count: int, length: int) -> CalibrationTokens:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     first = rows[0]
-    print(f"{'':32} {'seconds':>9} {'x native':>9} {'cpu s':>9} {'x native':>9}")
+    print(f"{'':42} {'seconds':>9} {'x native':>9} {'cpu s':>9} {'x native':>9}")
     for row in rows:
         cells = [f"{row[k]:9.1f} {row[k] / first[k]:9.2f}" for k in ("seconds", "cpu_s")]
-        print(f"{row['what']:32} {' '.join(cells)}")
+        print(f"{row['what']:42} {' '.join(cells)}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,17 @@ def surroundings(payload, progress):
     }
 
 
+def faults(payload, progress):
+    """Page faults of a tensor of 64 MB."""
+    import resource
+
+    import torch
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return {"faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}
+
+
 def steps(payload, progress):
     for n in range(payload["steps"]):
         progress(f"step {n}", n / payload["steps"])

@@ -84,6 +84,17 @@ def test_result_comes_back_as_json(run):
     assert abs(result.started - time.time()) < 30
 
 
+def test_large_tensors_lie_in_huge_pages_unless_the_user_says_no(run, monkeypatch):
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("this kernel has no huge pages to give")
+    # 64 MB in pages of 4 KB.
+    assert run("faults").result["faults"] < 2**14 / 4
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    if "[always]" not in switch.read_text():
+        assert run("faults").result["faults"] >= 2**14
+
+
 def test_job_has_its_own_session_and_never_sees_the_callers_main(run, monkeypatch, tmp_path):
     monkeypatch.setenv("FROM_THE_CALLER", "today")
     monkeypatch.chdir(tmp_path)

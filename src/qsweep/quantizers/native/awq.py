@@ -20,9 +20,8 @@ _REFINE = 0.05
 # all of these, after a quarter of them has told which.
 _SAMPLE_ROWS = 256
 _FINALISTS = 4
-# Shares of a group's range that clipping tries first, and how far to both sides of its best then.
-_CLIP = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-_CLIP_REFINE = 0.05
+# Shares of a group's range that clipping tries, the full range first.
+_CLIP = tuple(1 - step / 20 for step in range(11))
 
 # Whether the weights' magnitudes take part, and the exponent.
 _Candidate = tuple[bool, float]
@@ -124,24 +123,14 @@ def _clip(
         [gram[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
     )
     low, high = extent(grouped, scheme)
-    least = _group_loss(grouped, scale, zero, scheme, blocks)
-    best = torch.ones_like(scale)
-
-    def attempt(share: torch.Tensor) -> None:
-        nonlocal least, best, scale, zero
+    best = _group_loss(grouped, scale, zero, scheme, blocks)
+    for share in _CLIP[1:]:
         new_scale, new_zero = grid_of(low * share, high * share, scheme)
         error = _group_loss(grouped, new_scale, new_zero, scheme, blocks)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = torch.where(better, share, best)
+        better = error < best
+        best = torch.where(better, error, best)
         scale = torch.where(better, new_scale, scale)
         zero = torch.where(better, new_zero, zero)
-
-    for share in _CLIP[1:]:
-        attempt(torch.full_like(scale, share))
-    middle = best
-    for step in (-_CLIP_REFINE, _CLIP_REFINE):
-        attempt((middle + step).clamp(max=1))
     return scale, zero
 
 

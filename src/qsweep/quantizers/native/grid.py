@@ -15,7 +15,6 @@ from torch import nn
 
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
-from qsweep.host_memory import kept_when_freed
 from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
@@ -52,16 +51,6 @@ def run(
         raise ConfigError("gptq and awq need calibration text; choose one with calibration=NAME")
     for quantizer, _ in configurations:
         quantizer.check(model.facts)
-    with kept_when_freed():
-        return _run(model, calibration, configurations, progress)
-
-
-def _run(
-    model: SourceModel,
-    calibration: CalibrationTokens,
-    configurations: Sequence[tuple[NativeQuantizer, Path]],
-    progress: Progress,
-) -> list[Artifact]:
     started = time.perf_counter()
     progress("load", None)
     network = _load(model)
