@@ -4,7 +4,7 @@ With H = X^T X / tokens, the mean square error of a layer's output is tr((W - Q)
 candidate costs a product with H, however long the calibration text was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import torch
@@ -16,10 +16,8 @@ from qsweep.quantizers.native.stats import InputStats, output_loss
 # Exponents that the search tries first, and how far it then looks to both sides of the best.
 _EXPONENTS = tuple(step / 10 for step in range(11))
 _REFINE = 0.05
-# Rows that stand for all when exponents are compared; how many of the exponents are compared on
-# all of these, after a quarter of them has told which.
+# Rows that stand for all when exponents are compared.
 _SAMPLE_ROWS = 256
-_FINALISTS = 4
 # Shares of a group's range that clipping tries, the full range first.
 _CLIP = tuple(1 - step / 20 for step in range(11))
 
@@ -49,34 +47,24 @@ def search_scales(
     magnitude = stats.magnitude.clone()
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
     relative = _relative_magnitude(weights, group_size)
-    quarter = torch.arange(len(rows), device=rows.device) % 4 == 0
-    first, rest = rows[quarter], rows[~quarter]
-    told: dict[_Candidate, float] = {}
     tried: dict[_Candidate, float] = {}
 
     def scales_of(candidate: _Candidate) -> torch.Tensor:
         both, exponent = candidate
         return _scales(magnitude, relative if both else None, exponent)
 
-    def loss(candidate: _Candidate, of: torch.Tensor) -> float:
-        return _loss(of, scales_of(candidate), stats.gram, scheme, group_size)
-
-    def compare(candidates: Sequence[_Candidate]) -> _Candidate:
+    def best_with(candidates: Iterable[_Candidate]) -> _Candidate:
         for candidate in candidates:
             if candidate not in tried:
-                known = told[candidate] if candidate in told else loss(candidate, first)
-                tried[candidate] = known + loss(candidate, rest)
+                scales = scales_of(candidate)
+                tried[candidate] = _loss(rows, scales, stats.gram, scheme, group_size)
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
-    for candidate in product((False, True), _EXPONENTS):
-        if candidate != (True, 1.0):
-            told[candidate] = loss(candidate, first)
-    unscaled = False, 0.0
-    both, exponent = compare([unscaled, *sorted(told, key=told.__getitem__)[:_FINALISTS]])
+    both, exponent = best_with(c for c in product((False, True), _EXPONENTS) if c != (True, 1.0))
     near = (round(exponent + step, 6) for step in (-_REFINE, _REFINE))
-    best = compare([(both, value) for value in near if 0 <= value <= 1])
-    gain = tried[best] / max(tried[unscaled], 1e-30)
+    best = best_with((both, value) for value in near if 0 <= value <= 1)
+    gain = tried[best] / max(tried[False, 0.0], 1e-30)
     return scales_of(best), {"exponent": best[1], "gain": gain}
 
 
