@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -108,6 +109,22 @@ def test_a_typical_configuration_walks_once_for_all_of_a_width(tiny_model, tmp_p
         grid = [NativeGPTQ(bits, size, propagate=how) for bits, size in sizes]
         quantize(tiny_model("llama"), grid, tmp_path / how)
         assert len(walks) == expected * layers
+
+
+def test_memory_for_two_walks_at_a_time_changes_no_bit(grid, tmp_path, monkeypatch):
+    path, artifacts = grid
+    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
+    for one, other in zip(quantize(path, GRID, tmp_path), artifacts, strict=True):
+        expected = tensors(other.path)
+        assert all(torch.equal(value, expected[name]) for name, value in tensors(one.path).items())
+
+
+def test_seconds_of_all_and_of_each_add_up(tiny_model, tmp_path):
+    started = time.perf_counter()
+    artifacts = quantize(tiny_model("llama"), GRID, tmp_path)
+    spent = time.perf_counter() - started
+    told = sum(one.details["quantize_s"] for one in artifacts) + artifacts[0].details["shared_s"]
+    assert 0.5 * spent < told <= spent + 0.01
 
 
 def test_more_bits_are_closer(grid):

@@ -88,7 +88,9 @@ def test_bfloat16_where_the_processor_multiplies_it(monkeypatch, able, device, e
 
 
 @pytest.mark.parametrize("lengths", [[48] * 6, [48] * 3 + [24] * 3])
-def test_linear_layers_in_bfloat16_and_nothing_else(tiny_model, monkeypatch, lengths):
+def test_products_of_the_layers_in_bfloat16_and_not_those_of_the_statistics(
+    tiny_model, monkeypatch, lengths
+):
     def run():
         model = load(tiny_model("llama"))
         products = []

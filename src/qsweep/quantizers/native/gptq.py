@@ -106,8 +106,8 @@ def retarget(
 
 
 def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
-    # [[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]: half the arithmetic of solving for the
-    # identity.
+    # [[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]: two thirds of the arithmetic of solving
+    # for the identity.
     size = len(matrix)
     if size <= _BLOCK:
         identity = torch.eye(size, device=matrix.device)
@@ -157,11 +157,7 @@ def solve(
     over all of them, sums and matrix products are made for each by itself.
     """
     rows, columns = weights[0].shape
-    turned = {id(weight): weight.T.contiguous() for weight in weights}
-    work = [
-        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
-        for weight, factor in zip(weights, factors, strict=True)
-    ]
+    work = _by_columns(weights, factors)
     count, device = len(work), work[0].device
     codes = torch.empty(count, columns, rows, dtype=torch.uint8, device=device)
     losses = [torch.zeros(rows, device=device) for _ in work]
@@ -201,6 +197,15 @@ def solve(
     return [
         (_restore(codes[c], scales[c], zeros[c], factors[c], settings[c]), losses[c])
         for c in range(count)
+    ]
+
+
+def _by_columns(weights: Sequence[torch.Tensor], factors: Sequence[Factor]) -> list[torch.Tensor]:
+    # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
+    turned = {id(weight): weight.T.contiguous() for weight in weights}
+    return [
+        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
+        for weight, factor in zip(weights, factors, strict=True)
     ]
 
 

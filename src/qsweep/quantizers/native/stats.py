@@ -53,7 +53,7 @@ class InputStats:
         if plain is not None:
             self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
         half = _multiplied_as_it_is(inputs)
-        for chunk in inputs.split(_CHUNK if inputs.is_cuda else _CPU_CHUNK):
+        for chunk in inputs.split(_at_once(inputs)):
             if not half:
                 chunk = chunk.to(torch.float32)
             for start, end in _strips(inputs.shape[1]):
@@ -69,7 +69,8 @@ class InputStats:
     def _add_cross(self, plain: torch.Tensor, inputs: torch.Tensor) -> None:
         if self.cross is None:
             self.cross = torch.zeros_like(self.gram)
-        for before, after in zip(plain.split(_CHUNK), inputs.split(_CHUNK), strict=True):
+        tokens = _at_once(inputs)
+        for before, after in zip(plain.split(tokens), inputs.split(tokens), strict=True):
             if _multiplied_as_it_is(inputs):
                 self.cross += torch.mm(before.T, after, out_dtype=torch.float32)
             else:
@@ -118,6 +119,10 @@ def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 def _strips(channels: int) -> Iterator[tuple[int, int]]:
     width = max(-(-channels // _STRIPS), _NARROWEST)
     return ((start, min(start + width, channels)) for start in range(0, channels, width))
+
+
+def _at_once(inputs: torch.Tensor) -> int:
+    return _CHUNK if inputs.is_cuda else _CPU_CHUNK
 
 
 def _multiplied_as_it_is(inputs: torch.Tensor) -> bool:

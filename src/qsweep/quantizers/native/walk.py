@@ -140,8 +140,8 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
 def calibration_dtype(model: nn.Module, device: str) -> str:
     """What the linear layers multiply the calibration text in.
 
-    A float32 model on a CPU that has instructions for bfloat16 uses them, which is about twice as
-    fast; elsewhere it is the model's own dtype.
+    A float32 model on an x86 CPU that has instructions for bfloat16 uses them, which is about twice
+    as fast; elsewhere it is the model's own dtype.
     """
     if multiplies_bfloat16(device):
         return "bfloat16"
@@ -149,7 +149,7 @@ def calibration_dtype(model: nn.Module, device: str) -> str:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether this is a CPU with instructions for bfloat16."""
+    """Whether this is an x86 CPU with instructions for bfloat16."""
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
@@ -253,7 +253,8 @@ def _run(layer: nn.Module, chunk: Chunk, index: int) -> Chunk:
 
 
 def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
-    # Residuals and norms stay in the model's own precision.
+    # Matrix products run in bfloat16, and what is computed from them until it meets the residual
+    # stream, which stays in the model's own precision.
     device = next(layer.parameters()).device
     with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
         return run_layer(layer, chunk, index)
