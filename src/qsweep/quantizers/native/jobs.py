@@ -62,7 +62,7 @@ class TypicalGPTQ:
 
 
 class GPTQJob:
-    """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
+    """A GPTQ configuration. ``seconds`` is the time spent for it alone, and its share of a walk."""
 
     def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
         options = quantizer.options()
