@@ -23,6 +23,7 @@ from typing import Any
 
 from origin import Clock, write
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
+from qsweep.launch.client import HUGE_PAGES
 from qsweep.model_facts import read_facts
 from qsweep.pocket import MODEL_DIR
 from qsweep.quantizers import CalibrationTokens, SourceModel
@@ -46,8 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    # Read by PyTorch at its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ |= HUGE_PAGES | os.environ
     model = SourceModel(read_facts(arguments.model, arguments.model.name), arguments.device)
     samples = _calibration(arguments.model, *((4, 128) if arguments.quick else (16, 512)))
     methods = ("gptq",) if arguments.quick else ("gptq", "awq")

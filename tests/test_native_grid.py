@@ -10,7 +10,7 @@ from qsweep.dense import load_dense
 from qsweep.errors import ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.model_facts import read_facts
 from qsweep.quantizers import CalibrationTokens, SourceModel
-from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
+from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, gptq, quantize_grid
 from qsweep.quantizers.native import grid as native_grid
 
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
@@ -109,6 +109,28 @@ def test_a_typical_configuration_walks_once_for_all_of_a_width(tiny_model, tmp_p
         grid = [NativeGPTQ(bits, size, propagate=how) for bits, size in sizes]
         quantize(tiny_model("llama"), grid, tmp_path / how)
         assert len(walks) == expected * layers
+
+
+def test_a_large_grid_that_shares_walks_takes_no_more_memory_by_them(tiny_model):
+    facts = read_facts(tiny_model("llama"), "tiny")
+    own, typical, none = [
+        NativeGPTQ(3, 64, propagate=how, sequential=walks).pass_bytes(facts, 100_000)
+        for how, walks in (("own", True), ("typical", True), ("own", False))
+    ]
+    states = own[1] - none[1]
+    assert states > 0
+    assert typical == (none[0] + 4 * states, none[1])
+
+
+def test_memory_for_two_at_a_time_is_all_that_is_solved_at_once(tiny_model, tmp_path, monkeypatch):
+    counts = []
+    solve = gptq.solve
+    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
+    monkeypatch.setattr(gptq, "solve", lambda w, *rest: counts.append(len(w)) or solve(w, *rest))
+    # The one at 64 is the typical one itself, so that three matrices of four are distinct.
+    grid = [NativeGPTQ(3, size, propagate="typical") for size in (32, 64, 128)]
+    quantize(tiny_model("llama"), grid, tmp_path)
+    assert set(zip(counts[::2], counts[1::2], strict=True)) == {(2, 1)}
 
 
 def test_memory_for_two_walks_at_a_time_changes_no_bit(grid, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ PRELOAD = (
 # Activations of tens of megabytes come and go by the thousand: in huge pages the kernel has less to
 # do for them, which is a seventh of a decoder layer's forward on a CPU. PyTorch reads it once, at
 # its first tensor, before or after the fork.
-_HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 _SERVER = Path(__file__).with_name("server.py")
 
 
@@ -127,7 +127,7 @@ class ForkServer:
                 stderr=self._errors,
                 # Out of reach of the terminal's Ctrl-C, which is for the launching process.
                 start_new_session=True,
-                env=_HUGE_PAGES
+                env=HUGE_PAGES
                 | os.environ
                 | {
                     # No thread may run when a process forks: OpenBLAS starts its pool at import.
@@ -155,7 +155,7 @@ class ForkServer:
             "target": job.target,
             "payload": job.payload,
             "log": str(Path(job.log).absolute()),
-            "environment": _HUGE_PAGES | os.environ | environment | {tree.MARK: mark},
+            "environment": HUGE_PAGES | os.environ | environment | {tree.MARK: mark},
             "threads": threads,
             "cwd": os.getcwd(),
             "sys_path": sys.path,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,8 @@ class _Walk:
         self.compares = any(job.compares for job in jobs)
         # The first one's quantized layers are those that the text runs through.
         self.solvers: list[Solver] = [*jobs]
-        if jobs[0].propagate == "typical":
+        self.shared = jobs[0].propagate == "typical"
+        if self.shared:
             self.solvers.insert(0, TypicalGPTQ(jobs[0].bits))
 
 
@@ -146,40 +146,27 @@ class _Text:
         at_once = walks_at_once(layer.module, self._walks[0].chunks)
         for start in range(0, len(self._walks), at_once):
             walks = self._walks[start : start + at_once]
-            jobs = [job for walk in walks for job in walk.jobs]
-
-            def solve(
-                asked: Sequence[_Asked],
-                walks: Sequence[_Walk] = walks,
-                jobs: Sequence[GPTQJob] = jobs,
-            ) -> list[_Grids]:
-                solvers = [solver for walk in walks for solver in walk.solvers]
-                stats = [
-                    seen for walk, (_, seen) in zip(walks, asked, strict=True) for _ in walk.solvers
-                ]
-                with _timed(jobs):
-                    grids = iter(solve_stage(solvers, layer, asked[0][0], stats))
-                return [list(islice(grids, len(walk.solvers)))[0] for walk in walks]
-
             results, seconds = in_lockstep(
                 [
                     partial(_walk, index, layer, walk.chunks, plain if walk.compares else None)
                     for walk in walks
                 ],
-                solve,
+                partial(_solve, layer, walks, at_once),
             )
             for walk, chunks, spent in zip(walks, results, seconds, strict=True):
                 walk.chunks = chunks
-                for job in walk.jobs:
-                    job.seconds += spent / len(walk.jobs)
+                if not walk.shared:
+                    walk.jobs[0].seconds += spent
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> None:
         gathered: list[InputStats] = []
+        at_once = walks_at_once(layer.module, self._plain)
 
         def gather(stage: Stage, stats: InputStats) -> None:
             if self._screening:
                 with _timed(self._screening):
-                    solve_stage(self._screening, layer, stage, [stats] * len(self._screening))
+                    shared = [stats] * len(self._screening)
+                    solve_stage(self._screening, layer, stage, shared, at_once)
             if self._awq:
                 gathered.append(stats)
 
@@ -213,6 +200,22 @@ class _Text:
                 layer.module, layer.stages, self._probe, index, self._config
             )
         return self._folds[key]
+
+
+def _solve(
+    layer: Layer, walks: Sequence[_Walk], at_once: int, asked: Sequence[_Asked]
+) -> list[_Grids]:
+    # For each walk what it goes on with, once all of its configurations are solved.
+    solvers: list[Solver] = []
+    stats: list[InputStats] = []
+    first = []
+    for walk, (_, seen) in zip(walks, asked, strict=True):
+        first.append(len(solvers))
+        solvers += walk.solvers
+        stats += [seen] * len(walk.solvers)
+    with _timed([job for walk in walks for job in walk.jobs]):
+        grids = solve_stage(solvers, layer, asked[0][0], stats, at_once)
+    return [grids[number] for number in first]
 
 
 def _walk(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ class TypicalGPTQ:
 
 
 class GPTQJob:
-    """A GPTQ configuration. ``seconds`` is the time spent for it alone, and its share of a walk."""
+    """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
 
     def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
         options = quantizer.options()
@@ -106,7 +107,11 @@ class GPTQJob:
 
 
 def solve_stage(
-    solvers: Sequence[Solver], layer: Layer, stage: Stage, stats: Sequence[InputStats]
+    solvers: Sequence[Solver],
+    layer: Layer,
+    stage: Stage,
+    stats: Sequence[InputStats],
+    at_once: int,
 ) -> list[dict[str, Grid]]:
     """Quantize the linear layers of one stage for every solver.
 
@@ -117,6 +122,7 @@ def solve_stage(
         layer: The decoder layer with its own weights.
         stage: Which of its linear layers.
         stats: What each solver's inputs are; several may share the same object.
+        at_once: How many there is memory for.
 
     Returns:
         For each solver the grids, by the linear layers' names inside the decoder layer.
@@ -128,34 +134,46 @@ def solve_stage(
         (solver.settings(stage.channels), seen) for solver, seen in zip(solvers, stats, strict=True)
     ]
     distinct = {(settings, id(seen)): (settings, seen) for settings, seen in asked}
-    factors: dict[tuple[Any, ...], gptq.Factor] = {}
-    chosen, targets = [], []
-    for one, seen in distinct.values():
-        grouped = one.group_size if one.act_group_aware and not one.desc_act else None
-        key = id(seen), one.desc_act, grouped, one.damp_percent
-        if key not in factors:
-            factors[key] = gptq.factorize(seen.gram, one, seen.name)
-        factor = factors[key]
-        chosen.append(factor)
-        targets.append(
-            joined
-            if seen.cross is None
-            else gptq.retarget(joined, seen.gram, seen.cross, factor, one.gptaq_alpha)
-        )
-    solved = gptq.solve(targets, chosen, [one for one, _ in distinct.values()])
-    found = dict(zip(distinct, zip(chosen, solved, strict=True), strict=True))
+    solved: dict[Any, tuple[Grid, torch.Tensor, float]] = {}
+    for start in range(0, len(distinct), at_once):
+        some = dict(islice(distinct.items(), start, start + at_once))
+        solved |= zip(some, _solve(joined, list(some.values())), strict=True)
     results = []
     for solver, (settings, seen) in zip(solvers, asked, strict=True):
-        factor, (grid, losses) = found[settings, id(seen)]
+        grid, losses, damp = solved[settings, id(seen)]
         grids, start = {}, 0
         for name, weight in zip(stage.linears, weights, strict=True):
             rows = slice(start, start + len(weight))
             part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
-            solver.keep(layer.full_name(name), part, losses[rows], factor.damp)
+            solver.keep(layer.full_name(name), part, losses[rows], damp)
             grids[name] = part
             start += len(weight)
         results.append(grids)
     return results
+
+
+def _solve(
+    weight: torch.Tensor, asked: Sequence[tuple[gptq.Settings, InputStats]]
+) -> list[tuple[Grid, torch.Tensor, float]]:
+    # Grid, losses and damping for each; who orders the columns of the same inputs alike shares a
+    # factor, which is as large as their Gram matrix.
+    factors: dict[tuple[Any, ...], gptq.Factor] = {}
+    chosen, targets = [], []
+    for one, seen in asked:
+        grouped = one.group_size if one.act_group_aware and not one.desc_act else None
+        key = id(seen), one.desc_act, grouped, one.damp_percent
+        if key not in factors:
+            factors[key] = gptq.factorize(seen.gram, one, seen.name)
+        chosen.append(factors[key])
+        targets.append(
+            weight
+            if seen.cross is None
+            else gptq.retarget(weight, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
+        )
+    solved = gptq.solve(targets, chosen, [one for one, _ in asked])
+    return [
+        (grid, losses, factor.damp) for (grid, losses), factor in zip(solved, chosen, strict=True)
+    ]
 
 
 class AWQJob:

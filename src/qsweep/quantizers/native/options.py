@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 from qsweep import __version__
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.packing import BITS
 from qsweep.quantizers import (
     CalibrationTokens,
     ModelFacts,
@@ -141,8 +142,8 @@ class NativeGPTQ:
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
         options = self.options()
-        walks = options["sequential"]
-        return _pass_bytes(model, tokens, self.bits, walks, compares=options["gptaq_alpha"] > 0)
+        walks, compares = options["propagate"], options["gptaq_alpha"] > 0
+        return _pass_bytes(model, tokens, self.bits, walks, compares=compares)
 
     def quantize_together(
         self,
@@ -215,7 +216,7 @@ class NativeAWQ:
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
-        return _pass_bytes(model, tokens, self.bits, False)
+        return _pass_bytes(model, tokens, self.bits, None)
 
     def quantize_together(
         self,
@@ -245,7 +246,7 @@ def _together(
 
 
 def _pass_bytes(
-    model: ModelFacts, tokens: int, bits: int, sequential: bool, compares: bool = False
+    model: ModelFacts, tokens: int, bits: int, walks: str | None, compares: bool = False
 ) -> tuple[int, int]:
     # Weights and hidden states in float32; twice the states while a layer makes new ones of them.
     inputs = Counter(width for _, width in model.linears.values())
@@ -253,9 +254,12 @@ def _pass_bytes(
     widest = max(inputs, default=0)
     # A layer's activations twice: where it runs, and where configurations wait inside it.
     itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
+    if walks == "typical":
+        # One walk for each width, however many configurations share it.
+        itself += states * len(BITS)
     if compares:
         # What goes into one layer's stages: attention, its output and gate and up are narrow.
         itself += 4 * 4 * tokens * widest
     # Finished layers wait for their file to be full.
     waiting = min(model.parameters * (bits + 1) // 8, SHARD_BYTES)
-    return itself, waiting + (states if sequential else 0)
+    return itself, waiting + (states if walks == "own" else 0)
