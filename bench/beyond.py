@@ -28,8 +28,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"gptaq_alpha": 1.0, "scale_search": "loss"},
     {"damp_percent": 0.01},
     {"damp_percent": 0.1},
-    # What they cost, which are cheaper.
-    {"propagate": "typical"},
+    # What it costs, which is cheaper.
     {"sequential": False},
 )
 

@@ -2,8 +2,8 @@
 
     python bench/grid.py                     GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
     python bench/grid.py --model DIR         on another one
-    python bench/grid.py --configurations 24 the native backend's larger grid as well, with and
-                                             without propagate=typical
+    python bench/grid.py --configurations 24 the native backend's larger grid as well, as it is
+                                             and with sequential=false
     python bench/grid.py --against FILE      GPTQModel's seconds from a parity table (bench/parity.py)
     python bench/grid.py --one-width         GPTQModel at 4 bits only; its total is three times that
     python bench/grid.py --quick             less calibration text, GPTQ only
@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from origin import Clock, write
 from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
@@ -55,8 +55,8 @@ def main() -> None:
     _warm_up(model, arguments.native_only or measured is not None)
     rows = [_native(model, samples, methods, SIX)]
     if arguments.configurations == 24:
-        for propagate in ("own", "typical"):
-            rows.append(_native(model, samples, methods, TWENTY_FOUR, propagate))
+        rows.append(_native(model, samples, methods, TWENTY_FOUR))
+        rows.append(_native(model, samples, methods, TWENTY_FOUR, sequential=False))
     if not arguments.native_only:
         widths = tuple(size for size in SIX if size[0] == 4) if arguments.one_width else SIX
         rows += _with_total(measured or _one_by_one(model, samples, methods, widths), widths)
@@ -70,11 +70,12 @@ def _native(
     samples: CalibrationTokens,
     methods: Sequence[str],
     sizes: Sequence[tuple[int, int]],
-    propagate: str = "own",
+    *,
+    sequential: bool | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
     quantizers: list[NativeQuantizer] = []
     if "gptq" in methods:
-        quantizers += [NativeGPTQ(bits, size, propagate=propagate) for bits, size in sizes]
+        quantizers += [NativeGPTQ(bits, size, sequential=sequential) for bits, size in sizes]
     if "awq" in methods:
         quantizers += [NativeAWQ(bits, size) for bits, size in sizes]
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +89,7 @@ def _native(
         spent = clock.read()
     return {
         "what": f"native, {len(quantizers)} configurations"
-        + (f", propagate={propagate}" if propagate != "own" else ""),
+        + ("" if sequential == "auto" else f", sequential={sequential}"),
         **spent,
         "shared_s": artifacts[0].details["shared_s"],
         "configurations_s": [artifact.details["quantize_s"] for artifact in artifacts],

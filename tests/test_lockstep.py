@@ -1,6 +1,8 @@
+import copy
 import threading
 
 import pytest
+import torch
 
 from qsweep.quantizers.native.lockstep import in_lockstep
 
@@ -22,20 +24,38 @@ def test_questions_of_a_round_are_answered_together():
     assert all(spent >= 0 for spent in seconds)
 
 
-def test_only_one_computes_at_any_time():
-    busy = threading.Lock()
+def test_all_of_it_runs_in_the_thread_that_called():
+    # Each thread that computes has a pool of workers of its own, which are too many for the cores.
+    seen = []
 
     def walk(ask):
-        for number in range(50):
-            assert busy.acquire(blocking=False)
-            busy.release()
-            ask(number)
+        seen.append(threading.get_ident())
+        ask(1)
 
     def answer(questions):
-        with busy:
-            return questions
+        seen.append(threading.get_ident())
+        return questions
 
-    in_lockstep([walk] * 8, answer)
+    in_lockstep([walk] * 3, answer)
+    assert seen == [threading.get_ident()] * 4
+
+
+def test_questions_may_be_asked_from_deep_inside_a_model():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+    def walk(factor):
+        def run(ask):
+            mine = copy.deepcopy(model)
+            mine[1].register_forward_pre_hook(lambda _, inputs: (ask(inputs[0]) * factor,))
+            return mine(torch.ones(2, 4))
+
+        return run
+
+    with torch.no_grad():
+        results, _ = in_lockstep([walk(1), walk(2)], lambda given: [2 * one for one in given])
+        first = model[0](torch.ones(2, 4))
+        assert torch.equal(results[0], model[1](2 * first))
+        assert torch.equal(results[1], model[1](4 * first))
 
 
 def test_who_asks_less_keeps_nobody_waiting():
@@ -55,7 +75,7 @@ def test_the_first_failure_ends_all_of_it(where):
             ask(1)
             ask(2)
         finally:
-            unwound.append(threading.current_thread())
+            unwound.append(True)
 
     def bad(ask):
         ask(1)
@@ -74,4 +94,13 @@ def test_the_first_failure_ends_all_of_it(where):
     with pytest.raises(ValueError, match="no"):
         in_lockstep([good, bad, good], answer)
     assert len(unwound) == 2
-    assert not any(thread.is_alive() for thread in unwound)
+
+
+def test_who_has_not_begun_when_another_fails_never_begins():
+    def bad(ask):
+        raise ValueError("no")
+
+    begun = []
+    with pytest.raises(ValueError, match="no"):
+        in_lockstep([bad, begun.append], lambda questions: questions)
+    assert begun == []

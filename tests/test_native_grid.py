@@ -24,8 +24,6 @@ GRID = [
     NativeGPTQ(bits=8, group_size=-1, sequential=False),
     NativeGPTQ(bits=2, group_size=128, desc_act=True, sym=False, scale_search="mse"),
     NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
-    NativeGPTQ(bits=3, group_size=32, propagate="typical"),
-    NativeGPTQ(bits=3, group_size=-1, sym=False, propagate="typical"),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
 ]
@@ -87,50 +85,20 @@ def test_company_changes_no_bit(grid, tmp_path, number):
     assert alone.details["loss"] == artifacts[number].details["loss"]
 
 
-def test_the_typical_configuration_is_typical_of_itself(tiny_model, tmp_path):
-    path = tiny_model("llama")
-    grid = [NativeGPTQ(3, 64, propagate=how) for how in ("own", "typical")]
-    grid += [NativeGPTQ(3, 32, propagate=how) for how in ("own", "typical")]
-    own, typical, other, approximate = [tensors(one.path) for one in quantize(path, grid, tmp_path)]
-    assert all(torch.equal(own[name], typical[name]) for name in own)
-    assert any(not torch.equal(other[name], approximate[name]) for name in other)
-
-
-def test_a_typical_configuration_walks_once_for_all_of_a_width(tiny_model, tmp_path, monkeypatch):
-    walks = []
-    advance = native_grid.advance
-    monkeypatch.setattr(
-        native_grid, "advance", lambda *args, **named: walks.append(1) or advance(*args, **named)
-    )
-    sizes = [(bits, size) for bits in (3, 4) for size in (32, 64, -1)]
-    layers = 2
-    for how, expected in (("own", 6), ("typical", 2)):
-        walks.clear()
-        grid = [NativeGPTQ(bits, size, propagate=how) for bits, size in sizes]
-        quantize(tiny_model("llama"), grid, tmp_path / how)
-        assert len(walks) == expected * layers
-
-
-def test_a_large_grid_that_shares_walks_takes_no_more_memory_by_them(tiny_model):
-    facts = read_facts(tiny_model("llama"), "tiny")
-    own, typical, none = [
-        NativeGPTQ(3, 64, propagate=how, sequential=walks).pass_bytes(facts, 100_000)
-        for how, walks in (("own", True), ("typical", True), ("own", False))
-    ]
-    states = own[1] - none[1]
-    assert states > 0
-    assert typical == (none[0] + 4 * states, none[1])
-
-
-def test_memory_for_two_at_a_time_is_all_that_is_solved_at_once(tiny_model, tmp_path, monkeypatch):
+def test_who_shares_statistics_is_solved_along_with_those_who_walk(
+    tiny_model, tmp_path, monkeypatch
+):
     counts = []
     solve = gptq.solve
-    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
     monkeypatch.setattr(gptq, "solve", lambda w, *rest: counts.append(len(w)) or solve(w, *rest))
-    # The one at 64 is the typical one itself, so that three matrices of four are distinct.
-    grid = [NativeGPTQ(3, size, propagate="typical") for size in (32, 64, 128)]
-    quantize(tiny_model("llama"), grid, tmp_path)
-    assert set(zip(counts[::2], counts[1::2], strict=True)) == {(2, 1)}
+    grid = [NativeGPTQ(bits, 64) for bits in (3, 4, 8)]
+    quantize(tiny_model("llama"), grid, tmp_path / "all")
+    assert set(counts) == {3}
+    counts.clear()
+    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
+    quantize(tiny_model("llama"), grid, tmp_path / "two")
+    half = len(counts) // 2
+    assert sorted(counts) == [1] * half + [2] * half
 
 
 def test_memory_for_two_walks_at_a_time_changes_no_bit(grid, tmp_path, monkeypatch):
@@ -318,13 +286,6 @@ def test_effective_options():
         NativeGPTQ(scale_search="all")
     with pytest.raises(ConfigError, match="damp_percent"):
         NativeGPTQ(damp_percent=0)
-    with pytest.raises(ConfigError, match="propagate=all"):
-        NativeGPTQ(propagate="all")
-    with pytest.raises(ConfigError, match="gptaq_alpha"):
-        NativeGPTQ(propagate="typical", gptaq_alpha=0.5)
-    # Where nothing propagates, it is all the same whose errors do not.
-    typical = NativeGPTQ(8, 64, propagate="typical").options()
-    assert typical == NativeGPTQ(8, 64).options()
 
 
 @pytest.mark.slow

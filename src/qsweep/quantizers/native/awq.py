@@ -10,6 +10,7 @@ from itertools import product
 import torch
 
 from qsweep.packing import Grid
+from qsweep.quantizers.native.precision import for_products
 from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
 from qsweep.quantizers.native.stats import InputStats, output_loss
 
@@ -43,7 +44,7 @@ def search_scales(
         Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
         share of the loss without scaling, over a sample of the rows.
     """
-    rows = _sample(weights)
+    rows, gram = _sample(weights), for_products(stats.gram)
     magnitude = stats.magnitude.clone()
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
     relative = _relative_magnitude(weights, group_size)
@@ -57,7 +58,7 @@ def search_scales(
         for candidate in candidates:
             if candidate not in tried:
                 scales = scales_of(candidate)
-                tried[candidate] = _loss(rows, scales, stats.gram, scheme, group_size)
+                tried[candidate] = _loss(rows, scales, gram, scheme, group_size)
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
@@ -90,7 +91,7 @@ def quantize(
         scale, zero = _clip(grouped, gram, scheme, scale, zero)
     codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
     grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
-    return grid, output_loss(grid.dense(torch.float32) - weight, gram)
+    return grid, output_loss(grid.dense(torch.float32) - weight, for_products(gram))
 
 
 def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

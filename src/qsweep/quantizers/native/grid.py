@@ -18,16 +18,16 @@ from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, Solver, TypicalGPTQ, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.options import NativeAWQ, NativeQuantizer
+from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
     Chunk,
     Stage,
     StageInputs,
     advance,
-    calibration_dtype,
     capture,
     find_stages,
     home_of,
@@ -39,6 +39,8 @@ _Asked = tuple[Stage, InputStats]
 _Grids = dict[str, Grid]
 
 
+# Also so that gradients are off whenever one configuration's walk goes on after another's.
+@torch.no_grad()
 def run(
     model: SourceModel,
     calibration: CalibrationTokens | None,
@@ -64,11 +66,10 @@ def run(
     chunks, probe = capture(network, decoder, calibration.samples, model.device)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
-    groups = _walking_together(jobs)
-    home = home_of(chunks, 2 + len(groups) + kept, model.device)
+    walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
+    home = home_of(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
-    walks = [_Walk(chunks, group) for group in groups]
-    text = _Text(jobs, walks, chunks, probe, network.config)
+    text = _Text(jobs, chunks, probe, network.config)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize", index / count)
@@ -85,45 +86,21 @@ def run(
     return [job.finish(network, common) for job in jobs]
 
 
-class _Walk:
-    """The text on its way through quantized layers, for the configurations whose inputs it makes."""
-
-    def __init__(self, chunks: list[Chunk], jobs: Sequence[GPTQJob]):
-        self.chunks = chunks
-        self.jobs = jobs
-        self.compares = any(job.compares for job in jobs)
-        # The first one's quantized layers are those that the text runs through.
-        self.solvers: list[Solver] = [*jobs]
-        self.shared = jobs[0].propagate == "typical"
-        if self.shared:
-            self.solvers.insert(0, TypicalGPTQ(jobs[0].bits))
-
-
-def _walking_together(jobs: Sequence[GPTQJob | AWQJob]) -> list[list[GPTQJob]]:
-    groups: dict[Any, list[GPTQJob]] = {}
-    for number, job in enumerate(jobs):
-        if isinstance(job, GPTQJob) and job.propagate:
-            key = number if job.propagate == "own" else (job.propagate, job.bits)
-            groups.setdefault(key, []).append(job)
-    return list(groups.values())
-
-
 class _Text:
     """The calibration text on its way through the model, once for every set of weights."""
 
     def __init__(
         self,
         jobs: Sequence[GPTQJob | AWQJob],
-        walks: Sequence[_Walk],
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
     ):
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
-        self._screening = [job for job in jobs if isinstance(job, GPTQJob) and not job.propagate]
-        self._walks = walks
-        # What unquantized layers make of the text, for those who share it.
+        self._gptq = [job for job in jobs if isinstance(job, GPTQJob)]
+        # What unquantized layers make of the text, and each sequential job's own.
         self._plain = chunks
+        self._own = {job: chunks for job in self._gptq if job.sequential}
         self._probe = probe
         self._config = config
         self._folds: dict[Any, list[Fold | None]] = {}
@@ -132,59 +109,51 @@ class _Text:
         """Quantize a decoder layer for all jobs, and move the text past it."""
         stages = find_stages(module, self._probe, index)
         layer = Layer(module, stages, full_name)
-        plain: StageInputs | None = None
-        if any(walk.compares for walk in self._walks):
-            plain = {}
-        if self._awq or self._screening or plain is not None:
-            self._share(index, layer, plain)
-        if self._walks:
-            self._propagate(index, layer, plain)
+        inputs: StageInputs | None = {} if any(job.compares for job in self._gptq) else None
+        shared: list[InputStats] = []
+        if self._awq or len(self._own) < len(self._gptq) or inputs is not None:
+            shared = self._share(index, layer, inputs)
+        if self._awq:
+            folds = self._find_folds(index, layer)
+            for job in self._awq:
+                with _timed([job]):
+                    job.take(layer, shared, folds)
+        self._solve(index, layer, shared, inputs)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
-    def _propagate(self, index: int, layer: Layer, plain: StageInputs | None) -> None:
-        at_once = walks_at_once(layer.module, self._walks[0].chunks)
-        for start in range(0, len(self._walks), at_once):
-            walks = self._walks[start : start + at_once]
-            results, seconds = in_lockstep(
-                [
-                    partial(_walk, index, layer, walk.chunks, plain if walk.compares else None)
-                    for walk in walks
-                ],
-                partial(_solve, layer, walks, at_once),
-            )
-            for walk, chunks, spent in zip(walks, results, seconds, strict=True):
-                walk.chunks = chunks
-                if not walk.shared:
-                    walk.jobs[0].seconds += spent
-
-    def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> None:
+    def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
+        # The statistics of the unquantized model, of each stage.
         gathered: list[InputStats] = []
-        at_once = walks_at_once(layer.module, self._plain)
-
-        def gather(stage: Stage, stats: InputStats) -> None:
-            if self._screening:
-                with _timed(self._screening):
-                    shared = [stats] * len(self._screening)
-                    solve_stage(self._screening, layer, stage, shared, at_once)
-            if self._awq:
-                gathered.append(stats)
-
         self._plain = advance(
             layer.module,
             index,
             layer.stages,
             self._plain,
             layer.full_name,
-            gather,
+            lambda _, stats: gathered.append(stats),
             changes_weights=False,
             keep=keep,
         )
-        if self._awq:
-            folds = self._find_folds(index, layer)
-            for job in self._awq:
-                with _timed([job]):
-                    job.take(layer, gathered, folds)
+        return gathered
+
+    def _solve(
+        self, index: int, layer: Layer, shared: Sequence[InputStats], plain: StageInputs | None
+    ) -> None:
+        at_once = walks_at_once(layer.module, self._plain)
+        for start in range(0, len(self._gptq), at_once):
+            jobs = self._gptq[start : start + at_once]
+            walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [
+                partial(_walk, index, layer, self._own[job], plain if job.compares else None)
+                if job.sequential
+                else partial(_ask_only, layer, shared)
+                for job in jobs
+            ]
+            results, seconds = in_lockstep(walks, partial(_answer, layer, jobs))
+            for job, chunks, spent in zip(jobs, results, seconds, strict=True):
+                job.seconds += spent
+                if job.sequential:
+                    self._own[job] = chunks
 
     def _find_folds(self, index: int, layer: Layer) -> list[Fold | None]:
         # Layers that are built alike fold alike.
@@ -202,20 +171,9 @@ class _Text:
         return self._folds[key]
 
 
-def _solve(
-    layer: Layer, walks: Sequence[_Walk], at_once: int, asked: Sequence[_Asked]
-) -> list[_Grids]:
-    # For each walk what it goes on with, once all of its configurations are solved.
-    solvers: list[Solver] = []
-    stats: list[InputStats] = []
-    first = []
-    for walk, (_, seen) in zip(walks, asked, strict=True):
-        first.append(len(solvers))
-        solvers += walk.solvers
-        stats += [seen] * len(walk.solvers)
-    with _timed([job for walk in walks for job in walk.jobs]):
-        grids = solve_stage(solvers, layer, asked[0][0], stats, at_once)
-    return [grids[number] for number in first]
+def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Grids]:
+    with _timed(jobs):
+        return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
 
 
 def _walk(
@@ -243,6 +201,15 @@ def _walk(
         changes_weights=True,
         plain=plain,
     )
+
+
+def _ask_only(
+    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Grids]
+) -> list[Chunk]:
+    # Who shares the unquantized model's statistics is solved along with those who walk.
+    for stage, stats in zip(layer.stages, shared, strict=True):
+        ask((stage, stats))
+    return []
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +23,6 @@ from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
 from qsweep.quantizers.native.writer import Checkpoint
 
-# In the middle of the group sizes that are in use, 32 to 128.
-_TYPICAL_GROUP = 64
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -37,39 +33,12 @@ class Layer:
     full_name: Callable[[str], str]
 
 
-class Solver(Protocol):
-    """What wants the linear layers of a stage solved."""
-
-    def settings(self, channels: int) -> gptq.Settings:
-        """How a layer of so many inputs is treated."""
-
-    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
-        """Take a finished linear layer in; ``losses`` [rows]."""
-
-
-class TypicalGPTQ:
-    """Stands for all configurations of a width while the text moves on; nothing of it is kept."""
-
-    def __init__(self, bits: int):
-        self._options = NativeGPTQ(bits, _TYPICAL_GROUP).options()
-
-    def settings(self, channels: int) -> gptq.Settings:
-        """With one scale per output where groups do not fit."""
-        size = channels if channels % _TYPICAL_GROUP else _TYPICAL_GROUP
-        return _settings(self._options, size)
-
-    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
-        """Its results are wanted only to go on with."""
-
-
 class GPTQJob:
     """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
 
     def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
         options = quantizer.options()
-        self.bits: int = options["bits"]
-        # Whose quantized layers its inputs come through: its own, a typical one's, nobody's.
-        self.propagate: str | None = options["propagate"]
+        self.sequential: bool = options["sequential"]
         self.compares: bool = options["gptaq_alpha"] > 0
         self.seconds = 0.0
         self._options = options
@@ -80,7 +49,7 @@ class GPTQJob:
             "sym": options["sym"],
             "true_sequential": options["sequential"],
         }
-        for name in ("damp_percent", "act_group_aware", "propagate", "gptaq_alpha"):
+        for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
             settings["meta"][name] = options[name]
         self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
         self._losses: dict[str, float] = {}
@@ -88,8 +57,15 @@ class GPTQJob:
 
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
-        size = self._options["group_size"]
-        return _settings(self._options, channels if size == -1 else size)
+        options, size = self._options, self._options["group_size"]
+        return gptq.Settings(
+            scheme=Scheme(options["bits"], options["sym"], options["scale_search"]),
+            group_size=channels if size == -1 else size,
+            desc_act=options["desc_act"],
+            act_group_aware=options["act_group_aware"],
+            damp_percent=options["damp_percent"],
+            gptaq_alpha=options["gptaq_alpha"],
+        )
 
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
@@ -107,73 +83,52 @@ class GPTQJob:
 
 
 def solve_stage(
-    solvers: Sequence[Solver],
-    layer: Layer,
-    stage: Stage,
-    stats: Sequence[InputStats],
-    at_once: int,
+    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, Grid]]:
-    """Quantize the linear layers of one stage for every solver.
+    """Quantize the linear layers of one stage for every job.
 
     Layers that share an input are one matrix to GPTQ: rows do not know of each other.
 
     Args:
-        solvers: The configurations; those with equal settings and the same inputs cost one.
+        jobs: The configurations.
         layer: The decoder layer with its own weights.
         stage: Which of its linear layers.
-        stats: What each solver's inputs are; several may share the same object.
-        at_once: How many there is memory for.
+        stats: What each job's inputs are; several may share the same object.
 
     Returns:
-        For each solver the grids, by the linear layers' names inside the decoder layer.
+        For each job the grids, by the linear layers' names inside the decoder layer.
     """
     modules = dict(layer.module.named_modules())
     weights = [weight_of(modules[name]) for name in stage.linears]
     joined = torch.cat(weights)
-    asked = [
-        (solver.settings(stage.channels), seen) for solver, seen in zip(solvers, stats, strict=True)
-    ]
-    distinct = {(settings, id(seen)): (settings, seen) for settings, seen in asked}
-    solved: dict[Any, tuple[Grid, torch.Tensor, float]] = {}
-    for start in range(0, len(distinct), at_once):
-        some = dict(islice(distinct.items(), start, start + at_once))
-        solved |= zip(some, _solve(joined, list(some.values())), strict=True)
-    results = []
-    for solver, (settings, seen) in zip(solvers, asked, strict=True):
-        grid, losses, damp = solved[settings, id(seen)]
-        grids, start = {}, 0
-        for name, weight in zip(stage.linears, weights, strict=True):
-            rows = slice(start, start + len(weight))
-            part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
-            solver.keep(layer.full_name(name), part, losses[rows], damp)
-            grids[name] = part
-            start += len(weight)
-        results.append(grids)
-    return results
-
-
-def _solve(
-    weight: torch.Tensor, asked: Sequence[tuple[gptq.Settings, InputStats]]
-) -> list[tuple[Grid, torch.Tensor, float]]:
-    # Grid, losses and damping for each; who orders the columns of the same inputs alike shares a
-    # factor, which is as large as their Gram matrix.
+    settings = [job.settings(stage.channels) for job in jobs]
+    # Who orders the columns of the same inputs alike shares a factor, which is as large as their
+    # Gram matrix.
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     chosen, targets = [], []
-    for one, seen in asked:
+    for one, seen in zip(settings, stats, strict=True):
         grouped = one.group_size if one.act_group_aware and not one.desc_act else None
         key = id(seen), one.desc_act, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
         chosen.append(factors[key])
         targets.append(
-            weight
+            joined
             if seen.cross is None
-            else gptq.retarget(weight, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
+            else gptq.retarget(joined, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
         )
-    solved = gptq.solve(targets, chosen, [one for one, _ in asked])
-    return [
-        (grid, losses, factor.damp) for (grid, losses), factor in zip(solved, chosen, strict=True)
-    ]
+    solved = gptq.solve(targets, chosen, settings)
+    results = []
+    for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
+        grids, start = {}, 0
+        for name, weight in zip(stage.linears, weights, strict=True):
+            rows = slice(start, start + len(weight))
+            part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
+            job.keep(layer.full_name(name), part, losses[rows], factor.damp)
+            grids[name] = part
+            start += len(weight)
+        results.append(grids)
+    return results
 
 
 class AWQJob:
@@ -259,17 +214,6 @@ class AWQJob:
         if isinstance(bias, torch.Tensor):
             self._checkpoint.add_plain(f"{name}.bias", fold.divide_rows(bias.detach(), scales))
         return scales
-
-
-def _settings(options: Mapping[str, Any], group_size: int) -> gptq.Settings:
-    return gptq.Settings(
-        scheme=Scheme(options["bits"], options["sym"], options["scale_search"]),
-        group_size=group_size,
-        desc_act=options["desc_act"],
-        act_group_aware=options["act_group_aware"],
-        damp_percent=options["damp_percent"],
-        gptaq_alpha=options["gptaq_alpha"],
-    )
 
 
 def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:

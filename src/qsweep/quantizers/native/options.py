@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, cast
 from qsweep import __version__
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
-from qsweep.packing import BITS
 from qsweep.quantizers import (
     CalibrationTokens,
     ModelFacts,
@@ -21,9 +20,8 @@ from qsweep.quantizers import (
 from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
-PROPAGATIONS = ("own", "typical")
 # Raised whenever the same options give another result.
-_REVISION = 3
+_REVISION = 4
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30
 # Bytes of finished layers that each configuration keeps before it writes them.
@@ -46,10 +44,6 @@ class NativeGPTQ:
         sequential: Let every stage see what quantizing the stages before made of its inputs; else
             all configurations share the unquantized model's statistics, which is quick and worse
             at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
-        propagate: Whose quantized layers the text runs through where it is sequential: this
-            configuration's ``own``, or those of a ``typical`` one of as many bits (symmetric,
-            group-aware, 64 weights per scale). All configurations of a width share the latter, so
-            that a large grid costs little more than a small one; docs/parity.md has its price.
         gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
             quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
 
@@ -65,7 +59,6 @@ class NativeGPTQ:
     damp_percent: float = 0.05
     scale_search: str = "range"
     sequential: bool | Literal["auto"] = "auto"
-    propagate: str = "own"
     gptaq_alpha: float = 0.0
 
     method: ClassVar[str] = "gptq"
@@ -83,15 +76,6 @@ class NativeGPTQ:
             raise ConfigError(f"sequential={self.sequential}: must be true, false or auto")
         if not 0 <= self.gptaq_alpha <= 1:
             raise ConfigError(f"gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
-        if self.propagate not in PROPAGATIONS:
-            raise ConfigError(
-                f"propagate={self.propagate}: must be one of {', '.join(PROPAGATIONS)}"
-            )
-        if self.propagate == "typical" and self.gptaq_alpha:
-            raise ConfigError(
-                "propagate=typical: gptaq_alpha makes up for the configuration's own errors; "
-                "take propagate=own, or gptaq_alpha=0"
-            )
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
@@ -107,7 +91,6 @@ class NativeGPTQ:
             "damp_percent": self.damp_percent,
             "scale_search": self.scale_search,
             "sequential": sequential,
-            "propagate": self.propagate if sequential else None,
             "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }
 
@@ -142,8 +125,8 @@ class NativeGPTQ:
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
         options = self.options()
-        walks, compares = options["propagate"], options["gptaq_alpha"] > 0
-        return _pass_bytes(model, tokens, self.bits, walks, compares=compares)
+        walks, compares = options["sequential"], options["gptaq_alpha"] > 0
+        return _pass_bytes(model, tokens, self.bits, walks=walks, compares=compares)
 
     def quantize_together(
         self,
@@ -216,7 +199,7 @@ class NativeAWQ:
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory of a pass, and what this configuration adds."""
-        return _pass_bytes(model, tokens, self.bits, None)
+        return _pass_bytes(model, tokens, self.bits)
 
     def quantize_together(
         self,
@@ -246,7 +229,7 @@ def _together(
 
 
 def _pass_bytes(
-    model: ModelFacts, tokens: int, bits: int, walks: str | None, compares: bool = False
+    model: ModelFacts, tokens: int, bits: int, *, walks: bool = False, compares: bool = False
 ) -> tuple[int, int]:
     # Weights and hidden states in float32; twice the states while a layer makes new ones of them.
     inputs = Counter(width for _, width in model.linears.values())
@@ -254,12 +237,9 @@ def _pass_bytes(
     widest = max(inputs, default=0)
     # A layer's activations twice: where it runs, and where configurations wait inside it.
     itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
-    if walks == "typical":
-        # One walk for each width, however many configurations share it.
-        itself += states * len(BITS)
     if compares:
         # What goes into one layer's stages: attention, its output and gate and up are narrow.
         itself += 4 * 4 * tokens * widest
     # Finished layers wait for their file to be full.
     waiting = min(model.parameters * (bits + 1) // 8, SHARD_BYTES)
-    return itself, waiting + (states if walks == "own" else 0)
+    return itself, waiting + (states if walks else 0)

@@ -18,6 +18,7 @@ from torch import nn
 from qsweep.errors import IncompatibleTrial
 from qsweep.quantizers.native.graph import Decoder, linears_of, raw_weight
 from qsweep.quantizers.native.options import LAYER_BYTES
+from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stats import InputStats
 
 _PROBE_TOKENS = 64
@@ -135,23 +136,6 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
         result = layer(hidden, *arguments, **named)
     output: torch.Tensor = result[0] if isinstance(result, tuple) else result
     return output
-
-
-def calibration_dtype(model: nn.Module, device: str) -> str:
-    """What the linear layers multiply the calibration text in.
-
-    A float32 model on an x86 CPU that has instructions for bfloat16 uses them, which is about twice
-    as fast; elsewhere it is the model's own dtype.
-    """
-    if multiplies_bfloat16(device):
-        return "bfloat16"
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether this is an x86 CPU with instructions for bfloat16."""
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def walks_at_once(layer: nn.Module, chunks: Sequence[Chunk]) -> int:
