@@ -39,7 +39,7 @@ _Asked = tuple[Stage, InputStats]
 _Grids = dict[str, Grid]
 
 
-# Also so that gradients are off whenever one configuration's walk goes on after another's.
+# Gradients are off throughout: one configuration's walk goes on where another's has just left off.
 @torch.no_grad()
 def run(
     model: SourceModel,

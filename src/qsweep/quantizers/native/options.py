@@ -21,7 +21,7 @@ from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_value
 
 SEARCHES = ("range", "mse", "loss")
 # Raised whenever the same options give another result.
-_REVISION = 4
+_REVISIONS = {"gptq": 3, "awq": 4}
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30
 # Bytes of finished layers that each configuration keeps before it writes them.
@@ -95,8 +95,8 @@ class NativeGPTQ:
         }
 
     def version(self) -> str:
-        """The version of qsweep, and the revision of its quantizers."""
-        return f"{__version__}+{_REVISION}"
+        """The version of qsweep, and the revision of this quantizer."""
+        return f"{__version__}+{_REVISIONS[self.method]}"
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
@@ -175,8 +175,8 @@ class NativeAWQ:
         }
 
     def version(self) -> str:
-        """The version of qsweep, and the revision of its quantizers."""
-        return f"{__version__}+{_REVISION}"
+        """The version of qsweep, and the revision of this quantizer."""
+        return f"{__version__}+{_REVISIONS[self.method]}"
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what an AWQ checkpoint cannot hold. Raises IncompatibleTrial."""
