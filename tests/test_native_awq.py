@@ -4,7 +4,7 @@ import torch
 from qsweep.errors import TrialFailed
 from qsweep.quantizers.native.awq import quantize, scaled_gram, search_scales
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
+from qsweep.quantizers.native.rounding import Scheme, encode, find_grid, grid_of
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.stats import output_loss as loss_by_gram
 
@@ -95,6 +95,24 @@ def test_clipping_lowers_the_loss_and_the_loss_is_the_outputs(scheme):
     assert losses[True] < losses[False]
 
 
+def test_clipping_whole_rows_chooses_by_the_whole_matrix():
+    w, x = weights(), inputs()
+    w[:, 5] *= 6
+    gram = x.T @ x / len(x)
+    grid, losses = quantize(w, gram, SCHEME, CHANNELS, clip=True)
+    assert grid.scales.shape == (len(w), 1)
+    full, _ = find_grid(w[:, None], SCHEME)
+    shares = grid.scales / full
+    assert shares.min() < 0.96
+    for share in (0.8, 1.0):
+        scale, zero = grid_of(
+            w.amin(1).clamp(max=0) * share, w.amax(1).clamp(min=0) * share, SCHEME
+        )
+        codes = encode(w, scale[:, None], zero[:, None], SCHEME.top)
+        error = (codes - zero[:, None]) * scale[:, None] - w
+        assert (losses <= loss_by_gram(error, gram) * 1.01).all()
+
+
 def test_gram_of_scaled_inputs():
     x = inputs()
     scales = torch.rand(CHANNELS) + 0.5
@@ -134,7 +152,10 @@ def test_half_of_a_symmetric_matrix_gives_the_loss_of_all_of_it(channels):
     assert torch.allclose(stats.gram.double(), x.T @ x / len(x), atol=1e-5)
     assert torch.equal(stats.gram, stats.gram.T)
     found = loss_by_gram(error.float(), stats.gram).double()
-    assert torch.allclose(found, (error @ x.T).square().mean(1), rtol=1e-4)
+    expected = (error @ x.T).square().mean(1)
+    assert torch.allclose(found, expected, rtol=1e-4)
+    rough = loss_by_gram(error.float(), stats.gram.bfloat16()).double()
+    assert torch.allclose(rough, expected, rtol=0.02)
 
 
 def test_statistics_refuse_what_is_not_finite():

@@ -4,7 +4,7 @@ With H = X^T X / tokens, the mean square error of a layer's output is tr((W - Q)
 candidate costs a product with H, however long the calibration text was.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import torch
@@ -106,16 +106,12 @@ def _clip(
     scale: torch.Tensor,
     zero: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    size = grouped.shape[-1]
-    count = grouped.shape[1]
-    blocks = torch.stack(
-        [gram[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
-    )
+    losses = _losses_by_group(gram, grouped.shape[1], grouped.shape[-1])
     low, high = extent(grouped, scheme)
-    best = _group_loss(grouped, scale, zero, scheme, blocks)
+    best = losses(_rounded(grouped, scale, zero, scheme).sub_(grouped))
     for share in _CLIP[1:]:
         new_scale, new_zero = grid_of(low * share, high * share, scheme)
-        error = _group_loss(grouped, new_scale, new_zero, scheme, blocks)
+        error = losses(_rounded(grouped, new_scale, new_zero, scheme).sub_(grouped))
         better = error < best
         best = torch.where(better, error, best)
         scale = torch.where(better, new_scale, scale)
@@ -123,16 +119,23 @@ def _clip(
     return scale, zero
 
 
-def _group_loss(
-    grouped: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor,
-    scheme: Scheme,
-    blocks: torch.Tensor,
-) -> torch.Tensor:
-    # [rows, groups, size] x [groups, size, size] -> loss [rows, groups]
-    error = _rounded(grouped, scale, zero, scheme).sub_(grouped).transpose(0, 1)
-    return torch.bmm(error, blocks).mul_(error).sum(-1).T
+def _losses_by_group(
+    gram: torch.Tensor, count: int, size: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    # Errors [rows, groups, size] x the groups' own blocks [size, size] -> loss [rows, groups]
+    if count == 1:
+        # Where the block is all of the matrix, products with it are what takes the time.
+        whole = for_products(gram)
+        return lambda error: output_loss(error[:, 0], whole)[:, None]
+    blocks = torch.stack(
+        [gram[start : start + size, start : start + size] for start in range(0, len(gram), size)]
+    )
+
+    def losses(error: torch.Tensor) -> torch.Tensor:
+        error = error.transpose(0, 1)
+        return torch.bmm(error, blocks).mul_(error).sum(-1).T
+
+    return losses
 
 
 def _rounded(
