@@ -140,7 +140,8 @@ def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
         quant = plan.trial.quant
         if not isinstance(quant, SharedPass) or plan.trial.model.device_map:
             continue
-        artifact = {k: v for k, v in plan.artifact.items() if k not in ("method", "options")}
+        own = ("method", "options", "version")
+        artifact = {k: v for k, v in plan.artifact.items() if k not in own}
         key = key_of(
             [
                 quant.pass_name,
