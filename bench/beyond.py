@@ -2,7 +2,7 @@
 
     python bench/beyond.py --json bench/results/beyond-pocket.json
     python bench/beyond.py --json FILE --model smollm2-135m --windows 16
-    python bench/beyond.py --json FILE --only 10 11 --bits 2 3 4 --group-size 32
+    python bench/beyond.py --json FILE --only 10 --bits 2 3 4 --group-size 32
 
 Every row is the native GPTQ, group-aware, at one width and symmetry; what it is compared with is
 the same without the options. t is that of the mean difference of windows' NLL, negative if better.
@@ -39,7 +39,8 @@ def main() -> None:
     add_bench_arguments(parser)
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--only", type=int, nargs="+", default=range(len(OPTIONS)))
+    numbers = range(len(OPTIONS))
+    parser.add_argument("--only", type=int, nargs="+", default=numbers, choices=numbers)
     arguments = parser.parse_args()
     path = model_directory(arguments.model)
     model = SourceModel(read_facts(path, arguments.model), arguments.device)

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from qsweep.errors import TrialFailed
+from qsweep.quantizers.native import stats as statistics
 from qsweep.quantizers.native.awq import quantize, scaled_gram, search_scales
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.rounding import Scheme, encode, find_grid, grid_of
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, quick_output_loss
 from qsweep.quantizers.native.stats import output_loss as loss_by_gram
 
 ROWS, CHANNELS, GROUP = 96, 192, 64
@@ -97,6 +98,8 @@ def test_clipping_lowers_the_loss_and_the_loss_is_the_outputs(scheme):
 
 def test_clipping_whole_rows_chooses_by_the_whole_matrix():
     w, x = weights(), inputs()
+    # What channels have in common lies off the diagonal.
+    x += 4 * torch.randn(len(x), 1, generator=torch.Generator().manual_seed(7))
     w[:, 5] *= 6
     gram = x.T @ x / len(x)
     grid, losses = quantize(w, gram, SCHEME, CHANNELS, clip=True)
@@ -154,8 +157,34 @@ def test_half_of_a_symmetric_matrix_gives_the_loss_of_all_of_it(channels):
     found = loss_by_gram(error.float(), stats.gram).double()
     expected = (error @ x.T).square().mean(1)
     assert torch.allclose(found, expected, rtol=1e-4)
-    rough = loss_by_gram(error.float(), stats.gram.bfloat16()).double()
-    assert torch.allclose(rough, expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("common", ["nothing", "a mean", "few tokens"])
+def test_losses_in_bfloat16_keep_what_a_dominating_direction_would_drown(monkeypatch, common, fast):
+    monkeypatch.setattr(statistics, "multiplies_bfloat16", lambda device: fast)
+    x = inputs()
+    if common == "a mean":
+        x += 20 * torch.randn(CHANNELS, generator=torch.Generator().manual_seed(5))
+    if common == "few tokens":
+        x[::300] = 1000 * torch.randn(CHANNELS, generator=torch.Generator().manual_seed(5))
+    stats = stats_of(x)
+    error = weights(3) * 0.01
+    # Half of the rows avoid the direction, as weights do that are rounded with it in mind.
+    direction = torch.linalg.eigh(stats.gram).eigenvectors[:, -1]
+    error[::2] -= (error[::2] @ direction)[:, None] * direction
+    expected = ((error.double() @ stats.gram.double()) * error).sum(1)
+    found = quick_output_loss(stats.gram)(error).double()
+    assert torch.allclose(found, expected, rtol=0.03)
+    assert float(found.sum()) == pytest.approx(float(expected.sum()), rel=2e-3)
+    if fast and common != "nothing":
+        rounded = loss_by_gram(error, stats.gram.bfloat16())
+        assert (rounded / expected - 1).abs().max() > 0.1
+
+
+def test_losses_where_nothing_fires_are_nothing(monkeypatch):
+    monkeypatch.setattr(statistics, "multiplies_bfloat16", lambda device: True)
+    assert not quick_output_loss(torch.zeros(CHANNELS, CHANNELS))(weights()).any()
 
 
 def test_statistics_refuse_what_is_not_finite():

@@ -95,15 +95,15 @@ def test_who_shares_statistics_is_solved_along_with_those_who_walk(
     quantize(tiny_model("llama"), grid, tmp_path / "all")
     assert set(counts) == {3}
     counts.clear()
-    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
-    quantize(tiny_model("llama"), grid, tmp_path / "two")
-    half = len(counts) // 2
-    assert sorted(counts) == [1] * half + [2] * half
+    monkeypatch.setattr(native_grid, "rounds_needed", lambda *_: 2)
+    quantize(tiny_model("llama"), [NativeGPTQ(2, 64), *grid], tmp_path / "two")
+    assert set(counts) == {2}
 
 
-def test_memory_for_two_walks_at_a_time_changes_no_bit(grid, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_several_rounds_change_no_bit(grid, tmp_path, monkeypatch, rounds):
     path, artifacts = grid
-    monkeypatch.setattr(native_grid, "walks_at_once", lambda *_: 2)
+    monkeypatch.setattr(native_grid, "rounds_needed", lambda *_: rounds)
     for one, other in zip(quantize(path, GRID, tmp_path), artifacts, strict=True):
         expected = tensors(other.path)
         assert all(torch.equal(value, expected[name]) for name, value in tensors(one.path).items())
@@ -115,6 +115,33 @@ def test_seconds_of_all_and_of_each_add_up(tiny_model, tmp_path):
     spent = time.perf_counter() - started
     told = sum(one.details["quantize_s"] for one in artifacts) + artifacts[0].details["shared_s"]
     assert 0.5 * spent < told <= spent + 0.01
+    assert artifacts[0].details["shared_s"] > 0
+    assert all(one.details["quantize_s"] > 0 for one in artifacts)
+
+
+def test_a_pass_leaves_gradients_on_and_autocast_off(tiny_model, tmp_path):
+    assert torch.is_grad_enabled()
+    quantize(tiny_model("llama"), [NativeGPTQ(3, 64), NativeGPTQ(4, 64)], tmp_path)
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_statistics_that_nobody_uses_are_let_go(tiny_model, tmp_path, monkeypatch):
+    kept = []
+    solve = native_grid._Text._solve
+
+    def watched(self, index, layer, shared, plain):
+        kept.append(len(shared))
+        solve(self, index, layer, shared, plain)
+
+    monkeypatch.setattr(native_grid._Text, "_solve", watched)
+    path = tiny_model("llama")
+    walking, sharing = NativeGPTQ(3, 64, gptaq_alpha=0.5), NativeGPTQ(8, 64)
+    quantize(path, [walking, NativeAWQ(4, 64)], tmp_path / "walking")
+    assert set(kept) == {0}
+    kept.clear()
+    quantize(path, [walking, sharing], tmp_path / "sharing")
+    assert set(kept) == {4}
 
 
 def test_more_bits_are_closer(grid):

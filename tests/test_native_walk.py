@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qsweep.errors import IncompatibleTrial, TrialFailed
@@ -9,7 +10,14 @@ from qsweep.quantizers.native import walk as walking
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import advance, capture, find_stages, run_layer
+from qsweep.quantizers.native.walk import (
+    Chunk,
+    advance,
+    capture,
+    find_stages,
+    rounds_needed,
+    run_layer,
+)
 
 MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
@@ -334,3 +342,19 @@ def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
     assert stats.gram.dtype == torch.float32
     # Sums in the inputs' own dtype would be off by a hundred times as much.
     assert torch.allclose(stats.gram.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
+    layer = nn.Sequential(nn.Linear(64, 64, bias=False))
+    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    weights = square = 4 * 64 * 64
+    forward = 4 * 64 * 4 * (4 * 128)
+    monkeypatch.setattr(walking, "_budget", lambda device: 2 * (weights + 2 * square + forward))
+    assert rounds_needed(layer, [chunk], 4, 0) == 2
+    assert rounds_needed(layer, [chunk], 4, 1) == 3
+    # Who shares statistics, or is run anew up to each stage, has no forward that waits.
+    assert rounds_needed(layer, [chunk], 0, 20) == 1
+    assert rounds_needed(layer, [chunk, chunk], 20, 0) == 1
+    monkeypatch.setattr(walking, "_budget", lambda device: 1)
+    assert rounds_needed(layer, [chunk], 3, 2) == 5
+    assert rounds_needed(layer, [chunk], 0, 0) == 1

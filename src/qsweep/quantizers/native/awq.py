@@ -10,9 +10,8 @@ from itertools import product
 import torch
 
 from qsweep.packing import Grid
-from qsweep.quantizers.native.precision import for_products
 from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
-from qsweep.quantizers.native.stats import InputStats, output_loss
+from qsweep.quantizers.native.stats import InputStats, output_loss, quick_output_loss
 
 # Exponents that the search tries first, and how far it then looks to both sides of the best.
 _EXPONENTS = tuple(step / 10 for step in range(11))
@@ -44,7 +43,7 @@ def search_scales(
         Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
         share of the loss without scaling, over a sample of the rows.
     """
-    rows, gram = _sample(weights), for_products(stats.gram)
+    rows, losses = _sample(weights), quick_output_loss(stats.gram)
     magnitude = stats.magnitude.clone()
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
     relative = _relative_magnitude(weights, group_size)
@@ -58,7 +57,7 @@ def search_scales(
         for candidate in candidates:
             if candidate not in tried:
                 scales = scales_of(candidate)
-                tried[candidate] = _loss(rows, scales, gram, scheme, group_size)
+                tried[candidate] = float(losses(_error(rows, scales, scheme, group_size)).sum())
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
@@ -91,7 +90,7 @@ def quantize(
         scale, zero = _clip(grouped, gram, scheme, scale, zero)
     codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
     grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
-    return grid, output_loss(grid.dense(torch.float32) - weight, for_products(gram))
+    return grid, output_loss(grid.dense(torch.float32) - weight, gram)
 
 
 def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -125,8 +124,8 @@ def _losses_by_group(
     # Errors [rows, groups, size] x the groups' own blocks [size, size] -> loss [rows, groups]
     if count == 1:
         # Where the block is all of the matrix, products with it are what takes the time.
-        whole = for_products(gram)
-        return lambda error: output_loss(error[:, 0], whole)[:, None]
+        whole = quick_output_loss(gram)
+        return lambda error: whole(error[:, 0])[:, None]
     blocks = torch.stack(
         [gram[start : start + size, start : start + size] for start in range(0, len(gram), size)]
     )
@@ -155,17 +154,12 @@ def _scales(
     return scales / (scales.max() * scales.min()).sqrt()
 
 
-def _loss(
-    rows: torch.Tensor,
-    scales: torch.Tensor,
-    gram: torch.Tensor,
-    scheme: Scheme,
-    group_size: int,
-) -> float:
+def _error(
+    rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme, group_size: int
+) -> torch.Tensor:
     scaled = (rows * scales).view(len(rows), -1, group_size)
     scaled = _rounded(scaled, *find_grid(scaled, scheme), scheme).view_as(rows)
-    error = scaled.div_(scales).sub_(rows)
-    return float(output_loss(error, gram).sum())
+    return scaled.div_(scales).sub_(rows)
 
 
 def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -31,8 +31,8 @@ from qsweep.quantizers.native.walk import (
     capture,
     find_stages,
     home_of,
+    rounds_needed,
     run_layer,
-    walks_at_once,
 )
 
 _Asked = tuple[Stage, InputStats]
@@ -97,10 +97,13 @@ class _Text:
         config: Any,
     ):
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
-        self._gptq = [job for job in jobs if isinstance(job, GPTQJob)]
-        # What unquantized layers make of the text, and each sequential job's own.
+        gptq = [job for job in jobs if isinstance(job, GPTQJob)]
+        self._walking = [job for job in gptq if job.sequential]
+        self._sharing = [job for job in gptq if not job.sequential]
+        # What unquantized layers make of the text, as far as somebody needs it, and what each
+        # walking job's own make of it.
         self._plain = chunks
-        self._own = {job: chunks for job in self._gptq if job.sequential}
+        self._own = dict.fromkeys(self._walking, chunks)
         self._probe = probe
         self._config = config
         self._folds: dict[Any, list[Fold | None]] = {}
@@ -109,29 +112,38 @@ class _Text:
         """Quantize a decoder layer for all jobs, and move the text past it."""
         stages = find_stages(module, self._probe, index)
         layer = Layer(module, stages, full_name)
-        inputs: StageInputs | None = {} if any(job.compares for job in self._gptq) else None
-        shared: list[InputStats] = []
-        if self._awq or len(self._own) < len(self._gptq) or inputs is not None:
-            shared = self._share(index, layer, inputs)
+        inputs: StageInputs | None = {} if any(job.compares for job in self._walking) else None
+        shared = self._share(index, layer, inputs)
         if self._awq:
             folds = self._find_folds(index, layer)
             for job in self._awq:
                 with _timed([job]):
                     job.take(layer, shared, folds)
+        if not self._sharing:
+            # Large, and of no more use.
+            shared.clear()
         self._solve(index, layer, shared, inputs)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
-        # The statistics of the unquantized model, of each stage.
+        # The statistics of the unquantized model, of each stage, for those who use them.
         gathered: list[InputStats] = []
+        used = bool(self._awq or self._sharing)
+        if not used and keep is None:
+            return gathered
+
+        def gather(_: Stage, stats: InputStats) -> None:
+            if used:
+                gathered.append(stats)
+
         self._plain = advance(
             layer.module,
             index,
             layer.stages,
             self._plain,
             layer.full_name,
-            lambda _, stats: gathered.append(stats),
+            gather,
             changes_weights=False,
             keep=keep,
         )
@@ -140,9 +152,11 @@ class _Text:
     def _solve(
         self, index: int, layer: Layer, shared: Sequence[InputStats], plain: StageInputs | None
     ) -> None:
-        at_once = walks_at_once(layer.module, self._plain)
-        for start in range(0, len(self._gptq), at_once):
-            jobs = self._gptq[start : start + at_once]
+        every = [*self._walking, *self._sharing]
+        rounds = rounds_needed(layer.module, self._plain, len(self._walking), len(self._sharing))
+        for number in range(rounds if every else 0):
+            # Both kinds are in every round, so that nobody's loop over columns runs alone.
+            jobs = every[number::rounds]
             walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [
                 partial(_walk, index, layer, self._own[job], plain if job.compares else None)
                 if job.sequential

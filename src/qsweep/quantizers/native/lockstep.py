@@ -9,6 +9,7 @@ every operation, which costs more than small operations themselves do.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from greenlet import GreenletExit, greenlet
@@ -41,11 +42,15 @@ def in_lockstep(
     walkers = [_Walker(function) for function in functions]
     try:
         for walker in walkers:
-            walker.go_on(walker.ask)
+            walker.go_on()
         while waiting := [walker for walker in walkers if not walker.done]:
-            answers = answer([walker.said for walker in waiting])
-            for walker, given in zip(waiting, answers, strict=True):
-                walker.go_on(given)
+            answers = list(answer([walker.said for walker in waiting]))
+            if len(answers) != len(waiting):
+                raise ValueError(f"{len(answers)} answers to {len(waiting)} questions")
+            # They are large: nothing holds one but who asked for it.
+            for walker in waiting:
+                walker.told = answers.pop(0)
+                walker.go_on()
     finally:
         for walker in walkers:
             walker.give_up()
@@ -53,26 +58,32 @@ def in_lockstep(
 
 
 class _Walker:
-    """A function in a greenlet, and what it said last: a question, or its result once it is done."""
+    """A function in a greenlet.
+
+    ``said`` is its last question, or its result once it is done; ``told`` the answer it is to get.
+    """
 
     def __init__(self, function: Callable[..., Any]):
         self.said: Any = None
+        self.told: Any = None
         self.seconds = 0.0
-        self._greenlet = greenlet(function)
+        self._greenlet = greenlet(partial(function, self._ask))
 
     @property
     def done(self) -> bool:
         return bool(self._greenlet.dead)
 
-    def go_on(self, given: Any) -> None:
-        """With what it waits for, until it asks again or returns."""
+    def go_on(self) -> None:
+        """Until it asks again or returns."""
         started = time.perf_counter()
-        self.said = self._greenlet.switch(given)
+        self.said = None
+        self.said = self._greenlet.switch()
         self.seconds += time.perf_counter() - started
 
-    def ask(self, question: Any) -> Any:
-        """From inside: wait for the answer."""
-        return self._greenlet.parent.switch(question)
+    def _ask(self, question: Any) -> Any:
+        self._greenlet.parent.switch(question)
+        answer, self.told = self.told, None
+        return answer
 
     def give_up(self) -> None:
         """Unwind it, where it is not done."""

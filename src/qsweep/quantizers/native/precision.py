@@ -1,7 +1,7 @@
-"""What matrix products are computed in: bfloat16 where an x86 CPU has instructions for it.
+"""Which matrix products are computed in bfloat16, where an x86 CPU has instructions for it.
 
-They are about twice as fast as float32's. What they are used for averages over so much that their
-rounding does not tell: the calibration text's way through the model, and losses that are compared.
+They are about twice as fast as float32's. They are used where their rounding averages out: on the
+calibration text's way through the model, and in losses that AWQ compares (``quick_output_loss``).
 """
 
 from typing import Any
@@ -17,12 +17,7 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 def calibration_dtype(model: nn.Module, device: str) -> str:
-    """What the linear layers multiply the calibration text in; else it is the model's own dtype."""
+    """What the linear layers multiply the calibration text in: bfloat16, or the model's own dtype."""
     if multiplies_bfloat16(device):
         return "bfloat16"
     return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def for_products(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix in the dtype that is quick to multiply with."""
-    return matrix.bfloat16() if multiplies_bfloat16(matrix.device.type) else matrix

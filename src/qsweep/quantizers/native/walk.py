@@ -138,17 +138,20 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     return output
 
 
-def walks_at_once(layer: nn.Module, chunks: Sequence[Chunk]) -> int:
-    """How many configurations there is memory for inside a decoder layer, at least one.
+def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, sharing: int) -> int:
+    """In how many rounds there is memory for GPTQ configurations inside a decoder layer.
 
-    Each has weights, a Gram matrix and its factor, and the activations of a forward that waits.
+    Each has weights and the factor of a Gram matrix. One that walks through layers of its own also
+    has that Gram matrix, and the activations of a forward that waits.
     """
     weights = [raw_weight(linear) for linear in linears_of(layer).values()]
-    widest = max(max(weight.shape) for weight in weights)
-    each = sum(weight.numel() * weight.element_size() for weight in weights) + 2 * 4 * widest**2
+    square = 4 * max(max(weight.shape) for weight in weights) ** 2
+    each = sum(weight.numel() * weight.element_size() for weight in weights) + square
+    more = square
     if len(chunks) == 1:
-        each += _activation_bytes(layer, chunks[0].hidden[..., 0].numel())
-    return max(1, _budget(weights[0].device) // each)
+        more += _activation_bytes(layer, chunks[0].hidden[..., 0].numel())
+    total = (walking + sharing) * each + walking * more
+    return max(1, min(-(-total // _budget(weights[0].device)), walking + sharing))
 
 
 def advance(
