@@ -105,7 +105,7 @@ def _clip(
     scale: torch.Tensor,
     zero: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    losses = _losses_by_group(gram, grouped.shape[1], grouped.shape[-1])
+    losses = _losses_by_group(gram, grouped.shape[-1])
     low, high = extent(grouped, scheme)
     best = losses(_rounded(grouped, scale, zero, scheme).sub_(grouped))
     for share in _CLIP[1:]:
@@ -118,11 +118,9 @@ def _clip(
     return scale, zero
 
 
-def _losses_by_group(
-    gram: torch.Tensor, count: int, size: int
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _losses_by_group(gram: torch.Tensor, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     # Errors [rows, groups, size] x the groups' own blocks [size, size] -> loss [rows, groups]
-    if count == 1:
+    if size == len(gram):
         # Where the block is all of the matrix, products with it are what takes the time.
         whole = quick_output_loss(gram)
         return lambda error: whole(error[:, 0])[:, None]

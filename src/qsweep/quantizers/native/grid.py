@@ -127,23 +127,17 @@ class _Text:
         self._probe = Chunk(hidden, self._probe.calls)
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
-        # The statistics of the unquantized model, of each stage, for those who use them.
+        # The statistics of the unquantized model, of each stage, if somebody wants them.
         gathered: list[InputStats] = []
-        used = bool(self._awq or self._sharing)
-        if not used and keep is None:
+        if not (self._awq or self._sharing) and keep is None:
             return gathered
-
-        def gather(_: Stage, stats: InputStats) -> None:
-            if used:
-                gathered.append(stats)
-
         self._plain = advance(
             layer.module,
             index,
             layer.stages,
             self._plain,
             layer.full_name,
-            gather,
+            lambda _, stats: gathered.append(stats),
             changes_weights=False,
             keep=keep,
         )
@@ -154,7 +148,7 @@ class _Text:
     ) -> None:
         every = [*self._walking, *self._sharing]
         rounds = rounds_needed(layer.module, self._plain, len(self._walking), len(self._sharing))
-        for number in range(rounds if every else 0):
+        for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
             jobs = every[number::rounds]
             walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [

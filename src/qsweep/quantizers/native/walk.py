@@ -254,7 +254,8 @@ def _watching(layer: nn.Module, note: Callable[[str, torch.Tensor], None]) -> It
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
             # Statistics, and the solving that a question in the middle of the layer waits for, are
-            # no part of the model.
+            # no part of the model; nor are other configurations' walks, which go on meanwhile in the
+            # same thread.
             with torch.autocast("cpu", enabled=False):
                 note(name, inputs[0])
 
