@@ -195,8 +195,7 @@ def explain(error: Exception) -> str:
         return str(error)
     text = str(error).strip()
     if found := re.search(r"Could not override '([^']+)'", text):
-        key = found.group(1)
-        return f"no option {key!r}{nearest(key, _known_options(key))}"
+        return _no_option(found.group(1))
     if found := re.search(r"Key '(\w+)' not in 'Qsweep\w+Config'", text):
         known = ("params", "when", "trials")
         return f"no option 'hydra.sweeper.{found.group(1)}'{nearest(found.group(1), known)}"
@@ -214,6 +213,17 @@ def explain(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def _no_option(key: str) -> str:
+    group, _, name = key.rpartition(".")
+    if owners := [choice for choice, options in _options_of(group) if name in options]:
+        choices = " or ".join(f"{group}={choice}" for choice in owners)
+        return (
+            f"{key}: only {choices} has this option; in a sweep with others give it in a file, "
+            f"under 'when', as sweeps/pareto.yaml does"
+        )
+    return f"no option {key!r}{nearest(key, _known_options(key))}"
+
+
 def _known_options(key: str) -> list[str]:
     from omegaconf import OmegaConf
 
@@ -221,6 +231,16 @@ def _known_options(key: str) -> list[str]:
     config = OmegaConf.load(folder("conf") / "config.yaml")
     names += [str(name) for name in config if name not in ("defaults", "hydra")]
     group, _, _ = key.rpartition(".")
-    for file in sorted((folder("conf") / group).glob("*.yaml")) if group else ():
-        names += [f"{group}.{name!s}" for name in OmegaConf.load(file) if name != "defaults"]
+    names += [f"{group}.{name}" for _, options in _options_of(group) for name in options]
     return sorted(set(names))
+
+
+def _options_of(group: str) -> list[tuple[str, list[str]]]:
+    """The choices of a configuration group with the names of their options."""
+    from omegaconf import OmegaConf
+
+    files = sorted((folder("conf") / group).glob("*.yaml")) if group else []
+    return [
+        (file.stem, [str(name) for name in OmegaConf.load(file) if name != "defaults"])
+        for file in files
+    ]

@@ -15,7 +15,7 @@ from qsweep.results import Record, best
 from qsweep.store import MANIFEST, Kind, Store
 
 # What can be made again from what is left.
-Prunable = Literal["artifacts", "references"]
+Prunable = Literal["artifacts", "importances", "references"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def look(outputs: Path) -> Holdings:
             on_front=path.name in kept,
             in_use=sealed >= since
             or path.name in busy
-            or (kind == "references" and any(running.values())),
+            or (kind in ("importances", "references") and any(running.values())),
         )
         for kind in get_args(Kind)
         for path in _sealed(store.root / kind)

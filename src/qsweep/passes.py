@@ -1,6 +1,7 @@
 """Passes: trials of one sweep whose artifacts are made together, before they are measured.
 
-A pass is a job of its own, on which its trials depend. It saves work and decides nothing: each
+A pass is a job of its own, on which its trials depend, and those whose quantizers want no more of
+the calibration text than its importance matrix. It saves work and decides nothing: each
 configuration goes into the store under the key that it would have had alone, and what a pass
 leaves unmade a trial makes for itself. So one that dies is split in halves, and a configuration
 that no pass survives fails in its own trial, by its own fault.
@@ -26,9 +27,13 @@ _SHARE_OF_MEMORY = 0.7
 
 @dataclass(frozen=True)
 class Pass:
-    """Plans with artifacts of different keys that one pass can make."""
+    """Plans with artifacts of different keys that one pass can make.
+
+    ``importance`` tells whether other trials want its calibration text's importance matrix.
+    """
 
     plans: tuple[Plan, ...]
+    importance: bool = False
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -45,11 +50,17 @@ class Pass:
         """What the person sees."""
         return f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations"
 
+    def serves(self, plan: Plan) -> bool:
+        """Whether it makes a trial's artifact, or the importance matrix that this rests on."""
+        weighs = self.importance and plan.uses_importance
+        return plan.artifact_key in self.keys or (
+            weighs and plan.importance == self.plans[0].importance
+        )
+
     def halves(self) -> list["Pass"]:
         """What to try where this one died; a single configuration needs no pass."""
         middle = len(self.plans) // 2
-        parts = (self.plans[:middle], self.plans[middle:])
-        return [Pass(part) for part in parts if len(part) > 1]
+        return _passes((self.plans[:middle], self.plans[middle:]), importance=self.importance)
 
     def job(self, store: Store, log: Path, timeout_s: float | None, device: str) -> Job:
         """The job that runs it; it has the time that its trials would have had one by one."""
@@ -61,6 +72,7 @@ class Pass:
                 "configs": [plan.trial.resolved for plan in self.plans],
                 "store": str(store.root),
                 "model": str(self.plans[0].setting.facts.path),
+                "importance": self.importance,
             },
             log=log,
             timeout_s=None if timeout_s is None else timeout_s * len(self.plans),
@@ -83,33 +95,36 @@ class Passes:
         self, plans: Iterable[Plan], store: Store, slots: int = 1, memory: int | None = None
     ):
         budget = available_bytes() if memory is None else memory
+        plans = list(plans)
+        wanted = _wanted_importances(plans, store)
         self._passes: dict[str, Pass] = {}
         for group in _groups(plans, store):
             # GPUs work side by side; more passes on one processor would only repeat work.
             at_least = slots if group[0].setting.device.startswith("cuda") else 1
             parts = _parts(group, int(budget * _SHARE_OF_MEMORY / slots), at_least)
-            self._passes |= {one.id: one for one in map(Pass, parts)}
+            self._add(_passes(parts, importance=key_of(group[0].importance) in wanted))
 
     def __iter__(self) -> Iterator[Pass]:
         return iter(self._passes.values())
 
     def needs(self, plan: Plan) -> tuple[str, ...]:
-        """The id of the pass that makes a trial's artifact, if there is one."""
-        return tuple(one.id for one in self if plan.artifact_key in one.keys)
+        """The ids of the passes that a trial waits for."""
+        return tuple(one.id for one in self if one.serves(plan))
 
-    def split(self, id: str) -> tuple[list[Pass], frozenset[str]]:
-        """Put a pass's halves in its place; gives them, and the artifacts that it was to make."""
+    def split(self, id: str) -> list[Pass]:
+        """Put a pass's halves in its place, and give them."""
         failed = self._passes.pop(id, None)
-        if failed is None:
-            return [], frozenset()
-        halves = failed.halves()
-        self._passes |= {one.id: one for one in halves}
-        return halves, failed.keys
+        halves = failed.halves() if failed else []
+        self._add(halves)
+        return halves
+
+    def _add(self, some: Iterable[Pass]) -> None:
+        self._passes |= {one.id: one for one in some}
 
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
-    from qsweep.trial import calibration_tokens, made, plan_here, source_model
+    from qsweep.trial import calibration_tokens, keep_importance, made, plan_here, source_model
 
     store = Store(Path(payload["store"]))
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
@@ -124,9 +139,16 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         ]
 
         def quantize() -> list[Artifact]:
-            return pairs[0][0].quantize_together(
-                source_model(first), calibration_tokens(first), pairs, progress
+            result = pairs[0][0].quantize_together(
+                source_model(first),
+                calibration_tokens(first),
+                pairs,
+                progress,
+                importance=payload["importance"],
             )
+            if result.importance is not None:
+                keep_importance(first, store, lambda: result)
+            return result.artifacts
 
         return dict(zip(folders, made(first.setting.device, quantize), strict=True))
 
@@ -154,6 +176,21 @@ def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
         if store.find("artifacts", plan.artifact_key) is None:
             found.setdefault(key, {}).setdefault(plan.artifact_key, plan)
     return [list(group.values()) for group in found.values() if len(group) > 1]
+
+
+def _passes(parts: Iterable[tuple[Plan, ...]], *, importance: bool) -> list[Pass]:
+    """A pass for each part that needs one, of which the first sees to the importance matrix."""
+    worthwhile = [part for part in parts if len(part) > 1]
+    return [Pass(part, importance and not number) for number, part in enumerate(worthwhile)]
+
+
+def _wanted_importances(plans: Iterable[Plan], store: Store) -> set[str]:
+    keys = {
+        key_of(plan.importance)
+        for plan in plans
+        if plan.uses_importance and store.find("artifacts", plan.artifact_key) is None
+    }
+    return {key for key in keys if store.find("importances", key) is None}
 
 
 def _parts(group: Sequence[Plan], budget: int, at_least: int) -> list[tuple[Plan, ...]]:

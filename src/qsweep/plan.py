@@ -15,7 +15,8 @@ from qsweep.environment import environment
 from qsweep.evaluators import PROTOCOL_VERSION
 from qsweep.model_facts import read_facts
 from qsweep.models import content_hash
-from qsweep.quantizers import ModelFacts, Quantizer
+from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
+from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.store import Store
 from qsweep.tasks.run import TaskPlan
@@ -77,6 +78,19 @@ class Plan:
     def artifact_key(self) -> str:
         """The key of the artifact."""
         return key_of(self.artifact)
+
+    @property
+    def importance(self) -> dict[str, Any] | None:
+        """Identity of the importance matrix of its calibration text, if it has one."""
+        if "calibration" not in self.artifact:
+            return None
+        found = {name: self.artifact[name] for name in ("model", "calibration")}
+        return found | {"version": IMPORTANCE_VERSION}
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether its artifact depends on that matrix."""
+        return _uses_importance(self.trial.quant)
 
     @property
     def key(self) -> str:
@@ -210,7 +224,13 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
             "max_seq_len": sample_length(trial, setting.facts),
             "seed": trial.calibration.seed,
         }
+        if _uses_importance(quant):
+            identity["importance"] = IMPORTANCE_VERSION
     return identity
+
+
+def _uses_importance(quant: Quantizer) -> bool:
+    return isinstance(quant, ImportanceUser) and quant.uses_importance
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``python -m qsweep.prune``: what the store holds, and making room in it.
 
 Without a rule it only tells. ``--off-front`` picks the artifacts that are on no sweep's Pareto
-front of size and quality, ``--older-than`` those (and caches of references) sealed before a date or
-so many days ago; with both, what either picks. Nothing is deleted without ``--delete``.
+front of size and quality, ``--older-than`` those (and caches of references and importance matrices)
+sealed before a date or so many days ago; with both, what either picks. Nothing is deleted without
+``--delete``.
 
 Records, measurements and timings are never deleted: reports stay as they are, and a sweep that is
 run again makes only the artifacts that are missing.

@@ -20,7 +20,9 @@ from qsweep.errors import ArtifactCorrupt, QsweepError
 from qsweep.files import FileStamp, sha256_of, stamp_of, sync_tree, verify, write_json
 from qsweep.locks import FileLock
 
-Kind = Literal["artifacts", "references", "measurements", "tasks", "timings", "models", "texts"]
+Kind = Literal[
+    "artifacts", "importances", "references", "measurements", "tasks", "timings", "models", "texts"
+]
 MANIFEST = "manifest.json"
 # A disk with less room than this is full, bytes.
 _LEAST_ROOM = 1 << 20

@@ -196,9 +196,9 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
         return [_pass_job(one, sweep, store) for one in some]
 
     def retry(job: Job, _: JobResult) -> list[Job]:
-        halves, concerned = passes.split(job.id)
-        again = [trial_job(plan) for plan in missing.values() if plan.artifact_key in concerned]
-        return pass_jobs(halves) + again
+        concerned = [plan for plan in missing.values() if job.id in passes.needs(plan)]
+        halves = passes.split(job.id)
+        return pass_jobs(halves) + [trial_job(plan) for plan in concerned]
 
     jobs = pass_jobs(passes) + [trial_job(plan) for plan in missing.values()]
     with open_display(len(missing), sweep.name, slots.count) as display:

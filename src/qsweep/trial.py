@@ -9,6 +9,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,12 @@ from qsweep.plan import (
     make_plan,
     sample_length,
 )
-from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
+from qsweep.quantizers.importance import load as load_importance
+from qsweep.quantizers.importance import measure_importance
+from qsweep.quantizers.importance import save as save_importance
 from qsweep.quantizers.none import reference_artifact
-from qsweep.store import Store
+from qsweep.store import Entry, Store
 from qsweep.tasks.run import missing, run_tasks
 
 if TYPE_CHECKING:
@@ -70,16 +74,46 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
         return reference_artifact(plan.setting.facts)
 
     def quantize(out: Path) -> dict[str, Any]:
+        importance = obtain_importance(plan, store, progress) if plan.uses_importance else None
+
         def alone() -> list[Artifact]:
             tokens = calibration_tokens(plan)
+            if importance and tokens:
+                tokens = replace(tokens, importance=load_importance(importance.path))
             return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
 
-        return made(plan.setting.device, alone)[0]
+        return made(plan.setting.device, alone)[0] | (importance.content if importance else {})
 
     progress("quantize", None)
     entry, _ = store.build("artifacts", plan.artifact, quantize)
     _release_memory()
     return from_content(entry.path, entry.content)
+
+
+def obtain_importance(plan: Plan, store: Store, progress: Progress) -> Entry:
+    """The importance matrix of the trial's calibration text, measured now if the store lacks it."""
+
+    def measure() -> PassResult:
+        tokens = calibration_tokens(plan)
+        assert tokens is not None
+        return measure_importance(source_model(plan), tokens, progress)
+
+    return keep_importance(plan, store, measure)
+
+
+def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult]) -> Entry:
+    """What a pass finds of the trial's calibration text, put into the store unless it is there.
+
+    ``shared_s`` is what the pass took for all that share it.
+    """
+
+    def make(out: Path) -> dict[str, Any]:
+        result = measure()
+        save_importance(result.importance or {}, out)
+        return {"shared_s": round(result.shared_s, 3)}
+
+    assert plan.importance is not None
+    return store.build("importances", plan.importance, make)[0]
 
 
 def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """What a quantizer is. Each backend is one file beside this one and one YAML in ``conf/quant``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from qsweep.artifact import Artifact
+
+if TYPE_CHECKING:
+    import torch
 
 # Called with the name of the step and the share of it that is done, 0 to 1, or None if unknown.
 Progress = Callable[[str, float | None], None]
@@ -49,9 +52,14 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class CalibrationTokens:
-    """Token ids that a quantizer may look at: one list of ids per sample, of equal length."""
+    """Token ids that a quantizer may look at: one list of ids per sample, of equal length.
+
+    ``importance`` is what is known already of the model's run over them, if somebody needs it: the
+    mean squared input of linear layers, float32 [in_features], by their names in the checkpoint.
+    """
 
     samples: Sequence[Sequence[int]]
+    importance: "Mapping[str, torch.Tensor] | None" = None
 
 
 class Quantizer(Protocol):
@@ -102,6 +110,34 @@ class Quantizer(Protocol):
 
 
 @runtime_checkable
+class ImportanceUser(Quantizer, Protocol):
+    """What a quantizer offers beside, if it may want an importance matrix of the calibration text.
+
+    It is measured once for all trials of a model and a text, and given to :meth:`quantize`.
+    """
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether it wants one, with its options."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What came of one pass over a model.
+
+    Attributes:
+        artifacts: One for each configuration, in their order.
+        importance: The calibration text's importance matrix, as in :class:`CalibrationTokens`; None
+            if the pass had no need to see the unquantized model's inputs.
+        shared_s: Seconds that were spent for all together.
+    """
+
+    artifacts: list[Artifact]
+    importance: "Mapping[str, torch.Tensor] | None"
+    shared_s: float
+
+
+@runtime_checkable
 class SharedPass(Quantizer, Protocol):
     """What a quantizer offers beside, if one pass over a model can make several configurations.
 
@@ -126,5 +162,10 @@ class SharedPass(Quantizer, Protocol):
         calibration: CalibrationTokens | None,
         configurations: "Sequence[tuple[SharedPass, Path]]",
         progress: Progress = silent,
-    ) -> list[Artifact]:
-        """Quantize each configuration into its empty directory; this one is among them."""
+        *,
+        importance: bool = False,
+    ) -> PassResult:
+        """Quantize each configuration into its empty directory; this one is among them.
+
+        With ``importance`` the calibration text's importance matrix is wanted, too.
+        """

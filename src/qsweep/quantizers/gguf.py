@@ -62,6 +62,11 @@ class GGUF:
         """Whether an importance matrix is made, and counts."""
         return self.imatrix and not (self.file_type and self.file_type.imatrix == "ignored")
 
+    @property
+    def uses_importance(self) -> bool:
+        """The importance matrix is all that calibration text is for."""
+        return self.uses_calibration
+
     def options(self) -> dict[str, Any]:
         """The effective options: ``bits`` is the type's nominal width."""
         type_ = self.file_type
@@ -171,9 +176,11 @@ def framed(
 def _importance(
     model: SourceModel, calibration: CalibrationTokens, base: "Base", progress: Progress
 ) -> "dict[str, torch.Tensor]":
-    from qsweep.gguf.imatrix import importance_matrix
+    from qsweep.quantizers.importance import measure_importance
 
-    found = importance_matrix(model, calibration, progress)
+    found = calibration.importance
+    if found is None:
+        found = measure_importance(model, calibration, progress).importance or {}
     rules = base.layout.rules
     return {rules[f"{name}.weight"].tensor: values for name, values in found.items()}
 

@@ -40,4 +40,4 @@ def quantize_grid(
     """
     from qsweep.quantizers.native.grid import run
 
-    return run(model, calibration, configurations, progress)
+    return run(model, calibration, configurations, progress).artifacts

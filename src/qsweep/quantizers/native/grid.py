@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError, IncompatibleTrial
 from qsweep.packing import Grid
-from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
+from qsweep.quantizers.importance import by_checkpoint_name
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
@@ -46,8 +46,13 @@ def run(
     calibration: CalibrationTokens | None,
     configurations: Sequence[tuple[NativeQuantizer, Path]],
     progress: Progress,
-) -> list[Artifact]:
-    """See :func:`qsweep.quantizers.native.quantize_grid`."""
+    *,
+    importance: bool = False,
+) -> PassResult:
+    """See :func:`qsweep.quantizers.native.quantize_grid`.
+
+    With ``importance`` there may be no configuration.
+    """
     if calibration is None or not calibration.samples:
         raise ConfigError("gptq and awq need calibration text; choose one with calibration=NAME")
     for quantizer, _ in configurations:
@@ -69,21 +74,24 @@ def run(
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     home = home_of(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
-    text = _Text(jobs, chunks, probe, network.config)
+    text = _Text(jobs, chunks, probe, network.config, importance=importance)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
-        progress("quantize", index / count)
+        progress("quantize" if jobs else "importance matrix", index / count)
         module.to(model.device)
         text.advance(index, module, partial(decoder.full_name, index))
         module.to("cpu")
     progress("write", None)
     spent = time.perf_counter() - started
+    shared_s = spent - sum(job.seconds for job in jobs)
     common = {
-        "shared_s": round(spent - sum(job.seconds for job in jobs), 3),
+        "shared_s": round(shared_s, 3),
         "calibration_tokens": sum(len(sample) for sample in calibration.samples),
         "calibration_dtype": calibration_dtype(network, model.device),
     }
-    return [job.finish(network, common) for job in jobs]
+    artifacts = [job.finish(network, common) for job in jobs]
+    matrix = by_checkpoint_name(text.importance, model.facts.linears)
+    return PassResult(artifacts, matrix or None, shared_s)
 
 
 class _Text:
@@ -95,7 +103,12 @@ class _Text:
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
+        *,
+        importance: bool,
     ):
+        """``importance`` tells whether the importance matrix is wanted; else it may stay empty."""
+        self.importance: dict[str, torch.Tensor] = {}
+        self._weighs = importance
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
         gptq = [job for job in jobs if isinstance(job, GPTQJob)]
         self._walking = [job for job in gptq if job.sequential]
@@ -129,16 +142,25 @@ class _Text:
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
         # The statistics of the unquantized model, of each stage, if somebody wants them.
         gathered: list[InputStats] = []
-        if not (self._awq or self._sharing) and keep is None:
+        products = bool(self._awq or self._sharing)
+        if not (products or self._weighs) and keep is None:
             return gathered
+
+        def take(stage: Stage, stats: InputStats) -> None:
+            values = stats.importance.cpu()
+            self.importance |= {layer.full_name(name): values for name in stage.linears}
+            if products:
+                gathered.append(stats)
+
         self._plain = advance(
             layer.module,
             index,
             layer.stages,
             self._plain,
             layer.full_name,
-            lambda _, stats: gathered.append(stats),
+            take,
             changes_weights=False,
+            gather=partial(InputStats, products=products),
             keep=keep,
         )
         return gathered
@@ -207,6 +229,7 @@ def _walk(
         layer.full_name,
         quantize,
         changes_weights=True,
+        gather=partial(InputStats, channels=False),
         plain=plain,
     )
 

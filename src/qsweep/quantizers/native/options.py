@@ -12,6 +12,7 @@ from qsweep.errors import ConfigError, IncompatibleTrial
 from qsweep.quantizers import (
     CalibrationTokens,
     ModelFacts,
+    PassResult,
     Progress,
     SharedPass,
     SourceModel,
@@ -115,7 +116,7 @@ class NativeGPTQ:
         progress: Progress = silent,
     ) -> Artifact:
         """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, [(self, out)], progress)[0]
+        return _together(model, calibration, [(self, out)], progress).artifacts[0]
 
     @property
     def pass_name(self) -> str:
@@ -134,9 +135,11 @@ class NativeGPTQ:
         calibration: CalibrationTokens | None,
         configurations: Sequence[tuple[SharedPass, Path]],
         progress: Progress = silent,
-    ) -> list[Artifact]:
+        *,
+        importance: bool = False,
+    ) -> PassResult:
         """See :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, configurations, progress)
+        return _together(model, calibration, configurations, progress, importance=importance)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class NativeAWQ:
         progress: Progress = silent,
     ) -> Artifact:
         """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, [(self, out)], progress)[0]
+        return _together(model, calibration, [(self, out)], progress).artifacts[0]
 
     @property
     def pass_name(self) -> str:
@@ -207,9 +210,11 @@ class NativeAWQ:
         calibration: CalibrationTokens | None,
         configurations: Sequence[tuple[SharedPass, Path]],
         progress: Progress = silent,
-    ) -> list[Artifact]:
+        *,
+        importance: bool = False,
+    ) -> PassResult:
         """See :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, configurations, progress)
+        return _together(model, calibration, configurations, progress, importance=importance)
 
 
 NativeQuantizer = NativeGPTQ | NativeAWQ
@@ -220,12 +225,13 @@ def _together(
     calibration: CalibrationTokens | None,
     configurations: Sequence[tuple[SharedPass, Path]],
     progress: Progress,
-) -> list[Artifact]:
+    *,
+    importance: bool = False,
+) -> PassResult:
     from qsweep.quantizers.native.grid import run
 
-    return run(
-        model, calibration, cast(Sequence[tuple[NativeQuantizer, Path]], configurations), progress
-    )
+    own = cast(Sequence[tuple[NativeQuantizer, Path]], configurations)
+    return run(model, calibration, own, progress, importance=importance)
 
 
 def _pass_bytes(

@@ -23,17 +23,23 @@ class InputStats:
 
     Attributes:
         name: The layer, for messages.
-        gram: X^T X / tokens once :meth:`finish` ran, float32 [channels, channels]; its diagonal is
-            the mean square of each channel (what llama.cpp calls importance).
+        products: Whether the Gram matrix is gathered.
+        channels: Whether each channel's magnitude and importance are.
+        gram: X^T X / tokens once :meth:`finish` ran, float32 [channels, channels].
         magnitude: Mean absolute value of each channel, float32 [channels].
+        importance: Mean square of each channel, the Gram matrix's diagonal, float32 [channels]. It
+            is summed by itself, to be the same bits where no Gram matrix is gathered.
         cross: P^T X / tokens, where P is what the same tokens are in the unquantized model,
             float32 [channels, channels]; None if that was not told.
         tokens: How many tokens were seen.
     """
 
     name: str
+    products: bool = True
+    channels: bool = True
     gram: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     magnitude: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    importance: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     cross: torch.Tensor | None = None
     tokens: int = 0
 
@@ -48,24 +54,43 @@ class InputStats:
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
-            channels = inputs.shape[1]
-            self.gram = torch.zeros(channels, channels, device=inputs.device)
-            self.magnitude = torch.zeros(channels, device=inputs.device)
+            self._start(inputs.shape[1], inputs.device)
         if plain is not None:
             self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
         half = _multiplied_as_it_is(inputs)
         for chunk in inputs.split(_at_once(inputs)):
             if not half:
                 chunk = chunk.to(torch.float32)
-            for start, end in _strips(inputs.shape[1]):
-                strip, rest = chunk[:, start:end].T, chunk[:, start:]
-                into = self.gram[start:end, start:]
-                if half:
-                    into += torch.mm(strip, rest, out_dtype=torch.float32)
-                else:
-                    into.addmm_(strip, rest)
-            self.magnitude += chunk.abs().sum(0, dtype=torch.float32)
+            if self.products:
+                self._add_products(chunk, half)
+            if self.channels:
+                self._add_channels(chunk, half)
         self.tokens += inputs.shape[0]
+
+    def _start(self, channels: int, device: torch.device) -> None:
+        if self.products:
+            self.gram = torch.zeros(channels, channels, device=device)
+        if self.channels:
+            self.magnitude = torch.zeros(channels, device=device)
+            self.importance = torch.zeros(channels, device=device)
+
+    def _add_products(self, chunk: torch.Tensor, half: bool) -> None:
+        for start, end in _strips(chunk.shape[1]):
+            strip, rest = chunk[:, start:end].T, chunk[:, start:]
+            into = self.gram[start:end, start:]
+            if half:
+                into += torch.mm(strip, rest, out_dtype=torch.float32)
+            else:
+                into.addmm_(strip, rest)
+
+    def _add_channels(self, chunk: torch.Tensor, half: bool) -> None:
+        self.magnitude += chunk.abs().sum(0, dtype=torch.float32)
+        if half:
+            # Without a float32 copy.
+            norms = torch.linalg.vector_norm(chunk, dim=0, dtype=torch.float32)
+            self.importance += norms.square()
+        else:
+            self.importance += chunk.square().sum(0)
 
     def _add_cross(self, plain: torch.Tensor, inputs: torch.Tensor) -> None:
         if self.cross is None:
@@ -83,13 +108,17 @@ class InputStats:
         Raises:
             TrialFailed: an input was not finite; the message names the layer.
         """
-        self.gram.triu_().div_(self.tokens)
-        self.gram += self.gram.triu(1).T
-        self.magnitude /= self.tokens
+        if self.products:
+            self.gram.triu_().div_(self.tokens)
+            self.gram += self.gram.triu(1).T
+        if self.channels:
+            self.magnitude /= self.tokens
+            self.importance /= self.tokens
         if self.cross is not None:
             self.cross /= self.tokens
-        # The trace is not finite as soon as one activation is not.
-        if not bool(self.gram.diagonal().isfinite().all()):
+        # They are not finite as soon as one activation is not.
+        squares = self.gram.diagonal() if self.products else self.importance
+        if not bool(squares.isfinite().all()):
             raise TrialFailed(
                 f"{self.name}: its inputs are not finite (NaN or infinite activations) on the "
                 "calibration text; try a wider dtype, or look at the model's weights"

@@ -163,6 +163,7 @@ def advance(
     on_stage: OnStage,
     *,
     changes_weights: bool,
+    gather: Callable[[str], InputStats] = InputStats,
     keep: StageInputs | None = None,
     plain: StageInputs | None = None,
 ) -> list[Chunk]:
@@ -178,6 +179,7 @@ def advance(
         changes_weights: Whether ``on_stage`` replaces weights of that stage, so that the stages
             that follow must see what comes of it. With all text in one chunk the same forward
             goes on with the new weights; else the layer is run anew up to each stage.
+        gather: Makes the statistics of a linear layer of this name.
         keep: Filled with what goes into the stages.
         plain: What a run without quantized layers kept, for the statistics across both.
 
@@ -185,12 +187,11 @@ def advance(
         The text with the layer's output.
     """
     first = {stage.linears[0]: stage for stage in stages}
+    stats = {name: gather(full_name(name)) for name in first}
     if len(chunks) > 1 and changes_weights:
-        for stage in stages:
-            on_stage(stage, _stats_up_to(layer, index, stage, chunks, full_name, plain))
+        for name, stage in first.items():
+            on_stage(stage, _stats_up_to(layer, index, name, chunks, stats.pop(name), plain))
         return [_run(layer, chunk, index) for chunk in chunks]
-
-    stats = {name: InputStats(full_name(name)) for name in first}
 
     def note(name: str, inputs: torch.Tensor) -> None:
         if name not in stats:
@@ -212,13 +213,11 @@ def advance(
 def _stats_up_to(
     layer: nn.Module,
     index: int,
-    stage: Stage,
+    first: str,
     chunks: Sequence[Chunk],
-    full_name: Callable[[str], str],
+    stats: InputStats,
     plain: StageInputs | None,
 ) -> InputStats:
-    first = stage.linears[0]
-    stats = InputStats(full_name(first))
     beside = iter(plain[first] if plain else [None] * len(chunks))
 
     def note(name: str, inputs: torch.Tensor) -> None:

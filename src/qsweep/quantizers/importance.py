@@ -1,0 +1,131 @@
+"""An importance matrix: how strongly each input channel of each linear layer is driven by a text.
+
+llama.cpp weighs the rounding error of a weight by the mean squared activation that it is multiplied
+with; its own tool collects the same (https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix).
+A pass of the native backend sees the same inputs, and leaves the matrix in the store.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsweep.errors import IncompatibleTrial
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel, silent
+
+if TYPE_CHECKING:
+    import torch
+
+# Raised whenever the same model and text give another matrix.
+VERSION = 1
+FILE = "importance.safetensors"
+# Tokens in one forward pass.
+_BATCH_TOKENS = 4096
+
+
+def measure_importance(
+    model: SourceModel, calibration: CalibrationTokens, progress: Progress = silent
+) -> PassResult:
+    """Run the calibration text through a model, to see what goes into its linear layers.
+
+    It is a pass of the native backend without a configuration, so that a pass with some finds the
+    same, bit by bit. A model that the backend cannot walk through runs as a whole.
+    """
+    from qsweep.quantizers.native.grid import run
+
+    try:
+        return run(model, calibration, [], progress, importance=True)
+    except IncompatibleTrial:
+        return _run_whole(model, calibration, progress)
+
+
+def by_checkpoint_name(
+    found: "Mapping[str, torch.Tensor]", names: Collection[str]
+) -> "dict[str, torch.Tensor]":
+    """What was ``found`` by the modules' names, under the ``names`` that the checkpoint has.
+
+    In memory a prefix may differ (``model.language_model.`` for ``language_model.model.``), so what
+    follows the word before the layer's number decides where the whole name does not. What has no
+    name in the checkpoint, or no name alone, is left out.
+    """
+    tails = _by_tail(names)
+    renamed = {}
+    for module, values in found.items():
+        alike = [module] if module in names else tails.get(_tail(module), [])
+        if len(alike) == 1:
+            renamed[alike[0]] = values
+    return renamed
+
+
+def save(matrix: "Mapping[str, torch.Tensor]", folder: Path) -> None:
+    """Write the matrix into a folder."""
+    from safetensors.torch import save_file
+
+    # Layers that share an input share its values, and a file holds no tensor twice.
+    save_file({name: values.clone() for name, values in matrix.items()}, folder / FILE)
+
+
+def load(folder: Path) -> "dict[str, torch.Tensor]":
+    """What :func:`save` wrote: float32 [in_features] of each linear layer, by name."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / FILE)
+
+
+def _run_whole(
+    model: SourceModel, calibration: CalibrationTokens, progress: Progress
+) -> PassResult:
+    import time
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from qsweep.quantizers.native.stats import InputStats
+
+    started = time.perf_counter()
+    dtype = torch.float32 if model.device == "cpu" else "auto"
+    network = AutoModelForCausalLM.from_pretrained(
+        model.path,
+        dtype=dtype,
+        device_map={"": model.device},
+        trust_remote_code=model.trust_remote_code,
+    ).eval()
+    stats: dict[str, InputStats] = {}
+    wanted = _by_tail(model.facts.linears)
+    for name, module in network.named_modules():
+        if getattr(module, "weight", None) is not None and _tail(name) in wanted:
+            one = stats[name] = InputStats(name, products=False)
+            module.register_forward_pre_hook(lambda _, inputs, one=one: one.add(inputs[0]))
+    batches = _batches(calibration.samples)
+    for done, batch in enumerate(batches):
+        progress("importance matrix", done / len(batches))
+        with torch.inference_mode():
+            network.base_model(torch.tensor(batch, device=model.device), use_cache=False)
+    # Experts that no token was sent to have none.
+    found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
+    matrix = by_checkpoint_name(found, model.facts.linears)
+    return PassResult([], matrix, time.perf_counter() - started)
+
+
+def _by_tail(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_tail(name), []).append(name)
+    return found
+
+
+def _tail(name: str) -> str:
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join(parts[max(number - 1, 0) :])
+
+
+def _batches(samples: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Samples of equal length together, so that none is padded."""
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for sample in samples:
+        by_length.setdefault(len(sample), []).append(sample)
+    batches = []
+    for length, alike in by_length.items():
+        size = max(1, _BATCH_TOKENS // max(length, 1))
+        batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+    return batches
