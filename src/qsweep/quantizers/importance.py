@@ -98,7 +98,7 @@ def _run_whole(
     batches = _batches(calibration.samples)
     for done, batch in enumerate(batches):
         progress("importance matrix", done / len(batches))
-        with torch.inference_mode():
+        with torch.no_grad():
             network.base_model(torch.tensor(batch, device=model.device), use_cache=False)
     # Experts that no token was sent to have none.
     found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
