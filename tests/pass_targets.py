@@ -12,10 +12,10 @@ from qsweep.quantizers.native import NativeGPTQ
 class Poisoned(NativeGPTQ):
     """The native GPTQ, whose 2-bit configurations end their process and whose 3-bit ones raise."""
 
-    def quantize_together(self, model, calibration, configurations, progress=None):
+    def quantize_together(self, model, calibration, configurations, *rest, **options):
         """Die, or do as usual."""
         self._die([quantizer.bits for quantizer, _ in configurations])
-        return super().quantize_together(model, calibration, configurations, progress)
+        return super().quantize_together(model, calibration, configurations, *rest, **options)
 
     def quantize(self, model, calibration, out, progress=None):
         """Die, or do as usual."""

@@ -58,6 +58,11 @@ def test_the_job_configuration_is_printed():
         ),
         (["quant.backend=nativ"], "quant.backend=nativ: no such backend; did you mean 'native'?"),
         (["--config-name=bist"], "--config-name=bist: no such file; did you mean 'bits'?"),
+        (
+            ["-m", "quant=gptq,gguf", "quant.imatrix=true"],
+            "quant.imatrix: only quant=gguf has this option; in a sweep with others give it in a "
+            "file, under 'when', as sweeps/pareto.yaml does",
+        ),
         (["foo"], "'foo' is not an override; write NAME=VALUE"),
         (["bits=three"], "quant.bits=three: "),
         (["device=cuba"], "device=cuba: not a device; did you mean 'cuda'"),

@@ -12,13 +12,13 @@ from qsweep.gguf.base import unquantized  # noqa: E402
 from qsweep.gguf.converter import converter_dir  # noqa: E402
 from qsweep.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
 from qsweep.gguf.foreign import difference  # noqa: E402
-from qsweep.gguf.imatrix import importance_matrix  # noqa: E402
 from qsweep.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.gguf.reader import read_gguf  # noqa: E402
 from qsweep.gguf.types import file_type  # noqa: E402
 from qsweep.model_facts import read_facts  # noqa: E402
 from qsweep.quantizers import CalibrationTokens, SourceModel  # noqa: E402
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
+from qsweep.quantizers.importance import measure_importance  # noqa: E402
 
 try:
     converter_dir()
@@ -171,27 +171,13 @@ def calibration():
     return CalibrationTokens(torch.randint(0, 4096, (8, 64), generator=generator).tolist())
 
 
-def test_importance_is_the_mean_squared_input(tiny_model, calibration):
-    source = tiny_model("llama")
-    facts = read_facts(source, "llama")
-    found = importance_matrix(SourceModel(facts, "cpu"), calibration)
-    assert set(found) == set(facts.linears)
-    model = original(source)
-    with torch.inference_mode():
-        states = model.model.embed_tokens(torch.tensor(calibration.samples))
-        states = model.model.layers[0].input_layernorm(states)
-    expected = states.double().square().mean((0, 1)).float()
-    for part in ("q_proj", "k_proj", "v_proj"):
-        torch.testing.assert_close(found[f"model.layers.0.self_attn.{part}"], expected)
-
-
 def test_an_importance_matrix_lowers_the_weighted_error(quantized, calibration):
     plain, source = quantized("llama", GGUF(bits=2))
     weighted, _ = quantized("llama", GGUF(bits=2, imatrix=True), calibration)
     assert weighted.details["imatrix_entries"] == 14
     assert weighted.size == plain.size
     facts = read_facts(source, "llama")
-    importance = importance_matrix(SourceModel(facts, "cpu"), calibration)
+    importance = measure_importance(SourceModel(facts, "cpu"), calibration).importance
     weights = original(source).state_dict()
 
     def error(artifact, name):
@@ -233,3 +219,21 @@ def test_rows_that_no_block_divides_fall_back(tiny_model, tmp_path):
     assert artifact.details["fallback"] is True
     assert {"Q5_0", "Q8_0"} <= set(artifact.details["tensor_types"])
     assert divergence(logits_of(dense(artifact, source)), native_logits(artifact)) < 2e-3
+
+
+def test_a_known_importance_matrix_is_taken(tiny_model, calibration, tmp_path, monkeypatch):
+    from qsweep.quantizers import importance
+
+    model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu")
+    known = measure_importance(model, calibration).importance
+    monkeypatch.setattr(importance, "measure_importance", lambda *_: pytest.fail("measured again"))
+
+    def written(name, calibration):
+        (out := tmp_path / name).mkdir()
+        GGUF(bits=2, imatrix=True).quantize(model, calibration, out)
+        return (out / MODEL_FILE).read_bytes()
+
+    first = written("first", dataclasses.replace(calibration, importance=known))
+    assert first == written("again", dataclasses.replace(calibration, importance=known))
+    other = {name: values.flip(0) for name, values in known.items()}
+    assert first != written("other", dataclasses.replace(calibration, importance=other))

@@ -145,15 +145,68 @@ def test_a_pass_that_died_is_split_down_to_pairs(plan):
     plans = [plan(native(bits, group_size=g)) for bits in (2, 3, 4) for g in (32, 64)][:5]
     passes = Passes(plans, plan.store)
     (whole,) = passes
-    halves, concerned = passes.split(whole.id)
+    assert all(passes.needs(p) == (whole.id,) for p in plans)
+    halves = passes.split(whole.id)
     assert [len(half.plans) for half in halves] == [2, 3]
-    assert concerned == {p.artifact_key for p in plans}
     assert passes.needs(plans[0]) == (halves[0].id,)
     passes.split(halves[0].id)
     assert passes.needs(plans[0]) == ()
-    ((pair,), _) = passes.split(halves[1].id)
+    (pair,) = passes.split(halves[1].id)
     assert len(pair.plans) == 2
-    assert passes.split("no such pass") == ([], frozenset())
+    assert passes.split("no such pass") == []
+
+
+def gguf(bits, **options):
+    return {"_target_": "qsweep.quantizers.gguf.GGUF", "bits": bits, **options}
+
+
+def test_whoever_wants_an_importance_matrix_waits_for_the_pass_that_measures_it(plan):
+    plans = [plan(native(bits)) for bits in (3, 4, 8)]
+    weighted = [plan(gguf(bits, imatrix=True)) for bits in (3, 4)]
+    others = [plan(gguf(4)), plan(gguf(8, imatrix=True)), plan(gguf(4, imatrix=True), seed=1)]
+    assert weighted[0].importance == plans[0].importance != others[2].importance
+    assert not others[0].uses_importance
+    assert not others[1].uses_importance  # Q8_0 ignores it
+    passes = Passes(plans + weighted + others, plan.store, memory=100 * GB)
+    (one,) = passes
+    assert one.importance and len(one.plans) == 3
+    assert one.name == "pocket one pass for 3 configurations and an importance matrix"
+    assert [passes.needs(p) for p in weighted] == [(one.id,)] * 2
+    assert [passes.needs(p) for p in others] == [()] * 3
+    # Nobody to wait for, and nobody who waits.
+    assert not list(Passes(weighted, plan.store))
+    assert not any(one.importance for one in Passes(plans + others, plan.store))
+
+
+def test_what_is_known_or_not_needed_any_more_is_not_measured(plan):
+    plans = [plan(native(bits)) for bits in (3, 4)]
+    weighted = [plan(gguf(bits, imatrix=True)) for bits in (3, 4)]
+    for one in weighted:
+        plan.store.build("artifacts", one.artifact, lambda out: {})
+    (without,) = Passes(plans + weighted, plan.store)
+    assert not without.importance
+    plan.store.remove("artifacts", weighted[0].artifact_key)
+    (one,) = Passes(plans + weighted, plan.store)
+    assert one.importance
+    plan.store.build("importances", weighted[0].importance, lambda out: {})
+    (without,) = Passes(plans + weighted, plan.store)
+    assert not without.importance and not without.serves(weighted[0])
+
+
+def test_one_part_measures_the_importance_matrix_also_after_a_split(plan):
+    plans = [plan(native(bits, group_size=g)) for bits in (2, 3, 4) for g in (32, 64)]
+    weighted = plan(gguf(4, imatrix=True))
+    passes = Passes([*plans, weighted], plan.store, memory=GB)
+    assert [one.importance for one in passes] == [True, False, False]
+    first = next(iter(passes))
+    assert passes.needs(weighted) == (first.id,)
+    assert passes.split(first.id) == []
+    assert passes.needs(weighted) == ()
+    passes = Passes([*plans, weighted], plan.store, memory=100 * GB)
+    (whole,) = passes
+    halves = passes.split(whole.id)
+    assert [half.importance for half in halves] == [True, False]
+    assert passes.needs(weighted) == (halves[0].id,)
 
 
 # Whole sweeps
@@ -246,3 +299,79 @@ def test_two_sweeps_at_once_make_each_artifact_once(tmp_path):
     assert first["4"]["artifact"] == second["4"]["artifact"]
     assert first["4"]["quantize_s"] == second["4"]["quantize_s"]
     assert len(list((tmp_path / "store" / "artifacts").iterdir())) == 3
+
+
+# Importance matrices
+
+MIXED = """
+defaults: [config, _self_]
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {quant: "gptq,gguf", bits: "3,4"}
+    when:
+      quant=gguf: {quant.imatrix: "true"}
+      quant=gptq: {quant.backends.native: BACKEND}
+"""
+
+
+def mixed_sweep(outputs, folder, *arguments, backend="qsweep.quantizers.native.NativeGPTQ"):
+    (folder / "mixed.yaml").write_text(MIXED.replace("BACKEND", backend))
+    line = [sys.executable, "-m", "qsweep", "--config-dir", folder, "--config-name=mixed"]
+    line += ["group_size=64", *arguments, *SMALL, "sweep=t", f"outputs_dir={outputs}"]
+    return subprocess.run(
+        line, capture_output=True, text=True, cwd=ROOT, timeout=280, env=ENVIRONMENT
+    )
+
+
+def files(outputs):
+    """The hash of each GGUF trial's file, and the importance matrices that there are."""
+    matrices = [p.read_bytes() for p in outputs.glob("store/importances/*/*.safetensors")]
+    made = {
+        row["bits"]: hashlib.sha256((Path(row["artifact"]) / "model.gguf").read_bytes()).hexdigest()
+        for row in rows(outputs)
+        if row["method"] == "gguf"
+    }
+    return made, matrices
+
+
+@pytest.fixture
+def llama_cpp():
+    pytest.importorskip("llama_cpp")
+    from qsweep.errors import BackendUnavailable
+    from qsweep.gguf.converter import converter_dir
+
+    try:
+        converter_dir()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_gguf_trials_take_the_importance_matrix_of_the_pass(llama_cpp, tmp_path):
+    result = mixed_sweep(tmp_path / "mixed", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "one pass for 2 configurations and an importance matrix  finished" in result.stderr
+    assert len({row["shared_s"] for row in rows(tmp_path / "mixed")}) == 1
+    # Alone they measure it, once, and come to the same bits.
+    result = mixed_sweep(tmp_path / "alone", tmp_path, "quant=gguf")
+    assert result.returncode == 0 and "one pass" not in result.stderr, result.stderr
+    alone, (matrix,) = files(tmp_path / "alone")
+    assert alone.keys() == {"3", "4"}
+    assert files(tmp_path / "mixed") == (alone, [matrix])
+
+
+@pytest.mark.slow
+def test_gguf_trials_measure_it_where_the_pass_died(llama_cpp, tmp_path):
+    result = mixed_sweep(tmp_path, tmp_path, "bits=2,3", backend="pass_targets.Poisoned")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "and an importance matrix  failed" in result.stderr
+    assert "tried again in parts" in result.stderr
+    statuses = {(row["method"], row["bits"]): row["status"] for row in rows(tmp_path)}
+    assert statuses == {
+        ("gptq", "2"): "failed",
+        ("gptq", "3"): "failed",
+        ("gguf", "2"): "finished",
+        ("gguf", "3"): "finished",
+    }
+    _, matrices = files(tmp_path)
+    assert len(matrices) == 1

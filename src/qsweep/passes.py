@@ -48,7 +48,8 @@ class Pass:
     @property
     def name(self) -> str:
         """What the person sees."""
-        return f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations"
+        also = " and an importance matrix" if self.importance else ""
+        return f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations{also}"
 
     def serves(self, plan: Plan) -> bool:
         """Whether it makes a trial's artifact, or the importance matrix that this rests on."""
