@@ -171,10 +171,11 @@ def test_prune_leaves_alone_what_is_locked_half_written_or_of_a_running_sweep(ou
 
 
 def test_prune_goes_by_date_and_by_sweep(outputs):
+    Store(outputs / "store").build("importances", {"text": "some"}, lambda out: {})
     holdings = look(outputs)
     assert choose(holdings, off_front=False, before=datetime(2020, 1, 1, tzinfo=UTC)) == []
     old = choose(holdings, off_front=False, before=datetime.now(UTC))
-    assert {entry.kind for entry in old} == {"artifacts", "references"}
+    assert {entry.kind for entry in old} == {"artifacts", "importances", "references"}
     assert old == sorted(old, key=lambda entry: -entry.size)
     other = outputs / "sweeps" / "other" / "trials"
     shutil.copytree(outputs / "sweeps/grid/trials", other)
