@@ -60,8 +60,8 @@ def test_the_job_configuration_is_printed():
         (["--config-name=bist"], "--config-name=bist: no such file; did you mean 'bits'?"),
         (
             ["-m", "quant=gptq,gguf", "quant.imatrix=true"],
-            "quant.imatrix: only quant=gguf has this option; in a sweep with others give it in a "
-            "file, under 'when', as sweeps/pareto.yaml does",
+            "quant.imatrix: only quant=gguf has this option; a sweep that has others, too, "
+            "gives it under 'when' in a file (sweeps/pareto.yaml)",
         ),
         (["foo"], "'foo' is not an override; write NAME=VALUE"),
         (["bits=three"], "quant.bits=three: "),

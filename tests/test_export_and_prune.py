@@ -1,6 +1,7 @@
 """From the store to a directory that can be served, and room made in the store."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -164,9 +165,12 @@ def test_prune_leaves_alone_what_is_locked_half_written_or_of_a_running_sweep(ou
         assert prune_main(["--outputs", str(outputs), "--older-than", "0d", "--delete"]) == 1
     assert "1 entries are locked" in capsys.readouterr().out
     assert keys(outputs) == {locked} and half.is_dir() and len(before) == 4
+    Store(outputs / "store").build("importances", {"text": "some"}, lambda out: {})
+    (old,) = (outputs / "store/importances").glob("*/manifest.json")
+    os.utime(old, (0, 0))
     with FileLock(outputs / "sweeps/grid/.lock"):
         assert prune_main(["--outputs", str(outputs), "--older-than", "0d", "--delete"]) == 0
-    assert keys(outputs) == {locked}
+    assert keys(outputs) == {locked} and old.is_file()
     assert "a running sweep may be using them" in capsys.readouterr().out
 
 

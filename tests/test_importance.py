@@ -1,6 +1,8 @@
 """Importance matrices: what they hold, and that every way to one leads to the same."""
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -44,6 +46,10 @@ def network(path):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def refuse(*_):
+    raise IncompatibleTrial("its decoder layers do not hand hidden states on one by one")
 
 
 def squares(path, samples=SAMPLES):
@@ -119,16 +125,39 @@ def test_a_pass_that_need_not_look_at_the_unquantized_model_does_not(
 
 def test_a_model_that_cannot_be_walked_through_runs_as_a_whole(tiny_model, monkeypatch):
     path = tiny_model("llama")
-
-    def refuse(*_):
-        raise IncompatibleTrial("its decoder layers do not hand hidden states on one by one")
-
     monkeypatch.setattr(native_grid, "capture", refuse)
     expected = squares(path)
     found = measured(path)
     assert found.keys() == read_facts(path, "llama").linears.keys()
     for name, values in found.items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=0)
+
+
+def test_so_does_one_with_layers_that_no_token_reaches(tiny_model, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    load = AutoModelForCausalLM.from_pretrained
+    alive, loaded = [], []
+
+    def watched(*arguments, **options):
+        gc.collect()
+        alive.append(sum(one() is not None for one in loaded))
+        model = load(*arguments, **options)
+        if loaded:
+            idle = model.model.layers[0].mlp
+            idle.forward = lambda states: torch.zeros_like(states)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    monkeypatch.setattr(native_grid, "capture", refuse)
+    path = tiny_model("llama")
+    found = measured(path)
+    assert read_facts(path, "llama").linears.keys() - found.keys() == {
+        f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")
+    }
+    # The model that could not be walked through is gone before the next is loaded.
+    assert alive == [0, 0]
 
 
 def test_a_mixture_of_experts_has_one_of_its_attention(tmp_path, pocket_dir):
@@ -171,6 +200,9 @@ def test_names_are_the_checkpoints():
     both = ["a.layers.0.q", "b.layers.0.q"]
     assert by_checkpoint_name({"a.layers.0.q": one}, both) == {"a.layers.0.q": one}
     assert by_checkpoint_name({"c.layers.0.q": one, "c.layers.9.q": two}, both) == {}
+    two_stacks = {"model.layers.0.q": one, "draft.layers.0.q": two}
+    assert by_checkpoint_name(two_stacks, names) == {}
+    assert by_checkpoint_name(two_stacks, ["model.layers.0.q"]) == {"model.layers.0.q": one}
 
 
 def test_layers_that_share_values_are_saved(tmp_path):

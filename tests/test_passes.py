@@ -6,18 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 
-from qsweep.config import trial_config
+from qsweep import passes, trial
+from qsweep.artifact import Artifact, Size
+from qsweep.config import key_of, trial_config
+from qsweep.errors import QsweepError
 from qsweep.passes import Passes
 from qsweep.plan import find_setting, make_plan
-from qsweep.quantizers import SharedPass
+from qsweep.quantizers import SharedPass, importance
 from qsweep.quantizers.gptqmodel import GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.rtn import RTN
 from qsweep.store import Store
+from qsweep.trial import obtain_artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).parent
@@ -164,18 +171,19 @@ def test_whoever_wants_an_importance_matrix_waits_for_the_pass_that_measures_it(
     plans = [plan(native(bits)) for bits in (3, 4, 8)]
     weighted = [plan(gguf(bits, imatrix=True)) for bits in (3, 4)]
     others = [plan(gguf(4)), plan(gguf(8, imatrix=True)), plan(gguf(4, imatrix=True), seed=1)]
+    others += [plan({"_target_": "qsweep.quantizers.gptqmodel.GPTQ", "bits": 4})]
     assert weighted[0].importance == plans[0].importance != others[2].importance
     assert not others[0].uses_importance
     assert not others[1].uses_importance  # Q8_0 ignores it
     passes = Passes(plans + weighted + others, plan.store, memory=100 * GB)
     (one,) = passes
-    assert one.importance and len(one.plans) == 3
+    assert one.waiting == {p.artifact_key for p in weighted} and len(one.plans) == 3
     assert one.name == "pocket one pass for 3 configurations and an importance matrix"
     assert [passes.needs(p) for p in weighted] == [(one.id,)] * 2
-    assert [passes.needs(p) for p in others] == [()] * 3
+    assert [passes.needs(p) for p in others] == [()] * 4
     # Nobody to wait for, and nobody who waits.
     assert not list(Passes(weighted, plan.store))
-    assert not any(one.importance for one in Passes(plans + others, plan.store))
+    assert not any(one.waiting for one in Passes(plans + others, plan.store))
 
 
 def test_what_is_known_or_not_needed_any_more_is_not_measured(plan):
@@ -184,20 +192,22 @@ def test_what_is_known_or_not_needed_any_more_is_not_measured(plan):
     for one in weighted:
         plan.store.build("artifacts", one.artifact, lambda out: {})
     (without,) = Passes(plans + weighted, plan.store)
-    assert not without.importance
+    assert not without.waiting
     plan.store.remove("artifacts", weighted[0].artifact_key)
-    (one,) = Passes(plans + weighted, plan.store)
-    assert one.importance
+    passes = Passes(plans + weighted, plan.store)
+    (one,) = passes
+    # Who has its artifact already, and is only to be measured, does not wait.
+    assert [passes.needs(p) for p in weighted] == [(one.id,), ()]
     plan.store.build("importances", weighted[0].importance, lambda out: {})
     (without,) = Passes(plans + weighted, plan.store)
-    assert not without.importance and not without.serves(weighted[0])
+    assert not without.waiting and not without.serves(weighted[0])
 
 
 def test_one_part_measures_the_importance_matrix_also_after_a_split(plan):
     plans = [plan(native(bits, group_size=g)) for bits in (2, 3, 4) for g in (32, 64)]
     weighted = plan(gguf(4, imatrix=True))
     passes = Passes([*plans, weighted], plan.store, memory=GB)
-    assert [one.importance for one in passes] == [True, False, False]
+    assert [bool(one.waiting) for one in passes] == [True, False, False]
     first = next(iter(passes))
     assert passes.needs(weighted) == (first.id,)
     assert passes.split(first.id) == []
@@ -205,8 +215,136 @@ def test_one_part_measures_the_importance_matrix_also_after_a_split(plan):
     passes = Passes([*plans, weighted], plan.store, memory=100 * GB)
     (whole,) = passes
     halves = passes.split(whole.id)
-    assert [half.importance for half in halves] == [True, False]
+    assert [bool(half.waiting) for half in halves] == [True, False]
     assert passes.needs(weighted) == (halves[0].id,)
+
+
+def on(plan, device):
+    return replace(plan, setting=replace(plan.setting, device=device))
+
+
+def test_a_pass_on_another_device_is_not_waited_for(plan):
+    plans = [on(plan(native(bits)), "cuda:0") for bits in (3, 4)]
+    plans += [plan(native(bits, "AWQ")) for bits in (3, 4)]
+    passes = Passes([*plans, plan(gguf(4, imatrix=True))], plan.store, memory=100 * GB)
+    first, second = passes
+    assert first.plans[0].setting.device == "cuda:0"
+    assert not first.waiting and second.waiting
+    passes = Passes([*plans[:2], plan(gguf(4, imatrix=True))], plan.store, memory=100 * GB)
+    assert not any(one.waiting for one in passes)
+
+
+def test_an_importance_matrix_belongs_to_model_text_and_version(plan, monkeypatch):
+    from qsweep import plan as planning
+
+    one = plan(gguf(4, imatrix=True))
+    assert one.importance == plan(gguf(3, imatrix=True)).importance
+    assert one.importance != plan(gguf(4, imatrix=True), seed=1).importance
+    setting = replace(one.setting, model_hash="another")
+    assert planning.make_plan(one.trial, setting).importance != one.importance
+    assert plan({"_target_": "qsweep.quantizers.rtn.RTN", "bits": 4}).importance is None
+    plain, before = plan(gguf(4)), one.importance
+    monkeypatch.setattr(planning, "IMPORTANCE_VERSION", "next")
+    later = plan(gguf(4, imatrix=True))
+    assert later.importance != before and later.artifact_key != one.artifact_key
+    assert plan(gguf(4)).artifact_key == plain.artifact_key
+    assert "importance" not in plan(native(4)).artifact
+
+
+# Passes in this process
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A quantizer that writes down the importance matrix that it is given."""
+
+    name: str = "a"
+
+    method: ClassVar[str] = "weighted"
+    backend: ClassVar[str] = "test"
+    uses_calibration: ClassVar[bool] = True
+    uses_importance: ClassVar[bool] = True
+
+    def options(self):
+        return {"name": self.name}
+
+    def version(self):
+        return "1"
+
+    def check(self, model):
+        pass
+
+    def quantize(self, model, calibration, out, progress=None):
+        importance.save(calibration.importance, out)
+        return Artifact(out, "hf", Size(1, 1, 1, 1, 1))
+
+
+def weighted_plan(plan, name="a"):
+    return plan({"_target_": f"{__name__}.Weighted", "name": name})
+
+
+def obtained(plan, store):
+    artifact = obtain_artifact(plan, store, lambda *_: None)
+    return artifact, importance.load(artifact.path)
+
+
+def run_pass(plans, store, *, wanted):
+    payload = {
+        "configs": [plan.trial.resolved for plan in plans],
+        "store": str(store.root),
+        "model": str(plans[0].setting.facts.path),
+        "importance": wanted,
+    }
+    passes.run(payload, lambda *_: None)
+
+
+def test_the_first_who_wants_an_importance_matrix_measures_it_for_all(plan, monkeypatch):
+    first, second = (weighted_plan(plan, name) for name in "ab")
+    _, matrix = obtained(first, plan.store)
+    assert matrix.keys() == first.setting.facts.linears.keys()
+    monkeypatch.setattr(trial, "measure_importance", lambda *_: pytest.fail("measured again"))
+    artifact, again = obtained(second, plan.store)
+    assert all(torch.equal(values, again[name]) for name, values in matrix.items())
+    entry = plan.store.find("artifacts", second.artifact_key)
+    known = plan.store.find("importances", key_of(second.importance))
+    assert entry.content["shared_s"] == known.content["shared_s"] > 0
+    assert 0 < entry.content["quantize_s"] < known.content["shared_s"]
+    assert artifact.details["shared_s"] == known.content["shared_s"]
+
+
+def test_a_damaged_importance_matrix_is_measured_again(plan):
+    one = weighted_plan(plan)
+    _, matrix = obtained(one, plan.store)
+    plan.store.remove("artifacts", one.artifact_key)
+    file = plan.store.path("importances", key_of(one.importance)) / importance.FILE
+    file.write_bytes(file.read_bytes()[:100])
+    _, again = obtained(one, plan.store)
+    assert all(torch.equal(values, again[name]) for name, values in matrix.items())
+
+
+@pytest.mark.parametrize(("method", "wanted"), [("AWQ", False), ("GPTQ", True)])
+def test_a_pass_leaves_the_matrix_that_a_trial_would_measure(
+    plan, tmp_path, monkeypatch, method, wanted
+):
+    one = weighted_plan(plan)
+    _, alone = obtained(one, plan.store)
+    store = Store(tmp_path / "other")
+    run_pass([plan(native(bits, method, group_size=64)) for bits in (3, 4)], store, wanted=wanted)
+    monkeypatch.setattr(trial, "measure_importance", lambda *_: pytest.fail("measured again"))
+    _, matrix = obtained(one, store)
+    assert matrix.keys() == alone.keys()
+    assert all(torch.equal(values, matrix[name]) for name, values in alone.items())
+
+
+def test_a_matrix_that_cannot_be_kept_costs_no_artifact(plan, monkeypatch):
+    def full(*_):
+        raise QsweepError("no space left on the disk")
+
+    monkeypatch.setattr(trial, "keep_importance", full)
+    plans = [plan(native(bits, "AWQ", group_size=64)) for bits in (3, 4)]
+    with pytest.raises(QsweepError, match="no space"):
+        run_pass(plans, plan.store, wanted=False)
+    assert all(plan.store.find("artifacts", one.artifact_key) for one in plans)
 
 
 # Whole sweeps
@@ -347,6 +485,7 @@ def llama_cpp():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_gguf_trials_take_the_importance_matrix_of_the_pass(llama_cpp, tmp_path):
     result = mixed_sweep(tmp_path / "mixed", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -218,8 +218,8 @@ def _no_option(key: str) -> str:
     if owners := [choice for choice, options in _options_of(group) if name in options]:
         choices = " or ".join(f"{group}={choice}" for choice in owners)
         return (
-            f"{key}: only {choices} has this option; in a sweep with others give it in a file, "
-            f"under 'when', as sweeps/pareto.yaml does"
+            f"{key}: only {choices} has this option; a sweep that has others, too, gives it under "
+            "'when' in a file (sweeps/pareto.yaml)"
         )
     return f"no option {key!r}{nearest(key, _known_options(key))}"
 

@@ -18,7 +18,7 @@ from qsweep.config import key_of
 from qsweep.launch import Job
 from qsweep.memory import available_bytes
 from qsweep.plan import Plan
-from qsweep.quantizers import Progress, SharedPass
+from qsweep.quantizers import PassResult, Progress, SharedPass
 from qsweep.store import Store
 
 # Share of the free memory that passes plan with; what else runs needs some, and no estimate is exact.
@@ -29,11 +29,12 @@ _SHARE_OF_MEMORY = 0.7
 class Pass:
     """Plans with artifacts of different keys that one pass can make.
 
-    ``importance`` tells whether other trials want its calibration text's importance matrix.
+    ``waiting`` are the keys of artifacts of others, made from the importance matrix of its
+    calibration text.
     """
 
     plans: tuple[Plan, ...]
-    importance: bool = False
+    waiting: frozenset[str] = frozenset()
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -48,20 +49,19 @@ class Pass:
     @property
     def name(self) -> str:
         """What the person sees."""
-        also = " and an importance matrix" if self.importance else ""
-        return f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations{also}"
+        also = " and an importance matrix" if self.waiting else ""
+        return (
+            f"{self.plans[0].trial.model.name} one pass for {len(self.plans)} configurations{also}"
+        )
 
     def serves(self, plan: Plan) -> bool:
-        """Whether it makes a trial's artifact, or the importance matrix that this rests on."""
-        weighs = self.importance and plan.uses_importance
-        return plan.artifact_key in self.keys or (
-            weighs and plan.importance == self.plans[0].importance
-        )
+        """Whether it makes a trial's artifact, or the importance matrix that this waits for."""
+        return plan.artifact_key in self.keys | self.waiting
 
     def halves(self) -> list["Pass"]:
         """What to try where this one died; a single configuration needs no pass."""
         middle = len(self.plans) // 2
-        return _passes((self.plans[:middle], self.plans[middle:]), importance=self.importance)
+        return _passes((self.plans[:middle], self.plans[middle:]), self.waiting)
 
     def job(self, store: Store, log: Path, timeout_s: float | None, device: str) -> Job:
         """The job that runs it; it has the time that its trials would have had one by one."""
@@ -73,7 +73,7 @@ class Pass:
                 "configs": [plan.trial.resolved for plan in self.plans],
                 "store": str(store.root),
                 "model": str(self.plans[0].setting.facts.path),
-                "importance": self.importance,
+                "importance": bool(self.waiting),
             },
             log=log,
             timeout_s=None if timeout_s is None else timeout_s * len(self.plans),
@@ -97,13 +97,13 @@ class Passes:
     ):
         budget = available_bytes() if memory is None else memory
         plans = list(plans)
-        wanted = _wanted_importances(plans, store)
+        waiting = _waiting(plans, store)
         self._passes: dict[str, Pass] = {}
         for group in _groups(plans, store):
             # GPUs work side by side; more passes on one processor would only repeat work.
             at_least = slots if group[0].setting.device.startswith("cuda") else 1
             parts = _parts(group, int(budget * _SHARE_OF_MEMORY / slots), at_least)
-            self._add(_passes(parts, importance=key_of(group[0].importance) in wanted))
+            self._add(_passes(parts, waiting.pop(_text_of(group[0]), frozenset())))
 
     def __iter__(self) -> Iterator[Pass]:
         return iter(self._passes.values())
@@ -130,6 +130,7 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     store = Store(Path(payload["store"]))
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
     by_key = {plan.artifact_key: plan for plan in plans}
+    results: list[PassResult] = []
 
     def make(folders: Mapping[str, Path]) -> Mapping[str, dict[str, Any]]:
         chosen = [by_key[key] for key in folders]
@@ -147,13 +148,15 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 progress,
                 importance=payload["importance"],
             )
-            if result.importance is not None:
-                keep_importance(first, store, lambda: result)
+            results.append(result)
             return result.artifacts
 
         return dict(zip(folders, made(first.setting.device, quantize), strict=True))
 
     store.build_all("artifacts", [plan.artifact for plan in plans], make)
+    # Only now that no artifact can be lost by it: others may be making the same.
+    if results and results[0].importance is not None:
+        keep_importance(plans[0], store, lambda: results[0])
     return {}
 
 
@@ -179,19 +182,31 @@ def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
     return [list(group.values()) for group in found.values() if len(group) > 1]
 
 
-def _passes(parts: Iterable[tuple[Plan, ...]], *, importance: bool) -> list[Pass]:
-    """A pass for each part that needs one, of which the first sees to the importance matrix."""
+def _passes(parts: Iterable[tuple[Plan, ...]], waiting: frozenset[str]) -> list[Pass]:
+    """A pass for each part that needs one, of which the first is the one that is waited for."""
     worthwhile = [part for part in parts if len(part) > 1]
-    return [Pass(part, importance and not number) for number, part in enumerate(worthwhile)]
+    return [
+        Pass(part, waiting if number == 0 else frozenset())
+        for number, part in enumerate(worthwhile)
+    ]
 
 
-def _wanted_importances(plans: Iterable[Plan], store: Store) -> set[str]:
-    keys = {
-        key_of(plan.importance)
-        for plan in plans
-        if plan.uses_importance and store.find("artifacts", plan.artifact_key) is None
-    }
-    return {key for key in keys if store.find("importances", key) is None}
+def _waiting(plans: Iterable[Plan], store: Store) -> dict[str, frozenset[str]]:
+    """By calibration text, the keys of missing artifacts that its importance matrix goes into."""
+    found: dict[str, frozenset[str]] = {}
+    for plan in plans:
+        if (
+            plan.uses_importance
+            and store.find("artifacts", plan.artifact_key) is None
+            and store.find("importances", key_of(plan.importance)) is None
+        ):
+            text = _text_of(plan)
+            found[text] = found.get(text, frozenset()) | {plan.artifact_key}
+    return found
+
+
+def _text_of(plan: Plan) -> str:
+    return key_of([plan.importance, plan.setting.device])
 
 
 def _parts(group: Sequence[Plan], budget: int, at_least: int) -> list[tuple[Plan, ...]]:

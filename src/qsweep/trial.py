@@ -74,15 +74,18 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
         return reference_artifact(plan.setting.facts)
 
     def quantize(out: Path) -> dict[str, Any]:
-        importance = obtain_importance(plan, store, progress) if plan.uses_importance else None
-
         def alone() -> list[Artifact]:
             tokens = calibration_tokens(plan)
-            if importance and tokens:
-                tokens = replace(tokens, importance=load_importance(importance.path))
-            return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
+            if tokens is None or not plan.uses_importance:
+                return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
+            known = obtain_importance(plan, store, progress)
+            started = time.perf_counter()
+            tokens = replace(tokens, importance=load_importance(known.path))
+            artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
+            spent = {"quantize_s": time.perf_counter() - started, **known.content}
+            return [replace(artifact, details=artifact.details | spent)]
 
-        return made(plan.setting.device, alone)[0] | (importance.content if importance else {})
+        return made(plan.setting.device, alone)[0]
 
     progress("quantize", None)
     entry, _ = store.build("artifacts", plan.artifact, quantize)

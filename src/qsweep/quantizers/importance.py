@@ -5,6 +5,8 @@ with; its own tool collects the same (https://github.com/ggml-org/llama.cpp/tree
 A pass of the native backend sees the same inputs, and leaves the matrix in the store.
 """
 
+import contextlib
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +34,12 @@ def measure_importance(
     """
     from qsweep.quantizers.native.grid import run
 
-    try:
+    started = time.perf_counter()
+    with contextlib.suppress(IncompatibleTrial):
         return run(model, calibration, [], progress, importance=True)
-    except IncompatibleTrial:
-        return _run_whole(model, calibration, progress)
+    # Not while the error is handled, which holds the model that was loaded.
+    matrix = _run_whole(model, calibration, progress)
+    return PassResult([], matrix, time.perf_counter() - started)
 
 
 def by_checkpoint_name(
@@ -44,15 +48,17 @@ def by_checkpoint_name(
     """What was ``found`` by the modules' names, under the ``names`` that the checkpoint has.
 
     In memory a prefix may differ (``model.language_model.`` for ``language_model.model.``), so what
-    follows the word before the layer's number decides where the whole name does not. What has no
-    name in the checkpoint, or no name alone, is left out.
+    follows the word before the layer's number decides where the whole name does not. A name that
+    could be several modules', or a module's that could have several, is left out.
     """
-    tails = _by_tail(names)
+    modules, spelt = _by_tail(found), _by_tail(names)
     renamed = {}
-    for module, values in found.items():
-        alike = [module] if module in names else tails.get(_tail(module), [])
-        if len(alike) == 1:
-            renamed[alike[0]] = values
+    for name in names:
+        alike = modules.get(_tail(name), [])
+        if name in found:
+            renamed[name] = found[name]
+        elif len(alike) == len(spelt[_tail(name)]) == 1:
+            renamed[name] = found[alike[0]]
     return renamed
 
 
@@ -73,15 +79,12 @@ def load(folder: Path) -> "dict[str, torch.Tensor]":
 
 def _run_whole(
     model: SourceModel, calibration: CalibrationTokens, progress: Progress
-) -> PassResult:
-    import time
-
+) -> "dict[str, torch.Tensor]":
     import torch
     from transformers import AutoModelForCausalLM
 
     from qsweep.quantizers.native.stats import InputStats
 
-    started = time.perf_counter()
     dtype = torch.float32 if model.device == "cpu" else "auto"
     network = AutoModelForCausalLM.from_pretrained(
         model.path,
@@ -102,8 +105,7 @@ def _run_whole(
             network.base_model(torch.tensor(batch, device=model.device), use_cache=False)
     # Experts that no token was sent to have none.
     found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
-    matrix = by_checkpoint_name(found, model.facts.linears)
-    return PassResult([], matrix, time.perf_counter() - started)
+    return by_checkpoint_name(found, model.facts.linears)
 
 
 def _by_tail(names: Iterable[str]) -> dict[str, list[str]]:

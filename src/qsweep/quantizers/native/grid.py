@@ -54,7 +54,10 @@ def run(
     With ``importance`` there may be no configuration.
     """
     if calibration is None or not calibration.samples:
-        raise ConfigError("gptq and awq need calibration text; choose one with calibration=NAME")
+        raise ConfigError(
+            "gptq, awq and importance matrices need calibration text; choose one with "
+            "calibration=NAME"
+        )
     for quantizer, _ in configurations:
         quantizer.check(model.facts)
     started = time.perf_counter()

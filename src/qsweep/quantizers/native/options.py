@@ -21,7 +21,8 @@ from qsweep.quantizers import (
 from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
-# Raised whenever the same options give another result.
+# Raised whenever the same options give another result; quantizers/importance.py has a number of its
+# own, for where the calibration text's way through the model changes.
 _REVISIONS = {"gptq": 3, "awq": 4}
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30

@@ -93,6 +93,7 @@ class InputStats:
             self.importance += chunk.square().sum(0)
 
     def _add_cross(self, plain: torch.Tensor, inputs: torch.Tensor) -> None:
+        assert self.products
         if self.cross is None:
             self.cross = torch.zeros_like(self.gram)
         tokens = _at_once(inputs)
