@@ -1,5 +1,6 @@
 """Really killed, hanging and starving processes, and what the launcher makes of them."""
 
+import gc
 import json
 import os
 import signal
@@ -512,6 +513,7 @@ def test_an_error_of_the_caller_kills_the_jobs(job, tmp_path, server):
 
 def test_nothing_grows_from_job_to_job(server, job):
     def descriptors():
+        gc.collect()  # what tests before this one left in cycles is closed at some time of its own
         return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server.pid}/fd"))
 
     run_jobs([job("echo")], slots=ONE, server=server)
