@@ -57,11 +57,12 @@ import json
 torch.set_num_threads(1)
 store, records = Store(Path(sys.argv[1])), json.loads(sys.argv[2])
 from qsweep.config import trial_config
+from qsweep.plan import find_setting, make_plan
 spent = []
 for config in [records[0], *records]:  # the first warms up
     trial = trial_config(config)
     started = time.perf_counter()
-    plan = t.make_plan(trial, t.find_setting(trial, Path(trial.model.path), store, "cpu"))
+    plan = make_plan(trial, find_setting(trial, Path(trial.model.path), store, "cpu"))
     model = t.load(plan, t.reference_artifact(plan.setting.facts))
     windows = t.windows_of(plan, plan.measurements[0])
     from qsweep.evaluators import measure

@@ -13,10 +13,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from qsweep import passes, trial
+from qsweep import making, passes
 from qsweep.artifact import Artifact, Size
 from qsweep.config import key_of, trial_config
 from qsweep.errors import QsweepError
+from qsweep.making import obtain_artifact
 from qsweep.passes import Passes
 from qsweep.plan import find_setting, make_plan
 from qsweep.quantizers import SharedPass, importance
@@ -24,7 +25,6 @@ from qsweep.quantizers.gptqmodel import GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.rtn import RTN
 from qsweep.store import Store
-from qsweep.trial import obtain_artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).parent
@@ -41,15 +41,14 @@ def command(outputs, *arguments, sweep="t"):
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HERE)])}
 
 
-def sweep(outputs, *arguments, **options):
+def launched(line):
     return subprocess.run(
-        command(outputs, *arguments, **options),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=280,
-        env=ENVIRONMENT,
+        line, capture_output=True, text=True, cwd=ROOT, timeout=280, env=ENVIRONMENT
     )
+
+
+def sweep(outputs, *arguments, **options):
+    return launched(command(outputs, *arguments, **options))
 
 
 def rows(outputs, sweep="t"):
@@ -302,7 +301,7 @@ def test_the_first_who_wants_an_importance_matrix_measures_it_for_all(plan, monk
     first, second = (weighted_plan(plan, name) for name in "ab")
     _, matrix = obtained(first, plan.store)
     assert matrix.keys() == first.setting.facts.linears.keys()
-    monkeypatch.setattr(trial, "measure_importance", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(making, "measure_importance", lambda *_: pytest.fail("measured again"))
     artifact, again = obtained(second, plan.store)
     assert all(torch.equal(values, again[name]) for name, values in matrix.items())
     entry = plan.store.find("artifacts", second.artifact_key)
@@ -330,7 +329,7 @@ def test_a_pass_leaves_the_matrix_that_a_trial_would_measure(
     _, alone = obtained(one, plan.store)
     store = Store(tmp_path / "other")
     run_pass([plan(native(bits, method, group_size=64)) for bits in (3, 4)], store, wanted=wanted)
-    monkeypatch.setattr(trial, "measure_importance", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(making, "measure_importance", lambda *_: pytest.fail("measured again"))
     _, matrix = obtained(one, store)
     assert matrix.keys() == alone.keys()
     assert all(torch.equal(values, matrix[name]) for name, values in alone.items())
@@ -340,7 +339,7 @@ def test_a_matrix_that_cannot_be_kept_costs_no_artifact(plan, monkeypatch):
     def full(*_):
         raise QsweepError("no space left on the disk")
 
-    monkeypatch.setattr(trial, "keep_importance", full)
+    monkeypatch.setattr(passes, "keep_importance", full)
     plans = [plan(native(bits, "AWQ", group_size=64)) for bits in (3, 4)]
     with pytest.raises(QsweepError, match="no space"):
         run_pass(plans, plan.store, wanted=False)
@@ -457,9 +456,7 @@ def mixed_sweep(outputs, folder, *arguments, backend="qsweep.quantizers.native.N
     (folder / "mixed.yaml").write_text(MIXED.replace("BACKEND", backend))
     line = [sys.executable, "-m", "qsweep", "--config-dir", folder, "--config-name=mixed"]
     line += ["group_size=64", *arguments, *SMALL, "sweep=t", f"outputs_dir={outputs}"]
-    return subprocess.run(
-        line, capture_output=True, text=True, cwd=ROOT, timeout=280, env=ENVIRONMENT
-    )
+    return launched(line)
 
 
 def files(outputs):

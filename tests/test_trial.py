@@ -7,11 +7,12 @@ import pytest
 from qsweep.config import key_of, trial_config
 from qsweep.errors import ConfigError
 from qsweep.locks import device_lock
+from qsweep.making import calibration_tokens
 from qsweep.plan import find_setting, make_plan
 from qsweep.quantizers import silent
 from qsweep.record import finished_record
 from qsweep.store import Store
-from qsweep.trial import calibration_tokens, run_trial, windows_of
+from qsweep.trial import run_trial, windows_of
 from test_config import composed
 
 SMALL = ["corpus=file", "eval.context=64", "eval.max_windows=2", "device=cpu"]

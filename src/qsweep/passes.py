@@ -16,6 +16,7 @@ from typing import Any, cast
 from qsweep.artifact import Artifact
 from qsweep.config import key_of
 from qsweep.launch import Job
+from qsweep.making import calibration_tokens, keep_importance, made, plan_here, source_model
 from qsweep.memory import available_bytes
 from qsweep.plan import Plan
 from qsweep.quantizers import PassResult, Progress, SharedPass
@@ -125,8 +126,6 @@ class Passes:
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
-    from qsweep.trial import calibration_tokens, keep_importance, made, plan_here, source_model
-
     store = Store(Path(payload["store"]))
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
     by_key = {plan.artifact_key: plan for plan in plans}

@@ -4,34 +4,19 @@ Nothing is returned: what a trial made is read from the store by :mod:`qsweep.re
 resumed sweep and a fresh one tell the same story.
 """
 
-import contextlib
-import gc
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.artifact import Artifact, from_content, to_content
-from qsweep.config import key_of, trial_config
-from qsweep.launch import slot_device
+from qsweep.artifact import Artifact
+from qsweep.config import key_of
 from qsweep.locks import device_lock
+from qsweep.making import obtain_artifact, plan_here, release_memory, tokenizer_of
 from qsweep.memory import peak_memory, reset_peak_memory
-from qsweep.plan import (
-    MeasurementPlan,
-    Plan,
-    effective_preset,
-    find_setting,
-    make_plan,
-    sample_length,
-)
-from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
-from qsweep.quantizers.importance import load as load_importance
-from qsweep.quantizers.importance import measure_importance
-from qsweep.quantizers.importance import save as save_importance
+from qsweep.plan import MeasurementPlan, Plan, effective_preset
+from qsweep.quantizers import Progress
 from qsweep.quantizers.none import reference_artifact
-from qsweep.store import Entry, Store
+from qsweep.store import Store
 from qsweep.tasks.run import missing, run_tasks
 
 if TYPE_CHECKING:
@@ -49,15 +34,6 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {}
 
 
-def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
-    """The plan of a resolved configuration, inside a job's process and for its device."""
-    trial = trial_config(config)
-    # The launcher's slot says which device is this process's own.
-    own = slot_device()
-    device = "cuda:0" if own == "cuda" else own
-    return make_plan(trial, find_setting(trial, Path(model), store, device))
-
-
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
@@ -66,78 +42,6 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         measure_all(plan, artifact, store, progress)
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)
-
-
-def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
-    """The trial's artifact, quantized now unless the store holds it intact."""
-    if plan.is_reference:
-        return reference_artifact(plan.setting.facts)
-
-    def quantize(out: Path) -> dict[str, Any]:
-        def alone() -> list[Artifact]:
-            tokens = calibration_tokens(plan)
-            if tokens is None or not plan.uses_importance:
-                return [plan.trial.quant.quantize(source_model(plan), tokens, out, progress)]
-            known = obtain_importance(plan, store, progress)
-            started = time.perf_counter()
-            tokens = replace(tokens, importance=load_importance(known.path))
-            artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
-            spent = {"quantize_s": time.perf_counter() - started, **known.content}
-            return [replace(artifact, details=artifact.details | spent)]
-
-        return made(plan.setting.device, alone)[0]
-
-    progress("quantize", None)
-    entry, _ = store.build("artifacts", plan.artifact, quantize)
-    _release_memory()
-    return from_content(entry.path, entry.content)
-
-
-def obtain_importance(plan: Plan, store: Store, progress: Progress) -> Entry:
-    """The importance matrix of the trial's calibration text, measured now if the store lacks it."""
-
-    def measure() -> PassResult:
-        tokens = calibration_tokens(plan)
-        assert tokens is not None
-        return measure_importance(source_model(plan), tokens, progress)
-
-    return keep_importance(plan, store, measure)
-
-
-def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult]) -> Entry:
-    """What a pass finds of the trial's calibration text, put into the store unless it is there.
-
-    ``shared_s`` is what the pass took for all that share it.
-    """
-
-    def make(out: Path) -> dict[str, Any]:
-        result = measure()
-        save_importance(result.importance or {}, out)
-        return {"shared_s": round(result.shared_s, 3)}
-
-    assert plan.importance is not None
-    return store.build("importances", plan.importance, make)[0]
-
-
-def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:
-    """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
-
-    ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
-    are in ``shared_s`` instead.
-    """
-    started = time.perf_counter()
-    reset_peak_memory(device)
-    # Some libraries write logs into whatever folder they are called in.
-    with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
-        artifacts = quantize()
-    spent = {"quantize_s": time.perf_counter() - started}
-    memory = peak_memory(device)
-    own = ("quantize_s", "shared_s")
-    times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
-    return [
-        {**to_content(artifact), **spent, **told, **memory}
-        for artifact, told in zip(artifacts, times, strict=True)
-    ]
 
 
 def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
@@ -185,7 +89,7 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
 
     run_tasks(plan.tasks, store, open_model, progress)
     model = None
-    _release_memory()
+    release_memory()
 
 
 def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTrainedModel":
@@ -304,28 +208,6 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
     store.build("timings", timing, make)
 
 
-def source_model(plan: Plan) -> SourceModel:
-    """What a quantizer gets of the model."""
-    return SourceModel(plan.setting.facts, plan.setting.device, plan.trial.model.trust_remote_code)
-
-
-def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
-    """The samples that the trial's quantizer may see; None where it needs none."""
-    from qsweep.corpora import calibration_samples
-
-    if plan.setting.calibration is None:
-        return None
-    sampling = plan.trial.calibration
-    return calibration_samples(
-        plan.setting.calibration.documents(),
-        tokenizer_of(plan),
-        sampling.num_samples,
-        sample_length(plan.trial, plan.setting.facts),
-        sampling.seed,
-        plan.setting.facts.model_type,
-    )
-
-
 def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     """The token windows of one measurement, by the reference model's own tokenizer."""
     from qsweep.windows import make_windows
@@ -339,15 +221,6 @@ def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     )
 
 
-def tokenizer_of(plan: Plan) -> Any:
-    """The reference model's tokenizer, which serves every format."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        plan.setting.facts.path, trust_remote_code=plan.trial.model.trust_remote_code
-    )
-
-
 def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
     # Normally the reference trial ran before; what was deleted in between is made again here.
     for step in plan.measurements:
@@ -358,12 +231,3 @@ def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
             return
     if any(store.find("tasks", task.key) is None for task in plan.tasks):
         measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
-
-
-def _release_memory() -> None:
-    # What a quantizing library leaves behind must not count against the measurement.
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

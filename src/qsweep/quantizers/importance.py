@@ -81,17 +81,11 @@ def _run_whole(
     model: SourceModel, calibration: CalibrationTokens, progress: Progress
 ) -> "dict[str, torch.Tensor]":
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from qsweep.quantizers.native.grid import load_network
     from qsweep.quantizers.native.stats import InputStats
 
-    dtype = torch.float32 if model.device == "cpu" else "auto"
-    network = AutoModelForCausalLM.from_pretrained(
-        model.path,
-        dtype=dtype,
-        device_map={"": model.device},
-        trust_remote_code=model.trust_remote_code,
-    ).eval()
+    network = load_network(model, model.device)
     stats: dict[str, InputStats] = {}
     wanted = _by_tail(model.facts.linears)
     for name, module in network.named_modules():

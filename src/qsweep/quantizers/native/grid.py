@@ -62,7 +62,7 @@ def run(
         quantizer.check(model.facts)
     started = time.perf_counter()
     progress("load", None)
-    network = _load(model)
+    network = load_network(model)
     decoder = find_decoder(network)
     jobs: list[GPTQJob | AWQJob] = [
         AWQJob(quantizer, out, model.facts)
@@ -254,7 +254,12 @@ def _timed(jobs: Sequence[GPTQJob | AWQJob]) -> Iterator[None]:
         job.seconds += (time.perf_counter() - started) / len(jobs)
 
 
-def _load(model: SourceModel) -> Any:
+def load_network(model: SourceModel, place: str = "cpu") -> Any:
+    """The model to look at, on the device ``place``, without gradients.
+
+    Raises:
+        IncompatibleTrial: transformers cannot build it.
+    """
     from transformers import AutoModelForCausalLM
 
     # CPUs compute in float32; a GPU in the checkpoint's own dtype.
@@ -264,6 +269,7 @@ def _load(model: SourceModel) -> Any:
             model.path,
             dtype=dtype,
             use_safetensors=True,
+            device_map=None if place == "cpu" else {"": place},
             trust_remote_code=model.trust_remote_code,
         )
     except (KeyError, ValueError, ImportError) as error:

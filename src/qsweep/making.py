@@ -1,0 +1,142 @@
+"""Making artifacts: what a trial's job and a pass's do alike before anything is measured."""
+
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qsweep.artifact import Artifact, from_content, to_content
+from qsweep.config import trial_config
+from qsweep.launch import slot_device
+from qsweep.memory import peak_memory, reset_peak_memory
+from qsweep.plan import Plan, find_setting, make_plan, sample_length
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
+from qsweep.quantizers.importance import load as load_importance
+from qsweep.quantizers.importance import measure_importance
+from qsweep.quantizers.importance import save as save_importance
+from qsweep.quantizers.none import reference_artifact
+from qsweep.store import Entry, Store
+
+
+def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
+    """The plan of a resolved configuration, inside a job's process and for its device."""
+    trial = trial_config(config)
+    # The launcher's slot says which device is this process's own.
+    own = slot_device()
+    device = "cuda:0" if own == "cuda" else own
+    return make_plan(trial, find_setting(trial, Path(model), store, device))
+
+
+def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
+    """The trial's artifact, quantized now unless the store holds it intact."""
+    if plan.is_reference:
+        return reference_artifact(plan.setting.facts)
+
+    def quantize(out: Path) -> dict[str, Any]:
+        def alone() -> list[Artifact]:
+            tokens, shared = calibration_tokens(plan), None
+            if tokens is not None and plan.uses_importance:
+                shared = obtain_importance(plan, tokens, store, progress)
+                tokens = replace(tokens, importance=load_importance(shared.path))
+            started = time.perf_counter()
+            artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
+            if shared is not None:
+                spent = {"quantize_s": time.perf_counter() - started, **shared.content}
+                artifact = replace(artifact, details=artifact.details | spent)
+            return [artifact]
+
+        return made(plan.setting.device, alone)[0]
+
+    progress("quantize", None)
+    entry, _ = store.build("artifacts", plan.artifact, quantize)
+    release_memory()
+    return from_content(entry.path, entry.content)
+
+
+def obtain_importance(
+    plan: Plan, tokens: CalibrationTokens, store: Store, progress: Progress
+) -> Entry:
+    """The importance matrix of the trial's calibration text, measured now if the store lacks it."""
+    return keep_importance(
+        plan, store, lambda: measure_importance(source_model(plan), tokens, progress)
+    )
+
+
+def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult]) -> Entry:
+    """What a pass finds of the trial's calibration text, put into the store unless it is there.
+
+    ``shared_s`` is what the pass took for all that share it.
+    """
+
+    def make(out: Path) -> dict[str, Any]:
+        result = measure()
+        save_importance(result.importance or {}, out)
+        return {"shared_s": round(result.shared_s, 3)}
+
+    assert plan.importance is not None
+    return store.build("importances", plan.importance, make)[0]
+
+
+def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:
+    """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
+
+    ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
+    are in ``shared_s`` instead.
+    """
+    started = time.perf_counter()
+    reset_peak_memory(device)
+    # Some libraries write logs into whatever folder they are called in.
+    with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
+        artifacts = quantize()
+    spent = {"quantize_s": time.perf_counter() - started}
+    memory = peak_memory(device)
+    own = ("quantize_s", "shared_s")
+    times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
+    return [
+        {**to_content(artifact), **spent, **told, **memory}
+        for artifact, told in zip(artifacts, times, strict=True)
+    ]
+
+
+def source_model(plan: Plan) -> SourceModel:
+    """What a quantizer gets of the model."""
+    return SourceModel(plan.setting.facts, plan.setting.device, plan.trial.model.trust_remote_code)
+
+
+def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
+    """The samples that the trial's quantizer may see; None where it needs none."""
+    from qsweep.corpora import calibration_samples
+
+    if plan.setting.calibration is None:
+        return None
+    sampling = plan.trial.calibration
+    return calibration_samples(
+        plan.setting.calibration.documents(),
+        tokenizer_of(plan),
+        sampling.num_samples,
+        sample_length(plan.trial, plan.setting.facts),
+        sampling.seed,
+        plan.setting.facts.model_type,
+    )
+
+
+def tokenizer_of(plan: Plan) -> Any:
+    """The reference model's tokenizer, which serves every format."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        plan.setting.facts.path, trust_remote_code=plan.trial.model.trust_remote_code
+    )
+
+
+def release_memory() -> None:
+    """Let go of what a quantizing library or a measurement leaves behind."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
