@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qsweep.errors import ArtifactCorrupt
 
@@ -19,16 +20,54 @@ class FileStamp:
     sha256: str
 
 
+class NotRegularFile(OSError):
+    """A pipe, a socket, a device or a directory lies where a file is expected."""
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading in binary, provided that it is one.
+
+    A pipe without a writer would block for ever, and a device never ends.
+
+    Raises:
+        NotRegularFile: ``path`` is something else than a regular file.
+        OSError: it is missing, or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotRegularFile(f"is {_kind_of_file(mode)}, not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; see :func:`open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _kind_of_file(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a directory",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for matches, name in kinds.items() if matches(mode)), "something else")
+
+
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Hexadecimal SHA-256 of a regular file's bytes."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp_of(path: Path) -> FileStamp:
     """The stamp of a file as it is now."""
-    stat = path.stat()
-    return FileStamp(stat.st_size, stat.st_mtime_ns, sha256_of(path))
+    found = path.stat()
+    return FileStamp(found.st_size, found.st_mtime_ns, sha256_of(path))
 
 
 def verify(path: Path, stamp: FileStamp, *, full: bool) -> None:
@@ -38,10 +77,10 @@ def verify(path: Path, stamp: FileStamp, *, full: bool) -> None:
         ArtifactCorrupt: it is missing, or differs.
     """
     try:
-        stat = path.stat()
-        if stat.st_size != stamp.size:
-            raise ArtifactCorrupt(f"{path}: {stat.st_size} bytes instead of {stamp.size}")
-        if (full or stat.st_mtime_ns != stamp.mtime_ns) and sha256_of(path) != stamp.sha256:
+        found = path.stat()
+        if found.st_size != stamp.size:
+            raise ArtifactCorrupt(f"{path}: {found.st_size} bytes instead of {stamp.size}")
+        if (full or found.st_mtime_ns != stamp.mtime_ns) and sha256_of(path) != stamp.sha256:
             raise ArtifactCorrupt(f"{path}: its content is not what was written")
     except OSError as error:
         raise ArtifactCorrupt(f"{path}: {error.strerror or error}") from error
