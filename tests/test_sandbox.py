@@ -252,10 +252,10 @@ def test_humaneval_is_scored_as_its_own_package_does():
     except TaskUnavailable as error:
         pytest.skip(str(error))
     assert len(found) == 164
-    right = [f"{p.prompt}{p.answer}\n{p.test}\n" for p in found]
+    right = [(f"{p.prompt}{p.answer}\n", f"{p.test}\n") for p in found]
     outcomes = run_programs(sandbox, right)
     assert [o.reason for o in outcomes if not o.passed] == []
-    wrong = [f"{p.prompt}    return None\n\n{p.test}\n" for p in found]
+    wrong = [(f"{p.prompt}    return None\n", f"{p.test}\n") for p in found]
     assert sum(o.passed for o in run_programs(sandbox, wrong)) == 0
 
 

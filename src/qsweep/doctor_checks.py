@@ -174,16 +174,19 @@ def runtimes(places: Places) -> Iterator[Finding]:
 
 
 def sandbox(places: Places) -> Iterator[Finding]:
-    """Whether code that a model wrote can be kept in a sandbox."""
-    for command in (
-        ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"],
-        ["unshare", "-Urnp", "--fork", "true"],
-    ):
-        if shutil.which(command[0]) and _runs(command):
-            yield Finding("sandbox", command[0], "ok", "works")
-            return
-    yield Finding("sandbox", "bwrap", "missing", "no sandbox: code that models write is not run",
-                  "apt-get install bubblewrap")  # fmt: skip
+    """Whether code that a model wrote can be kept in a sandbox, and its memory bounded."""
+    from qsweep.tasks.sandbox import find_sandbox, memory_bounds
+    from qsweep.tasks.task import TaskUnavailable
+
+    try:
+        found = find_sandbox()
+    except TaskUnavailable:
+        yield Finding("sandbox", "bwrap", "missing", "no sandbox: code that models write is not run",
+                      "apt-get install bubblewrap")  # fmt: skip
+        return
+    bounds = memory_bounds()
+    words = f"works; memory bounded by {' and '.join(bounds)}" if bounds else "works"
+    yield Finding("sandbox", found.name, "ok", words)
 
 
 def disk(places: Places) -> Iterator[Finding]:

@@ -228,7 +228,8 @@ class ItemTask:
     ) -> tuple[list[float], list[Any], dict[str, Any]]:
         sandbox = find_sandbox(unsafe=self.options.unsafe_code)
         programs = [
-            f"{item.prompt}{text}\n{item.test}\n" for item, text in zip(items, texts, strict=True)
+            (f"{item.prompt}{text}\n", f"{item.test}\n")
+            for item, text in zip(items, texts, strict=True)
         ]
         outcomes = run_programs(
             sandbox, programs, Limits(), steps(progress, f"task {self.name}, run")

@@ -1,12 +1,21 @@
-"""Runs generated programs where they can do no harm."""
+"""Runs generated programs where they can do no harm, and judges them where they cannot interfere."""
 
+from qsweep.tasks.sandbox.process import Limits
 from qsweep.tasks.sandbox.run import (
-    Limits,
     Outcome,
     Sandbox,
     find_sandbox,
+    memory_bounds,
     run_program,
     run_programs,
 )
 
-__all__ = ["Limits", "Outcome", "Sandbox", "find_sandbox", "run_program", "run_programs"]
+__all__ = [
+    "Limits",
+    "Outcome",
+    "Sandbox",
+    "find_sandbox",
+    "memory_bounds",
+    "run_program",
+    "run_programs",
+]

@@ -1,53 +1,33 @@
-"""Programs in a sandbox: found, started, watched and killed from outside it."""
+"""Programs in a sandbox: run in one process, judged in another, neither of which is qsweep's."""
 
 import contextlib
-import json
 import os
-import platform
 import random
 import secrets
-import selectors
-import signal
-import subprocess
+import socket
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from qsweep.tasks.sandbox import usage, walls
+from qsweep.tasks.sandbox import cgroup, walls
+from qsweep.tasks.sandbox.inside.confine import can_filter
+from qsweep.tasks.sandbox.inside.judge import LOST
+from qsweep.tasks.sandbox.process import Confined, Limits, resource_limits, start, watch
 from qsweep.tasks.task import TaskUnavailable
 
 # Users that no system gives to anybody: of 2^31 numbers, those that not even systemd hands out.
 _FIRST_USER, _USERS = 0x70000000, 1 << 24
-# How often the memory of all processes is added up: what a core can fill meanwhile is 0.1 GB or so.
-_LOOK_EVERY_S = 0.05
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use.
-
-    Attributes:
-        cpu_s: Processor seconds of each of its processes.
-        wall_s: Seconds until it is killed with all that it started.
-        memory_mb: What all its processes may hold together, and the address space of each; what
-            it may keep in its scratch directory is an eighth of that.
-        processes: How many it may have at a time, threads included.
-        output_bytes: What it may print before it is killed.
-    """
-
-    cpu_s: int = 10
-    wall_s: float = 15.0
-    memory_mb: int = 512
-    processes: int = 8
-    output_bytes: int = 65536
+# What a control group may hold beside a program and its scratch directory, bytes: the sandbox's own.
+_OVERHEAD = 32 << 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether a program ran to its end without an exception, else why not."""
+    """Whether a program came through its test without an exception, else why not."""
 
     passed: bool
     reason: str
@@ -84,6 +64,7 @@ def find_sandbox(*, unsafe: bool = False) -> Sandbox:
     for name in ("bubblewrap", "unshare"):
         reason = _probe(name)
         if reason is None:
+            _tell_of_memory()
             return Sandbox(name)
         tried.append(f"{name}: {reason}")
     if unsafe:
@@ -95,157 +76,126 @@ def find_sandbox(*, unsafe: bool = False) -> Sandbox:
     )
 
 
-def run_program(sandbox: Sandbox, program: str, limits: Limits | None = None) -> Outcome:
-    """Run one Python program to its end, or to the first limit that it meets."""
+def run_program(
+    sandbox: Sandbox, program: str, limits: Limits | None = None, *, test: str = ""
+) -> Outcome:
+    """Run one Python program to its end, then its test; up to the first limit that either meets.
+
+    The test runs in a process of its own, with the program's global names as if it stood below it.
+    Nothing that the program does in its process makes a test pass, but for what it returns. Without
+    a test it passes where it comes to its end, and has only its own word for that.
+    """
     limits = limits or Limits()
-    scratch = limits.memory_mb * (1 << 17)
-    command = sandbox.command(scratch)
+    command = sandbox.command(limits.scratch_bytes)
     if command is None:
         return Outcome(False, f"{sandbox.name} is not installed")
     token = secrets.token_hex(16)
-    verdict_r, verdict_w = os.pipe()
-    with tempfile.TemporaryFile() as order, contextlib.ExitStack() as stack:
-        stack.callback(os.close, verdict_r)
-        scratch_dir = walls.SCRATCH
-        if sandbox.name == "none":
-            scratch_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="qsweep-"))
-        order.write(
-            json.dumps(
-                {
-                    "program": program,
-                    "token": token,
-                    "verdict": verdict_w,
-                    "scratch": scratch_dir,
-                    "limits": _rlimits(limits, scratch, confined=sandbox.name != "none"),
-                }
-            ).encode()
-        )
-        order.seek(0)
+    with contextlib.ExitStack() as stack:
+        lent = contextlib.ExitStack()
+        stack.enter_context(lent)  # ends of pipes that only the processes shall have
+        verdict, verdict_in = _pipe(stack, lent)
+        output, output_in = _pipe(stack, lent)
+        ends = [lent.enter_context(end).fileno() for end in socket.socketpair()]
+        roles: list[tuple[dict[str, Any], list[int]]] = [
+            ({"role": "candidate", "program": program, "channel": ends[0]}, [ends[0]]),
+            (
+                {"role": "judge", "test": test, "channel": ends[1], "verdict": verdict_in}
+                | {"token": token},
+                [ends[1], verdict_in],
+            ),
+        ]
+        processes: list[Confined] = []
         try:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=order,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(verdict_w,),
-                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"},
-                cwd="/",
-                start_new_session=True,
-            )
+            for order, descriptors in roles:
+                group = stack.enter_context(_group(sandbox, limits))
+                common = _common(sandbox, limits, stack)
+                process = start(command, order | common, group, output_in, descriptors)
+                stack.callback(process.end)
+                processes.append(process)
         except OSError as error:
-            os.close(verdict_w)
             return Outcome(False, f"cannot start: {error.strerror}")
-        os.close(verdict_w)
-        output, verdict, stopped = _watch(process, verdict_r, limits)
-    text = output.decode(errors="replace")
-    if stopped:
-        return Outcome(False, stopped, text)
-    if verdict == token.encode():
-        return Outcome(True, "passed", text)
-    if verdict.startswith(b"!"):
-        return Outcome(False, verdict[1:].decode(errors="replace"), text)
-    return Outcome(False, _ending(process.returncode), text)
+        lent.close()
+        printed, said, stopped = watch(processes, output, verdict, limits)
+        text = printed.decode(errors="replace")
+        if stopped:
+            return Outcome(False, stopped, text)
+        if said == token.encode():
+            return Outcome(True, "passed", text)
+        if said.startswith(b"!"):
+            return Outcome(False, said[1:].decode(errors="replace"), text)
+        # The test says that the program is gone, or is gone itself.
+        gone = processes[0] if said == LOST.encode() else processes[1]
+        gone.settle()
+        gone.end()
+        return Outcome(False, gone.ending(limits), text)
 
 
 def run_programs(
     sandbox: Sandbox,
-    programs: Sequence[str],
+    programs: Sequence[tuple[str, str]],
     limits: Limits | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Run many programs, as many at a time as there are cores. Outcomes in the programs' order."""
+    """Run many pairs of program and test, as many at a time as there are cores.
+
+    Returns outcomes in the programs' order.
+    """
     done = 0
     outcomes = []
+
+    def run(pair: tuple[str, str]) -> Outcome:
+        return run_program(sandbox, pair[0], limits, test=pair[1])
+
     with ThreadPoolExecutor(_cores()) as pool:
-        for outcome in pool.map(lambda program: run_program(sandbox, program, limits), programs):
+        for outcome in pool.map(run, programs):
             outcomes.append(outcome)
             done += 1
             progress(done / len(programs))
     return outcomes
 
 
-def _watch(
-    process: "subprocess.Popen[bytes]", verdict: int, limits: Limits
-) -> tuple[bytes, bytes, str]:
-    """Read until both pipes end or a limit is met: output, verdict, and which limit it was."""
-    assert process.stdout is not None
-    deadline = time.monotonic() + limits.wall_s
-    look = time.monotonic() + _LOOK_EVERY_S
-    read = {process.stdout.fileno(): bytearray(), verdict: bytearray()}
-    stopped = ""
-    try:
-        with selectors.DefaultSelector() as selector:
-            for descriptor in read:
-                selector.register(descriptor, selectors.EVENT_READ)
-            while selector.get_map() and not stopped:
-                now = time.monotonic()
-                if now >= deadline:
-                    stopped = f"timed out after {limits.wall_s:g} s"
-                if now >= look:
-                    look = now + _LOOK_EVERY_S
-                    if usage.holds_more(process.pid, limits.memory_mb << 20):
-                        stopped = f"held more than {limits.memory_mb} MB of memory"
-                for key, _ in selector.select(max(min(deadline, look) - now, 0)):
-                    chunk = os.read(key.fd, 65536)
-                    if not chunk:
-                        selector.unregister(key.fd)
-                    read[key.fd] += chunk
-                    if len(read[key.fd]) > limits.output_bytes:
-                        stopped = f"printed more than {limits.output_bytes} bytes"
-                        break
-    finally:
-        # The group, and with the first process of its own tree all that it ever started.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    output, said = (bytes(found[: limits.output_bytes]) for found in read.values())
-    return output, said, stopped
+def _pipe(stack: contextlib.ExitStack, lent: contextlib.ExitStack) -> tuple[int, int]:
+    read, write = os.pipe()
+    stack.callback(os.close, read)
+    lent.callback(os.close, write)
+    return read, write
 
 
-def _rlimits(limits: Limits, scratch: int, *, confined: bool) -> dict[str, int]:
-    found = {
-        "RLIMIT_CPU": limits.cpu_s,
-        "RLIMIT_AS": limits.memory_mb << 20,
-        "RLIMIT_FSIZE": scratch,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_NOFILE": 64,
+def _group(
+    sandbox: Sandbox, limits: Limits
+) -> "contextlib.AbstractContextManager[cgroup.Group | None]":
+    if sandbox.name == "none":
+        return contextlib.nullcontext()
+    return cgroup.limited(limits.memory_bytes + limits.scratch_bytes + _OVERHEAD)
+
+
+def _common(sandbox: Sandbox, limits: Limits, stack: contextlib.ExitStack) -> dict[str, Any]:
+    confined = sandbox.name != "none"
+    scratch = walls.SCRATCH
+    if not confined:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="qsweep-"))
+    return {
+        "scratch": scratch,
+        "limits": resource_limits(limits, confined=confined),
+        "filter": confined,
     }
-    if confined:
-        # The kernel counts by user: a fresh one for root's programs, and from Linux 5.14 on each
-        # user namespace by itself. Before, all that the user runs already counts too.
-        found["RLIMIT_NPROC"] = limits.processes + (0 if _own_count() else _running())
-    return found
 
 
-def _own_count() -> bool:
-    version = platform.release().split(".")
-    try:
-        return os.geteuid() == 0 or (int(version[0]), int(version[1])) >= (5, 14)
-    except (ValueError, IndexError):
-        return False
+def memory_bounds() -> tuple[str, ...]:
+    """What bounds the memory of a program here, beside adding up what its processes hold."""
+    found = {"a control group": cgroup.available(), "a filter of system calls": can_filter()}
+    return tuple(name for name, there in found.items() if there)
 
 
-def _running() -> int:
-    import psutil
-
-    own, count = os.getuid(), 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.uids().real == own:
-                count += process.num_threads()
-    return count
-
-
-def _ending(code: int) -> str:
-    # A sandbox tells of a signal as 128 + its number.
-    number = -code if code < 0 else code - 128
-    if number in (signal.SIGXCPU, signal.SIGKILL):
-        return "killed: out of processor time or memory"
-    if number > 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(number).name}"
-    return f"ended early (exit code {code})"
+@lru_cache(maxsize=1)
+def _tell_of_memory() -> None:
+    if not memory_bounds():
+        print(
+            "note: the sandbox cannot bound all the memory of a generated program: no control "
+            "group can be made, and system calls cannot be filtered on this kind of machine",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @lru_cache

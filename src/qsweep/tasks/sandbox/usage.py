@@ -1,7 +1,7 @@
 """How much memory a program's processes hold together.
 
 RLIMIT_AS binds each process by itself: eight of them could hold eight times the limit. A control
-group would bind them all, but few machines let a user make one; what the kernel counts of each
+group binds them all, but not every machine lets a user make one; what the kernel counts of each
 process can be read on all.
 """
 
@@ -22,6 +22,22 @@ def holds_more(pid: int, limit: int) -> bool:
     """
     family = list(_family(pid))
     return sum(map(_resident, family)) > limit and sum(map(_share, family)) > limit
+
+
+def keeps_more_files(pid: int, folder: str, limit: int) -> bool:
+    """Whether more than ``limit`` files lie in the file system of ``folder``, as a process sees it.
+
+    Empty ones take memory that no process is charged with. ``pid`` is the first process of the
+    sandbox; those that see this machine's own folder, as until the walls stand, do not count.
+    """
+    for member in _family(pid):
+        seen = f"/proc/{member}/root{folder}"
+        with contextlib.suppress(OSError):
+            if os.stat(seen).st_dev != os.stat(folder).st_dev:
+                found = os.statvfs(seen)
+                if found.f_files - found.f_ffree > limit:
+                    return True
+    return False
 
 
 def _family(pid: int) -> Iterator[int]:

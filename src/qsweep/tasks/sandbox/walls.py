@@ -7,6 +7,8 @@ RLIMIT_NPROC does not bind root.
 """
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from qsweep.tasks.sandbox.inside import bootstrap
+
 SCRATCH = "/tmp"  # noqa: S108 - inside the sandbox, where it is the program's own
+# How many files that directory may hold: empty ones take memory, too.
+SCRATCH_FILES = 4096
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _ENVIRONMENT = {
@@ -26,11 +32,16 @@ _ENVIRONMENT = {
 }
 
 
+@lru_cache(maxsize=1)
+def _bootstrap() -> str:
+    return bootstrap()
+
+
 def interpreter() -> list[str]:
     """Python itself, isolated: no site packages, no user's settings."""
     # os.path.realpath: the program that a virtual environment's link leads to.
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return [executable, "-I", "-S", "-B", "-c", (Path(__file__).with_name("inside.py")).read_text()]
+    return [executable, "-I", "-S", "-B", "-c", _bootstrap()]
 
 
 def bubblewrap(user: int | None, scratch_bytes: int) -> list[str] | None:
@@ -95,15 +106,32 @@ def _mounts(scratch_bytes: int) -> Iterator[str]:
             yield f'ln -s "{target}" "$root{place}"'
         else:
             yield f'mkdir -p "$root{place}"; mount --rbind "{place}" "$root{place}"'
-            yield f'mount -o remount,bind,ro,nosuid,nodev "$root{place}"'
+            for mount, flags in _mounts_at(place):
+                yield f'mount -o remount,bind,ro,{flags} "$root"{shlex.quote(mount)}'
     yield 'mkdir -p "$root/dev" "$root/tmp" "$root/proc" "$root/old"'
     for device in _DEVICES:
         yield f': > "$root/dev/{device}"; mount --bind /dev/{device} "$root/dev/{device}"'
-    yield f'mount -t tmpfs -o size={scratch_bytes},mode=1777,nosuid,nodev tmpfs "$root/tmp"'
+    options = f"size={scratch_bytes},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"
+    yield f'mount -t tmpfs -o {options} tmpfs "$root/tmp"'
     yield 'mount -o remount,bind,ro "$root"'
     # umount finds nothing without /proc, which the program need not see.
     yield 'mount -t proc proc "$root/proc"'
     yield 'cd "$root"; pivot_root . old; cd /; umount -l /old; umount -l /proc'
+
+
+def _mounts_at(place: str) -> Iterator[tuple[str, str]]:
+    """What is mounted at or below a folder, outermost first, and the flags that must stay.
+
+    A bind mount brings along what is mounted below it; to be made read-only each wants a word of
+    its own, which must repeat the flags that a user namespace may not take away.
+    """
+    yield place, "nosuid,nodev"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        mount = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
+        if mount.startswith(f"{place}/"):
+            kept = [flag for flag in ("noexec",) if flag in fields[5].split(",")]
+            yield mount, ",".join(["nosuid", "nodev", *kept])
 
 
 def _as_user(user: int | None) -> list[str]:
