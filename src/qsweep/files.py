@@ -1,12 +1,15 @@
 """Files on disk: atomic writes, stamps that tell whether a file is still what was written."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import stat
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from qsweep.errors import ArtifactCorrupt
 
@@ -24,7 +27,7 @@ class NotRegularFile(OSError):
     """A pipe, a socket, a device or a directory lies where a file is expected."""
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading in binary, provided that it is one.
 
     A pipe without a writer would block for ever, and a device never ends.
@@ -45,6 +48,19 @@ def read_regular(path: Path) -> bytes:
     """The bytes of a regular file; see :func:`open_regular`."""
     with open_regular(path) as file:
         return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file holds as JSON.
+
+    Raises:
+        OSError: it is missing, no regular file, or may not be read.
+        ValueError: it holds no JSON, or such that nothing but a mistake can have written it.
+    """
+    try:
+        return json.loads(read_regular(path).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _kind_of_file(mode: int) -> str:
@@ -84,24 +100,45 @@ def verify(path: Path, stamp: FileStamp, *, full: bool) -> None:
             raise ArtifactCorrupt(f"{path}: its content is not what was written")
     except OSError as error:
         raise ArtifactCorrupt(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise ArtifactCorrupt(f"{path!r}: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary sibling, fsync, rename."""
+    """Write a file atomically: temporary sibling, fsync, rename.
+
+    The sibling is locked as long as its writer lives, so that others can tell what was left behind
+    (:mod:`qsweep.leftovers`).
+
+    Raises:
+        OSError: names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
+    except OSError as error:
+        # Only opening says which file it was, and that is the temporary one.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: temporary sibling, fsync, rename."""
+    """Write JSON atomically: temporary sibling, fsync, rename.
+
+    An empty directory in its place, such as a container's mount leaves, is removed.
+    """
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            path.rmdir()
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -107,7 +107,10 @@ class FileLock:
     def _open(self) -> int:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if self.path.is_dir():
+                self.path.rmdir()  # empty, as a container's mount leaves it; else it is refused
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe's end is no lock
+            return os.open(self.path, flags, 0o666)
         except OSError as error:
             raise QsweepError(self._refusal(error)) from error
 

@@ -96,6 +96,8 @@ def create(
         if environment.state() == "ready":
             return False
         _check_disk(environment)
+        for doomed in environment.folder.glob(f".{spec.name}.*.removed"):
+            shutil.rmtree(doomed, ignore_errors=True)
         _remove(environment.path)
         started = time.time()
         try:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qsweep import record_file
 from qsweep.errors import QsweepError
 from qsweep.locks import LockTimeout, owner_of
 from qsweep.results import Record
@@ -119,13 +120,10 @@ class SweepLog:
 def read_records(directory: Path) -> list[Record]:
     """The records of a sweep that are on disk; what is not readable as one is left out."""
     records = []
-    for path in sorted((directory / "trials").glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+    for _, record in record_file.read_records(directory):
+        if record is not None:
             records.append({"sweep": directory.name, **record})
-        except (OSError, ValueError, TypeError):
-            continue
-    return [record for record in records if "key" in record and "status" in record]
+    return records
 
 
 def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:

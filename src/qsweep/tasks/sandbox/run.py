@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
+from qsweep.scratch import ScratchFolder
 from qsweep.tasks.sandbox import usage, walls
 from qsweep.tasks.task import TaskUnavailable
 
@@ -108,7 +109,7 @@ def run_program(sandbox: Sandbox, program: str, limits: Limits | None = None) ->
         stack.callback(os.close, verdict_r)
         scratch_dir = walls.SCRATCH
         if sandbox.name == "none":
-            scratch_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="qsweep-"))
+            scratch_dir = stack.enter_context(ScratchFolder())
         order.write(
             json.dumps(
                 {
