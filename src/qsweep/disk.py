@@ -10,6 +10,9 @@ from qsweep.errors import ConfigError
 
 # A disk with less room than this is full, bytes.
 _LEAST_ROOM = 1 << 20
+_WAY_OUT = "free some, or move results with outputs_dir=DIR"
+# Where nobody says which disk it is.
+FULL = f"no space left on a disk: {_WAY_OUT}"
 # How libraries say it that raise no error with a number: safetensors, a converter's process, sqlite.
 _WORDS = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
@@ -38,7 +41,7 @@ def has_no_room(path: Path) -> bool:
 
 def disk_full(path: Path) -> str:
     """The line for a full disk."""
-    return f"no space left on the disk of {path}: free some, or move results with outputs_dir=DIR"
+    return f"no space left on the disk of {path}: {_WAY_OUT}"
 
 
 def check_writable(path: Path) -> None:
