@@ -13,8 +13,13 @@ _LEAST_ROOM = 1 << 20
 _WAY_OUT = "free some, or move results with outputs_dir=DIR"
 # Where nobody says which disk it is.
 FULL = f"no space left on a disk: {_WAY_OUT}"
-# How libraries say it that raise no error with a number: safetensors, a converter's process, sqlite.
-_WORDS = ("No space left on device", "Disk quota exceeded", "database or disk is full")
+# How libraries say it that raise no error with a number: safetensors, a process, sqlite, numpy.
+_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "database or disk is full",
+    "Not enough free space",
+)
 
 
 def is_disk_full(error: BaseException) -> bool:
