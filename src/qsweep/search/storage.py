@@ -165,7 +165,7 @@ def _sqlite(url: str) -> Any:
     storage.engine.dispose()  # what is open already has not heard of it
     with storage.engine.connect() as connection:
         # A study that can only be read is of no use, and would only say so after the first trial.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("DELETE FROM studies WHERE 0")
         connection.rollback()
         return storage
 
