@@ -108,7 +108,9 @@ class FileLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_dir():
-                self.path.rmdir()  # empty, as a container's mount leaves it; else it is refused
+                # An empty one is what a container's mount leaves; another is refused below.
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe's end is no lock
             return os.open(self.path, flags, 0o666)
         except OSError as error:

@@ -16,11 +16,21 @@ from qsweep.contents import (
 )
 from qsweep.files import read_json
 
+# Options that rows are told apart by.
+_OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
+
+
+def _has_plain_options(value: Any) -> bool:
+    return is_mapping(value) and not any(isinstance(value.get(o), (list, dict)) for o in _OPTIONS)
+
+
 # Of the fields that a record has, their types; older versions wrote fewer of them.
 _FIELDS: Mapping[str, Check] = {
     **dict.fromkeys(("name", "model", "method", "backend"), or_none(is_text)),
     **dict.fromkeys(("reason", "calibration", "command", "log", "sweep"), or_none(is_text)),
-    **dict.fromkeys(("options", "config", "environment", "artifact"), or_none(is_mapping)),
+    **dict.fromkeys(("environment", "artifact"), or_none(is_mapping)),
+    "options": or_none(_has_plain_options),
+    "config": or_none(lambda value: is_mapping(value) and is_mapping(value.get("model") or {})),
     **dict.fromkeys(("quantize_s", "evaluate_s", "shared_s", "seconds"), or_none(is_number)),
     **dict.fromkeys(("peak_memory_gb", "peak_host_memory_gb"), or_none(is_number)),
     **dict.fromkeys(("started", "ended", "device", "dtype", "fidelity"), or_none(is_text)),

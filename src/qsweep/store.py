@@ -80,8 +80,8 @@ class Store:
 
     def _find(self, kind: Kind, key: str, *, full: bool) -> Entry | None:
         path = self.path(kind, key)
-        state = _state(path)
         try:
+            state = _state(path)
             # What this process has hashed need not be hashed again as long as nobody touches it.
             entry = open_entry(path, full=full and self._hashed.get(path) != state)
             if not entry.sealed:
@@ -90,7 +90,7 @@ class Store:
             if full or not entry.sealed:
                 self._hashed[path] = state
             return entry
-        except ArtifactCorrupt as error:
+        except (ArtifactCorrupt, OSError) as error:
             if os.path.lexists(path) and str(error) not in self._told:
                 self._told.add(str(error))
                 print(f"note: {error}; it counts as absent", file=sys.stderr, flush=True)

@@ -151,11 +151,10 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
             "cached": cached,
             **more,
         }
-        if (
-            cached
-            and (earlier := read_record(file))
-            and fingerprint(earlier) == fingerprint(content)
-        ):
+        earlier = read_record(file) if cached else None
+        if cached and earlier is None and file.exists():
+            _say(f"note: {file}: no record that can be read; it is written again")
+        if earlier is not None and fingerprint(earlier) == fingerprint(content):
             # Keep what says when, where and by which command it really was made.
             content = earlier | {"cached": True}
         else:

@@ -1,12 +1,12 @@
 """One sweep's log: what is missing in the tracker, and how it gets there. Raises, and blocks."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qsweep import record_file
 from qsweep.errors import QsweepError
+from qsweep.files import read_json
 from qsweep.locks import LockTimeout, owner_of
 from qsweep.results import Record
 from qsweep.tracking.client import Client
@@ -147,7 +147,7 @@ def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
 
 def _sweep_facts(directory: Path) -> tuple[str, str, str]:
     try:
-        facts = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+        facts = read_json(directory / "sweep.json")
         return str(facts["name"]), str(facts["command"]), str(facts["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return directory.name, "", ""
