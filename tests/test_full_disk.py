@@ -143,6 +143,23 @@ def test_llama_cpps_converter(disk, base, tiny_model):
     assert is_disk_full(caught.value)
 
 
+def test_a_conversion_that_did_not_fit_leaves_the_room_to_the_results(disk, base, tiny_model):
+    from qsweep.gguf.base import unquantized
+    from qsweep.model_facts import read_facts
+    from qsweep.quantizers import SourceModel
+
+    (disk / "filler").write_bytes(bytes(6 << 20))
+
+    def make(out):
+        with unquantized(SourceModel(read_facts(tiny_model("llama"), "tiny"), "cpu"), out):
+            return {}
+
+    with pytest.raises(QsweepError, match=FULL):
+        Store(disk / "store").build("artifacts", {"what": "test"}, make)
+    assert not has_no_room(disk)
+    assert not list(disk.rglob("*.tmp"))
+
+
 def test_a_damaged_conversion_is_made_again(base, tiny_model, tmp_path):
     from qsweep.gguf.base import unquantized
     from qsweep.model_facts import read_facts

@@ -25,6 +25,7 @@ from qsweep.gguf.reader import read_gguf
 from qsweep.locks import FileLock
 from qsweep.manifest import open_entry, seal
 from qsweep.quantizers import SourceModel
+from qsweep.store import delete
 
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
@@ -70,10 +71,14 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
             temporary = place.with_name(f".{place.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            _make(model, checkpoint, temporary)
-            seal(temporary, identity, {})
-            shutil.rmtree(place, ignore_errors=True)
-            temporary.rename(place)
+            try:
+                _make(model, checkpoint, temporary)
+                seal(temporary, identity, {})
+                delete(place)
+                temporary.rename(place)
+            finally:
+                # Half a file must not keep the room that the results need.
+                shutil.rmtree(temporary, ignore_errors=True)
             _prune(kept)
             base = _open(checkpoint, place)
     assert base is not None
