@@ -161,7 +161,8 @@ def test_prune_leaves_alone_what_is_locked_half_written_or_of_a_running_sweep(ou
     half.mkdir()
     locked = victims[0].key
     before = keys(outputs)
-    with FileLock(outputs / "store/locks" / f"artifacts-{locked}.lock"):
+    making = FileLock(outputs / "store/locks/artifacts-abc.lock")
+    with making, FileLock(outputs / "store/locks" / f"artifacts-{locked}.lock"):
         assert prune_main(["--outputs", str(outputs), "--older-than", "0d", "--delete"]) == 1
     assert "1 entries are locked" in capsys.readouterr().out
     assert keys(outputs) == {locked} and half.is_dir() and len(before) == 4

@@ -211,3 +211,22 @@ def test_one_lock_per_device(tmp_path):
             pass
         with pytest.raises(LockTimeout):
             device_lock(tmp_path, "cuda:0", timeout_s=0).acquire()
+
+
+def test_an_empty_folder_in_a_locks_place_is_removed_and_a_full_one_refused(tmp_path):
+    path = tmp_path / "some.lock"
+    path.mkdir()
+    with FileLock(path):
+        assert path.is_file()
+    path.unlink()
+    (path / "sub").mkdir(parents=True)
+    with pytest.raises(QsweepError, match="some.lock: cannot be locked") as caught:
+        FileLock(path).acquire()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_a_locks_place_is_no_lock_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "some.lock")
+    with pytest.raises(QsweepError, match="cannot be locked"):
+        FileLock(tmp_path / "some.lock").acquire()

@@ -1,5 +1,7 @@
 """Files on disk: atomic writes, stamps that tell whether a file is still what was written."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -48,6 +50,19 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def read_json(path: Path) -> Any:
+    """What a regular file holds as JSON.
+
+    Raises:
+        OSError: it is missing, no regular file, or may not be read.
+        ValueError: it holds no JSON, or such that nothing but a mistake can have written it.
+    """
+    try:
+        return json.loads(read_regular(path).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _kind_of_file(mode: int) -> str:
     kinds = {
         stat.S_ISDIR: "a directory",
@@ -85,24 +100,45 @@ def verify(path: Path, stamp: FileStamp, *, full: bool) -> None:
             raise ArtifactCorrupt(f"{path}: its content is not what was written")
     except OSError as error:
         raise ArtifactCorrupt(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise ArtifactCorrupt(f"{path!r}: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary sibling, fsync, rename."""
+    """Write a file atomically: temporary sibling, fsync, rename.
+
+    The sibling is locked as long as its writer lives, so that others can tell what was left behind
+    (:mod:`qsweep.leftovers`).
+
+    Raises:
+        OSError: names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
+    except OSError as error:
+        # Only opening says which file it was, and that is the temporary one.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: temporary sibling, fsync, rename."""
+    """Write JSON atomically: temporary sibling, fsync, rename.
+
+    An empty directory in its place, such as a container's mount leaves, is removed.
+    """
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            path.rmdir()
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -1,6 +1,5 @@
 """What a store holds, which sweeps it came from, and what may be in use right now."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from qsweep.report.data import Group, groups
 from qsweep.report.front import front
 from qsweep.report.sources import known_sweeps, read_sweep
 from qsweep.results import Record, best
-from qsweep.store import MANIFEST, Kind, Store
+from qsweep.store import MANIFEST, Kind, Store, delete
 
 # What can be made again from what is left.
 Prunable = Literal["artifacts", "importances", "references"]
@@ -91,13 +90,12 @@ def remove(store: Store, entry: Holding) -> bool:
     if entry.kind not in get_args(Prunable):
         raise ValueError(f"{entry.kind} are never pruned")
     path = store.path(entry.kind, entry.key)
-    lock = FileLock(store.root / "locks" / f"{entry.kind}-{entry.key}.lock", timeout_s=0)
     try:
-        with lock:
+        with store.lock(entry.kind, entry.key, timeout_s=0):
             temporary = path.with_name(f".{entry.key}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
+            delete(temporary)
             path.rename(temporary)
-            shutil.rmtree(temporary)
+            delete(temporary)
     except LockTimeout:
         return False
     except FileNotFoundError:

@@ -107,7 +107,12 @@ class FileLock:
     def _open(self) -> int:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if self.path.is_dir():
+                # An empty one is what a container's mount leaves; another is refused below.
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe's end is no lock
+            return os.open(self.path, flags, 0o666)
         except OSError as error:
             raise QsweepError(self._refusal(error)) from error
 

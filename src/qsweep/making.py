@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from qsweep.quantizers.importance import load as load_importance
 from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.importance import save as save_importance
 from qsweep.quantizers.none import reference_artifact
+from qsweep.scratch import ScratchFolder
 from qsweep.store import Entry, Store
 
 
@@ -90,7 +90,7 @@ def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, 
     started = time.perf_counter()
     reset_peak_memory(device)
     # Some libraries write logs into whatever folder they are called in.
-    with tempfile.TemporaryDirectory(prefix="qsweep-") as scratch, contextlib.chdir(scratch):
+    with ScratchFolder() as scratch, contextlib.chdir(scratch):
         artifacts = quantize()
     spent = {"quantize_s": time.perf_counter() - started}
     memory = peak_memory(device)

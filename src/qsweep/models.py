@@ -136,5 +136,5 @@ def _fallback(model: ModelConfig, store: Store, error: QsweepError) -> Path:
         return {}
 
     identity = {"package": model.fallback, "version": version(str(model.fallback))}
-    entry, _ = store.build("models", identity, make, full=False)
+    entry, _ = store.build("models", identity, make)
     return entry.path

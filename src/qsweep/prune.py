@@ -1,6 +1,6 @@
 """``python -m qsweep.prune``: what the store holds, and making room in it.
 
-Without a rule it only tells. ``--off-front`` picks the artifacts that are on no sweep's Pareto
+Without a rule it only tells, and with ``--delete`` it removes what killed processes left half-written. ``--off-front`` picks the artifacts that are on no sweep's Pareto
 front of size and quality, ``--older-than`` those (and caches of references and importance matrices)
 sealed before a date or so many days ago; with both, what either picks. Nothing is deleted without
 ``--delete``.
@@ -19,6 +19,7 @@ from typing import get_args
 from qsweep.cells import gigabytes
 from qsweep.errors import QsweepError
 from qsweep.holdings import Holding, Holdings, Prunable, half_written, look, remove
+from qsweep.leftovers import sweep_away
 from qsweep.schema import nearest
 
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _tell(holdings, outputs)
+    if options.delete and (gone := sweep_away(outputs)):
+        print(f"{len(gone)} leftovers of processes that were killed are removed")
     if before is None and not options.off_front:
         return 0
     chosen = choose(holdings, off_front=options.off_front, before=before, sweeps=options.sweeps)
@@ -92,7 +95,7 @@ def _tell(holdings: Holdings, outputs: Path) -> None:
         note = "  (running)" if running else ""
         print(f"  sweep {name}: {len(held)} artifacts, {_gb(held)} GB, {front} on a front{note}")
     if left := half_written(outputs / "store"):
-        print(f"  {len(left)} half-written entries, left alone")
+        print(f"  {len(left)} half-written entries; --delete removes those that nobody is making")
 
 
 def _prune(holdings: Holdings, chosen: Sequence[Holding], *, delete: bool) -> int:

@@ -1,9 +1,8 @@
 """The record of a trial: everything known of it as one JSON mapping, read from the store."""
 
-import json
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from qsweep.artifact import Artifact, from_content
@@ -29,7 +28,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         artifact, made = from_content(entry.path, entry.content), entry.content
     measured = []
     for step in plan.measurements:
-        entry = store.find("measurements", step.key)
+        entry = store.find("measurements", step.key, full=True)
         if entry is None:
             return None
         measured.append((step, entry))
@@ -60,10 +59,8 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         "shared_s": made.get("shared_s"),
         "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
         + sum(task["seconds"] for task in (tasks or {}).get("tasks", ())),
-        "peak_memory_gb": max(c["peak_memory_gb"] for c in contents if "peak_memory_gb" in c),
-        "peak_host_memory_gb": max(
-            c["peak_host_memory_gb"] for c in contents if "peak_host_memory_gb" in c
-        ),
+        "peak_memory_gb": _largest("peak_memory_gb", contents),
+        "peak_host_memory_gb": _largest("peak_host_memory_gb", contents),
         "device": plan.setting.device,
         "dtype": plan.setting.dtype,
     }
@@ -87,14 +84,6 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
     }
 
 
-def read_record(file: Path) -> Record | None:
-    """A record as it lies on disk; None if there is none that can be read."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def now() -> str:
     """This moment in ISO 8601, UTC, to the second."""
     return timestamp(time.time())
@@ -103,6 +92,10 @@ def now() -> str:
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch in ISO 8601, UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _largest(name: str, contents: Sequence[Mapping[str, Any]]) -> float | None:
+    return max((c[name] for c in contents if c.get(name) is not None), default=None)
 
 
 def _outline(trial: TrialConfig) -> Record:

@@ -2,42 +2,42 @@
 
 An entry is a directory that appears whole or not at all: it is made beside its place, sealed with a
 manifest of its files, flushed to disk and renamed. Two sweeps that want the same entry wait for one
-another on a lock; a killed maker leaves only a temporary directory, which the next one sweeps away.
+another on a lock; a killed maker leaves only a temporary directory, which the next one, or the next
+start (:mod:`qsweep.leftovers`), sweeps away.
+
+What is in its place but not what was written there counts as absent, and a line says so. The quick
+check (the manifest, sizes and time stamps of files) is for whether something is there; whoever
+calculates with an entry's files asks for the full one, which hashes them.
 """
 
-import errno
-import json
+import contextlib
+import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qsweep.config import key_of
+from qsweep.contents import contradiction, problem
+from qsweep.disk import disk_full, has_no_room, is_disk_full
 from qsweep.errors import ArtifactCorrupt, QsweepError
-from qsweep.files import FileStamp, sha256_of, stamp_of, sync_tree, verify, write_json
+from qsweep.files import read_regular, sha256_of, sync_tree, write_bytes
 from qsweep.locks import FileLock
+from qsweep.manifest import MANIFEST, Entry, open_entry, seal, seal_again
+
+__all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
+           "open_entry", "seal"]  # fmt: skip
 
 Kind = Literal[
     "artifacts", "importances", "references", "measurements", "tasks", "timings", "models", "texts"
 ]
-MANIFEST = "manifest.json"
-# A disk with less room than this is full, bytes.
-_LEAST_ROOM = 1 << 20
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]
 # The same for several at once, by key.
 MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A finished entry: its directory, and what its maker said of it."""
-
-    path: Path
-    content: dict[str, Any]
 
 
 class Store:
@@ -45,31 +45,63 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
+        self._told: set[str] = set()
+        self._hashed: dict[Path, set[tuple[Any, ...]]] = {}
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where an entry is or would be."""
         return self.root / kind / key
 
-    def find(self, kind: Kind, key: str, *, full: bool = False) -> Entry | None:
-        """The entry, if it is there and its files are what was written.
+    def lock(self, kind: str, key: str, *, timeout_s: float | None = None) -> FileLock:
+        """What whoever makes or removes an entry holds."""
+        return FileLock(self.root / "locks" / f"{kind}-{key}.lock", timeout_s=timeout_s)
 
-        The quick check looks at sizes and time stamps; ``full`` hashes every file. A damaged entry
-        counts as absent.
+    def find(self, kind: Kind, key: str, *, full: bool = False) -> Entry | None:
+        """The entry, if it is there and is what was written.
+
+        The quick check looks at files' sizes and time stamps; ``full`` hashes every file. A damaged
+        entry counts as absent.
         """
+        entry = self._find(kind, key, full=full)
+        if entry is not None and not entry.sealed:
+            with contextlib.suppress(QsweepError, OSError), self.lock(kind, key, timeout_s=0):
+                seal_again(entry.path)
+        return entry
+
+    def require(self, kind: Kind, key: str) -> Entry:
+        """The entry, every file of it hashed.
+
+        Raises:
+            ArtifactCorrupt: it is absent or damaged.
+        """
+        if (entry := self.find(kind, key, full=True)) is None:
+            raise ArtifactCorrupt(f"{self.path(kind, key)}: is gone or damaged; run it again")
+        return entry
+
+    def _find(self, kind: Kind, key: str, *, full: bool) -> Entry | None:
         path = self.path(kind, key)
         try:
-            return open_entry(path, full=full)
-        except ArtifactCorrupt:
+            state = _state(path)
+            # What this process has hashed need not be hashed again as long as nobody touches it.
+            entry = open_entry(path, full=full and self._hashed.get(path) != state)
+            if not entry.sealed:
+                # Nothing but its files speaks for it: look at all of them, once.
+                check_unsealed(entry)
+            if full or not entry.sealed:
+                self._hashed[path] = state
+            return entry
+        except (ArtifactCorrupt, OSError) as error:
+            if os.path.lexists(path) and str(error) not in self._told:
+                self._told.add(str(error))
+                print(f"note: {error}; it counts as absent", file=sys.stderr, flush=True)
             return None
 
     def remove(self, kind: Kind, key: str) -> None:
         """Delete an entry, if it is there."""
-        with FileLock(self.root / "locks" / f"{kind}-{key}.lock"):
-            _remove(self.path(kind, key))
+        with self.lock(kind, key):
+            delete(self.path(kind, key))
 
-    def build(
-        self, kind: Kind, identity: dict[str, Any], make: Make, *, full: bool = True
-    ) -> tuple[Entry, bool]:
+    def build(self, kind: Kind, identity: dict[str, Any], make: Make) -> tuple[Entry, bool]:
         """The entry that ``identity`` determines, made now if it is absent or damaged.
 
         Returns the entry and whether it was made now. ``make`` gets an empty directory; whatever it
@@ -79,15 +111,13 @@ class Store:
         def make_one(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
             return {key: make(folder) for key, folder in folders.items()}
 
-        return self.build_all(kind, [identity], make_one, full=full)[key_of(identity)]
+        return self.build_all(kind, [identity], make_one)[key_of(identity)]
 
     def build_all(
         self,
         kind: Kind,
         identities: Sequence[dict[str, Any]],
         make: MakeAll,
-        *,
-        full: bool = True,
     ) -> dict[str, tuple[Entry, bool]]:
         """Entries that are made together, by key; see :meth:`build`.
 
@@ -99,112 +129,81 @@ class Store:
         with ExitStack() as locks:
             # In one order everywhere, so that two who want the same never wait for each other.
             for key in sorted(wanted):
-                locks.enter_context(FileLock(self.root / "locks" / f"{kind}-{key}.lock"))
-            found = {key: self.find(kind, key, full=full) for key in wanted}
+                locks.enter_context(self.lock(kind, key))
+            found = {key: self._find(kind, key, full=True) for key in wanted}
+            for entry in found.values():
+                if entry is not None and not entry.sealed:
+                    with contextlib.suppress(OSError):  # it may lie on a disk that is read only
+                        seal_again(entry.path)
             absent = {
                 key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
             }
             try:
                 for temporary in absent.values():
-                    _remove(temporary)
+                    delete(temporary)
                     temporary.mkdir()
                 contents = make(absent) if absent else {}
                 for key, temporary in absent.items():
                     seal(temporary, wanted[key], contents[key])
                     sync_tree(temporary)
-                    _remove(self.path(kind, key))
+                    delete(self.path(kind, key))
                     temporary.rename(self.path(kind, key))
             except Exception as error:
-                if is_disk_full(error):
+                # Looked at before anything is removed: not every library says why it failed.
+                if is_disk_full(error) or has_no_room(self.root / kind):
                     raise QsweepError(disk_full(self.root)) from error
                 raise
             finally:
                 for temporary in absent.values():
-                    _remove(temporary)
+                    delete(temporary)
             return {
                 key: (entry or open_entry(self.path(kind, key)), entry is None)
                 for key, entry in found.items()
             }
 
 
-def seal(path: Path, identity: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write the manifest of a finished directory: identity, content, every file's stamp."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST)
-    stamps = {str(p.relative_to(path)): asdict(stamp_of(p)) for p in files}
-    write_json(
-        path / MANIFEST, {"version": 1, "identity": identity, "content": content, "files": stamps}
-    )
+def check_unsealed(entry: Entry) -> None:
+    """Verify all that can be of an entry whose manifest has no seal. Raises ArtifactCorrupt."""
+    open_entry(entry.path, full=True)
+    kind, content = entry.path.parent.name, entry.content
+    if wrong := problem(kind, content) or contradiction(kind, entry.path, content):
+        raise ArtifactCorrupt(f"{entry.path}: {MANIFEST}: {wrong}")
 
 
-def open_entry(path: Path, *, full: bool = False) -> Entry:
-    """Read a sealed directory and check its files against its manifest.
-
-    Raises:
-        ArtifactCorrupt: names the first file that is missing, truncated or edited.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        stamps = {name: FileStamp(**stamp) for name, stamp in manifest["files"].items()}
-        content = manifest["content"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorrupt(f"{path}: no readable {MANIFEST} ({error})") from error
-    for name, stamp in stamps.items():
-        verify(path / name, stamp, full=full)
-    return Entry(path, content)
+def _state(path: Path) -> set[tuple[Any, ...]]:
+    """What changes when a file of a directory does, its own time stamps set back or not."""
+    found = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
+    return {(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
 
 
 def file_hash(store: Store, path: Path) -> str:
-    """SHA-256 of a file, remembered by its path, size and time stamp."""
+    """SHA-256 of a file, remembered by all that changes when its content does.
+
+    Size and modification time alone would not do: a copy or an editor may set that time back. The
+    time of the last change of the file's entry in its folder nobody can set.
+    """
     real = path.resolve()
     stat = real.stat()
-    key = key_of([str(real), stat.st_size, stat.st_mtime_ns])
+    known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    key = key_of([str(real), *known])
     cached = store.root / "hashes" / key
-    try:
-        return cached.read_text(encoding="ascii")
-    except OSError:
-        digest = sha256_of(real)
-        write_json_text(cached, digest)
-        return digest
+    with contextlib.suppress(OSError):
+        digest, _, check = read_regular(cached).partition(b" ")
+        if check == _check(key, digest):
+            return digest.decode("ascii")
+    found = sha256_of(real)
+    with contextlib.suppress(OSError):  # it is hashed again the next time
+        write_bytes(cached, b" ".join((found.encode(), _check(key, found.encode()))))
+    return found
 
 
-def write_json_text(path: Path, text: str) -> None:
-    """Write a short text atomically."""
-    from qsweep.files import write_bytes
-
-    write_bytes(path, text.encode())
+def _check(key: str, digest: bytes) -> bytes:
+    # Two of these files in each other's place would give each model the other's results.
+    return hashlib.sha256(key.encode() + digest).hexdigest()[:16].encode()
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says so; safetensors' and others' only say it in words."""
-    number = error.errno if isinstance(error, OSError) else None
-    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
-def disk_full(path: Path) -> str:
-    """The line for a full disk."""
-    return f"no space left on the disk of {path}: free some, or move results with outputs_dir=DIR"
-
-
-def check_writable(path: Path) -> None:
-    """Raise one clear line if nothing can be written below ``path``."""
-    from qsweep.errors import ConfigError
-
-    probe = path / f".probe-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(_LEAST_ROOM))
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        if is_disk_full(error):
-            raise ConfigError(disk_full(path)) from error
-        raise ConfigError(
-            f"outputs_dir={path}: cannot be written ({error.strerror}); choose another"
-        ) from error
-
-
-def _remove(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Remove a file, a link or a directory, if it is there; what a link points to stays."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():

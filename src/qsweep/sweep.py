@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.config import SweepConfig, sweep_config, trial_config
+from qsweep.disk import check_writable
 from qsweep.environment import environment
 from qsweep.errors import QsweepError
 from qsweep.files import write_json
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
+from qsweep.leftovers import sweep_away
 from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting
@@ -21,13 +23,13 @@ from qsweep.record import (
     Record,
     finished_record,
     now,
-    read_record,
     timestamp,
     unfinished_record,
 )
+from qsweep.record_file import read_record
 from qsweep.report import report_sweep
 from qsweep.results import write_results
-from qsweep.store import Store, check_writable
+from qsweep.store import Store
 from qsweep.tracking import Tracker, fingerprint
 
 
@@ -110,6 +112,7 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
         sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
     )
     with contextlib.nullcontext() if shared else lock, ForkServer() as server:
+        sweep_away(sweep.config.outputs_dir)
         write_json(
             sweep.directory / "sweep.json",
             {"name": sweep.name, "command": sweep.command, "started": now()},
@@ -148,11 +151,10 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
             "cached": cached,
             **more,
         }
-        if (
-            cached
-            and (earlier := read_record(file))
-            and fingerprint(earlier) == fingerprint(content)
-        ):
+        earlier = read_record(file) if cached else None
+        if cached and earlier is None and file.exists():
+            _say(f"note: {file}: no record that can be read; it is written again")
+        if earlier is not None and fingerprint(earlier) == fingerprint(content):
             # Keep what says when, where and by which command it really was made.
             content = earlier | {"cached": True}
         else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsweep.corpora import CorpusConfig, identity, load_documents, text_fingerprint
+from qsweep.files import read_json
 from qsweep.store import Entry, Store
 
 _FILE = "documents.json"
@@ -19,7 +20,7 @@ class Text:
 
     def documents(self) -> list[str]:
         """The documents, in order."""
-        return json.loads((self.path / _FILE).read_text(encoding="utf-8"))
+        return read_json(self.path / _FILE)
 
 
 def text_of(config: CorpusConfig, store: Store) -> Text:
@@ -34,5 +35,5 @@ def text_of(config: CorpusConfig, store: Store) -> Text:
         return {"fingerprint": text_fingerprint(documents)}
 
     entry: Entry
-    entry, _ = store.build("texts", identity(config), load, full=False)
+    entry, _ = store.build("texts", identity(config), load)
     return Text(entry.path, entry.content["fingerprint"])

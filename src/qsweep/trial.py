@@ -5,6 +5,7 @@ resumed sweep and a fresh one tell the same story.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from qsweep.memory import peak_memory, reset_peak_memory
 from qsweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.quantizers import Progress
 from qsweep.quantizers.none import reference_artifact
-from qsweep.store import Store
-from qsweep.tasks.run import missing, run_tasks
+from qsweep.store import Entry, Store
+from qsweep.tasks.run import incomparable, missing, run_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +38,8 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
-    measured = all(store.find("measurements", m.key) for m in plan.measurements)
-    if not measured or missing(plan.tasks, store):
+    measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
+    if not measured or missing(plan.tasks, store) or incomparable(plan.tasks, store):
         measure_all(plan, artifact, store, progress)
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)
@@ -50,10 +51,12 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
 
     reference_plan = plan.reference()
     if not plan.is_reference:
-        _ensure_references(reference_plan, store, progress)
+        pairs = zip(plan.measurements, reference_plan.measurements, strict=True)
+        wanted = [b for s, b in pairs if not store.find("measurements", s.key, full=True)]
+        _ensure_references(reference_plan, wanted, store, progress)
     model: PreTrainedModel | None = None
     for step, base_step in zip(plan.measurements, reference_plan.measurements, strict=True):
-        if store.find("measurements", step.key) is not None:
+        if store.find("measurements", step.key, full=True) is not None:
             continue
         if model is None:
             progress("load", None)
@@ -71,7 +74,7 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
             else:
                 result = measure(model, windows, find_reference(plan, step, store), report)
                 result.metrics.update(
-                    compare(result, read_measurement(store.path("measurements", base.key)))
+                    compare(result, read_measurement(store.require("measurements", base.key).path))
                 )
             save_measurement(result, out)
             return {
@@ -144,11 +147,11 @@ def measure_reference(
         build_reference(model, windows, out, progress)
         return {}
 
-    entry, _ = store.build("references", step.reference, build, full=False)
+    entry, _ = store.build("references", step.reference, build)
     result = reference_measurement(entry.path, windows)
     result.metrics |= itself
-    reference = find_reference(plan, step, store)
-    if reference is not None and plan.trial.eval.noise_floor:
+    if plan.trial.eval.noise_floor:
+        reference = _open_reference(plan, entry)
 
         def wide() -> "PreTrainedModel":
             return load(plan, reference_artifact(plan.setting.facts), "float32")
@@ -161,16 +164,20 @@ def find_reference(plan: Plan, step: MeasurementPlan, store: Store) -> "Referenc
     """The cached reference of a measurement; None if the trial measures no divergence.
 
     Raises:
-        ArtifactCorrupt: It is not in the store.
+        ArtifactCorrupt: It is not in the store, or damaged.
     """
+    if not plan.trial.eval.divergence:
+        return None
+    return _open_reference(plan, store.require("references", key_of(step.reference)))
+
+
+def _open_reference(plan: Plan, entry: Entry) -> "Reference":
     import torch
 
     from qsweep.evaluators import open_reference
 
-    if not plan.trial.eval.divergence:
-        return None
     return open_reference(
-        store.path("references", key_of(step.reference)),
+        entry.path,
         plan.setting.facts.path,
         plan.setting.device,
         getattr(torch, plan.setting.dtype),
@@ -221,13 +228,21 @@ def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     )
 
 
-def _ensure_references(plan: Plan, store: Store, progress: Progress) -> None:
-    # Normally the reference trial ran before; what was deleted in between is made again here.
-    for step in plan.measurements:
-        cached = not plan.trial.eval.divergence or store.find("references", key_of(step.reference))
-        if store.find("measurements", step.key) is None or not cached:
+def _ensure_references(
+    plan: Plan, steps: Sequence[MeasurementPlan], store: Store, progress: Progress
+) -> None:
+    """Make what the trial's figures are compared with, where it is absent or not what it was.
+
+    Normally the reference trial ran before.
+    """
+    whole = True
+    for step in steps:
+        held = store.find("measurements", step.key, full=True)
+        cached = not plan.trial.eval.divergence or store.find(
+            "references", key_of(step.reference), full=True
+        )
+        if not (held and cached):
             store.remove("measurements", step.key)
-            measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
-            return
-    if any(store.find("tasks", task.key) is None for task in plan.tasks):
+            whole = False
+    if not whole or any(store.find("tasks", t.key, full=True) is None for t in plan.tasks):
         measure_all(plan, reference_artifact(plan.setting.facts), store, progress)

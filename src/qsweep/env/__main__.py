@@ -1,7 +1,6 @@
 """``python -m qsweep.env list|create NAME|check NAME|remove NAME``."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from qsweep.env.create import MANIFEST, Environment, Notice, check, create, remo
 from qsweep.env.install import INSTALLERS
 from qsweep.env.spec import load_spec, spec_names
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.files import read_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,11 +75,11 @@ def _list(folder: Path) -> int:
 def _own(path: Path) -> list[str]:
     """The row of an environment that was made from a file of the user's own."""
     try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(path / MANIFEST)
         library = str(content.get("library", ""))
         version = content["packages"].get(library.lower().replace("_", "-"), "")
         python = str(content["python"])
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [path.name, "unreadable", "", "", ""]
     size = f"{_bytes(path) / 1e9:.1f} GB"
     return [path.name, "your own", f"{library} {version}".strip(), python, size]

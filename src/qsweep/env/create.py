@@ -5,7 +5,6 @@ written, last of all. What has none is half-made: the next creation, or ``remove
 """
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -14,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qsweep.contents import is_mapping, is_text, wrong_field
 from qsweep.env.install import InstallFailed, Step, installer_steps, run_step
 from qsweep.env.interpreter import ask, find_base
 from qsweep.env.spec import EnvSpec
 from qsweep.errors import QsweepError
-from qsweep.files import write_json
+from qsweep.files import read_json, write_json
 from qsweep.locks import FileLock
 
 MANIFEST = "qsweep-env.json"
@@ -58,10 +58,11 @@ class Environment:
     def manifest(self) -> dict[str, Any] | None:
         """What was said of it when it was finished; None if it never was."""
         try:
-            content = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else None
+            content = read_json(self.path / MANIFEST)
         except (OSError, ValueError):
             return None
+        fields = {"python": is_text, "packages": is_mapping}
+        return content if is_mapping(content) and not wrong_field(content, fields) else None
 
     def state(self) -> State:
         """Whether it is there, whole, and made from today's pins."""
@@ -96,6 +97,8 @@ def create(
         if environment.state() == "ready":
             return False
         _check_disk(environment)
+        for doomed in environment.folder.glob(f".{spec.name}.*.removed"):
+            shutil.rmtree(doomed, ignore_errors=True)
         _remove(environment.path)
         started = time.time()
         try:

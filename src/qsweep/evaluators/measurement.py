@@ -1,12 +1,11 @@
 """What measuring a model leaves behind: numbers, per-token arrays, and facts about how."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import ArtifactCorrupt
-from qsweep.files import write_json
+from qsweep.files import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +57,8 @@ def read_measurement(directory: Path) -> Measurement:
     from safetensors.torch import load_file
 
     try:
-        numbers = json.loads((directory / _NUMBERS).read_text(encoding="utf-8"))
+        numbers = read_json(directory / _NUMBERS)
         arrays = load_file(directory / _ARRAYS)
-        return Measurement(numbers["metrics"], arrays, numbers["facts"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return Measurement(dict(numbers["metrics"]), arrays, dict(numbers["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactCorrupt(f"{directory}: not a measurement ({error})") from error

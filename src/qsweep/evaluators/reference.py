@@ -4,7 +4,6 @@ Tokens × hidden size instead of tokens × vocabulary: logits are rebuilt tile b
 reference's own head. Where a model's logits cannot be rebuilt so, they are kept themselves.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from qsweep.evaluators.engine import open_engine, quick_memory, run_windows
 from qsweep.evaluators.evaluate import nll_measurement, require_finite, run_facts
 from qsweep.evaluators.measurement import Measurement
 from qsweep.evaluators.scoring import choose_tile, score, token_parts
-from qsweep.files import write_json
+from qsweep.files import read_json, write_json
 from qsweep.output_head import KeptLogits, OutputHead, agree, load_output_head
 from qsweep.quantizers import Progress, silent
 
@@ -291,10 +290,10 @@ def _read(path: Path) -> "tuple[dict[str, Any], dict[str, Tensor], Shards]":
     from safetensors.torch import load_file
 
     try:
-        facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+        facts = read_json(path / _FACTS)
         tokens = load_file(path / _TOKENS)
         if missing := {"fingerprint", "body", "vocab"} - facts.keys():
             raise KeyError(*missing)
         return facts, tokens, Shards(path, facts["ends"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ArtifactCorrupt(f"{path}: no readable reference ({error})") from error

@@ -4,27 +4,34 @@ Starting the converter takes longer than converting a small model and quantizing
 conversions are kept for the next type of the same model.
 """
 
-import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qsweep.config import key_of
+from qsweep.errors import ArtifactCorrupt
+from qsweep.files import read_json
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.converter import convert, package_version
 from qsweep.gguf.layout import Layout, derive, from_json, to_json
 from qsweep.gguf.reader import read_gguf
 from qsweep.locks import FileLock
+from qsweep.manifest import open_entry, seal
 from qsweep.quantizers import SourceModel
+from qsweep.store import delete
 
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
 _VERSION = 1
+_LAYOUT = "layout.json"
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
 
@@ -55,7 +62,8 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
             yield _make(model, checkpoint, Path(folder))
         return
     kept = out.parent / ".conversions"
-    place = kept / _key(model, checkpoint)
+    identity = _identity(model)
+    place = kept / key_of(identity)
     kept.mkdir(exist_ok=True)
     with FileLock(kept / f"{place.name}.lock"):
         base = _open(checkpoint, place)
@@ -63,9 +71,14 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
             temporary = place.with_name(f".{place.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            _make(model, checkpoint, temporary)
-            shutil.rmtree(place, ignore_errors=True)
-            temporary.rename(place)
+            try:
+                _make(model, checkpoint, temporary)
+                seal(temporary, identity, {})
+                delete(place)
+                temporary.rename(place)
+            finally:
+                # Half a file must not keep the room that the results need.
+                shutil.rmtree(temporary, ignore_errors=True)
             _prune(kept)
             base = _open(checkpoint, place)
     assert base is not None
@@ -83,34 +96,42 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
     if layout.orders:
         save_file(dict(layout.orders), folder / "layout.safetensors")
-    # Written last: its presence says that the rest is whole.
-    (folder / "layout.json").write_text(json.dumps(to_json(layout, checkpoint.infos)))
+    (folder / _LAYOUT).write_text(json.dumps(to_json(layout, checkpoint.infos)))
     return Base(path, layout, checkpoint)
 
 
 def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
     from safetensors.torch import load_file
 
-    description = folder / "layout.json"
-    if not description.exists():
+    try:
+        open_entry(folder, full=True)
+    except ArtifactCorrupt as error:
+        if folder.exists():
+            print(f"note: {error}; it counts as absent", file=sys.stderr)
         return None
-    description.touch()
+    (folder / _LAYOUT).touch()
     orders_file = folder / "layout.safetensors"
     orders = load_file(orders_file) if orders_file.exists() else {}
-    layout = from_json(json.loads(description.read_text()), checkpoint.infos, orders)
+    layout = from_json(read_json(folder / _LAYOUT), checkpoint.infos, orders)
     return Base(folder / "base.gguf", layout, checkpoint)
 
 
-def _key(model: SourceModel, checkpoint: Checkpoint) -> str:
-    files = sorted(p for p in model.path.iterdir() if p.is_file())
-    stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    place = str(model.path.resolve())
-    identity = [_VERSION, package_version(), place, stamps, model.trust_remote_code]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+def _identity(model: SourceModel) -> dict[str, Any]:
+    # Nobody can set back the time of a file's last change, as a copy sets that of its content.
+    stats = {p.name: p.stat() for p in sorted(model.path.iterdir()) if p.is_file()}
+    return {
+        "version": _VERSION,
+        "converter": package_version(),
+        "model": str(model.path.resolve()),
+        "files": {
+            name: [s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()
+        },
+        "trust_remote_code": model.trust_remote_code,
+    }
 
 
 def _prune(kept: Path) -> None:
-    used = {p.parent: p.stat().st_mtime for p in kept.glob("*/layout.json")}
+    used = {p.parent: p.stat().st_mtime for p in kept.glob(f"*/{_LAYOUT}")}
     for folder in sorted(used, key=used.__getitem__, reverse=True)[_KEPT:]:
         if time.time() - used[folder] > _IN_USE_S:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ It is part of llama-cpp-python's source package and not of the built one. Once p
 """
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from qsweep.disk import has_no_room, says_full
 from qsweep.errors import BackendUnavailable, IncompatibleTrial, QsweepError
 from qsweep.gguf.ggml import INSTALL
 
@@ -76,6 +78,7 @@ def convert(model: Path, out: Path, outtype: str, *, trust_remote_code: bool = F
 
     Raises:
         BackendUnavailable: the converter is not installed.
+        OSError: the disk is full.
         IncompatibleTrial: it refuses the model; the text ends with its own last line.
     """
     notes = out.with_name(out.name + ".notes.json")
@@ -94,6 +97,8 @@ def convert(model: Path, out: Path, outtype: str, *, trust_remote_code: bool = F
         )
         if done.returncode:
             print(done.stdout, file=sys.stderr)
+            if says_full(done.stdout) or has_no_room(out.parent):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
             lines = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
             raise IncompatibleTrial(
                 f"llama.cpp's converter refuses {model.name}: {lines[-1].strip()}"

@@ -44,15 +44,16 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
 
 def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
     """Where each tensor of the checkpoint lies in the artifact's file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     orders_file = artifact.path / ORDERS_FILE
-    orders = load_file(orders_file) if orders_file.exists() else {}
     try:
+        orders = load_file(orders_file) if orders_file.exists() else {}
         return from_json(artifact.details["tensors"], checkpoint.infos, orders)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
         raise ArtifactCorrupt(
-            f"{artifact.path}: its manifest does not say where what is"
+            f"{artifact.path}: its manifest and {ORDERS_FILE} do not say where what is"
         ) from error
 
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import ctypes
+import errno
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.disk import has_no_room
 from qsweep.errors import ArtifactCorrupt, TrialFailed
 from qsweep.gguf.types import FileType
 
@@ -30,6 +33,7 @@ def quantize_file(
         imatrix: mean squared activation per input channel, float32, by tensor name in the file.
 
     Raises:
+        OSError: the disk is full.
         TrialFailed: llama.cpp refuses; the text is its own.
     """
     from llama_cpp import llama_cpp as api
@@ -52,6 +56,8 @@ def quantize_file(
             str(source).encode(), str(target).encode(), ctypes.byref(params)
         )
     if failed:
+        if has_no_room(target.parent):  # of which it only says "basic_ios::clear"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         raise TrialFailed(f"llama.cpp cannot write {type_.name}: {_one(errors[-1:])}")
 
 

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+from qsweep.disk import FULL, disk_full, is_disk_full
 from qsweep.errors import QsweepError
 
 # Exit status of a job that had not even the memory left to say so.
@@ -19,6 +20,9 @@ def explain(error: BaseException) -> str:
         return text
     kinds = {kind.__name__ for kind in type(error).__mro__}
     described = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if is_disk_full(error):
+        place = getattr(error, "filename", None)
+        return disk_full(Path(place).parent) if isinstance(place, str) else f"{FULL} ({described})"
     if isinstance(error, MemoryError):
         return f"out of memory ({described})"
     if "OutOfMemoryError" in kinds or "CUDA out of memory" in text:

@@ -64,7 +64,8 @@ def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
         print(f"skipped: {error}", file=sys.stderr)
         return {"status": "skipped", "reason": explain(error)}
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         reason = explain(error)
         # What the frames hold may be most of the memory, and telling of it needs some.
         traceback.clear_frames(error.__traceback__)

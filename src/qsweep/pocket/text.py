@@ -10,12 +10,14 @@ pocket model was trained on to the test split.
 
 import ast
 import hashlib
-import json
 import sysconfig
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+from qsweep.errors import QsweepError
+from qsweep.files import read_json
 
 Split = Literal["train", "calibration", "test"]
 Kind = Literal["docs", "code"]
@@ -104,8 +106,11 @@ def split_of(unit: str) -> Split:
 
 @lru_cache(maxsize=1)
 def _held_out() -> dict[str, Split]:
-    splits = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))
-    return {unit: split for split, units in splits.items() for unit in units}
+    try:
+        splits = read_json(SPLITS_FILE)
+        return {unit: split for split, units in splits.items() for unit in units}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise QsweepError(f"{SPLITS_FILE}: unreadable ({error}); install qsweep again") from error
 
 
 def draw_splits(quotas: dict[Split, dict[str, int]]) -> dict[Split, list[str]]:

@@ -50,6 +50,7 @@ def report_sweep(
 
     A sweep's results stand whether or not they can be drawn.
     """
+    from qsweep.disk import disk_full, is_disk_full
     from qsweep.files import write_bytes
     from qsweep.report.data import normalised
     from qsweep.report.page import render
@@ -62,6 +63,7 @@ def report_sweep(
             write_bytes(directory / "report.svg", picture.encode())
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
+        line = disk_full(directory) if is_disk_full(error) else line
         warn(f"warning: no report was written ({line}); python -m qsweep.report tries again")
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, TypeGuard
 
 from qsweep.labels import told_apart
+from qsweep.record_file import is_measurement, is_record
 from qsweep.results import Record, Row, primary, rows
 
 # What two measurements must share before their figures may stand on one axis. The fingerprint is
@@ -141,26 +142,21 @@ def normalised(content: Any) -> Record | None:
 
     Older versions wrote fewer fields, and a file may hold anything.
     """
-    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
-        return None
-    if not isinstance(content.get("status"), str):
+    if not is_record(content):
         return None
     record = dict(content)
     for name in _TEXTS:
         record[name] = str(record.get(name) or "unknown")
-    artifact = record.get("artifact")
-    record["artifact"] = artifact if isinstance(artifact, dict) else None
+    for name in ("artifact", "speed"):
+        record.setdefault(name, None)
     for name in ("options", "environment", "config"):
-        record[name] = record[name] if isinstance(record.get(name), dict) else {}
+        record[name] = record.get(name) or {}
     record["measurements"] = [
-        {**m, "facts": m["facts"] if isinstance(m.get("facts"), dict) else {}}
-        for m in record.get("measurements") or []
-        if isinstance(m, dict) and {"corpus", "preset"} <= m.keys() and _is_dict(m.get("metrics"))
+        {**m, "facts": m.get("facts") or {}}
+        for m in filter(is_measurement, record.get("measurements") or [])
     ]
     if record["measurements"] and not any(m.get("primary") for m in record["measurements"]):
         record["measurements"][0]["primary"] = True
-    speed = record.get("speed")
-    record["speed"] = speed if isinstance(speed, dict) else None
     return record
 
 
@@ -182,10 +178,6 @@ def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
     labels = told_apart({str(row["key"]): row["label"] for row in found}, records)
     labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
     return [{**row, "label": labels[str(row["key"])]} for row in found]
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _plain(value: Any) -> Any:

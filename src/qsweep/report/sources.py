@@ -1,11 +1,11 @@
 """Sweeps as they lie in an outputs folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qsweep.errors import QsweepError
+from qsweep.files import read_json
+from qsweep.record_file import read_records
 from qsweep.report.data import SweepData, normalised
 from qsweep.schema import nearest
 
@@ -39,20 +39,21 @@ def known_sweeps(outputs: Path) -> dict[str, Path]:
 def read_sweep(directory: Path) -> SweepData:
     """A sweep's records; what cannot be read as one is counted."""
     records, unreadable = [], 0
-    for file in sorted((directory / "trials").glob("*.json")):
-        record = normalised(_read(file))
+    for _, content in read_records(directory):
+        record = normalised(content)
         if record is None:
             unreadable += 1
         else:
             records.append(record)
-    facts = _read(directory / "sweep.json")
-    command = str(facts.get("command") or "") if isinstance(facts, dict) else ""
+    command = _command(directory / "sweep.json")
     problems = [f"{unreadable} files in trials/ are no records"] if unreadable else []
     return SweepData(directory.name, command, records, problems)
 
 
-def _read(file: Path) -> Any:
+def _command(file: Path) -> str:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        facts = read_json(file)
     except (OSError, ValueError):
-        return None
+        return ""
+    command = facts.get("command") if isinstance(facts, dict) else None
+    return command if isinstance(command, str) else ""

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep import cells
+from qsweep.errors import ArtifactCorrupt
+from qsweep.manifest import MANIFEST, open_entry
 from qsweep.report.data import Group, is_finite
 from qsweep.report.front import front
 from qsweep.report.panel import Panel, Spec, decades
@@ -26,10 +28,16 @@ _LEAST = 1e-6
 
 
 def stored_arrays(record: Record, measurement: dict[str, Any]) -> Path | None:
-    """The arrays where the store keeps them."""
-    folder = measurement.get("file")
-    path = Path(folder) / "arrays.safetensors" if folder else None
-    return path if path and path.is_file() else None
+    """The arrays where the store keeps them, if they are what was measured."""
+    if not (folder := measurement.get("file")):
+        return None
+    path = Path(folder) / "arrays.safetensors"
+    if (path.parent / MANIFEST).exists():
+        try:
+            open_entry(path.parent, full=True)
+        except ArtifactCorrupt:
+            return None
+    return path if path.is_file() else None
 
 
 def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[Panel]:

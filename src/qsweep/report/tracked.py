@@ -11,6 +11,7 @@ from qsweep.errors import QsweepError
 from qsweep.report.data import SweepData, normalised
 from qsweep.results import Record
 from qsweep.schema import nearest
+from qsweep.scratch import ScratchFolder
 from qsweep.tracking.reader import Reader, tracker_place
 
 _CONNECTIONS = 8
@@ -27,7 +28,7 @@ class TrackedSweeps:
         self._reader = Reader(tracker_place(uri, experiment, outputs))
         self._runs: dict[str, str] = {}
         self._parents: dict[str, str] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="qsweep-report-")
+        self._folder = ScratchFolder()
 
     def sweeps(self, names: Sequence[str] = ()) -> list[SweepData]:
         """The named sweeps, or the newest one. Of several runs of a name, the newest counts."""

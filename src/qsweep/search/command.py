@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
+from qsweep.disk import check_writable
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.launch import make_slots
 from qsweep.plan import Plan, Setting
 from qsweep.planning import keys_of, plan_all
-from qsweep.record import read_record
+from qsweep.record_file import read_records
 from qsweep.search.answer import answer, infeasible
 from qsweep.search.fidelity import Fidelity
 from qsweep.search.loop import Possible, Record, Search
@@ -23,9 +24,8 @@ from qsweep.search.objectives import (
 from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
 from qsweep.search.space import Params, Space, overrides_of
-from qsweep.search.storage import open_storage
+from qsweep.search.storage import open_storage, storage_errors
 from qsweep.search.study import Entry, Study
-from qsweep.store import check_writable
 from qsweep.sweep import Session, Sweep, command_line, open_session, open_store
 from qsweep.tracking.settings import HIDDEN, secret_of
 
@@ -88,6 +88,7 @@ class HydraLab:
         return next((r for r in records.values() if r.get("reference")), None)
 
 
+@storage_errors()
 def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     """What Hydra's sweeper does: search, print and write the answer.
 
@@ -206,13 +207,12 @@ def _protocol(plan: Plan) -> dict[str, Any]:
 
 def _adopt(session: Session, entries: Sequence[Entry]) -> None:
     """Count in what earlier runs and other processes of the study left in the sweep's folder."""
-    folder, known = session.sweep.directory / "trials", session.sweep.records
+    known = session.sweep.records
     keys = {entry.finding["record"] for entry in entries if entry.finding is not None}
-    for file in sorted(folder.glob("*.json")):
-        if file.stem in known:
+    for file, record in read_records(session.sweep.directory):
+        if record is None or file.stem in known:
             continue
-        record = read_record(file)
-        if record is not None and (file.stem in keys or record.get("reference")):
+        if file.stem in keys or record.get("reference"):
             known[file.stem] = record
             session.tracker.log(record)
 

@@ -1,13 +1,22 @@
-"""Where a study is kept: sqlite, a journal file, or a database server."""
+"""Where a study is kept: sqlite, a journal file, or a database server.
 
+A study in the sweep's own folder is a convenience: all that was measured is in the store. Damaged, it
+is put aside and begun again. One that the user named is never touched.
+"""
+
+import contextlib
 import importlib.util
+import sqlite3
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qsweep.disk import is_disk_full
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.locks import FileLock
+from qsweep.search.journal import JournalDamaged, open_journal
 from qsweep.tracking.settings import public_uri
 
 # File systems of one host; what is not among them may be shared by several.
@@ -26,12 +35,13 @@ def open_storage(where: str | None, directory: Path) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    own = where in (None, "sqlite", "journal")
     if where == "journal" or (where or "").endswith(".journal"):
-        from optuna.storages.journal import JournalFileBackend
-
-        file = directory / "study.journal" if where == "journal" else Path(str(where))
-        return _reach(lambda: optuna.storages.JournalStorage(JournalFileBackend(str(file))), file)
-    url = f"sqlite:///{directory / 'study.db'}" if where in (None, "sqlite") else str(where)
+        file = directory / "study.journal" if own else Path(str(where)).expanduser().absolute()
+        with FileLock(directory / ".study.lock"):
+            return _reach(lambda: open_journal(file), file, file if own else None)
+    database = directory / "study.db"
+    url = f"sqlite:///{database}" if own else str(where)
     scheme = url.partition(":")[0].partition("+")[0]
     if scheme not in _SCHEMES or "://" not in url:
         raise ConfigError(
@@ -42,31 +52,98 @@ def open_storage(where: str | None, directory: Path) -> Any:
         return _reach(lambda: optuna.storages.RDBStorage(_with_driver(url)), url)
     # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
-        return _reach(lambda: _sqlite(url), url)
+        return _reach(lambda: _sqlite(url), url, database if own else None)
 
 
-def _reach(connect: Callable[[], Any], where: Any) -> Any:
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what a study's storage raises while it is used into one line.
+
+    Raises:
+        QsweepError: what the storage said.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Not imported before: whoever raised it has.
+        modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not modules & {"optuna", "sqlalchemy", "sqlite3"}:
+            raise
+        raise QsweepError(
+            f"the study cannot be read or written any more: {_words(error)}; the same command goes "
+            "on where it stopped"
+        ) from error
+
+
+def _reach(connect: Callable[[], Any], where: Any, own: Path | None = None) -> Any:
+    """A storage whose studies can be read; ``own`` is a file to begin again if it is damaged."""
     from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    def attempt() -> Any:
+        storage = connect()
+        for study in storage.get_all_studies():
+            storage.get_all_trials(study._study_id, deepcopy=False)
+        return storage
 
     for _ in range(5):
         try:
-            return connect()
+            return attempt()
         except (IntegrityError, ProgrammingError):
             time.sleep(0.5)  # another process is creating the tables at this moment
         except Exception:
             break
     try:
-        return connect()
+        return attempt()
     except ImportError as error:
         raise ConfigError(
             f"search.storage={public_uri(str(where))}: {error}; PostgreSQL needs "
             'pip install "qsweep[postgresql]"'
         ) from error
     except Exception as error:  # whatever a database's driver comes up with
-        words = " ".join(str(error.__cause__ or error).split("(Background")[0].split())
-        raise QsweepError(
-            f"search.storage={public_uri(str(where))} cannot be reached: {words[:200]}"
-        ) from error
+        place = f"search.storage={public_uri(str(where))}"
+        if (damage := _damage(error)) is None:
+            raise QsweepError(f"{place} cannot be reached: {_words(error)}") from error
+        if own is None:
+            raise QsweepError(
+                f"{place} is no study that can be read ({damage}); name another, or move it away"
+            ) from error
+        _put_aside(own, damage)
+        return _reach(connect, where)
+
+
+def _damage(error: Exception) -> str | None:
+    """What a study's file holds instead of a study; None where it is merely out of reach."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, JournalDamaged):
+        return str(error)
+    if isinstance(error, SQLAlchemyError):
+        # Its subclasses say that the file is locked, read-only or full.
+        damaged = type(getattr(error, "orig", None)) is sqlite3.DatabaseError
+        return _words(error) if damaged else None
+    # Optuna stumbles over what it finds, in its own words or in none.
+    unexpected = (ValueError, TypeError, AttributeError, AssertionError, LookupError)
+    return "what is in it is none" if isinstance(error, unexpected) else None
+
+
+def _put_aside(file: Path, why: str) -> None:
+    kept = file.with_name(f"{file.name}.damaged")
+    file.replace(kept)
+    for companion in ("-wal", "-shm", "-journal"):  # of a database that is gone
+        file.with_name(file.name + companion).unlink(missing_ok=True)
+    print(
+        f"note: {file} is no study that can be read ({why}); it is kept as {kept.name}, and another "
+        "is begun from what the store holds",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _words(error: Exception) -> str:
+    if is_disk_full(error):
+        return "no space left on its disk; free some"
+    text = str(error.__cause__ or error) or type(error).__name__
+    return " ".join(text.split("(Background")[0].split())[:200]
 
 
 def _sqlite(url: str) -> Any:
@@ -86,7 +163,10 @@ def _sqlite(url: str) -> Any:
 
     event.listen(storage.engine, "connect", on_connect)
     storage.engine.dispose()  # what is open already has not heard of it
-    with storage.engine.connect():
+    with storage.engine.connect() as connection:
+        # A study that can only be read is of no use, and would only say so after the first trial.
+        connection.exec_driver_sql("DELETE FROM studies WHERE 0")
+        connection.rollback()
         return storage
 
 

@@ -15,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qsweep.contents import is_mapping, is_text, is_texts
 from qsweep.errors import BackendUnavailable
-from qsweep.files import write_json
+from qsweep.files import read_json, write_json
 
 PACKAGE = "lm_eval"
 _LINE = re.compile(r"""^["']?(task|group|tag)["']?:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)
@@ -96,12 +97,24 @@ def open_catalogue(cache: Path) -> Catalogue:
     root, version = installed()
     file = cache / f"lm_eval-{version}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Catalogue(version, root, content["tasks"], content["groups"], content["tags"])
-    except (OSError, ValueError, KeyError):
-        found = search(root)
-        write_json(file, found)
-        return Catalogue(version, root, **found)
+        content = read_json(file)
+    except (OSError, ValueError):
+        content = None
+    if not _is_catalogue(content):
+        content = search(root)
+        write_json(file, content)
+    return Catalogue(version, root, **content)
+
+
+def _is_catalogue(content: Any) -> bool:
+    # Of texts, and of lists of them: a cache that holds anything else is made again.
+    shapes = {"tasks": is_text, "groups": is_text, "tags": is_texts}
+    return (
+        is_mapping(content)
+        and content.keys() == shapes.keys()
+        and all(is_mapping(content[name]) for name in shapes)
+        and all(check(one) for name, check in shapes.items() for one in content[name].values())
+    )
 
 
 def installed() -> tuple[Path, str]:

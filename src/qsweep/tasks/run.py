@@ -46,7 +46,12 @@ class TaskPlan:
 
 def missing(plans: Sequence[TaskPlan], store: Store) -> list[TaskPlan]:
     """The tasks without a result; one that failed is tried again."""
-    return [plan for plan in plans if not _finished(store.find("tasks", plan.key))]
+    return [plan for plan in plans if not _finished(_find(store, plan.key))]
+
+
+def incomparable(plans: Sequence[TaskPlan], store: Store) -> bool:
+    """Whether the reference has no result at all of some task, not even that it failed."""
+    return any(_find(store, plan.reference_key) is None for plan in plans)
 
 
 def run_tasks(
@@ -63,7 +68,7 @@ def run_tasks(
     lm: LanguageModel | None = None
     for plan in missing(plans, store):
         store.remove("tasks", plan.key)
-        base = store.find("tasks", plan.reference_key)
+        base = _find(store, plan.reference_key)
         if base is not None and base.content["status"] == "failed":
             # Nothing could be compared, and it would fail for the same reason again.
             store.build("tasks", plan.identity, partial(_fail, str(base.content["reason"])))
@@ -102,20 +107,19 @@ def run_tasks(
 def task_records(
     plans: Sequence[TaskPlan], store: Store, metrics: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """What a trial's record says of its tasks; None if one has not been run.
+    """What a trial's record says of its tasks; None if one of them, or of the reference's, has not been run.
 
     Args:
         plans: The trial's tasks.
         store: Where their results are.
         metrics: Of the trial's primary measurement, for the perplexity's share.
     """
-    groups: dict[str, list[tuple[TaskPlan, Entry, Entry | None]]] = {}
+    groups: dict[str, list[tuple[TaskPlan, Entry, Entry]]] = {}
     for plan in plans:
-        entry = store.find("tasks", plan.key)
-        if entry is None:
+        entry, base = _find(store, plan.key), _find(store, plan.reference_key)
+        if entry is None or base is None:
             return None
-        found = (plan, entry, store.find("tasks", plan.reference_key))
-        groups.setdefault(plan.task.group, []).append(found)
+        groups.setdefault(plan.task.group, []).append((plan, entry, base))
     records, comparisons = [], {}
     for name, members in groups.items():
         record, comparison = _task_record(name, members)
@@ -132,14 +136,14 @@ def task_records(
 
 
 def _task_record(
-    name: str, members: Sequence[tuple[TaskPlan, Entry, Entry | None]]
+    name: str, members: Sequence[tuple[TaskPlan, Entry, Entry]]
 ) -> tuple[dict[str, Any], Comparison | None]:
     failed = [e.content["reason"] for _, e, _ in members if e.content["status"] != "finished"]
     reason = None
     if failed:
         parts = f"{len(failed)} of {len(members)} parts: " if len(members) > 1 else ""
         reason = f"{parts}{failed[0]}"
-    finished = [(e, b) for _, e, b in members if _finished(e) and b is not None and _finished(b)]
+    finished = [(e, b) for _, e, b in members if _finished(e) and _finished(b)]
     record: dict[str, Any] = {
         "name": name,
         "capability": members[0][0].task.capability,
@@ -154,6 +158,11 @@ def _task_record(
     comparison = compare_task([(read_result(e.path), read_result(b.path)) for e, b in finished])
     facts = finished[0][0].content["facts"]
     return {**record, **comparison.summary, "facts": facts}, comparison
+
+
+def _find(store: Store, key: str) -> Entry | None:
+    # Its scores are compared with others', so they must be what was written.
+    return store.find("tasks", key, full=True)
 
 
 def _finished(entry: Entry | None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qsweep.errors import ArtifactCorrupt, QsweepError
-from qsweep.files import write_bytes, write_json
+from qsweep.files import read_json, write_bytes, write_json
 from qsweep.quantizers import Progress
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def read_result(directory: Path) -> TaskResult:
         ArtifactCorrupt: It is missing or unreadable.
     """
     try:
-        found: Mapping[str, Any] = json.loads((directory / _RESULT).read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = read_json(directory / _RESULT)
         return TaskResult(**found)
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactCorrupt(f"{directory}: not a task's result ({error})") from error

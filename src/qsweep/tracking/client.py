@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.cells import one_line
+from qsweep.scratch import ScratchFolder
 from qsweep.tracking import views
 from qsweep.tracking.journal import Place
 from qsweep.tracking.runs import Run
@@ -132,7 +132,7 @@ class Client:
             self._mlflow.log_batch(run_id, **batch)  # type: ignore[arg-type]
 
     def _log_artifacts(self, run_id: str, run: Run) -> None:
-        with tempfile.TemporaryDirectory(prefix="qsweep-") as folder:
+        with ScratchFolder() as folder:
             staged = Path(folder)
             for name, text in run.texts.items():
                 (staged / name).write_text(text, encoding="utf-8")

@@ -1,11 +1,12 @@
 """One sweep's log: what is missing in the tracker, and how it gets there. Raises, and blocks."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qsweep import record_file
 from qsweep.errors import QsweepError
+from qsweep.files import read_json
 from qsweep.locks import LockTimeout, owner_of
 from qsweep.results import Record
 from qsweep.tracking.client import Client
@@ -119,13 +120,10 @@ class SweepLog:
 def read_records(directory: Path) -> list[Record]:
     """The records of a sweep that are on disk; what is not readable as one is left out."""
     records = []
-    for path in sorted((directory / "trials").glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+    for _, record in record_file.read_records(directory):
+        if record is not None:
             records.append({"sweep": directory.name, **record})
-        except (OSError, ValueError, TypeError):
-            continue
-    return [record for record in records if "key" in record and "status" in record]
+    return records
 
 
 def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
@@ -149,7 +147,7 @@ def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
 
 def _sweep_facts(directory: Path) -> tuple[str, str, str]:
     try:
-        facts = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+        facts = read_json(directory / "sweep.json")
         return str(facts["name"]), str(facts["command"]), str(facts["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return directory.name, "", ""

@@ -6,13 +6,13 @@ import random
 import secrets
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from qsweep.scratch import ScratchFolder
 from qsweep.tasks.sandbox import cgroup, walls
 from qsweep.tasks.sandbox.inside.confine import can_filter
 from qsweep.tasks.sandbox.inside.judge import LOST
@@ -173,7 +173,7 @@ def _common(sandbox: Sandbox, limits: Limits, stack: contextlib.ExitStack) -> di
     confined = sandbox.name != "none"
     scratch = walls.SCRATCH
     if not confined:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="qsweep-"))
+        scratch = stack.enter_context(ScratchFolder())
     return {
         "scratch": scratch,
         "limits": resource_limits(limits, confined=confined),
