@@ -11,6 +11,7 @@ from qsweep.config import TrialConfig, key_of
 from qsweep.metrics import quality_per_gb
 from qsweep.plan import Plan
 from qsweep.quantizers.none import reference_artifact
+from qsweep.secrets import hidden, hidden_tree
 from qsweep.store import Store
 from qsweep.tasks.run import task_records
 
@@ -75,7 +76,7 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
         **_outline(trial),
         "key": key,
         "status": status,
-        "reason": " ".join(reason.split()),
+        "reason": hidden(" ".join(reason.split())),
         "artifact": None,
         "measurements": [],
         "speed": None,
@@ -88,9 +89,9 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
 
 
 def read_record(file: Path) -> Record | None:
-    """A record as it lies on disk; None if there is none that can be read."""
+    """A record as it lies on disk, passwords left out; None if there is none that can be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return hidden_tree(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -116,7 +117,7 @@ def _outline(trial: TrialConfig) -> Record:
         "options": quant.options(),
         "calibration": trial.calibration.text.name if quant.uses_calibration else None,
         "fidelity": (trial.resolved.get("search") or {}).get("fidelity", "full"),
-        "config": trial.resolved,
+        "config": trial.written,
     }
 
 

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 from qsweep.errors import QsweepError
+from qsweep.secrets import hidden
 
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72
@@ -14,7 +15,7 @@ _MEMORY_TEXTS = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "
 
 def explain(error: BaseException) -> str:
     """One line for an exception: its type and text, or what it means where that is known."""
-    text = _one_line(str(error))
+    text = hidden(_one_line(str(error)))
     if isinstance(error, QsweepError) and text:
         return text
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -1,20 +1,28 @@
 """Where a study is kept: sqlite, a journal file, or a database server."""
 
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qsweep.databases import (
+    DatabaseError,
+    check_sqlite,
+    driver_advice,
+    is_database,
+    sqlite_path,
+    sqlite_url,
+    with_driver,
+    words_of,
+)
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.locks import FileLock
-from qsweep.tracking.settings import public_uri
+from qsweep.secrets import hidden_value, scrubbed
 
 # File systems of one host; what is not among them may be shared by several.
 _LOCAL = {
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay", "apfs",
 }  # fmt: skip
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
 
 
 def open_storage(where: str | None, directory: Path) -> Any:
@@ -31,15 +39,22 @@ def open_storage(where: str | None, directory: Path) -> Any:
 
         file = directory / "study.journal" if where == "journal" else Path(str(where))
         return _reach(lambda: optuna.storages.JournalStorage(JournalFileBackend(str(file))), file)
-    url = f"sqlite:///{directory / 'study.db'}" if where in (None, "sqlite") else str(where)
-    scheme = url.partition(":")[0].partition("+")[0]
-    if scheme not in _SCHEMES or "://" not in url:
+    url = sqlite_url(directory / "study.db") if where in (None, "sqlite") else str(where)
+    if not is_database(url):
         raise ConfigError(
-            f"search.storage={where}: sqlite, journal, a file NAME.journal, or a URL such as "
-            "postgresql://USER:PASSWORD@HOST/DATABASE"
+            f"search.storage={hidden_value(url)}: sqlite, journal, a file NAME.journal, or a URL "
+            "such as postgresql://USER@HOST/DATABASE"
         )
-    if scheme != "sqlite":
-        return _reach(lambda: optuna.storages.RDBStorage(_with_driver(url)), url)
+    try:
+        file = sqlite_path(url)
+    except DatabaseError as error:
+        raise ConfigError(f"search.storage={hidden_value(url)}: {error}") from error
+    if file is None:
+        return _reach(lambda: optuna.storages.RDBStorage(with_driver(url)), url)
+    try:
+        check_sqlite(file, "studies")
+    except DatabaseError as error:
+        raise QsweepError(f"search.storage={hidden_value(url)}: {error}") from error
     # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
         return _reach(lambda: _sqlite(url), url)
@@ -59,26 +74,26 @@ def _reach(connect: Callable[[], Any], where: Any) -> Any:
         return connect()
     except ImportError as error:
         raise ConfigError(
-            f"search.storage={public_uri(str(where))}: {error}; PostgreSQL needs "
-            'pip install "qsweep[postgresql]"'
+            f"search.storage={hidden_value(str(where))}: {error}; "
+            f"{driver_advice(str(where), error.name)}"
         ) from error
     except Exception as error:  # whatever a database's driver comes up with
-        words = " ".join(str(error.__cause__ or error).split("(Background")[0].split())
         raise QsweepError(
-            f"search.storage={public_uri(str(where))} cannot be reached: {words[:200]}"
+            f"search.storage={hidden_value(str(where))} cannot be reached: "
+            f"{scrubbed(words_of(error), str(where))[:200]}"
         ) from error
 
 
 def _sqlite(url: str) -> Any:
     from optuna.storages import RDBStorage
-    from sqlalchemy import event, make_url
+    from sqlalchemy import event
 
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
     # A trial is a handful of transactions, and each waits for the disk, unless they are appended to
     # a log. That is as safe from kills of processes; a power cut may take the last transactions.
     # The log's index is memory that the processes share, so they must be on one host.
-    mode = "WAL" if _is_local(Path(make_url(url).database or "")) else "DELETE"
+    mode = "WAL" if _is_local(sqlite_path(url) or Path()) else "DELETE"
 
     def on_connect(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA journal_mode={mode}")
@@ -98,11 +113,3 @@ def _is_local(file: Path) -> bool:
     holding = [p for p in psutil.disk_partitions(all=True) if place.is_relative_to(p.mountpoint)]
     mount = max(holding, key=lambda p: len(p.mountpoint), default=None)
     return mount is not None and mount.fstype in _LOCAL
-
-
-def _with_driver(url: str) -> str:
-    """A URL of PostgreSQL that names a driver which is installed, as SQLAlchemy wants one."""
-    scheme, separator, rest = url.partition("://")
-    if scheme == "postgresql" and importlib.util.find_spec("psycopg") is None:
-        return f"postgresql+pg8000{separator}{rest}"
-    return url
