@@ -46,15 +46,14 @@ def open_storage(where: str | None, directory: Path) -> Any:
             "such as postgresql://USER@HOST/DATABASE"
         )
     try:
-        file = sqlite_path(url)
+        database = sqlite_path(url)
+        if database is not None:
+            check_sqlite(database, "studies")
+            database.parent.mkdir(parents=True, exist_ok=True)
     except DatabaseError as error:
         raise ConfigError(f"search.storage={hidden_value(url)}: {error}") from error
-    if file is None:
+    if database is None:
         return _reach(lambda: optuna.storages.RDBStorage(with_driver(url)), url)
-    try:
-        check_sqlite(file, "studies")
-    except DatabaseError as error:
-        raise QsweepError(f"search.storage={hidden_value(url)}: {error}") from error
     # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
         return _reach(lambda: _sqlite(url), url)

@@ -107,7 +107,7 @@ class Client:
         Runs below ``earlier``, a parent that is gone, are put below ``parent``. A run that is not
         known to be whole is left out; :meth:`child` finds it.
         """
-        held = {}
+        held: dict[str, tuple[str, str]] = {}
         with self._errors():
             for place in dict.fromkeys([parent, earlier or parent]):
                 for run in self._search({"mlflow.parentRunId": place}):

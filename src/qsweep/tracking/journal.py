@@ -143,7 +143,7 @@ def sweep_uid(directory: Path) -> str:
         content = _load(directory / file)
         uid, name = content.get("uid"), content.get("name")
         if _is_uid(uid):
-            original = directory.with_name(name) if _is_name(name) else directory
+            original = directory.with_name(str(name)) if _is_name(name) else directory
             if original == directory or _load(original / file).get("uid") != uid:
                 return str(uid)
     return uuid.uuid4().hex
@@ -188,8 +188,8 @@ def _read(directory: Path) -> dict[str, Any]:
         stored = {"current": stored.get("current")}
     if isinstance(stored.get("complete"), bool):
         content["complete"] = stored["complete"]
-    current = stored.get("current")
-    if _texts(current) and {"uri", "experiment"} <= current.keys():
+    current = _mapping(stored.get("current"))
+    if _texts(current) and current.keys() >= {"uri", "experiment"}:
         content["current"] = {name: current[name] for name in ("uri", "experiment")}
     for label, log in _mapping(stored.get("logs")).items():
         if _is_log(log):  # else the tracker is asked

@@ -162,7 +162,7 @@ def recorded_place(directory: Path, outputs: Path) -> Place | None:
             for name in ("uri", "experiment")
         )
         with contextlib.suppress(QsweepError, TypeError, AttributeError):
-            chosen = TrackingConfig(uri=uri, experiment=experiment)
+            chosen = TrackingConfig(uri=uri, experiment=str(experiment))
             return Place(resolved_uri(chosen.uri, outputs), chosen.experiment)
     return None
 
