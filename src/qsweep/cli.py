@@ -8,6 +8,7 @@ from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.schema import nearest
+from qsweep.secrets import hidden, hidden_value
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
@@ -118,16 +119,17 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     """
     from omegaconf import OmegaConf
 
-    from qsweep.compose import plain
+    from qsweep.compose import Composed, plain
     from qsweep.sweep import command_line, run_sweep
     from qsweep.sweepfile import check_options
 
-    resolved = [c if isinstance(c, dict) else plain(c, OmegaConf) for c in configs]
+    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
     check_options(resolved[0], _known_options(""))
     for config in resolved:
         if search := config.get("search"):
-            # How a trial was found is no part of it, and a storage's URL may hold a password.
+            # How a trial was found is no part of it.
             config["search"] = {"fidelity": search["fidelity"]}
+            config.written["search"] = dict(config["search"])
     if sessions:
         return sessions[-1].run_configs(resolved)
     name = resolved[0]["sweep"] or default_name(overrides, config_name)
@@ -158,7 +160,7 @@ def default_name(overrides: list[str], config_name: str) -> str:
     """
     from qsweep.config import key_of
 
-    words = [o for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
+    words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
     parts = [config_name] if config_name != "config" else []
     parts += [re.sub(r"[^\w.]+", "-", word.lstrip("+~")).strip("-.") for word in sorted(words)]
     name = "_".join(parts) or "default"
@@ -191,6 +193,10 @@ def folder(name: str) -> Path:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra or OmegaConf, naming the nearest right word."""
+    return hidden(_explain(error))
+
+
+def _explain(error: Exception) -> str:
     if isinstance(error, QsweepError):
         return str(error)
     text = str(error).strip()

@@ -1,8 +1,21 @@
 """Composing many configurations as Hydra does, only faster."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from qsweep.secrets import hidden_tree, is_hidden
+
+
+class Composed(dict[str, Any]):
+    """A resolved configuration that remembers how it may be written down.
+
+    In ``written`` what came from the environment is the interpolation that named it, and a literal
+    password is ``***``.
+    """
+
+    written: dict[str, Any]
 
 
 class Composer:
@@ -25,7 +38,7 @@ class Composer:
         self._bases: dict[tuple[str, ...], Any] = {}
         self._groups: dict[str, bool] = {}
 
-    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+    def __call__(self, overrides: Sequence[str]) -> Composed:
         """One configuration. Raises HydraException or OmegaConfBaseException."""
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from omegaconf import OmegaConf
@@ -57,7 +70,62 @@ class Composer:
         return self._bases[choices]
 
 
-def plain(config: Any, omegaconf: Any) -> dict[str, Any]:
+def plain(config: Any, omegaconf: Any) -> Composed:
     """A configuration as a mapping of plain values, with everything in it resolved."""
-    resolved = omegaconf.to_container(config, resolve=True, throw_on_missing=True)
-    return {str(key): value for key, value in resolved.items()}
+    with _reads_of_environment(omegaconf) as reads:
+        resolved = omegaconf.to_container(config, resolve=True, throw_on_missing=True)
+        composed = Composed({str(key): value for key, value in resolved.items()})
+        composed.written = _written(config, omegaconf, reads) if reads else hidden_tree(composed)
+    return composed
+
+
+def _written(config: Any, omegaconf: Any, reads: list[str]) -> Any:
+    """Like ``to_container``, but what rests on the environment is left as it stands."""
+    raw = omegaconf.to_container(config, resolve=False)
+
+    def entry(key: Any) -> Any:
+        before = len(reads)
+        value = config[key]
+        if not omegaconf.is_interpolation(config, key):
+            return _written(value, omegaconf, reads) if omegaconf.is_config(value) else value
+        if omegaconf.is_config(value):
+            value = omegaconf.to_container(value, resolve=True)
+        return raw[key] if len(reads) > before else value
+
+    if omegaconf.is_list(config):
+        return hidden_tree([entry(place) for place in range(len(config))])
+    return hidden_tree({str(key): entry(key) for key in config})
+
+
+@contextlib.contextmanager
+def _reads_of_environment(omegaconf: Any) -> Iterator[list[str]]:
+    """The names of the variables that ``${oc.env:NAME}`` looks up meanwhile."""
+    from omegaconf.resolvers import oc
+
+    reads: list[str] = []
+
+    def env(name: str, *default: Any) -> Any:
+        reads.append(name)
+        return oc.env(name, *default)
+
+    omegaconf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield reads
+    finally:
+        omegaconf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def resolved_again(written: Any, option: str) -> Any:
+    """An option (``model.path``) of a configuration as it was written down, resolved here and now.
+
+    None where there is none, where the environment no longer has what it names, and where a
+    password was left out.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        value = OmegaConf.select(OmegaConf.create(written), option)
+    except (OmegaConfBaseException, ValueError):
+        return None
+    return None if is_hidden(str(value)) else value

@@ -11,6 +11,7 @@ from qsweep.corpora import CorpusConfig
 from qsweep.errors import ConfigError
 from qsweep.quantizers import Quantizer
 from qsweep.schema import build, locate, nearest
+from qsweep.secrets import hidden_tree
 from qsweep.tracking import TrackingConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -113,7 +114,9 @@ class TrialConfig:
     eval: EvalConfig
     device: str
     resolved: dict[str, Any] = field(compare=False, hash=False)
-    """The mapping this was made from, for records and for the trial's own process."""
+    """The mapping this was made from, for the trial's own process."""
+    written: dict[str, Any] = field(compare=False, hash=False)
+    """The same for records: interpolations of the environment, and no password."""
 
     @property
     def primary(self) -> str:
@@ -158,6 +161,7 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
         eval=build(EvalConfig, resolved["eval"], "eval"),
         device=check_device(str(resolved["device"])),
         resolved=dict(resolved),
+        written=getattr(resolved, "written", None) or hidden_tree(resolved),
     )
     names = [c.name for c in corpora]
     if trial.primary not in names:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsweep.cells import one_line
+from qsweep.secrets import hidden
 
 Status = Literal["ok", "missing", "warning", "error"]
 _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": "ERROR  "}
@@ -27,6 +28,11 @@ class Finding:
     status: Status
     detail: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        # Addresses of hubs and trackers may hold passwords.
+        object.__setattr__(self, "detail", hidden(self.detail))
+        object.__setattr__(self, "fix", hidden(self.fix))
 
 
 @dataclass(frozen=True)

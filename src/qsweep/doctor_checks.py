@@ -224,20 +224,26 @@ def hub(places: Places) -> Iterator[Finding]:
 
 def tracker(places: Places) -> Iterator[Finding]:
     """Whether results can be logged."""
-    from qsweep.tracking.settings import TrackingConfig, public_uri, resolved_uri, sqlite_path
+    from qsweep.databases import DatabaseError, check_sqlite, sqlite_path
+    from qsweep.tracking.settings import TrackingConfig, public_uri, resolved_uri
 
     try:
         uri = resolved_uri(TrackingConfig(uri=places.tracking).uri, places.outputs)
     except QsweepError as error:
         yield Finding("network", "tracker", "warning", str(error))
         return
-    label = public_uri(uri)
+    label, trouble = public_uri(uri), None
+    later = "sweeps run all the same; python -m qsweep.sync logs them later"
     if (database := sqlite_path(uri)) is not None:
-        there = "" if database.exists() else " (made by the first sweep)"
-        yield Finding("network", "tracker", "ok", label + there)
-    elif trouble := _unreachable(uri):
-        yield Finding("network", "tracker", "warning", f"{label}: {trouble}",
-                      "sweeps run all the same; python -m qsweep.sync logs them later")  # fmt: skip
+        label += "" if database.exists() else " (made by the first sweep)"
+        try:
+            check_sqlite(database, "experiments")
+        except DatabaseError as error:
+            trouble = str(error)
+    else:
+        trouble = _unreachable(uri)
+    if trouble:
+        yield Finding("network", "tracker", "warning", f"{label}: {trouble}", later)
     else:
         yield Finding("network", "tracker", "ok", label)
 

@@ -1,8 +1,16 @@
 """Everything that qsweep raises on purpose. Each message is one line: what is wrong, where, what to do."""
 
+from qsweep.secrets import hidden
+
 
 class QsweepError(Exception):
-    """Base of all of qsweep's errors; its text is meant for the user, without a traceback."""
+    """Base of all of qsweep's errors; its text is meant for the user, without a traceback.
+
+    Whatever it quotes, it shows no password: it ends on terminals, in logs and in records.
+    """
+
+    def __str__(self) -> str:
+        return hidden(super().__str__())
 
 
 class ConfigError(QsweepError):

@@ -110,7 +110,9 @@ def export(record: Record, store: Store, directory: Path) -> Path:
 
 
 def _add_companions(record: Record, out: Path) -> None:
-    path = (record["config"].get("model") or {}).get("path")
+    from qsweep.compose import resolved_again
+
+    path = resolved_again(record["config"], "model.path")
     source = Path(path) if path else None
     if source is None or not source.is_dir():
         return

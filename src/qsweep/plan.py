@@ -111,6 +111,7 @@ class Plan:
             eval=self.trial.eval,
             device=self.trial.device,
             resolved=resolved,
+            written={**self.trial.written, "quant": UNQUANTIZED},
         )
         return make_plan(trial, self.setting)
 

@@ -10,6 +10,7 @@ from qsweep.config import TrialConfig, key_of
 from qsweep.metrics import quality_per_gb
 from qsweep.plan import Plan
 from qsweep.quantizers.none import reference_artifact
+from qsweep.secrets import hidden
 from qsweep.store import Store
 from qsweep.tasks.run import task_records
 
@@ -72,7 +73,7 @@ def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) ->
         **_outline(trial),
         "key": key,
         "status": status,
-        "reason": " ".join(reason.split()),
+        "reason": hidden(" ".join(reason.split())),
         "artifact": None,
         "measurements": [],
         "speed": None,
@@ -109,7 +110,7 @@ def _outline(trial: TrialConfig) -> Record:
         "options": quant.options(),
         "calibration": trial.calibration.text.name if quant.uses_calibration else None,
         "fidelity": (trial.resolved.get("search") or {}).get("fidelity", "full"),
-        "config": trial.resolved,
+        "config": trial.written,
     }
 
 

@@ -15,6 +15,7 @@ from qsweep.contents import (
     wrong_field,
 )
 from qsweep.files import read_json
+from qsweep.secrets import hidden_tree
 
 # Options that rows are told apart by.
 _OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
@@ -59,9 +60,9 @@ _MEASUREMENT: Mapping[str, Check] = {
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """The record in a file; None if there is none that can be read."""
+    """The record in a file, passwords left out; None if there is none that can be read."""
     try:
-        content = read_json(file)
+        content = hidden_tree(read_json(file))
     except (OSError, ValueError):
         return None
     whole = is_record(content) and all(map(is_measurement, content.get("measurements") or []))

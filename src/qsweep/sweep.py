@@ -29,8 +29,9 @@ from qsweep.record import (
 from qsweep.record_file import read_record
 from qsweep.report import report_sweep
 from qsweep.results import write_results
+from qsweep.secrets import hidden_value
 from qsweep.store import Store
-from qsweep.tracking import Tracker, fingerprint
+from qsweep.tracking import Tracker, fingerprint, sweep_uid
 
 
 @dataclass
@@ -115,7 +116,12 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
         sweep_away(sweep.config.outputs_dir)
         write_json(
             sweep.directory / "sweep.json",
-            {"name": sweep.name, "command": sweep.command, "started": now()},
+            {
+                "name": sweep.name,
+                "command": sweep.command,
+                "started": now(),
+                "uid": sweep_uid(sweep.directory),
+            },
         )
         tracker = Tracker(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir, _say)
         tracker.start(sweep.name, sweep.command)
@@ -254,5 +260,5 @@ def _say(line: str) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command that was given, as one would type it again."""
-    return shlex.join(["python", "-m", "qsweep", *arguments])
+    """The command that was given, as one would type it again, passwords left out."""
+    return shlex.join(["python", "-m", "qsweep", *map(hidden_value, arguments)])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsweep.errors import QsweepError
-from qsweep.tracking.journal import Place, current_place
-from qsweep.tracking.settings import HIDDEN, TrackerError, TrackingConfig, resolved_uri
-from qsweep.tracking.sweeplog import sync_sweep
+from qsweep.secrets import is_hidden
+from qsweep.tracking.journal import FILE, Place, current_place
+from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
+from qsweep.tracking.sweeplog import recorded_place, sync_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,9 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     outputs = options.outputs.expanduser().absolute()
     try:
-        directories = [_sweep(outputs, name) for name in options.sweeps] or sorted(
-            path.parent for path in outputs.glob("sweeps/*/tracking.json")
-        )
+        directories = [_sweep(outputs, name) for name in options.sweeps] or _tracked(outputs)
         place = _place(options, outputs)
     except QsweepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tracked(outputs: Path) -> list[Path]:
+    """The sweeps that are tracked: by their notes or, should these be lost, by their records."""
+    return [
+        directory
+        for directory in sorted(outputs.glob("sweeps/*/"))
+        if (directory / FILE).exists() or recorded_place(directory, outputs) is not None
+    ]
+
+
 def _sweep(outputs: Path, name: str) -> Path:
     directory = outputs / "sweeps" / name
     if not (directory / "trials").is_dir():
@@ -70,14 +78,17 @@ def _place(options: argparse.Namespace, outputs: Path) -> Place | None:
 
 
 def _own_place(directory: Path, outputs: Path) -> Place:
-    place = current_place(directory)
-    if place is None:
+    noted, recorded = current_place(directory), recorded_place(directory, outputs)
+    # A password that came from the environment may be there again.
+    if recorded and (noted is None or noted.label == recorded.label):
+        noted = recorded
+    if noted is None:
         return Place(resolved_uri(None, outputs), TrackingConfig().experiment)
-    if f":{HIDDEN}@" in place.uri:
+    if is_hidden(noted.uri):
         raise TrackerError(
-            f"the password of {place.uri} is not kept on disk; give the whole URI with --uri"
+            f"the password of {noted.uri} is not kept on disk; give the whole URI with --uri"
         )
-    return place
+    return noted
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qsweep.databases import with_driver
 from qsweep.errors import QsweepError
 from qsweep.launch.tree import kill_group
 from qsweep.tracking.journal import Place
-from qsweep.tracking.settings import TrackingConfig, public_uri, resolved_uri
+from qsweep.tracking.settings import TrackingConfig, is_server, resolved_uri, server_page
 
 _HOST = "127.0.0.1"
 # Importing MLflow's server takes seconds, half a minute on a busy machine.
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         place = _place(options, outputs)
         page = _page(place)
-        if place.uri.startswith("http"):
-            _show(f"{public_uri(place.uri).rstrip('/')}/{page}", browser=options.browser)
+        if is_server(place.uri):
+            _show(f"{server_page(place.uri)}/{page}", browser=options.browser)
             return 0
         with _terminable(), _server(place.uri, options.port) as server:
             _show(f"http://{_HOST}:{options.port}/{page}", browser=options.browser)
@@ -83,7 +84,8 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(  # noqa: S603 - fixed arguments
         [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(port)],
         # Not as an argument: the URI may hold a password, and everybody may list arguments.
-        env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ
+        | {"MLFLOW_BACKEND_STORE_URI": with_driver(uri), "MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=2,  # its chatter goes where errors go, so that the address stands alone
         start_new_session=True,
     )

@@ -16,6 +16,7 @@ from qsweep.env.spec import EnvSpec
 from qsweep.errors import ConfigError
 from qsweep.launch import tree
 from qsweep.schema import nearest
+from qsweep.secrets import hidden, hidden_value
 
 INSTALLERS = ("auto", "pip", "uv")
 _PIP_INDEX = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE")
@@ -120,7 +121,7 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
     """
     notice(step.name, "")
     with log.open("ab") as file:
-        file.write(f"$ {shlex.join(step.command)}\n".encode())
+        file.write(f"$ {shlex.join(map(hidden_value, step.command))}\n".encode())
         file.flush()
         begin = file.tell()
         process = subprocess.Popen(  # noqa: S603 - commands from the environment's own file
@@ -135,9 +136,10 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                file.write(line)
+                text = hidden(line.decode(errors="replace"))
+                file.write(text.encode())
                 file.flush()
-                if text := line.decode(errors="replace").strip():
+                if text := text.strip():
                     notice(step.name, text)
             status = process.wait()
         finally:

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 
 from qsweep.launch import tree
 from qsweep.launch.job import Job
-from qsweep.launch.reasons import explain_exit
+from qsweep.launch.reasons import explain_exit, last_words
 from qsweep.launch.server import MESSAGE_BYTES
 
 # Slow to import, and safe to fork after: none of them starts threads that matter or touches CUDA.
@@ -280,9 +280,9 @@ class ForkServer:
         for child in list(self._children.values()):
             self._forget(child)
         self._errors.seek(0)
-        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        words = last_words(self._errors.read().decode(errors="replace"), status)
         self._errors.close()
-        return "; ".join([explain_exit(status, kernel_oom=False), *last])
+        return "; ".join(filter(None, [explain_exit(status, kernel_oom=False), words]))
 
     def _forget(self, child: Child) -> None:
         self._children.pop(child.number, None)

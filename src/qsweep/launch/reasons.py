@@ -1,21 +1,38 @@
 """One line that says what killed a job."""
 
+import re
 import signal
 from pathlib import Path
 
 from qsweep.disk import FULL, disk_full, is_disk_full
 from qsweep.errors import QsweepError
+from qsweep.secrets import hidden
 
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72
 
 _LONGEST = 300
+# What the interpreter, the C++ runtime, the C library and the dynamic loader say as they give up.
+_FATAL = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"^Fatal Python error: .+",
+        r"^terminate called .+",
+        r"^  what\(\): +(.+)",
+        r"^.*: Assertion `.*' failed\.$",
+        r"^.*error while loading shared libraries: .+",
+        r"^.*: can't open file .+",
+        r"^\*\*\* .+ \*\*\*: terminated$",
+        r"^(?:malloc|free|realloc|munmap_chunk)\(\): .+",
+    )
+)
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?$")
 _MEMORY_TEXTS = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "Cannot allocate")
 
 
 def explain(error: BaseException) -> str:
     """One line for an exception: its type and text, or what it means where that is known."""
-    text = _one_line(str(error))
+    text = hidden(_one_line(str(error)))
     if isinstance(error, QsweepError) and text:
         return text
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -50,6 +67,26 @@ def explain_exit(status: int, *, kernel_oom: bool, log: Path | None = None) -> s
     if kernel_oom:
         return f"out of memory (killed by the kernel: signal {-status}, {name})"
     return f"killed by signal {-status} ({name}); out of memory?"
+
+
+def last_words(output: str, status: int) -> str:
+    """The line with which a process that died said why; empty where it said nothing of the kind.
+
+    The last line of an output is as likely a warning that some library gave long before.
+    ``status`` is the exit code, or minus the signal.
+    """
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()][-50:]
+    tail = "\n".join(lines)
+    if fatal := [found for pattern in _FATAL for found in pattern.findall(tail)]:
+        return hidden(_one_line(fatal[-1]))
+    before, _, traceback = tail.rpartition("Traceback (most recent call last):\n")
+    ignored = before.rpartition("\n")[0].rpartition("\n")[2].startswith("Exception ignored in")
+    # An exception ends the interpreter with a status, and its traceback ends the output.
+    if status > 0 and before != tail and not ignored and not lines[-1].startswith(" "):
+        outside = [line for line in traceback.splitlines() if not line.startswith(" ")]
+        if _EXCEPTION.match(outside[0]):
+            return hidden(_one_line(outside[0]))
+    return ""
 
 
 def _one_line(text: str) -> str:

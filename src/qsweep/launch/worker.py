@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 from qsweep.errors import ConfigError, IncompatibleTrial
 from qsweep.launch import tree
 from qsweep.launch.reasons import OUT_OF_MEMORY, explain
+from qsweep.secrets import hidden
 
 # Reports of one step closer together than this are dropped: nobody can read them.
 _REPORT_EVERY_S = 0.1
@@ -65,7 +66,7 @@ def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
         return {"status": "skipped", "reason": explain(error)}
     except BaseException as error:
         with contextlib.suppress(OSError):  # the log's disk may be what is full
-            traceback.print_exc()
+            print(hidden(traceback.format_exc()), end="", file=sys.stderr)
         reason = explain(error)
         # What the frames hold may be most of the memory, and telling of it needs some.
         traceback.clear_frames(error.__traceback__)

@@ -26,8 +26,8 @@ from qsweep.search.settings import SearchConfig, search_config
 from qsweep.search.space import Params, Space, overrides_of
 from qsweep.search.storage import open_storage, storage_errors
 from qsweep.search.study import Entry, Study
+from qsweep.secrets import hidden_value
 from qsweep.sweep import Session, Sweep, command_line, open_session, open_store
-from qsweep.tracking.settings import HIDDEN, secret_of
 
 # What says nothing about a single trial.
 _NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s")
@@ -118,10 +118,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
     name = config["sweep"] or default_name(list(hydra.overrides.task), config_name)
-    command = command_line(sys.argv[1:])
-    if secret := secret_of(settings.storage or ""):
-        command = command.replace(secret, HIDDEN)
-    sweep = Sweep(sweep_config(config), name, command)
+    sweep = Sweep(sweep_config(config), name, command_line(sys.argv[1:]))
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     found: dict[str, Setting | QsweepError] = {}
@@ -183,7 +180,7 @@ def _identity(
         plan = list(plans.values())[-1]
         return {
             "space": {
-                label: values
+                label: hidden_value(values)
                 for label, values in space.describe().items()
                 if not label.lstrip("+~").startswith((*_NOT_A_TRIALS, *_NOT_A_RESULTS))
             },
@@ -243,7 +240,7 @@ class _Commands:
         if self._config_name != "config" and not self._same(kept, params):
             # The sweep file itself sets something that counts.
             kept = [f"--config-name={self._config_name}", "hydra.mode=RUN", *kept]
-        return shlex.join(["python", "-m", "qsweep", *kept])
+        return command_line(kept)
 
     def _same(self, overrides: Sequence[str], params: Params) -> bool:
         from hydra.types import RunMode

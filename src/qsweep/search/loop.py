@@ -14,7 +14,7 @@ from qsweep.search.objectives import Constraint, Objective, figure, spans
 from qsweep.search.proposals import Proposals
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
-from qsweep.search.study import Entry, Study
+from qsweep.search.study import Entry, Study, revealed
 
 Record = dict[str, Any]
 
@@ -97,7 +97,8 @@ class Search:
         ``first`` are combinations to try before all others. Stops at an exception of the lab, with
         everything told to the study that was completed.
         """
-        self._first = [*(entry.params for entry in self.study.recover()), *first]
+        orphans = [revealed(entry.params, self.space) for entry in self.study.recover()]
+        self._first = [*orphans, *first]
         with self.study.alive():
             while batch := self._claim_next():
                 self._measure(batch)

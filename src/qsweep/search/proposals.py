@@ -14,7 +14,7 @@ from qsweep.schema import nearest
 from qsweep.search.objectives import Objective
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
-from qsweep.search.study import Entry, study_params
+from qsweep.search.study import Entry, revealed, study_params
 
 _SAMPLERS = {
     "tpe": "TPESampler",
@@ -106,7 +106,9 @@ class Proposals:
                     mine.set_constraint(name, excess)
                 self._scratch.tell(mine, values, state=None if values else _fail())
             elif values is not None:
-                labels, distributions = study_params(entry.params, self._space)
+                labels, distributions = study_params(
+                    revealed(entry.params, self._space), self._space
+                )
                 self._scratch.add_trial(
                     create_trial(
                         params=labels,

@@ -5,7 +5,6 @@ is put aside and begun again. One that the user named is never touched.
 """
 
 import contextlib
-import importlib.util
 import sqlite3
 import sys
 import time
@@ -13,17 +12,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qsweep.databases import (
+    DatabaseError,
+    check_sqlite,
+    driver_advice,
+    is_database,
+    sqlite_path,
+    sqlite_url,
+    with_driver,
+    words_of,
+)
 from qsweep.disk import is_disk_full
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.locks import FileLock
 from qsweep.search.journal import JournalDamaged, open_journal
-from qsweep.tracking.settings import public_uri
+from qsweep.secrets import hidden_value, scrubbed
 
 # File systems of one host; what is not among them may be shared by several.
 _LOCAL = {
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay", "apfs",
 }  # fmt: skip
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
 
 
 def open_storage(where: str | None, directory: Path) -> Any:
@@ -40,16 +48,21 @@ def open_storage(where: str | None, directory: Path) -> Any:
         file = directory / "study.journal" if own else Path(str(where)).expanduser().absolute()
         with FileLock(directory / ".study.lock"):
             return _reach(lambda: open_journal(file), file, file if own else None)
-    database = directory / "study.db"
-    url = f"sqlite:///{database}" if own else str(where)
-    scheme = url.partition(":")[0].partition("+")[0]
-    if scheme not in _SCHEMES or "://" not in url:
+    url = sqlite_url(directory / "study.db") if own else str(where)
+    if not is_database(url):
         raise ConfigError(
-            f"search.storage={where}: sqlite, journal, a file NAME.journal, or a URL such as "
-            "postgresql://USER:PASSWORD@HOST/DATABASE"
+            f"search.storage={hidden_value(url)}: sqlite, journal, a file NAME.journal, or a URL "
+            "such as postgresql://USER@HOST/DATABASE"
         )
-    if scheme != "sqlite":
-        return _reach(lambda: optuna.storages.RDBStorage(_with_driver(url)), url)
+    try:
+        database = sqlite_path(url)
+        if database is not None and not own:
+            check_sqlite(database, "studies")
+            database.parent.mkdir(parents=True, exist_ok=True)
+    except DatabaseError as error:
+        raise ConfigError(f"search.storage={hidden_value(url)}: {error}") from error
+    if database is None:
+        return _reach(lambda: optuna.storages.RDBStorage(with_driver(url)), url)
     # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
         return _reach(lambda: _sqlite(url), url, database if own else None)
@@ -96,13 +109,14 @@ def _reach(connect: Callable[[], Any], where: Any, own: Path | None = None) -> A
         return attempt()
     except ImportError as error:
         raise ConfigError(
-            f"search.storage={public_uri(str(where))}: {error}; PostgreSQL needs "
-            'pip install "qsweep[postgresql]"'
+            f"search.storage={hidden_value(str(where))}: {error}; "
+            f"{driver_advice(str(where), error.name)}"
         ) from error
     except Exception as error:  # whatever a database's driver comes up with
-        place = f"search.storage={public_uri(str(where))}"
+        place = f"search.storage={hidden_value(str(where))}"
         if (damage := _damage(error)) is None:
-            raise QsweepError(f"{place} cannot be reached: {_words(error)}") from error
+            words = scrubbed(_words(error), str(where))
+            raise QsweepError(f"{place} cannot be reached: {words}") from error
         if own is None:
             raise QsweepError(
                 f"{place} is no study that can be read ({damage}); name another, or move it away"
@@ -142,20 +156,19 @@ def _put_aside(file: Path, why: str) -> None:
 def _words(error: Exception) -> str:
     if is_disk_full(error):
         return "no space left on its disk; free some"
-    text = str(error.__cause__ or error) or type(error).__name__
-    return " ".join(text.split("(Background")[0].split())[:200]
+    return words_of(error)[:200] or type(error).__name__
 
 
 def _sqlite(url: str) -> Any:
     from optuna.storages import RDBStorage
-    from sqlalchemy import event, make_url
+    from sqlalchemy import event
 
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
     # A trial is a handful of transactions, and each waits for the disk, unless they are appended to
     # a log. That is as safe from kills of processes; a power cut may take the last transactions.
     # The log's index is memory that the processes share, so they must be on one host.
-    mode = "WAL" if _is_local(Path(make_url(url).database or "")) else "DELETE"
+    mode = "WAL" if _is_local(sqlite_path(url) or Path()) else "DELETE"
 
     def on_connect(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA journal_mode={mode}")
@@ -178,11 +191,3 @@ def _is_local(file: Path) -> bool:
     holding = [p for p in psutil.disk_partitions(all=True) if place.is_relative_to(p.mountpoint)]
     mount = max(holding, key=lambda p: len(p.mountpoint), default=None)
     return mount is not None and mount.fstype in _LOCAL
-
-
-def _with_driver(url: str) -> str:
-    """A URL of PostgreSQL that names a driver which is installed, as SQLAlchemy wants one."""
-    scheme, separator, rest = url.partition("://")
-    if scheme == "postgresql" and importlib.util.find_spec("psycopg") is None:
-        return f"postgresql+pg8000{separator}{rest}"
-    return url

@@ -21,6 +21,7 @@ from qsweep.schema import flat
 from qsweep.search.fidelity import Outcome
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
+from qsweep.secrets import hidden_tree, hidden_value
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -143,7 +144,7 @@ class Study:
     ) -> None:
         """A trial is done and measured in full."""
         trial = self._trial(number)
-        trial.set_user_attr("finding", dict(finding))
+        trial.set_user_attr("finding", hidden_tree(finding))
         for name, excess in violations.items():
             trial.set_constraint(name, excess)
         self.optuna.tell(number, [_finite(v) for v in values])
@@ -225,9 +226,16 @@ class Study:
         space: Space,
         more: Mapping[str, Any],
     ) -> None:
+        from optuna.distributions import CategoricalDistribution
         from optuna.trial import TrialState, create_trial
 
         labels, distributions = study_params(params, space)
+        # A study is shared, and lies on disk.
+        labels = {label: hidden_value(value) for label, value in labels.items()}
+        distributions = {
+            label: CategoricalDistribution(tuple(dict.fromkeys(map(hidden_value, d.choices))))
+            for label, d in distributions.items()
+        }
         self.optuna.add_trial(
             create_trial(
                 state=TrialState[state],
@@ -236,7 +244,7 @@ class Study:
                 user_attrs={
                     "key": key,
                     "name": name,
-                    "params": params,
+                    "params": hidden_tree(params),
                     "owner": self.owner,
                     **more,
                 },
@@ -261,6 +269,12 @@ def refuse_other(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]
             f"now it is {after.get(first, 'nothing')}{more}: results would not compare; "
             "sweep=NEWNAME starts another"
         )
+
+
+def revealed(params: Params, space: Space) -> Params:
+    """A stored combination with this process's own values where passwords were left out."""
+    own = {(p.name, hidden_value(value)): value for p in space.parameters for value in p.values}
+    return {name: own.get((name, value), value) for name, value in params.items()}
 
 
 def study_params(params: Params, space: Space) -> tuple[dict[str, str], dict[str, Any]]:

@@ -5,9 +5,17 @@ Results are on disk before anything is logged, and what is logged is noted besid
 nothing: the next run of any sweep, or ``python -m qsweep.sync``, logs exactly what is missing.
 """
 
-from qsweep.tracking.journal import ui_page
+from qsweep.tracking.journal import sweep_uid, ui_page
 from qsweep.tracking.runs import fingerprint
 from qsweep.tracking.settings import TrackerError, TrackingConfig, ui_line
 from qsweep.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "TrackerError", "TrackingConfig", "fingerprint", "ui_line", "ui_page"]
+__all__ = [
+    "Tracker",
+    "TrackerError",
+    "TrackingConfig",
+    "fingerprint",
+    "sweep_uid",
+    "ui_line",
+    "ui_page",
+]

@@ -1,25 +1,32 @@
 """The MLflow client: one connection, and what qsweep does with it. All errors are TrackerErrors."""
 
 import contextlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.cells import one_line
+from qsweep.databases import (
+    DatabaseError,
+    check_server,
+    check_sqlite,
+    driver_advice,
+    is_database,
+    sqlite_path,
+    sqlite_url,
+    with_driver,
+    words_of,
+)
 from qsweep.scratch import ScratchFolder
+from qsweep.secrets import scrubbed
 from qsweep.tracking import views
 from qsweep.tracking.journal import Place
-from qsweep.tracking.runs import Run
-from qsweep.tracking.settings import (
-    HIDDEN,
-    RefusedError,
-    TrackerError,
-    public_uri,
-    secret_of,
-    sqlite_path,
-)
+from qsweep.tracking.runs import Run, fingerprint
+from qsweep.tracking.settings import RefusedError, TrackerError, public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +47,10 @@ _ENVIRONMENT = {
 # Tells the UI that runs, charts and columns come first, not the pages for traces of conversations.
 # MLflow 3.10 to 3.17 ask the browser's last choice instead, so addresses name it too (views.py).
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# The fingerprint of the record that a trial's run holds, set when all of it is there.
+_RECORD = "qsweep.record"
+# Runs of one trial that are looked at: other people's of the same name may be among them.
+_LOOKED_AT = 20
 _ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -59,6 +70,18 @@ class Client:
             self._mlflow = connect(place.uri)
             self._experiment = self._find_experiment(outputs)
 
+    def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
+        """The id of a sweep's run, which may have been deleted; None if the tracker has none.
+
+        Args:
+            uid: the sweep's identity, by which the run is tagged.
+            name: its name.
+            records: by key, fingerprints of some of its records. No two sweeps have one in common,
+                so a trial's run that holds one tells the sweep's where the identity was lost.
+        """
+        with self._errors():
+            return self._find({"qsweep.sweep": uid}) or self._parent_holding(name, records)
+
     def parent(self, uid: str, name: str, started_ms: int | None, known: str | None) -> str:
         """The sweep's run, found by ``known`` id or by its tag, else created."""
         with self._errors():
@@ -67,6 +90,34 @@ class Client:
             tags = {"qsweep.sweep": uid, "sweep": name}
             return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
 
+    def uid_of(self, parent: str) -> str:
+        """The identity that a sweep's run has in the tracker."""
+        with self._errors():
+            return str(self._mlflow.get_run(parent).data.tags["qsweep.sweep"])
+
+    def was_completed(self, parent: str) -> bool | None:
+        """Whether the sweep's run says that the sweep came to its end; None: it says nothing."""
+        with self._errors():
+            status = self._mlflow.get_run(parent).data.tags.get("status")
+            return None if status is None else status == "finished"
+
+    def children(self, parent: str, earlier: str | None) -> dict[str, tuple[str, str]]:
+        """What the tracker holds of a sweep: run id and record's fingerprint by a trial's key.
+
+        Runs below ``earlier``, a parent that is gone, are put below ``parent``. A run that is not
+        known to be whole is left out; :meth:`child` finds it.
+        """
+        held: dict[str, tuple[str, str]] = {}
+        with self._errors():
+            for place in dict.fromkeys([parent, earlier or parent]):
+                for run in self._search({"mlflow.parentRunId": place}):
+                    tags, run_id = run.data.tags, str(run.info.run_id)
+                    if place != parent:
+                        self._mlflow.set_tag(run_id, "mlflow.parentRunId", parent)
+                    if "qsweep.key" in tags and _RECORD in tags:
+                        held.setdefault(tags["qsweep.key"], (run_id, tags[_RECORD]))
+        return held
+
     def child(self, parent: str, key: str, run: Run, known: str | None) -> tuple[str, bool]:
         """A trial's run below ``parent``, and whether it held this trial's record before."""
         with self._errors():
@@ -74,6 +125,11 @@ class Client:
                 return known, True
             tags = {"qsweep.key": key, "mlflow.parentRunId": parent}
             return self._find(tags) or self._create(run.name, run.started_ms, tags), False
+
+    def seal(self, run_id: str, record_sha256: str) -> None:
+        """Say in a trial's run that the record of this fingerprint is in it, wholly."""
+        with self._errors():
+            self._mlflow.set_tag(run_id, _RECORD, record_sha256)
 
     def write(self, run_id: str, run: Run, *, again: bool) -> None:
         """Log all of a run and end it. Repeating this changes nothing but what has changed.
@@ -147,7 +203,7 @@ class Client:
         found = self._mlflow.get_experiment_by_name(name)
         if found is None:
             # A database has no room for files: they lie beside it. A server decides for itself.
-            local = self._place.uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
+            local = is_database(self._place.uri)
             beside = (sqlite_path(self._place.uri) or outputs / "mlflow.db").parent / "mlruns"
             try:
                 location = beside.as_uri() if local else None
@@ -166,9 +222,32 @@ class Client:
         return str(found.experiment_id)
 
     def _find(self, tags: dict[str, str]) -> str | None:
+        run = next(iter(self._search(tags)), None)
+        return None if run is None else str(run.info.run_id)
+
+    def _search(self, tags: dict[str, str]) -> Iterator[Any]:
         clauses = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        runs = self._mlflow.search_runs([self._experiment], " and ".join(clauses), max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+        return pages(
+            lambda token: self._mlflow.search_runs(
+                [self._experiment], " and ".join(clauses), page_token=token
+            )
+        )
+
+    def _parent_holding(self, name: str, records: Mapping[str, str]) -> str | None:
+        for key, sha256 in records.items():
+            for run in islice(self._search({"qsweep.key": key, "sweep": name}), _LOOKED_AT):
+                tags = run.data.tags
+                held = tags.get(_RECORD) or self._record_in(run.info.run_id)
+                if held == sha256 and "mlflow.parentRunId" in tags:
+                    return str(tags["mlflow.parentRunId"])
+        return None
+
+    def _record_in(self, run_id: str) -> str | None:
+        # Of a run without a seal: one that was left half-logged, or that an older version made.
+        with contextlib.suppress(Exception), ScratchFolder() as folder:
+            file = Path(self._mlflow.download_artifacts(run_id, "record.json", folder))
+            return fingerprint(json.loads(file.read_text(encoding="utf-8")))
+        return None
 
     def _create(self, name: str, started_ms: int | None, tags: dict[str, str]) -> str:
         more = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL"}
@@ -203,15 +282,13 @@ def tracker_errors(uri: str) -> Iterator[None]:
     except ImportError as error:
         # A database driver, more often than MLflow itself.
         raise TrackerError(
-            f"MLflow at {label}: {one_line(error)}; pip install {error.name or 'mlflow'}, "
+            f"MLflow at {label}: {one_line(error)}; {driver_advice(uri, error.name)}, "
             "or set tracking=none"
         ) from error
     except Exception as error:
         # Whatever a tracker, its database driver or the network comes up with.
-        text = str(error)
-        if secret := secret_of(uri):
-            text = text.replace(secret, HIDDEN)
-        line = f"MLflow at {label}: {_gist(one_line(text))}"
+        text = words_of(error) if is_database(uri) else str(error)
+        line = f"MLflow at {label}: {_gist(scrubbed(one_line(text), uri))}"
         if getattr(error, "error_code", None) in _REFUSED:
             raise RefusedError(line) from error
         raise TrackerError(line) from error
@@ -219,10 +296,27 @@ def tracker_errors(uri: str) -> Iterator[None]:
 
 def connect(uri: str) -> "MlflowClient":
     """A client, its database made if it is sqlite and not there."""
+    check_sqlite_tracker(uri)
     path = sqlite_path(uri)
+    if path is None and is_database(uri):
+        check_server(uri)  # MLflow would try again for two minutes
     if path is not None and not path.exists():
         create_database(path)
     return _client(uri)
+
+
+def check_sqlite_tracker(uri: str) -> None:
+    """Say at once what is wrong with a tracker's sqlite file; nothing for every other tracker.
+
+    Raises:
+        TrackerError: it can neither be opened nor made.
+    """
+    path = sqlite_path(uri)
+    try:
+        if path is not None:
+            check_sqlite(path, "experiments")
+    except DatabaseError as error:
+        raise TrackerError(f"MLflow at {public_uri(uri)}: {error}") from error
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -230,7 +324,7 @@ def _client(uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=with_driver(uri))
 
 
 def create_database(path: Path) -> None:
@@ -244,7 +338,7 @@ def create_database(path: Path) -> None:
             left_over.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _client(f"sqlite:///{aside}").get_experiment("0")
+        _client(sqlite_url(aside)).get_experiment("0")
         try:
             os.link(aside, path)
         except FileExistsError:
@@ -253,6 +347,17 @@ def create_database(path: Path) -> None:
             aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """What a paged search finds, page after page; ``search`` takes the token of a page."""
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _stage(source: Path, target: Path) -> None:

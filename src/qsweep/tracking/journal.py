@@ -1,15 +1,23 @@
 """``tracking.json``: what of a sweep is logged where; and the lock that keeps loggers apart."""
 
 import json
+import re
 import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.files import write_json
+from qsweep.files import read_regular, write_json
 from qsweep.locks import FileLock
-from qsweep.tracking.settings import TrackingConfig, public_uri, resolved_uri
+from qsweep.tracking.settings import (
+    TrackingConfig,
+    is_server,
+    public_uri,
+    resolved_uri,
+    server_page,
+)
 
 FILE = "tracking.json"
 
@@ -30,13 +38,14 @@ class Place:
 class Journal:
     """What a sweep's ``tracking.json`` says, for one tracker at a time.
 
-    A mark that a crash lost costs nothing but time: the run is found again by its tag. Threads may
-    share a journal; processes are kept apart by :func:`logger_lock`.
+    It saves asking the tracker and decides nothing: marks that a crash lost, or a whole file that
+    is gone or damaged, are made again from what the tracker holds. Threads may share a journal;
+    processes are kept apart by :func:`logger_lock`.
     """
 
     def __init__(self, directory: Path, place: Place):
         self._path = directory / FILE
-        self._content = _read(self._path)
+        self._content = _read(directory)
         self._place = place
         self._guard = threading.Lock()
         self._log: dict[str, Any] = self._content["logs"].setdefault(place.label, {})
@@ -53,9 +62,9 @@ class Journal:
         return self._log.get("parent")
 
     @property
-    def complete(self) -> bool:
-        """Whether the sweep came to its end, as opposed to having been killed."""
-        return bool(self._content.get("complete"))
+    def complete(self) -> bool | None:
+        """Whether the sweep came to its end, or was killed; None if that is not known."""
+        return self._content.get("complete")
 
     @property
     def summary(self) -> str | None:
@@ -74,12 +83,27 @@ class Journal:
             self._content |= {"complete": complete, "current": current}
             self._write()
 
-    def set_parent(self, run_id: str) -> None:
-        """Note the parent run. Another than before means that the tracker was emptied."""
+    def set_parent(self, run_id: str, uid: str) -> None:
+        """Note the parent run, and the identity that it has in the tracker."""
         with self._guard:
-            if run_id != self.parent:
-                self._log |= {"parent": run_id, "runs": {}}
-            self._log["summary"] = None
+            self._content["uid"] = uid
+            self._log |= {"parent": run_id, "summary": None}
+            self._write()
+
+    def rebuild(self, held: Mapping[str, tuple[str, str]], *, complete: bool | None) -> None:
+        """Put what the tracker holds in place of all marks.
+
+        Args:
+            held: run id and fingerprint of the record by a trial's key.
+            complete: whether the tracker says that the sweep came to its end.
+        """
+        with self._guard:
+            if self._content.get("complete") is None and complete is not None:
+                self._content["complete"] = complete
+            self._log["runs"] = {
+                key: {"run_id": run_id, "record_sha256": sha256}
+                for key, (run_id, sha256) in held.items()
+            }
             self._write()
 
     def mark(self, key: str, run_id: str, record_sha256: str) -> None:
@@ -109,9 +133,25 @@ class Journal:
         write_json(self._path, self._content)
 
 
+def sweep_uid(directory: Path) -> str:
+    """A sweep's identity in trackers: the one that its folder has, or a new one.
+
+    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``. A copy of a folder under
+    another name, beside the first one, is another sweep.
+    """
+    for file in (FILE, "sweep.json"):
+        content = _load(directory / file)
+        uid, name = content.get("uid"), content.get("name")
+        if _is_uid(uid):
+            original = directory.with_name(str(name)) if _is_name(name) else directory
+            if original == directory or _load(original / file).get("uid") != uid:
+                return str(uid)
+    return uuid.uuid4().hex
+
+
 def current_place(directory: Path) -> Place | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
-    current = _read(directory / FILE).get("current")
+    current = _read(directory).get("current")
     return Place(**current) if current else None
 
 
@@ -122,18 +162,17 @@ def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | Non
     """
     uri = resolved_uri(config.uri, outputs)
     label = Place(uri, config.experiment).label
-    page = _read(directory / FILE)["logs"].get(label, {}).get("page")
-    host = public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    page = _read(directory)["logs"].get(label, {}).get("page")
+    host = server_page(uri) if is_server(uri) else "http://127.0.0.1:5000"
     return f"{host}/{page}" if page else None
 
 
 def is_settled(directory: Path, place: Place) -> bool:
     """Whether nothing of a sweep is missing at ``place``, as far as its own notes say."""
-    content = _read(directory / FILE)
-    current = content.get("current")
-    if not current or Place(**current).label != place.label:
+    current = current_place(directory)
+    if current is None or current.label != place.label:
         return True
-    return bool(content["logs"].get(place.label, {}).get("summary"))
+    return bool(_read(directory)["logs"].get(place.label, {}).get("summary"))
 
 
 def logger_lock(directory: Path) -> FileLock:
@@ -141,11 +180,53 @@ def logger_lock(directory: Path) -> FileLock:
     return FileLock(directory / ".tracking.lock", timeout_s=0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(directory: Path) -> dict[str, Any]:
+    """The notes of a sweep, without whatever in them is damaged, or another sweep's."""
+    stored, uid = _load(directory / FILE), sweep_uid(directory)
+    content: dict[str, Any] = {"version": 1, "uid": uid, "name": directory.name, "logs": {}}
+    if stored.get("uid") != uid:
+        stored = {"current": stored.get("current")}
+    if isinstance(stored.get("complete"), bool):
+        content["complete"] = stored["complete"]
+    current = _mapping(stored.get("current"))
+    if _texts(current) and current.keys() >= {"uri", "experiment"}:
+        content["current"] = {name: current[name] for name in ("uri", "experiment")}
+    for label, log in _mapping(stored.get("logs")).items():
+        if _is_log(log):  # else the tracker is asked
+            content["logs"][label] = log
+    return content
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content.get("logs"), dict) and content.get("uid"):
-            return dict(content)
-    except (OSError, ValueError, AttributeError):
-        pass
-    return {"version": 1, "uid": uuid.uuid4().hex, "logs": {}}
+        return _mapping(json.loads(read_regular(path).decode()))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_log(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    runs = value.get("runs")
+    others = {name: text for name, text in value.items() if name != "runs" and text is not None}
+    whole = isinstance(runs, dict) and all(
+        _texts(mark) and {"run_id", "record_sha256"} <= mark.keys() for mark in runs.values()
+    )
+    return whole and _texts(others)
+
+
+def _is_uid(value: Any) -> bool:
+    # It becomes part of a query.
+    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z-]{1,64}", value) is not None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value == Path(value).name != ""

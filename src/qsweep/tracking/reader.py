@@ -1,20 +1,16 @@
 """Reading a tracker, and adding files to a run that is there. Nothing is created or changed else."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.databases import sqlite_path
+from qsweep.secrets import is_hidden
 from qsweep.tracking import views
-from qsweep.tracking.client import connect, tracker_errors
+from qsweep.tracking.client import connect, pages, tracker_errors
 from qsweep.tracking.journal import Journal, Place, current_place
-from qsweep.tracking.settings import (
-    HIDDEN,
-    TrackerError,
-    TrackingConfig,
-    resolved_uri,
-    sqlite_path,
-)
+from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 
 
 class Reader:
@@ -23,7 +19,7 @@ class Reader:
     def __init__(self, place: Place):
         self._place = place
         database = sqlite_path(place.uri)
-        if database is not None and not database.is_file():
+        if database is not None and not database.exists():
             raise TrackerError(f"no MLflow database {database}")
         with self._errors():
             self._mlflow = connect(place.uri)
@@ -67,7 +63,7 @@ class Reader:
     def _search(self, clause: str) -> list[Any]:
         with self._errors():
             return list(
-                _pages(
+                pages(
                     lambda token: self._mlflow.search_runs(
                         [self._experiment],
                         clause,
@@ -98,16 +94,6 @@ def log_files(directory: Path, outputs: Path, files: Sequence[Path]) -> None:
     if place is None:
         return
     run = Journal(directory, place).parent
-    if run is None or f":{HIDDEN}@" in place.uri:
+    if run is None or is_hidden(place.uri):
         return
     Reader(place).attach(run, files)
-
-
-def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return

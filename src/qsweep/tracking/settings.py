@@ -4,12 +4,17 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from qsweep.databases import (
+    SCHEMES,
+    DatabaseError,
+    scheme_of,
+    sqlite_path,
+    sqlite_url,
+    with_driver,
+)
 from qsweep.errors import ConfigError, QsweepError
-
-_SQLITE = "sqlite:///"
-HIDDEN = "***"
+from qsweep.secrets import hidden_value, without_login
 
 
 class TrackerError(QsweepError):
@@ -35,41 +40,52 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.experiment:
             raise ConfigError("tracking.experiment: must not be empty")
-        uri = self.uri or _SQLITE
-        named = "://" in uri or uri.startswith(("databricks", "arn:"))
-        if not named or uri.startswith("file:"):
+        if hidden_value(self.experiment) != self.experiment:
             raise ConfigError(
-                f"tracking.uri={uri}: MLflow does not track in plain folders; "
-                "give sqlite:///FILE or http://HOST:PORT"
+                f"tracking.experiment={hidden_value(self.experiment)}: holds a password, and is "
+                "shown to everybody"
             )
+        if self.uri is not None:
+            _check(self.uri)
+
+
+def _check(uri: str) -> None:
+    label = f"tracking.uri={public_uri(uri)}"
+    named = "://" in uri or uri.startswith(("databricks", "arn:"))
+    if not named and scheme_of(uri.replace(":", "://", 1)) in SCHEMES:
+        raise ConfigError(f"{label}: is no URL; write sqlite:///FILE or postgresql://HOST/DATABASE")
+    if not named or uri.startswith("file:"):
+        raise ConfigError(
+            f"{label}: MLflow does not track in plain folders; "
+            "give sqlite:///FILE or http://HOST:PORT"
+        )
+    try:
+        sqlite_path(uri)
+    except DatabaseError as error:
+        raise ConfigError(f"{label}: {error}") from error
 
 
 def resolved_uri(uri: str | None, outputs: Path) -> str:
     """The URI with an absolute path, so that it means the same in every folder."""
     if uri is None:
-        return f"{_SQLITE}{outputs.absolute() / 'mlflow.db'}"
-    if uri.startswith(_SQLITE):
-        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
-    return uri
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file behind a sqlite URI; None for every other tracker."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+        return sqlite_url(outputs.absolute() / "mlflow.db")
+    path = sqlite_path(uri)
+    return uri if path is None else sqlite_url(path.expanduser().absolute())
 
 
 def public_uri(uri: str) -> str:
     """The URI without its password, for messages and files."""
-    secret = secret_of(uri)
-    return uri.replace(f":{secret}@", f":{HIDDEN}@") if secret else uri
+    return hidden_value(uri)
 
 
-def secret_of(uri: str) -> str | None:
-    """The password in a URI, as written there."""
-    try:
-        return urlsplit(uri).password or None
-    except ValueError:
-        return None
+def is_server(uri: str) -> bool:
+    """Whether a tracker is an MLflow server."""
+    return scheme_of(uri) in ("http", "https")
+
+
+def server_page(uri: str) -> str:
+    """The address of a server's UI. A browser asks for the login itself."""
+    return without_login(uri).rstrip("/")
 
 
 def ui_line(config: TrackingConfig, outputs: Path) -> str | None:
@@ -77,19 +93,20 @@ def ui_line(config: TrackingConfig, outputs: Path) -> str | None:
     if not config.enabled:
         return None
     uri = resolved_uri(config.uri, outputs)
-    if uri.startswith(("http:", "https:")):
-        return public_uri(uri)
+    if is_server(uri):
+        return server_page(uri)
     if (path := sqlite_path(uri)) is not None:
-        uri = f"{_SQLITE}{_short(path)}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(public_uri(uri))}"
+        uri = sqlite_url(_short(path))
+    return f"mlflow ui --backend-store-uri {shlex.quote(public_uri(with_driver(uri)))}"
 
 
 def sync_command(outputs: Path) -> str:
     """The command that logs what is missing."""
-    place = "" if outputs.absolute() == Path("outputs").absolute() else f" --outputs {outputs}"
+    same = outputs.absolute() == Path("outputs").absolute()
+    place = "" if same else f" --outputs {shlex.quote(str(outputs))}"
     return f"python -m qsweep.sync{place}"
 
 
-def _short(path: Path) -> str:
+def _short(path: Path) -> Path:
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return path if relative.startswith("..") else Path(relative)

@@ -1,18 +1,30 @@
 """One sweep's log: what is missing in the tracker, and how it gets there. Raises, and blocks."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qsweep import record_file
+from qsweep.compose import resolved_again
+from qsweep.databases import sqlite_path
 from qsweep.errors import QsweepError
 from qsweep.files import read_json
 from qsweep.locks import LockTimeout, owner_of
 from qsweep.results import Record
+from qsweep.secrets import hidden
 from qsweep.tracking.client import Client
 from qsweep.tracking.journal import Journal, Place, logger_lock
 from qsweep.tracking.runs import fingerprint, milliseconds, sweep_run, trial_run
-from qsweep.tracking.settings import RefusedError, TrackerError, sqlite_path
+from qsweep.tracking.settings import (
+    RefusedError,
+    TrackerError,
+    TrackingConfig,
+    resolved_uri,
+)
+
+# For how many records a tracker is asked whether it knows them.
+_ASKED = 5
 
 
 class SweepLog:
@@ -56,10 +68,15 @@ class SweepLog:
             return False
         client = Client(self._place, self._outputs)
         started = milliseconds(_sweep_facts(self._directory)[2])
-        self._parent = client.parent(self.journal.uid, name, started, self.journal.parent)
-        emptied = self.journal.parent not in (None, self._parent)
+        noted, uid = self.journal.parent, self.journal.uid
+        known = noted or client.find_sweep(uid, name, _fingerprints(self._directory))
+        self._parent = client.parent(uid, name, started, known)
+        emptied = noted not in (None, self._parent)
+        if noted != self._parent:  # what is noted here is not what is there
+            complete = client.was_completed(self._parent)
+            self.journal.rebuild(client.children(self._parent, known), complete=complete)
         client.reopen(self._parent)
-        self.journal.set_parent(self._parent)
+        self.journal.set_parent(self._parent, client.uid_of(self._parent))
         self.journal.set_page(client.show())
         self._client = client
         return emptied
@@ -93,16 +110,16 @@ class SweepLog:
 
         ``settled`` false leaves a note that something is still missing.
         """
-        summary = _summary(records, self.journal.complete)
-        if self.journal.summary == summary:
+        if self.journal.summary == _summary(records, bool(self.journal.complete)):
             return
         if self.connect(name):
             self.log_missing(records)
         assert self._client is not None
-        run = sweep_run(name, command, records, self._directory, complete=self.journal.complete)
+        complete = bool(self.journal.complete)
+        run = sweep_run(name, command, records, self._directory, complete=complete)
         self._client.write(self._parent, run, again=False)
         if settled:
-            self.journal.set_summary(summary)
+            self.journal.set_summary(_summary(records, complete))
 
     def close(self) -> None:
         """Let others log this sweep."""
@@ -114,6 +131,7 @@ class SweepLog:
         known, _ = self.journal.run(record["key"])
         run_id, again = self._client.child(self._parent, record["key"], run, known)
         self._client.write(run_id, run, again=again)
+        self._client.seal(run_id, fingerprint(record))
         self.journal.mark(record["key"], run_id, fingerprint(record))
 
 
@@ -124,6 +142,26 @@ def read_records(directory: Path) -> list[Record]:
         if record is not None:
             records.append({"sweep": directory.name, **record})
     return records
+
+
+def recorded_place(directory: Path, outputs: Path) -> Place | None:
+    """Where the first readable record says that it was to be logged; None: nowhere.
+
+    A password that was left out, or is no longer in the environment, stays hidden.
+    """
+    for record in read_records(directory):
+        config = record.get("config")
+        tracking = config.get("tracking") if isinstance(config, dict) else None
+        if not isinstance(tracking, dict) or tracking.get("enabled") is not True:
+            continue
+        uri, experiment = (
+            resolved_again(config, f"tracking.{name}") or tracking.get(name)
+            for name in ("uri", "experiment")
+        )
+        with contextlib.suppress(QsweepError, TypeError, AttributeError):
+            chosen = TrackingConfig(uri=uri, experiment=str(experiment))
+            return Place(resolved_uri(chosen.uri, outputs), chosen.experiment)
+    return None
 
 
 def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
@@ -148,9 +186,14 @@ def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
 def _sweep_facts(directory: Path) -> tuple[str, str, str]:
     try:
         facts = read_json(directory / "sweep.json")
-        return str(facts["name"]), str(facts["command"]), str(facts["started"])
+        return str(facts["name"]), hidden(str(facts["command"])), str(facts["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return directory.name, "", ""
+
+
+def _fingerprints(directory: Path) -> dict[str, str]:
+    """By key, of the records by which a tracker may know a sweep: some, since any will do."""
+    return {record["key"]: fingerprint(record) for record in read_records(directory)[:_ASKED]}
 
 
 def _summary(records: Iterable[Record], complete: bool) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qsweep.results import Record
+from qsweep.secrets import hidden
+from qsweep.tracking.client import check_sqlite_tracker
 from qsweep.tracking.journal import Place, is_settled
 from qsweep.tracking.settings import (
     TrackerError,
@@ -59,6 +61,7 @@ class Tracker:
         # The thread's own:
         self._log: SweepLog | None = None
         self._trouble = ""
+        self._warned = False
 
     def start(self, name: str, command: str) -> None:
         """Begin: note on disk that this sweep is logged, and start the thread.
@@ -73,6 +76,11 @@ class Tracker:
         except (TrackerError, OSError) as error:
             # Somebody is logging this sweep's earlier run, or the disk is full: tried again later.
             self._trouble = str(error)
+        try:
+            check_sqlite_tracker(self._place.uri)
+        except TrackerError as error:
+            self._trouble = str(error)
+            self._say_once()
         self._thread = threading.Thread(target=self._work, name="qsweep-tracker", daemon=True)
         self._thread.start()
 
@@ -107,7 +115,7 @@ class Tracker:
             self._warn(f"{why}; to log what is missing: {sync_command(self._outputs)}")
 
     def _work(self) -> None:
-        pause, retry_at, warned = _FIRST_PAUSE_S, 0.0, False
+        pause, retry_at = _FIRST_PAUSE_S, 0.0
         earlier = read_records(self._directory)
         with self._wake:
             for record in earlier:
@@ -131,9 +139,7 @@ class Tracker:
                 self._trouble = _line(error)
                 if final is not None:
                     break
-                if not warned:
-                    self._warn(f"warning: {self._trouble}; the sweep goes on, and is logged later")
-                    warned = True
+                self._say_once()
                 retry_at = time.monotonic() + pause
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         self._done.set()
@@ -141,6 +147,11 @@ class Tracker:
             self._log.close()
         if not self._trouble:
             self._log_others()
+
+    def _say_once(self) -> None:
+        if not self._warned:
+            self._warn(f"warning: {self._trouble}; the sweep goes on, and is logged later")
+            self._warned = True
 
     def _round(self, batch: Sequence[Record], final: Sequence[Record] | None) -> None:
         log = self._log or self._open()
@@ -176,7 +187,7 @@ class Tracker:
 def _line(error: Exception) -> str:
     if isinstance(error, TrackerError):
         return str(error)
-    return f"MLflow: {type(error).__name__}: {error}"
+    return hidden(f"MLflow: {type(error).__name__}: {error}")
 
 
 def _to_stderr(line: str) -> None:
