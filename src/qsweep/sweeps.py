@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qsweep.cli import folder
+from qsweep.shipped import folder
 
 
 def listing() -> list[tuple[str, str]]:

@@ -37,9 +37,13 @@ class EnvChoice:
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ConfigError(f"quant.env.timeout_s={self.timeout_s}: seconds above 0, or null")
         # A trial works in a scratch folder, where a relative path would mean another place.
-        object.__setattr__(self, "folder", Path(self.folder).expanduser().absolute())
-        if self.python is not None:
-            object.__setattr__(self, "python", Path(self.python).expanduser().absolute())
+        for name in ("folder", "python"):
+            if (path := getattr(self, name)) is None:
+                continue
+            try:
+                object.__setattr__(self, name, Path(path).expanduser().absolute())
+            except RuntimeError as error:  # ~nobody
+                raise ConfigError(f"quant.env.{name}={path}: {error}") from error
 
     def spec(self, default: str) -> EnvSpec:
         """The chosen environment, or the backend's own. Raises ConfigError."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qsweep import interrupts
 from qsweep.launch.client import Child, ForkServer, Note
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.reasons import explain, explain_exit
@@ -64,6 +65,7 @@ def run_jobs(
     try:
         run.to_the_end()
     except BaseException:
+        interrupts.heed()
         used.close()
         raise
     if server is None:
@@ -86,6 +88,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         while self.waiting or self.running:
+            interrupts.check()
             self._start_what_can()
             if not self.running:
                 continue
