@@ -179,6 +179,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     from omegaconf import OmegaConf
 
     from qsweep.compose import plain
+    from qsweep.config import sweep_config
     from qsweep.search.settings import search_config
     from qsweep.sweep import command_line, run_sweep
     from qsweep.sweepfile import check_options
@@ -192,7 +193,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     begin()
     if sessions:
         return sessions[-1].run_configs(resolved)
-    name = resolved[0]["sweep"] or default_name(overrides, config_name)
+    name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
     sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
     conclude(sweep)
     return [sweep.records[key] for key in sweep.asked]

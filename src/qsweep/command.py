@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.interrupts import SIGNALS, Interrupted, interrupted, interruptible
+from qsweep.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
 
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
@@ -43,7 +43,7 @@ def command(main: Main) -> Callable[..., int]:
                 # Threads that are in the middle of something would hold up an orderly exit.
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
-                os._exit(code)
+                end_now(code)
         if alone:
             for number in SIGNALS:  # nothing is left to be done that an exit handler could lose
                 if signal.getsignal(number) is not signal.SIG_IGN:

@@ -117,7 +117,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     check_measured(named, trial_config(config).eval)
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
-    name = config["sweep"] or default_name(list(hydra.overrides.task), config_name)
+    name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
     command = command_line(sys.argv[1:])
     if secret := secret_of(settings.storage or ""):
         command = command.replace(secret, HIDDEN)
