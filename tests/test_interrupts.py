@@ -41,7 +41,7 @@ def says(process, word, seconds=60):
 COMMAND = """
 import os, subprocess, sys, time
 from qsweep.command import command
-from qsweep.interrupts import finishing
+from qsweep.launch.interrupts import finishing
 child = ["sleep", "300"]
 
 def wait_in_python():

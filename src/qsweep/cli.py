@@ -133,11 +133,10 @@ def _check_files(options: Any) -> None:
     name = f"{options.config_name}.yaml" if options.config_name else ""
     for place in (*given, folder("sweeps"), folder("conf")):
         for file in [place / name, *(f for g in groups for f in (place / g).glob("*.yaml"))]:
-            if file.suffix == ".yaml" and file.exists() and not file.is_file():
-                what = "a directory" if file.is_dir() else "a pipe or a device"
-                raise ConfigError(f"{file}: is {what}, not a file")
-    if name and not options.config_name.strip():
-        raise ConfigError("--config-name: needs a name")
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise ConfigError(f"{file}: is a pipe or a device, not a file")
+    if options.config_name is not None and not options.config_name.strip():
+        raise ConfigError("--config-name: needs a name; python -m qsweep.sweeps lists them")
 
 
 def _is_multirun(arguments: Any) -> bool:

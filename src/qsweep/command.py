@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
+from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
 
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
@@ -26,7 +26,7 @@ def command(main: Main) -> Callable[..., int]:
     """Make ``main``, which takes arguments and gives an exit code, a command.
 
     Errors that it does not report itself are one line on standard error. Signals end it with 128
-    plus their number (:mod:`qsweep.interrupts`). A reader of its output who has gone, a terminal
+    plus their number (:mod:`qsweep.launch.interrupts`). A reader of its output who has gone, a terminal
     without Unicode, or closed standard streams change nothing but what is seen.
 
     Called without arguments it is the whole process, and takes them from ``sys.argv``.

@@ -25,6 +25,8 @@ def explain(error: Exception) -> str:
         return _missing(error, text)
     if isinstance(error, YAMLError):
         return f"not YAML: {_line(text)}"
+    if isinstance(error, RecursionError) or "maximum recursion depth" in text:
+        return "a configuration file or a value contains itself"
     if isinstance(error, UnicodeError):
         return f"a configuration file is not text in UTF-8 ({_line(text)})"
     if isinstance(error, OSError):
@@ -68,6 +70,8 @@ def _missing(error: Any, text: str) -> str:
     missing = str(error.missing_cfg_file or "")
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         names = [p.stem for place in ("sweeps", "conf") for p in folder(place).glob("*.yaml")]
+        if found.group(1) in names:
+            return f"--config-path: holds no {found.group(1)}.yaml; --config-dir=DIR adds a folder"
         return f"--config-name={found.group(1)}: no such file{nearest(found.group(1), names)}"
     group, _, choice = missing.rpartition("/")
     if not group:
@@ -93,7 +97,12 @@ def _no_option(key: str) -> str:
             f"{key}: only {chosen} has this option; a sweep that has others, too, gives it under "
             "'when' in a file (sweeps/pareto.yaml)"
         )
-    return f"no option {key!r}{nearest(key, known_options(key))}"
+    if key in (known := known_options(key)):
+        return (
+            f"no option {key!r} in this configuration file: let it begin with "
+            "defaults: [config, _self_]"
+        )
+    return f"no option {key!r}{nearest(key, known)}"
 
 
 def _no_sweeper_option(name: str) -> str:

@@ -5,8 +5,9 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from qsweep.errors import ArtifactCorrupt
 
@@ -24,7 +25,7 @@ class NotRegularFile(OSError):
     """A pipe, a socket, a device or a directory lies where a file is expected."""
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading in binary, provided that it is one.
 
     A pipe without a writer would block for ever, and a device never ends.
@@ -103,6 +104,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: temporary sibling, fsync, rename."""
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def shown(path: Path) -> str:
+    """A path for people: relative where it lies below the working directory."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working directory is gone
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def sync_tree(path: Path) -> None:

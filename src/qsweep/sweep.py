@@ -12,8 +12,8 @@ from qsweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.environment import environment
 from qsweep.errors import QsweepError
 from qsweep.files import write_json
-from qsweep.interrupts import finishing
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
+from qsweep.launch.interrupts import finishing
 from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting

@@ -7,6 +7,7 @@ from qsweep.env.create import Environment, create
 from qsweep.env.interpreter import ask, find_base
 from qsweep.env.spec import EnvSpec, load_spec
 from qsweep.errors import BackendUnavailable, ConfigError, QsweepError
+from qsweep.files import shown
 from qsweep.quantizers import Progress, silent
 
 # Libraries beside the quantizer's own whose version changes what it computes.
@@ -89,7 +90,7 @@ class EnvChoice:
 
     def command(self, default: str) -> str:
         """What to type to create it."""
-        usual = self.folder == Path("outputs/envs").absolute()
+        usual = shown(self.folder) == "outputs/envs"
         place = "" if usual else f" --folder {self.folder}"
         return f"python -m qsweep.env create {self.name or default}{place}"
 

@@ -171,7 +171,7 @@ class ForkServer:
             "log": str(Path(job.log).absolute()),
             "environment": HUGE_PAGES | os.environ | environment | {tree.MARK: mark},
             "threads": threads,
-            "cwd": os.getcwd(),
+            "cwd": _working_directory(),
             "sys_path": sys.path,
         }
         text = json.dumps(order).encode()
@@ -333,6 +333,14 @@ class ForkServer:
         if self._control is not None:
             with contextlib.suppress(OSError):
                 socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
+
+
+def _working_directory() -> str:
+    # A sweep goes on when somebody removes the folder that it was started in: its paths are absolute.
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
 
 
 def _scratch_file() -> IO[bytes]:

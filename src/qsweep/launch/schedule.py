@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qsweep import interrupts
+from qsweep.launch import interrupts
 from qsweep.launch.client import Child, ForkServer, Note
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.reasons import explain, explain_exit

@@ -8,8 +8,8 @@ from typing import Any
 
 from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.interrupts import finishing
 from qsweep.launch import make_slots
+from qsweep.launch.interrupts import finishing
 from qsweep.plan import Plan, Setting
 from qsweep.planning import keys_of, plan_all
 from qsweep.record import read_record

@@ -1,12 +1,12 @@
 """Which tracker, and what it is called in messages. No MLflow import."""
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.files import shown
 
 _SQLITE = "sqlite:///"
 HIDDEN = "***"
@@ -80,16 +80,11 @@ def ui_line(config: TrackingConfig, outputs: Path) -> str | None:
     if uri.startswith(("http:", "https:")):
         return public_uri(uri)
     if (path := sqlite_path(uri)) is not None:
-        uri = f"{_SQLITE}{_short(path)}"
+        uri = f"{_SQLITE}{shown(path)}"
     return f"mlflow ui --backend-store-uri {shlex.quote(public_uri(uri))}"
 
 
 def sync_command(outputs: Path) -> str:
     """The command that logs what is missing."""
-    place = "" if outputs.absolute() == Path("outputs").absolute() else f" --outputs {outputs}"
+    place = "" if shown(outputs.absolute()) == "outputs" else f" --outputs {outputs}"
     return f"python -m qsweep.sync{place}"
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

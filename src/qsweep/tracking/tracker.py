@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qsweep import interrupts
+from qsweep.launch import interrupts
 from qsweep.results import Record
 from qsweep.tracking.journal import Place, is_settled
 from qsweep.tracking.settings import (
