@@ -17,7 +17,7 @@ from qsweep.shipped import choices, chosen_quantizers, folder, known_options
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
-_single: list[tuple[Any, list[str], str]] = []
+_single: list[tuple[Any, Any, str]] = []
 # Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
 _began: list[bool] = []
 # The session of a search, whose batches all belong to one sweep.
@@ -75,7 +75,7 @@ def _run_hydra() -> None:
         options.multirun = options.multirun or _is_multirun(options)
         _compose_and_run(options)
         for config, overrides, name in _single:
-            run_composed([config], overrides, name)
+            run_composed([config], list(overrides), name)
     except QsweepError:
         raise
     except Exception as error:
@@ -163,10 +163,11 @@ def run_one(config: Any) -> Any:
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    job = (config, list(hydra.overrides.task), hydra.job.config_name or "config")
+    # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
+    overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
-        return run_composed([config], *job[1:])[0]
-    _single.append(job)
+        return run_composed([config], list(overrides), name)[0]
+    _single.append((config, overrides, name))
     return None
 
 

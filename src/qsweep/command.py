@@ -37,13 +37,15 @@ def command(main: Main) -> Callable[..., int]:
         alone = arguments is None
         if alone:
             _open_streams()
-        with interruptible():
-            code = _run(main, arguments)
-            if alone and interrupted():
-                # Threads that are in the middle of something would hold up an orderly exit.
-                for stream in (sys.stdout, sys.stderr):
-                    stream.flush()
-                end_now(code)
+        try:
+            with interruptible():
+                code = _run(main, arguments)
+                if alone and interrupted():
+                    _leave(code)
+        except KeyboardInterrupt as error:  # before or after the command's own time
+            code = _code_of(error)
+            if alone:
+                _leave(code)
         if alone:
             for number in SIGNALS:  # nothing is left to be done that an exit handler could lose
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -61,7 +63,7 @@ def _run(main: Main, arguments: Sequence[str] | None) -> int:
     try:
         return main(arguments)
     except KeyboardInterrupt as error:
-        return error.exit_code if isinstance(error, Interrupted) else 130
+        return _code_of(error)
     except QsweepError as error:
         return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
@@ -72,6 +74,17 @@ def _run(main: Main, arguments: Sequence[str] | None) -> int:
         return _fail(f"nested too deeply ({error})", 1)
     except Exception as error:
         return _unexpected(error)
+
+
+def _leave(code: int) -> None:
+    """End the process now: threads in the middle of something would hold up an orderly exit."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    end_now(code)
+
+
+def _code_of(error: KeyboardInterrupt) -> int:
+    return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
 
 
 def _unexpected(error: Exception) -> int:

@@ -22,7 +22,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 # How long the end of a sweep waits for what *other* sweeps could not log.
 _OTHERS_S = 10.0
 # How long the end waits for the tracker after an interrupt, which may be followed by a kill.
-_INTERRUPTED_S = 8.0
+# Where nothing has reached the tracker yet, there is no run to close.
+_INTERRUPTED_S, _UNREACHED_S = 8.0, 2.0
 
 
 class Tracker:
@@ -106,7 +107,9 @@ class Tracker:
         end = time.monotonic() + timeout_s
         while not self._done.wait(0.2) and time.monotonic() < end:
             if interrupts.interrupted():
-                interrupted, end = True, min(end, time.monotonic() + _INTERRUPTED_S)
+                reached = self._log is not None and self._log.connected
+                patience = _INTERRUPTED_S if reached else _UNREACHED_S
+                interrupted, end = True, min(end, time.monotonic() + patience)
         if self._done.is_set() and not interrupted:
             self._thread.join(_OTHERS_S)
         if self._trouble or not self._done.is_set():
