@@ -65,6 +65,6 @@ class QsweepSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add the folder ``sweeps`` after ``conf``."""
-        from qsweep.cli import folder
+        from qsweep.shipped import folder
 
         search_path.append("qsweep", f"file://{folder('sweeps')}")

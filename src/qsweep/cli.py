@@ -1,18 +1,26 @@
 """``python -m qsweep``: hands the command line to Hydra, and its errors to people."""
 
+import argparse
+import copy
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.command import command
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.schema import nearest
-from qsweep.secrets import hidden, hidden_value
+from qsweep.explain import explain, refused_option
+from qsweep.overrides import acceptable, is_option
+from qsweep.secrets import hidden_value
+from qsweep.shipped import choices, chosen_quantizers, folder, known_options
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
-_single: list[tuple[Any, list[str], str]] = []
+_single: list[tuple[Any, Any, str]] = []
+# Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
+_began: list[bool] = []
 # The session of a search, whose batches all belong to one sweep.
 sessions: list[Any] = []
 # Options that change no number do not belong in a sweep's name.
@@ -22,63 +30,114 @@ _NOT_IN_NAME = (
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run Hydra on the command line; returns the exit code.
 
     2: the configuration is invalid and nothing ran; 1: a trial failed or none finished; 0: the rest
-    finished or were skipped.
+    finished or were skipped; 130 and 143: interrupted, or ended by SIGTERM.
     """
-    sys.argv[1:] = sys.argv[1:] if arguments is None else arguments
-    # Hydra raises instead of printing a page of its own and exiting with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
+    sys.argv[1:] = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _hydra_main()
-        for config, overrides, name in _single:
-            run_composed([config], overrides, name)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        _run_hydra()
+    except KeyboardInterrupt as error:
+        what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
+        print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
+        raise
+    except ConfigError:
+        raise
     except OSError as error:
         from qsweep.store import disk_full, is_disk_full
 
         if is_disk_full(error):
             place = Path(error.filename or ".").parent
-            print(f"error: {disk_full(place)}; what is finished is kept", file=sys.stderr)
-            return 1
+            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
         if error.filename is None:
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}; outputs_dir=DIR moves results",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
+        raise ConfigError(f"{error.filename}: {error.strerror}{hint}") from error
     return max((sweep.exit_code for sweep in _outcomes), default=0)
 
 
-def _hydra_main() -> None:
-    from hydra._internal.utils import _run_hydra, get_args_parser
+def _run_hydra() -> None:
+    """Everything that Hydra does: compose, and for several trials run them.
 
+    Raises:
+        ConfigError: whatever is wrong with the configuration; nothing has run.
+    """
+    # Hydra raises instead of printing a page of its own and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    options = _arguments()
     register_resolvers()
-    parser = get_args_parser()
-    arguments = parser.parse_args()
-    # Hydra finds that out too, but only where nothing is wrong with the rest.
-    arguments.multirun = arguments.multirun or _is_multirun(arguments)
-    _run_hydra(
-        args=arguments,
-        args_parser=parser,
-        task_function=run_one,
-        config_path=str(folder("conf")),
-        config_name="config",
+    try:
+        _check_files(options)
+        options.overrides = [acceptable(one, choices()) for one in options.overrides]
+        # Hydra finds that out too, but only where nothing is wrong with the rest.
+        options.multirun = options.multirun or _is_multirun(options)
+        _compose_and_run(options)
+        for config, overrides, name in _single:
+            run_composed([config], list(overrides), name)
+    except QsweepError:
+        raise
+    except Exception as error:
+        if _began or getattr(error, "errno", None):
+            raise
+        raise ConfigError(explain(error)) from error
+
+
+def _compose_and_run(options: Any) -> None:
+    from hydra._internal import utils
+
+    for _ in range(len(options.overrides) + 1):
+        given = copy.copy(options)
+        given.overrides = list(options.overrides)
+        try:
+            utils._run_hydra(
+                args=given,
+                args_parser=_parser(),
+                task_function=run_one,
+                config_path=str(folder("conf")),
+                config_name="config",
+            )
+            return
+        except Exception as error:
+            key = refused_option(error)
+            if _began or key is None or not is_option(key, chosen_quantizers(options.overrides)):
+                raise
+            # No file names it, the typed configuration does: that is no reason to refuse it.
+            added = [f"++{o}" if o.partition("=")[0] == key else o for o in options.overrides]
+            if added == options.overrides:
+                raise
+            options.overrides = added
+
+
+def _arguments() -> Any:
+    return _parser().parse_intermixed_args()
+
+
+def _parser() -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    from qsweep import __version__
+
+    parser = argparse.ArgumentParser(
+        "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
+    parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
+    return parser
+
+
+def _check_files(options: Any) -> None:
+    """Refuse what Hydra would open and wait for: pipes and devices where a YAML file is expected."""
+    given = [Path(place) for place in (options.config_dir, options.config_path) if place]
+    groups = ["", *choices(), *(o.lstrip("+").partition("=")[0] for o in options.overrides)]
+    name = f"{options.config_name}.yaml" if options.config_name else ""
+    for place in (*given, folder("sweeps"), folder("conf")):
+        for file in [place / name, *(f for g in groups for f in (place / g).glob("*.yaml"))]:
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise ConfigError(f"{file}: is a pipe or a device, not a file")
+    if options.config_name is not None and not options.config_name.strip():
+        raise ConfigError("--config-name: needs a name; python -m qsweep.sweeps lists them")
 
 
 def _is_multirun(arguments: Any) -> bool:
@@ -105,10 +164,11 @@ def run_one(config: Any) -> Any:
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    job = (config, list(hydra.overrides.task), hydra.job.config_name or "config")
+    # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
+    overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
-        return run_composed([config], *job[1:])[0]
-    _single.append(job)
+        return run_composed([config], list(overrides), name)[0]
+    _single.append((config, overrides, name))
     return None
 
 
@@ -120,22 +180,30 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     from omegaconf import OmegaConf
 
     from qsweep.compose import Composed, plain
+    from qsweep.config import sweep_config
+    from qsweep.search.settings import search_config
     from qsweep.sweep import command_line, run_sweep
     from qsweep.sweepfile import check_options
 
     resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
-    check_options(resolved[0], _known_options(""))
+    check_options(resolved[0], known_options(""))
     for config in resolved:
         if search := config.get("search"):
             # How a trial was found is no part of it.
-            config["search"] = {"fidelity": search["fidelity"]}
+            config["search"] = {"fidelity": search_config(search).fidelity}
             config.written["search"] = dict(config["search"])
+    begin()
     if sessions:
         return sessions[-1].run_configs(resolved)
-    name = resolved[0]["sweep"] or default_name(overrides, config_name)
+    name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
     sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
     conclude(sweep)
     return [sweep.records[key] for key in sweep.asked]
+
+
+def begin() -> None:
+    """Say that composing is over: what goes wrong from now on is no error of the configuration."""
+    _began.append(True)
 
 
 def conclude(sweep: Any) -> None:
@@ -162,9 +230,14 @@ def default_name(overrides: list[str], config_name: str) -> str:
 
     words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
     parts = [config_name] if config_name != "config" else []
-    parts += [re.sub(r"[^\w.]+", "-", word.lstrip("+~")).strip("-.") for word in sorted(words)]
-    name = "_".join(parts) or "default"
-    return name if len(name) <= 80 else f"{name[:71]}-{key_of(words)[:8]}"
+    parts += sorted(words, key=lambda word: word.removeprefix("++"))
+    parts = [re.sub(r"[^\w.]+", "-", part.lstrip("+~")).strip("-.") for part in parts]
+    name = "_".join(filter(None, parts)) or "default"
+    # Of folders' names, the bytes are limited: a letter may have four.
+    if len(name) > 80 or len(name.encode()) > 200:
+        start = name.encode()[:180].decode(errors="ignore")[:71]
+        name = f"{start}-{key_of(words)[:8]}"
+    return name
 
 
 def register_resolvers() -> None:
@@ -180,73 +253,3 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
     OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
     OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)
-
-
-def folder(name: str) -> Path:
-    """``conf`` or ``sweeps``: inside the package when installed, beside ``src`` in a checkout."""
-    package = Path(__file__).parent
-    for place in (package / name, package.parents[1] / name):
-        if place.is_dir():
-            return place
-    raise ConfigError(f"{name}/ is missing from the installation; install qsweep again")
-
-
-def explain(error: Exception) -> str:
-    """One line for an error of Hydra or OmegaConf, naming the nearest right word."""
-    return hidden(_explain(error))
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, QsweepError):
-        return str(error)
-    text = str(error).strip()
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return _no_option(found.group(1))
-    if found := re.search(r"Key '(\w+)' not in 'Qsweep\w+Config'", text):
-        known = ("params", "when", "trials")
-        return f"no option 'hydra.sweeper.{found.group(1)}'{nearest(found.group(1), known)}"
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, choice = found.group(1).rpartition("/")
-        choices = [line.strip() for line in text.splitlines() if line.startswith("\t")]
-        return f"{group}={choice}: no such choice{nearest(choice, choices)}"
-    if found := re.search(r"Cannot find primary config '([^']+)'", text):
-        names = [p.stem for place in ("sweeps", "conf") for p in folder(place).glob("*.yaml")]
-        return f"--config-name={found.group(1)}: no such file{nearest(found.group(1), names)}"
-    if found := re.search(r"parsing override '(.*?)'", text):
-        return f"{found.group(1)!r} is not an override; write NAME=VALUE"
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{found.group(1)} has no value; give {found.group(1)}=…"
-    return " ".join(text.split())
-
-
-def _no_option(key: str) -> str:
-    group, _, name = key.rpartition(".")
-    if owners := [choice for choice, options in _options_of(group) if name in options]:
-        choices = " or ".join(f"{group}={choice}" for choice in owners)
-        return (
-            f"{key}: only {choices} has this option; a sweep that has others, too, gives it under "
-            "'when' in a file (sweeps/pareto.yaml)"
-        )
-    return f"no option {key!r}{nearest(key, _known_options(key))}"
-
-
-def _known_options(key: str) -> list[str]:
-    from omegaconf import OmegaConf
-
-    names = [p.name for p in folder("conf").iterdir() if p.is_dir() and p.name != "hydra"]
-    config = OmegaConf.load(folder("conf") / "config.yaml")
-    names += [str(name) for name in config if name not in ("defaults", "hydra")]
-    group, _, _ = key.rpartition(".")
-    names += [f"{group}.{name}" for _, options in _options_of(group) for name in options]
-    return sorted(set(names))
-
-
-def _options_of(group: str) -> list[tuple[str, list[str]]]:
-    """The choices of a configuration group with the names of their options."""
-    from omegaconf import OmegaConf
-
-    files = sorted((folder("conf") / group).glob("*.yaml")) if group else []
-    return [
-        (file.stem, [str(name) for name in OmegaConf.load(file) if name != "defaults"])
-        for file in files
-    ]

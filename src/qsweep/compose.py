@@ -48,6 +48,8 @@ class Composer:
         for override in self._parser.parse_overrides(list(overrides)):
             (choices if self._is_choice(override) else values).append(override)
         config = copy.deepcopy(self._base(tuple(str(o.input_line) for o in choices)))
+        for override in values:
+            _add_if_known(override, config)
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return plain(config, OmegaConf)
 
@@ -68,6 +70,22 @@ class Composer:
                 config.pop("hydra", None)
             self._bases[choices] = config
         return self._bases[choices]
+
+
+def _add_if_known(override: Any, config: Any) -> None:
+    """Let an option be set that no file names, where the typed configuration has it."""
+    from hydra.core.override_parser.types import OverrideType
+    from omegaconf import OmegaConf
+
+    from qsweep.overrides import is_option, quantizer_class
+
+    key = override.key_or_group
+    if override.type != OverrideType.CHANGE or OmegaConf.select(config, key) is not None:
+        return
+    quant = OmegaConf.select(config, "quant")
+    cls = quantizer_class(quant) if OmegaConf.is_dict(quant) else None
+    if is_option(key, [] if cls is None else [cls]):
+        override.type = OverrideType.FORCE_ADD
 
 
 def plain(config: Any, omegaconf: Any) -> Composed:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from qsweep.corpora import CorpusConfig
 from qsweep.errors import ConfigError
+from qsweep.names import folder_name
 from qsweep.quantizers import Quantizer
 from qsweep.schema import build, locate, nearest
 from qsweep.secrets import hidden_tree
@@ -39,6 +41,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.path is None and self.repo is None:
             raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
+        if self.path is not None:
+            _home(self.path, "model.path")
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ class SweepConfig:
     def __post_init__(self):
         if self.n_jobs != "auto" and self.n_jobs < 1:
             raise ConfigError(f"n_jobs={self.n_jobs}: a number from 1, or auto")
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        # NaN compares with nothing, and a wait for ever is what null says.
+        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
             raise ConfigError(f"timeout_s={self.timeout_s}: seconds above 0, or null")
 
 
@@ -152,14 +157,14 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
     Raises:
         ConfigError: one line that names the option and, for a typo, the nearest right word.
     """
-    corpora = _corpora(resolved["corpus"])
+    corpora = _corpora(_group(resolved, "corpus"))
     trial = TrialConfig(
-        model=build(ModelConfig, resolved["model"], "model"),
-        quant=quantizer(resolved["quant"]),
-        calibration=_calibration(resolved["calibration"]),
+        model=build(ModelConfig, _group(resolved, "model"), "model"),
+        quant=quantizer(_group(resolved, "quant")),
+        calibration=_calibration(_group(resolved, "calibration")),
         corpora=corpora,
-        eval=build(EvalConfig, resolved["eval"], "eval"),
-        device=check_device(str(resolved["device"])),
+        eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
+        device=check_device(str(resolved.get("device", "auto"))),
         resolved=dict(resolved),
         written=getattr(resolved, "written", None) or hidden_tree(resolved),
     )
@@ -173,16 +178,33 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
 
 def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
     """The part of a composed configuration that concerns the sweep. Raises ConfigError."""
-    outputs = Path(resolved["outputs_dir"]).expanduser().absolute()
-    tracking = build(TrackingConfig, resolved["tracking"], "tracking")
+    outputs = resolved.get("outputs_dir", "outputs")
+    if not isinstance(outputs, str) or not outputs.strip() or "\0" in outputs:
+        raise ConfigError(f"outputs_dir={outputs}: a folder, which is made if it is not there")
+    name = resolved.get("sweep")
     values = {
-        "name": resolved["sweep"],
-        "outputs_dir": outputs,
-        "n_jobs": resolved["n_jobs"],
-        "timeout_s": resolved["timeout_s"],
-        "tracking": tracking,
+        "name": None if name is None else folder_name(name, "sweep"),
+        "outputs_dir": _home(outputs, "outputs_dir"),
+        "n_jobs": resolved.get("n_jobs", "auto"),
+        "timeout_s": resolved.get("timeout_s"),
+        "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
     }
     return build(SweepConfig, values, "")
+
+
+def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = resolved.get(name)
+    if not isinstance(values, Mapping):
+        said = "nothing is chosen" if values is None else f"{values!r} is no choice"
+        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (python -m qsweep --help)")
+    return values
+
+
+def _home(path: str, where: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{where}={path}: {error}") from error
 
 
 def quantizer(values: Mapping[str, Any]) -> Quantizer:
@@ -194,6 +216,8 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     fields = {str(k): v for k, v in values.items() if k not in selecting}
     target = values.get("_target_")
     if backends := values.get("backends"):
+        if not isinstance(backends, Mapping):
+            raise ConfigError(f"quant.backends={backends}: must be a mapping of names to classes")
         backend = str(values.get("backend"))
         if backend not in backends:
             raise ConfigError(
@@ -258,6 +282,9 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
     chosen = {name: spec for name, spec in values.items() if isinstance(spec, Mapping)}
     if not chosen:
         raise ConfigError("corpus: none chosen; for example corpus=python_docs")
+    for name, spec in chosen.items():
+        if "source" not in spec:
+            raise ConfigError(f"corpus.{name}: has no source; choose it with corpus=[{name}]")
     for name in values.keys() - chosen.keys() - {"path", "field"}:
         raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), ('path', 'field'))}")
     return tuple(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsweep.cells import one_line
+from qsweep.command import command
 from qsweep.secrets import hidden
 
 Status = Literal["ok", "missing", "warning", "error"]
@@ -46,6 +47,7 @@ class Places:
 Check = Callable[[Places], Iterator[Finding]]
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look at everything and say it; 1 if the main job cannot run."""
     options = _parser().parse_args(arguments)

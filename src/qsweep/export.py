@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.command import command
 from qsweep.errors import QsweepError
 from qsweep.files import sync_tree, write_bytes
 from qsweep.model_card import model_card
@@ -26,6 +27,7 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export one artifact; 0: done, 1: it could not be written, 2: there is no such trial."""
     options = _parser().parse_args(arguments)

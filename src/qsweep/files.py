@@ -131,6 +131,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically, in UTF-8.
+
+    In a locale of ASCII, the other letters of a path come in as bytes; they go out as the same.
+    """
+    write_bytes(path, text.encode(errors="surrogateescape"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: temporary sibling, fsync, rename.
 
@@ -140,6 +148,15 @@ def write_json(path: Path, content: Any) -> None:
         with contextlib.suppress(OSError):
             path.rmdir()
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def shown(path: Path) -> str:
+    """A path for people: relative where it lies below the working directory."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working directory is gone
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def sync_tree(path: Path) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import get_args
 
 from qsweep.cells import gigabytes
+from qsweep.command import command
 from qsweep.errors import QsweepError
 from qsweep.holdings import Holding, Holdings, Prunable, half_written, look, remove
 from qsweep.leftovers import sweep_away
 from qsweep.schema import nearest
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tell, or delete; 0: done, 1: something could not be deleted, 2: a wrong option."""
     options = _parser().parse_args(arguments)

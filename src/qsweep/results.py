@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.cells import one_line
-from qsweep.files import write_bytes
+from qsweep.files import write_text
 from qsweep.tasks.task import CAPABILITIES
 from qsweep.verdicts import expected_range, is_open
 
@@ -54,10 +54,10 @@ def write_results(
     from qsweep.tasks.page import capabilities_markdown
 
     table, page = directory / "results.csv", directory / "results.md"
-    write_bytes(table, to_csv(rows(records)).encode())
-    write_bytes(page, results_markdown(directory.name, records, command).encode())
+    write_text(table, to_csv(rows(records)))
+    write_text(page, results_markdown(directory.name, records, command))
     if kept := capabilities_markdown(directory.name, records):
-        write_bytes(directory / "capabilities.md", kept.encode())
+        write_text(directory / "capabilities.md", kept)
     return table, page
 
 

@@ -75,8 +75,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or the possible words where none is near."""
-    known = sorted(set(words))
-    if close := difflib.get_close_matches(word, known, n=2, cutoff=0.6):
+    known = sorted(set(map(str, words)))  # YAML's keys may be anything
+    if close := difflib.get_close_matches(str(word), known, n=2, cutoff=0.6):
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     return f"; there are {', '.join(known)}" if known else ""
 

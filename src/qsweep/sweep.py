@@ -14,6 +14,7 @@ from qsweep.environment import environment
 from qsweep.errors import QsweepError
 from qsweep.files import write_json
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
+from qsweep.launch.interrupts import finishing
 from qsweep.leftovers import sweep_away
 from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
@@ -130,10 +131,12 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
             yield Session(sweep, store, tracker, server)
             interrupted = False
         finally:
-            records = list(sweep.records.values())
-            write_results(sweep.directory, records, sweep.command)
-            report_sweep(sweep.directory, records, sweep.command, _say)
-            tracker.finish(records, interrupted=interrupted)
+            with finishing():
+                server.close()  # first: children must not outlive an interrupt by seconds
+                records = list(sweep.records.values())
+                write_results(sweep.directory, records, sweep.command)
+                report_sweep(sweep.directory, records, sweep.command, _say)
+                tracker.finish(records, interrupted=interrupted)
 
 
 def open_store(config: SweepConfig) -> Store:

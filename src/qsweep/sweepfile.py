@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qsweep.errors import ConfigError
+from qsweep.overrides import acceptable
 from qsweep.schema import nearest
 from qsweep.search.space import Parameter, Space, When
 
@@ -24,7 +25,9 @@ def read_space(params: Any, when: Any, arguments: Sequence[str]) -> Space:
     Raises:
         ConfigError: one line that says what is no override string.
     """
-    given = {name: values for name, values in map(_parse, arguments)}
+    # An option that no file names comes here as ++NAME, and replaces what the sweep file says of it.
+    typed = {name.removeprefix("++"): name for name, _ in map(_parse, arguments)}
+    given = {name.removeprefix("++"): values for name, values in map(_parse, arguments)}
     parameters = [
         Parameter(name, given.get(name) or _values(name, value, f"{_WHERE}.params"))
         for name, value in _mapping(params, f"{_WHERE}.params").items()
@@ -41,7 +44,7 @@ def read_space(params: Any, when: Any, arguments: Sequence[str]) -> Space:
         ]
     placed = {parameter.name for parameter in parameters}
     # Before those that have conditions, which may well look at them.
-    new = [Parameter(name, values) for name, values in given.items() if name not in placed]
+    new = [Parameter(typed[name], given[name]) for name in given if name not in placed]
     free = [p for p in parameters if p.when is None]
     return Space((*free, *new, *(p for p in parameters if p.when is not None)))
 
@@ -57,7 +60,10 @@ def read_rows(trials: Any, space: Space) -> list[list[str]]:
         where = f"{_WHERE}.trials: row {number}"
         if not isinstance(row, str):
             raise ConfigError(f"{where} is not a string of overrides; write - quant=gptq bits=4")
-        overrides = shlex.split(row)
+        try:
+            overrides = [acceptable(word) for word in shlex.split(row)]
+        except ValueError as error:
+            raise ConfigError(f"{where}: {row}: {str(error).lower()}") from error
         for override in overrides:
             name, values = _parse(override)
             if len(values) > 1:
@@ -106,7 +112,7 @@ def _parse(override: str) -> tuple[str, tuple[str, ...]]:
     """An override's name (with its + or ~) and the values that it goes through."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_override(override)
+    parsed = OverridesParser.create().parse_overrides([acceptable(override)])[0]
     name = str(parsed.get_key_element())
     if not parsed.is_sweep_override():
         return name, (str(parsed.get_value_element_as_str()),)

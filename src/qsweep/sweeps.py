@@ -1,8 +1,13 @@
 """``python -m qsweep.sweeps``: the sweeps that are kept as files, a line each."""
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.cli import folder
+from qsweep.command import command
+from qsweep.files import read_regular
+from qsweep.shipped import folder
 
 
 def listing() -> list[tuple[str, str]]:
@@ -12,18 +17,23 @@ def listing() -> list[tuple[str, str]]:
 
 def first_comment(file: Path) -> str:
     """The first comment of a YAML file; empty if it has none."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_regular(file).decode("utf-8", "replace").splitlines()
     return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
 
 
-def main() -> None:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the list, and how to run one."""
+    argparse.ArgumentParser(prog="python -m qsweep.sweeps", description=__doc__).parse_args(
+        arguments
+    )
     found = listing()
     width = max((len(name) for name, _ in found), default=0)
     for name, said in found:
         print(f"{name:<{width}}  {said}")
     print(f"\n{'run one:':<{width}}  python -m qsweep --config-name=NAME [overrides]")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

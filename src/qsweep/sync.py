@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.command import command
 from qsweep.errors import QsweepError
 from qsweep.secrets import is_hidden
 from qsweep.tracking.journal import FILE, Place, current_place
@@ -12,6 +13,7 @@ from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 from qsweep.tracking.sweeplog import recorded_place, sync_sweep
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Log what is missing; 0: all is logged, 1: something is not, 2: there is no such sweep."""
     options = _parser().parse_args(arguments)
@@ -62,12 +64,11 @@ def _tracked(outputs: Path) -> list[Path]:
 
 
 def _sweep(outputs: Path, name: str) -> Path:
-    directory = outputs / "sweeps" / name
-    if not (directory / "trials").is_dir():
-        known = sorted(path.parent.name for path in outputs.glob("sweeps/*/trials"))
-        there = f"; there are {', '.join(known)}" if known else ""
+    known = {path.parent.name: path.parent for path in outputs.glob("sweeps/*/trials")}
+    if name not in known:
+        there = f"; there are {', '.join(sorted(known))}" if known else ""
         raise QsweepError(f"no sweep {name!r} in {outputs}{there}")
-    return directory
+    return known[name]
 
 
 def _place(options: argparse.Namespace, outputs: Path) -> Place | None:

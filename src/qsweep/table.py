@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep import cells
+from qsweep.files import shown
 from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
@@ -156,7 +157,7 @@ def _summary(records: Sequence[Record], directory: Path) -> "Text":
     from rich.text import Text
 
     said = ", ".join(f"{number} {status}" for status, number in counts(records).items() if number)
-    text = Text(f"{said or 'no trials'}; results in {_short(directory)}/results.csv and .md")
+    text = Text(f"{said or 'no trials'}; results in {shown(directory)}/results.csv and .md")
     if (winner := best(records)) is not None:
         text.append(f"\nmost quality per GB: {winner['name']} ({status_word(winner)})")
     return text
@@ -193,11 +194,6 @@ def _decode_speed(record: Record) -> str:
 
 def _artifact(record: Record, name: str) -> float | None:
     return (record.get("artifact") or {}).get(name)
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def _console() -> "Console":

@@ -7,7 +7,6 @@ experiment until the browser has been told otherwise. This starts the same serve
 import argparse
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qsweep.command import command
 from qsweep.databases import with_driver
 from qsweep.errors import QsweepError
 from qsweep.launch.tree import kill_group
@@ -29,6 +29,7 @@ _HOST = "127.0.0.1"
 _START_S = 120.0
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; 0: all went well, 1: the UI did not start, 2: nothing is there."""
     options = _parser().parse_args(arguments)
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_server(place.uri):
             _show(f"{server_page(place.uri)}/{page}", browser=options.browser)
             return 0
-        with _terminable(), _server(place.uri, options.port) as server:
+        with _server(place.uri, options.port) as server:
             _show(f"http://{_HOST}:{options.port}/{page}", browser=options.browser)
             server.wait()
             raise ServerError(f"MLflow's UI ended with status {server.returncode}")
@@ -121,19 +122,6 @@ def _show(address: str, *, browser: bool) -> None:
         webbrowser.open(address)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    # A plain `kill` must end the server as well.
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m qsweep.ui", description=__doc__)
     parser.add_argument(
@@ -141,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tracking", metavar="URI", help="this MLflow tracker instead")
     parser.add_argument("--experiment", default="qsweep", help="default: qsweep")
-    parser.add_argument("--port", type=int, default=5000, help="default: 5000")
+    parser.add_argument(
+        "--port", type=int, choices=range(1, 65536), default=5000, metavar="N", help="default: 5000"
+    )
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="say the address, open nothing"
     )

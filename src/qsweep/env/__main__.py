@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.command import command
 from qsweep.env.create import MANIFEST, Environment, Notice, check, create, remove
 from qsweep.env.install import INSTALLERS
 from qsweep.env.spec import load_spec, spec_names
@@ -13,6 +14,7 @@ from qsweep.errors import ConfigError, QsweepError
 from qsweep.files import read_json
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 2 for what was typed wrong, 1 for what went wrong."""
     parser = argparse.ArgumentParser(
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted; nothing half-made was left", file=sys.stderr)
-        return 130
+        raise
 
 
 def _list(folder: Path) -> int:

@@ -7,6 +7,7 @@ from qsweep.env.create import Environment, create
 from qsweep.env.interpreter import ask, find_base
 from qsweep.env.spec import EnvSpec, load_spec
 from qsweep.errors import BackendUnavailable, ConfigError, QsweepError
+from qsweep.files import shown
 from qsweep.quantizers import Progress, silent
 
 # Libraries beside the quantizer's own whose version changes what it computes.
@@ -37,9 +38,13 @@ class EnvChoice:
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ConfigError(f"quant.env.timeout_s={self.timeout_s}: seconds above 0, or null")
         # A trial works in a scratch folder, where a relative path would mean another place.
-        object.__setattr__(self, "folder", Path(self.folder).expanduser().absolute())
-        if self.python is not None:
-            object.__setattr__(self, "python", Path(self.python).expanduser().absolute())
+        for name in ("folder", "python"):
+            if (path := getattr(self, name)) is None:
+                continue
+            try:
+                object.__setattr__(self, name, Path(path).expanduser().absolute())
+            except RuntimeError as error:  # ~nobody
+                raise ConfigError(f"quant.env.{name}={path}: {error}") from error
 
     def spec(self, default: str) -> EnvSpec:
         """The chosen environment, or the backend's own. Raises ConfigError."""
@@ -85,7 +90,7 @@ class EnvChoice:
 
     def command(self, default: str) -> str:
         """What to type to create it."""
-        usual = self.folder == Path("outputs/envs").absolute()
+        usual = shown(self.folder) == "outputs/envs"
         place = "" if usual else f" --folder {self.folder}"
         return f"python -m qsweep.env create {self.name or default}{place}"
 

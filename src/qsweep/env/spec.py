@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError
+from qsweep.files import read_regular
+from qsweep.names import folder_name
 from qsweep.schema import build, nearest
 
 _CLAUSE = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d+)\.(\d+)")
@@ -39,6 +41,7 @@ class EnvSpec:
     file: str = ""
 
     def __post_init__(self) -> None:
+        folder_name(self.name, "environment")
         if not self.install:
             raise ConfigError(f"environment {self.name}: install names no package")
         for clause in filter(None, self.python.split(",")):
@@ -86,7 +89,7 @@ def load_spec(name: str) -> EnvSpec:
     """
     if name.endswith((".yaml", ".yml")):
         file = Path(name).expanduser()
-        if not file.is_file():
+        if not file.exists():
             raise ConfigError(f"environment {name}: no such file")
         return replace(_read(file), file=name)
     names = spec_names()
@@ -102,7 +105,7 @@ def spec_names() -> list[str]:
 
 def spec_folder() -> Path:
     """Where their files are."""
-    from qsweep.cli import folder
+    from qsweep.shipped import folder
 
     return folder("conf") / "quant" / "env"
 
@@ -111,8 +114,8 @@ def _read(file: Path) -> EnvSpec:
     import yaml
 
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        values: Any = yaml.safe_load(read_regular(file).decode("utf-8"))
+    except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read as YAML ({_line(error)})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds no mapping; it needs library and install")

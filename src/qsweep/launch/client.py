@@ -40,6 +40,16 @@ PRELOAD = (
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 _SERVER = Path(__file__).with_name("server.py")
 
+# A server has nothing to do but to answer. It is asked this often, and one that is silent for longer
+# than this is killed with its jobs, which nobody else could end. Pages that come back from a swap
+# take their time; but a server that was stopped (SIGSTOP) will not answer, and where a job has to
+# be killed there is no time.
+_ASK_EVERY_S = 2.0
+_SILENT_S = 60.0
+_STOPPED_S = 10.0
+# While it imports it does not listen; from a cold network file system that takes minutes.
+_IMPORT_S = 900.0
+
 
 @dataclass(eq=False)
 class Child:
@@ -100,6 +110,8 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._errors: IO[bytes] | None = None
         self._ready = False
+        self._silence = self._asked = self._looked = 0.0
+        self._doomed: set[int] = set()
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -138,6 +150,8 @@ class ForkServer:
             )
         self._control = ours
         self._ready = False
+        self._silence, self._asked = 0.0, time.monotonic()
+        self._doomed = set()
         self._selector.register(ours, selectors.EVENT_READ, None)
         main_thread = threading.current_thread() is threading.main_thread()
         self._send(
@@ -157,7 +171,7 @@ class ForkServer:
             "log": str(Path(job.log).absolute()),
             "environment": HUGE_PAGES | os.environ | environment | {tree.MARK: mark},
             "threads": threads,
-            "cwd": os.getcwd(),
+            "cwd": _working_directory(),
             "sys_path": sys.path,
         }
         text = json.dumps(order).encode()
@@ -177,6 +191,7 @@ class ForkServer:
 
     def kill(self, child: Child) -> None:
         """Kill a job and all that it started; its end is reported like any other."""
+        self._doomed.add(child.number)
         self._send({"kill": child.number})
 
     def wait(self, timeout: float | None = None) -> list[Note]:
@@ -189,7 +204,25 @@ class ForkServer:
                 notes += self._hear()
             elif key.data.number in self._children:
                 notes += self._hear_progress(key.data)
-        return notes
+        return notes + self._check_on_it()
+
+    def _check_on_it(self) -> list[Note]:
+        """Kill the server if it has been silent for too long, and so end all that hangs on it."""
+        if self._process is None:
+            return []
+        now = time.monotonic()
+        # Not what has passed while this process was itself stopped (Ctrl-Z), or busy.
+        self._silence += min(now - self._looked, _ASK_EVERY_S)
+        self._looked = now
+        stopped = tree.state_of(self._process.pid) in ("T", "t")
+        patience = _SILENT_S if self._ready else _IMPORT_S
+        if self._silence > (_STOPPED_S if stopped or self._doomed else patience):
+            what = "was stopped" if stopped else "did not answer"
+            return self._mourn(f"it {what} for {self._silence:.0f} s")
+        if self._ready and now - self._asked > _ASK_EVERY_S:
+            self._asked = now
+            self._send({"ask": True})
+        return []
 
     def close(self) -> None:
         """End the server and everything that it started. It may be started again."""
@@ -198,7 +231,7 @@ class ForkServer:
         children = list(self._children.values())
         # Closing the socket is the order; a server that is still importing would not hear it.
         self._disconnect()
-        self._bury(5.0 if self._ready else 0.0)
+        self._bury(3.0 if self._ready else 0.0)
         for child in children:
             child.close()
 
@@ -210,6 +243,7 @@ class ForkServer:
             message = b""
         if not message:
             return self._mourn()
+        self._silence = 0.0
         facts = json.loads(message)
         if "ready" in facts:
             self._ready = True
@@ -248,12 +282,14 @@ class ForkServer:
         step, share = json.loads(last)
         return [Note("progress", child, {"step": step, "share": share})]
 
-    def _mourn(self) -> list[Note]:
-        """The server died by itself: end what it leaves behind."""
+    def _mourn(self, silence: str | None = None) -> list[Note]:
+        """The server died by itself, or is as good as dead: end what it leaves behind."""
         children = list(self._children.values())
         self.deaths_in_vain += 1
         self._disconnect()
-        reason = self._bury(0.5)  # its socket closes a moment before it can be waited for
+        # Its socket closes a moment before it can be waited for; one that is silent is not.
+        reason = self._bury(0.5 if silence is None else 0.0)
+        reason = silence or reason
         return [Note("lost", child, {"reason": reason}) for child in children] or [
             Note("lost", None, {"reason": reason})
         ]
@@ -286,6 +322,7 @@ class ForkServer:
 
     def _forget(self, child: Child) -> None:
         self._children.pop(child.number, None)
+        self._doomed.discard(child.number)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(child.progress)
 
@@ -294,6 +331,14 @@ class ForkServer:
         if self._control is not None:
             with contextlib.suppress(OSError):
                 socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
+
+
+def _working_directory() -> str:
+    # A sweep goes on when somebody removes the folder that it was started in: its paths are absolute.
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
 
 
 def _scratch_file() -> IO[bytes]:

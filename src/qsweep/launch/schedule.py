@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qsweep.launch import interrupts
 from qsweep.launch.client import Child, ForkServer, Note
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.reasons import explain, explain_exit
@@ -64,6 +65,7 @@ def run_jobs(
     try:
         run.to_the_end()
     except BaseException:
+        interrupts.heed()
         used.close()
         raise
     if server is None:
@@ -86,6 +88,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         while self.waiting or self.running:
+            interrupts.check()
             self._start_what_can()
             if not self.running:
                 continue
@@ -160,7 +163,9 @@ class _Run:
         if child is not None:
             losses = self.losses.get(child.job.id, 0) + (child.pid is not None)
             self.losses[child.job.id] = losses
-            if stuck or losses >= _ATTEMPTS:
+            if child.timed_out:
+                self._end(child, JobResult("failed", reason=_late(child), started=child.started))
+            elif stuck or losses >= _ATTEMPTS:
                 self._end(child, JobResult("failed", reason=why, started=child.started))
             else:
                 self.running.pop(child)
@@ -198,7 +203,7 @@ def _result(child: Child, facts: dict[str, Any]) -> JobResult:
     status: Status = "failed"
     result = reason = None
     if child.timed_out and not (outcome and facts["status"] == 0):
-        reason = f"timed out after {child.job.timeout_s:g} s"
+        reason = _late(child)
     elif outcome is None or ("result" in outcome and facts["status"] != 0):
         reason = explain_exit(facts["status"], kernel_oom=facts["kernel_oom"], log=child.job.log)
     elif "result" in outcome:
@@ -213,6 +218,10 @@ def _result(child: Child, facts: dict[str, Any]) -> JobResult:
         peak_host_memory_gb=facts["peak_bytes"] / 1e9,
         started=child.started,
     )
+
+
+def _late(child: Child) -> str:
+    return f"timed out after {child.job.timeout_s:g} s"
 
 
 def _check(jobs: Sequence[Job]) -> None:

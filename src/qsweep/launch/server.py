@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 MESSAGE_BYTES = 1 << 17
+_NOT_FOR_IT = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main(descriptor: int) -> None:
@@ -75,6 +76,9 @@ class _Server:
         for end in (self.wake_r, self.wake_w):
             os.set_blocking(end, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Slurm sends these to every process of a job: it ends with the launching one, in order.
+        for number in _NOT_FOR_IT:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self.wake_w)
         watched: list[Any] = [self.control, self.wake_r]
         try:
@@ -100,6 +104,8 @@ class _Server:
         order = json.loads(message)
         if "start" in order:
             self._start(order["start"], order["mark"], descriptors)
+        elif "ask" in order:
+            self._send({"ready": True})
         elif "kill" in order:
             from qsweep.launch import tree
 
@@ -125,7 +131,8 @@ class _Server:
     def _become_job(self, server: int, descriptors: list[int]) -> None:
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, *_NOT_FOR_IT):
+                signal.signal(number, signal.SIG_DFL)
             self.control.close()
             _close([self.wake_r, self.wake_w])
             from qsweep.launch import worker
@@ -169,7 +176,7 @@ class _Server:
 
         for pid in self.jobs:
             tree.kill_group(pid)
-        give_up = time.monotonic() + 3.0
+        give_up = time.monotonic() + 2.5
         while time.monotonic() < give_up:
             tree.kill_strays({})
             try:

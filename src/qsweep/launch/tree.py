@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 # Set in the environment of each job to a mark of its own, so that programs which left the job's
@@ -49,6 +50,34 @@ def kill_marked(marks: set[str]) -> None:
     for pid in _numbers(Path("/proc")):
         if pid != os.getpid() and is_marked(pid, marks):
             kill_group(pid)
+
+
+def kill_descendants() -> None:
+    """Kill every process that descends from this one, stopped ones too."""
+    adopt_orphans()  # or what is started between a look and its parent's death would get away
+    for _ in range(10):
+        found = descendants()
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def descendants() -> list[int]:
+    """Process ids of the living processes that descend from this one, parents before children."""
+    parents = {pid: _parent_of(pid) for pid in _numbers(Path("/proc"))}
+    found = [os.getpid()]
+    for pid in found:  # grows as it goes
+        found += [child for child, parent in parents.items() if parent == pid]
+    return [pid for pid in found[1:] if state_of(pid) not in ("Z", "X", None)]
+
+
+def state_of(pid: int) -> str | None:
+    """A process's state in one letter, as ps has it (T: stopped, Z: dead); None if it is gone."""
+    fields = _stat_of(pid)
+    return fields[0] if fields else None
 
 
 def kill_strays(jobs: dict[int, str]) -> int:
@@ -105,9 +134,15 @@ def _numbers(directory: Path) -> list[int]:
 
 
 def _parent_of(pid: int) -> int | None:
+    fields = _stat_of(pid)
+    return int(fields[1]) if fields else None
+
+
+def _stat_of(pid: int) -> list[str]:
+    """What the kernel says of a process after its name: state, parent, …; nothing if it is gone."""
     try:
-        # The command in brackets may itself hold spaces and brackets.
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        # The name in brackets may itself hold spaces and brackets.
+        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
     except OSError:
-        return None
-    return int(stat.split()[1])
+        return []
+    return stat.decode().split()

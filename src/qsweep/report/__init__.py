@@ -22,7 +22,7 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
 
     ``find`` tells where a measurement's per-token arrays are, by default in the store.
     """
-    from qsweep.files import write_bytes
+    from qsweep.files import write_text
     from qsweep.markdown import results_markdown
     from qsweep.report.page import render
     from qsweep.report.tokens import stored_arrays
@@ -39,7 +39,7 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
     if picture := _picture(records):
         texts[page.with_suffix(".svg")] = picture
     for path, text in texts.items():
-        write_bytes(path, text.encode())
+        write_text(path, text)
     return list(texts)
 
 
@@ -51,16 +51,16 @@ def report_sweep(
     A sweep's results stand whether or not they can be drawn.
     """
     from qsweep.disk import disk_full, is_disk_full
-    from qsweep.files import write_bytes
+    from qsweep.files import write_text
     from qsweep.report.data import normalised
     from qsweep.report.page import render
 
     try:
         found = [record for record in map(normalised, records) if record is not None]
         page = render([SweepData(directory.name, command, found)])
-        write_bytes(directory / "report.html", page.encode())
+        write_text(directory / "report.html", page)
         if picture := _picture(found):
-            write_bytes(directory / "report.svg", picture.encode())
+            write_text(directory / "report.svg", picture)
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         line = disk_full(directory) if is_disk_full(error) else line

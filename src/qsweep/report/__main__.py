@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.command import command
 from qsweep.errors import QsweepError
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report; 0: written, 1: it could not be written, 2: there is no such sweep."""
     options = _parser().parse_args(arguments)

@@ -10,6 +10,7 @@ from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
 from qsweep.disk import check_writable
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.launch import make_slots
+from qsweep.launch.interrupts import finishing
 from qsweep.plan import Plan, Setting
 from qsweep.planning import keys_of, plan_all
 from qsweep.record_file import read_records
@@ -96,7 +97,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         ConfigError: the search is not valid, or the stored study is another; nothing has run.
         QsweepError: all trials failed, or none satisfies the constraints; results are written.
     """
-    from qsweep.cli import conclude, default_name, sessions
+    from qsweep.cli import begin, conclude, default_name, sessions
     from qsweep.compose import Composer
 
     if sweeper.trials:
@@ -117,7 +118,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     check_measured(named, trial_config(config).eval)
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
-    name = config["sweep"] or default_name(list(hydra.overrides.task), config_name)
+    name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
     sweep = Sweep(sweep_config(config), name, command_line(sys.argv[1:]))
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
@@ -126,6 +127,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     sweep.directory.mkdir(parents=True, exist_ok=True)
     storage = open_storage(settings.storage, sweep.directory)
     study = Study(storage, settings.study or name, objectives, identity)
+    begin()
     with open_session(sweep, store, shared=True) as session:
         session.settings.update(found)
         lab = HydraLab(compose, sweeper.launcher, session, sweep.config)
@@ -135,12 +137,15 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
             search.run(enqueued)
         finally:
             sessions.remove(session)
-            entries = study.entries()
-            _adopt(session, entries)
-            trouble = _trouble(entries, constraints, lab)
-            result = answer(entries, objectives, settings.serving)
-            commands = _Commands(sweeper, config_name, compose, session)
-            page = write_page(sweep, entries, result, objectives, constraints, commands, trouble)
+            with finishing():
+                entries = study.entries()
+                _adopt(session, entries)
+                trouble = _trouble(entries, constraints, lab)
+                result = answer(entries, objectives, settings.serving)
+                commands = _Commands(sweeper, config_name, compose, session)
+                page = write_page(
+                    sweep, entries, result, objectives, constraints, commands, trouble
+                )
     conclude(sweep)
     print(page)
     if trouble:

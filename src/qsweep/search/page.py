@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep import cells
-from qsweep.files import write_bytes
+from qsweep.files import write_bytes, write_text
 from qsweep.markdown import table
 from qsweep.metrics import quality
 from qsweep.results import rows, to_csv
@@ -35,11 +35,11 @@ def write_page(
     if sweep.screening:
         # Lower fidelity has a table of its own, never a row among results.
         screened = rows(sweep.screening.values())
-        write_bytes(directory / "screening.csv", to_csv(screened).encode())
+        write_text(directory / "screening.csv", to_csv(screened))
     text = answer_markdown(
         sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble
     )
-    write_bytes(directory / "answer.md", text.encode())
+    write_text(directory / "answer.md", text)
     done = [e for e in entries if e.state == "complete" and e.finding is not None]
     if done:
         plot_front(done, answer, directory / "front.png")

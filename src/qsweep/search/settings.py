@@ -56,6 +56,8 @@ class SearchConfig:
 
 def search_config(values: Mapping[str, Any]) -> SearchConfig:
     """The settings in a composed configuration's ``search``. Raises ConfigError."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"search: {values!r} is no choice; choose with search=NAME")
     given = dict(values)
     for name in ("objective", "constraints", "enqueue"):
         if isinstance(given.get(name), str):

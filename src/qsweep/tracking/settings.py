@@ -1,6 +1,5 @@
 """Which tracker, and what it is called in messages. No MLflow import."""
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from qsweep.databases import (
     with_driver,
 )
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.files import shown
 from qsweep.secrets import hidden_value, without_login
 
 
@@ -96,7 +96,7 @@ def ui_line(config: TrackingConfig, outputs: Path) -> str | None:
     if is_server(uri):
         return server_page(uri)
     if (path := sqlite_path(uri)) is not None:
-        uri = sqlite_url(_short(path))
+        uri = sqlite_url(Path(shown(path)))
     return f"mlflow ui --backend-store-uri {shlex.quote(public_uri(with_driver(uri)))}"
 
 
@@ -105,8 +105,3 @@ def sync_command(outputs: Path) -> str:
     same = outputs.absolute() == Path("outputs").absolute()
     place = "" if same else f" --outputs {shlex.quote(str(outputs))}"
     return f"python -m qsweep.sync{place}"
-
-
-def _short(path: Path) -> Path:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else Path(relative)

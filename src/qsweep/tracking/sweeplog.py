@@ -55,6 +55,11 @@ class SweepLog:
         if database is not None and not database.exists():
             self.journal.forget()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the tracker was reached, and shows this sweep as running."""
+        return self._client is not None
+
     def is_logged(self, record: Record) -> bool:
         """Whether the tracker holds this record, as far as the journal knows."""
         return self.journal.run(record["key"])[1] == fingerprint(record)

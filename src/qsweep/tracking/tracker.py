@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qsweep.launch import interrupts
 from qsweep.results import Record
 from qsweep.secrets import hidden
 from qsweep.tracking.client import check_sqlite_tracker
@@ -22,6 +23,9 @@ from qsweep.tracking.sweeplog import SweepLog, read_records, sync_sweep
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 # How long the end of a sweep waits for what *other* sweeps could not log.
 _OTHERS_S = 10.0
+# How long the end waits for the tracker after an interrupt, which may be followed by a kill.
+# Where nothing has reached the tracker yet, there is no run to close.
+_INTERRUPTED_S, _UNREACHED_S = 8.0, 2.0
 
 
 class Tracker:
@@ -108,7 +112,13 @@ class Tracker:
         with self._wake:
             self._final = list(records)
             self._wake.notify()
-        if self._done.wait(timeout_s):
+        end = time.monotonic() + timeout_s
+        while not self._done.wait(0.2) and time.monotonic() < end:
+            if interrupts.interrupted():
+                reached = self._log is not None and self._log.connected
+                patience = _INTERRUPTED_S if reached else _UNREACHED_S
+                interrupted, end = True, min(end, time.monotonic() + patience)
+        if self._done.is_set() and not interrupted:
             self._thread.join(_OTHERS_S)
         if self._trouble or not self._done.is_set():
             why = self._trouble or f"MLflow at {public_uri(self._place.uri)} is slow"
