@@ -23,3 +23,17 @@ class ArtifactCorrupt(QsweepError):
 
 class TrialFailed(QsweepError):
     """A trial died: an exception, out of memory, a signal or a time-out; the text says which."""
+
+
+def in_one_line(error: BaseException | str, longest: int = 300) -> str:
+    r"""A text of several lines as one; an exception's kind where it has no text.
+
+    A foreign exception's first line often only announces what the next one says.
+
+    >>> in_one_line("Validation error for field 'hidden_size':\n    expected int, got str")
+    "Validation error for field 'hidden_size': expected int, got str"
+    """
+    text = " ".join(str(error).split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -17,6 +17,7 @@ from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting
 from qsweep.planning import Unplanned, keys_of, plan_all
+from qsweep.preflight import require_fitting_models
 from qsweep.record import (
     Record,
     finished_record,
@@ -174,6 +175,8 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
     if not missing:
         return
     session.server.start()  # imports torch while the rest is prepared
+    logs, timeout_s = sweep.directory / "logs", sweep.config.timeout_s
+    require_fitting_models(missing.values(), store, session.server, logs, timeout_s)
     slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
     passes = Passes(missing.values(), store, slots.count)
 

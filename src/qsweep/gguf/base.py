@@ -19,6 +19,7 @@ from qsweep.gguf.converter import convert, package_version
 from qsweep.gguf.layout import Layout, derive, from_json, to_json
 from qsweep.gguf.reader import read_gguf
 from qsweep.locks import FileLock
+from qsweep.model_facts import readable_directory
 from qsweep.quantizers import SourceModel
 
 # Conversions below this many bytes are kept, beside the output; three at most.
@@ -75,10 +76,14 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
 def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     from safetensors.torch import save_file
 
-    path = folder / "base.gguf"
-    notes = convert(
-        model.path, path, checkpoint.base_type, trust_remote_code=model.trust_remote_code
-    )
+    path, links = folder / "base.gguf", folder / "source" / model.path.name
+    # The converter looks for files by itself, by rules of its own.
+    source = readable_directory(model.path, links)
+    trusted = model.trust_remote_code
+    try:
+        notes = convert(source, path, checkpoint.base_type, trust_remote_code=trusted)
+    finally:
+        shutil.rmtree(links.parent, ignore_errors=True)
     linears = [f"{name}.weight" for name in model.facts.linears]
     layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
     if layout.orders:

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from qsweep.errors import QsweepError
+from qsweep.errors import QsweepError, in_one_line
 
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72
@@ -50,8 +50,9 @@ def explain_exit(status: int, *, kernel_oom: bool, log: Path | None = None) -> s
 
 def _one_line(text: str) -> str:
     # CUDA's errors go on for a paragraph about debugging; the first line is the message.
-    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+    if "CUDA" in text or "cuda" in text:
+        text = next((line for line in text.splitlines() if line.strip()), "")
+    return in_one_line(text, _LONGEST)
 
 
 def _signal_name(number: int) -> str:
