@@ -62,7 +62,8 @@ def load_dense(
         state = packed_state_dict(artifact, source, device)
     places = device_map or {"": device}
     model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
-    model.left_out = _require_fit(artifact, source, model, state, info)
+    left_out: Any = _require_fit(artifact, source, model, state, info)
+    model.left_out = left_out
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = False
@@ -205,6 +206,9 @@ def _load(
     }
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever validation a configuration has of its own
+        raise _not_built(source, error) from error
+    try:
         if state is None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 artifact.path,
@@ -219,8 +223,11 @@ def _load(
         loaded = type(shell).from_pretrained(None, config=config, state_dict=dict(state), **common)
         return loaded
     except (KeyError, ValueError, ImportError) as error:
-        why = in_one_line(error)
-        raise QsweepError(f"{source}: transformers cannot build this model ({why})") from error
+        raise _not_built(source, error) from error
+
+
+def _not_built(source: Path, error: Exception) -> QsweepError:
+    return QsweepError(f"{source}: transformers cannot build this model ({in_one_line(error)})")
 
 
 def empty_model(config: Any, trust_remote_code: bool = False) -> "PreTrainedModel":

@@ -83,11 +83,10 @@ def _is_harmless(name: str, further_layers: set[str]) -> bool:
 
 
 def _ignored_by_transformers(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:
-    # An architecture's own list of what its checkpoints hold beside it; not in the loading's report.
+    # An architecture's own list of what its checkpoints hold beside it, and buffers that used to be
+    # stored: neither is in the loading's report.
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    if not patterns:
-        return []
-    ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
+    ignored = re.compile("|".join(f"({pattern})" for pattern in (*patterns, _BUFFER.pattern)))
     own = set(model.state_dict())
     return [name for name in names if name not in own and ignored.search(name)]
 

@@ -95,7 +95,7 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
         for name, info in tensors.items()
     }
     try:
-        model, info = type(shell).from_pretrained(
+        loaded: Any = type(shell).from_pretrained(
             None,
             config=config,
             state_dict=state,
@@ -106,6 +106,7 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
     except Exception:  # of what takes content; the loading itself will tell
         return None
     layers = text_config(written).get("num_hidden_layers")
+    model, info = loaded
     problem = report(model, info, tensors, layers).problem
     return None if problem is None else f"{path}: weights do not fit the model ({problem})"
 

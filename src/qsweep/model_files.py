@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -98,12 +99,13 @@ def content_files(path: Path) -> list[Path]:
     """
     index = index_file(path)
     found = {*weight_files(path), *([] if index is None else [index])}
-    for pattern in CONTENT:
-        for file in path.glob(pattern):
-            if file.name.endswith((".safetensors", ".safetensors.index.json")) or file.is_dir():
-                continue
-            if not file.exists():
-                raise ConfigError(f"{file}: a link that leads nowhere; fetch the file again")
+    # By their names in the directory: a glob passes over a link that leads nowhere.
+    for file in path.iterdir():
+        if not any(fnmatchcase(file.name, pattern) for pattern in CONTENT) or file.is_dir():
+            continue
+        if not file.exists():
+            raise ConfigError(f"{file}: a link that leads nowhere; fetch the file again")
+        if not file.name.endswith((".safetensors", ".safetensors.index.json")):
             found.add(_regular(file))
     return sorted(found)
 

@@ -7,19 +7,19 @@ per model, and the store remembers.
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
 
 from qsweep.config import key_of
 from qsweep.errors import ConfigError
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, run_jobs
 from qsweep.model_check import VERSION
 from qsweep.plan import Plan
+from qsweep.record import finished_record
 from qsweep.store import Store, write_json_text
 
+_TIMEOUT_S = 600.0
 
-def require_fitting_models(
-    plans: Iterable[Plan], store: Store, server: ForkServer, logs: Path, timeout_s: float | None
-) -> None:
+
+def require_fitting_models(plans: Iterable[Plan], store: Store, server: ForkServer) -> None:
     """Check the models of plans that are about to run, unless the store knows them to be sound.
 
     Raises:
@@ -30,15 +30,16 @@ def require_fitting_models(
     for plan in plans:
         facts, trusted = plan.setting.facts, plan.trial.model.trust_remote_code
         key = key_of([VERSION, plan.setting.model_hash, version("transformers"), trusted])
-        if key in jobs or (store.root / "checks" / key).exists():
+        known = key in jobs or (store.root / "checks" / key).exists()
+        if known or finished_record(plan, store) is not None:
             continue
         jobs[key] = Job(
             id=key,
             name=f"check {facts.name}",
             target="qsweep.model_check:check_model",
             payload={"model": str(facts.path), "trust_remote_code": trusted},
-            log=logs / f"check-{key[:16]}.log",
-            timeout_s=timeout_s,
+            log=store.root / "checks" / f"{key}.log",
+            timeout_s=_TIMEOUT_S,
             device="cpu",
             counts=False,
         )

@@ -77,6 +77,7 @@ class Session:
         """
         trials = [trial_config(config) for config in configs]
         plans, refused = plan_all(trials, self.store, self.settings)
+        require_fitting_models(plans.values(), self.store, self.server)
         _run(self, plans, refused)
         everything = self.sweep.records | self.sweep.screening
         return [everything[key] for key in keys_of(trials, refused, self.settings)]
@@ -95,13 +96,17 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     settings: dict[str, Setting | QsweepError] = {}
     plans, refused = plan_all(trials, store, settings)
     sweep.asked = keys_of(trials, refused, settings)
-    with open_session(sweep, store) as session:
-        _run(session, plans, refused)
+    with ForkServer() as server:
+        require_fitting_models(plans.values(), store, server)
+        with open_session(sweep, store, server) as session:
+            _run(session, plans, refused)
     return sweep
 
 
 @contextlib.contextmanager
-def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterator[Session]:
+def open_session(
+    sweep: Sweep, store: Store, server: ForkServer, *, shared: bool = False
+) -> Iterator[Session]:
     """Open a sweep's folder and its tracker; at the end, write its results and finish its run.
 
     One process at a time, unless it is ``shared`` by several that search one study.
@@ -110,7 +115,7 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
     lock = FileLock(
         sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
     )
-    with contextlib.nullcontext() if shared else lock, ForkServer() as server:
+    with contextlib.nullcontext() if shared else lock:
         write_json(
             sweep.directory / "sweep.json",
             {"name": sweep.name, "command": sweep.command, "started": now()},
@@ -175,8 +180,6 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
     if not missing:
         return
     session.server.start()  # imports torch while the rest is prepared
-    logs, timeout_s = sweep.directory / "logs", sweep.config.timeout_s
-    require_fitting_models(missing.values(), store, session.server, logs, timeout_s)
     slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
     passes = Passes(missing.values(), store, slots.count)
 

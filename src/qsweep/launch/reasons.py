@@ -8,13 +8,12 @@ from qsweep.errors import QsweepError, in_one_line
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72
 
-_LONGEST = 300
 _MEMORY_TEXTS = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "Cannot allocate")
 
 
 def explain(error: BaseException) -> str:
     """One line for an exception: its type and text, or what it means where that is known."""
-    text = _one_line(str(error))
+    text = in_one_line(str(error))
     if isinstance(error, QsweepError) and text:
         return text
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -46,13 +45,6 @@ def explain_exit(status: int, *, kernel_oom: bool, log: Path | None = None) -> s
     if kernel_oom:
         return f"out of memory (killed by the kernel: signal {-status}, {name})"
     return f"killed by signal {-status} ({name}); out of memory?"
-
-
-def _one_line(text: str) -> str:
-    # CUDA's errors go on for a paragraph about debugging; the first line is the message.
-    if "CUDA" in text or "cuda" in text:
-        text = next((line for line in text.splitlines() if line.strip()), "")
-    return in_one_line(text, _LONGEST)
 
 
 def _signal_name(number: int) -> str:
