@@ -94,6 +94,89 @@ def test_truncated_weights(tmp_path, pocket_dir, text):
     assert "not a whole safetensors file (1000000 bytes instead of" in line
 
 
+def configured(path, **settings):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | settings))
+    return path
+
+
+def test_a_configuration_that_the_weights_do_not_have_is_one_line_and_nothing_runs(
+    tmp_path, pocket_dir, text
+):
+    # found by transformers, in a process before the first trial's
+    path = configured(copy_of(pocket_dir, tmp_path), intermediate_size=100)
+    outputs = tmp_path / "out"
+    result = qsweep(outputs, "quant=rtn", f"model.path={path}", *text, *QUICK)
+    assert result.returncode == 2
+    (line,) = lines(result)
+    assert line.startswith(f"error: {path}: weights do not fit the model (of another shape: model.")
+    assert not list(outputs.glob("sweeps/*")) and not (outputs / "store" / "references").exists()
+    # and what is right is remembered, so that nobody is asked again
+    shutil.rmtree(path)
+    path = copy_of(pocket_dir, tmp_path)
+    result = qsweep(outputs, "quant=none", f"model.path={path}", *text, *QUICK)
+    assert result.returncode == 0, result.stderr
+    assert [f.read_text() for f in (outputs / "store" / "checks").iterdir() if f.suffix == ""] == [
+        "fits"
+    ]
+
+
+def test_a_contradiction_in_the_configuration_is_one_line(tmp_path, pocket_dir, text):
+    path = configured(copy_of(pocket_dir, tmp_path), max_position_embeddings=0)
+    result = qsweep(tmp_path / "out", "quant=rtn", f"model.path={path}", *text)
+    assert result.returncode == 2
+    (line,) = lines(result)
+    assert line == (
+        f"error: {path}/config.json: max_position_embeddings is 0, which must be at least 2"
+    )
+
+
+def test_a_broken_tokenizer_is_named(tmp_path, pocket_dir, text):
+    path = copy_of(pocket_dir, tmp_path)
+    whole = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    result = qsweep(tmp_path / "out", "quant=rtn", f"model.path={path}", *text)
+    assert result.returncode == 2
+    (line,) = lines(result)
+    assert line.startswith(f"error: {path}/tokenizer.json: cannot be read as JSON")
+    # what only its library can tell fails the trials that need it, by name
+    content = json.loads(whole)
+    content["model"]["type"] = "Nonesuch"
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    result = qsweep(tmp_path / "out", "quant=none", f"model.path={path}", *text, *QUICK)
+    assert result.returncode == 1
+    (found,) = rows(tmp_path / "out")
+    assert f"{path}/tokenizer.json: no tokenizer can be made of it" in found["reason"]
+
+
+def test_a_pipe_among_a_models_files_is_refused_and_not_waited_for(tmp_path, pocket_dir, text):
+    path = copy_of(pocket_dir, tmp_path)
+    os.mkfifo(path / "special_tokens_map.json")
+    started = time.monotonic()
+    result = qsweep(tmp_path / "out", "quant=rtn", f"model.path={path}", *text)
+    assert time.monotonic() - started < 60
+    assert result.returncode == 2
+    (line,) = lines(result)
+    assert "special_tokens_map.json: is a pipe" in line
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path, pocket_dir, text):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = copy_of(pocket_dir, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    name = next(n for n in sorted(tensors) if n.endswith("mlp.down_proj.weight"))
+    tensors[name][0, :3] = torch.nan
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    result = qsweep(tmp_path / "out", "quant=none", f"model.path={path}", *text, *QUICK)
+    assert result.returncode == 1
+    (found,) = rows(tmp_path / "out")
+    layer = name.removesuffix(".weight")
+    count = tensors[name].numel()
+    assert f"{layer} (its weights are not finite): 3 of {count} in weight" in found["reason"]
+
+
 @pytest.mark.slow  # test_launch.py has the quick ones, of every way to run out of memory
 def test_a_model_that_does_not_fit_says_out_of_memory(tmp_path, pocket_dir, text):
     path = copy_of(pocket_dir, tmp_path, without=("model.safetensors",))

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.artifact import Size
 from qsweep.files import write_json
-from qsweep.model_facts import TensorInfo, distinct_weights, read_config, read_tensors, weight_files
+from qsweep.model_facts import (
+    TensorInfo,
+    distinct_weights,
+    read_config,
+    read_tensors,
+    stated_config,
+    weight_files,
+)
+from qsweep.model_files import saved_weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +62,7 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
         out: The artifact's directory.
         settings: The ``quantization_config``.
     """
-    config = {**read_config(source), "quantization_config": dict(settings)}
+    config = {**stated_config(source), "quantization_config": dict(settings)}
     write_json(out / "config.json", config)
     write_json(out / "quantize_config.json", dict(settings))
     for pattern in _COMPANIONS:
@@ -101,7 +109,7 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
     original = read_tensors(source)
     usual = usual_dtype(original.values())
     writer = ShardWriter(out)
-    for file in weight_files(saved):
+    for file in saved_weight_files(saved):
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping
                 tensor = handle.get_tensor(name)

@@ -5,15 +5,16 @@ will live, so an 8B model never exists twice.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.artifact import Artifact
 from qsweep.checkpoint import fused_with
-from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError
-from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, weight_files
+from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError, in_one_line
+from qsweep.load_report import report
+from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, text_config, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,9 @@ def load_dense(
 ) -> "PreTrainedModel":
     """Load an artifact as a dense model: evaluation mode, no gradients, no key-value cache.
 
+    The model's attribute ``left_out`` tells which stored tensors it has no use for; see
+    :class:`~qsweep.load_report.LoadReport`.
+
     Args:
         artifact: What a quantizer wrote, or the unquantized model itself.
         source: The directory of the unquantized model, for its configuration.
@@ -40,8 +44,9 @@ def load_dense(
         device_map: As in transformers, to spread a model over several GPUs; overrides ``device``.
 
     Raises:
-        ArtifactCorrupt: Files of a quantized artifact are unreadable or lack weights.
-        QsweepError: The unquantized model lacks weights, or transformers does not know it.
+        ArtifactCorrupt: Files of a quantized artifact are unreadable, or its weights are not those
+            that the architecture has.
+        QsweepError: The same of the unquantized model, or transformers does not know it.
     """
     if artifact.format == "hf":
         state = None
@@ -57,7 +62,8 @@ def load_dense(
         state = packed_state_dict(artifact, source, device)
     places = device_map or {"": device}
     model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
-    _require_complete(artifact, info)
+    left_out: Any = _require_fit(artifact, source, model, state, info)
+    model.left_out = left_out
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = False
@@ -189,12 +195,20 @@ def _load(
     device_map: Any,
     trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", Mapping[str, Any]]:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    common: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "output_loading_info": True}
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": device_map,
+        "output_loading_info": True,
+        # What has another shape is named by us; transformers only says that there is something.
+        "ignore_mismatched_sizes": True,
+    }
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever validation a configuration has of its own
+        raise _not_built(source, error) from error
+    try:
         if state is None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 artifact.path,
@@ -205,29 +219,38 @@ def _load(
             )
             return loaded
         # The automatic class takes no state dict, so ask it which class it would have taken.
-        with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        shell = empty_model(config, trust_remote_code)
         loaded = type(shell).from_pretrained(None, config=config, state_dict=dict(state), **common)
         return loaded
     except (KeyError, ValueError, ImportError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise QsweepError(f"{source}: transformers cannot build this model ({first})") from error
+        raise _not_built(source, error) from error
 
 
-def _require_complete(artifact: Artifact, info: Mapping[str, Any]) -> None:
+def _not_built(source: Path, error: Exception) -> QsweepError:
+    return QsweepError(f"{source}: transformers cannot build this model ({in_one_line(error)})")
+
+
+def empty_model(config: Any, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """A configuration's model on the meta device, where weights have shapes and no content."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _require_fit(
+    artifact: Artifact,
+    source: Path,
+    model: "PreTrainedModel",
+    state: Mapping[str, Any] | None,
+    info: Mapping[str, Any],
+) -> dict[str, int]:
     # transformers fills up what is missing with random numbers and a warning.
-    problems = dict(_problems(info))
-    if not problems:
-        return
-    what = "; ".join(f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in problems.items())
-    error = QsweepError if artifact.format == "hf" else ArtifactCorrupt
-    raise error(f"{artifact.path}: weights do not fit the model ({what})")
-
-
-def _problems(info: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    if info.get("missing_keys"):
-        yield "missing", list(info["missing_keys"])
-    if info.get("mismatched_keys"):
-        yield "of another shape", [str(key[0]) for key in info["mismatched_keys"]]
-    if info.get("error_msgs"):
-        yield "unreadable", [str(message) for message in info["error_msgs"]]
+    stored = read_tensors(artifact.path) if state is None else state
+    layers = text_config(read_config(source)).get("num_hidden_layers")
+    found = report(model, info, stored, layers)
+    if found.problem is not None:
+        error = QsweepError if artifact.format == "hf" else ArtifactCorrupt
+        raise error(f"{artifact.path}: weights do not fit the model ({found.problem})")
+    return found.left_out

@@ -1,13 +1,13 @@
 """Which device and which dtype a trial computes in. Answers without importing torch."""
 
 import importlib.util
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
 
 from qsweep.errors import ConfigError
 from qsweep.launch.slots import visible_gpus
+from qsweep.model_config import read_config
 
 _FLOATS = ("float32", "bfloat16", "float16")
 
@@ -36,8 +36,8 @@ def resolve_dtype(dtype: str, device: str, model: Path) -> str:
         return dtype
     if device == "cpu":
         return "float32"
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config) | config
+    config = read_config(model)
+    config = (config.get("text_config") or {}) | config
     own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     return own if own in _FLOATS else "bfloat16"
 

@@ -31,3 +31,26 @@ class ArtifactCorrupt(QsweepError):
 
 class TrialFailed(QsweepError):
     """A trial died: an exception, out of memory, a signal or a time-out; the text says which."""
+
+
+def in_one_line(error: BaseException | str, longest: int = 300) -> str:
+    r"""What a text of several lines has to say; an exception's kind where it has no text.
+
+    That is its first line, and those after it that the first only announces.
+
+    >>> in_one_line("Validation error for field 'hidden_size':\n    expected int, got str")
+    "Validation error for field 'hidden_size': expected int, got str"
+    >>> in_one_line("CUDA error: device-side assert triggered\nFor debugging consider this")
+    'CUDA error: device-side assert triggered'
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    taken = lines[:1]
+    for line in lines[1:]:
+        belongs = line[0].isspace() or line.startswith(("- ", "* ", "• "))
+        if not belongs and not taken[-1].rstrip().endswith((":", ",", "(", "[", "{")):
+            break
+        taken.append(line)
+    text = " ".join(" ".join(taken).split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -10,6 +10,7 @@ from typing import Any
 
 from qsweep.artifact import Artifact, from_content, to_content
 from qsweep.config import trial_config
+from qsweep.errors import QsweepError, in_one_line
 from qsweep.launch import slot_device
 from qsweep.memory import peak_memory, reset_peak_memory
 from qsweep.plan import Plan, find_setting, make_plan, sample_length
@@ -125,12 +126,22 @@ def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
 
 
 def tokenizer_of(plan: Plan) -> Any:
-    """The reference model's tokenizer, which serves every format."""
+    """The reference model's tokenizer, which serves every format.
+
+    Raises:
+        QsweepError: its library cannot read it; the line names the file.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        plan.setting.facts.path, trust_remote_code=plan.trial.model.trust_remote_code
-    )
+    path, trusted = plan.setting.facts.path, plan.trial.model.trust_remote_code
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    except Exception as error:  # of the tokenizers library, whose errors have no kind
+        file = path / "tokenizer.json"
+        place = file if file.exists() else path
+        raise QsweepError(
+            f"{place}: no tokenizer can be made of it ({in_one_line(error)})"
+        ) from error
 
 
 def release_memory() -> None:

@@ -3,32 +3,34 @@
 Nothing is imported and no weight is read, so an answer takes milliseconds at any size.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError
+from qsweep.model_config import LENGTHS, check_config, read_config, text_config
+from qsweep.model_files import (
+    check_directory,
+    index_file,
+    usual_directory,
+    weight_files,
+    weight_map,
+)
 from qsweep.quantizers import ModelFacts
+from qsweep.safetensors_header import DTYPE_BITS, TensorInfo, read_header, same_content
 
-# Stored bits per element: https://github.com/huggingface/safetensors#format
-DTYPE_BITS = {
-    **dict.fromkeys(("F64", "I64", "U64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-    "F4": 4,
-}
+__all__ = [
+    "CONV1D_TYPES", "DTYPE_BITS", "TensorInfo", "distinct_weights", "has_experts", "read_config",
+    "read_facts", "read_tensors", "text_config", "weight_files",
+]  # fmt: skip
+
 # Their linear layers are transformers' Conv1D, which stores (in_features, out_features).
 CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
-_INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_PATTERNS = ("tokenizer_config.json", "*.tiktoken", "tekken.json", "sentencepiece*.model")
-_PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 _DEFAULT_LENGTHS = {"gemma3": 131072, "gemma3_text": 131072, "mistral3": 131072}
 _FALLBACK_LENGTH = 2048
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -43,37 +45,16 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|\.attn\.bias|attention\.bias)$")
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a safetensors file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors spells it: F32, BF16, I32."""
-    file: Path
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
-
-    @property
-    def bits(self) -> int:
-        """Stored bits, all elements together."""
-        return self.count * DTYPE_BITS[self.dtype]
-
-
 def read_facts(path: Path, name: str) -> ModelFacts:
     """Find out what the unquantized model in the directory ``path`` is.
 
     Raises:
-        ConfigError: the directory holds no usable model: no ``config.json``, no tokenizer, weights
-            that are pickled, quantized, missing or cut short.
+        ConfigError: the directory holds no usable model: no ``config.json`` or one that contradicts
+            itself, no tokenizer, weights that are pickled, quantized, missing or cut short.
     """
     config = read_config(path)
+    check_directory(path)
+    check_config(path / "config.json", config)
     _refuse_quantized(path, config)
     _require_tokenizer(path)
     tensors = read_tensors(path)
@@ -90,109 +71,93 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The model's ``config.json``. Raises ConfigError where there is none that can be read."""
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if not path.is_dir():
-            raise ConfigError(f"{path}: no such directory") from error
-        raise ConfigError(
-            f"{path}: no config.json, so this is not a Hugging Face model; "
-            "point at the directory that holds config.json and *.safetensors"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: holds no JSON object")
-    return config
-
-
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that describes the language model, also where a model has other parts too."""
-    inner = config.get("text_config") or config.get("llm_config") or {}
-    return {**config, **inner}
-
-
 def has_experts(config: Mapping[str, Any]) -> bool:
     """Whether the model is a mixture of experts."""
     text = text_config(config)
     return any(isinstance(text.get(key), int) and text[key] > 1 for key in _EXPERT_KEYS)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint, in order.
+def read_tensors(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint by name, from the files' headers.
 
     Raises:
-        ConfigError: there are none, or the index names one that is missing.
+        ConfigError: a file is missing or damaged, holds a tensor that another one holds too, or
+            lacks one that the index says it has.
     """
-    index = path / _INDEX
-    if index.exists():
-        try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(places.values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{index}: not an index of weights ({error!r})") from error
-        files = [path / name for name in names]
-        for file in files:
-            if not file.is_file():
-                raise ConfigError(f"{file}: missing, though {_INDEX} names it; fetch it again")
-        return files
-    files = [path / "model.safetensors"]
-    if not files[0].is_file():
-        files = sorted(f for f in path.glob("*.safetensors") if not f.name.startswith("adapter"))
-    if not files:
-        raise ConfigError(_why_no_weights(path))
-    return files
-
-
-def read_tensors(path: Path) -> dict[str, TensorInfo]:
-    """All tensors of a checkpoint by name, from the files' headers. Raises ConfigError."""
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(path):
-        tensors.update(_read_header(file))
+        header = read_header(file)
+        if twice := next((name for name in header if name in tensors), None):
+            other = tensors[twice].file
+            raise ConfigError(f"{file}: {twice} lies in {other.name} too; which one counts?")
+        tensors |= header
+    if index_file(path) is not None:
+        for name, place in weight_map(path).items():
+            if name not in tensors:
+                raise ConfigError(f"{path / place}: lacks {name}, which the index says it has")
     return tensors
 
 
 def distinct_weights(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
 ) -> dict[str, TensorInfo]:
-    """The tensors without a head that only repeats the embedding, and without constant buffers."""
+    """The tensors without a head that only repeats the embedding, and without constant buffers.
+
+    A stored head that differs from the embedding is one of its own whatever the configuration says:
+    transformers ties only what is equal.
+    """
     kept = {name: info for name, info in tensors.items() if not _BUFFER.search(name)}
-    embeddings = [name for name in kept if _EMBEDDING.search(name)]
-    # Tied is transformers' default, so a configuration may leave it out; the tied copy has the
-    # embedding's shape, and where a file stores the head all the same only the setting decides.
-    if embeddings and text_config(config).get("tie_word_embeddings", False):
-        shape = kept[embeddings[0]].shape
-        for name in [n for n in kept if _HEAD.search(n) and kept[n].shape == shape]:
-            del kept[name]
+    for head in _repeated_heads(kept, config):
+        del kept[head]
     return kept
 
 
-def _read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
-    # 8 bytes: length of the header, little-endian; then JSON; then the data.
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > 100_000_000:
-                raise ValueError("its header is too long")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        size = file.stat().st_size
-        if size != 8 + length + end:
-            raise ValueError(f"{size} bytes instead of {8 + length + end}")
-        found = {
-            name: TensorInfo(tuple(entry["shape"]), entry["dtype"], file)
-            for name, entry in header.items()
-        }
-        unknown = {info.dtype for info in found.values()} - DTYPE_BITS.keys()
-        if unknown:
-            raise ValueError(f"unknown dtype {sorted(unknown)[0]}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file}: not a whole safetensors file ({error})") from error
-    yield from found.items()
+def unties(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that the head is the embedding, and the weights that it is not."""
+    said = text_config(config).get("tie_word_embeddings")
+    return said is True and any(not same for _, same in _stored_heads(tensors))
+
+
+def stated_config(path: Path) -> dict[str, Any]:
+    """The model's ``config.json``, put right where it says that the head is tied and it is not.
+
+    Others than transformers believe the configuration and leave the stored head out.
+    """
+    config = read_config(path)
+    if not unties(read_tensors(path), config):
+        return config
+    parts = {
+        name: {**part, "tie_word_embeddings": False}
+        for name, part in config.items()
+        if isinstance(part, Mapping) and "tie_word_embeddings" in part
+    }
+    return {**config, **parts, "tie_word_embeddings": False}
+
+
+def readable_directory(path: Path, folder: Path) -> Path:
+    """The model for a library that reads the directory by itself; see :func:`usual_directory`."""
+    config = stated_config(path)
+    return usual_directory(path, folder, config if config != read_config(path) else None)
+
+
+def _repeated_heads(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Iterator[str]:
+    # Tied is transformers' default, so a configuration may leave it out.
+    if text_config(config).get("tie_word_embeddings", True):
+        yield from [head for head, same in _stored_heads(tensors) if same]
+
+
+def _stored_heads(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, bool]]:
+    # Each head of the embedding's shape, and whether it is the embedding.
+    embedding = next((info for name, info in tensors.items() if _EMBEDDING.search(name)), None)
+    for name, info in tensors.items():
+        if embedding is not None and _HEAD.search(name) and info.shape == embedding.shape:
+            stamps = [info.file.stat().st_mtime_ns, embedding.file.stat().st_mtime_ns]
+            yield name, _same(info, embedding, *stamps)
+
+
+@lru_cache(maxsize=64)
+def _same(one: TensorInfo, other: TensorInfo, *stamps: int) -> bool:
+    return same_content(one, other)
 
 
 def _linears(
@@ -209,7 +174,7 @@ def _linears(
 
 
 def _max_length(text: Mapping[str, Any], model_type: str) -> int:
-    for key in _LENGTHS:
+    for key in LENGTHS:
         if isinstance(text.get(key), int) and text[key] > 0:
             return int(text[key])
     return _DEFAULT_LENGTHS.get(model_type, _FALLBACK_LENGTH)
@@ -243,15 +208,3 @@ def _require_tokenizer(path: Path) -> None:
     raise ConfigError(
         f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it beside config.json"
     )
-
-
-def _why_no_weights(path: Path) -> str:
-    for pattern in _PICKLED:
-        if (found := next(path.glob(pattern), None)) is not None:
-            return (
-                f"{path}: only pickled weights ({found.name}), which can run code and are never "
-                "loaded; save the model as safetensors, or take a revision that has them"
-            )
-    if (found := next(path.glob("*.gguf"), None)) is not None:
-        return f"{path}: only {found.name}; qsweep starts from unquantized safetensors weights"
-    return f"{path}: no *.safetensors file"

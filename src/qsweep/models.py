@@ -7,16 +7,13 @@ from pathlib import Path
 
 from qsweep.config import ModelConfig, key_of
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.model_facts import weight_files
+from qsweep.model_files import CONTENT, content_files, weight_files
 from qsweep.store import Store, file_hash
 
-# What determines a model's numbers: weights, configuration, tokenizer. Not its README.
-_CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model")
-_CONTENT_MORE = (
-    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("*.tiktoken", "tekken.json", "*.py"),
-)
-_DOWNLOAD = [*_CONTENT, *_CONTENT_MORE, "generation_config.json", "chat_template*", "LICENSE*"]
+_DOWNLOAD = [
+    *("*.safetensors", "*.safetensors.index.json", *CONTENT),
+    *("generation_config.json", "chat_template*", "LICENSE*"),
+]
 
 
 def resolve(model: ModelConfig, store: Store) -> tuple[Path, str | None]:
@@ -45,12 +42,14 @@ def resolve(model: ModelConfig, store: Store) -> tuple[Path, str | None]:
 
 
 def content_hash(path: Path, store: Store) -> str:
-    """A hash of all that determines a model's numbers: weights, configuration and tokenizer."""
-    files = {
-        str(file.relative_to(path)): file
-        for pattern in (*_CONTENT, *_CONTENT_MORE)
-        for file in path.glob(pattern)
-    }
+    """A hash of all that determines a model's numbers: weights, configuration and tokenizer.
+
+    Of several sets of weights in the directory only those of the checkpoint count.
+
+    Raises:
+        ConfigError: one of the files cannot be read.
+    """
+    files = {str(file.relative_to(path)): file for file in content_files(path)}
     return key_of({name: file_hash(store, file) for name, file in sorted(files.items())})
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qsweep.config import TrialConfig, key_of
 from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.model_check import check_tokenizer
 from qsweep.models import resolve
 from qsweep.plan import Plan, Setting, find_setting, make_plan
 from qsweep.store import Store
@@ -88,7 +89,9 @@ def _setting(
             path, notice = resolve(trial.model, store)
             if notice:
                 print(f"note: {notice}", file=sys.stderr, flush=True)
-            settings[key] = find_setting(trial, path, store)
+            setting = find_setting(trial, path, store)
+            check_tokenizer(setting.facts)
+            settings[key] = setting
         except ConfigError:
             raise
         except QsweepError as error:

@@ -20,6 +20,7 @@ from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting
 from qsweep.planning import Unplanned, keys_of, plan_all
+from qsweep.preflight import require_fitting_models
 from qsweep.record import (
     Record,
     finished_record,
@@ -80,6 +81,7 @@ class Session:
         """
         trials = [trial_config(config) for config in configs]
         plans, refused = plan_all(trials, self.store, self.settings)
+        require_fitting_models(plans.values(), self.store, self.server)
         _run(self, plans, refused)
         everything = self.sweep.records | self.sweep.screening
         return [everything[key] for key in keys_of(trials, refused, self.settings)]
@@ -98,13 +100,17 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     settings: dict[str, Setting | QsweepError] = {}
     plans, refused = plan_all(trials, store, settings)
     sweep.asked = keys_of(trials, refused, settings)
-    with open_session(sweep, store) as session:
-        _run(session, plans, refused)
+    with ForkServer() as server:
+        require_fitting_models(plans.values(), store, server)
+        with open_session(sweep, store, server) as session:
+            _run(session, plans, refused)
     return sweep
 
 
 @contextlib.contextmanager
-def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterator[Session]:
+def open_session(
+    sweep: Sweep, store: Store, server: ForkServer, *, shared: bool = False
+) -> Iterator[Session]:
     """Open a sweep's folder and its tracker; at the end, write its results and finish its run.
 
     One process at a time, unless it is ``shared`` by several that search one study.
@@ -113,7 +119,7 @@ def open_session(sweep: Sweep, store: Store, *, shared: bool = False) -> Iterato
     lock = FileLock(
         sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
     )
-    with contextlib.nullcontext() if shared else lock, ForkServer() as server:
+    with contextlib.nullcontext() if shared else lock:
         sweep_away(sweep.config.outputs_dir)
         write_json(
             sweep.directory / "sweep.json",

@@ -71,6 +71,8 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
             report: Progress = lambda _, done: progress(label, done)  # noqa: E731
             if plan.is_reference:
                 result = measure_reference(plan, step, model, windows, store, report)
+                if model.left_out:
+                    result.facts["left_out"] = model.left_out
             else:
                 result = measure(model, windows, find_reference(plan, step, store), report)
                 result.metrics.update(

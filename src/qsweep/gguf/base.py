@@ -24,6 +24,7 @@ from qsweep.gguf.layout import Layout, derive, from_json, to_json
 from qsweep.gguf.reader import read_gguf
 from qsweep.locks import FileLock
 from qsweep.manifest import open_entry, seal
+from qsweep.model_facts import readable_directory
 from qsweep.quantizers import SourceModel
 from qsweep.store import delete
 
@@ -88,10 +89,14 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
 def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     from safetensors.torch import save_file
 
-    path = folder / "base.gguf"
-    notes = convert(
-        model.path, path, checkpoint.base_type, trust_remote_code=model.trust_remote_code
-    )
+    path, links = folder / "base.gguf", folder / "source" / model.path.name
+    # The converter looks for files by itself, by rules of its own.
+    source = readable_directory(model.path, links)
+    trusted = model.trust_remote_code
+    try:
+        notes = convert(source, path, checkpoint.base_type, trust_remote_code=trusted)
+    finally:
+        shutil.rmtree(links.parent, ignore_errors=True)
     linears = [f"{name}.weight" for name in model.facts.linears]
     layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
     if layout.orders:

@@ -5,13 +5,12 @@ import signal
 from pathlib import Path
 
 from qsweep.disk import FULL, disk_full, is_disk_full
-from qsweep.errors import QsweepError
+from qsweep.errors import QsweepError, in_one_line
 from qsweep.secrets import hidden
 
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72
 
-_LONGEST = 300
 # What the interpreter, the C++ runtime, the C library and the dynamic loader say as they give up.
 _FATAL = tuple(
     re.compile(pattern, re.MULTILINE)
@@ -32,7 +31,7 @@ _MEMORY_TEXTS = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "
 
 def explain(error: BaseException) -> str:
     """One line for an exception: its type and text, or what it means where that is known."""
-    text = hidden(_one_line(str(error)))
+    text = hidden(in_one_line(str(error)))
     if isinstance(error, QsweepError) and text:
         return text
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -78,21 +77,15 @@ def last_words(output: str, status: int) -> str:
     lines = [line.rstrip() for line in output.splitlines() if line.strip()][-50:]
     tail = "\n".join(lines)
     if fatal := [found for pattern in _FATAL for found in pattern.findall(tail)]:
-        return hidden(_one_line(fatal[-1]))
+        return hidden(in_one_line(fatal[-1]))
     before, _, traceback = tail.rpartition("Traceback (most recent call last):\n")
     ignored = before.rpartition("\n")[0].rpartition("\n")[2].startswith("Exception ignored in")
     # An exception ends the interpreter with a status, and its traceback ends the output.
     if status > 0 and before != tail and not ignored and not lines[-1].startswith(" "):
         outside = [line for line in traceback.splitlines() if not line.startswith(" ")]
         if _EXCEPTION.match(outside[0]):
-            return hidden(_one_line(outside[0]))
+            return hidden(in_one_line(outside[0]))
     return ""
-
-
-def _one_line(text: str) -> str:
-    # CUDA's errors go on for a paragraph about debugging; the first line is the message.
-    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
 def _signal_name(number: int) -> str:

@@ -109,6 +109,7 @@ def _run(
     # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
+    from qsweep.model_facts import readable_directory
     from qsweep.quantizers.awq_search import corrected_awq
     from qsweep.quantizers.gptqmodel_fixes import corrected, corrected_definition
 
@@ -125,7 +126,10 @@ def _run(
     )
     with corrected_definition(source.facts.model_type) if packing == "awq" else nullcontext():
         model = GPTQModel.load(
-            str(source.path), config, dtype=dtype, trust_remote_code=source.trust_remote_code
+            str(readable_directory(source.path, work / "source")),
+            config,
+            dtype=dtype,
+            trust_remote_code=source.trust_remote_code,
         )
     layers = model.model.config.get_text_config().num_hidden_layers
     model.subset_callback = _Reporter(progress, layers)

@@ -9,7 +9,7 @@ from typing import Any
 from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
 from qsweep.disk import check_writable
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.launch import make_slots
+from qsweep.launch import ForkServer, make_slots
 from qsweep.launch.interrupts import finishing
 from qsweep.plan import Plan, Setting
 from qsweep.planning import keys_of, plan_all
@@ -128,7 +128,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     storage = open_storage(settings.storage, sweep.directory)
     study = Study(storage, settings.study or name, objectives, identity)
     begin()
-    with open_session(sweep, store, shared=True) as session:
+    with ForkServer() as server, open_session(sweep, store, server, shared=True) as session:
         session.settings.update(found)
         lab = HydraLab(compose, sweeper.launcher, session, sweep.config)
         sessions.append(session)

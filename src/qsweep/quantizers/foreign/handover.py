@@ -2,7 +2,7 @@
 
 transformers 5 writes ``rope_parameters`` and ``dtype`` where 4 reads ``rope_theta``,
 ``rope_scaling`` and ``torch_dtype``, and what it does not know it ignores without a word. So a
-worker gets a configuration in both spellings, beside links to all of the model's other files.
+worker gets a configuration in both spellings, beside links to the model's other files.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.files import write_json
-from qsweep.model_facts import read_config
+from qsweep.model_facts import stated_config
+from qsweep.model_files import link_model
 
 # Gemma 3's two kinds of layers, and what transformers 4 calls the base of the second.
 _GLOBAL, _LOCAL, _LOCAL_BASE = "full_attention", "sliding_attention", "rope_local_base_freq"
@@ -18,11 +19,9 @@ _GLOBAL, _LOCAL, _LOCAL_BASE = "full_attention", "sliding_attention", "rope_loca
 
 def hand_over(source: Path, out: Path) -> None:
     """Lay out the checkpoint ``source`` in the new directory ``out`` for either generation."""
-    out.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.name != "config.json":
-            (out / file.name).symlink_to(file.resolve())
-    write_json(out / "config.json", both_spellings(read_config(source)))
+    link_model(source, out)
+    (out / "config.json").unlink()
+    write_json(out / "config.json", both_spellings(stated_config(source)))
 
 
 def both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
 from qsweep.quantizers.importance import by_checkpoint_name
@@ -273,7 +273,7 @@ def load_network(model: SourceModel, place: str = "cpu") -> Any:
             trust_remote_code=model.trust_remote_code,
         )
     except (KeyError, ValueError, ImportError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({first})") from error
+        why = in_one_line(error)
+        raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({why})") from error
     network.eval().requires_grad_(False)
     return network

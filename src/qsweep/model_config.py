@@ -1,0 +1,140 @@
+"""A model's ``config.json``, and what is wrong with one that contradicts itself.
+
+Only what can be told from the numbers alone; whether they fit the weights is for
+:mod:`qsweep.model_check`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qsweep.errors import ConfigError
+from qsweep.files import NotRegularFile, read_regular
+
+# Whole numbers, with the least that makes sense. Some architectures give one for each layer.
+_COUNTS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim"), 1),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 1),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), 0),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 0),
+    **dict.fromkeys(("num_experts_per_tok", "moe_num_experts"), 0),
+}
+# A window of one token predicts nothing.
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+_COUNTS |= dict.fromkeys(LENGTHS, 2)
+# Numbers, and whether zero is one that makes sense.
+_NUMBERS = {
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base"), False),
+}
+_PARTS = ("text_config", "llm_config")
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file of a model. Raises ConfigError where there is none to be read."""
+    try:
+        return json.loads(read_regular(file).decode("utf-8"))
+    except NotRegularFile as error:
+        raise ConfigError(f"{file}: {error}; a model's files are read from here") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON ({error})") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's ``config.json``. Raises ConfigError where there is none that can be read."""
+    file = path / "config.json"
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such directory")
+    if not file.exists():
+        raise ConfigError(
+            f"{path}: no config.json, so this is not a Hugging Face model; "
+            "point at the directory that holds config.json and *.safetensors"
+        )
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: holds no JSON object")
+    return config
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that describes the language model, also where a model has other parts too."""
+    inner = config.get("text_config") or config.get("llm_config") or {}
+    return {**config, **inner}
+
+
+def check_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that no model can have.
+
+    Args:
+        file: Where it was read, to be named.
+        config: Its content.
+
+    Raises:
+        ConfigError: names the first field that is wrong, and its value.
+    """
+    for part in _PARTS:
+        if not isinstance(config.get(part) or {}, Mapping):
+            raise ConfigError(f"{file}: {part} is {_shown(config[part])}, where an object belongs")
+    problem = next(_problems(config, text_config(config)), None)
+    if problem is not None:
+        raise ConfigError(f"{file}: {problem}")
+
+
+def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[str]:
+    for place in _not_a_number("", config):
+        yield f"{place} is NaN, which is no setting"
+    model_type, code = config.get("model_type"), config.get("auto_map")
+    if not isinstance(model_type, str) and not (isinstance(code, Mapping) and "AutoConfig" in code):
+        wrong = "has no model_type" if model_type is None else f"model_type is {_shown(model_type)}"
+        yield f"{wrong}, which says what architecture it is (llama, qwen3, …)"
+    if "transformers_weights" in config:
+        yield (
+            "transformers_weights names another file of weights, which only transformers reads; "
+            "name that file model.safetensors and take the field out"
+        )
+    tied = text.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        yield f"tie_word_embeddings is {_shown(tied)}, where true or false belongs"
+    for name, least in _COUNTS.items():
+        value = text.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is None:
+                continue
+            # A whole number that is written with a point is for the architecture to judge.
+            number = isinstance(one, int | float) and not isinstance(one, bool)
+            if not number or (isinstance(one, float) and not one.is_integer()):
+                yield f"{name} is {_shown(one)}, where a whole number belongs"
+            elif one < (min(least, 0) if isinstance(value, list) else least):
+                yield f"{name} is {_shown(one)}, which must be at least {least}"
+    for name, zero in _NUMBERS.items():
+        value = text.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+            yield f"{name} is {_shown(value)}, where a number belongs"
+        elif value < 0 or (value == 0 and not zero):
+            yield f"{name} is {_shown(value)}, which must be {'at least' if zero else 'above'} 0"
+    heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
+        yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {pairs}"
+
+
+def _not_a_number(place: str, value: Any) -> Iterator[str]:
+    if isinstance(value, float) and math.isnan(value):
+        yield place
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _not_a_number(f"{place}.{name}" if place else str(name), inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _not_a_number(f"{place}[{number}]", inner)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:39] + "…"
