@@ -19,6 +19,7 @@ from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.store import Store
+from qsweep.tasks.revisions import revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.texts import Text, text_of
@@ -248,6 +249,7 @@ def _machine(device: str) -> dict[str, Any]:
 def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:
     return {
         **task.identity(),
+        **revisions(task, setting.facts),
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],
         "version": TASKS_VERSION,

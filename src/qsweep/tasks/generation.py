@@ -1,11 +1,14 @@
 """Continuations of many prompts, greedy unless a task demands otherwise, in batches."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import TrialFailed
+from qsweep.errors import QsweepError, TrialFailed
 from qsweep.nonfinite import origin
+from qsweep.tasks.attention import is_recurrent, rope_boundaries, rounding
 from qsweep.tasks.model import LanguageModel, Sampling
+from qsweep.tasks.rows import last_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,25 +28,41 @@ def generate(
 ) -> list[str]:
     """Continue prompts; see :meth:`LanguageModel.generate`.
 
-    Prompts that leave too little room lose their begin.
+    A prompt has half of the context at least, and what is not wanted for new tokens; one that is
+    longer loses its begin.
 
     Raises:
+        QsweepError: The context is too short for a prompt and a new token.
         TrialFailed: A logit is not finite (the line names the step), or memory does not suffice for
             a single prompt.
     """
     import torch
 
-    room = max(1, lm.max_length - sampling.max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    longest = min(room, max(map(len, prompts), default=0)) + sampling.max_new_tokens
+    asked = [list(prompt) or [lm.start_token] for prompt in prompts]
+    new = [new_tokens(len(prompt), sampling.max_new_tokens, lm.max_length) for prompt in asked]
+    rows = [
+        list(last_tokens(prompt, lm.max_length - count, lm.start))
+        for prompt, count in zip(asked, new, strict=True)
+    ]
+    lm.count("prompts_cut", sum(len(a) < len(b) for a, b in zip(rows, asked, strict=True)))
+    lm.count("fewer_new_tokens", sum(count < sampling.max_new_tokens for count in new))
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    longest = max((len(row) + count for row, count in zip(rows, new, strict=True)), default=0)
     size = lm.batch_size or rows_at_once(lm.model, longest)
+    padded = _bears_padding(lm, rows, order, size)
     found: dict[int, str] = {}
     begin = 0
     with torch.inference_mode():
         while begin < len(order):
             chosen = order[begin : begin + size]
+            first = chosen[0]
+            chosen = [
+                i
+                for i in chosen
+                if new[i] == new[first] and (padded or len(rows[i]) == len(rows[first]))
+            ]
             try:
-                texts = _generate([list(prompts[i])[-room:] for i in chosen], lm, sampling)
+                texts = _generate([rows[i] for i in chosen], lm, sampling, new[first])
             except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
                     raise TrialFailed(
@@ -65,10 +84,71 @@ def rows_at_once(model: "PreTrainedModel", length: int) -> int:
     row is nearly free, and beyond it nothing is gained.
     """
     config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None)
+    if not isinstance(queries, int) or queries < 1:
+        return _MOST  # no attention: a state of fixed size
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    size = getattr(config, "head_dim", None) or config.hidden_size // queries
     per_row = 2 * config.num_hidden_layers * heads * size * max(1, length)
     return max(_FEWEST, min(_MOST, model.num_parameters() // per_row))
+
+
+def new_tokens(prompt: int, wanted: int, context: int) -> int:
+    """How many tokens to generate after a prompt: fewer than wanted where room for it is short.
+
+    Args:
+        prompt: Its tokens.
+        wanted: ``max_new_tokens``.
+        context: What the model reads, prompt and new tokens together.
+
+    Raises:
+        QsweepError: The context holds no prompt and a new token.
+    """
+    if context < 2:
+        raise QsweepError(
+            f"a context of {context} token leaves no room for {wanted} new ones after a prompt"
+        )
+    return min(wanted, max(context - prompt, context // 2))
+
+
+def _bears_padding(
+    lm: LanguageModel, rows: Sequence[list[int]], order: Sequence[int], size: int
+) -> bool:
+    # Whether a prompt that is filled up at its left goes on as it does alone. A state that is
+    # carried along has read the filling; frequencies that go by the length are the longest row's.
+    import torch
+
+    long, short = rows[order[0]] if order else [], rows[order[-1]] if order else []
+    if size < 2 or len(long) == len(short):
+        return True
+    if is_recurrent(lm.model) or any(rope_boundaries(lm.model.config.get_text_config())):
+        return False
+    ids, mask = _left_padded([long, short], _pad(lm))
+    more = {"attention_mask": mask.to(lm.model.device)}
+    run = lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
+    if "position_ids" in inspect.signature(run.forward).parameters:
+        more["position_ids"] = (more["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    ids = ids.to(lm.model.device)
+    with torch.inference_mode():
+        try:
+            alone = _next(lm, ids[1:, -len(short) :], {})
+            padded = _next(lm, ids, more)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return False
+    likely = alone.topk(min(8, len(alone))).indices
+    return bool((padded - alone)[likely].abs().max() <= rounding(lm.model.dtype))
+
+
+def _next(lm: LanguageModel, ids: "Tensor", more: dict[str, Any]) -> "Tensor":
+    # Log-probabilities of what follows the last row: ids [b, n] -> [vocab].
+    if lm.engine.body is None:
+        logits = lm.model(input_ids=ids, use_cache=False, **more).logits[-1, -1].float()
+    else:
+        body = lm.model.get_submodule(lm.engine.body)
+        hidden = body(input_ids=ids, use_cache=False, **more)[0][-1:, -1]
+        logits = lm.engine.head.logits(hidden)[0]
+    return logits.log_softmax(-1)
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -77,17 +157,16 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-def _generate(batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling) -> list[str]:
+def _generate(
+    batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling, new: int
+) -> list[str]:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     tokenizer = lm.tokenizer
-    ends = _end_tokens(lm)
-    pad = tokenizer.pad_token_id
-    pad = ends[0] if pad is None else int(pad)
-    width = max(len(ids) for ids in batch)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    pad = _pad(lm)
+    ids, mask = _left_padded(batch, pad)
+    width = ids.shape[1]
     sample = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -95,9 +174,9 @@ def _generate(batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling)
     }
     # The checkpoint's own defaults (temperature, repetition penalty) are no part of the protocol.
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=new,
         do_sample=sampling.do_sample,
-        eos_token_id=ends,
+        eos_token_id=_end_tokens(lm) or None,
         pad_token_id=pad,
         use_cache=True,
         **(sample if sampling.do_sample else {}),
@@ -122,7 +201,22 @@ def _end_tokens(lm: LanguageModel) -> list[int]:
     ends = {int(token) for token in own} | {
         int(token) for token in [lm.tokenizer.eos_token_id] if token is not None
     }
-    return sorted(ends) or [0]
+    return sorted(ends)
+
+
+def _pad(lm: LanguageModel) -> int:
+    pad = lm.tokenizer.pad_token_id
+    return int(next(iter(_end_tokens(lm)), 0) if pad is None else pad)
+
+
+def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]":
+    # Ids and mask, both [b, n].
+    import torch
+
+    width = max(len(ids) for ids in batch)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    return ids, mask
 
 
 class _FiniteLogits:

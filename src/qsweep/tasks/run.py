@@ -76,7 +76,11 @@ def run_tasks(
                 task.prepare()
                 lm = lm or open_model()
                 progress(f"task {task.name}", 0.0)
-                result = task.run(lm, progress)
+                always = dict(lm.facts)
+                try:
+                    result = task.run(lm, progress)
+                finally:
+                    of_task, lm.facts = lm.facts, always
             except TrialFailed as error:
                 raise TrialFailed(f"task {task.name}: {error}") from error
             except ArtifactCorrupt:
@@ -87,7 +91,7 @@ def run_tasks(
                 traceback.print_exc()
                 first = next(iter(str(error).splitlines()), "")
                 return _failure(f"{task.name}: {type(error).__name__}: {first}")
-            result.facts = {**lm.facts, **result.facts}
+            result.facts = {**of_task, **result.facts}
             save_result(result, out)
             return {
                 "status": "finished",
