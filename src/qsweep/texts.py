@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qsweep.corpora import CorpusConfig, identity, load_documents, text_fingerprint
 from qsweep.store import Entry, Store
+from qsweep.text_files import without_surrogates
 
 _FILE = "documents.json"
 
@@ -19,7 +20,8 @@ class Text:
 
     def documents(self) -> list[str]:
         """The documents, in order."""
-        return json.loads((self.path / _FILE).read_text(encoding="utf-8"))
+        documents = json.loads((self.path / _FILE).read_text(encoding="utf-8"))
+        return [without_surrogates(document) for document in documents]  # kept so, once
 
 
 def text_of(config: CorpusConfig, store: Store) -> Text:

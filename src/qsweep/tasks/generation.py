@@ -1,7 +1,7 @@
 """Continuations of many prompts, greedy unless a task demands otherwise, in batches."""
 
-import inspect
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import QsweepError, TrialFailed
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _FEWEST, _MOST = 4, 64
 # Looked at for a stop text after every step, beyond the stop text's own length.
 _TAIL_TOKENS = 8
+# Steps for which decoding several prompts at once is checked: the first by prompts, the rest by caches.
+_CHECKED_STEPS = 3
 
 
 def generate(
@@ -49,18 +51,18 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
     longest = max((len(row) + count for row, count in zip(rows, new, strict=True)), default=0)
     size = lm.batch_size or rows_at_once(lm.model, longest)
-    padded = _bears_padding(lm, rows, order, size)
     found: dict[int, str] = {}
     begin = 0
     with torch.inference_mode():
+        padded, several = _together(lm, rows, min(new, default=1)) if size > 1 else (True, True)
+        size = size if several else 1
         while begin < len(order):
-            chosen = order[begin : begin + size]
-            first = chosen[0]
-            chosen = [
-                i
-                for i in chosen
-                if new[i] == new[first] and (padded or len(rows[i]) == len(rows[first]))
+            first = order[begin]
+            fits = [
+                new[i] == new[first] and (padded or len(rows[i]) == len(rows[first]))
+                for i in order[begin : begin + size]
             ]
+            chosen = order[begin : begin + (fits.index(False) if False in fits else len(fits))]
             try:
                 texts = _generate([rows[i] for i in chosen], lm, sampling, new[first])
             except torch.OutOfMemoryError as error:
@@ -87,7 +89,8 @@ def rows_at_once(model: "PreTrainedModel", length: int) -> int:
     queries = getattr(config, "num_attention_heads", None)
     if not isinstance(queries, int) or queries < 1:
         return _MOST  # no attention: a state of fixed size
-    heads = getattr(config, "num_key_value_heads", None) or queries
+    heads = getattr(config, "num_key_value_heads", None)
+    heads = heads if isinstance(heads, int) and heads > 0 else queries
     size = getattr(config, "head_dim", None) or config.hidden_size // queries
     per_row = 2 * config.num_hidden_layers * heads * size * max(1, length)
     return max(_FEWEST, min(_MOST, model.num_parameters() // per_row))
@@ -111,44 +114,67 @@ def new_tokens(prompt: int, wanted: int, context: int) -> int:
     return min(wanted, max(context - prompt, context // 2))
 
 
-def _bears_padding(
-    lm: LanguageModel, rows: Sequence[list[int]], order: Sequence[int], size: int
-) -> bool:
-    # Whether a prompt that is filled up at its left goes on as it does alone. A state that is
-    # carried along has read the filling; frequencies that go by the length are the longest row's.
+def _together(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> tuple[bool, bool]:
+    """Whether prompts may be filled up on the left, and whether several may be decoded at once.
+
+    A state that is carried along has read the filling, and frequencies that go by the length are
+    the longest row's. Beyond that, the longest and the shortest are tried together and alone.
+    """
+    order = sorted(rows, key=len)
+    if len(order) < 2:
+        return True, True
+    fixed = not is_recurrent(lm.model) and not any(
+        rope_boundaries(lm.model.config.get_text_config())
+    )
+    if fixed and _as_alone(lm, [order[-1], order[0]], new):
+        return True, True
+    pair = next((p for p in pairwise(order) if len(p[0]) == len(p[1]) and p[0] != p[1]), None)
+    return False, pair is not None and _as_alone(lm, pair, new)
+
+
+def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> bool:
+    # Whether prompts that are decoded together begin as each does alone.
     import torch
 
-    long, short = rows[order[0]] if order else [], rows[order[-1]] if order else []
-    if size < 2 or len(long) == len(short):
-        return True
-    if is_recurrent(lm.model) or any(rope_boundaries(lm.model.config.get_text_config())):
+    steps = min(new, _CHECKED_STEPS)
+    try:
+        together = _first_steps(lm, rows, steps)
+        alone = [_first_steps(lm, [row], steps) for row in rows]
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
         return False
-    ids, mask = _left_padded([long, short], _pad(lm))
-    more = {"attention_mask": mask.to(lm.model.device)}
-    run = lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
-    if "position_ids" in inspect.signature(run.forward).parameters:
-        more["position_ids"] = (more["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    ids = ids.to(lm.model.device)
-    with torch.inference_mode():
-        try:
-            alone = _next(lm, ids[1:, -len(short) :], {})
-            padded = _next(lm, ids, more)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return False
-    likely = alone.topk(min(8, len(alone))).indices
-    return bool((padded - alone)[likely].abs().max() <= rounding(lm.model.dtype))
+    for number, expected in enumerate(alone):
+        for step in range(steps):
+            own, found = expected[step][0], together[step][number]
+            likely = own.topk(min(8, len(own))).indices
+            if not bool((found - own)[likely].abs().max() <= rounding(lm.model.dtype)):
+                return False
+            if found.argmax() != own.argmax():
+                break  # a tie: they go on with another token
+    return True
 
 
-def _next(lm: LanguageModel, ids: "Tensor", more: dict[str, Any]) -> "Tensor":
-    # Log-probabilities of what follows the last row: ids [b, n] -> [vocab].
-    if lm.engine.body is None:
-        logits = lm.model(input_ids=ids, use_cache=False, **more).logits[-1, -1].float()
-    else:
-        body = lm.model.get_submodule(lm.engine.body)
-        hidden = body(input_ids=ids, use_cache=False, **more)[0][-1:, -1]
-        logits = lm.engine.head.logits(hidden)[0]
-    return logits.log_softmax(-1)
+def _first_steps(lm: LanguageModel, rows: Sequence[list[int]], steps: int) -> "list[Tensor]":
+    # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
+    from transformers import GenerationConfig
+
+    pad = _pad(lm)
+    ids, mask = _left_padded(rows, pad)
+    model: Any = lm.model
+    found = model.generate(
+        input_ids=ids.to(lm.model.device),
+        attention_mask=mask.to(lm.model.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=steps,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=pad,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    return [logits.float().log_softmax(-1) for logits in found.logits]
 
 
 def cut(text: str, until: Sequence[str]) -> str:
