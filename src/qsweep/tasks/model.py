@@ -126,10 +126,22 @@ class LanguageModel:
         A chat template has often put BOS there already: a second one is a known cause of wrong
         scores, as is its absence for the models that break without it.
         """
+        ids = self._ids(text)
+        return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+
+    def _ids(self, text: str) -> list[int]:
         from qsweep.windows import token_ids
 
         ids = token_ids(text, self.tokenizer)
-        return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+        rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if rows is not None and max(ids, default=0) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise QsweepError(
+                f"the tokenizer's token {max(ids)} ({token!r}) lies beyond the embedding's {rows} "
+                "rows; resize the embedding to the tokenizer, or take the tokenizer that the model "
+                "had"
+            )
+        return ids
 
     def pair(self, context: str, continuation: str) -> Pair:
         """Encode both as one text, cut where the context ends; see :meth:`pairs`."""
@@ -146,15 +158,11 @@ class LanguageModel:
         Raises:
             QsweepError: There is no context, and no token to stand for it.
         """
-        from qsweep.windows import token_ids
-
         kept = context.rstrip()
         blanks = context[len(kept) :] if kept else ""
         own = self.encode(kept or context) if context else []
         texts = [f"{kept or context}{blanks}{rest}" for rest in continuations]
-        wholes = [
-            self.encode(text) if context else token_ids(text, self.tokenizer) for text in texts
-        ]
+        wholes = [self.encode(text) if context else self._ids(text) for text in texts]
         ends = [min(len(commonprefix([own, ids])), len(ids) - 1) for ids in wholes]
         cut = max(0, min(ends, default=0))
         fused = 0
