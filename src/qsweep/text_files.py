@@ -198,15 +198,14 @@ def read_table(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(min(sys.maxsize, _LONGEST_FIELD))
     with open_text(path, newline="") as file:
         try:
-            header = next(iter(csv.reader([first := file.readline()])), [])
-            parts = [next(csv.reader([first], delimiter=mark), []) for mark in _DELIMITERS]
-            at = next((n for n, names in enumerate(parts) if field in names), None)
-            if at is None:
-                raise ConfigError(f"{path}: no column {field!r}{nearest(field, header)}")
-            names = parts[at]
-            for row in csv.reader(file, delimiter=_DELIMITERS[at]):
+            first = file.readline()
+            headers = {mark: next(csv.reader([first], delimiter=mark), []) for mark in _DELIMITERS}
+            mark, names = max(headers.items(), key=lambda item: (field in item[1], len(item[1])))
+            if field not in names:
+                raise ConfigError(f"{path}: no column {field!r}{nearest(field, names)}")
+            for number, row in enumerate(csv.reader(file, delimiter=mark), 1):
                 if row:
-                    yield f"{path}, row {row[0][:20]!r}", dict(zip(names, row, strict=False))
+                    yield f"{path}, row {number}", dict(zip(names, row, strict=False))
         except csv.Error as error:
             raise ConfigError(f"{path}: not a table ({error})") from error
 

@@ -35,7 +35,8 @@ def harness_model(lm: LanguageModel, progress: Callable[[float], None]) -> Any:
 
         @property
         def eot_token_id(self) -> int:
-            return int(lm.tokenizer.eos_token_id)
+            end = lm.tokenizer.eos_token_id
+            return lm.start_token if end is None else int(end)
 
         @property
         def prefix_token_id(self) -> int:
