@@ -19,7 +19,7 @@ from qsweep.tasks.capabilities import (
     perplexity_comparison,
     suffers_most,
 )
-from qsweep.tasks.task import Task, read_result, save_result
+from qsweep.tasks.task import COUNTED, Task, read_result, save_result
 
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel
@@ -156,7 +156,11 @@ def _task_record(
     if not finished:
         return record, None
     comparison = compare_task([(read_result(e.path), read_result(b.path)) for e, b in finished])
-    facts = finished[0][0].content["facts"]
+    facts = dict(finished[0][0].content["facts"])
+    # What is counted is counted over all parts.
+    for name in COUNTED:
+        number = sum(entry.content["facts"].get(name, 0) for entry, _ in finished)
+        facts |= {name: number} if number else {}
     return {**record, **comparison.summary, "facts": facts}, comparison
 
 
