@@ -31,6 +31,8 @@ _WINDOWS = (
     "local_attention",
     "window_size",
 )
+# How many keys a layer picks (Doge; DeepSeek 3.2).
+_CHOOSING = ("keep_window_size", "index_topk")
 # Rotary embeddings whose frequencies depend on the length of what is run.
 _LENGTH_DEPENDENT = ("longrope", "dynamic", "su")
 
@@ -61,8 +63,10 @@ def rounding(dtype: Any) -> float:
 
 def is_recurrent(model: "PreTrainedModel") -> bool:
     """Whether some layer carries a state along, or chooses by content what it sees."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    return bool(getattr(model, "_is_stateful", False)) or not kinds <= _PLAIN_LAYERS
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    chooses = any(getattr(config, name, None) for name in _CHOOSING)
+    return bool(getattr(model, "_is_stateful", False)) or chooses or not kinds <= _PLAIN_LAYERS
 
 
 def rope_boundaries(config: Any) -> Iterator[int]:

@@ -54,7 +54,10 @@ def generate(
     found: dict[int, str] = {}
     begin = 0
     with torch.inference_mode():
-        padded, several = _together(lm, rows, min(new, default=1)) if size > 1 else (True, True)
+        cached = not rows or not is_recurrent(lm.model) or _runs_cached(lm, min(rows, key=len))
+        padded, several = True, size > 1
+        if several:
+            padded, several = _together(lm, rows, min(new, default=1), cached)
         size = size if several else 1
         while begin < len(order):
             first = order[begin]
@@ -64,7 +67,7 @@ def generate(
             ]
             chosen = order[begin : begin + (fits.index(False) if False in fits else len(fits))]
             try:
-                texts = _generate([rows[i] for i in chosen], lm, sampling, new[first])
+                texts = _generate([rows[i] for i in chosen], lm, sampling, new[first], cached)
             except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
                     raise TrialFailed(
@@ -114,7 +117,23 @@ def new_tokens(prompt: int, wanted: int, context: int) -> int:
     return min(wanted, max(context - prompt, context // 2))
 
 
-def _together(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> tuple[bool, bool]:
+def _runs_cached(lm: LanguageModel, prompt: list[int]) -> bool:
+    # Some recurrent models have no cache that transformers' own loop can use.
+    import torch
+
+    try:
+        _first_steps(lm, [prompt], 2, cached=True)
+    except torch.OutOfMemoryError:
+        return True  # says nothing of the cache
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        lm.facts["generation_cache"] = False
+        return False
+    return True
+
+
+def _together(
+    lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool
+) -> tuple[bool, bool]:
     """Whether prompts may be filled up on the left, and whether several may be decoded at once.
 
     A state that is carried along has read the filling, and frequencies that go by the length are
@@ -126,20 +145,20 @@ def _together(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> tuple[b
     fixed = not is_recurrent(lm.model) and not any(
         rope_boundaries(lm.model.config.get_text_config())
     )
-    if fixed and _as_alone(lm, [order[-1], order[0]], new):
+    if fixed and _as_alone(lm, [order[-1], order[0]], new, cached):
         return True, True
     pair = next((p for p in pairwise(order) if len(p[0]) == len(p[1]) and p[0] != p[1]), None)
-    return False, pair is not None and _as_alone(lm, pair, new)
+    return False, pair is not None and _as_alone(lm, pair, new, cached)
 
 
-def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> bool:
+def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
     # Whether prompts that are decoded together begin as each does alone.
     import torch
 
     steps = min(new, _CHECKED_STEPS)
     try:
-        together = _first_steps(lm, rows, steps)
-        alone = [_first_steps(lm, [row], steps) for row in rows]
+        together = _first_steps(lm, rows, steps, cached)
+        alone = [_first_steps(lm, [row], steps, cached) for row in rows]
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return False
@@ -154,7 +173,9 @@ def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int) -> bool:
     return True
 
 
-def _first_steps(lm: LanguageModel, rows: Sequence[list[int]], steps: int) -> "list[Tensor]":
+def _first_steps(
+    lm: LanguageModel, rows: Sequence[list[int]], steps: int, cached: bool
+) -> "list[Tensor]":
     # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
     from transformers import GenerationConfig
 
@@ -169,7 +190,7 @@ def _first_steps(lm: LanguageModel, rows: Sequence[list[int]], steps: int) -> "l
             do_sample=False,
             eos_token_id=None,
             pad_token_id=pad,
-            use_cache=True,
+            use_cache=cached,
             output_logits=True,
             return_dict_in_generate=True,
         ),
@@ -184,7 +205,7 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def _generate(
-    batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling, new: int
+    batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling, new: int, cached: bool
 ) -> list[str]:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -204,7 +225,7 @@ def _generate(
         do_sample=sampling.do_sample,
         eos_token_id=_end_tokens(lm) or None,
         pad_token_id=pad,
-        use_cache=True,
+        use_cache=cached,
         **(sample if sampling.do_sample else {}),
     )
     if sampling.do_sample:
