@@ -265,3 +265,129 @@ def test_a_text_of_exactly_one_sample_and_one_of_less(tokenizer):
 def test_a_gemmas_samples_begin_with_bos(tokenizer):
     samples = calibration_samples(TEXT, tokenizer, 4, 50, seed=0, model_type="gemma2").samples
     assert all(sample[0] == tokenizer.bos_token_id and len(sample) == 50 for sample in samples)
+
+
+# Files as people have them.
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    texts = ["a\u2028b", "c\u2029d", "e\x85f", "g\x0bh\x0ci\x1cj", "k"]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path.write_bytes("\r\n".join(lines).encode())
+    assert load_documents(file(path)) == texts
+
+
+@pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json", "rows.ndJSON"])
+def test_json_lines_by_other_names(tmp_path, name):
+    path = tmp_path / name
+    write_rows(path, [{"text": text} for text in LINES])
+    assert load_documents(file(path)) == LINES
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character_and_is_told(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(r'{"text": "half \ud83d of one, and a whole \ud83d\ude00"}')
+    expected = ["half \ufffd of one, and a whole \U0001f600"]
+    assert load_documents(file(path)) == expected
+    assert capsys.readouterr().err.count("1 lone surrogates") == 1
+    assert text_of(file(path), Store(tmp_path / "store")).documents() == expected
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.CSV", "t.tsv"])
+def test_a_column_of_a_table(tmp_path, name):
+    import csv
+
+    path = tmp_path / name
+    with path.open("w", newline="", encoding="utf-8-sig") as out:
+        mark = "\t" if name.endswith("tsv") else ","
+        writer = csv.writer(out, delimiter=mark)
+        writer.writerows([["id", "body"], *enumerate([*LINES, 'two\nlines, "quoted"'])])
+    assert load_documents(file(path, field="body")) == [*LINES, 'two\nlines, "quoted"']
+    with pytest.raises(ConfigError, match=r"no column 'bodi'; did you mean 'body'"):
+        load_documents(file(path, field="bodi"))
+    assert identity(file(path, field="body"))["read_as"] == ["table"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_text(tmp_path, suffix):
+    import bz2
+    import gzip
+    import lzma
+
+    plain = "".join(json.dumps({"text": text}) + "\n" for text in LINES).encode()
+    packed = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
+    }[suffix](plain)
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(packed)
+    assert load_documents(file(path)) == LINES
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ConfigError, match=r"rows\.jsonl"):
+        load_documents(file(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes("Ümläute\nund 日本語".encode(encoding))
+    assert load_documents(file(path)) == ["Ümläute\nund 日本語"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(json.dumps({"text": "日本\u2028語"}, ensure_ascii=False).encode(encoding))
+    assert load_documents(file(rows)) == ["日本\u2028語"]
+
+
+def test_binary_files_and_pipes_are_refused_at_once(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("abc".encode("utf-16-le"))
+    with pytest.raises(ConfigError, match="holds NUL bytes"):
+        load_documents(file(path))
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    for given in (pipe, "/dev/zero"):
+        with pytest.raises(ConfigError, match="is a (pipe|device), not a regular file"):
+            load_documents(file(given))
+        with pytest.raises(ConfigError, match="not a regular file"):
+            identity(file(given))
+
+
+def test_long_known_files_keep_their_identity(tmp_path):
+    for name in ("a.txt", "a.jsonl", "a.json", "a.md", "a.rst"):
+        (tmp_path / name).write_text("{}")
+        assert "read_as" not in identity(file(tmp_path / name))
+
+
+def test_odd_json_is_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for content in ('{"text": ' + "9" * 5000 + "}", "[" * 100_000, '{"text": "a"} {"text": "b"}'):
+        path.write_text(content + "\n")
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1: (not JSON|nested too deeply)"):
+            load_documents(file(path))
+
+
+# Tokens without an embedding.
+
+
+def test_a_text_with_a_token_beyond_the_embedding_is_refused_while_planning(tmp_path, pocket_dir):
+    import shutil
+
+    from qsweep.vocabulary import require_embeddings
+
+    model = tmp_path / "model"
+    shutil.copytree(pocket_dir, model)
+    content = json.loads((model / "tokenizer.json").read_text())
+    extra = {**content["added_tokens"][0], "id": 4096, "content": "<new>"}
+    content["added_tokens"].append(extra)
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    store, path = Store(tmp_path / "store"), tmp_path / "a.txt"
+    path.write_text("nothing of it")
+    require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
+    path.write_text("a <new> word, now")
+    with pytest.raises(ConfigError, match=r"mine: the text holds '<new>', .* token 4096"):
+        require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
+    with pytest.raises(ConfigError, match=r"lies beyond the embedding's 4000 rows"):
+        require_embeddings(model, 4000, [])
+    require_embeddings(pocket_dir, 4096, [])

@@ -45,6 +45,18 @@ generation_kwargs: {{until: ["\\n"], max_gen_toks: 12, do_sample: false}}
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
+FUSED = """task: offline_fused
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {fused}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{call}}}}"
+doc_to_target: 0
+doc_to_choice: [")", "x)", "x, y)"]
+target_delimiter: ""
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
 ROLLING = """task: offline_rolling
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
@@ -86,8 +98,12 @@ def folder(tmp_path_factory):
         )
     data = path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in {"choice": CHOICE, "generate": GENERATE, "rolling": ROLLING}.items():
-        (path / f"{name}.yaml").write_text(text.format(data=data))
+    fused = path / "fused.jsonl"
+    calls = [f"def f{n}(x, y):\n    return g(" for n in range(5)]
+    fused.write_text("".join(json.dumps({"call": call}) + "\n" for call in calls))
+    texts = {"choice": CHOICE, "generate": GENERATE, "fused": FUSED, "rolling": ROLLING}
+    for name, text in texts.items():
+        (path / f"{name}.yaml").write_text(text.format(data=data, fused=fused))
     (path / "group.yaml").write_text(GROUP)
     (path / "unreachable.yaml").write_text(UNREACHABLE)
     return path
@@ -136,6 +152,23 @@ def test_scores_are_those_of_the_harness_own_model(folder, catalogue, lm):
             assert a[0] == pytest.approx(b[0], rel=1e-6, abs=2e-5)
             assert a[1] == b[1]
     assert ours.facts["fewshot"] == 2
+
+
+def test_choices_that_fuse_with_their_prompt_are_compared_as_whole_texts(catalogue, lm):
+    lm.facts.pop("fused_contexts", None)
+    found = task(catalogue, "offline_fused").run(lm, silent)
+    assert lm.facts.pop("fused_contexts") == 5
+    for sample in found.samples:
+        said = [logprob for logprob, _ in sample["said"]]
+        assert all(logprob < 0 for logprob in said)
+        for choice, logprob in zip((")", "x)", "x, y)"), said, strict=True):
+            # After what all three texts and the prompt itself begin with, token by token.
+            context = lm.pairs(sample["prompt"], [")", "x)", "x, y)"])[0].context
+            ids = torch.tensor([lm.encode(sample["prompt"] + choice)])
+            with torch.inference_mode():
+                values = lm.model(ids[:, :-1]).logits[0].log_softmax(-1)
+            values = values[len(context) - 1 :].gather(1, ids[0, len(context) :, None])
+            assert logprob == pytest.approx(float(values.sum()), abs=1e-4)
 
 
 def test_generated_texts_are_those_of_the_harness_own_model(folder, catalogue, lm):

@@ -7,9 +7,9 @@ import torch
 
 from qsweep.errors import QsweepError, TrialFailed
 from qsweep.tasks import likelihood
-from qsweep.tasks.generation import cut, rows_at_once
+from qsweep.tasks.generation import cut, new_tokens, rows_at_once
 from qsweep.tasks.model import LanguageModel, Pair, Sampling
-from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows
+from qsweep.tasks.rows import Branch, Row, common_prefix, last_tokens, make_rows
 
 WORDS = "alpha return def class import the function value list string object method open".split()
 HEADER = "The following are questions, each with its answer.\n1 + 2 = 3\n4 + 5 = 9\nYes it is so.\n"
@@ -213,3 +213,124 @@ def test_nonfinite_logits_fail_a_perplexity_with_the_layer_too(tiny_model):
 def test_a_model_without_a_chat_template_says_so(pocket):
     with pytest.raises(QsweepError, match=r"no chat template .*set eval\.chat_template=false"):
         pocket.chat([{"role": "user", "content": "hello"}])
+
+
+# A choice that shares a token with the end of its prompt.
+
+
+def fusing(lm, left, right):
+    """Whether the tokenizer joins two texts into fewer tokens than both have."""
+    return lm.encode(left + right)[: len(lm.encode(left))] != lm.encode(left)
+
+
+def test_choices_that_fuse_with_the_prompt_are_all_cut_before_it(pocket):
+    prompt, choices = "    return g(", [")", "x)", "x, y)"]
+    assert fusing(pocket, prompt, choices[0]) and not fusing(pocket, prompt, choices[1])
+    pocket.facts.pop("fused_contexts", None)
+    pairs = pocket.pairs(prompt, choices)
+    assert pocket.facts["fused_contexts"] == 1
+    assert len({pair.context for pair in pairs}) == 1
+    assert len(pairs[0].context) < len(pocket.encode(prompt))
+    for pair, choice in zip(pairs, choices, strict=True):
+        assert [*pair.context, *pair.continuation] == pocket.encode(prompt + choice)
+        assert pair.fused == len("(")
+        assert pocket.loglikelihoods([pair])[0].logprob < 0
+
+
+def test_what_does_not_fuse_is_cut_where_the_context_ends(pocket):
+    pocket.facts.pop("fused_contexts", None)
+    for context, rest in (("one two", " three"), ("a =", " b"), ("one two ", "three"), ("f(", "x")):
+        pair = pocket.pair(context, rest)
+        before = len(pocket.encode(context.rstrip()))
+        assert list(pair.context) == pocket.encode(context + rest)[:before]
+        assert pair.fused == 0
+    assert "fused_contexts" not in pocket.facts
+
+
+@pytest.mark.parametrize(
+    ("context", "rest"),
+    [
+        ("(", ")"),  # the context's only token is gone
+        (" ", "word"),
+        ("", "word"),
+        ("", "<|endoftext|>"),
+        ("the end", ""),
+        ("日", "本"),
+        ("é", "\u0301"),
+        ("\n", "\n"),
+        ("x.", "__slots__"),
+    ],
+)
+def test_no_continuation_is_without_a_token(pocket, context, rest):
+    pair = pocket.pair(context, rest)
+    assert pair.context and pair.continuation
+    assert pocket.loglikelihoods([pair])[0].logprob < 0
+    whole = [*pair.context, *pair.continuation]
+    assert pocket.tokenizer.decode(whole).endswith(rest or context)
+
+
+def test_without_bos_and_eos_a_text_without_context_says_so(pocket_dir):
+    lm = load(pocket_dir)
+    lm.tokenizer.bos_token = lm.tokenizer.eos_token = lm.tokenizer.pad_token = None
+    with pytest.raises(QsweepError, match="neither a BOS nor an EOS token"):
+        lm.pair("", "word")
+    lm.model.generation_config.eos_token_id = None
+    # No token ends a text that has no end: least of all the first of the vocabulary.
+    assert lm.generate([lm.encode("one two")], Sampling(4))[0]
+    assert lm.pair("one", " two").continuation
+
+
+def test_a_token_beyond_the_embedding_is_named(pocket_dir):
+    lm = load(pocket_dir)
+    lm.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(QsweepError, match=r"token 4096 \('<new>'\) lies beyond .* 4096 rows"):
+        lm.pair("a <new> word", " b")
+
+
+# Room for a prompt and for what follows it.
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "context", "new"),
+    [
+        (100, 64, 512, 64),  # both fit
+        (500, 64, 512, 64),  # the prompt loses its begin, as everywhere
+        (100, 512, 512, 412),  # the prompt stays whole
+        (400, 512, 512, 256),  # half for each
+        (10, 10_000, 512, 502),
+        (1, 8, 2, 1),
+    ],
+)
+def test_a_prompt_has_half_of_the_context_at_least(prompt, wanted, context, new):
+    assert new_tokens(prompt, wanted, context) == new
+
+
+def test_no_room_at_all_names_both_numbers():
+    with pytest.raises(QsweepError, match="context of 1 token leaves no room for 8"):
+        new_tokens(1, 8, 1)
+
+
+def test_more_new_tokens_than_the_context_holds_leave_the_prompt_whole(pocket_dir):
+    lm = load(pocket_dir)
+    lm.max_length = 48
+    prompts = [lm.encode("def add(a, b):"), lm.encode("word " * 60), []]
+    found = lm.generate(prompts, Sampling(4096))
+    assert lm.facts["fewer_new_tokens"] == 3 and lm.facts["prompts_cut"] == 1
+    ids = torch.tensor([prompts[0]])
+    with torch.inference_mode():
+        own = lm.model.generate(ids, max_new_tokens=48 - ids.shape[1], do_sample=False)
+    assert found[0] == lm.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_a_text_that_loses_its_begin_keeps_the_bos_that_its_model_needs():
+    assert last_tokens((0, 1, 2, 3, 4), 3) == (2, 3, 4)
+    assert last_tokens((0, 1, 2, 3, 4), 3, (0,)) == (0, 3, 4)
+    assert last_tokens((9, 1, 2, 3, 4), 3, (0,)) == (2, 3, 4)
+    assert last_tokens((0, 1), 3, (0,)) == (0, 1)
+
+
+def test_contexts_that_are_cut_are_counted(pocket_dir):
+    lm = load(pocket_dir)
+    lm.max_length = 16
+    lm.loglikelihoods([Pair(tuple(range(1, 40)), (5, 6)), Pair((1, 2), (5,))])
+    assert lm.facts["contexts_cut"] == 1

@@ -131,3 +131,56 @@ def test_a_task_is_found_by_its_path_and_an_unknown_name_names_near_ones(tmp_pat
     found = find_tasks([str(path), "embedded", "arithmetic"], TaskOptions(), tmp_path)
     assert [task.name for task in found][:2] == ["t", "world_facts"]
     assert len({task.name for task in found}) == len(found) == 11
+
+
+def test_lines_of_data_end_at_line_feeds_alone(tmp_path):
+    line = json.dumps({**LINE, "q": "a\u2028b\x85c"}, ensure_ascii=False)
+    (item,) = load(tmp_path, [line + "\r\n"]).load()[1]
+    assert item.prompt == "a\u2028b\x85c"
+
+
+def test_half_a_character_in_a_question_is_replaced_and_told(tmp_path, capsys):
+    line = '{"q": "\\ud83d?", "choices": ["\\udc00", "b"], "answer": "b"}\n'
+    (item,) = load(tmp_path, [line]).load()[1]
+    assert item.prompt == "\ufffd?" and item.choices == ("\ufffd", "b")
+    assert "2 lone surrogates" in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_data(tmp_path):
+    import os
+
+    path = write(tmp_path, GOOD, [LINE])
+    (tmp_path / "t.jsonl").unlink()
+    os.mkfifo(tmp_path / "t.jsonl")
+    with pytest.raises(ConfigError, match="is a pipe, not a regular file"):
+        user_task(path, TaskOptions())
+
+
+def test_an_empty_choice_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"t\.jsonl:1: choices: one is empty"):
+        load(tmp_path, [{**LINE, "choices": ["2", ""]}])
+
+
+def test_a_key_says_more_only_where_older_figures_were_wrong(tmp_path, pocket_dir):
+    import dataclasses
+    import shutil
+
+    from qsweep.model_facts import read_facts
+    from qsweep.tasks.revisions import revisions
+
+    facts = read_facts(pocket_dir, "pocket")
+    call = {"q": "    return g(", "choices": [")", "x)"], "answer": ")"}
+    assert revisions(load(tmp_path), facts) == {}
+    assert revisions(load(tmp_path, [call]), facts) == {}  # a blank stands between
+    assert revisions(load(tmp_path, [call], separator=""), facts).keys() == {"cut"}
+    exact = {"type": "exact_match", "choices": None}
+    assert revisions(load(tmp_path, **exact), facts) == {}
+    assert revisions(load(tmp_path, **exact, max_new_tokens=600), facts).keys() == {"room"}
+    model = tmp_path / "sliding"
+    shutil.copytree(pocket_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    for sliding, said in ((128, {"full_attention_span": 128}), (4096, {}), (None, {})):
+        (model / "config.json").write_text(json.dumps({**config, "sliding_window": sliding}))
+        found = dataclasses.replace(facts, path=model)
+        assert revisions(load(tmp_path), found) == said
+        assert revisions(load(tmp_path, **exact), found) == {}

@@ -13,6 +13,7 @@ from qsweep.quantizers import CalibrationTokens
 
 # Raised when the same configuration would now give another text.
 _LOADER = 3
+_LONG_KNOWN = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class CorpusConfig:
         source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
         kind: For ``python``: prose, code, or both.
         split: Part of the data; for ``python``: train, calibration or test.
-        path: For ``file``: a txt, jsonl, json or parquet file, a folder of them, or a pattern.
+        path: For ``file``: a txt, jsonl, json, csv, tsv or parquet file, a folder of them, or a
+            pattern; text may be compressed (gz, bz2, xz, zst).
         dataset: For ``datasets``: its repository, or a local folder.
         config: For ``datasets``: its configuration, such as a language.
         revision: For ``datasets``: commit, tag or branch.
@@ -66,9 +68,16 @@ def load_documents(config: CorpusConfig) -> list[str]:
         QsweepError: A dataset cannot be had.
     """
     from qsweep.corpus_sources import from_datasets, from_files
+    from qsweep.text_files import lone_surrogates, without_surrogates
 
     load = {"python": _from_python, "file": from_files, "datasets": from_datasets}[config.source]
     documents = _limited(load(config), config)
+    if halves := sum(map(lone_surrogates, documents)):
+        documents = [without_surrogates(text) for text in documents]
+        print(
+            f"note: {config.name}: {halves} lone surrogates (half a character each) became U+FFFD",
+            file=sys.stderr,
+        )
     if not any(document.strip() for document in documents):
         raise ConfigError(f"{config.name}: no text in {config.path or config.dataset or 'it'}")
     return documents
@@ -84,14 +93,21 @@ def identity(config: CorpusConfig) -> dict[str, Any]:
         ConfigError: A file is missing.
     """
     from qsweep.corpus_sources import file_paths
+    from qsweep.text_files import kind_of
 
     fields = {k: v for k, v in asdict(config).items() if v is not None and k != "name"}
     fields["loader"] = _LOADER
     if config.source == "python":
         fields["python"] = [platform.python_version(), sys.base_prefix]
     if config.source == "file":
-        stats = [(path.absolute(), path.stat()) for path in file_paths(config)]
+        paths = file_paths(config)
+        stats = [(path.absolute(), path.stat()) for path in paths]
         fields["files"] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        # What older versions read as plain text is another text now.
+        if anew := sorted(
+            {kind_of(path) for path in paths if path.suffix not in _LONG_KNOWN} - {"text"}
+        ):
+            fields["read_as"] = anew
     if config.source == "datasets" and Path(str(config.dataset)).is_dir():
         files = sorted(p for p in Path(str(config.dataset)).rglob("*") if p.is_file())
         fields["files"] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]

@@ -2,14 +2,15 @@
 
 import contextlib
 import glob
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.files import open_regular
 from qsweep.schema import nearest
+from qsweep.text_files import json_lines, kind_of, open_text, read_json, read_table, read_text
 
 if TYPE_CHECKING:
     from qsweep.corpora import CorpusConfig
@@ -34,7 +35,7 @@ def file_paths(config: "CorpusConfig") -> list[Path]:
     """The files that ``config.path`` means, in order. Raises ConfigError where there is none."""
     given = Path(str(config.path)).expanduser()
     if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.is_file() and p.suffix in _SUFFIXES)
+        found = sorted(p for p in given.rglob("*") if p.is_file() and p.suffix.lower() in _SUFFIXES)
         if not found:
             raise ConfigError(f"{config.name}: {given} holds no {', '.join(_SUFFIXES)} file")
         return found
@@ -43,6 +44,11 @@ def file_paths(config: "CorpusConfig") -> list[Path]:
         if given.exists()
         else sorted(Path(p) for p in glob.glob(str(given), recursive=True))
     )
+    if given.exists() and not given.is_file():
+        try:
+            open_regular(given).close()
+        except OSError as error:  # a pipe, a device
+            raise ConfigError(f"{config.name}: {given}: {error}") from error
     found = [path for path in found if path.is_file()]
     if not found:
         raise ConfigError(f"{config.name}: {config.path}: no such file")
@@ -167,34 +173,19 @@ def _snapshot(config: "CorpusConfig") -> str | None:
 
 
 def _read(path: Path, config: "CorpusConfig") -> Iterator[str]:
-    try:
-        if path.suffix == ".parquet":
-            yield from _parquet(path, config.field)
-        elif path.suffix in (".jsonl", ".ndjson"):
-            for number, row in _json_lines(path):
+    kind = kind_of(path)
+    if kind == "parquet":
+        yield from _parquet(path, config.field)
+    elif kind == "json lines":
+        with open_text(path, newline="\n") as lines:
+            for number, row in json_lines(lines, path):
                 yield _text(row, config.field, f"{path}:{number}")
-        elif path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-            for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-                yield _text(row, config.field, f"{path}, row {number}")
-        else:
-            yield path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); convert it") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}:{number}: not JSON ({error.msg})") from error
+    elif kind in ("json", "table"):
+        rows = read_json(path) if kind == "json" else read_table(path, config.field)
+        for where, row in rows:
+            yield _text(row, config.field, where)
+    else:
+        yield read_text(path)
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
@@ -202,6 +193,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
+        open_regular(path).close()
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if field not in names:
@@ -213,6 +205,8 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
                     yield _text({field: value}, field, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{path}: not a whole parquet file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def _text(row: Any, field: str, where: str) -> str:

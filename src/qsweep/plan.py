@@ -19,9 +19,11 @@ from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.store import Store
+from qsweep.tasks.revisions import revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.texts import Text, text_of
+from qsweep.vocabulary import require_embeddings
 from qsweep.windows import PRESETS, Preset
 
 _SPEED_PROTOCOL = 1
@@ -39,6 +41,8 @@ class Setting:
     """By corpus name."""
     calibration: Text | None
     tasks: tuple[Task, ...] = ()
+    task_revisions: tuple[dict[str, Any], ...] = ()
+    """Of each task: what its key says beside its identity."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,21 @@ def find_setting(
         QsweepError: one line on what is missing. No model is loaded; texts are, the first time.
     """
     device = device or resolve_device(trial.device)
+    facts = read_facts(model, trial.model.name)
+    texts = {corpus.name: text_of(corpus, store) for corpus in trial.corpora}
+    calibration = text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
+    calibrated = [] if calibration is None else [(trial.calibration.text.name, calibration)]
+    require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
+    tasks = _find_tasks(trial, model, store)
     return Setting(
-        facts=read_facts(model, trial.model.name),
+        facts=facts,
         model_hash=content_hash(model, store),
         device=device,
         dtype=resolve_dtype(trial.eval.dtype, device, model),
-        texts={corpus.name: text_of(corpus, store) for corpus in trial.corpora},
-        calibration=(
-            text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
-        ),
-        tasks=_find_tasks(trial, model, store),
+        texts=texts,
+        calibration=calibration,
+        tasks=tasks,
+        task_revisions=tuple(revisions(task, facts) for task in tasks),
     )
 
 
@@ -176,8 +185,8 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
             identity={"artifact": key_of(artifact), **protocol},
             reference={"artifact": key_of(reference), **protocol},
         )
-        for task in setting.tasks
-        for protocol in [_task_protocol(task, setting)]
+        for task, revision in zip(setting.tasks, setting.task_revisions, strict=True)
+        for protocol in [_task_protocol(task, setting) | revision]
     )
     return Plan(trial, setting, artifact, measurements, timing, tasks)
 

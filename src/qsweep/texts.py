@@ -7,6 +7,7 @@ from pathlib import Path
 from qsweep.corpora import CorpusConfig, identity, load_documents, text_fingerprint
 from qsweep.files import read_json
 from qsweep.store import Entry, Store
+from qsweep.text_files import without_surrogates
 
 _FILE = "documents.json"
 
@@ -20,7 +21,8 @@ class Text:
 
     def documents(self) -> list[str]:
         """The documents, in order."""
-        return read_json(self.path / _FILE)
+        documents = read_json(self.path / _FILE)
+        return [without_surrogates(document) for document in documents]  # kept so, once
 
 
 def text_of(config: CorpusConfig, store: Store) -> Text:

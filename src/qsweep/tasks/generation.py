@@ -1,11 +1,14 @@
 """Continuations of many prompts, greedy unless a task demands otherwise, in batches."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import TrialFailed
+from qsweep.errors import QsweepError, TrialFailed
 from qsweep.nonfinite import origin
+from qsweep.tasks.attention import is_recurrent, rope_boundaries, rounding
 from qsweep.tasks.model import LanguageModel, Sampling
+from qsweep.tasks.rows import last_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 _FEWEST, _MOST = 4, 64
 # Looked at for a stop text after every step, beyond the stop text's own length.
 _TAIL_TOKENS = 8
+# Steps for which decoding several prompts at once is checked: the first by prompts, the rest by caches.
+_CHECKED_STEPS = 3
 
 
 def generate(
@@ -25,25 +30,44 @@ def generate(
 ) -> list[str]:
     """Continue prompts; see :meth:`LanguageModel.generate`.
 
-    Prompts that leave too little room lose their begin.
+    A prompt has half of the context at least, and what is not wanted for new tokens; one that is
+    longer loses its begin.
 
     Raises:
+        QsweepError: The context is too short for a prompt and a new token.
         TrialFailed: A logit is not finite (the line names the step), or memory does not suffice for
             a single prompt.
     """
     import torch
 
-    room = max(1, lm.max_length - sampling.max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    longest = min(room, max(map(len, prompts), default=0)) + sampling.max_new_tokens
+    asked = [list(prompt) or [lm.start_token] for prompt in prompts]
+    new = [new_tokens(len(prompt), sampling.max_new_tokens, lm.max_length) for prompt in asked]
+    rows = [
+        list(last_tokens(prompt, lm.max_length - count, lm.start))
+        for prompt, count in zip(asked, new, strict=True)
+    ]
+    lm.count("prompts_cut", sum(len(a) < len(b) for a, b in zip(rows, asked, strict=True)))
+    lm.count("fewer_new_tokens", sum(count < sampling.max_new_tokens for count in new))
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    longest = max((len(row) + count for row, count in zip(rows, new, strict=True)), default=0)
     size = lm.batch_size or rows_at_once(lm.model, longest)
     found: dict[int, str] = {}
     begin = 0
     with torch.inference_mode():
+        cached = not rows or not is_recurrent(lm.model) or _runs_cached(lm, min(rows, key=len))
+        padded, several = True, size > 1
+        if several:
+            padded, several = _together(lm, rows, min(new, default=1), cached)
+        size = size if several else 1
         while begin < len(order):
-            chosen = order[begin : begin + size]
+            first = order[begin]
+            fits = [
+                new[i] == new[first] and (padded or len(rows[i]) == len(rows[first]))
+                for i in order[begin : begin + size]
+            ]
+            chosen = order[begin : begin + (fits.index(False) if False in fits else len(fits))]
             try:
-                texts = _generate([list(prompts[i])[-room:] for i in chosen], lm, sampling)
+                texts = _generate([rows[i] for i in chosen], lm, sampling, new[first], cached)
             except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
                     raise TrialFailed(
@@ -65,10 +89,113 @@ def rows_at_once(model: "PreTrainedModel", length: int) -> int:
     row is nearly free, and beyond it nothing is gained.
     """
     config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None)
+    if not isinstance(queries, int) or queries < 1:
+        return _MOST  # no attention: a state of fixed size
+    heads = getattr(config, "num_key_value_heads", None)
+    heads = heads if isinstance(heads, int) and heads > 0 else queries
+    size = getattr(config, "head_dim", None) or config.hidden_size // queries
     per_row = 2 * config.num_hidden_layers * heads * size * max(1, length)
     return max(_FEWEST, min(_MOST, model.num_parameters() // per_row))
+
+
+def new_tokens(prompt: int, wanted: int, context: int) -> int:
+    """How many tokens to generate after a prompt: fewer than wanted where room for it is short.
+
+    Args:
+        prompt: Its tokens.
+        wanted: ``max_new_tokens``.
+        context: What the model reads, prompt and new tokens together.
+
+    Raises:
+        QsweepError: The context holds no prompt and a new token.
+    """
+    if context < 2:
+        raise QsweepError(
+            f"a context of {context} token leaves no room for {wanted} new ones after a prompt"
+        )
+    return min(wanted, max(context - prompt, context // 2))
+
+
+def _runs_cached(lm: LanguageModel, prompt: list[int]) -> bool:
+    # Some recurrent models have no cache that transformers' own loop can use.
+    import torch
+
+    try:
+        _first_steps(lm, [prompt], 2, cached=True)
+    except torch.OutOfMemoryError:
+        return True  # says nothing of the cache
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        lm.facts["generation_cache"] = False
+        return False
+    return True
+
+
+def _together(
+    lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool
+) -> tuple[bool, bool]:
+    """Whether prompts may be filled up on the left, and whether several may be decoded at once.
+
+    A state that is carried along has read the filling, and frequencies that go by the length are
+    the longest row's. Beyond that, the longest and the shortest are tried together and alone.
+    """
+    order = sorted(rows, key=len)
+    if len(order) < 2:
+        return True, True
+    fixed = not is_recurrent(lm.model) and not any(
+        rope_boundaries(lm.model.config.get_text_config())
+    )
+    if fixed and _as_alone(lm, [order[-1], order[0]], new, cached):
+        return True, True
+    pair = next((p for p in pairwise(order) if len(p[0]) == len(p[1]) and p[0] != p[1]), None)
+    return False, pair is not None and _as_alone(lm, pair, new, cached)
+
+
+def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
+    # Whether prompts that are decoded together begin as each does alone.
+    import torch
+
+    steps = min(new, _CHECKED_STEPS)
+    try:
+        together = _first_steps(lm, rows, steps, cached)
+        alone = [_first_steps(lm, [row], steps, cached) for row in rows]
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    for number, expected in enumerate(alone):
+        for step in range(steps):
+            own, found = expected[step][0], together[step][number]
+            likely = own.topk(min(8, len(own))).indices
+            if not bool((found - own)[likely].abs().max() <= rounding(lm.model.dtype)):
+                return False
+            if found.argmax() != own.argmax():
+                break  # a tie: they go on with another token
+    return True
+
+
+def _first_steps(
+    lm: LanguageModel, rows: Sequence[list[int]], steps: int, cached: bool
+) -> "list[Tensor]":
+    # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
+    from transformers import GenerationConfig
+
+    pad = _pad(lm)
+    ids, mask = _left_padded(rows, pad)
+    model: Any = lm.model
+    found = model.generate(
+        input_ids=ids.to(lm.model.device),
+        attention_mask=mask.to(lm.model.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=steps,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=pad,
+            use_cache=cached,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    return [logits.float().log_softmax(-1) for logits in found.logits]
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -77,17 +204,16 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-def _generate(batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling) -> list[str]:
+def _generate(
+    batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling, new: int, cached: bool
+) -> list[str]:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     tokenizer = lm.tokenizer
-    ends = _end_tokens(lm)
-    pad = tokenizer.pad_token_id
-    pad = ends[0] if pad is None else int(pad)
-    width = max(len(ids) for ids in batch)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    pad = _pad(lm)
+    ids, mask = _left_padded(batch, pad)
+    width = ids.shape[1]
     sample = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -95,11 +221,11 @@ def _generate(batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling)
     }
     # The checkpoint's own defaults (temperature, repetition penalty) are no part of the protocol.
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=new,
         do_sample=sampling.do_sample,
-        eos_token_id=ends,
+        eos_token_id=_end_tokens(lm) or None,
         pad_token_id=pad,
-        use_cache=True,
+        use_cache=cached,
         **(sample if sampling.do_sample else {}),
     )
     if sampling.do_sample:
@@ -122,7 +248,22 @@ def _end_tokens(lm: LanguageModel) -> list[int]:
     ends = {int(token) for token in own} | {
         int(token) for token in [lm.tokenizer.eos_token_id] if token is not None
     }
-    return sorted(ends) or [0]
+    return sorted(ends)
+
+
+def _pad(lm: LanguageModel) -> int:
+    pad = lm.tokenizer.pad_token_id
+    return int(next(iter(_end_tokens(lm)), 0) if pad is None else pad)
+
+
+def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]":
+    # Ids and mask, both [b, n].
+    import torch
+
+    width = max(len(ids) for ids in batch)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    return ids, mask
 
 
 class _FiniteLogits:

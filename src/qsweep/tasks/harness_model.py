@@ -35,7 +35,8 @@ def harness_model(lm: LanguageModel, progress: Callable[[float], None]) -> Any:
 
         @property
         def eot_token_id(self) -> int:
-            return int(lm.tokenizer.eos_token_id)
+            end = lm.tokenizer.eos_token_id
+            return lm.start_token if end is None else int(end)
 
         @property
         def prefix_token_id(self) -> int:
@@ -58,6 +59,22 @@ def harness_model(lm: LanguageModel, progress: Callable[[float], None]) -> Any:
                     chat_history, tokenize=False, continue_final_message=True
                 )
             )
+
+        def loglikelihood(
+            self, requests: Any, disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
+            # Choices of one question are cut at one place; the harness would cut each by itself, and
+            # leave one that fuses with the context without a token.
+            questions: dict[tuple[Any, str], list[int]] = {}
+            for number, request in enumerate(requests):
+                place = (getattr(request, "doc_id", None), request.args[0])
+                questions.setdefault(place, []).append(number)
+            pairs: dict[int, Pair] = {}
+            for (_, context), members in questions.items():
+                texts = [requests[number].args[1] for number in members]
+                pairs.update(zip(members, lm.pairs(context, texts), strict=True))
+            found = lm.loglikelihoods([pairs[n] for n in range(len(requests))], progress)
+            return [(likelihood.logprob, likelihood.greedy) for likelihood in found]
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             pairs = [Pair(tuple(context), tuple(rest)) for _, context, rest in requests]

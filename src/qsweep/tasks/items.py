@@ -170,18 +170,19 @@ class ItemTask:
     ) -> tuple[list[float], list[Any], dict[str, Any]]:
         separator = "" if self._chat else self.format.separator
         pairs = [
-            lm.pair(prompt, separator + choice)
+            lm.pairs(prompt, [separator + choice for choice in item.choices])
             for item, prompt in zip(items, prompts, strict=True)
-            for choice in item.choices
         ]
-        found = iter(lm.loglikelihoods(pairs, steps(progress, f"task {self.name}")))
+        flat = [pair for of_item in pairs for pair in of_item]
+        found = iter(lm.loglikelihoods(flat, steps(progress, f"task {self.name}")))
+        lm.count("choices_alike", sum(len(set(of_item)) < len(of_item) for of_item in pairs))
         scores, said = [], []
-        for item in items:
+        for item, of_item in zip(items, pairs, strict=True):
             values = []
-            for choice in item.choices:
+            for choice, pair in zip(item.choices, of_item, strict=True):
                 likelihood = next(found)
-                size = len((separator + choice).encode()) if self.format.normalise else 1
-                values.append(likelihood.logprob / size)
+                size = pair.fused + len((separator + choice).encode())
+                values.append(likelihood.logprob / (size if self.format.normalise else 1))
             best = item.choices[max(range(len(values)), key=values.__getitem__)]
             scores.append(float(best == item.answer))
             said.append(dict(zip(item.choices, values, strict=True)))

@@ -3,28 +3,29 @@
 Continuations of one context (the choices of a question) become one row: the context, then each
 continuation as a branch that sees the context and itself but not the others. What all contexts begin
 with (the solved examples before each question) is run once and kept as keys and values. Rows go in
-batches of about equal length. Both short cuts are checked on a row against the plain computation
-first, and left out for a model that does not bear them.
+batches of about equal length, padded on the right.
+
+A text longer than a layer's window is a row of its own, run with the model's own masks, and so is
+every text of a model that masks and positions do not tell what to see. For the rest the short cuts
+are checked against the plain computation where they are most likely to fail (the longest row, the
+one with most branches; every branch of theirs), and left out for a model that does not bear them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import TrialFailed
+from qsweep.errors import QsweepError, TrialFailed
 from qsweep.evaluators.engine import batch_size, quick_memory
 from qsweep.evaluators.scoring import choose_tile, score, token_parts
 from qsweep.nonfinite import origin
+from qsweep.tasks.attention import full_attention_span, rounding
 from qsweep.tasks.model import LanguageModel, Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-# Nats by which the short cut may differ from the plain computation: rounding stays well below, a
-# wrong mask or position lies well above.
-_TOLERANCE = {"float32": 1e-3, "float16": 0.06, "bfloat16": 0.5}
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,31 @@ def score_pairs(
 
     Raises:
         TrialFailed: A logit is not finite, or memory does not suffice for a single row.
-        QsweepError: A continuation is longer than the model's context.
+        QsweepError: A continuation is longer than the model's context, or has no token.
     """
     import torch
 
     if not pairs:
         return []
+    if not all(pair.continuation for pair in pairs):
+        raise QsweepError("an empty continuation has no likelihood: no token is there to be scored")
     results: list[Likelihood | None] = [None] * len(pairs)
+    lm.count("contexts_cut", sum(pair.length > lm.max_length for pair in pairs))
     with torch.inference_mode(), quick_memory(lm.model.device):
-        rows = make_rows(pairs, lm.max_length, _longest_row(lm))
-        prefix = common_prefix(rows)
-        if (prefix or any(not row.linear for row in rows)) and not _short_cuts_hold(
-            lm, rows, prefix
-        ):
-            rows, prefix = plain_rows(pairs, lm.max_length), 0
-            lm.facts["shared_prefixes"] = False
-        _run(lm, rows, prefix, results, progress)
+        span = full_attention_span(lm.model, lm.engine.body)
+        rows = make_rows(pairs, lm.max_length, _longest_row(lm), span, lm.start)
+        shared = [row for row in rows if row.extent <= span]
+        apart = [row for row in rows if row.extent > span]
+        prefix = common_prefix(shared)
+        short_cuts = prefix > 0 or any(not row.linear for row in shared)
+        if short_cuts and not _short_cuts_hold(lm, shared, prefix):
+            shared, apart, prefix = [], plain_rows(pairs, lm.max_length, lm.start), 0
+        if apart:
+            lm.facts["shared_prefixes"] = bool(shared) and "in part"
+        share = sum(row.length for row in shared) / sum(row.length for row in (*shared, *apart))
+        checked = short_cuts and bool(shared)
+        _run(lm, shared, prefix, checked, results, lambda done: progress(share * done))
+        _run(lm, apart, 0, False, results, lambda done: progress(share + (1 - share) * done))
     return [result for result in results if result is not None]
 
 
@@ -67,18 +77,24 @@ def _run(
     lm: LanguageModel,
     rows: Sequence[Row],
     prefix: int,
+    checked: bool,
     results: list[Likelihood | None],
     progress: Callable[[float], None],
 ) -> None:
     import torch
 
+    if not rows:
+        return
     order = sorted(rows, key=lambda row: (-row.length, row.stem))
     cache = _prefix_cache(lm, order[0].stem[:prefix]) if prefix else None
+    padded = checked or _padding_holds(lm, order)
     done, total, shrink = 0, sum(row.length for row in order), 1
     begin = 0
     while begin < len(order):
-        size = lm.batch_size or batch_size(lm.engine, order[begin].length - prefix)
+        size = _rows_at_once(lm, order[begin], prefix)
         batch = order[begin : begin + max(1, size // shrink)]
+        if not padded:
+            batch = [row for row in batch if row.length == batch[0].length]
         try:
             scored = _score_batch(lm, batch, prefix, cache)
         except torch.OutOfMemoryError as error:
@@ -232,27 +248,79 @@ def _score(lm: LanguageModel, features: "Tensor", targets: "Tensor") -> _Scored:
     return _Scored(torch.cat(nll), torch.cat(greedy))
 
 
+def _rows_at_once(lm: LanguageModel, row: Row, prefix: int) -> int:
+    return lm.batch_size or batch_size(lm.engine, row.length - prefix)
+
+
 def _short_cuts_hold(lm: LanguageModel, rows: Sequence[Row], prefix: int) -> bool:
-    # The shortest row with branches, as it is and continuation by continuation.
+    # Every branch of the rows that are the hardest, each by itself and plainly. What cannot be
+    # checked does not hold.
     import torch
 
-    row = min((r for r in rows if not r.linear), key=lambda r: r.length, default=None)
-    row = row or min(rows, key=lambda r: r.length)
+    branching = [row for row in rows if not row.linear] or list(rows)
+    probes = {
+        max(rows, key=lambda row: row.extent),
+        max(branching, key=lambda row: row.extent),
+        max(branching, key=lambda row: (len(row.branches), row.length)),
+    }
+    order = sorted(probes, key=lambda row: (-row.length, row.stem))
     try:
-        cache = _prefix_cache(lm, row.stem[:prefix]) if prefix else None
-        quick = dict(_score_batch(lm, [row], prefix, cache))
+        cache = _prefix_cache(lm, order[0].stem[:prefix]) if prefix else None
+        while order:
+            size = max(1, _rows_at_once(lm, order[0], prefix))
+            batch, order = order[:size], order[size:]
+            if not _as_alone(lm, batch, batch, prefix, cache):
+                return False
     except torch.OutOfMemoryError:
-        raise
+        torch.cuda.empty_cache()
+        return False
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
-    tolerance = _TOLERANCE.get(str(lm.model.dtype).removeprefix("torch."), 0.5)
-    for branch in row.branches[:2]:
-        plain = Row(row.stem, (branch,))
-        ((_, expected),) = _score_batch(lm, [plain], 0, None)
-        allowed = tolerance * max(1.0, len(branch.tokens) ** 0.5)
-        if abs(quick[branch].logprob - expected.logprob) > allowed:
-            return False
     return True
+
+
+def _padding_holds(lm: LanguageModel, order: Sequence[Row]) -> bool:
+    # Whether rows beside the longest are what they are alone: so for every causal model. Without
+    # this, not even the plain computation would be.
+    import torch
+
+    batched = [row for row in order if _rows_at_once(lm, row, 0) > 1]
+    shorter = [row for row in batched if row.length < batched[0].length]
+    if not shorter:
+        return True  # nothing is padded
+    long = batched[0]
+    try:
+        return all(
+            _as_alone(lm, [long, row], [row], 0, None)
+            for row in {shorter[0], shorter[len(shorter) // 2], shorter[-1]}
+        )
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+
+
+def _as_alone(
+    lm: LanguageModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
+) -> bool:
+    # Whether a batch's continuations score as each does alone, in one text without a cache.
+    quick = dict(_score_batch(lm, batch, prefix, cache))
+    tolerance = rounding(lm.model.dtype)
+    for text in (text for row in checked for text in _texts(row)):
+        for branch, expected in _score_batch(lm, [text], 0, None):
+            allowed = tolerance * max(1.0, len(branch.tokens) ** 0.5)
+            if abs(quick[branch].logprob - expected.logprob) > allowed:
+                return False
+    return True
+
+
+def _texts(row: Row) -> Iterator[Row]:
+    # A row as ordinary texts. Branches of one token are predicted from the stem, whatever follows.
+    single = tuple(branch for branch in row.branches if len(branch.tokens) == 1)
+    several = [branch for branch in row.branches if len(branch.tokens) > 1]
+    if not several:
+        yield row
+    for number, branch in enumerate(several):
+        yield Row(row.stem, (*(single if number == 0 else ()), branch))
 
 
 def _plain_ids(batch: Sequence[Row], nll: "Tensor") -> "torch.Tensor":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import QsweepError
@@ -30,10 +31,20 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Pair:
-    """A context and its continuation as token ids; both have at least one."""
+    """A context and its continuation as token ids; both have at least one.
+
+    ``fused`` are the bytes of the context's text that the continuation holds, because they share a
+    token with it.
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    fused: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens to run: all but the last."""
+        return len(self.context) + len(self.continuation) - 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class LanguageModel:
         max_length: Its context, in tokens.
         batch_size: Rows at once; None: what suits model and device.
         facts: How texts become tokens and are run, for the record.
+        start: What every text must begin with, one that lost its begin too: a Gemma's BOS.
     """
 
     model: "PreTrainedModel"
@@ -71,6 +83,7 @@ class LanguageModel:
 
         rule = bos_rule(self.tokenizer, getattr(self.model.config, "model_type", ""))
         self._bos = bos_ids(self.tokenizer) if rule != "none" else []
+        self.start = tuple(self._bos) if rule == "window" else ()
         self.facts |= {
             "bos": "none" if rule == "none" else "once per prompt",
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -94,9 +107,18 @@ class LanguageModel:
 
     @property
     def start_token(self) -> int:
-        """What a text without context is predicted from: BOS, else the end-of-text token."""
-        found = self.tokenizer.bos_token_id
-        return int(self.tokenizer.eos_token_id if found is None else found)
+        """What a text without context is predicted from: BOS, else the end-of-text token.
+
+        Raises:
+            QsweepError: The tokenizer has neither.
+        """
+        for found in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return int(found)
+        raise QsweepError(
+            "the tokenizer has neither a BOS nor an EOS token, so that a text without context has "
+            "nothing to be predicted from; name one in tokenizer_config.json"
+        )
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt, BOS included where the model wants it, and never twice.
@@ -104,28 +126,59 @@ class LanguageModel:
         A chat template has often put BOS there already: a second one is a known cause of wrong
         scores, as is its absence for the models that break without it.
         """
+        ids = self._ids(text)
+        return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+
+    def _ids(self, text: str) -> list[int]:
         from qsweep.windows import token_ids
 
         ids = token_ids(text, self.tokenizer)
-        return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+        rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if rows is not None and max(ids, default=0) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise QsweepError(
+                f"the tokenizer's token {max(ids)} ({token!r}) lies beyond the embedding's {rows} "
+                "rows; resize the embedding to the tokenizer, or take the tokenizer that the model "
+                "had"
+            )
+        return ids
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """Encode both as one text, cut where the context ends.
+        """Encode both as one text, cut where the context ends; see :meth:`pairs`."""
+        return self.pairs(context, [continuation])[0]
+
+    def pairs(self, context: str, continuations: Sequence[str]) -> list[Pair]:
+        """Encode a context with each of its continuations, all cut at the same place.
 
         Blanks at the context's end belong to the continuation, as tokenizers join them to words.
-        """
-        from qsweep.windows import token_ids
+        Where a continuation's begin fuses with the context's end into one token (``g(`` and ``)``),
+        all are cut before that token: the probabilities of whole texts after what they share are
+        compared, and no continuation is without a token.
 
-        if not context:
-            ids = token_ids(continuation, self.tokenizer)
-            if ids[:1] == [self.start_token]:
-                return Pair((ids[0],), tuple(ids[1:]))
-            return Pair((self.start_token,), tuple(ids))
+        Raises:
+            QsweepError: There is no context, and no token to stand for it.
+        """
         kept = context.rstrip()
-        if kept:
-            context, continuation = kept, context[len(kept) :] + continuation
-        ids, before = self.encode(context + continuation), len(self.encode(context))
-        return Pair(tuple(ids[:before]), tuple(ids[before:]))
+        blanks = context[len(kept) :] if kept else ""
+        own = self.encode(kept or context) if context else []
+        texts = [f"{kept or context}{blanks}{rest}" for rest in continuations]
+        wholes = [self.encode(text) if context else self._ids(text) for text in texts]
+        ends = [min(len(commonprefix([own, ids])), len(ids) - 1) for ids in wholes]
+        cut = max(0, min(ends, default=0))
+        fused = 0
+        if cut < len(own):
+            self.count("fused_contexts")
+            fused = len(str(self.tokenizer.decode(own[cut:])).encode())
+        if cut == 0:
+            start = [self.start_token]
+            wholes = [ids if ids[:1] == start and len(ids) > 1 else start + ids for ids in wholes]
+            cut = 1
+        return [Pair(tuple(ids[:cut]), tuple(ids[cut:]), fused) for ids in wholes]
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count something for the record, such as contexts that were too long."""
+        if number:
+            self.facts[name] = self.facts.get(name, 0) + number
 
     def chat(self, messages: Messages) -> str:
         """Messages in the model's chat template, ready for its answer.

@@ -8,7 +8,7 @@ from qsweep.alignment import alignment_markdown
 from qsweep.labels import named_apart
 from qsweep.tasks.capabilities import MARGIN, verdict
 from qsweep.tasks.significance import holm
-from qsweep.tasks.task import CAPABILITIES
+from qsweep.tasks.task import CAPABILITIES, COUNTED
 
 Record = dict[str, Any]
 # By trial's key and capability.
@@ -49,7 +49,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     if has_tasks(records):
         named = named_apart(records)
         parts += [_introduction(), _kept(named, adjusted, table), _in_words(named, adjusted)]
-        parts += [_tasks(named, table), _missing(named)]
+        parts += [_tasks(named, table), _noted(named), _missing(named)]
     parts.append(alignment_markdown(records))
     parts = [part for part in parts if part]
     return "\n\n".join([f"# What suffers: {cells.markdown(name)}", *parts]) + "\n" if parts else ""
@@ -140,6 +140,17 @@ def _tasks(records: Sequence[Record], table: Any) -> str:
     lines.sort(key=lambda line: (line[1], line[0]))
     headings = ["task", "capability", "trial", "score", "95 %", "chance", "samples", "metric"]
     return "## Scores\n\n" + table([*headings, "time"], lines) if lines else ""
+
+
+def _noted(records: Sequence[Record]) -> str:
+    found: dict[str, None] = {}
+    for record in records:
+        for task in record.get("tasks") or ():
+            facts = task.get("facts") or {}
+            for name, words in COUNTED.items():
+                if facts.get(name):
+                    found[f"- {cells.markdown(task['name'])}: {facts[name]} {words}"] = None
+    return "## Told of the questions\n\n" + "\n".join(found) if found else ""
 
 
 def missing_tasks(records: Iterable[Record]) -> list[str]:

@@ -33,24 +33,37 @@ class Row:
         return len(self.stem) + sum(len(b.tokens) - 1 for b in self.branches)
 
     @property
+    def extent(self) -> int:
+        """Tokens of the longest text in it."""
+        return len(self.stem) + max(len(b.tokens) - 1 for b in self.branches)
+
+    @property
     def linear(self) -> bool:
         """Whether it is an ordinary text: at most one branch has tokens to run."""
         return sum(len(b.tokens) > 1 for b in self.branches) <= 1
 
 
-def make_rows(pairs: Sequence[Pair], max_length: int, longest: int) -> list[Row]:
+def make_rows(
+    pairs: Sequence[Pair],
+    max_length: int,
+    longest: int,
+    span: int | None = None,
+    start: tuple[int, ...] = (),
+) -> list[Row]:
     """Join the pairs that share a context; pure.
 
     Args:
         pairs: What is to be scored.
         max_length: The model's context. A longer text loses its begin and gets a row of its own.
         longest: Tokens of a row after which another is begun.
+        span: A text of more tokens shares no row; None: all may.
+        start: Stays where a text that begins with it loses its begin.
     """
     families: dict[tuple[int, ...], list[int]] = {}
     rows = []
     for index, pair in enumerate(pairs):
-        if len(pair.context) + len(pair.continuation) - 1 > max_length:
-            rows.append(_plain_row(index, pair, max_length))
+        if pair.length > (max_length if span is None else min(span, max_length)):
+            rows.append(_plain_row(index, pair, max_length, start))
         else:
             families.setdefault(pair.context, []).append(index)
     for context, members in families.items():
@@ -67,9 +80,17 @@ def make_rows(pairs: Sequence[Pair], max_length: int, longest: int) -> list[Row]
     return rows
 
 
-def plain_rows(pairs: Sequence[Pair], max_length: int) -> list[Row]:
+def plain_rows(pairs: Sequence[Pair], max_length: int, start: tuple[int, ...] = ()) -> list[Row]:
     """Every pair as a row of its own: the computation without short cuts."""
-    return [_plain_row(index, pair, max_length) for index, pair in enumerate(pairs)]
+    return [_plain_row(index, pair, max_length, start) for index, pair in enumerate(pairs)]
+
+
+def last_tokens(ids: Sequence[int], room: int, start: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The last so many tokens of a text, and ``start`` before them if it began with it; pure."""
+    if len(ids) <= room:
+        return tuple(ids)
+    kept = start if len(start) < room and tuple(ids[: len(start)]) == start else ()
+    return (*kept, *ids[len(ids) - room + len(kept) :])
 
 
 def common_prefix(rows: Sequence[Row]) -> int:
@@ -87,11 +108,11 @@ def _row(context: tuple[int, ...], members: Sequence[int], pairs: Sequence[Pair]
     return Row(context, tuple(Branch(i, pairs[i].continuation, end) for i in members))
 
 
-def _plain_row(index: int, pair: Pair, max_length: int) -> Row:
+def _plain_row(index: int, pair: Pair, max_length: int, start: tuple[int, ...]) -> Row:
     wanted = len(pair.continuation)
     if wanted > max_length:
         raise QsweepError(
             f"a continuation of {wanted} tokens does not fit the model's context of {max_length}"
         )
-    stem = pair.context[-(max_length + 1 - wanted) :]
+    stem = last_tokens(pair.context, max_length + 1 - wanted, start)
     return Row(stem, (Branch(index, pair.continuation, len(stem) - 1),))

@@ -19,7 +19,7 @@ from qsweep.tasks.capabilities import (
     perplexity_comparison,
     suffers_most,
 )
-from qsweep.tasks.task import Task, read_result, save_result
+from qsweep.tasks.task import COUNTED, Task, read_result, save_result
 
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel
@@ -81,7 +81,11 @@ def run_tasks(
                 task.prepare()
                 lm = lm or open_model()
                 progress(f"task {task.name}", 0.0)
-                result = task.run(lm, progress)
+                always = dict(lm.facts)
+                try:
+                    result = task.run(lm, progress)
+                finally:
+                    of_task, lm.facts = lm.facts, always
             except TrialFailed as error:
                 raise TrialFailed(f"task {task.name}: {error}") from error
             except ArtifactCorrupt:
@@ -92,7 +96,7 @@ def run_tasks(
                 traceback.print_exc()
                 first = next(iter(str(error).splitlines()), "")
                 return _failure(f"{task.name}: {type(error).__name__}: {first}")
-            result.facts = {**lm.facts, **result.facts}
+            result.facts = {**of_task, **result.facts}
             save_result(result, out)
             return {
                 "status": "finished",
@@ -156,7 +160,11 @@ def _task_record(
     if not finished:
         return record, None
     comparison = compare_task([(read_result(e.path), read_result(b.path)) for e, b in finished])
-    facts = finished[0][0].content["facts"]
+    facts = dict(finished[0][0].content["facts"])
+    # What is counted is counted over all parts.
+    for name in COUNTED:
+        number = sum(entry.content["facts"].get(name, 0) for entry, _ in finished)
+        facts |= {name: number} if number else {}
     return {**record, **comparison.summary, "facts": facts}, comparison
 
 

@@ -25,6 +25,16 @@ CAPABILITIES = (
 # Raised whenever a change may move a score; it is part of every result's key.
 TASKS_VERSION = 1
 
+# What is counted while a task runs: its name among the facts, and how a person reads it.
+COUNTED = {
+    "fused_contexts": "questions have a choice that shares a token with the prompt's end; all their "
+    "choices are scored from that token on",
+    "choices_alike": "questions have choices that are the same tokens, which no model tells apart",
+    "contexts_cut": "texts are longer than the model's context and lost their begin",
+    "prompts_cut": "prompts leave too little room in the model's context and lost their begin",
+    "fewer_new_tokens": "prompts leave room for fewer new tokens than were asked for",
+}
+
 _RESULT, _SAMPLES = "result.json", "samples.jsonl"
 
 

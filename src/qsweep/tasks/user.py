@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError
+from qsweep.files import read_regular
 from qsweep.schema import build, nearest
 from qsweep.tasks.items import KINDS, Format, Item, ItemTask
 from qsweep.tasks.task import CAPABILITIES, TaskOptions
+from qsweep.text_files import json_lines, lone_surrogates, open_text, without_surrogates
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -85,7 +88,7 @@ def user_task(path: Path, options: TaskOptions) -> ItemTask:
     task = _read_yaml(path)
     data = path.parent / Path(task.data).expanduser()
     try:
-        content = data.read_bytes()
+        content = read_regular(data)
     except OSError as error:
         raise ConfigError(f"{path}: data: {data}: {error.strerror or error}") from error
     items = _items(task, data, content)
@@ -104,7 +107,7 @@ def user_task(path: Path, options: TaskOptions) -> ItemTask:
         ignore_case=task.ignore_case,
         chance=task.chance,
     )
-    digest = hashlib.sha256(path.read_bytes() + b"\0" + content).hexdigest()[:32]
+    digest = hashlib.sha256(read_regular(path) + b"\0" + content).hexdigest()[:32]
 
     def load() -> tuple[Sequence[Item], Sequence[Item]]:
         return examples, asked
@@ -116,7 +119,7 @@ def _read_yaml(path: Path) -> UserTask:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_regular(path).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -142,7 +145,7 @@ def _read_yaml(path: Path) -> UserTask:
 def _line_of(path: Path, message: str) -> str:
     # The line of the option that a message begins with.
     option = re.split(r"[:=.]", message)[0]
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_regular(path).decode("utf-8-sig").splitlines(), 1):
         if line.startswith(f"{option}:"):
             return f":{number}"
     return ""
@@ -150,25 +153,33 @@ def _line_of(path: Path, message: str) -> str:
 
 @lru_cache(maxsize=16)
 def _items(task: UserTask, data: Path, content: bytes) -> tuple[Item, ...]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{data}: not UTF-8 text (byte {error.start})") from error
-    items = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{data}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: not a JSON object")
-        items.append(_item(task, row, where))
+    items, halves = [], 0
+    with open_text(data, newline="\n", content=content) as lines:
+        for number, row in json_lines(lines, data):
+            where = f"{data}:{number}"
+            if not isinstance(row, dict):
+                raise ConfigError(f"{where}: not a JSON object")
+            found = lone_surrogates(json.dumps(row, ensure_ascii=False))
+            items.append(_item(task, _clean(row) if found else row, where))
+            halves += found
+    if halves:
+        print(
+            f"note: {data}: {halves} lone surrogates (half a character each) became U+FFFD",
+            file=sys.stderr,
+        )
     if not items:
         raise ConfigError(f"{data}: no lines")
     return tuple(items)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [_clean(part) for part in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(part) for name, part in value.items()}
+    return value
 
 
 def _item(task: UserTask, row: dict[str, Any], where: str) -> Item:
@@ -208,6 +219,8 @@ def _choices(task: UserTask, row: dict[str, Any], where: str) -> tuple[str, ...]
     if not isinstance(found, list) or len(found) < 2:
         raise ConfigError(f"{where}: choices: a list of at least two is needed")
     texts = tuple(str(choice) for choice in found)
+    if not all(text.strip() for text in texts):
+        raise ConfigError(f"{where}: choices: one is empty, and nothing has no likelihood")
     if len(set(texts)) != len(texts):
         raise ConfigError(f"{where}: choices: two are equal")
     return texts
