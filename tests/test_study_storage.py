@@ -117,3 +117,27 @@ def test_what_a_storage_raises_on_the_way_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ZeroDivisionError), storage_errors():
         _ = 1 / 0
+
+
+DAMAGED = {
+    "key": 3, "name": [], "owner": None, "params": {"bits": 4}, "outcome": "x",
+    "finding": {"record": "k"}, "reason": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_trial_of_which_the_study_says_nonsense_is_free_to_be_run_again(name, tmp_path):
+    from qsweep.search.objectives import parse_objective
+    from qsweep.search.study import Study
+
+    storage = open_storage(None, tmp_path)
+    study = Study(storage, "s", [parse_objective("size_gb")], {})
+    attributes = {"key": "k", "name": "n", "owner": "o", "params": {"bits": "4"}}
+    for more in ({}, {name: DAMAGED[name]}):
+        study.optuna.add_trial(
+            optuna.trial.create_trial(value=1.0, user_attrs={**attributes, **more})
+        )
+    whole, damaged = study.entries()
+    assert whole.state == "complete" and whole.params == {"bits": "4"}
+    assert damaged.state == "failed" and not study.is_taken(damaged)
+    assert "damaged" in damaged.reason

@@ -18,7 +18,7 @@ from qsweep.locks import FileLock
 from qsweep.scratch import PREFIX
 from qsweep.store import Kind, Store, delete
 
-_OWNED = re.compile(rf"(?:\..+\.|{PREFIX})(\d+)(?:\.tmp|-\w+)")
+_OWNED = re.compile(rf"\..+\.(\d+)\.tmp|{PREFIX}(\d+)-\w+")
 
 
 def sweep_away(outputs: Path) -> list[Path]:
@@ -43,7 +43,7 @@ def sweep_away(outputs: Path) -> list[Path]:
 def is_in_use(path: Path) -> bool:
     """Whether the process that a temporary file or folder is named after, or any other, holds it."""
     found = _OWNED.fullmatch(path.name)
-    if found is None or _is_alive(int(found[1]), path.lstat().st_mtime):
+    if found is None or _is_alive(int(found[1] or found[2]), path.lstat().st_mtime):
         return True
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

@@ -25,6 +25,18 @@ def _has_plain_options(value: Any) -> bool:
     return is_mapping(value) and not any(isinstance(value.get(o), (list, dict)) for o in _OPTIONS)
 
 
+_TASK: Mapping[str, Check] = {
+    "name": is_text,
+    "status": is_text,
+    "reason": or_none(is_text),
+    "capability": is_text,
+}
+
+
+def _is_task(value: Any) -> bool:
+    return has_figures(value) and wrong_field(value, _TASK) is None
+
+
 # Of the fields that a record has, their types; older versions wrote fewer of them.
 _FIELDS: Mapping[str, Check] = {
     **dict.fromkeys(("name", "model", "method", "backend"), or_none(is_text)),
@@ -37,11 +49,13 @@ _FIELDS: Mapping[str, Check] = {
     **dict.fromkeys(("started", "ended", "device", "dtype", "fidelity"), or_none(is_text)),
     "speed": or_none(has_figures),
     "measurements": or_none(lambda value: isinstance(value, list)),
-    "tasks": or_none(lambda value: isinstance(value, list) and all(map(has_figures, value))),
+    "tasks": or_none(lambda value: isinstance(value, list) and all(map(_is_task, value))),
     "capabilities": or_none(
         lambda value: is_mapping(value) and all(map(has_figures, value.values()))
     ),
-    "suffers_most": or_none(is_mapping),
+    "suffers_most": or_none(
+        lambda value: has_figures(value) and not wrong_field(value, {"capability": is_text})
+    ),
 }
 _ARTIFACT: Mapping[str, Check] = {
     **dict.fromkeys(("key", "path", "format"), or_none(is_text)),

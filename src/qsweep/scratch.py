@@ -23,7 +23,8 @@ class ScratchFolder(tempfile.TemporaryDirectory):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def cleanup(self) -> None:
-        """Remove it."""
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+        """Remove it; a second time does nothing."""
         super().cleanup()
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.errors import ConfigError
 from qsweep.schema import flat
+from qsweep.search.attributes import is_intact
 from qsweep.search.fidelity import Outcome
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
@@ -291,11 +292,14 @@ def study_params(params: Params, space: Space) -> tuple[dict[str, str], dict[str
 
 
 def _entry(trial: "FrozenTrial") -> Entry:
-    attributes = trial.user_attrs
+    attributes, state = trial.user_attrs, _STATES.get(trial.state.name, "running")
+    if not is_intact(attributes):
+        # Free to be run again: what it measured is in the store.
+        attributes, state = {"reason": "what the study says of it is damaged"}, "failed"
     outcome = attributes.get("outcome")
     return Entry(
         number=trial.number,
-        state=_STATES.get(trial.state.name, "running"),
+        state=state,
         key=attributes.get("key", ""),
         name=attributes.get("name", ""),
         params=attributes.get("params", {}),
