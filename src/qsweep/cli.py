@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.files import write_bytes
 from qsweep.schema import nearest
 from qsweep.secrets import hidden, hidden_value
 
@@ -69,6 +70,8 @@ def _hydra_main() -> None:
 
     register_resolvers()
     parser = get_args_parser()
+    refuse = parser.error
+    parser.error = lambda message: refuse(hidden(message))  # it quotes what it does not know
     arguments = parser.parse_args()
     # Hydra finds that out too, but only where nothing is wrong with the rest.
     arguments.multirun = arguments.multirun or _is_multirun(arguments)
@@ -105,11 +108,22 @@ def run_one(config: Any) -> Any:
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
+    if hydra.output_subdir:
+        hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     job = (config, list(hydra.overrides.task), hydra.job.config_name or "config")
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
         return run_composed([config], *job[1:])[0]
     _single.append(job)
     return None
+
+
+def hide_in_files(folder: Path) -> None:
+    """Take passwords out of what Hydra itself writes, where a person has switched that on."""
+    for file in folder.glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        shown = "\n".join(map(hidden_value, text.split("\n")))
+        if shown != text:
+            write_bytes(file, shown.encode())
 
 
 def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:
