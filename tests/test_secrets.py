@@ -53,6 +53,11 @@ SECRET = "s3cretpw"
         ("AccountName=x;AccountKey=s3cretpw==;E=1", "AccountName=x;AccountKey=***;E=1"),
         ("search={storage:postgresql://me:s3cretpw@h/d,study:x}",
          "search={storage:postgresql://me:***@h/d,study:x}"),
+        (r"tracking.uri=http\://me\:s3cretpw@h\:9", r"tracking.uri=http\://***@h\:9"),
+        (r"postgresql\://me\:s3cretpw@h\:9", r"postgresql\://me\:***@h\:9"),
+        (r"x=http\://h?password\=s3cretpw", r"x=http\://h?password\=***"),
+        (r"host\=h password\=s3cretpw", r"host\=h password\=***"),
+        (r'{"uri": "http:\/\/me:s3cretpw@h"}', r'{"uri": "http:\/\/***@h"}'),
         ("${oc.env:URI,http://me:s3cretpw@h}", "${oc.env:URI,http://***@h}"),
     ],
 )  # fmt: skip

@@ -71,7 +71,8 @@ def _hydra_main() -> None:
     register_resolvers()
     parser = get_args_parser()
     refuse = parser.error
-    parser.error = lambda message: refuse(hidden(message))  # it quotes what it does not know
+    # It quotes what it does not know.
+    parser.error = lambda message: refuse(hidden(message))  # type: ignore[method-assign]
     arguments = parser.parse_args()
     # Hydra finds that out too, but only where nothing is wrong with the rest.
     arguments.multirun = arguments.multirun or _is_multirun(arguments)

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,16 @@ from qsweep.databases import (
     DatabaseError,
     check_server,
     check_sqlite,
-    driver_advice,
     is_database,
     sqlite_path,
     sqlite_url,
     with_driver,
-    words_of,
 )
-from qsweep.secrets import scrubbed
 from qsweep.tracking import views
+from qsweep.tracking.calls import pages, tracker_errors
 from qsweep.tracking.journal import Place
 from qsweep.tracking.runs import Run, fingerprint
-from qsweep.tracking.settings import RefusedError, TrackerError, public_uri
+from qsweep.tracking.settings import TrackerError, public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +52,6 @@ _LOOKED_AT = 20
 _ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "REQUEST_LIMIT_EXCEEDED")
 
 
 class Client:
@@ -271,29 +268,6 @@ class Client:
         return tracker_errors(self._place.uri)
 
 
-@contextlib.contextmanager
-def tracker_errors(uri: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a TrackerError of one line, without the password."""
-    label = public_uri(uri)
-    try:
-        yield
-    except TrackerError:
-        raise
-    except ImportError as error:
-        # A database driver, more often than MLflow itself.
-        raise TrackerError(
-            f"MLflow at {label}: {one_line(error)}; {driver_advice(uri, error.name)}, "
-            "or set tracking=none"
-        ) from error
-    except Exception as error:
-        # Whatever a tracker, its database driver or the network comes up with.
-        text = words_of(error) if is_database(uri) else str(error)
-        line = f"MLflow at {label}: {_gist(scrubbed(one_line(text), uri))}"
-        if getattr(error, "error_code", None) in _REFUSED:
-            raise RefusedError(line) from error
-        raise TrackerError(line) from error
-
-
 def connect(uri: str) -> "MlflowClient":
     """A client, its database made if it is sqlite and not there."""
     check_sqlite_tracker(uri)
@@ -349,17 +323,6 @@ def create_database(path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What a paged search finds, page after page; ``search`` takes the token of a page."""
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _stage(source: Path, target: Path) -> None:
     # What has vanished since, such as a log that was cleaned up, is no reason not to log the rest.
     if source.is_dir():
@@ -372,21 +335,6 @@ def _stage(source: Path, target: Path) -> None:
             target.with_name(f"{target.name}.txt").write_text(note, encoding="utf-8")
         else:
             target.symlink_to(source.absolute())
-
-
-def _gist(text: str) -> str:
-    # urllib3 wraps the one telling sentence in three layers of exceptions.
-    for sign, meaning in (
-        ("refused", "connection refused"),
-        ("timed out", "it does not answer in time"),
-        ("Name or service not known", "no such host"),
-        ("name resolution", "no such host"),
-        ("database is locked", "its database is locked by another process"),
-        ("disk is full", "no space left on the disk"),
-    ):
-        if sign in text:
-            return meaning
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _user() -> str:
