@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from qsweep import sync
-from qsweep.databases import (
-    sqlite_url,
-)
+from qsweep.databases import sqlite_url
 from qsweep.files import write_json
 from qsweep.tracking import sweep_uid
-from qsweep.tracking.journal import is_settled
+from qsweep.tracking.journal import current_place, is_settled
 from qsweep.tracking.sweeplog import sync_sweep
 from test_tracking import Outputs, client_of, empty_database, outputs, record
 
