@@ -112,6 +112,16 @@ def test_a_command_and_the_line_for_the_ui_hold_none():
     assert "s3cretpw" not in str(ui_line(TrackingConfig(uri=uri), Path()))
 
 
+def test_the_store_holds_no_token_of_a_data_sets_address():
+    from qsweep.corpora import CorpusConfig, identity
+
+    where = "https://me:s3cretpw@h/a.jsonl?sig=s3cretpw"
+    with_token = CorpusConfig("x", "datasets", dataset="json", data_files=[where])
+    assert SECRET not in str(identity(with_token))
+    plain_files = CorpusConfig("x", "datasets", dataset="json", data_files=["https://h/a.jsonl"])
+    assert identity(plain_files)["data_files"] == ["https://h/a.jsonl"]
+
+
 def test_an_experiment_that_holds_a_password_is_refused():
     with pytest.raises(ConfigError, match=r"tracking.experiment=http://\*\*\*@h"):
         TrackingConfig(experiment="http://me:s3cretpw@h")

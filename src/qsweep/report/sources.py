@@ -8,6 +8,7 @@ from typing import Any
 from qsweep.errors import QsweepError
 from qsweep.report.data import SweepData, normalised
 from qsweep.schema import nearest
+from qsweep.secrets import hidden_tree
 
 
 def sweeps_in(outputs: Path, names: Sequence[str] = ()) -> list[SweepData]:
@@ -53,6 +54,6 @@ def read_sweep(directory: Path) -> SweepData:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return hidden_tree(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
