@@ -87,9 +87,7 @@ def identity(config: CorpusConfig) -> dict[str, Any]:
     from qsweep.corpus_sources import file_paths
 
     # It is written into the store; a token in an address is no part of what lies there.
-    fields = {
-        k: hidden_tree(v) for k, v in asdict(config).items() if v is not None and k != "name"
-    }
+    fields = {k: hidden_tree(v) for k, v in asdict(config).items() if v is not None and k != "name"}
     fields["loader"] = _LOADER
     if config.source == "python":
         fields["python"] = [platform.python_version(), sys.base_prefix]
