@@ -180,7 +180,7 @@ def test_postgresql_gets_the_driver_that_is_installed(tmp_path: Path):
     assert with_driver("postgresql+psycopg://h/d") == "postgresql+psycopg://h/d"
     assert with_driver("mysql://h/d") == "mysql://h/d"
     said = Outputs(tmp_path, "postgresql+psycopg://me:s3cret@127.0.0.1:1/d").run(record())
-    assert "pip install psycopg" in said[-1] and "s3cret" not in " ".join(said)
+    assert 'pip install "psycopg[binary]"' in said[-1] and "s3cret" not in " ".join(said)
     assert words_of(ValueError("x (Background on this)")) == "x"
 
 

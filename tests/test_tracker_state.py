@@ -169,7 +169,10 @@ def test_a_copy_under_another_name_is_a_sweep_of_its_own(outputs: Outputs):
     outputs.run(*TWO)
     copy = Outputs(outputs.root, None, name="copy")
     shutil.copytree(outputs.directory, copy.directory)
-    assert not is_settled(copy.directory, copy.place)
+    # as long as nobody goes on with it, it may be a backup
+    assert is_settled(copy.directory, copy.place)
+    assert sync.main(["--outputs", str(outputs.root)]) == 0
+    assert len(outputs.runs()) == 3
     more = [{**r, "sweep": "copy"} for r in (*TWO, record("k3", bits=8))]
     assert copy.run(*more) == []
     parents = {r.data.tags["sweep"]: r for r in outputs.runs() if "qsweep.sweep" in r.data.tags}
@@ -180,6 +183,16 @@ def test_a_copy_under_another_name_is_a_sweep_of_its_own(outputs: Outputs):
         copy.run(*more)
         outputs.run(*TWO)
     assert len(outputs.runs()) == 7
+
+
+@pytest.mark.parametrize("name", ["it's", 'it\'s "quoted"', "a b", "ünï"])
+def test_a_sweep_of_any_name_is_found_again(outputs: Outputs, name: str):
+    odd = Outputs(outputs.root, None, name=name)
+    records = [{**r, "sweep": name} for r in TWO]
+    assert odd.run(*records) == []
+    (odd.directory / "tracking.json").unlink()
+    assert odd.run(*records) == []
+    assert len(outputs.runs()) == 3
 
 
 def test_a_renamed_sweep_stays_the_same(outputs: Outputs):

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sqlite3
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +14,12 @@ SCHEMES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "ora
 _SQLITE = "sqlite:///"
 # The first is what the extra "postgresql" installs; MLflow and Optuna work with each.
 _POSTGRESQL_DRIVERS = ("pg8000", "psycopg", "psycopg2")
+# Packages that are not called like the module in them.
+_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg2": "psycopg2-binary",
+    "psycopg": '"psycopg[binary]"',
+}
 # Seconds until a server that does not answer is given up.
 _CONNECT_S = 10
 
@@ -85,14 +92,14 @@ def driver_advice(url: str, module: str | None) -> str:
     """What to install where a database's driver is missing."""
     if scheme_of(url) in ("postgresql", "postgres") and "+pg8000:" in with_driver(url):
         return 'pip install "qsweep[postgresql]"'
-    return f"pip install {module or 'its driver'}"
+    return f"pip install {_PACKAGES.get(str(module), module or 'its driver')}"
 
 
-def check_sqlite(path: Path, table: str | None = None) -> None:
+def check_sqlite(path: Path, tables: Collection[str] = ()) -> None:
     """Find out at once whether a sqlite file can be opened, or made where there is none.
 
-    ``table`` is one that a database of the wanted kind has. Libraries try again for a minute, and
-    may put their tables into somebody else's database.
+    ``tables`` are some that only a database of the wanted kind has, one of which must be there.
+    Libraries try again for a minute, and may put their tables into somebody else's database.
 
     Raises:
         DatabaseError: it cannot; the line says why.
@@ -117,7 +124,7 @@ def check_sqlite(path: Path, table: str | None = None) -> None:
             head = file.read(16)
         if head and head != b"SQLite format 3\0":
             raise DatabaseError("is no sqlite database")
-        tables = _tables(path) if head else set()
+        found = _tables(path) if head else set()
     except OSError as error:
         raise DatabaseError(f"cannot be read: {error.strerror or error}") from error
     except sqlite3.OperationalError as error:
@@ -126,8 +133,8 @@ def check_sqlite(path: Path, table: str | None = None) -> None:
         raise DatabaseError(f"cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
         raise DatabaseError(f"is damaged: {error}") from error
-    if table and tables and table not in tables:
-        raise DatabaseError(f"is another program's database: it has no table {table!r}")
+    if tables and found and not found & set(tables):
+        raise DatabaseError(f"is another program's database: it has no table {min(tables)!r}")
 
 
 def check_server(url: str) -> None:

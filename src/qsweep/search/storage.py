@@ -48,7 +48,7 @@ def open_storage(where: str | None, directory: Path) -> Any:
     try:
         database = sqlite_path(url)
         if database is not None:
-            check_sqlite(database, "studies")
+            check_sqlite(database, ("studies", "version_info"))
             database.parent.mkdir(parents=True, exist_ok=True)
     except DatabaseError as error:
         raise ConfigError(f"search.storage={hidden_value(url)}: {error}") from error

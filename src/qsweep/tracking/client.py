@@ -87,16 +87,12 @@ class Client:
             tags = {"qsweep.sweep": uid, "sweep": name}
             return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
 
-    def uid_of(self, parent: str) -> str:
-        """The identity that a sweep's run has in the tracker."""
+    def state_of(self, parent: str) -> tuple[str | None, bool | None]:
+        """The identity that a sweep's run has, and whether the sweep came to its end; None: unsaid."""
         with self._errors():
-            return str(self._mlflow.get_run(parent).data.tags["qsweep.sweep"])
-
-    def was_completed(self, parent: str) -> bool | None:
-        """Whether the sweep's run says that the sweep came to its end; None: it says nothing."""
-        with self._errors():
-            status = self._mlflow.get_run(parent).data.tags.get("status")
-            return None if status is None else status == "finished"
+            tags = self._mlflow.get_run(parent).data.tags
+            status = tags.get("status")
+            return tags.get("qsweep.sweep"), None if status is None else status == "finished"
 
     def children(self, parent: str, earlier: str | None) -> dict[str, tuple[str, str]]:
         """What the tracker holds of a sweep: run id and record's fingerprint by a trial's key.
@@ -223,12 +219,18 @@ class Client:
         return None if run is None else str(run.info.run_id)
 
     def _search(self, tags: dict[str, str]) -> Iterator[Any]:
-        clauses = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        return pages(
+        marks = {value: '"' if "'" in value else "'" for value in tags.values()}
+        clauses = [
+            f"tags.`{name}` = {marks[value]}{value}{marks[value]}"
+            for name, value in tags.items()
+            if marks[value] not in value  # with both, no query can say it
+        ]
+        found = pages(
             lambda token: self._mlflow.search_runs(
                 [self._experiment], " and ".join(clauses), page_token=token
             )
         )
+        return (run for run in found if tags.items() <= run.data.tags.items())
 
     def _parent_holding(self, name: str, records: Mapping[str, str]) -> str | None:
         for key, sha256 in records.items():
@@ -288,7 +290,7 @@ def check_sqlite_tracker(uri: str) -> None:
     path = sqlite_path(uri)
     try:
         if path is not None:
-            check_sqlite(path, "experiments")
+            check_sqlite(path, ("experiments", "registered_models"))
     except DatabaseError as error:
         raise TrackerError(f"MLflow at {public_uri(uri)}: {error}") from error
 
