@@ -192,15 +192,27 @@ def test_a_database_server_that_is_away_is_said_at_once(tmp_path: Path):
     assert 1 <= len(said) <= 2 and "connection refused" in said[-1]
 
 
-def test_postgresql_is_a_tracker(tmp_path: Path, postgresql: str):
-    plain = postgresql.replace("+pg8000", "")
-    pg = Outputs(tmp_path, plain)
-    there = Place(postgresql, "qsweep")  # the tests' own client needs the driver's name
+def test_postgresql_is_a_tracker_and_a_storage(tmp_path: Path, postgresql: str):
+    from sqlalchemy import create_engine, text
+
+    with create_engine(postgresql, isolation_level="AUTOCOMMIT").connect() as connection:
+        for name in ("tracker", "studies"):
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    tracker = postgresql.removesuffix("postgres") + "tracker"
+    plain = tracker.replace("+pg8000", "")
+    pg, there = Outputs(tmp_path, plain), Place(tracker, "qsweep")
     assert pg.run(*TWO, timeout_s=200) == []
     assert len(runs_in(there)) == 3
     (pg.directory / "tracking.json").unlink()
     assert pg.run(*TWO, record("k3", bits=8), timeout_s=200) == []
     assert len(runs_in(there)) == 4
-    got = client_of(postgresql).download_artifacts(runs_in(there)[0].info.run_id, "", str(tmp_path))
+    got = client_of(tracker).download_artifacts(runs_in(there)[0].info.run_id, "", str(tmp_path))
     assert Path(got).is_dir()
-    assert open_storage(plain, tmp_path).get_all_studies() == []
+    # Optuna keeps the version of its tables where MLflow does
+    with pytest.raises(ConfigError, match="another program's database"):
+        open_storage(plain, tmp_path)
+    own = plain.removesuffix("tracker") + "studies"
+    assert open_storage(own, tmp_path).get_all_studies() == []
+    assert open_storage(own.replace("postgresql", "postgres"), tmp_path).get_all_studies() == []
+    refused = Outputs(tmp_path / "other", own).run(record())
+    assert "another program's database" in refused[-1]

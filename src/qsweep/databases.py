@@ -137,13 +137,17 @@ def check_sqlite(path: Path, tables: Collection[str] = ()) -> None:
         raise DatabaseError(f"is another program's database: it has no table {min(tables)!r}")
 
 
-def check_server(url: str) -> None:
+def check_server(url: str, tables: Collection[str] = ()) -> None:
     """Connect to a database server once, within seconds.
 
+    ``tables`` are some of a database of the wanted kind. Beside other tables these may be made, but
+    two programs that keep the version of their tables in one place (Alembic's) break each other.
+
     Raises:
+        DatabaseError: the database has another program's tables, with their version.
         Exception: whatever its driver comes up with, an ImportError where that is missing.
     """
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, inspect
     from sqlalchemy.pool import NullPool
 
     url = with_driver(url)
@@ -152,8 +156,10 @@ def check_server(url: str) -> None:
     engine = create_engine(
         url, poolclass=NullPool, connect_args={option: _CONNECT_S} if option else {}
     )
-    with engine.connect():
-        pass
+    with engine.connect() as connection:
+        found = set(inspect(connection).get_table_names())
+    if "alembic_version" in found and tables and not found & set(tables):
+        raise DatabaseError("is another program's database; make one of its own for this")
 
 
 def words_of(error: BaseException) -> str:

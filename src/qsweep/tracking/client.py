@@ -49,6 +49,7 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _RECORD = "qsweep.record"
 # Runs of one trial that are looked at: other people's of the same name may be among them.
 _LOOKED_AT = 20
+_TABLES = ("experiments", "registered_models")
 _ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -275,7 +276,7 @@ def connect(uri: str) -> "MlflowClient":
     check_sqlite_tracker(uri)
     path = sqlite_path(uri)
     if path is None and is_database(uri):
-        check_server(uri)  # MLflow would try again for two minutes
+        check_server(uri, _TABLES)  # MLflow would try again for two minutes
     if path is not None and not path.exists():
         create_database(path)
     return _client(uri)
@@ -290,7 +291,7 @@ def check_sqlite_tracker(uri: str) -> None:
     path = sqlite_path(uri)
     try:
         if path is not None:
-            check_sqlite(path, ("experiments", "registered_models"))
+            check_sqlite(path, _TABLES)
     except DatabaseError as error:
         raise TrackerError(f"MLflow at {public_uri(uri)}: {error}") from error
 
