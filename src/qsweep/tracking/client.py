@@ -71,11 +71,8 @@ class Client:
     def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
         """The id of a sweep's run, which may have been deleted; None if the tracker has none.
 
-        Args:
-            uid: the sweep's identity, by which the run is tagged.
-            name: its name.
-            records: by key, fingerprints of some of its records. No two sweeps have one in common,
-                so a trial's run that holds one tells the sweep's where the identity was lost.
+        Its tag is ``uid``. ``records`` are fingerprints of some records by key: no two sweeps have
+        one in common, so a trial's run that holds one tells the sweep's where ``uid`` was lost.
         """
         with self._errors():
             return self._find({"qsweep.sweep": uid}) or self._parent_holding(name, records)
@@ -98,8 +95,8 @@ class Client:
     def children(self, parent: str, earlier: str | None) -> dict[str, tuple[str, str]]:
         """What the tracker holds of a sweep: run id and record's fingerprint by a trial's key.
 
-        Runs below ``earlier``, a parent that is gone, are put below ``parent``. A run that is not
-        known to be whole is left out; :meth:`child` finds it.
+        Runs below ``earlier``, a parent that is gone, are put below ``parent``. Runs that may be
+        half-logged are left out; :meth:`child` finds them.
         """
         held: dict[str, tuple[str, str]] = {}
         with self._errors():
@@ -145,9 +142,9 @@ class Client:
             self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
 
     def show(self) -> str:
-        """Store the view with qsweep's columns and charts; returns its address within the UI."""
+        """Store qsweep's view of the experiment; returns its address within the UI."""
         with self._errors():
-            self._mlflow.set_experiment_tag(self._experiment, views.TAG, views.view())
+            self._tag_experiment(self._experiment, views.TAG, views.view())
         return views.runs_page(self._experiment)
 
     def reopen(self, run_id: str) -> None:
@@ -212,8 +209,14 @@ class Client:
             )
         for tag, value in _EXPERIMENT_TAGS.items():
             if tag not in found.tags:  # somebody else made it; what they chose stays
-                self._mlflow.set_experiment_tag(found.experiment_id, tag, value)
+                self._tag_experiment(found.experiment_id, tag, value)
         return str(found.experiment_id)
+
+    def _tag_experiment(self, experiment: str, tag: str, value: str) -> None:
+        try:
+            self._mlflow.set_experiment_tag(experiment, tag, value)
+        except Exception:  # another sweep put it there at this moment: now it is changed, not added
+            self._mlflow.set_experiment_tag(experiment, tag, value)
 
     def _find(self, tags: dict[str, str]) -> str | None:
         run = next(iter(self._search(tags)), None)
@@ -283,11 +286,7 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def check_sqlite_tracker(uri: str) -> None:
-    """Say at once what is wrong with a tracker's sqlite file; nothing for every other tracker.
-
-    Raises:
-        TrackerError: it can neither be opened nor made.
-    """
+    """Raise a TrackerError at once if a tracker's sqlite file can neither be opened nor made."""
     path = sqlite_path(uri)
     try:
         if path is not None:
