@@ -130,27 +130,10 @@ def test_an_experiment_that_holds_a_password_is_refused():
 def test_a_configuration_is_written_with_its_interpolations(monkeypatch):
     for name, value in {"URI": "http://me:s3cretpw@h", "PW": SECRET, "N": "7"}.items():
         monkeypatch.setenv(name, value)
-    config = OmegaConf.create(
-        {
-            "whole": "${oc.env:URI}",
-            "part": "http://me:${oc.env:PW}@h",
-            "literal": "http://me:s3cretpw@h",
-            "number": "${oc.decode:${oc.env:N}}",
-            "reference": "${whole}",
-            "selected": "${oc.select:nested.deep}",
-            "nested": {"deep": "${oc.env:${which}}", "list": [1, "${oc.env:PW}"]},
-            "copy": "${nested}",
-            "which": "PW",
-            "bits": 4,
-            "same": "${bits}",
-        }
-    )
-    composed = plain(config, OmegaConf)
-    assert composed["number"] == 7 and composed["copy"]["deep"] == SECRET
-    assert composed.written == {
+    given = {
         "whole": "${oc.env:URI}",
         "part": "http://me:${oc.env:PW}@h",
-        "literal": "http://***@h",
+        "literal": "http://me:s3cretpw@h",
         "number": "${oc.decode:${oc.env:N}}",
         "reference": "${whole}",
         "selected": "${oc.select:nested.deep}",
@@ -158,8 +141,11 @@ def test_a_configuration_is_written_with_its_interpolations(monkeypatch):
         "copy": "${nested}",
         "which": "PW",
         "bits": 4,
-        "same": 4,
+        "same": "${bits}",
     }
+    composed = plain(OmegaConf.create(given), OmegaConf)
+    assert composed["number"] == 7 and composed["copy"]["deep"] == SECRET
+    assert composed.written == {**given, "literal": "http://***@h", "same": 4}
     assert resolved_again(composed.written, "part") == "http://me:s3cretpw@h"
     assert resolved_again(composed.written, "literal") is None
     monkeypatch.delenv("PW")
@@ -209,7 +195,7 @@ def leaks(folder: Path) -> list[str]:
         'tracking.uri="http://HOST/?token=s3cretpw"',
         'tracking.uri="postgresql://HOST/db?user=me&password=s3cretpw"',
         "tracking.uri=${oc.env:URI}",
-        "tracking.uri=http://me:${oc.decode:${oc.env:PW}}@HOST",
+        'tracking.uri="http://me:${oc.decode:${oc.env:PW}}@HOST"',
         "+tracking={uri:'http://me:s3cretpw@HOST'}",
         "hydra.output_subdir=.hydra tracking.uri=http://me:s3cretpw@HOST",
     ],
