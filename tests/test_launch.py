@@ -15,7 +15,7 @@ import pytest
 from qsweep.errors import ConfigError
 from qsweep.launch import Event, ForkServer, Job, make_slots, run_jobs
 from qsweep.launch import slots as slots_module
-from qsweep.launch.reasons import explain, explain_exit
+from qsweep.launch.reasons import explain, explain_exit, last_words
 from qsweep.launch.slots import Placement, Slots, obstacle, parse_listing, parse_visible, place
 
 HERE = Path(__file__).parent
@@ -432,6 +432,59 @@ def test_server_that_cannot_start_fails_every_job(job, tmp_path, server):
     for result in results.values():
         assert result.status == "failed"
         assert result.reason.startswith("the process that starts jobs died: exited with status 9")
+
+
+@pytest.mark.parametrize(
+    ("death", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by signal 9 (SIGKILL); out of memory?"),
+        ("raise Stop('no licence')", "exited with status 1 without a result; Stop: no licence"),
+        ("os.abort()", "killed by signal 6 (SIGABRT)"),
+    ],
+)
+def test_a_warning_is_not_taken_for_what_killed_the_server(job, tmp_path, server, death, words):
+    (tmp_path / "warning_import.py").write_text(
+        "import os, warnings\nclass Stop(BaseException):\n    __module__ = 'builtins'\n"
+        f"warnings.warn('pynvml is deprecated', FutureWarning)\n{death}\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with ForkServer(preload=("warning_import",)) as own:
+            results = run_jobs([job("echo")], slots=ONE, server=own)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert results["echo"].reason == f"the process that starts jobs died: {words}"
+
+
+WARNING = "/x/cuda.py:61: FutureWarning: pynvml is deprecated\n  import pynvml\n"
+TRACEBACK = (
+    "Traceback (most recent call last):\n  File 'a.py', line 3, in <module>\n    f()\n"
+    "ModuleNotFoundError: No module named 'x'\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "words"),
+    [
+        ("", 1, ""),
+        (WARNING, 1, ""),
+        (WARNING + TRACEBACK, 1, "ModuleNotFoundError: No module named 'x'"),
+        (TRACEBACK + WARNING, 1, ""),
+        (WARNING + TRACEBACK, -9, ""),
+        ("Exception ignored in: <f>\n" + TRACEBACK, 1, ""),
+        ("cannot import torch: no such file\n", -11, ""),
+        ("Fatal Python error: Segmentation fault\n\nThread 0x1:\n  File x\n", -11,
+         "Fatal Python error: Segmentation fault"),
+        ("terminate called after throwing an instance of 'E'\n  what():  boom\n", -6, "boom"),
+        ("python: error while loading shared libraries: libx.so: gone\n" + WARNING, 127,
+         "python: error while loading shared libraries: libx.so: gone"),
+        ("ValueError: http://me:s3cret@h\n", 1, ""),
+        (TRACEBACK.replace("No module", "http://me:s3cret@h"), 1,
+         "ModuleNotFoundError: http://***@h named 'x'"),
+    ],
+)  # fmt: skip
+def test_last_words(output, status, words):
+    assert last_words(output, status) == words
 
 
 def test_a_preload_that_is_missing_is_left_to_the_jobs(job, server):

@@ -5,6 +5,7 @@ Every module under ``hydra_plugins`` is imported at start, so nothing heavy is i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -45,11 +46,12 @@ class QsweepLauncher(Launcher):
         """Run one trial per list of overrides; returns a JobReturn with the record of each."""
         from hydra.core.utils import JobReturn, JobStatus
 
-        from qsweep.cli import run_composed
+        from qsweep.cli import hide_in_files, run_composed
         from qsweep.compose import Composer
 
         assert self.hydra_context is not None and self.config is not None
         if self._compose is None:
+            hide_in_files(Path(self.config.hydra.sweep.dir))  # another sweeper's multirun.yaml
             self._compose = Composer(self.hydra_context.config_loader, self.config)
         configs = [self._compose(overrides) for overrides in job_overrides]
         name = self.config.hydra.job.config_name or "config"

@@ -12,8 +12,9 @@ from typing import Any
 from qsweep.command import command
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.explain import explain, refused_option
+from qsweep.files import write_bytes
 from qsweep.overrides import acceptable, is_option
-from qsweep.secrets import hidden_value
+from qsweep.secrets import hidden, hidden_value
 from qsweep.shipped import choices, chosen_quantizers, folder, known_options
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
@@ -123,6 +124,9 @@ def _parser() -> Any:
     parser = argparse.ArgumentParser(
         "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
+    refuse = parser.error
+    # It quotes what it does not know.
+    parser.error = lambda message: refuse(hidden(message))  # type: ignore[method-assign,assignment]
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
     return parser
 
@@ -166,10 +170,21 @@ def run_one(config: Any) -> Any:
     hydra = HydraConfig.get()
     # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
     overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
+    if hydra.output_subdir:
+        hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
         return run_composed([config], list(overrides), name)[0]
     _single.append((config, overrides, name))
     return None
+
+
+def hide_in_files(folder: Path) -> None:
+    """Take passwords out of what Hydra itself writes, where a person has switched that on."""
+    for file in folder.glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        shown = "\n".join(map(hidden_value, text.split("\n")))
+        if shown != text:
+            write_bytes(file, shown.encode())
 
 
 def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from qsweep.errors import ConfigError
 from qsweep.quantizers import CalibrationTokens
+from qsweep.secrets import hidden_tree
 
 # Raised when the same configuration would now give another text.
 _LOADER = 3
@@ -95,7 +96,8 @@ def identity(config: CorpusConfig) -> dict[str, Any]:
     from qsweep.corpus_sources import file_paths
     from qsweep.text_files import kind_of
 
-    fields = {k: v for k, v in asdict(config).items() if v is not None and k != "name"}
+    # It is written into the store; a token in an address is no part of what lies there.
+    fields = {k: hidden_tree(v) for k, v in asdict(config).items() if v is not None and k != "name"}
     fields["loader"] = _LOADER
     if config.source == "python":
         fields["python"] = [platform.python_version(), sys.base_prefix]

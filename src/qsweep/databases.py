@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sqlite3
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +14,12 @@ SCHEMES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "ora
 _SQLITE = "sqlite:///"
 # The first is what the extra "postgresql" installs; MLflow and Optuna work with each.
 _POSTGRESQL_DRIVERS = ("pg8000", "psycopg", "psycopg2")
+# Packages that are not called like the module in them.
+_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg2": "psycopg2-binary",
+    "psycopg": '"psycopg[binary]"',
+}
 # Seconds until a server that does not answer is given up.
 _CONNECT_S = 10
 
@@ -85,14 +92,14 @@ def driver_advice(url: str, module: str | None) -> str:
     """What to install where a database's driver is missing."""
     if scheme_of(url) in ("postgresql", "postgres") and "+pg8000:" in with_driver(url):
         return 'pip install "qsweep[postgresql]"'
-    return f"pip install {module or 'its driver'}"
+    return f"pip install {_PACKAGES.get(str(module), module or 'its driver')}"
 
 
-def check_sqlite(path: Path, table: str | None = None) -> None:
+def check_sqlite(path: Path, tables: Collection[str] = ()) -> None:
     """Find out at once whether a sqlite file can be opened, or made where there is none.
 
-    ``table`` is one that a database of the wanted kind has. Libraries try again for a minute, and
-    may put their tables into somebody else's database.
+    ``tables`` are some that only a database of the wanted kind has, one of which must be there.
+    Libraries try again for a minute, and may put their tables into somebody else's database.
 
     Raises:
         DatabaseError: it cannot; the line says why.
@@ -117,7 +124,7 @@ def check_sqlite(path: Path, table: str | None = None) -> None:
             head = file.read(16)
         if head and head != b"SQLite format 3\0":
             raise DatabaseError("is no sqlite database")
-        tables = _tables(path) if head else set()
+        found = _tables(path) if head else set()
     except OSError as error:
         raise DatabaseError(f"cannot be read: {error.strerror or error}") from error
     except sqlite3.OperationalError as error:
@@ -126,17 +133,21 @@ def check_sqlite(path: Path, table: str | None = None) -> None:
         raise DatabaseError(f"cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
         raise DatabaseError(f"is damaged: {error}") from error
-    if table and tables and table not in tables:
-        raise DatabaseError(f"is another program's database: it has no table {table!r}")
+    if tables and found and not found & set(tables):
+        raise DatabaseError(f"is another program's database: it has no table {min(tables)!r}")
 
 
-def check_server(url: str) -> None:
+def check_server(url: str, tables: Collection[str] = ()) -> None:
     """Connect to a database server once, within seconds.
 
+    ``tables`` are some of a database of the wanted kind. Beside other tables these may be made, but
+    two programs that keep the version of their tables in one place (Alembic's) break each other.
+
     Raises:
+        DatabaseError: the database has another program's tables, with their version.
         Exception: whatever its driver comes up with, an ImportError where that is missing.
     """
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, inspect
     from sqlalchemy.pool import NullPool
 
     url = with_driver(url)
@@ -145,8 +156,10 @@ def check_server(url: str) -> None:
     engine = create_engine(
         url, poolclass=NullPool, connect_args={option: _CONNECT_S} if option else {}
     )
-    with engine.connect():
-        pass
+    with engine.connect() as connection:
+        found = set(inspect(connection).get_table_names())
+    if "alembic_version" in found and tables and not found & set(tables):
+        raise DatabaseError("is another program's database; make one of its own for this")
 
 
 def words_of(error: BaseException) -> str:

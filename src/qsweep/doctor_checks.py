@@ -237,7 +237,7 @@ def tracker(places: Places) -> Iterator[Finding]:
     if (database := sqlite_path(uri)) is not None:
         label += "" if database.exists() else " (made by the first sweep)"
         try:
-            check_sqlite(database, "experiments")
+            check_sqlite(database, ("experiments", "registered_models"))
         except DatabaseError as error:
             trouble = str(error)
     else:

@@ -89,7 +89,8 @@ class _Patterns:
     """Where secrets are: ``char`` matches what a URL consists of."""
 
     def __init__(self, char: str):
-        scheme = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"
+        # Hydra escapes colons in what it hands on, and some write JSON with escaped slashes.
+        scheme = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)(?P<mark>\\?:\\?/\\?/)"
         rest = r"(?=['\")\]}>,:.]*(?:\s|&|$))"
         # Up to the last @ before the path: an unescaped one belongs to the password.
         self.login = re.compile(rf"{scheme}(?P<login>(?:(?![/?#]){char})*)@")
@@ -101,8 +102,10 @@ class _Patterns:
             rf"(?P<before>[?&](?P<name>[^\s=&?]+)=)(?P<value>{_NAME_ONLY}|(?:(?!&){char})+?){rest}"
         )
         self.keyword = re.compile(
-            r"(?P<before>(?<![\w?&-])(?P<name>[A-Za-z][\w-]*)\s*=\s*)"
-            r"(?P<value>'(?:[^'\\]|\\.)+'|\"(?:[^\"\\]|\\.)+\"|\{[^}]+\}|[^\s;'\"]+)"
+            r"(?P<before>(?<![\w?&-])(?P<name>[A-Za-z][\w-]*)\s*\\?=\s*)"
+            rf"(?P<value>{_NAME_ONLY}|"
+            r"'(?:[^'\\]|\\.)+'|\"(?:[^\"\\]|\\.)+\"|\{[^}]+\}"
+            r"|[^\s;'\"]+?(?=['\")\]}>,:.]*(?:\s|;|$)))"
         )
 
 
@@ -111,7 +114,7 @@ _RUNNING, _ALONE = _Patterns(r"\S"), _Patterns(r"[^\n]")
 
 def _replace(text: str, patterns: _Patterns, found: list[str] | None = None) -> str:
     found = [] if found is None else found
-    if "://" in text:
+    if "@" in text:
         text = patterns.login.sub(lambda m: _login(m, found), text)
         text = patterns.broken.sub(lambda m: _broken_login(m, found), text)
     if "=" in text:
@@ -126,7 +129,8 @@ def _login(match: re.Match[str], found: list[str]) -> str:
     if not login or (_has_names(scheme) and not password) or _is_reference(password or user):
         return match[0]
     found += [login, password or user]
-    return f"{scheme}://{user}:{HIDDEN}@" if _has_names(scheme) else f"{scheme}://{HIDDEN}@"
+    shown = f"{user}:{HIDDEN}" if _has_names(scheme) else HIDDEN
+    return f"{scheme}{match['mark']}{shown}@"
 
 
 def _broken_login(match: re.Match[str], found: list[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from qsweep.command import command
 from qsweep.errors import QsweepError
 from qsweep.secrets import is_hidden
-from qsweep.tracking.journal import FILE, Place, current_place
+from qsweep.tracking.journal import FILE, Place, current_place, is_copy
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 from qsweep.tracking.sweeplog import recorded_place, sync_sweep
 
@@ -55,11 +55,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tracked(outputs: Path) -> list[Path]:
-    """The sweeps that are tracked: by their notes or, should these be lost, by their records."""
+    """The sweeps that are tracked: by their notes or, should these be lost, by their records.
+
+    A copy of a sweep's folder is most likely a backup: it is logged where it is named.
+    """
     return [
         directory
         for directory in sorted(outputs.glob("sweeps/*/"))
-        if (directory / FILE).exists() or recorded_place(directory, outputs) is not None
+        if not is_copy(directory)
+        and ((directory / FILE).exists() or recorded_place(directory, outputs) is not None)
     ]
 
 
@@ -79,10 +83,12 @@ def _place(options: argparse.Namespace, outputs: Path) -> Place | None:
 
 
 def _own_place(directory: Path, outputs: Path) -> Place:
-    noted, recorded = current_place(directory), recorded_place(directory, outputs)
-    # A password that came from the environment may be there again.
-    if recorded and (noted is None or noted.label == recorded.label):
-        noted = recorded
+    noted = current_place(directory)
+    if noted is None or is_hidden(noted.uri):
+        # A password that came from the environment may be there again.
+        recorded = recorded_place(directory, outputs)
+        if recorded and (noted is None or noted.label == recorded.label):
+            noted = recorded
     if noted is None:
         return Place(resolved_uri(None, outputs), TrackingConfig().experiment)
     if is_hidden(noted.uri):

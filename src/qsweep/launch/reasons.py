@@ -78,10 +78,10 @@ def last_words(output: str, status: int) -> str:
     tail = "\n".join(lines)
     if fatal := [found for pattern in _FATAL for found in pattern.findall(tail)]:
         return hidden(in_one_line(fatal[-1]))
-    before, _, traceback = tail.rpartition("Traceback (most recent call last):\n")
+    before, found, traceback = tail.rpartition("Traceback (most recent call last):\n")
     ignored = before.rpartition("\n")[0].rpartition("\n")[2].startswith("Exception ignored in")
     # An exception ends the interpreter with a status, and its traceback ends the output.
-    if status > 0 and before != tail and not ignored and not lines[-1].startswith(" "):
+    if status > 0 and found and not ignored and not lines[-1].startswith(" "):
         outside = [line for line in traceback.splitlines() if not line.startswith(" ")]
         if _EXCEPTION.match(outside[0]):
             return hidden(in_one_line(outside[0]))

@@ -8,6 +8,7 @@ from qsweep.files import read_json
 from qsweep.record_file import read_records
 from qsweep.report.data import SweepData, normalised
 from qsweep.schema import nearest
+from qsweep.secrets import hidden_tree
 
 
 def sweeps_in(outputs: Path, names: Sequence[str] = ()) -> list[SweepData]:
@@ -52,7 +53,7 @@ def read_sweep(directory: Path) -> SweepData:
 
 def _command(file: Path) -> str:
     try:
-        facts = read_json(file)
+        facts = hidden_tree(read_json(file))
     except (OSError, ValueError):
         return ""
     command = facts.get("command") if isinstance(facts, dict) else None

@@ -12,6 +12,7 @@ from qsweep.report.data import SweepData, normalised
 from qsweep.results import Record
 from qsweep.schema import nearest
 from qsweep.scratch import ScratchFolder
+from qsweep.secrets import hidden_tree
 from qsweep.tracking.reader import Reader, tracker_place
 
 _CONNECTIONS = 8
@@ -73,6 +74,7 @@ class TrackedSweeps:
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             file = self._reader.fetch(run.info.run_id, "record.json", Path(folder))
             try:
-                return normalised(json.loads(file.read_text(encoding="utf-8"))) if file else None
+                content = json.loads(file.read_text(encoding="utf-8")) if file else None
+                return normalised(hidden_tree(content))
             except (OSError, ValueError):
                 return None

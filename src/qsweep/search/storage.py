@@ -14,6 +14,7 @@ from typing import Any
 
 from qsweep.databases import (
     DatabaseError,
+    check_server,
     check_sqlite,
     driver_advice,
     is_database,
@@ -32,6 +33,7 @@ from qsweep.secrets import hidden_value, scrubbed
 _LOCAL = {
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay", "apfs",
 }  # fmt: skip
+_TABLES = ("studies", "version_info")
 
 
 def open_storage(where: str | None, directory: Path) -> Any:
@@ -57,12 +59,12 @@ def open_storage(where: str | None, directory: Path) -> Any:
     try:
         database = sqlite_path(url)
         if database is not None and not own:
-            check_sqlite(database, "studies")
+            check_sqlite(database, _TABLES)
             database.parent.mkdir(parents=True, exist_ok=True)
     except DatabaseError as error:
         raise ConfigError(f"search.storage={hidden_value(url)}: {error}") from error
     if database is None:
-        return _reach(lambda: optuna.storages.RDBStorage(with_driver(url)), url)
+        return _reach(lambda: _server(url), url)
     # Two processes that create the tables, or change the journal, at once would trip over each other.
     with FileLock(directory / ".study.lock"):
         return _reach(lambda: _sqlite(url), url, database if own else None)
@@ -112,6 +114,8 @@ def _reach(connect: Callable[[], Any], where: Any, own: Path | None = None) -> A
             f"search.storage={hidden_value(str(where))}: {error}; "
             f"{driver_advice(str(where), error.name)}"
         ) from error
+    except DatabaseError as error:
+        raise ConfigError(f"search.storage={hidden_value(str(where))}: {error}") from error
     except Exception as error:  # whatever a database's driver comes up with
         place = f"search.storage={hidden_value(str(where))}"
         if (damage := _damage(error)) is None:
@@ -157,6 +161,13 @@ def _words(error: Exception) -> str:
     if is_disk_full(error):
         return "no space left on its disk; free some"
     return words_of(error)[:200] or type(error).__name__
+
+
+def _server(url: str) -> Any:
+    from optuna.storages import RDBStorage
+
+    check_server(url, _TABLES)
+    return RDBStorage(with_driver(url))
 
 
 def _sqlite(url: str) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,17 @@ from qsweep.databases import (
     DatabaseError,
     check_server,
     check_sqlite,
-    driver_advice,
     is_database,
     sqlite_path,
     sqlite_url,
     with_driver,
-    words_of,
 )
 from qsweep.scratch import ScratchFolder
-from qsweep.secrets import scrubbed
 from qsweep.tracking import views
+from qsweep.tracking.calls import pages, tracker_errors
 from qsweep.tracking.journal import Place
 from qsweep.tracking.runs import Run, fingerprint
-from qsweep.tracking.settings import RefusedError, TrackerError, public_uri
+from qsweep.tracking.settings import TrackerError, public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,10 +49,10 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _RECORD = "qsweep.record"
 # Runs of one trial that are looked at: other people's of the same name may be among them.
 _LOOKED_AT = 20
+_TABLES = ("experiments", "registered_models")
 _ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "REQUEST_LIMIT_EXCEEDED")
 
 
 class Client:
@@ -73,11 +71,8 @@ class Client:
     def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
         """The id of a sweep's run, which may have been deleted; None if the tracker has none.
 
-        Args:
-            uid: the sweep's identity, by which the run is tagged.
-            name: its name.
-            records: by key, fingerprints of some of its records. No two sweeps have one in common,
-                so a trial's run that holds one tells the sweep's where the identity was lost.
+        Its tag is ``uid``. ``records`` are fingerprints of some records by key: no two sweeps have
+        one in common, so a trial's run that holds one tells the sweep's where ``uid`` was lost.
         """
         with self._errors():
             return self._find({"qsweep.sweep": uid}) or self._parent_holding(name, records)
@@ -90,22 +85,18 @@ class Client:
             tags = {"qsweep.sweep": uid, "sweep": name}
             return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
 
-    def uid_of(self, parent: str) -> str:
-        """The identity that a sweep's run has in the tracker."""
+    def state_of(self, parent: str) -> tuple[str | None, bool | None]:
+        """The identity that a sweep's run has, and whether the sweep came to its end; None: unsaid."""
         with self._errors():
-            return str(self._mlflow.get_run(parent).data.tags["qsweep.sweep"])
-
-    def was_completed(self, parent: str) -> bool | None:
-        """Whether the sweep's run says that the sweep came to its end; None: it says nothing."""
-        with self._errors():
-            status = self._mlflow.get_run(parent).data.tags.get("status")
-            return None if status is None else status == "finished"
+            tags = self._mlflow.get_run(parent).data.tags
+            status = tags.get("status")
+            return tags.get("qsweep.sweep"), None if status is None else status == "finished"
 
     def children(self, parent: str, earlier: str | None) -> dict[str, tuple[str, str]]:
         """What the tracker holds of a sweep: run id and record's fingerprint by a trial's key.
 
-        Runs below ``earlier``, a parent that is gone, are put below ``parent``. A run that is not
-        known to be whole is left out; :meth:`child` finds it.
+        Runs below ``earlier``, a parent that is gone, are put below ``parent``. Runs that may be
+        half-logged are left out; :meth:`child` finds them.
         """
         held: dict[str, tuple[str, str]] = {}
         with self._errors():
@@ -151,9 +142,9 @@ class Client:
             self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
 
     def show(self) -> str:
-        """Store the view with qsweep's columns and charts; returns its address within the UI."""
+        """Store qsweep's view of the experiment; returns its address within the UI."""
         with self._errors():
-            self._mlflow.set_experiment_tag(self._experiment, views.TAG, views.view())
+            self._tag_experiment(self._experiment, views.TAG, views.view())
         return views.runs_page(self._experiment)
 
     def reopen(self, run_id: str) -> None:
@@ -218,20 +209,32 @@ class Client:
             )
         for tag, value in _EXPERIMENT_TAGS.items():
             if tag not in found.tags:  # somebody else made it; what they chose stays
-                self._mlflow.set_experiment_tag(found.experiment_id, tag, value)
+                self._tag_experiment(found.experiment_id, tag, value)
         return str(found.experiment_id)
+
+    def _tag_experiment(self, experiment: str, tag: str, value: str) -> None:
+        try:
+            self._mlflow.set_experiment_tag(experiment, tag, value)
+        except Exception:  # another sweep put it there at this moment: now it is changed, not added
+            self._mlflow.set_experiment_tag(experiment, tag, value)
 
     def _find(self, tags: dict[str, str]) -> str | None:
         run = next(iter(self._search(tags)), None)
         return None if run is None else str(run.info.run_id)
 
     def _search(self, tags: dict[str, str]) -> Iterator[Any]:
-        clauses = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        return pages(
+        marks = {value: '"' if "'" in value else "'" for value in tags.values()}
+        clauses = [
+            f"tags.`{name}` = {marks[value]}{value}{marks[value]}"
+            for name, value in tags.items()
+            if marks[value] not in value  # with both, no query can say it
+        ]
+        found = pages(
             lambda token: self._mlflow.search_runs(
                 [self._experiment], " and ".join(clauses), page_token=token
             )
         )
+        return (run for run in found if tags.items() <= run.data.tags.items())
 
     def _parent_holding(self, name: str, records: Mapping[str, str]) -> str | None:
         for key, sha256 in records.items():
@@ -271,50 +274,23 @@ class Client:
         return tracker_errors(self._place.uri)
 
 
-@contextlib.contextmanager
-def tracker_errors(uri: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a TrackerError of one line, without the password."""
-    label = public_uri(uri)
-    try:
-        yield
-    except TrackerError:
-        raise
-    except ImportError as error:
-        # A database driver, more often than MLflow itself.
-        raise TrackerError(
-            f"MLflow at {label}: {one_line(error)}; {driver_advice(uri, error.name)}, "
-            "or set tracking=none"
-        ) from error
-    except Exception as error:
-        # Whatever a tracker, its database driver or the network comes up with.
-        text = words_of(error) if is_database(uri) else str(error)
-        line = f"MLflow at {label}: {_gist(scrubbed(one_line(text), uri))}"
-        if getattr(error, "error_code", None) in _REFUSED:
-            raise RefusedError(line) from error
-        raise TrackerError(line) from error
-
-
 def connect(uri: str) -> "MlflowClient":
     """A client, its database made if it is sqlite and not there."""
     check_sqlite_tracker(uri)
     path = sqlite_path(uri)
     if path is None and is_database(uri):
-        check_server(uri)  # MLflow would try again for two minutes
+        check_server(uri, _TABLES)  # MLflow would try again for two minutes
     if path is not None and not path.exists():
         create_database(path)
     return _client(uri)
 
 
 def check_sqlite_tracker(uri: str) -> None:
-    """Say at once what is wrong with a tracker's sqlite file; nothing for every other tracker.
-
-    Raises:
-        TrackerError: it can neither be opened nor made.
-    """
+    """Raise a TrackerError at once if a tracker's sqlite file can neither be opened nor made."""
     path = sqlite_path(uri)
     try:
         if path is not None:
-            check_sqlite(path, "experiments")
+            check_sqlite(path, _TABLES)
     except DatabaseError as error:
         raise TrackerError(f"MLflow at {public_uri(uri)}: {error}") from error
 
@@ -349,17 +325,6 @@ def create_database(path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What a paged search finds, page after page; ``search`` takes the token of a page."""
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _stage(source: Path, target: Path) -> None:
     # What has vanished since, such as a log that was cleaned up, is no reason not to log the rest.
     if source.is_dir():
@@ -372,21 +337,6 @@ def _stage(source: Path, target: Path) -> None:
             target.with_name(f"{target.name}.txt").write_text(note, encoding="utf-8")
         else:
             target.symlink_to(source.absolute())
-
-
-def _gist(text: str) -> str:
-    # urllib3 wraps the one telling sentence in three layers of exceptions.
-    for sign, meaning in (
-        ("refused", "connection refused"),
-        ("timed out", "it does not answer in time"),
-        ("Name or service not known", "no such host"),
-        ("name resolution", "no such host"),
-        ("database is locked", "its database is locked by another process"),
-        ("disk is full", "no space left on the disk"),
-    ):
-        if sign in text:
-            return meaning
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _user() -> str:

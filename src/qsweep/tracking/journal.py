@@ -136,17 +136,37 @@ class Journal:
 def sweep_uid(directory: Path) -> str:
     """A sweep's identity in trackers: the one that its folder has, or a new one.
 
-    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``. A copy of a folder under
-    another name, beside the first one, is another sweep.
+    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``.
     """
-    for file in (FILE, "sweep.json"):
-        content = _load(directory / file)
-        uid, name = content.get("uid"), content.get("name")
-        if _is_uid(uid):
-            original = directory.with_name(str(name)) if _is_name(name) else directory
-            if original == directory or _load(original / file).get("uid") != uid:
-                return str(uid)
-    return uuid.uuid4().hex
+    return _stored_uid(directory) or uuid.uuid4().hex
+
+
+def is_copy(directory: Path) -> bool:
+    """Whether a folder is a copy of another beside it.
+
+    As such it is a sweep of its own once somebody goes on with it, and nothing until then.
+    """
+    return any(_is_copied(directory, content) for content in _identities(directory))
+
+
+def _stored_uid(directory: Path) -> str | None:
+    for content in _identities(directory):
+        if not _is_copied(directory, content):
+            return str(content["uid"])
+    return None
+
+
+def _identities(directory: Path) -> list[dict[str, Any]]:
+    contents = [_load(directory / name) for name in (FILE, "sweep.json")]
+    return [content for content in contents if _is_uid(content.get("uid"))]
+
+
+def _is_copied(directory: Path, content: dict[str, Any]) -> bool:
+    name = content.get("name")
+    if not isinstance(name, str) or name != Path(name).name or name in ("", directory.name):
+        return False
+    originals = _identities(directory.with_name(name))
+    return any(original["uid"] == content["uid"] for original in originals)
 
 
 def current_place(directory: Path) -> Place | None:
@@ -184,6 +204,8 @@ def _read(directory: Path) -> dict[str, Any]:
     """The notes of a sweep, without whatever in them is damaged, or another sweep's."""
     stored, uid = _load(directory / FILE), sweep_uid(directory)
     content: dict[str, Any] = {"version": 1, "uid": uid, "name": directory.name, "logs": {}}
+    if _is_copied(directory, stored):
+        return content
     if stored.get("uid") != uid:
         stored = {"current": stored.get("current")}
     if isinstance(stored.get("complete"), bool):
@@ -226,7 +248,3 @@ def _is_log(value: Any) -> bool:
 def _is_uid(value: Any) -> bool:
     # It becomes part of a query.
     return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z-]{1,64}", value) is not None
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value == Path(value).name != ""

@@ -8,7 +8,8 @@ from typing import Any
 from qsweep.databases import sqlite_path
 from qsweep.secrets import is_hidden
 from qsweep.tracking import views
-from qsweep.tracking.client import connect, pages, tracker_errors
+from qsweep.tracking.calls import pages, tracker_errors
+from qsweep.tracking.client import connect
 from qsweep.tracking.journal import Journal, Place, current_place
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 

@@ -78,10 +78,14 @@ class SweepLog:
         self._parent = client.parent(uid, name, started, known)
         emptied = noted not in (None, self._parent)
         if noted != self._parent:  # what is noted here is not what is there
-            complete = client.was_completed(self._parent)
-            self.journal.rebuild(client.children(self._parent, known), complete=complete)
+            held, (theirs, complete) = (
+                client.children(self._parent, known),
+                client.state_of(self._parent),
+            )
+            self.journal.rebuild(held, complete=complete)
+            uid = theirs or uid
         client.reopen(self._parent)
-        self.journal.set_parent(self._parent, client.uid_of(self._parent))
+        self.journal.set_parent(self._parent, uid)
         self.journal.set_page(client.show())
         self._client = client
         return emptied
