@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from qsweep.cli import default_name
 from qsweep.errors import ConfigError
 from qsweep.explain import explain, refused_option
-from qsweep.names import folder_name
+from qsweep.names import file_word, folder_name
 from qsweep.overrides import acceptable, is_option, quote
 from qsweep.quantizers.native import NativeGPTQ
 from qsweep.quantizers.rtn import RTN
@@ -158,6 +158,13 @@ def test_what_is_no_name_of_a_folder(name):
     with pytest.raises(ConfigError, match="^sweep=") as caught:
         folder_name(name, "sweep")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("label", ["../../evil", "/abs", "a/b.txt", "..", "", "x" * 300, "a\0b"])
+def test_a_label_within_a_files_name_stays_in_its_folder(label):
+    word = file_word(label)
+    assert Path(word).name == word and word not in ("", "..") and len(word) <= 80
+    assert file_word("python_docs") == "python_docs"
 
 
 @pytest.mark.parametrize(

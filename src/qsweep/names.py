@@ -1,5 +1,6 @@
 """Names that become folders: of sweeps and of environments. One rule for all."""
 
+import re
 import unicodedata
 from typing import Any
 
@@ -28,6 +29,11 @@ def folder_name(value: Any, what: str) -> str:
     if problem := _problem(value):
         raise ConfigError(f"{what}={value!r}: {problem}; it is the name of one folder")
     return value
+
+
+def file_word(label: str) -> str:
+    """A label (of a text, a file's path) as part of a file's name, which stays in its folder."""
+    return re.sub(r"[^\w.+ -]+", "-", label)[-80:].strip(". -") or "unnamed"
 
 
 def _problem(name: str) -> str | None:

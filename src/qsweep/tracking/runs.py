@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.cells import one_line
+from qsweep.names import file_word
 from qsweep.results import Record, best, counts, primary, primary_metric, ranked, total_seconds
 from qsweep.schema import flat
 
@@ -263,7 +264,8 @@ def _files(record: Record) -> dict[str, Path]:
     files = {"trial.log": Path(record["log"])} if record.get("log") else {}
     for measurement in record.get("measurements") or []:
         if measurement.get("file"):
-            place = f"measurements/{measurement['corpus']}-{measurement['preset']}"
+            name = file_word(str(measurement["corpus"]))
+            place = f"measurements/{name}-{measurement['preset']}"
             files[place] = Path(measurement["file"])
     return files
 

@@ -11,6 +11,7 @@ from typing import Any
 from qsweep.artifact import Artifact, Format, Size
 from qsweep.env.choice import EnvChoice
 from qsweep.errors import ConfigError, TrialFailed
+from qsweep.names import file_word
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
 from qsweep.quantizers.foreign.process import WORKERS, run_worker
 
@@ -214,7 +215,8 @@ def _frame(recipe: Recipe, source: Path, saved: Path, out: Path, settings: dict[
 
 def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    kept = env.folder / "logs" / f"{recipe.environment}-{stamp}-{log.stat().st_ino % 10000}.log"
+    name = f"{file_word(recipe.environment)}-{stamp}-{log.stat().st_ino % 10000}.log"
+    kept = env.folder / "logs" / name
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(log, kept)
     return kept
