@@ -35,6 +35,8 @@ from qsweep.model_facts import read_facts
         ({"max_position_embeddings": 1}, "max_position_embeddings is 1"),
         ({"max_position_embeddings": "many"}, "max_position_embeddings is"),
         ({"num_local_experts": -8}, "num_local_experts is -8"),
+        ({"num_local_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok is 8, of 4"),
+        ({"sliding_window": -1}, "sliding_window is -1"),
         ({"rms_norm_eps": "small"}, 'rms_norm_eps is "small", where a number belongs'),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05, which must be at least 0"),
         ({"rope_theta": 0}, "rope_theta is 0, which must be above 0"),

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Constants that old checkpoints store: rotary frequencies, causal masks, positions.
+# Constants that old checkpoints store: rotary frequencies, causal masks, positions, a version.
 _BUFFER = re.compile(
-    r"(\.|^)(inv_freq|rope\.freqs|masked_bias|position_ids|attn\.bias|attention\.bias)$"
+    r"(\.|^)(inv_freq|rope\.freqs|masked_bias|causal_mask|position_ids|version"
+    r"|attn\.bias|attention\.bias)$"
 )
 # Parts of a checkpoint that a causal language model has no use for: other senses and voices.
 _TOWER = re.compile(
-    r"(^|[._])(vision|visual|audio|image|vit|speech|talker|token2wav|projector|resampler|connector)"
+    r"(^|[._])(vision|visual|audio|image|vit|speech|talker|token2wav|projector|resampler|connector"
+    r"|qformer|perceiver)"
     r"([._]|$)"
 )
 # Layers that predict the tokens after the next one, and what tells them from ordinary layers where

@@ -20,7 +20,7 @@ _COUNTS = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 1),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), 0),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 0),
-    **dict.fromkeys(("num_experts_per_tok", "moe_num_experts"), 0),
+    **dict.fromkeys(("num_experts_per_tok", "moe_num_experts", "sliding_window"), 0),
 }
 # A window of one token predicts nothing.
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
@@ -31,6 +31,7 @@ _NUMBERS = {
     **dict.fromkeys(("rope_theta", "rotary_emb_base"), False),
 }
 _PARTS = ("text_config", "llm_config")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_json(file: Path) -> Any:
@@ -122,6 +123,9 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
         yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {pairs}"
+    experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
+    if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
+        yield f"{chosen} is {text[chosen]}, of {experts} experts"
 
 
 def _not_a_number(place: str, value: Any) -> Iterator[str]:
