@@ -269,6 +269,20 @@ def test_no_continuation_is_without_a_token(pocket, context, rest):
     assert pocket.tokenizer.decode(whole).endswith(rest or context)
 
 
+def test_tokens_that_reach_across_a_blank(pocket):
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "a": 1, " ": 2, "b": 3, "a ": 4, "a b": 5}
+    merging = Tokenizer(BPE(vocab=vocabulary, merges=[("a", " "), ("a ", "b")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging, bos_token="<s>")
+    lm = LanguageModel(pocket.model, tokenizer, 512)
+    # "a b" is one token: what "a" is compared by begins before it, for both choices.
+    assert lm.pairs("a", [" b", " a"]) == [Pair((0,), (5,), 1), Pair((0,), (4, 1), 1)]
+    assert lm.pairs("b", [" b", " a"]) == [Pair((3,), (2, 3)), Pair((3,), (2, 1))]
+
+
 def test_without_bos_and_eos_a_text_without_context_says_so(pocket_dir):
     lm = load(pocket_dir)
     lm.tokenizer.bos_token = lm.tokenizer.eos_token = lm.tokenizer.pad_token = None

@@ -274,7 +274,7 @@ def _short_cuts_hold(lm: LanguageModel, rows: Sequence[Row], prefix: int) -> boo
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return False
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, TrialFailed, TypeError, ValueError):
         return False
     return True
 

@@ -219,8 +219,8 @@ def _choices(task: UserTask, row: dict[str, Any], where: str) -> tuple[str, ...]
     if not isinstance(found, list) or len(found) < 2:
         raise ConfigError(f"{where}: choices: a list of at least two is needed")
     texts = tuple(str(choice) for choice in found)
-    if not all(text.strip() for text in texts):
-        raise ConfigError(f"{where}: choices: one is empty, and nothing has no likelihood")
+    if "" in texts:
+        raise ConfigError(f"{where}: choices: one is empty, and an empty text has no likelihood")
     if len(set(texts)) != len(texts):
         raise ConfigError(f"{where}: choices: two are equal")
     return texts
