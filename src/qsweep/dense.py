@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.architecture import empty_model, load_model
 from qsweep.artifact import Artifact
 from qsweep.checkpoint import fused_with
 from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError
@@ -189,25 +190,26 @@ def _load(
     device_map: Any,
     trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", Mapping[str, Any]]:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     common: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if state is None:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = load_model(
                 artifact.path,
-                config=config,
+                config,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 **common,
             )
             return loaded
-        # The automatic class takes no state dict, so ask it which class it would have taken.
-        with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        loaded = type(shell).from_pretrained(None, config=config, state_dict=dict(state), **common)
+        # The automatic class takes no state dict, so ask it which class it would have taken, and
+        # with which part of the configuration.
+        shell = empty_model(config, trust_remote_code=trust_remote_code)
+        loaded = type(shell).from_pretrained(
+            None, config=shell.config, state_dict=dict(state), **common
+        )
         return loaded
     except (KeyError, ValueError, ImportError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)

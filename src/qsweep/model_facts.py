@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsweep.architecture import expert_counts, holds_experts, require_language_model
 from qsweep.errors import ConfigError
 from qsweep.quantizers import ModelFacts
 
@@ -31,7 +32,6 @@ _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 _DEFAULT_LENGTHS = {"gemma3": 131072, "gemma3_text": 131072, "mistral3": 131072}
 _FALLBACK_LENGTH = 2048
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # A layer of the decoder has its number as one part of the name: model.layers.7.mlp.up_proj.
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
@@ -72,9 +72,11 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     Raises:
         ConfigError: the directory holds no usable model: no ``config.json``, no tokenizer, weights
             that are pickled, quantized, missing or cut short.
+        IncompatibleTrial: transformers builds no language model of its type.
     """
     config = read_config(path)
     _refuse_quantized(path, config)
+    require_language_model(config, name)
     _require_tokenizer(path)
     tensors = read_tensors(path)
     model_type = str(config.get("model_type", ""))
@@ -87,6 +89,7 @@ def read_facts(path: Path, name: str) -> ModelFacts:
         parameters=sum(info.count for info in distinct_weights(tensors, config).values()),
         max_length=_max_length(text, model_type),
         vocab_size=_vocab_size(tensors, text, path),
+        experts=holds_experts(_decoder_shapes(tensors), expert_counts(text)),
     )
 
 
@@ -116,9 +119,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_experts(config: Mapping[str, Any]) -> bool:
-    """Whether the model is a mixture of experts."""
-    text = text_config(config)
-    return any(isinstance(text.get(key), int) and text[key] > 1 for key in _EXPERT_KEYS)
+    """Whether a configuration speaks of experts: a hint, where nobody looked at the weights."""
+    return bool(expert_counts(text_config(config)))
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -193,6 +195,23 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: not a whole safetensors file ({error})") from error
     yield from found.items()
+
+
+def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
+    return sorted(
+        name.removesuffix(".weight")
+        for name, info in tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and _NOT_DECODER.search(name)
+    )
+
+
+def _decoder_shapes(
+    tensors: Mapping[str, TensorInfo],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, info in tensors.items():
+        if _NUMBERED.search(name) and not _NOT_DECODER.search(name):
+            yield name, info.shape
 
 
 def _linears(

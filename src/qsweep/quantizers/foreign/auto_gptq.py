@@ -85,7 +85,7 @@ class AutoGPTQ:
             raise IncompatibleTrial(
                 f"auto_gptq does not know {model.model_type}; quant.backend=gptqmodel may"
             )
-        check_packing("auto_gptq", "gptq", self.bits, self.group_size, model)
+        check_packing("auto_gptq", "gptq", self.bits, self.group_size, model, whole=True)
         self.env.require(RECIPE.environment)
 
     def quantize(

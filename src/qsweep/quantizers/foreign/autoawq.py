@@ -60,7 +60,7 @@ class AutoAWQ:
             raise IncompatibleTrial(
                 f"autoawq does not know {model.model_type}; quant.backend=gptqmodel may"
             )
-        check_packing("autoawq", "awq", self.bits, self.group_size, model)
+        check_packing("autoawq", "awq", self.bits, self.group_size, model, whole=True)
         self.env.require(RECIPE.environment)
 
     def quantize(

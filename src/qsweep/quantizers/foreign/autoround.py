@@ -126,7 +126,7 @@ class AutoRound:
                 "autoround exports GPTQ in version 1, which loses zero points of 0: sym=true, "
                 "or quant.export=awq"
             )
-        check_packing("autoround", form, self.bits, self.group_size, model)
+        check_packing("autoround", form, self.bits, self.group_size, model, whole=True)
 
     def _check_gguf(self, model: ModelFacts) -> None:
         from qsweep.quantizers.gguf import require_converter

@@ -122,7 +122,7 @@ def _check(method: str, bits: int, group_size: int, model: ModelFacts, env: EnvC
         raise IncompatibleTrial(
             f"llmcompressor: no runtime serves compressed-tensors of {bits} bits; 4 and 8 are"
         )
-    check_packing(f"llmcompressor's {method}", "awq", bits, group_size, model)
+    check_packing(f"llmcompressor's {method}", "awq", bits, group_size, model, whole=True)
     env.require(RECIPE.environment)
 
 
