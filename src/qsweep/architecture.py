@@ -6,6 +6,7 @@ text: importing them takes seconds, and planning asks for every model of a sweep
 
 import ast
 import importlib.util
+import itertools
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -156,12 +157,14 @@ def _tables() -> dict[str, dict[str, str]]:
     if folder is None:
         return {}
     try:
-        file = Path(folder, "models", "auto", "modeling_auto.py")
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        trees = [
+            ast.parse(Path(folder, "models", "auto", name).read_text(encoding="utf-8"))
+            for name in ("auto_mappings.py", "modeling_auto.py")
+        ]
     except (OSError, SyntaxError):
         return {}
     tables: dict[str, dict[str, str]] = {}
-    for node in tree.body:
+    for node in itertools.chain(*(tree.body for tree in trees)):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if name.endswith("_MAPPING_NAMES"):

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.architecture import empty_model, load_model
+from qsweep.architecture import auto_class, empty_model, load_model
 from qsweep.artifact import Artifact
+from qsweep.cells import one_line
 from qsweep.checkpoint import fused_with
-from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError
+from qsweep.errors import ArtifactCorrupt, ConfigError, IncompatibleTrial, QsweepError
 from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def load_dense(
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = False
+    if auto_class(model.config.to_dict()) != "AutoModelForCausalLM":
+        _require_text_alone(model, source)
     return model
 
 
@@ -214,6 +217,20 @@ def _load(
     except (KeyError, ValueError, ImportError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise QsweepError(f"{source}: transformers cannot build this model ({first})") from error
+
+
+def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise IncompatibleTrial(
+            f"{source}: {type(model).__name__} reads no text by itself ({one_line(error)})"
+        ) from error
 
 
 def _require_complete(artifact: Artifact, info: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ Nothing is imported and no weight is read, so an answer takes milliseconds at an
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _FALLBACK_LENGTH = 2048
 # A layer of the decoder has its number as one part of the name: model.layers.7.mlp.up_proj.
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp)([._]|$)")
+_TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 # Two-dimensional weights in a layer that are no linear layer, or that no method quantizes.
 _NOT_LINEAR = re.compile(r"(norm|embed\w*|wte|wpe|relative_attention_bias|router|\.gate)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
@@ -199,31 +200,37 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
 
 def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
+    decoder = set(_in_decoder(tensors))
     return sorted(
         name.removesuffix(".weight")
         for name, info in tensors.items()
-        if name.endswith(".weight") and len(info.shape) == 2 and _NOT_DECODER.search(name)
+        if name.endswith(".weight") and len(info.shape) == 2
+        if name not in decoder and (_NUMBERED.search(name) or _NOT_DECODER.search(name))
     )
 
 
 def _decoder_shapes(
     tensors: Mapping[str, TensorInfo],
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, info in tensors.items():
-        if _NUMBERED.search(name) and not _NOT_DECODER.search(name):
-            yield name, info.shape
+    for name in _in_decoder(tensors):
+        yield name, tensors[name].shape
+
+
+def _in_decoder(names: Iterable[str]) -> Iterator[str]:
+    """The names of what lies in a layer of the decoder."""
+    numbered = [n for n in names if _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    # Where one part is called the text's, all others are not, whatever they are called.
+    yield from [n for n in numbered if _TEXT_PART.search(n)] or numbered
 
 
 def _linears(
     tensors: Mapping[str, TensorInfo], *, transposed: bool
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, info in tensors.items():
-        layer = name.removesuffix(".weight")
-        if layer == name or len(info.shape) != 2 or not _NUMBERED.search(name):
+    for name in _in_decoder(tensors):
+        layer, shape = name.removesuffix(".weight"), tensors[name].shape
+        if layer == name or len(shape) != 2 or _NOT_LINEAR.search(layer):
             continue
-        if _NOT_DECODER.search(name) or _NOT_LINEAR.search(layer):
-            continue
-        rows, columns = info.shape
+        rows, columns = shape
         yield layer, (columns, rows) if transposed else (rows, columns)
 
 

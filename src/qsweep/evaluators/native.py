@@ -51,7 +51,6 @@ def kld_native(
     from transformers import AutoConfig
 
     from qsweep.architecture import load_model
-
     from qsweep.gguf.dense import MODEL_FILE
     from qsweep.gguf.native import NativeModel, can_use_gpu
 

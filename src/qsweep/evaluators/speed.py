@@ -147,8 +147,6 @@ def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Ite
 
 def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
     """Import what serves the artifact, so that its memory and time do not count."""
-    import torch
-
     if artifact.format == "gguf":
         from qsweep.gguf.native import can_use_gpu
 

@@ -83,7 +83,7 @@ def check_packing(
     valid = _best_group_sizes(packing, multiple, model)
     kept = kept_layers(packing, group_size, model.linears)
     if kept and (whole or 2 * _weights(model, kept) >= _weights(model, model.linears)):
-        _refuse(method, packing, group_size, model, valid)
+        _refuse(method, packing, group_size, model, valid, whole=whole)
     if group_size not in (-1, *_GROUP_SIZES[packing]):
         raise IncompatibleTrial(
             f"{method}: no kernel runs group_size={group_size}; for this model: {valid}"
@@ -157,16 +157,21 @@ def _best_group_sizes(packing: Packing, multiple: int, model: ModelFacts) -> str
     return ", ".join(str(size) for size, count in left.items() if count == min(left.values()))
 
 
-def _refuse(method: str, packing: Packing, group_size: int, model: ModelFacts, valid: str) -> None:
-    # What another group size would mend is said first: there is a way out.
-    for layer, (outputs, inputs) in model.linears.items():
-        if _packs(packing, (outputs, inputs)) and not fits(packing, group_size, (outputs, inputs)):
+def _refuse(
+    method: str, packing: Packing, group_size: int, model: ModelFacts, valid: str, *, whole: bool
+) -> None:
+    odd = [name for name, shape in model.linears.items() if not _packs(packing, shape)]
+    minority = 2 * _weights(model, odd) < _weights(model, model.linears)
+    if odd and (whole or not minority):
+        outputs, inputs = model.linears[odd[0]]
+        words = "rows and columns" if packing == "gptq" else "rows"
+        way_out = "; quant=rtn leaves such layers in 16 bits" if minority else ""
+        raise IncompatibleTrial(
+            f"{method} packs {words} by 32, but {odd[0]} is {outputs} x {inputs}{way_out}"
+        )
+    for layer, shape in model.linears.items():
+        if layer not in odd and not fits(packing, group_size, shape):
             raise IncompatibleTrial(
-                f"{method}: group_size={group_size} does not divide the {inputs} inputs of {layer};"
-                f" for this model: {valid}"
-            )
-    for layer, (outputs, inputs) in model.linears.items():
-        if not _packs(packing, (outputs, inputs)):
-            raise IncompatibleTrial(
-                f"{method} packs rows and columns by 32, but {layer} is {outputs} x {inputs}"
+                f"{method}: group_size={group_size} does not divide the {shape[1]} inputs of "
+                f"{layer}; for this model: {valid}"
             )

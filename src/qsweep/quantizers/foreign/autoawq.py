@@ -56,11 +56,11 @@ class AutoAWQ:
             )
         if self.options()["sym"]:
             raise IncompatibleTrial("autoawq's GEMM layout has zero points: sym=false")
+        check_packing("autoawq", "awq", self.bits, self.group_size, model, whole=True)
         if model.model_type not in _MODEL_TYPES:
             raise IncompatibleTrial(
-                f"autoawq does not know {model.model_type}; quant.backend=gptqmodel may"
+                f"autoawq does not know {model.model_type}; quant.backend=native or gptqmodel may"
             )
-        check_packing("autoawq", "awq", self.bits, self.group_size, model, whole=True)
         self.env.require(RECIPE.environment)
 
     def quantize(

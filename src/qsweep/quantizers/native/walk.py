@@ -146,7 +146,7 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     hidden = chunk.hidden.to(parameter.device, non_blocking=True)
     with torch.no_grad():
         result = layer(hidden, *arguments, **named)
-    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    output: torch.Tensor = result[0] if isinstance(result, tuple | list) else result
     return output
 
 
