@@ -1,5 +1,6 @@
 """``quant.env``: which environment a trial's quantizer works in."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class EnvChoice:
     def command(self, default: str) -> str:
         """What to type to create it."""
         usual = self.folder == Path("outputs/envs").absolute()
-        place = "" if usual else f" --folder {self.folder}"
+        place = "" if usual else f" --folder {shlex.quote(str(self.folder))}"
         return f"python -m qsweep.env create {self.name or default}{place}"
 
     def interpreter(self, default: str, progress: Progress = silent) -> Path:

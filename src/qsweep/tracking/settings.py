@@ -86,8 +86,8 @@ def ui_line(config: TrackingConfig, outputs: Path) -> str | None:
 
 def sync_command(outputs: Path) -> str:
     """The command that logs what is missing."""
-    place = "" if outputs.absolute() == Path("outputs").absolute() else f" --outputs {outputs}"
-    return f"python -m qsweep.sync{place}"
+    usual = outputs.absolute() == Path("outputs").absolute()
+    return "python -m qsweep.sync" + ("" if usual else f" --outputs {shlex.quote(str(outputs))}")
 
 
 def _short(path: Path) -> str:

@@ -8,6 +8,7 @@ the same, or transformers' ``Conv1D``, which stores its weight transposed.
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,7 +133,8 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and _linear_weights(module)
     ]
-    part = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    part = get_decoder() if get_decoder else model
     inside = set(part.modules()) if isinstance(part, nn.Module) else set()
     yield from [pair for pair in found if pair[1] in inside] or found
 

@@ -89,7 +89,8 @@ class Checkpoint:
         # The linear layers of the decoder that were not packed, and the parts of the model beside
         # the decoder and the output head that hold others.
         decoder = find_decoder(model).name + "."
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        get_head: Any = getattr(model, "get_output_embeddings", None)
+        head = get_head() if get_head else None
         kept, others = [], set()
         for name, module in model.named_modules():
             if not is_linear(module) or module is head or name in self._packed:
