@@ -52,7 +52,7 @@ DENSE = {
     "qwen3_next": LINEAR_ATTENTION | {"mlp_only_layers": [0, 1]},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "mamba2": {"num_heads": 16, "head_dim": 8, "n_groups": 1, "state_size": 8, "expand": 2},
-    "falcon": {"new_decoder_architecture": False, "multi_query": True},
+    "falcon": {"new_decoder_architecture": False, "multi_query": True, "head_dim": None},
     "mamba": {"time_step_rank": 4, "state_size": 8},
 }
 
@@ -61,7 +61,8 @@ def build(model_type, folder, pocket, auto="AutoModelForCausalLM", **extra):
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **extra)
+    given = {name: value for name, value in extra.items() if value is not None}
+    config = transformers.AutoConfig.for_model(model_type, **given)
     model = getattr(transformers, auto).from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -142,6 +143,7 @@ def test_rules_for_loaders_name_one_layer_and_what_is_below_it():
         "model.layers.1.mlp.up.inner": True,
         "model.layers.1.mlp.up_proj": False,
         "model.layers.11.mlp.up": False,
+        "language_model.model.layers.1.mlp.up": True,
     }.items():
         assert bool(re.match(rule[2:], name)) is hit
     assert kept_settings([]) == {}
@@ -207,6 +209,8 @@ VISION = {
 
 def test_the_text_decoder_of_a_model_that_sees_is_measured_and_quantized(tmp_path, pocket_dir):
     text = SIZES | {"model_type": "mistral"}
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     path = build(
         "mistral3", tmp_path / "model", pocket_dir, "AutoModelForImageTextToText",
         text_config=text, vision_config=VISION | {"model_type": "pixtral", "head_dim": 16},
@@ -223,7 +227,13 @@ def test_the_text_decoder_of_a_model_that_sees_is_measured_and_quantized(tmp_pat
         assert all(torch.equal(weights[name], value) for name, value in tower.items())
         settings = json.loads((artifact.path / "config.json").read_text())["quantization_config"]
         named = settings["modules_to_not_convert"]
-        assert all(any(n.startswith(part) for part in named) for n in tower if ".attention." in n)
+        for name, module in reference.named_modules():
+            if isinstance(module, nn.Linear) and not name.endswith(("lm_head", "projector")):
+                outside = "vision_tower" in name
+                assert should_convert_module(name, named) is not outside or "projector" in name
+        rules = [rule.removeprefix("-:") for rule in settings["dynamic"]]
+        one = next(name for name in tower if ".attention." in name)
+        assert any(re.match(rule, one) for rule in rules)
         assert "kept_layers" not in artifact.details
         with torch.no_grad():
             found = model(input_ids=IDS).logits.log_softmax(-1)

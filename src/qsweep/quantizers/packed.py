@@ -111,13 +111,13 @@ def kept_settings(names: Sequence[str]) -> dict[str, Any]:
 
     ``modules_to_not_convert`` is what transformers and vLLM read of AWQ, a ``dynamic`` rule that
     begins with a minus what GPTQModel and vLLM read of GPTQ. ``names`` may also be those of modules
-    with all that is below them.
+    with all that is below them; in memory, a name may be longer at its begin.
     """
     if not names:
         return {}
     return {
         "modules_to_not_convert": list(names),
-        "dynamic": {rf"-:^{re.escape(name)}(\.|$)": {} for name in names},
+        "dynamic": {rf"-:^(.*\.)?{re.escape(name)}(\.|$)": {} for name in names},
     }
 
 
