@@ -225,8 +225,8 @@ def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device))
-    except torch.OutOfMemoryError:
-        raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # says nothing of the model, though it is a RuntimeError
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise IncompatibleTrial(
             f"{source}: {type(model).__name__} reads no text by itself ({one_line(error)})"

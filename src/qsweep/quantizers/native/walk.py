@@ -307,8 +307,8 @@ def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:
                 output = body(input_ids=ids, use_cache=False)[0]
             if len(calls) == len(decoder.layers) and output.shape[:2] == ids.shape:
                 return Chunk(calls[0][0].to("cpu"), [call[1:] for call in calls])
-        except torch.OutOfMemoryError:
-            raise
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # says nothing of the model, though it is a RuntimeError
         except (_Stop, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             continue
         finally:
