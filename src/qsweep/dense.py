@@ -10,9 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.architecture import auto_class, empty_model, load_model
 from qsweep.artifact import Artifact
+from qsweep.cells import one_line
 from qsweep.checkpoint import fused_with
-from qsweep.errors import ArtifactCorrupt, ConfigError, QsweepError, in_one_line
+from qsweep.errors import (
+    ArtifactCorrupt,
+    ConfigError,
+    IncompatibleTrial,
+    QsweepError,
+    in_one_line,
+)
 from qsweep.load_report import report
 from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, text_config, weight_files
 
@@ -67,6 +75,8 @@ def load_dense(
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = False
+    if auto_class(model.config.to_dict()) != "AutoModelForCausalLM":
+        _require_text_alone(model, source)
     return model
 
 
@@ -195,7 +205,7 @@ def _load(
     device_map: Any,
     trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", Mapping[str, Any]]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     common: dict[str, Any] = {
         "dtype": dtype,
@@ -210,17 +220,20 @@ def _load(
         raise _not_built(source, error) from error
     try:
         if state is None:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = load_model(
                 artifact.path,
-                config=config,
+                config,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 **common,
             )
             return loaded
-        # The automatic class takes no state dict, so ask it which class it would have taken.
-        shell = empty_model(config, trust_remote_code)
-        loaded = type(shell).from_pretrained(None, config=config, state_dict=dict(state), **common)
+        # The automatic class takes no state dict, so ask it which class it would have taken, and
+        # with which part of the configuration.
+        shell = empty_model(config, trust_remote_code=trust_remote_code)
+        loaded = type(shell).from_pretrained(
+            None, config=shell.config, state_dict=dict(state), **common
+        )
         return loaded
     except (KeyError, ValueError, ImportError) as error:
         raise _not_built(source, error) from error
@@ -230,13 +243,18 @@ def _not_built(source: Path, error: Exception) -> QsweepError:
     return QsweepError(f"{source}: transformers cannot build this model ({in_one_line(error)})")
 
 
-def empty_model(config: Any, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """A configuration's model on the meta device, where weights have shapes and no content."""
+def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # says nothing of the model, though it is a RuntimeError
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise IncompatibleTrial(
+            f"{source}: {type(model).__name__} reads no text by itself ({one_line(error)})"
+        ) from error
 
 
 def _require_fit(

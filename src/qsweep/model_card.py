@@ -6,7 +6,7 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.markdown import table
-from qsweep.results import Record, status_word
+from qsweep.results import Record, kept_layers, status_word
 from qsweep.verdicts import expected_range
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
@@ -84,9 +84,11 @@ def _measured(record: Record) -> str:
             ]
         )
     headings = ("text", "ppl", "ratio (95 %)", "KLD", "top-1", "verdict", "tokens")
+    kept = kept_layers(artifact)
     size = (
         f"{cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
-        f"{cells.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers."
+        f"{cells.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers"
+        f"{f', {kept} linear layers stayed in 16 bits' if kept else ''}."
     )
     expected = expected_range(record)
     words = [

@@ -76,13 +76,13 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
     import torch
     from transformers import AutoConfig
 
-    from qsweep.dense import empty_model
+    from qsweep.architecture import empty_model
     from qsweep.load_report import report
 
     written = read_config(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        shell = empty_model(config, trust_remote_code)
+        shell = empty_model(config, trust_remote_code=trust_remote_code)
     except ImportError:  # of what the checkpoint's own code needs, which the trial will say
         return None
     except Exception as error:

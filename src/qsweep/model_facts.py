@@ -4,11 +4,12 @@ Nothing is imported and no weight is read, so an answer takes milliseconds at an
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qsweep.architecture import expert_counts, holds_experts, require_language_model
 from qsweep.errors import ConfigError
 from qsweep.model_config import LENGTHS, check_config, read_config, text_config
 from qsweep.model_files import (
@@ -33,11 +34,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 _TOKENIZER_PATTERNS = ("tokenizer_config.json", "*.tiktoken", "tekken.json", "sentencepiece*.model")
 _DEFAULT_LENGTHS = {"gemma3": 131072, "gemma3_text": 131072, "mistral3": 131072}
 _FALLBACK_LENGTH = 2048
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # A layer of the decoder has its number as one part of the name: model.layers.7.mlp.up_proj.
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp)([._]|$)")
+_TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 # Two-dimensional weights in a layer that are no linear layer, or that no method quantizes.
 _NOT_LINEAR = re.compile(r"(norm|embed\w*|wte|wpe|relative_attention_bias|router|\.gate)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
@@ -51,11 +52,13 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     Raises:
         ConfigError: the directory holds no usable model: no ``config.json`` or one that contradicts
             itself, no tokenizer, weights that are pickled, quantized, missing or cut short.
+        IncompatibleTrial: transformers builds no language model of its type.
     """
     config = read_config(path)
     check_directory(path)
     check_config(path / "config.json", config)
     _refuse_quantized(path, config)
+    require_language_model(config, name)
     _require_tokenizer(path)
     tensors = read_tensors(path)
     model_type = str(config.get("model_type", ""))
@@ -68,13 +71,13 @@ def read_facts(path: Path, name: str) -> ModelFacts:
         parameters=sum(info.count for info in distinct_weights(tensors, config).values()),
         max_length=_max_length(text, model_type),
         vocab_size=_vocab_size(tensors, text, path),
+        experts=holds_experts(_decoder_shapes(tensors), expert_counts(text)),
     )
 
 
 def has_experts(config: Mapping[str, Any]) -> bool:
-    """Whether the model is a mixture of experts."""
-    text = text_config(config)
-    return any(isinstance(text.get(key), int) and text[key] > 1 for key in _EXPERT_KEYS)
+    """Whether a configuration speaks of experts: a hint, where nobody looked at the weights."""
+    return bool(expert_counts(text_config(config)))
 
 
 def read_tensors(path: Path) -> dict[str, TensorInfo]:
@@ -160,16 +163,39 @@ def _same(one: TensorInfo, other: TensorInfo, *stamps: int) -> bool:
     return same_content(one, other)
 
 
+def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
+    decoder = set(_in_decoder(tensors))
+    return sorted(
+        name.removesuffix(".weight")
+        for name, info in tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+        if name not in decoder and (_NUMBERED.search(name) or _NOT_DECODER.search(name))
+    )
+
+
+def _decoder_shapes(
+    tensors: Mapping[str, TensorInfo],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name in _in_decoder(tensors):
+        yield name, tensors[name].shape
+
+
+def _in_decoder(names: Iterable[str]) -> Iterator[str]:
+    """The names of what lies in a layer of the decoder."""
+    numbered = [n for n in names if _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    # Where one part is called the text's, all others are not, whatever they are called.
+    yield from [n for n in numbered if _TEXT_PART.search(n)] or numbered
+
+
 def _linears(
     tensors: Mapping[str, TensorInfo], *, transposed: bool
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, info in tensors.items():
-        layer = name.removesuffix(".weight")
-        if layer == name or len(info.shape) != 2 or not _NUMBERED.search(name):
+    for name in _in_decoder(tensors):
+        layer, shape = name.removesuffix(".weight"), tensors[name].shape
+        if layer == name or len(shape) != 2 or _NOT_LINEAR.search(layer):
             continue
-        if _NOT_DECODER.search(name) or _NOT_LINEAR.search(layer):
-            continue
-        rows, columns = info.shape
+        rows, columns = shape
         yield layer, (columns, rows) if transposed else (rows, columns)
 
 

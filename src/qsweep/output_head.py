@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.architecture import empty_model, load_model
 from qsweep.errors import QsweepError
 
 if TYPE_CHECKING:
@@ -162,17 +163,12 @@ def load_output_head(
         NoShortcut: The model's forward cannot be split.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    model = empty_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
     if not _fill(model, source, body, dtype, device):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        model = load_model(source, config, dtype=dtype, trust_remote_code=trust_remote_code)
         model.set_submodule(body, torch.nn.Identity())
         model = model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)

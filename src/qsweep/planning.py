@@ -43,7 +43,8 @@ def plan_all(
     for trial in trials:
         found = _setting(trial, store, settings)
         if isinstance(found, QsweepError):
-            refused.append(Unplanned(trial, "failed", str(found)))
+            status = "skipped" if isinstance(found, IncompatibleTrial) else "failed"
+            refused.append(Unplanned(trial, status, str(found)))
             continue
         try:
             trial.quant.check(found.facts)

@@ -33,6 +33,7 @@ MORE_COLUMNS = (
     "kld_native", "device", "dtype", "sweep", "log", "shared_s", "fidelity",
     "worst_capability", "worst_retention",
     *(f"retention_{capability}" for capability in CAPABILITIES),
+    "kept_layers",
 )
 # fmt: on
 # What serves models to others. A quantizing library's own kernel loads an artifact too, but is not
@@ -186,6 +187,11 @@ def _rows_of(record: Record, floors: Mapping[Place, float]) -> Iterator[Row]:
         }
 
 
+def kept_layers(artifact: Mapping[str, Any]) -> int:
+    """How many linear layers stayed in 16 bits, because the format cannot hold their shape."""
+    return len((artifact.get("details") or {}).get("kept_layers") or ())
+
+
 def _common(record: Record) -> Row:
     options: Mapping[str, Any] = record.get("options") or {}
     artifact: Mapping[str, Any] = record.get("artifact") or {}
@@ -202,6 +208,7 @@ def _common(record: Record) -> Row:
         **_kept(record),
         "runtimes": " ".join(artifact.get("runtimes") or ()),
         "artifact": artifact.get("path"),
+        "kept_layers": kept_layers(artifact) or None,
         "expected_low": expected[0],
         "expected_high": expected[1],
     }

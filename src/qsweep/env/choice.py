@@ -1,5 +1,6 @@
 """``quant.env``: which environment a trial's quantizer works in."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class EnvChoice:
     def command(self, default: str) -> str:
         """What to type to create it."""
         usual = shown(self.folder) == "outputs/envs"
-        place = "" if usual else f" --folder {self.folder}"
+        place = "" if usual else f" --folder {shlex.quote(str(self.folder))}"
         return f"python -m qsweep.env create {self.name or default}{place}"
 
     def interpreter(self, default: str, progress: Progress = silent) -> Path:

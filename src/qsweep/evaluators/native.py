@@ -48,13 +48,15 @@ def kld_native(
         ``ppl_ratio_native``; and ``native_tokens``, how many they are.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    from qsweep.architecture import load_model
     from qsweep.gguf.dense import MODEL_FILE
     from qsweep.gguf.native import NativeModel, can_use_gpu
 
-    reference = AutoModelForCausalLM.from_pretrained(
+    reference = load_model(
         source,
+        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code),
         dtype=torch.float32 if device == "cpu" else "auto",
         device_map={"": device},
         use_safetensors=True,

@@ -147,8 +147,6 @@ def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Ite
 
 def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
     """Import what serves the artifact, so that its memory and time do not count."""
-    import torch
-
     if artifact.format == "gguf":
         from qsweep.gguf.native import can_use_gpu
 
@@ -156,11 +154,12 @@ def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
         return
     if artifact.format != "hf":
         _gptqmodel()
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from qsweep.architecture import empty_model
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
-    with torch.device("meta"):
-        AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    empty_model(config, trust_remote_code=trusted)
 
 
 def _gptqmodel() -> Any:
@@ -178,10 +177,13 @@ def _gptqmodel() -> Any:
 
 def _load_transformers(artifact: Artifact, device: str, trusted: bool) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    return AutoModelForCausalLM.from_pretrained(
+    from qsweep.architecture import load_model
+
+    return load_model(
         artifact.path,
+        AutoConfig.from_pretrained(artifact.path, trust_remote_code=trusted),
         dtype=torch.float32 if device == "cpu" else "auto",
         device_map={"": device},
         use_safetensors=True,

@@ -24,6 +24,7 @@ class ModelFacts:
 
     ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
     (out_features, in_features). Embeddings, norms and the output head are not among them.
+    ``experts`` tells whether the decoder is a mixture of experts; None where nobody looked.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelFacts:
     parameters: int
     max_length: int
     vocab_size: int
+    experts: bool | None = None
 
 
 @dataclass(frozen=True)

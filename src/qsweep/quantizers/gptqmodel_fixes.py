@@ -76,7 +76,7 @@ def _no_disk_test() -> Iterator[None]:
 def _replay_by_layer_type(model: Any) -> "_LayerTypes | None":
     # Models that alternate attention types (Gemma 3) give each layer its type's rotary embedding
     # and mask. GPTQModel replays every layer with those of the first one.
-    if not hasattr(model.model, "get_decoder") or _has_own_replay(type(model)):
+    if not hasattr(model.model, "get_decoder"):
         return None
     backbone = model.model.get_decoder()
     rotary = getattr(backbone, "rotary_emb", None)
@@ -84,6 +84,9 @@ def _replay_by_layer_type(model: Any) -> "_LayerTypes | None":
         return None
     prepare = model.prepare_layer_replay_kwargs
     types = _LayerTypes(backbone.config, type(rotary))
+    # For some (Gemma 4) it has a replay of its own, and only AWQ's search has not.
+    if _has_own_replay(type(model)):
+        return types
 
     def prepare_layer(
         layer: Any, layer_input: Any, additional_inputs: Any, target_device: Any

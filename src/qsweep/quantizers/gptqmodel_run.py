@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.artifact import Artifact
 from qsweep.errors import ConfigError
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
-from qsweep.quantizers.packed import Packing, runtimes
+from qsweep.quantizers.packed import Packing, kept_layers, kept_settings, runtimes
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +115,11 @@ def _run(
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
+    kept = kept_layers(packing, options["group_size"], source.facts.linears)
+    left = kept_settings(kept)
     config = QuantizeConfig(
         **options,
+        dynamic=left.get("dynamic"),
         quant_method=packing,
         device=source.device.partition(":")[0],
         offload_to_disk=offload,
@@ -149,6 +152,9 @@ def _run(
     settings = model.quantize_config.to_dict()
     settings["meta"] = {k: v for k, v in settings.get("meta", {}).items() if k in _META}
     details = _log_details([entry for entries in log.values() for entry in entries])
+    if kept:
+        settings |= left
+        details["kept_layers"] = sorted(kept)
     if unscaled:
         details["unscaled"] = sorted(unscaled)
     return settings, details

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.artifact import Artifact
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
-from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+from qsweep.quantizers.packed import (
+    Sym,
+    check_packing,
+    check_values,
+    kept_layers,
+    kept_settings,
+    resolve_sym,
+    runtimes,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +71,13 @@ class RTN:
         from safetensors import safe_open
 
         from qsweep.checkpoint import ShardWriter, packed_size, write_frame
-        from qsweep.model_facts import CONV1D_TYPES, weight_files
+        from qsweep.model_facts import CONV1D_TYPES, other_linears, read_tensors, weight_files
         from qsweep.packing import pack_gptq
 
         sym = resolve_sym(self.sym, auto=False)
         version = 1 if sym else 2
-        linears = model.facts.linears
+        kept = kept_layers("gptq", self.group_size, model.facts.linears)
+        linears = model.facts.linears.keys() - set(kept)
         transposed = model.facts.model_type in CONV1D_TYPES
         writer, done = ShardWriter(out), 0
         for file in weight_files(model.path):
@@ -86,12 +95,15 @@ class RTN:
                     done += 1
                     progress("round", done / len(linears))
         writer.close()
-        write_frame(model.path, out, _settings(self.bits, self.group_size, sym, version))
+        left = kept_settings([*kept, *other_linears(read_tensors(model.path))])
+        settings = _settings(self.bits, self.group_size, sym, version) | left
+        write_frame(model.path, out, settings)
         return Artifact(
             path=out,
             format="gptq",
             size=packed_size(out),
             runtimes=runtimes("gptq", self.bits, self.group_size, sym),
+            details={"kept_layers": sorted(kept)} if kept else {},
         )
 
 

@@ -65,7 +65,8 @@ def hover(row: Row) -> dict[str, str]:
         "h_setting": ", ".join(str(part) for part in bits if part),
         "h_ratio": cells.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else ""),
         "h_ppl": cells.with_error(row.get("ppl"), row.get("ppl_stderr")),
-        "h_size": f"{cells.gigabytes(row.get('size_gb'))} GB, {cells.fixed(row.get('bpw'), 2)} bpw",
+        "h_size": f"{cells.gigabytes(row.get('size_gb'))} GB, {cells.fixed(row.get('bpw'), 2)} bpw"
+        + (f", {row['kept_layers']} layers in 16 bits" if row.get("kept_layers") else ""),
         "h_kld": cells.with_error(row.get("kld"), row.get("kld_stderr")),
         "h_top1": cells.percent(row.get("top1_agreement")),
         "h_verdict": "reference" if row.get("reference") else verdict_of(row),

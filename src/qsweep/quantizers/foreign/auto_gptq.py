@@ -70,6 +70,8 @@ class AutoGPTQ:
         Raises:
             IncompatibleTrial: With the reason.
         """
+        # What no backend can do is said before what this one cannot: it must not name another.
+        check_packing("auto_gptq", "gptq", self.bits, self.group_size, model, whole=True)
         if not resolve_device(self.env.device).startswith("cuda"):
             raise IncompatibleTrial(
                 "auto_gptq quantizes on CUDA only, and this trial runs on the CPU; "
@@ -83,9 +85,8 @@ class AutoGPTQ:
             )
         if model.model_type not in _MODEL_TYPES:
             raise IncompatibleTrial(
-                f"auto_gptq does not know {model.model_type}; quant.backend=gptqmodel may"
+                f"auto_gptq does not know {model.model_type}; quant.backend=native or gptqmodel may"
             )
-        check_packing("auto_gptq", "gptq", self.bits, self.group_size, model)
         self.env.require(RECIPE.environment)
 
     def quantize(

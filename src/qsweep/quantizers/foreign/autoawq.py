@@ -49,6 +49,8 @@ class AutoAWQ:
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what AutoAWQ cannot do, and a missing environment. Raises IncompatibleTrial."""
+        # What no backend can do is said before what this one cannot: it must not name another.
+        check_packing("autoawq", "awq", 4, self.group_size, model, whole=True)
         if self.bits != 4:
             raise IncompatibleTrial(
                 f"autoawq writes 4 bits only, not {self.bits}; "
@@ -58,9 +60,8 @@ class AutoAWQ:
             raise IncompatibleTrial("autoawq's GEMM layout has zero points: sym=false")
         if model.model_type not in _MODEL_TYPES:
             raise IncompatibleTrial(
-                f"autoawq does not know {model.model_type}; quant.backend=gptqmodel may"
+                f"autoawq does not know {model.model_type}; quant.backend=native or gptqmodel may"
             )
-        check_packing("autoawq", "awq", self.bits, self.group_size, model)
         self.env.require(RECIPE.environment)
 
     def quantize(

@@ -119,14 +119,14 @@ class AutoRound:
 
     def _check_packed(self, form: Literal["gptq", "awq"], model: ModelFacts) -> None:
         sym = self.options()["sym"]
+        bits = 4 if form == "awq" else self.bits
+        check_packing("autoround", form, bits, self.group_size, model, whole=True)
         if form == "awq" and self.bits != 4:
             raise IncompatibleTrial(f"autoround exports AWQ at 4 bits only, not {self.bits}")
         if form == "gptq" and not sym:
             raise IncompatibleTrial(
-                "autoround exports GPTQ in version 1, which loses zero points of 0: sym=true, "
-                "or quant.export=awq"
+                "autoround exports GPTQ in version 1, which loses zero points of 0: sym=true"
             )
-        check_packing("autoround", form, self.bits, self.group_size, model)
 
     def _check_gguf(self, model: ModelFacts) -> None:
         from qsweep.quantizers.gguf import require_converter

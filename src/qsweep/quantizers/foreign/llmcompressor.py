@@ -118,11 +118,11 @@ class LLMCompressorAWQ:
 
 
 def _check(method: str, bits: int, group_size: int, model: ModelFacts, env: EnvChoice) -> None:
+    check_packing(f"llmcompressor's {method}", "awq", 4, group_size, model, whole=True)
     if bits not in (4, 8):
         raise IncompatibleTrial(
             f"llmcompressor: no runtime serves compressed-tensors of {bits} bits; 4 and 8 are"
         )
-    check_packing(f"llmcompressor's {method}", "awq", bits, group_size, model)
     env.require(RECIPE.environment)
 
 

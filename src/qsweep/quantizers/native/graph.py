@@ -1,15 +1,19 @@
 """What a model's module graph says: where its decoder layers are, and the linear layers in them.
 
 Nothing here knows an architecture by name. The decoder is the list of modules that holds the most
-linear weights; a linear layer is ``nn.Linear``, or transformers' ``Conv1D``, which stores its
-weight transposed.
+linear weights of the part that reads text; a linear layer is ``nn.Linear``, a subclass that computes
+the same, or transformers' ``Conv1D``, which stores its weight transposed.
 """
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from qsweep.architecture import NO_EXPERTS
 from qsweep.errors import IncompatibleTrial
 
 
@@ -37,15 +41,10 @@ def find_decoder(model: nn.Module) -> Decoder:
         IncompatibleTrial: there are none, they hold no plain linear layers, two of these share one
             weight, or a weight is quantized already or belongs to a mixture of experts.
     """
-    stacks = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and _linear_weights(module)
-    }
+    stacks = dict(_stacks(model))
     if not stacks:
         raise IncompatibleTrial(
-            f"{type(model).__name__}: no decoder layers with plain linear layers were found; "
-            "quant.backend=gptqmodel may know this architecture"
+            f"{type(model).__name__}: no decoder layers with plain linear layers were found"
         )
     name = max(stacks, key=lambda item: (_linear_weights(stacks[item]), -len(item)))
     decoder = Decoder(name, stacks[name], [linears_of(layer) for layer in stacks[name]])
@@ -60,7 +59,22 @@ def linears_of(module: nn.Module) -> dict[str, nn.Module]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer, whose weight can be replaced."""
-    return type(module) is nn.Linear or is_transposed(module)
+    if type(module) is nn.Linear or is_transposed(module):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    if module not in _subclassed:
+        _subclassed[module] = _computes_a_product(module)
+    return _subclassed[module]
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds experts: stacked weights, of which a token goes through a few.
+
+    transformers marks such classes with ``use_experts_implementation`` (integrations/moe.py), which
+    gives them ``_apply_gate`` and tells each instance how its weights lie.
+    """
+    return hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated")
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -89,6 +103,42 @@ def set_weight(linear: nn.Module, weight: torch.Tensor) -> None:
         raw_weight(linear).copy_(weight.T if is_transposed(linear) else weight)
 
 
+# What was found of modules whose class is derived from nn.Linear.
+_subclassed: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _computes_a_product(module: nn.Linear) -> bool:
+    # Falcon's own class does what nn.Linear does; a router returns more, a grouped one other shapes.
+    weight, bias = module.weight, module.bias
+    if weight.ndim != 2 or weight.device.type == "meta":
+        return False
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, weight.shape[1], generator=generator).to(weight)
+    with torch.no_grad():
+        expected = nn.functional.linear(inputs, weight, bias)
+        try:
+            output = module.forward(inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return False
+    if not isinstance(output, torch.Tensor) or output.shape != expected.shape:
+        return False
+    size = expected.float().abs().max()
+    return bool((output.float() - expected.float()).abs().max() <= 1e-2 * size)
+
+
+def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Lists of modules with linear layers; where a model reads more than text, of its text part."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and _linear_weights(module)
+    ]
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    part = get_decoder() if get_decoder else model
+    inside = set(part.modules()) if isinstance(part, nn.Module) else set()
+    yield from [pair for pair in found if pair[1] in inside] or found
+
+
 def _linear_weights(module: nn.Module) -> int:
     return sum(raw_weight(linear).numel() for linear in linears_of(module).values())
 
@@ -100,12 +150,8 @@ def _refuse_what_cannot_be(decoder: Decoder) -> None:
             full = decoder.full_name(index, name)
             if any(hasattr(module, part) for part in ("qweight", "weight_packed", "quant_state")):
                 raise IncompatibleTrial(f"{full}: already quantized; give the unquantized model")
-            for key, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim == 3:
-                    raise IncompatibleTrial(
-                        f"{full}.{key}: the native backend does not quantize mixtures of experts; "
-                        "use quant.backend=gptqmodel"
-                    )
+            if is_experts(module):
+                raise IncompatibleTrial(f"{full}: {NO_EXPERTS}")
             if not is_linear(module):
                 continue
             pointer = raw_weight(module).data_ptr()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.architecture import load_model
 from qsweep.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.packing import Grid
 from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
@@ -77,7 +78,8 @@ def run(
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     home = home_of(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
-    text = _Text(jobs, chunks, probe, network.config, importance=importance)
+    config = network.config.get_text_config()
+    text = _Text(jobs, chunks, probe, config, importance=importance)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
@@ -260,13 +262,15 @@ def load_network(model: SourceModel, place: str = "cpu") -> Any:
     Raises:
         IncompatibleTrial: transformers cannot build it.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     # CPUs compute in float32; a GPU in the checkpoint's own dtype.
     dtype: Any = torch.float32 if model.device == "cpu" else "auto"
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        network = load_model(
             model.path,
+            config,
             dtype=dtype,
             use_safetensors=True,
             device_map=None if place == "cpu" else {"": place},

@@ -16,12 +16,13 @@ from qsweep.packing import Grid
 from qsweep.quantizers import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import raw_weight, weight_of
+from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
 from qsweep.quantizers.native.options import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.rounding import Scheme
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
 from qsweep.quantizers.native.writer import Checkpoint
+from qsweep.quantizers.packed import fits
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class GPTQJob:
             gptaq_alpha=options["gptaq_alpha"],
         )
 
+    def fits(self, weight: torch.Tensor) -> bool:
+        """Whether a linear layer's weight [outputs, inputs] can be packed."""
+        outputs, inputs = weight.shape
+        return fits("gptq", self._options["group_size"], (outputs, inputs))
+
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
         self._checkpoint.add_linear(name, grid)
@@ -85,9 +91,7 @@ class GPTQJob:
 def solve_stage(
     jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, Grid]]:
-    """Quantize the linear layers of one stage for every job.
-
-    Layers that share an input are one matrix to GPTQ: rows do not know of each other.
+    """Quantize the linear layers of one stage for every job that can hold them.
 
     Args:
         jobs: The configurations.
@@ -99,9 +103,33 @@ def solve_stage(
         For each job the grids, by the linear layers' names inside the decoder layer.
     """
     modules = dict(layer.module.named_modules())
-    weights = [weight_of(modules[name]) for name in stage.linears]
+    weights = {name: weight_of(modules[name]) for name in stage.linears}
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for number, job in enumerate(jobs):
+        names = tuple(name for name in stage.linears if job.fits(weights[name]))
+        if names:
+            alike.setdefault(names, []).append(number)
+    results: list[dict[str, Grid]] = [{} for _ in jobs]
+    for names, numbers in alike.items():
+        part = {name: weights[name] for name in names}
+        chosen = [jobs[number] for number in numbers]
+        solved = _solve(chosen, layer, part, stage.channels, [stats[n] for n in numbers])
+        for number, grids in zip(numbers, solved, strict=True):
+            results[number] = grids
+    return results
+
+
+def _solve(
+    jobs: Sequence[GPTQJob],
+    layer: Layer,
+    linears: Mapping[str, torch.Tensor],
+    channels: int,
+    stats: Sequence[InputStats],
+) -> list[dict[str, Grid]]:
+    # Layers that share an input are one matrix to GPTQ: rows do not know of each other.
+    weights = list(linears.values())
     joined = torch.cat(weights)
-    settings = [job.settings(stage.channels) for job in jobs]
+    settings = [job.settings(channels) for job in jobs]
     # Who orders the columns of the same inputs alike shares a factor, which is as large as their
     # Gram matrix.
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
@@ -121,7 +149,7 @@ def solve_stage(
     results = []
     for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
         grids, start = {}, 0
-        for name, weight in zip(stage.linears, weights, strict=True):
+        for name, weight in linears.items():
             rows = slice(start, start + len(weight))
             part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
             job.keep(layer.full_name(name), part, losses[rows], factor.damp)
@@ -154,15 +182,15 @@ class AWQJob:
         """
         modules = dict(layer.module.named_modules())
         weights = {name: weight_of(modules[name]) for s in layer.stages for name in s.linears}
+        quantized = {name for name, weight in weights.items() if self._fits(weight)}
         applied: list[torch.Tensor | None] = []
         for stage, seen, fold in zip(layer.stages, stats, folds, strict=True):
-            if fold is None:
+            rounded = [weights[name] for name in stage.linears if name in quantized]
+            if fold is None or not rounded:
                 applied.append(None)
                 continue
             group_size = self._group_size(stage.channels)
-            scales, found = awq.search_scales(
-                [weights[name] for name in stage.linears], seen, self._scheme, group_size
-            )
+            scales, found = awq.search_scales(rounded, seen, self._scheme, group_size)
             scales = self._fold(layer, fold, modules, weights, fold.per_source(scales))
             self._scaling[layer.full_name(stage.linears[0])] = {"into": fold.source, **found}
             for name in stage.linears:
@@ -174,6 +202,10 @@ class AWQJob:
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
             for name in stage.linears:
+                if name not in quantized:
+                    # Scales went into it all the same, from before or from behind.
+                    self._keep(layer.full_name(name), modules[name], weights[name])
+                    continue
                 grid, losses = awq.quantize(
                     weights[name],
                     gram,
@@ -189,6 +221,14 @@ class AWQJob:
         details = _details(self._losses, self.seconds, common)
         details["scaling"] = self._scaling
         return self._checkpoint.finish(model, details)
+
+    def _fits(self, weight: torch.Tensor) -> bool:
+        outputs, inputs = weight.shape
+        return fits("awq", self._options["group_size"], (outputs, inputs))
+
+    def _keep(self, name: str, module: nn.Module, weight: torch.Tensor) -> None:
+        stored = weight.T if is_transposed(module) else weight
+        self._checkpoint.add_plain(f"{name}.weight", stored.contiguous())
 
     def _group_size(self, channels: int) -> int:
         size: int = self._options["group_size"]

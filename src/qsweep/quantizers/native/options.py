@@ -24,6 +24,8 @@ SEARCHES = ("range", "mse", "loss")
 # Raised whenever the same options give another result; quantizers/importance.py has a number of its
 # own, for where the calibration text's way through the model changes.
 _REVISIONS = {"gptq": 3, "awq": 4}
+# GPTQ's loop over columns takes as many together, which lie in one group.
+_COLUMNS_AT_ONCE = 32
 # Bytes of activations that one run of a decoder layer may hold on the host.
 LAYER_BYTES = 2 * 2**30
 # Bytes of finished layers that each configuration keeps before it writes them.
@@ -102,11 +104,13 @@ class NativeGPTQ:
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
-        check_packing(self.method, "gptq", self.bits, self.group_size, model)
-        if self.group_size % 32 and self.group_size != -1:
+        check_packing(
+            self.method, "gptq", self.bits, self.group_size, model, multiple=_COLUMNS_AT_ONCE
+        )
+        if self.group_size % _COLUMNS_AT_ONCE and self.group_size != -1:
             raise IncompatibleTrial(
-                f"gptq: group_size={self.group_size}: the native backend solves 32 columns at a "
-                "time; take a multiple of 32, or quant.backend=gptqmodel"
+                f"gptq: group_size={self.group_size}: the native backend solves {_COLUMNS_AT_ONCE} "
+                "columns at a time; take a multiple of it, or quant.backend=gptqmodel"
             )
 
     def quantize(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.architecture import NO_EXPERTS
 from qsweep.errors import IncompatibleTrial
 from qsweep.quantizers.native.graph import Decoder, linears_of, raw_weight
 from qsweep.quantizers.native.options import LAYER_BYTES
@@ -22,7 +23,7 @@ from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stats import InputStats
 
 _PROBE_TOKENS = 64
-_CACHES = {"past_key_values", "past_key_value", "layer_past"}
+_CACHES = {"past_key_values", "past_key_value", "layer_past", "cache_params"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Stage:
     linears: tuple[str, ...]
     channels: int
 
+
+# What works all the same: it goes through no model.
+ROUNDING = "quant=rtn quantizes such a model, too"
 
 OnStage = Callable[[Stage, InputStats], None]
 # By a stage's first linear layer, what goes into it of each chunk.
@@ -97,8 +101,12 @@ def home_of(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
 def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
     """Find which linear layers of a decoder layer share an input, by running it on the probe.
 
+    A linear layer that does not run, because the model multiplies by its weight itself (Mamba's
+    ``dt_proj``) or only for other inputs than text, is in no stage.
+
     Raises:
-        IncompatibleTrial: a linear layer did not run, or is given something that is no activation.
+        IncompatibleTrial: one of several that are built alike did not run, as in a mixture of
+            experts, or one runs more than once.
     """
     stages: list[list[str]] = []
     channels: list[int] = []
@@ -112,18 +120,22 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
             known[id(inputs)] = (weakref.ref(inputs), stage)
             stages.append([])
             channels.append(inputs.shape[-1])
-        if name not in stages[stage]:
-            stages[stage].append(name)
+        if any(name in names for names in stages):
+            raise IncompatibleTrial(
+                f"decoder layer {index}: {name} runs more than once, and the native backend "
+                f"quantizes each linear layer for one input; {ROUNDING}"
+            )
+        stages[stage].append(name)
 
     with _watching(layer, note):
         run_layer(layer, probe, index)
     found = [Stage(tuple(names), width) for names, width in zip(stages, channels, strict=True)]
     idle = linears_of(layer).keys() - {name for stage in found for name in stage.linears}
-    if idle:
-        raise IncompatibleTrial(
-            f"decoder layer {index}: {sorted(idle)[0]} takes no part for every token, as in a "
-            "mixture of experts; use quant.backend=gptqmodel"
-        )
+    for name in sorted(idle):
+        if any(part.isdecimal() for part in name.split(".")):
+            raise IncompatibleTrial(
+                f"decoder layer {index}: {name} takes no part for every token, as in {NO_EXPERTS}"
+            )
     return found
 
 
@@ -134,7 +146,7 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     hidden = chunk.hidden.to(parameter.device, non_blocking=True)
     with torch.no_grad():
         result = layer(hidden, *arguments, **named)
-    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    output: torch.Tensor = result[0] if isinstance(result, tuple | list) else result
     return output
 
 
@@ -145,6 +157,8 @@ def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, shari
     has that Gram matrix, and the activations of a forward that waits.
     """
     weights = [raw_weight(linear) for linear in linears_of(layer).values()]
+    if not weights:
+        return 1
     square = 4 * max(max(weight.shape) for weight in weights) ** 2
     each = sum(weight.numel() * weight.element_size() for weight in weights) + square
     more = square
@@ -251,14 +265,14 @@ def _watching(layer: nn.Module, note: Callable[[str, torch.Tensor], None]) -> It
     handles = []
     for name, module in linears_of(layer).items():
 
-        def hook(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: Any, name: str = name) -> None:
             # Statistics, and the solving that a question in the middle of the layer waits for, are
             # no part of the model; nor are other configurations' walks, which go on meanwhile in the
             # same thread.
             with torch.autocast("cpu", enabled=False):
-                note(name, inputs[0])
+                note(name, inputs[0] if inputs else named["input"])
 
-        handles.append(module.register_forward_pre_hook(hook))
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -280,7 +294,8 @@ def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:
         ) -> Any:
             named.update(dict.fromkeys(named.keys() & _CACHES))
             states = arguments[0] if arguments else named.pop("hidden_states")
-            if states.shape[:2] != ids.shape:
+            # A stand-in gives what it was given: another tensor comes from something in between.
+            if states.shape[:2] != ids.shape or (calls and states is not calls[-1][0]):
                 raise _Stop
             calls.append((states, arguments[1:], named))
             return (states, None) if as_tuple else states
@@ -292,14 +307,16 @@ def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:
                 output = body(input_ids=ids, use_cache=False)[0]
             if len(calls) == len(decoder.layers) and output.shape[:2] == ids.shape:
                 return Chunk(calls[0][0].to("cpu"), [call[1:] for call in calls])
-        except _Stop:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # says nothing of the model, though it is a RuntimeError
+        except (_Stop, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             continue
         finally:
             for layer in decoder.layers:
                 del layer.forward
     raise IncompatibleTrial(
-        f"{type(body).__name__}: its decoder layers do not hand hidden states on one by one; "
-        "use quant.backend=gptqmodel"
+        f"{type(body).__name__}: its decoder layers do not hand hidden states on one by one, which "
+        f"the native backend needs; {ROUNDING}"
     )
 
 
@@ -324,4 +341,5 @@ def _activation_bytes(layer: nn.Module, tokens: int) -> int:
     # A gated feed-forward block holds about four tensors of its width at a time; attention scores
     # are not materialized by PyTorch's fused attention.
     weights = [raw_weight(linear) for linear in linears_of(layer).values()]
-    return 4 * max(max(w.shape) for w in weights) * weights[0].element_size() * tokens
+    widest = max((max(w.shape) for w in weights), default=1)
+    return 4 * widest * next(layer.parameters()).element_size() * tokens

@@ -9,8 +9,9 @@ from qsweep.artifact import Artifact
 from qsweep.checkpoint import ShardWriter, packed_size, usual_dtype, write_frame
 from qsweep.model_facts import read_tensors
 from qsweep.packing import Grid, pack_awq, pack_gptq
+from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.options import SHARD_BYTES
-from qsweep.quantizers.packed import Packing, runtimes
+from qsweep.quantizers.packed import Packing, kept_settings, runtimes
 
 
 class Checkpoint:
@@ -33,6 +34,7 @@ class Checkpoint:
         self._usual = usual_dtype(self._infos.values())
         self._shards = ShardWriter(out, SHARD_BYTES)
         self._done: set[str] = set()
+        self._packed: set[str] = set()
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
@@ -50,6 +52,7 @@ class Checkpoint:
         for part, tensor in parts.items():
             self._shards.add(f"{name}.{part}", tensor)
         self._done.add(f"{name}.weight")
+        self._packed.add(name)
 
     def add_plain(self, name: str, tensor: torch.Tensor) -> None:
         """Add a tensor as it is, in the unquantized checkpoint's dtype, unless it was added."""
@@ -61,7 +64,11 @@ class Checkpoint:
         self._shards.add(name, tensor.clone())
 
     def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
-        """Add what was not added of the model, tied weights once, and close the files."""
+        """Add what was not added of the model, tied weights once, and close the files.
+
+        Linear layers that were not packed are named in the settings; those of the decoder also in
+        the details, as ``kept_layers``.
+        """
         seen: set[int] = set()
         for name, tensor in model.state_dict().items():
             # A head that shares the embedding's memory comes after it.
@@ -69,8 +76,41 @@ class Checkpoint:
                 self.add_plain(name, tensor)
             seen.add(tensor.data_ptr())
         self._shards.close()
-        write_frame(self._source, self._out, self._settings)
+        kept, others = self._unpacked(model)
+        if kept:
+            details = details | {"kept_layers": kept}
+        write_frame(self._source, self._out, self._settings | kept_settings([*kept, *others]))
         serving = runtimes(
             self._packing, self._settings["bits"], self._settings["group_size"], self._sym
         )
         return Artifact(self._out, self._packing, packed_size(self._out), serving, details)
+
+    def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
+        # The linear layers of the decoder that were not packed, and the parts of the model beside
+        # the decoder and the output head that hold others.
+        decoder = find_decoder(model).name + "."
+        get_head: Any = getattr(model, "get_output_embeddings", None)
+        head = get_head() if get_head else None
+        kept, others = [], set()
+        for name, module in model.named_modules():
+            if not is_linear(module) or module is head or name in self._packed:
+                continue
+            if name.startswith(decoder):
+                kept.append(name)
+            else:
+                others.add(_part_beside(name, decoder))
+        return sorted(kept), sorted(others)
+
+
+def _part_beside(name: str, decoder: str) -> str:
+    """The largest part of a model that holds a module and not the decoder, both by their names.
+
+    >>> _part_beside("model.visual.blocks.0.mlp.fc1", "model.language_model.layers.")
+    'model.visual'
+    """
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        part = ".".join(parts[:count])
+        if not decoder.startswith(f"{part}."):
+            return part
+    return name
