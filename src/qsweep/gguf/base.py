@@ -11,9 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from qsweep.files import write_json
+from qsweep.gguf.agreement import VERSION as AGREEMENT_VERSION
+from qsweep.gguf.agreement import measure_agreement
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.converter import convert, package_version
 from qsweep.gguf.layout import Layout, derive, from_json, to_json
@@ -24,18 +28,24 @@ from qsweep.quantizers import SourceModel
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
-_VERSION = 1
+_VERSION = 2
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
 
 
 @dataclass(frozen=True)
 class Base:
-    """An unquantized file and how the checkpoint lies in it."""
+    """An unquantized file and how the checkpoint lies in it.
+
+    ``added`` is the metadata that the converter forgot, ``agreement`` what
+    :func:`~qsweep.gguf.agreement.measure_agreement` found of the file.
+    """
 
     path: Path
     layout: Layout
     checkpoint: Checkpoint
+    added: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -50,26 +60,40 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
         IncompatibleTrial: the converter refuses the model, or rearranges it in a way unknown here.
     """
     checkpoint = open_checkpoint(model.path)
+    kept = out.parent / ".conversions"
+    kept.mkdir(exist_ok=True)
+    key = _key(model, checkpoint)
     if sum(info.bits for info in checkpoint.infos.values()) / 8 > _KEPT_BYTES:
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            yield _make(model, checkpoint, Path(folder))
+            base = _make(model, checkpoint, Path(folder))
+            with FileLock(kept / f"{key}.lock"):
+                base = _compared(base, model, kept / key, out)
+            yield base
         return
-    kept = out.parent / ".conversions"
-    place = kept / _key(model, checkpoint)
-    kept.mkdir(exist_ok=True)
-    with FileLock(kept / f"{place.name}.lock"):
-        base = _open(checkpoint, place)
-        if base is None:
-            temporary = place.with_name(f".{place.name}.tmp")
+    place = kept / key
+    with FileLock(kept / f"{key}.lock"):
+        found = _open(checkpoint, place)
+        if found is None:
+            temporary = place.with_name(f".{key}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             _make(model, checkpoint, temporary)
             shutil.rmtree(place, ignore_errors=True)
             temporary.rename(place)
             _prune(kept)
-            base = _open(checkpoint, place)
-    assert base is not None
+            found = _open(checkpoint, place)
+        assert found is not None
+        base = _compared(found, model, place, out)
     yield base
+
+
+def _compared(base: Base, model: SourceModel, place: Path, work: Path) -> Base:
+    """Once per model: the answer outlives the conversion."""
+    file = place.with_name(f"{place.name}.agreement-{AGREEMENT_VERSION}.json")
+    if not file.exists():
+        type_ = base.checkpoint.base_type.upper()
+        write_json(file, measure_agreement(base.path, type_, model, work).content())
+    return replace(base, agreement=json.loads(file.read_text(encoding="utf-8")))
 
 
 def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
@@ -84,8 +108,9 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     if layout.orders:
         save_file(dict(layout.orders), folder / "layout.safetensors")
     # Written last: its presence says that the rest is whole.
-    (folder / "layout.json").write_text(json.dumps(to_json(layout, checkpoint.infos)))
-    return Base(path, layout, checkpoint)
+    content = {"tensors": to_json(layout, checkpoint.infos), "added": notes.added}
+    (folder / "layout.json").write_text(json.dumps(content))
+    return Base(path, layout, checkpoint, notes.added)
 
 
 def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
@@ -97,8 +122,9 @@ def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
     description.touch()
     orders_file = folder / "layout.safetensors"
     orders = load_file(orders_file) if orders_file.exists() else {}
-    layout = from_json(json.loads(description.read_text()), checkpoint.infos, orders)
-    return Base(folder / "base.gguf", layout, checkpoint)
+    content = json.loads(description.read_text(encoding="utf-8"))
+    layout = from_json(content["tensors"], checkpoint.infos, orders)
+    return Base(folder / "base.gguf", layout, checkpoint, content["added"])
 
 
 def _key(model: SourceModel, checkpoint: Checkpoint) -> str:

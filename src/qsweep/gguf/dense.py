@@ -32,8 +32,9 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
     file = read_gguf(artifact.path / MODEL_FILE)
     layout = read_layout(artifact, checkpoint)
     for rule in layout.rules.values():
-        if rule.tensor not in file.tensors:
-            raise ArtifactCorrupt(f"{file.path}: has no tensor {rule.tensor}")
+        for tensor in rule.tensors:
+            if tensor not in file.tensors:
+                raise ArtifactCorrupt(f"{file.path}: has no tensor {tensor}")
     return {
         name: LazyWeight(_Restored(name, layout, file))
         if name in layout.rules
@@ -67,9 +68,9 @@ class _Restored:
 
         from qsweep.gguf.ggml import dequantize
 
-        rule = self.layout.rules[self.name]
-        stored = dequantize(self.file, rule.tensor, torch.float32, rule.slice)
-        return self.layout.restore(self.name, stored)
+        return self.layout.weight(
+            self.name, lambda tensor, index: dequantize(self.file, tensor, torch.float32, index)
+        )
 
 
 class _Original:

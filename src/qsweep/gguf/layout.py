@@ -8,11 +8,12 @@ for bit*; without one it refuses the model. The rules then lead back from the qu
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import IncompatibleTrial
+from qsweep.errors import UnknownLayout
+from qsweep.gguf.blocks import Block, find_blocks, find_scales, gather
 from qsweep.gguf.rows import find_order, from_file, to_file
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ _COMPUTED = re.compile(r"^rope_")
 class Rule:
     """How one tensor of the checkpoint lies in the file's tensor ``tensor``.
 
-    At most one of the others is set. ``rows``: a shape that the rows are viewed in and the order
-    that its axes then have in the file. ``order``: rows in an order that no such view explains,
-    kept apart under the tensor's name. ``add``: a constant added in the file. ``slice``: its index
-    in a stack.
+    Where it is, by one of these at most. ``rows``: a shape that the rows are viewed in and the
+    order that its axes then have in the file. ``order``: rows in an order that no such view
+    explains, kept apart under the tensor's name. ``slice``: its index in a stack. ``shape``: its
+    own, where the file has another. ``blocks``: the places of its rows, in several tensors perhaps
+    (``tensor`` is the first of them), counted with its last two axes swapped if it is ``turned``.
+
+    What became of the numbers there: ``add``, a constant added; ``exp``: the tensor's exponential,
+    times this. A block may have a factor of its own.
     """
 
     tensor: str
@@ -43,6 +48,17 @@ class Rule:
     transpose: bool = False
     add: float = 0.0
     slice: int | None = None
+    exp: float = 0.0
+    shape: tuple[int, ...] | None = None
+    blocks: tuple[Block, ...] | None = None
+    turned: bool = False
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all the file's tensors that hold something of it."""
+        return (
+            tuple(dict.fromkeys(b.tensor for b in self.blocks)) if self.blocks else (self.tensor,)
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,22 @@ class Layout:
     rules: Mapping[str, Rule]
     orders: "Mapping[str, torch.Tensor]"
 
+    def weight(
+        self, name: str, read: "Callable[[str, int | None], torch.Tensor]"
+    ) -> "torch.Tensor":
+        """The checkpoint's tensor ``name``, dense.
+
+        ``read`` gives a tensor of the file by its name, or the one matrix of a stack by its index.
+        """
+        rule = self.rules[name]
+        if rule.blocks is None:
+            return self.restore(name, read(rule.tensor, rule.slice))
+        assert rule.shape is not None
+        stored = gather(rule.shape, rule.blocks, lambda t: read(t, None), turned=rule.turned)
+        return _number_back(rule, stored)
+
     def restore(self, name: str, stored: "torch.Tensor") -> "torch.Tensor":
-        """The checkpoint's tensor ``name`` from what the file holds in its place, dense.
+        """The checkpoint's tensor ``name`` from the one that the file holds in its place, dense.
 
         Of a stack, ``stored`` is the one matrix that the rule's ``slice`` names.
         """
@@ -61,14 +91,22 @@ class Layout:
 
         rule = self.rules[name]
         if rule.transpose:
-            return stored.T.contiguous()
-        if rule.rows is not None:
-            return from_file(stored, *rule.rows)
-        if rule.order:
+            stored = stored.T.contiguous()
+        elif rule.rows is not None:
+            stored = from_file(stored, *rule.rows)
+        elif rule.order:
             restored = torch.empty_like(stored)
             restored[self.orders[name]] = stored
-            return restored
-        return stored - rule.add if rule.add else stored
+            stored = restored
+        elif rule.shape is not None:
+            stored = stored.reshape(rule.shape)
+        return _number_back(rule, stored)
+
+
+def _number_back(rule: Rule, stored: "torch.Tensor") -> "torch.Tensor":
+    if rule.exp:
+        return (stored / rule.exp).log()
+    return stored - rule.add if rule.add else stored
 
 
 def derive(
@@ -85,7 +123,7 @@ def derive(
     not be.
 
     Raises:
-        IncompatibleTrial: names the tensor that no rule explains.
+        UnknownLayout: names the tensor that no rule explains.
     """
     finder = _Finder(checkpoint, file)
     made_from = {name: made for source, made in groups for name in source}
@@ -96,7 +134,7 @@ def derive(
         finder.explain(name, source, [n for n in made_from.get(name, []) if n in file.tensors])
     for name in finder.unexplained:
         finder.explain_as_copy(name)
-    used = {rule.tensor for rule in finder.rules.values()}
+    used = {tensor for rule in finder.rules.values() for tensor in rule.tensors}
     for name in file.tensors:
         if name not in used and not _COMPUTED.match(name):
             raise _refusal(checkpoint, name, "comes from no tensor of the checkpoint")
@@ -118,12 +156,17 @@ class _Finder:
         self.last: dict[str, Rule] = {}
 
     def explain(self, name: str, source: "torch.Tensor", made: list[str]) -> None:
-        for stored_name in made:
-            stored = stored_tensor(self.file, stored_name)
-            rule = self._find(name, source, stored, stored_name)
+        stored = {name: stored_tensor(self.file, name) for name in made}
+        for value in _values(source, stored):
+            image = _image(source, value)
+            rule = self._find(name, image, stored)
             if rule is not None:
-                self.rules[name] = rule
+                self.rules[name] = replace(rule, **value)
                 self.last[_fold(name)[0]] = rule
+                return
+        for stored_name, tensor in stored.items():
+            if scaled := find_scales(source, tensor, stored_name):
+                self.rules[name] = Rule(stored_name, shape=tuple(source.shape), blocks=scaled)
                 return
         self.unexplained.append(name)
 
@@ -131,13 +174,25 @@ class _Finder:
         """A tied output head that the checkpoint stores once more, say."""
         tensor = self.checkpoint.tensor(name)
         for other, rule in list(self.rules.items()):
-            shape = self.file.tensors[rule.tensor].shape
+            shape = self.checkpoint.infos[other].shape
             if shape == tuple(tensor.shape) and _equal(tensor, self.checkpoint.tensor(other)):
                 self.rules[name] = rule
                 return
         raise _refusal(self.checkpoint, name, "lies in the file as no known rule explains")
 
     def _find(
+        self, name: str, source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
+    ) -> Rule | None:
+        for stored_name, tensor in stored.items():
+            if rule := self._find_in(name, source, tensor, stored_name):
+                return rule
+        found = find_blocks(source, stored) if source.ndim and stored else None
+        if found is None:
+            return None
+        turned, blocks = found
+        return Rule(blocks[0].tensor, shape=tuple(source.shape), blocks=blocks, turned=turned)
+
+    def _find_in(
         self, name: str, source: "torch.Tensor", stored: "torch.Tensor", stored_name: str
     ) -> Rule | None:
         if _equal(source, stored):
@@ -153,11 +208,10 @@ class _Finder:
             return None
         if source.ndim == 2 and _equal(source.T, stored):
             return Rule(stored_name, transpose=True)
+        if source.numel() == stored.numel() and _equal(source.flatten(), stored.flatten()):
+            return Rule(stored_name, shape=tuple(source.shape))
         if source.shape != stored.shape or source.ndim == 0:
             return None
-        shift = round(float(stored.flatten()[0]) - float(source.flatten()[0]))
-        if shift and _equal(source.float() + shift, stored):
-            return Rule(stored_name, add=float(shift))
         found = find_order(source, stored)
         if found is None:
             return None
@@ -165,6 +219,33 @@ class _Finder:
             return Rule(stored_name, rows=found)
         self.orders[name] = found
         return Rule(stored_name, order=True)
+
+
+# More numbers than this are a matrix of weights, which no converter puts through a function.
+_FEW = 1 << 22
+
+
+def _values(
+    source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
+) -> Iterator[dict[str, float]]:
+    """What may have become of the numbers, as fields of a rule: nothing, the usual, then the rest."""
+    yield {}
+    if source.numel() > _FEW or not source.is_floating_point():
+        return
+    for tensor in stored.values():
+        if tensor.numel() == source.numel() and source.numel():
+            # The mean does not mind the order.
+            shift = round(float(tensor.double().mean()) - float(source.double().mean()))
+            if shift:
+                yield {"add": float(shift)}
+    yield {"exp": -1.0}
+    yield {"exp": 1.0}
+
+
+def _image(source: "torch.Tensor", value: Mapping[str, float]) -> "torch.Tensor":
+    if "exp" in value:
+        return value["exp"] * source.float().exp()
+    return source.float() + value["add"] if value else source
 
 
 def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
@@ -206,16 +287,38 @@ def from_json(
         found = content.get(name)
         if found is None and pattern in content:
             shared = content[pattern]
-            found = {**shared, "tensor": shared["tensor"].replace("*", number)}
+            found = _unfolded(shared, number)
         if found is not None:
-            rows = found.get("rows")
-            shape = (tuple(rows[0]), tuple(rows[1])) if rows else None
-            rules[name] = Rule(**{**found, "rows": shape})
+            rules[name] = _rule(found)
     return Layout(rules, orders)
 
 
+def _rule(content: Mapping[str, Any]) -> Rule:
+    lists: dict[str, Any] = {}
+    if rows := content.get("rows"):
+        lists["rows"] = (tuple(rows[0]), tuple(rows[1]))
+    if "shape" in content:
+        lists["shape"] = tuple(content["shape"])
+    if "blocks" in content:
+        lists["blocks"] = tuple(Block(**block) for block in content["blocks"])
+    return Rule(**{**content, **lists})
+
+
 def _plain(rule: Rule) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rule).items() if value != getattr(Rule, name, "")}
+    content = {n: value for n, value in asdict(rule).items() if value != getattr(Rule, n, "")}
+    if rule.blocks is not None:
+        content["blocks"] = [
+            {n: value for n, value in asdict(block).items() if value != getattr(Block, n, "")}
+            for block in rule.blocks
+        ]
+    return content
+
+
+def _unfolded(content: Mapping[str, Any], number: str) -> dict[str, Any]:
+    found = {**content, "tensor": content["tensor"].replace("*", number)}
+    if "blocks" in content:
+        found["blocks"] = [_unfolded(block, number) for block in content["blocks"]]
+    return found
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -230,8 +333,11 @@ def _fold(name: str) -> tuple[str, str]:
 
 
 def _fold_rule(rule: Rule, number: str) -> Rule:
-    pattern, own = _fold(rule.tensor)
-    return Rule(**{**rule.__dict__, "tensor": pattern}) if number and own == number else rule
+    folded = {name: _fold(name) for name in (rule.tensor, *rule.tensors)}
+    if not number or any(own != number for _, own in folded.values()):
+        return rule
+    blocks = rule.blocks and tuple(replace(b, tensor=folded[b.tensor][0]) for b in rule.blocks)
+    return replace(rule, tensor=folded[rule.tensor][0], blocks=blocks)
 
 
 def _equal(a: "torch.Tensor", b: "torch.Tensor") -> bool:
@@ -244,8 +350,8 @@ def _equal(a: "torch.Tensor", b: "torch.Tensor") -> bool:
     return torch.equal(a.float(), b.float())
 
 
-def _refusal(checkpoint: "Checkpoint", name: str, what: str) -> IncompatibleTrial:
-    return IncompatibleTrial(
+def _refusal(checkpoint: "Checkpoint", name: str, what: str) -> UnknownLayout:
+    return UnknownLayout(
         f"gguf of {checkpoint.path.name}: the tensor {name} {what}, so the converted model cannot "
         "be measured beside the original"
     )

@@ -168,9 +168,16 @@ def framed(
         path=out,
         format="gguf",
         size=_size(file, linears),
-        runtimes=("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama"),
+        runtimes=runtimes(type_, base),
         details=_details(file, linears, type_, base) | details,
     )
+
+
+def runtimes(type_: FileType, base: "Base") -> tuple[str, ...]:
+    """What serves a file; nothing where llama.cpp computes another function from it."""
+    if not base.agreement["agrees"]:
+        return ()
+    return ("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama")
 
 
 def _importance(
@@ -187,7 +194,8 @@ def _importance(
 
 def _linear_tensors(facts: ModelFacts, base: "Base") -> set[str]:
     """Names in the file of the decoder's linear layers."""
-    return {base.layout.rules[f"{name}.weight"].tensor for name in facts.linears}
+    rules = base.layout.rules
+    return {tensor for name in facts.linears for tensor in rules[f"{name}.weight"].tensors}
 
 
 def _size(file: "GGUFFile", linears: set[str]) -> Size:
@@ -220,6 +228,8 @@ def _details(
         "other_tensor_types": dict(rest.most_common()),
         "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
         "tensors": to_json(base.layout, base.checkpoint.infos),
+        "llama_cpp": base.agreement,
+        **({"metadata_added": base.added} if base.added else {}),
     }
 
 
