@@ -120,7 +120,7 @@ def derive(
 
     ``groups`` are pairs of names in the checkpoint and names in the file made from them,
     ``skipped`` names that the converter left out on purpose, ``linears`` names of weights that may
-    not be.
+    not be. What no rule leads to is the checkpoint's own when the file is measured.
 
     Raises:
         UnknownLayout: names the tensor that no rule explains.
@@ -132,13 +132,14 @@ def derive(
         if name in left_out or _BUFFERS.search(name):
             continue
         finder.explain(name, source, [n for n in made_from.get(name, []) if n in file.tensors])
-    for name in finder.unexplained:
-        finder.explain_as_copy(name)
+    wanted = set(linears)
+    for name, written in finder.unexplained.items():
+        finder.explain_otherwise(name, written, name in wanted)
     used = {tensor for rule in finder.rules.values() for tensor in rule.tensors}
     for name in file.tensors:
         if name not in used and not _COMPUTED.match(name):
             raise _refusal(checkpoint, name, "comes from no tensor of the checkpoint")
-    for name in linears:
+    for name in wanted:
         if name not in finder.rules:
             raise _refusal(checkpoint, name, "is not in the converted file")
     return Layout(finder.rules, finder.orders)
@@ -152,7 +153,7 @@ class _Finder:
         self.file = file
         self.rules: dict[str, Rule] = {}
         self.orders: dict[str, torch.Tensor] = {}
-        self.unexplained: list[str] = []
+        self.unexplained: dict[str, bool] = {}
         self.last: dict[str, Rule] = {}
 
     def explain(self, name: str, source: "torch.Tensor", made: list[str]) -> None:
@@ -168,17 +169,24 @@ class _Finder:
             if scaled := find_scales(source, tensor, stored_name):
                 self.rules[name] = Rule(stored_name, shape=tuple(source.shape), blocks=scaled)
                 return
-        self.unexplained.append(name)
+        self.unexplained[name] = bool(made)
 
-    def explain_as_copy(self, name: str) -> None:
-        """A tied output head that the checkpoint stores once more, say."""
+    def explain_otherwise(self, name: str, written: bool, wanted: bool) -> None:
+        """A copy, such as a tied output head that is stored once more; or no weight of the file's.
+
+        Vectors that the file keeps among its metadata, or llama.cpp has no use for, are never
+        quantized: they stay as they are in the checkpoint.
+        """
         tensor = self.checkpoint.tensor(name)
         for other, rule in list(self.rules.items()):
             shape = self.checkpoint.infos[other].shape
             if shape == tuple(tensor.shape) and _equal(tensor, self.checkpoint.tensor(other)):
                 self.rules[name] = rule
                 return
-        raise _refusal(self.checkpoint, name, "lies in the file as no known rule explains")
+        if tensor.ndim < 2 and not wanted:
+            return
+        what = "lies in the file as no known rule explains" if written else "is not in the file"
+        raise _refusal(self.checkpoint, name, what)
 
     def _find(
         self, name: str, source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"

@@ -33,6 +33,7 @@ def is_completed(config: Mapping[str, Any]) -> bool:
     if named[0] not in _FORGOTTEN:
         return False
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = rope.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", _BASE)))
+    places = (rope.get("rope_theta"), config.get("rope_theta"), config.get("rotary_emb_base"))
+    base = next((value for value in places if isinstance(value, int | float)), _BASE)
     kind = rope.get("rope_type", rope.get("type"))
     return struct.pack("f", base) != struct.pack("f", _BASE) or kind in ("linear", "yarn")
