@@ -20,8 +20,9 @@ from qsweep.gguf.agreement import VERSION as AGREEMENT_VERSION
 from qsweep.gguf.agreement import measure_agreement
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.converter import convert, package_version
-from qsweep.gguf.layout import Layout, derive, from_json, to_json
+from qsweep.gguf.layout import derive
 from qsweep.gguf.reader import read_gguf
+from qsweep.gguf.rules import Layout, from_json, to_json
 from qsweep.locks import FileLock
 from qsweep.quantizers import SourceModel
 

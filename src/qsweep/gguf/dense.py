@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.artifact import Artifact
 from qsweep.errors import ArtifactCorrupt
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
-from qsweep.gguf.layout import Layout, from_json
 from qsweep.gguf.reader import GGUFFile, read_gguf
+from qsweep.gguf.rules import Layout, from_json
 
 if TYPE_CHECKING:
     import torch

@@ -243,7 +243,7 @@ def _details(
     type_: FileType,
     base: "Base",
 ) -> dict[str, Any]:
-    from qsweep.gguf.layout import to_json
+    from qsweep.gguf.rules import to_json
 
     used = Counter(file.tensors[name].type.name for name in linears)
     rest = Counter(
