@@ -183,11 +183,11 @@ def _find(rows: "torch.Tensor", stored: "Mapping[str, torch.Tensor]") -> tuple[B
     runs = _runs(places, starts)
     if len(runs) > _MOST_BLOCKS * 16:
         return None
-    blocks = [
-        Block(*sides[owner][:1], source, int(file - starts[owner]), length, count, *steps,
-              turned=sides[owner][1])
-        for owner, source, file, length, count, *steps in _merged(runs)
-    ]  # fmt: skip
+    blocks = []
+    for owner, source, file, length, count, source_step, file_step in _merged(runs):
+        name, turned, _ = sides[owner]
+        place = (source, int(file - starts[owner]), length, count, source_step, file_step)
+        blocks.append(Block(name, *place, turned))
     return tuple(blocks) if len(blocks) <= _MOST_BLOCKS else None
 
 

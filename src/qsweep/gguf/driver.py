@@ -35,7 +35,8 @@ def main() -> None:
     """Convert, by the arguments of the command line; the exit code is 1 where that fails."""
     notes = Path(sys.argv[5])
     try:
-        found = _convert(*sys.argv[1:5], sys.argv[6])
+        converter, model, out, outtype, _, trust = sys.argv[1:]
+        found = _convert(converter, model, out, outtype, trusted=trust == "trust")
     except Exception as error:
         traceback.print_exc()
         notes.write_text(json.dumps({"reason": _reason(error)}), encoding="utf-8")
@@ -43,7 +44,9 @@ def main() -> None:
     notes.write_text(json.dumps(found), encoding="utf-8")
 
 
-def _convert(converter: str, model: str, out: str, outtype: str, trust: str) -> dict[str, Any]:
+def _convert(
+    converter: str, model: str, out: str, outtype: str, *, trusted: bool
+) -> dict[str, Any]:
     # transformers imports scikit-learn wherever it finds it, and takes two seconds over it.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
     sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
@@ -57,7 +60,7 @@ def _convert(converter: str, model: str, out: str, outtype: str, trust: str) -> 
     convert_hf_to_gguf.get_model_class = lambda *args, **more: _recorded(
         choose(*args, **more), groups, names, added
     )
-    _restrict_code(transformers, trust == "trust")
+    _restrict_code(transformers, trusted)
     _keep_old_names(convert_hf_to_gguf.ModelBase, transformers)
     sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", outtype]
     convert_hf_to_gguf.main()

@@ -82,7 +82,7 @@ class _Finder:
             image = _image(source, value)
             rule = self._find(name, image, stored)
             if rule is not None:
-                self.rules[name] = replace(rule, **value)
+                self.rules[name] = replace(rule, add=value.add, exp=value.exp)
                 self.last[fold(name)[0]] = rule
                 return
         for stored_name, tensor in stored.items():
@@ -153,11 +153,9 @@ class _Finder:
 _FEW = 1 << 22
 
 
-def _values(
-    source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
-) -> Iterator[dict[str, float]]:
-    """What may have become of the numbers, as fields of a rule: nothing, the usual, then the rest."""
-    yield {}
+def _values(source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]") -> Iterator[Rule]:
+    """What may have become of the numbers, wherever they are: nothing first."""
+    yield Rule("")
     if source.numel() > _FEW or not source.is_floating_point():
         return
     for tensor in stored.values():
@@ -165,15 +163,15 @@ def _values(
             # The mean does not mind the order.
             shift = round(float(tensor.double().mean()) - float(source.double().mean()))
             if shift:
-                yield {"add": float(shift)}
-    yield {"exp": -1.0}
-    yield {"exp": 1.0}
+                yield Rule("", add=float(shift))
+    yield Rule("", exp=-1.0)
+    yield Rule("", exp=1.0)
 
 
-def _image(source: "torch.Tensor", value: Mapping[str, float]) -> "torch.Tensor":
-    if "exp" in value:
-        return value["exp"] * source.float().exp()
-    return source.float() + value["add"] if value else source
+def _image(source: "torch.Tensor", value: Rule) -> "torch.Tensor":
+    if value.exp:
+        return value.exp * source.float().exp()
+    return source.float() + value.add if value.add else source
 
 
 def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
