@@ -61,7 +61,7 @@ def _convert(
         choose(*args, **more), groups, names, added
     )
     _restrict_code(transformers, trusted)
-    _keep_old_names(convert_hf_to_gguf.ModelBase, transformers)
+    _keep_old_names(convert_hf_to_gguf.ModelBase)
     sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", outtype]
     convert_hf_to_gguf.main()
 
@@ -99,6 +99,11 @@ def _recorded(
 
     class Recorded(base):
         model_arch = base.model_arch
+
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            # Several classes make a plain mapping of what was loaded.
+            self.hparams = _WithDefaults(self.hparams, self.dir_model)
 
         @classmethod
         def filter_tensors(cls, item):
@@ -211,7 +216,7 @@ def _is_default(name: str, value: Any) -> bool:
     return name in _DEFAULTS and struct.pack("f", value) == struct.pack("f", _DEFAULTS[name])
 
 
-def _keep_old_names(base: Any, transformers: Any) -> None:
+def _keep_old_names(base: Any) -> None:
     # transformers 5 moved GPT-NeoX's rotary_pct, which the converter reads, into rope_parameters,
     # and no longer writes GPT-2's n_ctx.
     load = base.load_hparams
@@ -223,7 +228,7 @@ def _keep_old_names(base: Any, transformers: Any) -> None:
             config.setdefault("rotary_pct", factor)
         if "n_positions" in config:
             config.setdefault("n_ctx", config["n_positions"])
-        return _WithDefaults(config, folder, transformers)
+        return _WithDefaults(config, folder)
 
     base.load_hparams = staticmethod(with_old_names)
 
@@ -231,12 +236,14 @@ def _keep_old_names(base: Any, transformers: Any) -> None:
 class _WithDefaults(dict[str, Any]):
     """A configuration in which transformers' default is found where a file leaves a key out."""
 
-    def __init__(self, config: dict[str, Any], folder: Any, transformers: Any):
+    def __init__(self, config: dict[str, Any], folder: Path):
         super().__init__(config)
-        self._folder, self._transformers = folder, transformers
+        self._folder = folder
 
     def __missing__(self, key: str) -> Any:
-        text = self._transformers.AutoConfig.from_pretrained(self._folder).get_text_config()
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(self._folder).get_text_config()
         value = getattr(text, key, None)
         if value is None and key == "head_dim":
             value = text.hidden_size // text.num_attention_heads
