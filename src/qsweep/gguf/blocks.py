@@ -5,6 +5,7 @@ whole rows stay whole. So rows are looked up by a hash, and the places they were
 as blocks of regular runs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,12 +75,11 @@ def gather(
     whole = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
     columns = whole[-1] if len(whole) > 1 else 1
     stored = {name: read(name) for name in {block.tensor for block in blocks}}
-    first = next(iter(stored.values()))
-    out = torch.empty(-1 if not whole else _product(whole) // columns, columns, dtype=first.dtype)
+    dtype = stored[blocks[0].tensor].dtype
+    out = torch.empty(math.prod(whole) // columns, columns, dtype=dtype)
     for block in blocks:
-        rows = rows_of(stored[block.tensor], turned=block.turned)
-        if rows.shape[1] != columns:
-            rows = rows.reshape(-1, columns)
+        # Where the source's rows are single numbers, so are those of whatever shape the file has.
+        rows = rows_of(stored[block.tensor], turned=block.turned).reshape(-1, columns)
         part = rows[block.rows(block.file, block.file_step)]
         out[block.rows(block.source, block.source_step)] = (
             part if block.scale == 1 else part / block.scale
@@ -169,7 +169,7 @@ def _find(rows: "torch.Tensor", stored: "Mapping[str, torch.Tensor]") -> tuple[B
     import numpy
 
     sides = list(_sides(rows.shape[1], stored))
-    if not sides or sum(len(side) for _, _, side in sides) < 1:
+    if not any(len(side) for _, _, side in sides):
         return None
     hashes = [row_hashes(side) for _, _, side in sides]
     pool, wanted = numpy.concatenate(hashes), row_hashes(rows)
@@ -250,10 +250,3 @@ def _merged(runs: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, ...]]:
             done.append((owner, *places[at], length, count, *steps))
             at += count
     return sorted(done, key=lambda block: block[1])
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
