@@ -43,6 +43,7 @@ _ARCHITECTURES = {
         },
     },
     "phi": {
+        "intermediate_size": 1024,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e6,
@@ -126,7 +127,7 @@ def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **_COMMON, **_ARCHITECTURES[architecture])
+    config = AutoConfig.for_model(architecture, **(_COMMON | _ARCHITECTURES[architecture]))
     model = AutoModelForCausalLM.from_config(config)
     # Larger than the default initialisation, so that logits differ enough to be compared.
     with torch.no_grad():
