@@ -5,6 +5,7 @@ the converter forgets, or an option that llama.cpp does not know, makes another 
 numbers. So the unquantized file is run on one window beside the model itself.
 """
 
+import contextlib
 import gc
 import json
 import subprocess
@@ -14,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import QsweepError
+from qsweep.errors import ArtifactCorrupt, QsweepError
+from qsweep.gguf.reader import read_gguf
 from qsweep.gguf.types import FILE_TYPES
 from qsweep.quantizers import SourceModel
 
@@ -66,7 +68,7 @@ def measure_agreement(file: Path, type_: str, model: SourceModel, work: Path) ->
     """
     import torch
 
-    ids = _window(model)
+    ids = _window(file, model)
     wide = type_ == "F32" or file.stat().st_size < _WIDENED_BYTES
     limit = LIMITS["F32" if wide else type_]
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -84,14 +86,18 @@ def measure_agreement(file: Path, type_: str, model: SourceModel, work: Path) ->
     kld = float((p.exp() * (p - q)).sum(-1).mean())
     same = float((expected.argmax(-1) == found.argmax(-1)).double().mean())
     if not torch.isfinite(torch.tensor(kld)):
-        return Agreement(None, limit, len(ids), reason="its logits are not finite")
+        return Agreement(None, limit, len(ids), reason="the logits are not finite")
     return Agreement(kld, limit, len(ids), same)
 
 
-def _window(model: SourceModel) -> list[int]:
+def _window(file: Path, model: SourceModel) -> list[int]:
     """Token ids that cover the vocabulary evenly: what they say does not matter."""
+    size = model.facts.vocab_size
+    with contextlib.suppress(ArtifactCorrupt):
+        # Rows of the embedding that no token has may be left out.
+        size = min(size, len(read_gguf(file).metadata.get("tokenizer.ggml.tokens") or range(size)))
     count = max(2, min(_TOKENS, model.facts.max_length))
-    return [(11 + 7919 * i) % model.facts.vocab_size for i in range(count)]
+    return [(11 + 7919 * i) % size for i in range(count)]
 
 
 def _own_logits(model: SourceModel, ids: list[int], wide: bool) -> "torch.Tensor":
