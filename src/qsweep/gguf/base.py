@@ -89,12 +89,14 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
 
 
 def _compared(base: Base, model: SourceModel, place: Path, work: Path) -> Base:
-    """Once per model: the answer outlives the conversion."""
+    """Once per model: what was measured outlives the conversion; a failure is tried again."""
     file = place.with_name(f"{place.name}.agreement-{AGREEMENT_VERSION}.json")
-    if not file.exists():
-        type_ = base.checkpoint.base_type.upper()
-        write_json(file, measure_agreement(base.path, type_, model, work).content())
-    return replace(base, agreement=json.loads(file.read_text(encoding="utf-8")))
+    if file.exists():
+        return replace(base, agreement=json.loads(file.read_text(encoding="utf-8")))
+    found = measure_agreement(base.path, base.checkpoint.base_type.upper(), model, work)
+    if found.kld is not None:
+        write_json(file, found.content())
+    return replace(base, agreement=found.content())
 
 
 def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
