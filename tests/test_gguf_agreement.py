@@ -47,7 +47,7 @@ def test_a_file_of_another_rotary_base_is_another_function(tiny_model, other_bas
         assert base.agreement["agrees"] and base.agreement["kld"] < 1e-7
         found = measure_agreement(base.path, "BF16", source_model(other_base), out)
     assert not found.agrees
-    assert found.kld > 100 * found.limit
+    assert found.kld > 10 * found.limit
 
 
 def test_what_llama_cpp_cannot_run_is_told_in_one_line(tiny_model, tmp_path):

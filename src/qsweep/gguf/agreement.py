@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import ArtifactCorrupt, QsweepError
+from qsweep.errors import ArtifactCorrupt, QsweepError, TrialFailed
 from qsweep.gguf.reader import read_gguf
 from qsweep.gguf.types import FILE_TYPES
 from qsweep.quantizers import SourceModel
@@ -28,8 +28,10 @@ VERSION = 1
 _TOKENS = 256
 # A file below this many bytes is run in float32 for the comparison, a larger one as it is.
 _WIDENED_BYTES = 4e9
-# Mean KL divergence in nats per token that kernels alone stay below, by what the file holds.
-LIMITS = {"F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}
+# Mean KL divergence in nats per token that kernels alone stay below, by what the file holds. Over
+# architectures that llama.cpp computes rightly, float32 gave 1e-12 to 6e-5 (gpt-oss; the next are
+# factors rounded into bfloat16, 1e-5, and a tabulated GELU, 2e-7), float16 6e-6 and bfloat16 5e-4.
+LIMITS = {"F32": 3e-4, "F16": 2e-3, "BF16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def measure_agreement(file: Path, type_: str, model: SourceModel, work: Path) ->
         if wide and type_ != "F32":
             from qsweep.gguf.native import quantize_file
 
-            quantize_file(file, Path(folder) / "wide.gguf", FILE_TYPES["F32"], None)
+            try:
+                quantize_file(file, Path(folder) / "wide.gguf", FILE_TYPES["F32"], None)
+            except TrialFailed as error:
+                return Agreement(None, limit, reason=str(error))
             file = Path(folder) / "wide.gguf"
         found = _run(file, ids, Path(folder))
         if isinstance(found, str):
