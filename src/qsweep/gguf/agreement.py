@@ -158,7 +158,9 @@ def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
         line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()
     ]
     line = told[-1].removeprefix(_REASON) if told else f"ended with code {done.returncode}"
-    return line.replace(f"{file}: ", "")
+    # Neither this temporary file's place nor that of the source it was compiled from.
+    source, assertion, rest = line.replace(f"{file}: ", "").partition("GGML_ASSERT")
+    return Path(source).name + assertion + rest if assertion else source
 
 
 _REASON = "qsweep: "
