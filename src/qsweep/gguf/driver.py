@@ -99,6 +99,7 @@ def _recorded(
 
     class Recorded(base):
         model_arch = base.model_arch
+        hparams: dict[str, Any]
 
         def __init__(self, *args, **more):
             super().__init__(*args, **more)
