@@ -35,6 +35,70 @@ _ARCHITECTURES = {
         "sliding_window": 256,
     },
     "gpt_neox": {"tie_word_embeddings": False},
+    "stablelm": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "phi": {
+        "intermediate_size": 1024,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "deepseek_v2": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 64,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "falcon": {"num_kv_heads": 2, "new_decoder_architecture": True},
+    "mamba": {"state_size": 16, "time_step_rank": 16},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 128,
+    },
+    "falcon_h1": {
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "mamba_d_ssm": 512,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 64,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 32,
+        "embedding_multiplier": 1.5,
+        "key_multiplier": 0.7,
+        "mlp_multipliers": [0.8, 0.9],
+        "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7],
+    },
+    "qwen3_5_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
 }
 
 
@@ -99,7 +163,7 @@ def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **_COMMON, **_ARCHITECTURES[architecture])
+    config = AutoConfig.for_model(architecture, **(_COMMON | _ARCHITECTURES[architecture]))
     model = AutoModelForCausalLM.from_config(config)
     # Larger than the default initialisation, so that logits differ enough to be compared.
     with torch.no_grad():

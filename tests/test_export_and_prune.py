@@ -122,6 +122,9 @@ def test_a_gguf_card_names_the_file_and_brings_a_modelfile(outputs, tmp_path):
     card = (out / "README.md").read_text()
     assert "llama-server -m model.gguf" in card and "ollama create my-model" in card
     assert (out / "tokenizer.json").is_file()
+    record["artifact"]["runtimes"] = []
+    card = (export(record, store, tmp_path / "Other") / "README.md").read_text()
+    assert "llama-server" not in card and "Nothing serves this file" in card
 
 
 def keys(outputs):

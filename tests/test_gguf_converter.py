@@ -90,3 +90,23 @@ def test_an_unknown_pre_tokenizer_is_refused_in_one_line(tiny_model, tmp_path):
         converter.convert(model, tmp_path / "out.gguf", "bf16")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.json"))
+
+
+@needs_converter
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("vocab_size", 100, r"this does not hold: max\(tokenizer.vocab.values\(\)\) < vocab_size"),
+        ("num_attention_heads", None, "num_attention_heads"),
+    ],
+)
+def test_the_converters_own_reason_is_told(setting, value, reason, tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config[setting] = value
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(IncompatibleTrial, match=reason) as caught:
+        converter.convert(model, tmp_path / "out.gguf", "bf16")
+    assert "\n" not in str(caught.value)

@@ -5,9 +5,10 @@ from safetensors.torch import save_file
 
 from qsweep.errors import IncompatibleTrial
 from qsweep.gguf.checkpoint import open_checkpoint
-from qsweep.gguf.layout import derive, from_json, to_json
+from qsweep.gguf.layout import derive
 from qsweep.gguf.reader import read_gguf
 from qsweep.gguf.rows import find_order, from_file, to_file
+from qsweep.gguf.rules import from_json, to_json
 
 gguf = pytest.importorskip("gguf")
 

@@ -132,6 +132,26 @@ def test_the_model_is_its_content(planned):
     }
 
 
+def test_a_file_whose_metadata_is_completed_is_another_one_than_before(
+    planned, pocket_dir, tmp_path
+):
+    import json
+
+    settings = json.loads((pocket_dir / "config.json").read_text(encoding="utf-8"))
+    plain, facts = planned("quant=gguf"), planned("quant=gguf").setting.facts
+    for architecture, theta, differs in (
+        ("PhiForCausalLM", 1e6, True),
+        ("PhiForCausalLM", 1e4, False),
+        ("LlamaForCausalLM", 1e6, False),
+    ):
+        changed = settings | {"architectures": [architecture], "rope_theta": theta}
+        changed.pop("rope_parameters", None)
+        (tmp_path / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+        other = dataclasses.replace(facts, path=tmp_path)
+        assert (planned("quant=gguf", facts=other).artifact_key != plain.artifact_key) == differs
+        assert planned(facts=other).artifact_key == planned().artifact_key
+
+
 def test_a_device_counts_by_its_kind_and_not_for_the_artifact(planned):
     first, second = planned(device="cuda:0"), planned(device="cuda:1")
     assert changed(first, second) == set()

@@ -416,6 +416,21 @@ def test_gguf_families_are_compared_apart_and_with_q8_0():
     assert len(check([*apart, gguf("Q8_0", 8, 1.3)])) == 3  # 2 comparisons, and 8 bits
 
 
+def test_a_model_that_llama_cpp_runs_otherwise_is_flagged_once():
+    records = [trial(f"gguf {n}", "gguf", 1.01, bits=n, options={"bits": n}) for n in (4, 8)]
+    for record in records:
+        record["artifact"]["details"]["llama_cpp"] = {"agrees": True, "kld": 1e-9, "limit": 1e-5}
+    assert check(records) == []
+    for record in records:
+        record["artifact"]["details"]["llama_cpp"] |= {"agrees": False, "kld": 0.19}
+    (line,) = check(records)
+    assert "another function" in line and "KLD 0.19" in line
+    for record in records:
+        record["artifact"]["details"]["llama_cpp"] = {"agrees": False, "reason": "no such op"}
+    (line,) = check(records)
+    assert "cannot run its GGUF files: no such op" in line
+
+
 def test_the_reference_must_equal_itself():
     record = reference()
     record["measurements"][0]["metrics"]["kld"] = 1e-7

@@ -21,6 +21,10 @@ class IncompatibleTrial(QsweepError):
     """A combination that cannot exist, such as GGUF at 7 bits: recorded as *skipped*."""
 
 
+class UnknownLayout(IncompatibleTrial):
+    """A converted file that cannot be led back to the checkpoint: only its runtime can run it."""
+
+
 class BackendUnavailable(IncompatibleTrial):
     """A library that a trial needs is not installed; the text names the command that installs it."""
 

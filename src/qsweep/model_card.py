@@ -118,6 +118,11 @@ def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
     runtimes = " ".join((record.get("artifact") or {}).get("runtimes") or ())
     gguf = next((file for file in files if file.endswith(".gguf")), None)
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lower() or "model"
+    if gguf and "llama.cpp" not in runtimes:
+        return [
+            "Nothing serves this file as it was measured: llama.cpp, and what builds on it, computes "
+            "another function from it than the model's, or cannot run it."
+        ]
     if gguf:
         return [
             "llama.cpp:",

@@ -13,7 +13,8 @@ from qsweep.config import CorpusConfig, EvalConfig, TrialConfig, key_of
 from qsweep.devices import resolve_device, resolve_dtype
 from qsweep.environment import environment
 from qsweep.evaluators import PROTOCOL_VERSION
-from qsweep.model_facts import read_facts
+from qsweep.gguf.metadata import is_completed
+from qsweep.model_facts import read_config, read_facts
 from qsweep.models import content_hash
 from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
@@ -167,8 +168,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for protocol in [_protocol(trial, setting, corpus, preset)]
     )
     speed = trial.eval.speed
-    gguf = "gguf" in (trial.quant.method, trial.quant.options().get("export"))
-    native = trial.eval.kld_native and gguf
+    native = trial.eval.kld_native and _is_gguf(trial.quant)
     timing = None
     if speed or native:
         timing = {
@@ -227,6 +227,8 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         "options": quant.options(),
         "version": quant.version(),
     }
+    if _is_gguf(quant) and is_completed(read_config(setting.facts.path)):
+        identity["metadata"] = 1
     if quant.uses_calibration and setting.calibration is not None:
         identity["calibration"] = {
             "text": setting.calibration.fingerprint,
@@ -237,6 +239,10 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         if _uses_importance(quant):
             identity["importance"] = IMPORTANCE_VERSION
     return identity
+
+
+def _is_gguf(quant: Quantizer) -> bool:
+    return "gguf" in (quant.method, quant.options().get("export"))
 
 
 def _uses_importance(quant: Quantizer) -> bool:

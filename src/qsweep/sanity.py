@@ -28,8 +28,10 @@ def check(records: Iterable[Record]) -> list[str]:
 
     Checked on each corpus and preset: more bits are never worse within one method and otherwise
     equal options; 8 bits are close to the reference; the reference against itself is 0; nothing is
-    better than the reference; calibrated methods are not worse than rounding to nearest.
+    better than the reference; calibrated methods are not worse than rounding to nearest. And of
+    each model: llama.cpp computes its function from the files made of it.
     """
+    records = list(records)
     places: dict[tuple[str, ...], list[tuple[Record, dict[str, Any]]]] = defaultdict(list)
     for record in records:
         if record["status"] == "finished":
@@ -45,10 +47,30 @@ def check(records: Iterable[Record]) -> list[str]:
             *_more_bits(found),
             *_rounding(found),
         )
-    ]
+    ] + list(_other_functions(records))
 
 
 Found = list[tuple[Record, dict[str, Any]]]
+
+
+def _other_functions(records: Iterable[Record]) -> Iterator[str]:
+    """Models that llama.cpp runs otherwise: found before quantizing, so one line for all types."""
+    seen = set()
+    for record in records:
+        found = ((record.get("artifact") or {}).get("details") or {}).get("llama_cpp")
+        if not found or found["agrees"] or record["model"] in seen:
+            continue
+        seen.add(record["model"])
+        what = "cannot run its GGUF files: {reason}"
+        if found.get("kld") is not None:
+            what = (
+                "computes another function from its GGUF files (unquantized, KLD {kld:.2g} where "
+                "its kernels account for {limit:.2g} at most)"
+            )
+        yield (
+            f"{record['model']}: llama.cpp {what.format(**found)}; the figures are those of the "
+            "weights, so serve the files with nothing that builds on llama.cpp"
+        )
 
 
 def _reference(found: Found) -> Iterator[str]:

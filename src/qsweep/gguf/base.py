@@ -4,6 +4,7 @@ Starting the converter takes longer than converting a small model and quantizing
 conversions are kept for the next type of the same model.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -11,17 +12,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qsweep.config import key_of
+from qsweep.contents import has_figures
 from qsweep.errors import ArtifactCorrupt
-from qsweep.files import read_json
+from qsweep.files import read_json, write_json
+from qsweep.gguf.agreement import VERSION as AGREEMENT_VERSION
+from qsweep.gguf.agreement import measure_agreement
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.converter import convert, package_version
-from qsweep.gguf.layout import Layout, derive, from_json, to_json
+from qsweep.gguf.layout import derive
 from qsweep.gguf.reader import read_gguf
+from qsweep.gguf.rules import Layout, from_json, to_json
 from qsweep.locks import FileLock
 from qsweep.manifest import open_entry, seal
 from qsweep.model_facts import readable_directory
@@ -31,7 +36,7 @@ from qsweep.store import delete
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
-_VERSION = 1
+_VERSION = 2
 _LAYOUT = "layout.json"
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
@@ -39,11 +44,17 @@ _IN_USE_S = 3600
 
 @dataclass(frozen=True)
 class Base:
-    """An unquantized file and how the checkpoint lies in it."""
+    """An unquantized file and how the checkpoint lies in it.
+
+    ``added`` is the metadata that the converter forgot, ``agreement`` what
+    :func:`~qsweep.gguf.agreement.measure_agreement` found of the file.
+    """
 
     path: Path
     layout: Layout
     checkpoint: Checkpoint
+    added: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -58,17 +69,21 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
         IncompatibleTrial: the converter refuses the model, or rearranges it in a way unknown here.
     """
     checkpoint = open_checkpoint(model.path)
-    if sum(info.bits for info in checkpoint.infos.values()) / 8 > _KEPT_BYTES:
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            yield _make(model, checkpoint, Path(folder))
-        return
     kept = out.parent / ".conversions"
+    kept.mkdir(exist_ok=True)
     identity = _identity(model)
     place = kept / key_of(identity)
-    kept.mkdir(exist_ok=True)
-    with FileLock(kept / f"{place.name}.lock"):
-        base = _open(checkpoint, place)
-        if base is None:
+    lock = FileLock(kept / f"{place.name}.lock")
+    if sum(info.bits for info in checkpoint.infos.values()) / 8 > _KEPT_BYTES:
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            base = _make(model, checkpoint, Path(folder))
+            with lock:
+                base = _compared(base, model, place, out)
+            yield base
+        return
+    with lock:
+        found = _open(checkpoint, place)
+        if found is None:
             temporary = place.with_name(f".{place.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
@@ -81,9 +96,22 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
                 # Half a file must not keep the room that the results need.
                 shutil.rmtree(temporary, ignore_errors=True)
             _prune(kept)
-            base = _open(checkpoint, place)
-    assert base is not None
+            found = _open(checkpoint, place)
+        assert found is not None
+        base = _compared(found, model, place, out)
     yield base
+
+
+def _compared(base: Base, model: SourceModel, place: Path, work: Path) -> Base:
+    """Once per model: what was measured outlives the conversion; a failure is tried again."""
+    file = place.with_name(f"{place.name}.agreement-{AGREEMENT_VERSION}.json")
+    with contextlib.suppress(OSError, ValueError):
+        if has_figures(known := read_json(file)) and "agrees" in known:
+            return replace(base, agreement=known)
+    found = measure_agreement(base.path, base.checkpoint.base_type.upper(), model, work)
+    if found.kld is not None:
+        write_json(file, found.content())
+    return replace(base, agreement=found.content())
 
 
 def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
@@ -101,8 +129,9 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
     if layout.orders:
         save_file(dict(layout.orders), folder / "layout.safetensors")
-    (folder / _LAYOUT).write_text(json.dumps(to_json(layout, checkpoint.infos)))
-    return Base(path, layout, checkpoint)
+    content = {"tensors": to_json(layout, checkpoint.infos), "added": notes.added}
+    (folder / _LAYOUT).write_text(json.dumps(content))
+    return Base(path, layout, checkpoint, notes.added)
 
 
 def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
@@ -117,8 +146,9 @@ def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
     (folder / _LAYOUT).touch()
     orders_file = folder / "layout.safetensors"
     orders = load_file(orders_file) if orders_file.exists() else {}
-    layout = from_json(read_json(folder / _LAYOUT), checkpoint.infos, orders)
-    return Base(folder / "base.gguf", layout, checkpoint)
+    content = read_json(folder / _LAYOUT)
+    layout = from_json(content["tensors"], checkpoint.infos, orders)
+    return Base(folder / "base.gguf", layout, checkpoint, content["added"])
 
 
 def _identity(model: SourceModel) -> dict[str, Any]:

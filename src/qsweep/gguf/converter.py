@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from qsweep.disk import has_no_room, says_full
 from qsweep.errors import BackendUnavailable, IncompatibleTrial, QsweepError
@@ -36,6 +37,7 @@ class Notes:
 
     groups: list[tuple[list[str], list[str]]]
     skipped: list[str]
+    added: dict[str, Any]
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +81,7 @@ def convert(model: Path, out: Path, outtype: str, *, trust_remote_code: bool = F
     Raises:
         BackendUnavailable: the converter is not installed.
         OSError: the disk is full.
-        IncompatibleTrial: it refuses the model; the text ends with its own last line.
+        IncompatibleTrial: it refuses the model; the text ends with its own reason.
     """
     notes = out.with_name(out.name + ".notes.json")
     driver = Path(__file__).with_name("driver.py")
@@ -99,13 +101,20 @@ def convert(model: Path, out: Path, outtype: str, *, trust_remote_code: bool = F
             print(done.stdout, file=sys.stderr)
             if says_full(done.stdout) or has_no_room(out.parent):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
-            lines = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
             raise IncompatibleTrial(
-                f"llama.cpp's converter refuses {model.name}: {lines[-1].strip()}"
+                f"llama.cpp's converter refuses {model.name}: {_reason(done, notes)}"
             )
         return Notes(**json.loads(notes.read_text(encoding="utf-8")))
     finally:
         notes.unlink(missing_ok=True)
+
+
+def _reason(done: "subprocess.CompletedProcess[str]", notes: Path) -> str:
+    if notes.exists():
+        return str(json.loads(notes.read_text(encoding="utf-8"))["reason"])
+    # It was ended, or ended itself, by other means than an exception.
+    lines = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1].strip()
 
 
 def install(sdist: Path | None = None) -> Path:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.artifact import Artifact
 from qsweep.errors import ArtifactCorrupt
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
-from qsweep.gguf.layout import Layout, from_json
 from qsweep.gguf.reader import GGUFFile, read_gguf
+from qsweep.gguf.rules import Layout, from_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,9 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
     file = read_gguf(artifact.path / MODEL_FILE)
     layout = read_layout(artifact, checkpoint)
     for rule in layout.rules.values():
-        if rule.tensor not in file.tensors:
-            raise ArtifactCorrupt(f"{file.path}: has no tensor {rule.tensor}")
+        for tensor in rule.tensors:
+            if tensor not in file.tensors:
+                raise ArtifactCorrupt(f"{file.path}: has no tensor {tensor}")
     return {
         name: LazyWeight(_Restored(name, layout, file))
         if name in layout.rules
@@ -68,9 +69,9 @@ class _Restored:
 
         from qsweep.gguf.ggml import dequantize
 
-        rule = self.layout.rules[self.name]
-        stored = dequantize(self.file, rule.tensor, torch.float32, rule.slice)
-        return self.layout.restore(self.name, stored)
+        return self.layout.weight(
+            self.name, lambda tensor, index: dequantize(self.file, tensor, torch.float32, index)
+        )
 
 
 class _Original:

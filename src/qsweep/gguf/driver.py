@@ -5,20 +5,48 @@ A script for a process of its own, since the converter brings its own copy of th
     python driver.py CONVERTER_DIR MODEL_DIR OUT.gguf OUTTYPE NOTES.json TRUST
 
 It imports nothing of qsweep. ``NOTES.json`` gets ``groups``, pairs of lists (names in the
-checkpoint, names in the file that were written from them), and ``skipped``, the names in the
-checkpoint that the converter leaves out as not belonging to the text model.
+checkpoint, names in the file that were written from them), ``skipped``, the names in the
+checkpoint that the converter leaves out as not belonging to the text model, and ``added``, the
+metadata that it forgot; or ``reason``, why it refuses the model.
 """
 
 import json
 import os
+import struct
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
+# What decides how llama.cpp computes, beside the tensors, and has one meaning for all models.
+_COMPUTING = (
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+)
+# What it takes where a file says nothing.
+_DEFAULTS = {"rope.freq_base": 10000.0}
+
 
 def main() -> None:
-    """Convert, by the arguments of the command line."""
-    converter, model, out, outtype, notes, trust = sys.argv[1:]
+    """Convert, by the arguments of the command line; the exit code is 1 where that fails."""
+    notes = Path(sys.argv[5])
+    try:
+        converter, model, out, outtype, _, trust = sys.argv[1:]
+        found = _convert(converter, model, out, outtype, trusted=trust == "trust")
+    except Exception as error:
+        traceback.print_exc()
+        notes.write_text(json.dumps({"reason": _reason(error)}), encoding="utf-8")
+        sys.exit(1)
+    notes.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _convert(
+    converter: str, model: str, out: str, outtype: str, *, trusted: bool
+) -> dict[str, Any]:
     # transformers imports scikit-learn wherever it finds it, and takes two seconds over it.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
     sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
@@ -27,37 +55,69 @@ def main() -> None:
 
     groups: list[tuple[list[str], list[str]]] = []
     names: dict[str, str | None] = {}
+    added: dict[str, Any] = {}
     choose = convert_hf_to_gguf.get_model_class
     convert_hf_to_gguf.get_model_class = lambda *args, **more: _recorded(
-        choose(*args, **more), groups, names
+        choose(*args, **more), groups, names, added
     )
-    _restrict_code(transformers, trust == "trust")
+    _restrict_code(transformers, trusted)
     _keep_old_names(convert_hf_to_gguf.ModelBase)
     sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", outtype]
     convert_hf_to_gguf.main()
 
     originals = {kept: name for name, kept in names.items() if kept is not None}
-    found = {
+    return {
         "groups": [([originals.get(n, n) for n in source], made) for source, made in groups],
         "skipped": sorted(name for name, kept in names.items() if kept is None),
+        "added": added,
     }
-    Path(notes).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line, with the converter's own where its text says nothing by itself."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((f for f in reversed(frames) if f.filename != __file__), frames[-1])
+    place = f"{Path(where.filename).name}, line {where.lineno}"
+    if isinstance(error, KeyError):
+        return f"it looks for {text} and finds none ({place}: {where.line})"
+    if isinstance(error, AssertionError) and not text:
+        return f"this does not hold: {(where.line or '').removeprefix('assert ')} ({place})"
+    if isinstance(error, (NotImplementedError, ValueError, OSError)) and text:
+        return text
+    return f"{text or type(error).__name__} ({place}: {where.line})"
 
 
 def _recorded(
-    base: Any, groups: list[tuple[list[str], list[str]]], names: dict[str, str | None]
+    base: Any,
+    groups: list[tuple[list[str], list[str]]],
+    names: dict[str, str | None],
+    added: dict[str, Any],
 ) -> Any:
     """The converter's class for a model, which also notes names, and knows one tokenizer more."""
     waiting: list[str] = []
 
     class Recorded(base):
         model_arch = base.model_arch
+        hparams: dict[str, Any]
+
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            # Several classes make a plain mapping of what was loaded.
+            self.hparams = _WithDefaults(self.hparams, self.dir_model)
 
         @classmethod
         def filter_tensors(cls, item):
             kept = super().filter_tensors(item)
             names[item[0]] = kept[0] if kept else None
             return kept
+
+        def index_tensors(self, *args, **more):
+            found = super().index_tensors(*args, **more)
+            # A checkpoint that was trained further has lost its multi-token-prediction layers.
+            if self.supports_mtp_export and not _predicts_more(names, self.hparams):
+                type(self).no_mtp = True
+            return found
 
         def modify_tensors(self, data_torch, name, bid):
             # Tensors that are merged, such as experts, come one by one and leave together.
@@ -70,6 +130,10 @@ def _recorded(
                 groups.append((waiting.copy(), made))
                 waiting.clear()
 
+        def set_gguf_parameters(self):
+            super().set_gguf_parameters()
+            added.update(_complete(self))
+
         def get_vocab_base_pre(self, tokenizer):
             # The converter tells pre-tokenizers apart by a hash of one text's token ids, which no
             # newly trained vocabulary can match. GPT-2's is recognised by what it is.
@@ -81,6 +145,13 @@ def _recorded(
                 raise
 
     return Recorded
+
+
+def _predicts_more(names: dict[str, str | None], config: dict[str, Any]) -> bool:
+    layers = {**config, **config.get("text_config", {})}.get("num_hidden_layers", 0)
+    parts = [name.split(".") for name in names]
+    numbers = [next((int(p) for p in part if p.isdecimal()), 0) for part in parts]
+    return any("mtp" in part for part in parts) or max(numbers, default=0) >= layers > 0
 
 
 def _splits_as_gpt2(path: Path) -> bool:
@@ -108,21 +179,80 @@ def _restrict_code(transformers: Any, trusted: bool) -> None:
         auto.from_pretrained = restricted
 
 
+def _complete(model: Any) -> dict[str, Any]:
+    """Write what the converter's rule for all text models would, and the model's own did not.
+
+    Some of its classes replace that rule by a list of their own, which leaves out the base of the
+    rotary embedding, say; llama.cpp then takes a default. Returns what was added.
+    """
+    from conversion.base import TextModel
+    from gguf import GGUFWriter
+
+    writer = model.gguf_writer
+    general = GGUFWriter(path=None, arch=writer.arch)
+    model.gguf_writer = general
+    try:
+        TextModel.set_gguf_parameters(model)
+    except Exception as error:  # a class that does not call it may have no use for all of it
+        print(f"the general parameters end early: {error!r}", file=sys.stderr)
+    finally:
+        model.gguf_writer = writer
+    own = {key for part in writer.kv_data for key in part}
+    found = {name: general.kv_data[0].get(f"{writer.arch}.{name}") for name in _COMPUTING}
+    if any(key.endswith("norm_epsilon") or key.endswith("norm_rms_epsilon") for key in own):
+        found = {name: value for name, value in found.items() if "norm" not in name}
+    scaling = found.get("rope.scaling.type")
+    if scaling is not None and scaling.value not in ("linear", "yarn"):
+        found = {name: value for name, value in found.items() if "scaling" not in name}
+    added = {}
+    for name, entry in found.items():
+        key = f"{writer.arch}.{name}"
+        if entry is not None and key not in own and not _is_default(name, entry.value):
+            writer.add_key_value(key, entry.value, entry.type)
+            added[key] = entry.value
+    return added
+
+
+def _is_default(name: str, value: Any) -> bool:
+    return name in _DEFAULTS and struct.pack("f", value) == struct.pack("f", _DEFAULTS[name])
+
+
 def _keep_old_names(base: Any) -> None:
     # transformers 5 moved GPT-NeoX's rotary_pct, which the converter reads, into rope_parameters,
     # and no longer writes GPT-2's n_ctx.
     load = base.load_hparams
 
-    def with_old_names(*args, **more):
-        config = load(*args, **more)
+    def with_old_names(folder, *args, **more):
+        config = load(folder, *args, **more)
         factor = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
         if factor is not None:
             config.setdefault("rotary_pct", factor)
         if "n_positions" in config:
             config.setdefault("n_ctx", config["n_positions"])
-        return config
+        return _WithDefaults(config, folder)
 
     base.load_hparams = staticmethod(with_old_names)
+
+
+class _WithDefaults(dict[str, Any]):
+    """A configuration in which transformers' default is found where a file leaves a key out."""
+
+    def __init__(self, config: dict[str, Any], folder: Path):
+        super().__init__(config)
+        self._folder = folder
+
+    def __missing__(self, key: str) -> Any:
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(self._folder).get_text_config()
+        value = getattr(text, key, None)
+        if value is None and key == "head_dim":
+            value = text.hidden_size // text.num_attention_heads
+        if value is None and key == "rotary_pct":
+            value = 1.0
+        if value is None:
+            raise KeyError(key)
+        return value
 
 
 if __name__ == "__main__":

@@ -22,11 +22,15 @@ def difference(base: "Base", file: "GGUFFile") -> str | None:
 
     from qsweep.gguf.ggml import dequantize
 
+    def read(tensor: str, index: int | None) -> torch.Tensor:
+        return dequantize(file, tensor, torch.float32, index)
+
     for name, rule in base.layout.rules.items():
-        if rule.tensor not in file.tensors:
-            return f"it has no tensor {rule.tensor}"
+        for tensor in rule.tensors:
+            if tensor not in file.tensors:
+                return f"it has no tensor {tensor}"
         source = base.checkpoint.tensor(name).float()
-        found = base.layout.restore(name, dequantize(file, rule.tensor, torch.float32, rule.slice))
+        found = base.layout.weight(name, read)
         if found.shape != source.shape:
             return f"{rule.tensor} has the shape {tuple(found.shape)}, not {tuple(source.shape)}"
         # Not "more than": what is not a number resembles nothing.

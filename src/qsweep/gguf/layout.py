@@ -8,12 +8,14 @@ for bit*; without one it refuses the model. The rules then lead back from the qu
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from qsweep.errors import IncompatibleTrial
-from qsweep.gguf.rows import find_order, from_file, to_file
+from qsweep.errors import UnknownLayout
+from qsweep.gguf.blocks import find_blocks, find_scales
+from qsweep.gguf.rows import find_order, to_file
+from qsweep.gguf.rules import Layout, Rule, fold
 
 if TYPE_CHECKING:
     import torch
@@ -27,50 +29,6 @@ _BUFFERS = re.compile(r"\.(inv_freq|masked_bias|attention\.bias|attn\.bias)$")
 _COMPUTED = re.compile(r"^rope_")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How one tensor of the checkpoint lies in the file's tensor ``tensor``.
-
-    At most one of the others is set. ``rows``: a shape that the rows are viewed in and the order
-    that its axes then have in the file. ``order``: rows in an order that no such view explains,
-    kept apart under the tensor's name. ``add``: a constant added in the file. ``slice``: its index
-    in a stack.
-    """
-
-    tensor: str
-    rows: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    order: bool = False
-    transpose: bool = False
-    add: float = 0.0
-    slice: int | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A rule for each tensor of a checkpoint that the file holds, and explicit row orders."""
-
-    rules: Mapping[str, Rule]
-    orders: "Mapping[str, torch.Tensor]"
-
-    def restore(self, name: str, stored: "torch.Tensor") -> "torch.Tensor":
-        """The checkpoint's tensor ``name`` from what the file holds in its place, dense.
-
-        Of a stack, ``stored`` is the one matrix that the rule's ``slice`` names.
-        """
-        import torch
-
-        rule = self.rules[name]
-        if rule.transpose:
-            return stored.T.contiguous()
-        if rule.rows is not None:
-            return from_file(stored, *rule.rows)
-        if rule.order:
-            restored = torch.empty_like(stored)
-            restored[self.orders[name]] = stored
-            return restored
-        return stored - rule.add if rule.add else stored
-
-
 def derive(
     checkpoint: "Checkpoint",
     file: "GGUFFile",
@@ -82,10 +40,10 @@ def derive(
 
     ``groups`` are pairs of names in the checkpoint and names in the file made from them,
     ``skipped`` names that the converter left out on purpose, ``linears`` names of weights that may
-    not be.
+    not be. What no rule leads to is the checkpoint's own when the file is measured.
 
     Raises:
-        IncompatibleTrial: names the tensor that no rule explains.
+        UnknownLayout: names the tensor that no rule explains.
     """
     finder = _Finder(checkpoint, file)
     made_from = {name: made for source, made in groups for name in source}
@@ -94,13 +52,14 @@ def derive(
         if name in left_out or _BUFFERS.search(name):
             continue
         finder.explain(name, source, [n for n in made_from.get(name, []) if n in file.tensors])
-    for name in finder.unexplained:
-        finder.explain_as_copy(name)
-    used = {rule.tensor for rule in finder.rules.values()}
+    wanted = set(linears)
+    for name, written in finder.unexplained.items():
+        finder.explain_otherwise(name, written, name in wanted)
+    used = {tensor for rule in finder.rules.values() for tensor in rule.tensors}
     for name in file.tensors:
         if name not in used and not _COMPUTED.match(name):
             raise _refusal(checkpoint, name, "comes from no tensor of the checkpoint")
-    for name in linears:
+    for name in wanted:
         if name not in finder.rules:
             raise _refusal(checkpoint, name, "is not in the converted file")
     return Layout(finder.rules, finder.orders)
@@ -114,35 +73,59 @@ class _Finder:
         self.file = file
         self.rules: dict[str, Rule] = {}
         self.orders: dict[str, torch.Tensor] = {}
-        self.unexplained: list[str] = []
+        self.unexplained: dict[str, bool] = {}
         self.last: dict[str, Rule] = {}
 
     def explain(self, name: str, source: "torch.Tensor", made: list[str]) -> None:
-        for stored_name in made:
-            stored = stored_tensor(self.file, stored_name)
-            rule = self._find(name, source, stored, stored_name)
+        stored = {name: stored_tensor(self.file, name) for name in made}
+        for value in _values(source, stored):
+            image = _image(source, value)
+            rule = self._find(name, image, stored)
             if rule is not None:
-                self.rules[name] = rule
-                self.last[_fold(name)[0]] = rule
+                self.rules[name] = replace(rule, add=value.add, exp=value.exp)
+                self.last[fold(name)[0]] = rule
                 return
-        self.unexplained.append(name)
+        for stored_name, tensor in stored.items():
+            if scaled := find_scales(source, tensor, stored_name):
+                self.rules[name] = Rule(stored_name, shape=tuple(source.shape), blocks=scaled)
+                return
+        self.unexplained[name] = bool(made)
 
-    def explain_as_copy(self, name: str) -> None:
-        """A tied output head that the checkpoint stores once more, say."""
+    def explain_otherwise(self, name: str, written: bool, wanted: bool) -> None:
+        """A copy, such as a tied output head that is stored once more; or no weight of the file's.
+
+        Vectors that the file keeps among its metadata, or llama.cpp has no use for, are never
+        quantized: they stay as they are in the checkpoint.
+        """
         tensor = self.checkpoint.tensor(name)
         for other, rule in list(self.rules.items()):
-            shape = self.file.tensors[rule.tensor].shape
+            shape = self.checkpoint.infos[other].shape
             if shape == tuple(tensor.shape) and _equal(tensor, self.checkpoint.tensor(other)):
                 self.rules[name] = rule
                 return
-        raise _refusal(self.checkpoint, name, "lies in the file as no known rule explains")
+        if tensor.ndim < 2 and not wanted:
+            return
+        what = "lies in the file as no known rule explains" if written else "is not in the file"
+        raise _refusal(self.checkpoint, name, what)
 
     def _find(
+        self, name: str, source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
+    ) -> Rule | None:
+        for stored_name, tensor in stored.items():
+            if rule := self._find_in(name, source, tensor, stored_name):
+                return rule
+        found = find_blocks(source, stored) if source.ndim and stored else None
+        if found is None:
+            return None
+        turned, blocks = found
+        return Rule(blocks[0].tensor, shape=tuple(source.shape), blocks=blocks, turned=turned)
+
+    def _find_in(
         self, name: str, source: "torch.Tensor", stored: "torch.Tensor", stored_name: str
     ) -> Rule | None:
         if _equal(source, stored):
             return Rule(stored_name)
-        previous = self.last.get(_fold(name)[0])
+        previous = self.last.get(fold(name)[0])
         rows = previous.rows if previous is not None and source.shape == stored.shape else None
         if rows is not None and _equal(to_file(source, *rows), stored):
             return Rule(stored_name, rows=rows)
@@ -153,11 +136,10 @@ class _Finder:
             return None
         if source.ndim == 2 and _equal(source.T, stored):
             return Rule(stored_name, transpose=True)
+        if source.numel() == stored.numel() and _equal(source.flatten(), stored.flatten()):
+            return Rule(stored_name, shape=tuple(source.shape))
         if source.shape != stored.shape or source.ndim == 0:
             return None
-        shift = round(float(stored.flatten()[0]) - float(source.flatten()[0]))
-        if shift and _equal(source.float() + shift, stored):
-            return Rule(stored_name, add=float(shift))
         found = find_order(source, stored)
         if found is None:
             return None
@@ -167,6 +149,31 @@ class _Finder:
         return Rule(stored_name, order=True)
 
 
+# More numbers than this are a matrix of weights, which no converter puts through a function.
+_FEW = 1 << 22
+
+
+def _values(source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]") -> Iterator[Rule]:
+    """What may have become of the numbers, wherever they are: nothing first."""
+    yield Rule("")
+    if source.numel() > _FEW or not source.is_floating_point():
+        return
+    for tensor in stored.values():
+        if tensor.numel() == source.numel() and source.numel():
+            # The mean does not mind the order.
+            shift = round(float(tensor.double().mean()) - float(source.double().mean()))
+            if shift:
+                yield Rule("", add=float(shift))
+    yield Rule("", exp=-1.0)
+    yield Rule("", exp=1.0)
+
+
+def _image(source: "torch.Tensor", value: Rule) -> "torch.Tensor":
+    if value.exp:
+        return value.exp * source.float().exp()
+    return source.float() + value.add if value.add else source
+
+
 def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
     """A tensor that is stored unquantized, mapped from the file in its own type."""
     import torch
@@ -174,64 +181,6 @@ def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
     info = file.tensors[name]
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     return file.bytes_of(name).view(types[info.type.name]).reshape(info.shape)
-
-
-def to_json(layout: Layout, names: Iterable[str]) -> dict[str, Any]:
-    """The rules, those that all layers share written once with ``*`` for the layer's number.
-
-    ``names`` are all the checkpoint's tensors: a pattern that would also match one without a rule
-    is not folded.
-    """
-    patterns: dict[str, set[Rule | None]] = {}
-    for name in names:
-        pattern, number = _fold(name)
-        rule = layout.rules.get(name)
-        patterns.setdefault(pattern, set()).add(_fold_rule(rule, number) if rule else None)
-    content = {}
-    for name, rule in layout.rules.items():
-        pattern, number = _fold(name)
-        folded = _fold_rule(rule, number)
-        shared = patterns[pattern] == {folded}
-        content[pattern if shared else name] = _plain(folded if shared else rule)
-    return content
-
-
-def from_json(
-    content: Mapping[str, Any], names: Iterable[str], orders: "Mapping[str, torch.Tensor]"
-) -> Layout:
-    """What :func:`to_json` wrote, for the checkpoint's tensors ``names``."""
-    rules = {}
-    for name in names:
-        pattern, number = _fold(name)
-        found = content.get(name)
-        if found is None and pattern in content:
-            shared = content[pattern]
-            found = {**shared, "tensor": shared["tensor"].replace("*", number)}
-        if found is not None:
-            rows = found.get("rows")
-            shape = (tuple(rows[0]), tuple(rows[1])) if rows else None
-            rules[name] = Rule(**{**found, "rows": shape})
-    return Layout(rules, orders)
-
-
-def _plain(rule: Rule) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rule).items() if value != getattr(Rule, name, "")}
-
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-
-
-def _fold(name: str) -> tuple[str, str]:
-    """A name with ``*`` in place of its first number, and that number."""
-    found = _NUMBER.search(name)
-    if found is None:
-        return name, ""
-    return name[: found.start()] + "*" + name[found.end() :], found.group()
-
-
-def _fold_rule(rule: Rule, number: str) -> Rule:
-    pattern, own = _fold(rule.tensor)
-    return Rule(**{**rule.__dict__, "tensor": pattern}) if number and own == number else rule
 
 
 def _equal(a: "torch.Tensor", b: "torch.Tensor") -> bool:
@@ -244,8 +193,8 @@ def _equal(a: "torch.Tensor", b: "torch.Tensor") -> bool:
     return torch.equal(a.float(), b.float())
 
 
-def _refusal(checkpoint: "Checkpoint", name: str, what: str) -> IncompatibleTrial:
-    return IncompatibleTrial(
+def _refusal(checkpoint: "Checkpoint", name: str, what: str) -> UnknownLayout:
+    return UnknownLayout(
         f"gguf of {checkpoint.path.name}: the tensor {name} {what}, so the converted model cannot "
         "be measured beside the original"
     )

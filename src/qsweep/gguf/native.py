@@ -103,12 +103,22 @@ class NativeModel:
         batch: tokens decoded at once.
         gpu: number of the GPU that all layers go to, where this build of llama.cpp can; None: none.
         threads: on the CPU.
+        exact: keys and values stay in float32, and attention is computed step by step.
 
     Raises:
         ArtifactCorrupt: llama.cpp cannot load it; the text is its own.
     """
 
-    def __init__(self, path: Path, *, context: int, batch: int, gpu: int | None, threads: int):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        batch: int,
+        gpu: int | None,
+        threads: int,
+        exact: bool = False,
+    ):
         from llama_cpp import llama_cpp as api
 
         self._api = api
@@ -127,6 +137,9 @@ class NativeModel:
             params = api.llama_context_default_params()
             params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
             params.n_threads = params.n_threads_batch = threads
+            if exact:
+                params.type_k = params.type_v = api.GGML_TYPE_F32
+                params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
             self._context = api.llama_init_from_model(model, params)
             if not self._context:
                 raise TrialFailed(f"llama.cpp cannot run {path.name}: {_one(errors)}")

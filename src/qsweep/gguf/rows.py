@@ -37,7 +37,7 @@ def find_order(source: "torch.Tensor", stored: "torch.Tensor") -> "View | torch.
     import numpy
     import torch
 
-    ours, theirs = _hashes(source), _hashes(stored)
+    ours, theirs = row_hashes(source), row_hashes(stored)
     if not numpy.array_equal(numpy.sort(ours), numpy.sort(theirs)):
         return None
     view = _find_view(ours, theirs)
@@ -67,8 +67,8 @@ def _find_view(ours: "numpy.ndarray", theirs: "numpy.ndarray") -> View | None:
     return None
 
 
-def _hashes(tensor: "torch.Tensor") -> "numpy.ndarray":
-    """A number per row, uint64 [n]: equal rows have equal ones."""
+def row_hashes(tensor: "torch.Tensor") -> "numpy.ndarray":
+    """A number per row [n, ...], uint64 [n]: equal rows have equal ones."""
     import numpy
     import torch
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -168,9 +169,16 @@ def framed(
         path=out,
         format="gguf",
         size=_size(file, linears),
-        runtimes=("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama"),
+        runtimes=runtimes(type_, base),
         details=_details(file, linears, type_, base) | details,
     )
+
+
+def runtimes(type_: FileType, base: "Base") -> tuple[str, ...]:
+    """What serves a file; nothing where llama.cpp computes another function from it."""
+    if not base.agreement["agrees"]:
+        return ()
+    return ("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama")
 
 
 def _importance(
@@ -181,13 +189,40 @@ def _importance(
     found = calibration.importance
     if found is None:
         found = measure_importance(model, calibration, progress).importance or {}
-    rules = base.layout.rules
-    return {rules[f"{name}.weight"].tensor: values for name, values in found.items()}
+    return _by_tensor(found, base)
+
+
+def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, torch.Tensor]":
+    """Importance of input channels by tensor of the file: of a stack, matrix after matrix.
+
+    Where the file's columns are not the layer's inputs, or part of a stack has seen no text, there
+    is none.
+    """
+    import torch
+
+    from qsweep.gguf.reader import read_gguf
+
+    parts: dict[str, dict[int | None, torch.Tensor]] = {}
+    for name, values in found.items():
+        rule = base.layout.rules[f"{name}.weight"]
+        if not rule.turned and not any(block.turned for block in rule.blocks or ()):
+            for tensor in rule.tensors:
+                parts.setdefault(tensor, {})[rule.slice] = values
+    shapes = {name: info.shape for name, info in read_gguf(base.path).tensors.items()}
+    matrix = {}
+    for tensor, by_index in parts.items():
+        stack = range(shapes[tensor][0] if len(shapes[tensor]) == 3 else 1)
+        rows = [by_index.get(i, by_index.get(None)) for i in stack]
+        known = [row for row in rows if row is not None and len(row) == shapes[tensor][-1]]
+        if len(known) == len(rows):
+            matrix[tensor] = torch.cat(known)
+    return matrix
 
 
 def _linear_tensors(facts: ModelFacts, base: "Base") -> set[str]:
     """Names in the file of the decoder's linear layers."""
-    return {base.layout.rules[f"{name}.weight"].tensor for name in facts.linears}
+    rules = base.layout.rules
+    return {tensor for name in facts.linears for tensor in rules[f"{name}.weight"].tensors}
 
 
 def _size(file: "GGUFFile", linears: set[str]) -> Size:
@@ -208,7 +243,7 @@ def _details(
     type_: FileType,
     base: "Base",
 ) -> dict[str, Any]:
-    from qsweep.gguf.layout import to_json
+    from qsweep.gguf.rules import to_json
 
     used = Counter(file.tensors[name].type.name for name in linears)
     rest = Counter(
@@ -220,6 +255,8 @@ def _details(
         "other_tensor_types": dict(rest.most_common()),
         "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
         "tensors": to_json(base.layout, base.checkpoint.infos),
+        "llama_cpp": base.agreement,
+        **({"metadata_added": base.added} if base.added else {}),
     }
 
 

@@ -106,12 +106,14 @@ class AutoRound:
         assert (type_ := self.file_type) is not None
         from qsweep.gguf.base import unquantized
         from qsweep.gguf.reader import read_gguf
+        from qsweep.quantizers.gguf import runtimes as runtimes_of
 
         progress("convert", None)
         with unquantized(model, out) as base:
             # Which pre-tokenizer it is, its own converter's table may not know.
             known = read_gguf(base.path).metadata.get("tokenizer.ggml.pre")
-            served = ("llama.cpp", "ollama")
+            # Its converter forgets what ours does, and nobody adds it there.
+            served = () if base.added else runtimes_of(type_, base)
             return quantize(
                 recipe, self.env, options | {"pre_tokenizer": known}, model, calibration, out,
                 progress, served, lambda saved: _taken_over(model, base, type_, saved, out),
@@ -162,5 +164,7 @@ def _taken_over(
             f"autoround's converter lays the model out in another way than ours, so it cannot be "
             f"measured: {what}"
         )
-    made = framed(model, base, type_, out, {})
+    forgotten = {"agrees": False, "reason": f"its file lacks {', '.join(base.added)}"}
+    more = {"llama_cpp": forgotten, "metadata_added": {}} if base.added else {}
+    made = framed(model, base, type_, out, more)
     return made.size, made.details
