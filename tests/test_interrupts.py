@@ -207,11 +207,10 @@ def test_a_stopped_job_ends_at_its_time_limit(job, tmp_path):
 # whole sweeps
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_sweep_that_is_terminated_leaves_results_and_a_closed_run(tmp_path, number):
+def test_a_sweep_that_is_terminated_leaves_results_and_a_closed_run(tmp_path):
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "qsweep", "-m", "quant=rtn,gptq,awq,gguf", "bits=3,4"),
+            *(sys.executable, "-m", "qsweep", "-m", "quant=rtn", "bits=2,3,4,8"),
             *(*SMALL, f"outputs_dir={tmp_path}"),
         ],
         cwd=ROOT,
@@ -220,14 +219,14 @@ def test_a_sweep_that_is_terminated_leaves_results_and_a_closed_run(tmp_path, nu
         text=True,
     )
     trials = tmp_path / "sweeps" / "t" / "trials"
-    assert wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 2, 200)
+    assert wait_until(lambda: trials.is_dir() and list(trials.glob("*.json")), 200)
     tree = psutil.Process(process.pid).children(recursive=True)
     assert tree
-    process.send_signal(number)
-    _, gone = [], psutil.wait_procs(tree, 5)[1]
-    assert not [child for child in gone if alive(child.pid)]
+    process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(tree, 5)
+    assert not [child for child in left if alive(child.pid)]
     out, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
+    assert process.returncode == 143
     assert err.splitlines()[-1] == "ended by SIGTERM; the same command goes on where it stopped"
     assert "Traceback" not in out + err
     done = {json.loads(file.read_text())["key"] for file in trials.glob("*.json")}
