@@ -56,9 +56,9 @@ def report_sweep(
 
     try:
         found = [record for record in map(normalised, records) if record is not None]
-        page = render([SweepData(directory.name, command, found)])
-        write_bytes(directory / "report.html", page.encode())
-        if picture := _picture(found):
+        sweep = SweepData(directory.name, command, found)
+        write_bytes(directory / "report.html", render([sweep]).encode())
+        if picture := _picture(merge([sweep])):
             write_bytes(directory / "report.svg", picture.encode())
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
