@@ -10,6 +10,8 @@ import pytest
 from qsweep.corpora import (
     CorpusConfig,
     calibration_samples,
+    check_amount,
+    covered,
     identity,
     load_documents,
     text_fingerprint,
@@ -391,3 +393,27 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_while_planning(tmp_
     with pytest.raises(ConfigError, match=r"lies beyond the embedding's 4000 rows"):
         require_embeddings(model, 4000, [])
     require_embeddings(pocket_dir, 4096, [])
+
+
+@pytest.mark.parametrize(
+    ("starts", "length"),
+    [([0], 5), ([0, 0, 0], 5), ([0, 2, 1], 5), ([9, 0], 3), ([3, 0, 50, 51, 4], 7)],
+)
+def test_windows_cover_what_lies_in_any_of_them(starts, length):
+    assert covered(starts, length) == len({s + i for s in starts for i in range(length)})
+
+
+def test_samples_tell_how_much_of_the_text_they_hold(tokenizer):
+    text = ["word " * 300]
+    few = calibration_samples(text, tokenizer, 4, 16, 0)
+    assert 16 <= few.distinct <= 64
+    many = calibration_samples(text, tokenizer, 400, 16, 0)
+    assert many.distinct <= len(tokenizer(text[0])["input_ids"]) < 400 * 16 / 2
+
+
+def test_no_text_is_drawn_from_without_end(tokenizer):
+    with pytest.raises(ConfigError, match=r"num_samples=100000000.*repeat it"):
+        calibration_samples(["word " * 300], tokenizer, 100_000_000, 16, 0)
+    with pytest.raises(ConfigError, match=r"num_samples=100000000.*samples are the most"):
+        check_amount(100_000_000, 512)
+    check_amount(128, 2048)

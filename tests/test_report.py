@@ -324,6 +324,29 @@ def test_per_token_arrays_are_drawn_where_they_are_kept(tmp_path):
     assert divergence_by_token(one_group(plain)) == []
 
 
+@pytest.mark.parametrize("tokens", [200, 5])
+def test_a_sweep_in_which_nothing_diverges_gets_its_page(tmp_path, tokens):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    records = synthetic(6)
+    for record in records:
+        for measurement in record["measurements"]:
+            metrics = measurement["metrics"]
+            metrics |= {name: 0.0 for name in metrics if name.startswith("kld")}
+        record["measurements"][0]["file"] = str(tmp_path)
+    none = np.zeros(tokens, "float32")
+    file = tmp_path / "arrays.safetensors"
+    save_file({"token_kld": none, "reference_confidence": none + 0.5}, file)
+    page = render([SweepData("s", "c", records)])
+    assert "No token diverges by more than" in page
+    # and one without any weights on disk, or with a ratio that no logarithm has
+    records[1]["measurements"][0]["metrics"]["ppl_ratio"] = 0.0
+    for record in records:
+        record["artifact"] and record["artifact"].update(size_gb=0.0)
+    assert render([SweepData("s", "c", records)])
+
+
 def test_the_command_writes_page_table_text_and_picture(tmp_path, capsys):
     stored(tmp_path, "grid", synthetic(20))
     assert main(["grid", "--outputs", str(tmp_path)]) == 0

@@ -351,7 +351,9 @@ def test_below_the_table_stand_reasons_and_counts():
     assert "failed: pocket awq 8-bit: killed by signal 9 | out of memory?" in text
     assert "skipped: pocket gguf 7-bit: no 7-bit type" in text
     assert "4 finished, 1 failed, 1 skipped; results in outputs/sweeps/demo/results.csv" in text
-    assert "most quality per GB: pocket gptq 8-bit (yes)" in text
+    assert "no winner: pocket gptq 8-bit (yes) leads, but pocket gptq 4-bit is within" in text
+    clear = [r for r in sweep() if r["name"] != "pocket gptq 4-bit"]
+    assert "most quality per GB: pocket gptq 8-bit (yes)\n" in shown(clear, 100, terminal=False)
     assert "0 finished" not in shown([trial("x", "rtn", reason="r")], 80, terminal=False)
 
 

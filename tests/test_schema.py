@@ -1,4 +1,6 @@
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -41,6 +43,59 @@ def test_mistakes_are_one_line_that_names_the_place(values, message):
         build(Options, values, "quant")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Inner:
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Numbers:
+    count: int | None = None
+    share: float = 0.5
+    auto: int | Literal["auto"] = "auto"
+    flag: bool | Literal["auto"] = "auto"
+    many: tuple[int, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+    word: str = ""
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", ["count", "share", "auto"])
+def test_true_is_no_number(name, value):
+    with pytest.raises(ConfigError, match=rf"x\.{name}={str(value).lower()}: a number is wanted"):
+        build(Numbers, {name: value}, "x")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "Infinity", math.nan, -math.inf, "1e999"])
+@pytest.mark.parametrize("name", ["count", "share", "auto"])
+def test_a_number_is_finite(name, value):
+    with pytest.raises(ConfigError, match=rf"x\.{name}=.*finite"):
+        build(Numbers, {name: value}, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"many": [1, True]}, "x.many"),
+        ({"inner": {"share": "nan"}}, "x.inner.share"),
+        ({"inner": {"share": True}}, "x.inner.share"),
+        ({"count": 3.7}, "x.count"),
+        ({"count": "yes"}, "x.count"),
+    ],
+)
+def test_numbers_are_checked_wherever_they_stand(values, place):
+    with pytest.raises(ConfigError, match=place):
+        build(Numbers, values, "x")
+
+
+def test_what_spells_a_number_or_is_meant_as_no_number_is_taken():
+    given = {"count": "4", "share": 1, "auto": "auto", "flag": True, "many": ["1"], "word": "nan"}
+    made = build(Numbers, given, "x")
+    assert (made.count, made.share, made.auto, made.many) == (4, 1.0, "auto", (1,))
+    assert made.flag is True and made.word == "nan"
+    assert build(Numbers, {"count": 4.0}, "x").count == 4
 
 
 def test_nearest_lists_the_words_when_none_is_near():

@@ -419,6 +419,18 @@ def test_a_changed_record_goes_into_the_same_run(outputs: Outputs):
     assert run.data.metrics["ppl_ratio"] == 1.01
 
 
+def test_runs_of_one_name_are_told_apart_at_the_end(outputs: Outputs):
+    def drawn(key: str, seed: int):
+        return record(key, config={"calibration": {"name": "python_docs", "seed": seed}})
+
+    assert outputs.run(drawn("k1", 1), drawn("k2", 2)) == []
+    names = {key: run.info.run_name for key, run in outputs.children().items()}
+    assert names == {"k1": "pocket gptq 4-bit seed=1", "k2": "pocket gptq 4-bit seed=2"}
+    tags = outputs.parent().data.tags
+    assert tags["best_trial"] == "none" and "no winner" in tags["answer"]
+    assert "best_quality_per_gb" not in outputs.parent().data.metrics
+
+
 def test_nothing_is_logged_where_tracking_is_off(tmp_path: Path):
     tracker = Tracker(TrackingConfig(enabled=False), tmp_path, tmp_path)
     tracker.start("demo", "c")

@@ -9,6 +9,8 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.errors import ArtifactCorrupt
+from qsweep.model_names import models_apart
+from qsweep.traits import implied_by, traits
 
 Record = dict[str, Any]
 
@@ -81,11 +83,15 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
     calibration drew; for that, vary its seed.
     """
     families: dict[str, dict[str, Record]] = defaultdict(dict)
-    for record in records:
+    for record in models_apart(list(records)):
         if record["status"] == "finished" and record.get("calibration"):
-            sampling = (record.get("config") or {}).get("calibration") or {}
-            seed = sampling.get("seed", 0)
-            family = repr((record["model"], record["name"], record["options"], seed))
+            # All alike but the text: how much of it is drawn, and by which seed, is no part of that.
+            alike = {
+                name: value
+                for name, value in traits(record).items()
+                if name != "calibration" and implied_by(name) != "calibration"
+            }
+            family = repr((record["model"], record["name"], alike))
             families[family][record["calibration"]] = record
     found = []
     for by_calibration in families.values():

@@ -226,7 +226,7 @@ def conclude(sweep: Any) -> None:
     from qsweep.table import print_results
     from qsweep.tracking import ui_line, ui_page
 
-    print_results(list(sweep.records.values()), sweep.directory)
+    print_results(sweep.shown, sweep.directory)
     if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
         print(f"compare in the MLflow UI: {line}")
         if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):

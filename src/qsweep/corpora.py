@@ -12,6 +12,10 @@ from qsweep.errors import ConfigError
 from qsweep.quantizers import CalibrationTokens
 from qsweep.secrets import hidden_tree
 
+MOST_TOKENS = 2**26
+"""As many tokens may be drawn for calibration: 256 times what the methods' papers draw."""
+# A text is not drawn from more often than this: whoever asks for it made a mistake.
+_MOST_REPEATS = 1000
 # Raised when the same configuration would now give another text.
 _LOADER = 3
 _LONG_KNOWN = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -145,7 +149,7 @@ def calibration_samples(
         model_type: A Gemma's windows each begin with BOS, as when it is measured.
 
     Raises:
-        ConfigError: The text has fewer tokens than one sample.
+        ConfigError: The text has fewer tokens than one sample, or too few for so many.
     """
     import random
 
@@ -161,9 +165,43 @@ def calibration_samples(
             f"the calibration text has {len(ids)} tokens, one sample takes {length}; give a longer "
             "text, or lower calibration.max_seq_len"
         )
+    if num_samples * length > _MOST_REPEATS * len(ids):
+        raise ConfigError(
+            f"calibration.num_samples={num_samples}: the calibration text has {len(ids)} tokens, and "
+            f"{num_samples} samples of {length} repeat it {num_samples * length // len(ids)} times; "
+            f"{_MOST_REPEATS} times are the most"
+        )
     draw = random.Random(seed)  # noqa: S311 - not for cryptography
     starts = [draw.randrange(len(ids) - length + 1) for _ in range(num_samples)]
-    return CalibrationTokens([prefix + ids[start : start + length] for start in starts])
+    return CalibrationTokens(
+        [prefix + ids[start : start + length] for start in starts],
+        distinct=covered(starts, length),
+    )
+
+
+def check_amount(num_samples: int, length: int) -> None:
+    """Refuse more calibration than can be drawn and run. Raises ConfigError.
+
+    ``length`` is a sample's, in tokens.
+    """
+    if num_samples * length > MOST_TOKENS:
+        raise ConfigError(
+            f"calibration.num_samples={num_samples}: samples of {length} tokens, "
+            f"{num_samples * length} in all; {MOST_TOKENS // length} samples are the most"
+        )
+
+
+def covered(starts: Sequence[int], length: int) -> int:
+    """How many places windows of one length cover together, wherever they begin.
+
+    >>> covered([0, 2, 10], 4)
+    10
+    """
+    count, end = 0, 0
+    for start in sorted(starts):
+        count += start + length - max(start, end)
+        end = start + length
+    return count
 
 
 def _from_python(config: CorpusConfig) -> list[str]:

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.answers import answers
 from qsweep.command import command
 from qsweep.errors import QsweepError
 from qsweep.files import sync_tree, write_bytes
+from qsweep.labels import named_apart
 from qsweep.model_card import model_card
 from qsweep.report.sources import known_sweeps, read_sweep
-from qsweep.results import Record, best
+from qsweep.results import Record
 from qsweep.schema import nearest
 from qsweep.store import MANIFEST, Store
+from qsweep.winner import sentence
 
 # What a server wants beside the weights, where the artifact's format does not carry it.
 _COMPANIONS = (
@@ -60,10 +63,12 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
     if not finished:
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
-        if (winner := best(finished)) is None:
-            raise QsweepError("no artifact here is one that a serving runtime loads")
-        return winner
+        return _best(finished)
     found = [r for r in finished if r["key"].startswith(word)] if len(word) >= 4 else []
+    # As a table calls it, and where that is not enough to tell, as its trial does.
+    shown = named_apart(finished)
+    labelled = {r["key"] for r in shown if word in (r["name"], _setting(r))}
+    found = found or [r for r in finished if r["key"] in labelled]
     found = found or [r for r in finished if word in (r["name"], _setting(r))]
     if len(found) > 1:
         raise QsweepError(
@@ -73,6 +78,20 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
     if not found:
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
     return found[0]
+
+
+def _best(records: Sequence[Record]) -> Record:
+    # What leads is what "best" asks for; that its lead is none is said, and nothing is refused.
+    found = answers(named_apart(records))
+    if not found:
+        raise QsweepError("no artifact here is one that a serving runtime loads")
+    if len(found) > 1:
+        leaders = ", ".join(f"{one.record['name']} ({one.record['key'][:12]})" for one in found)
+        raise QsweepError(f"'best' means one trial of each model; give a key: {leaders}")
+    if not found[0].is_best:
+        line = sentence(found[0].decision, found[0].record["name"])
+        print(f"note: {line}; it is exported all the same", file=sys.stderr)
+    return next(r for r in records if r["key"] == found[0].record["key"])
 
 
 def export(record: Record, store: Store, directory: Path) -> Path:

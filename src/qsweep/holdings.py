@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
+from qsweep.answers import answers
 from qsweep.locks import FileLock, LockTimeout
 from qsweep.report.data import Group, groups
 from qsweep.report.front import front
 from qsweep.report.sources import known_sweeps, read_sweep
-from qsweep.results import Record, best
+from qsweep.results import Record
 from qsweep.store import MANIFEST, Kind, Store, delete
 
 # What can be made again from what is left.
@@ -117,9 +118,9 @@ def _on_front(records: list[Record]) -> set[str]:
     return {key for key in kept if key}
 
 
-def _best(group: Group) -> Iterator[dict]:
-    if (winner := best(group.records)) is not None:
-        yield winner
+def _best(group: Group) -> Iterator[Record]:
+    # Kept whether or not its lead is beyond noise: what it says is for others to decide.
+    yield from (answer.record for answer in answers(group.records))
 
 
 def _artifact_key(record: Record) -> str | None:

@@ -38,7 +38,7 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
         return reference_artifact(plan.setting.facts)
 
     def quantize(out: Path) -> dict[str, Any]:
-        def alone() -> list[Artifact]:
+        def alone() -> tuple[list[Artifact], CalibrationTokens | None]:
             tokens, shared = calibration_tokens(plan), None
             if tokens is not None and plan.uses_importance:
                 shared = obtain_importance(plan, tokens, store, progress)
@@ -48,7 +48,7 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
             if shared is not None:
                 spent = {"quantize_s": time.perf_counter() - started, **shared.content}
                 artifact = replace(artifact, details=artifact.details | spent)
-            return [artifact]
+            return [artifact], tokens
 
         return made(plan.setting.device, alone)[0]
 
@@ -82,23 +82,32 @@ def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult])
     return store.build("importances", plan.importance, make)[0]
 
 
-def made(device: str, quantize: Callable[[], list[Artifact]]) -> list[dict[str, Any]]:
+def made(
+    device: str, quantize: Callable[[], tuple[list[Artifact], CalibrationTokens | None]]
+) -> list[dict[str, Any]]:
     """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
 
+    ``quantize`` gives the artifacts, and the text that they were calibrated on.
+
     ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
-    are in ``shared_s`` instead.
+    are in ``shared_s`` instead. ``calibration_tokens`` is what was asked for, and how many different
+    tokens of the text that came to.
     """
     started = time.perf_counter()
     reset_peak_memory(device)
     # Some libraries write logs into whatever folder they are called in.
     with ScratchFolder() as scratch, contextlib.chdir(scratch):
-        artifacts = quantize()
+        artifacts, calibration = quantize()
     spent = {"quantize_s": time.perf_counter() - started}
     memory = peak_memory(device)
+    seen: dict[str, Any] = {}
+    if calibration is not None and calibration.distinct is not None:
+        asked = sum(map(len, calibration.samples))
+        seen = {"calibration_tokens": {"asked": asked, "distinct": calibration.distinct}}
     own = ("quantize_s", "shared_s")
     times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
     return [
-        {**to_content(artifact), **spent, **told, **memory}
+        {**to_content(artifact), **spent, **told, **seen, **memory}
         for artifact, told in zip(artifacts, times, strict=True)
     ]
 

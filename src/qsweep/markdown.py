@@ -7,14 +7,13 @@ from typing import Any
 
 import qsweep
 from qsweep import cells
+from qsweep.answers import best_lines
 from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
-    best,
     counts,
     noise_floors,
     places,
-    primary,
     ranked,
     status_word,
     total_seconds,
@@ -47,14 +46,7 @@ def _introduction(records: Sequence[Record], command: str) -> str:
     lines.append(
         "- trials: " + ", ".join(f"{n} {status}" for status, n in counts(records).items() if n)
     )
-    if (winner := best(records)) is not None:
-        measurement = primary(winner) or {"metrics": {}}
-        lines.append(
-            f"- most quality per GB that a serving runtime loads: "
-            f"**{cells.markdown(winner['name'])}** "
-            f"({cells.significant(measurement['metrics'].get('quality_per_gb'), 4)}, "
-            f"verdict {status_word(winner, measurement)})"
-        )
+    lines += [f"- {cells.markdown(line)}" for line in best_lines(records)]
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from qsweep.launch import Job
 from qsweep.making import calibration_tokens, keep_importance, made, plan_here, source_model
 from qsweep.memory import available_bytes
 from qsweep.plan import Plan
-from qsweep.quantizers import PassResult, Progress, SharedPass
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SharedPass
 from qsweep.store import Store
 
 # Share of the free memory that passes plan with; what else runs needs some, and no estimate is exact.
@@ -139,16 +139,17 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
             for plan, folder in zip(chosen, folders.values(), strict=True)
         ]
 
-        def quantize() -> list[Artifact]:
+        def quantize() -> tuple[list[Artifact], CalibrationTokens | None]:
+            tokens = calibration_tokens(first)
             result = pairs[0][0].quantize_together(
                 source_model(first),
-                calibration_tokens(first),
+                tokens,
                 pairs,
                 progress,
                 importance=payload["importance"],
             )
             results.append(result)
-            return result.artifacts
+            return result.artifacts, tokens
 
         return dict(zip(folders, made(first.setting.device, quantize), strict=True))
 

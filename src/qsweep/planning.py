@@ -1,14 +1,17 @@
 """Which trials a sweep can run, and which it cannot and why, before any model is loaded."""
 
+import contextlib
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qsweep.config import TrialConfig, key_of
+from qsweep.corpora import check_amount
 from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.model_check import check_tokenizer
 from qsweep.models import resolve
-from qsweep.plan import Plan, Setting, find_setting, make_plan
+from qsweep.plan import Plan, Setting, find_setting, make_plan, sample_length
 from qsweep.store import Store
 
 
@@ -51,11 +54,31 @@ def plan_all(
         except IncompatibleTrial as error:
             refused.append(Unplanned(trial, "skipped", str(error)))
             continue
+        check_requests(trial, found)
         plan = make_plan(trial, found)
         reference = plan.reference()
         references.setdefault(reference.key, reference)
         plans.setdefault(plan.key, plan)
     return references | plans, refused
+
+
+def plan_implied(
+    trials: Sequence[TrialConfig], store: Store, settings: "dict[str, Setting | QsweepError]"
+) -> dict[str, Plan]:
+    """Plans by key of trials that nobody asked for; what cannot run is left out.
+
+    Their references are those of the trials that they serve.
+    """
+    plans = {}
+    for trial in trials:
+        found = _setting(trial, store, settings)
+        if isinstance(found, QsweepError):
+            continue
+        with contextlib.suppress(IncompatibleTrial):
+            trial.quant.check(found.facts)
+            plan = make_plan(trial, found)
+            plans[plan.key] = plan
+    return plans
 
 
 def keys_of(
@@ -76,6 +99,37 @@ def keys_of(
     return keys
 
 
+def check_requests(trial: TrialConfig, setting: Setting) -> None:
+    """Say once what a model cannot give of what was asked for; refuse what cannot be meant.
+
+    Raises:
+        ConfigError: more calibration than can be run.
+    """
+    limit, name = setting.facts.max_length, trial.model.name
+    if trial.eval.context is not None and trial.eval.context > limit:
+        _note(
+            f"eval.context={trial.eval.context}: {name} reads {limit} tokens at a time; "
+            f"windows are of {limit}"
+        )
+    if trial.eval.stride is not None and "strided" not in trial.eval.presets:
+        presets = ", ".join(trial.eval.presets)
+        _note(f"eval.stride={trial.eval.stride} changes nothing: preset {presets} has no stride")
+    if trial.quant.uses_calibration:
+        asked = trial.calibration.max_seq_len
+        if asked > limit:
+            _note(
+                f"calibration.max_seq_len={asked}: {name} reads {limit} tokens at a time; "
+                f"samples are of {limit}"
+            )
+        check_amount(trial.calibration.num_samples, sample_length(trial, setting.facts))
+
+
+@functools.cache
+def _note(line: str) -> None:
+    # Once, however many trials it concerns.
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
 def _setting_key(trial: TrialConfig) -> str:
     calibration = trial.calibration.text if trial.quant.uses_calibration else None
     return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
@@ -89,7 +143,7 @@ def _setting(
         try:
             path, notice = resolve(trial.model, store)
             if notice:
-                print(f"note: {notice}", file=sys.stderr, flush=True)
+                _note(notice)
             setting = find_setting(trial, path, store)
             check_tokenizer(setting.facts)
             settings[key] = setting

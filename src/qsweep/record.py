@@ -8,11 +8,12 @@ from typing import Any
 from qsweep.artifact import Artifact, from_content
 from qsweep.config import TrialConfig, key_of
 from qsweep.metrics import quality_per_gb
-from qsweep.plan import Plan
+from qsweep.plan import MeasurementPlan, Plan
 from qsweep.quantizers.none import reference_artifact
 from qsweep.secrets import hidden
 from qsweep.store import Store
 from qsweep.tasks.run import task_records
+from qsweep.verdicts import judged, told_reference_ppl
 
 Record = dict[str, Any]
 
@@ -45,19 +46,25 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         if (tasks := task_records(plan.tasks, store, primary)) is None:
             return None
     contents = [made, *(entry.content for _, entry in measured)]
-    return {
+    references = plan.reference().measurements
+    record = {
         **_outline(plan.trial),
         "key": plan.key,
+        "model_hash": plan.setting.model_hash,
+        "vocab_size": plan.setting.facts.vocab_size,
         "status": "finished",
         "reason": None,
         "artifact": _artifact(artifact, plan),
         "measurements": [
-            _measurement(step, entry, artifact.size.size_gb) for step, entry in measured
+            _measurement(step, entry, artifact.size.size_gb)
+            | _reference_ppl(plan, entry.content["metrics"], reference, store)
+            for (step, entry), reference in zip(measured, references, strict=True)
         ],
         "speed": speed,
         **(tasks or {}),
         "quantize_s": made.get("quantize_s"),
         "shared_s": made.get("shared_s"),
+        "calibration_tokens": made.get("calibration_tokens"),
         "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
         + sum(task["seconds"] for task in (tasks or {}).get("tasks", ())),
         "peak_memory_gb": _largest("peak_memory_gb", contents),
@@ -65,11 +72,15 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         "device": plan.setting.device,
         "dtype": plan.setting.dtype,
     }
+    return judged(record)
 
 
-def unfinished_record(trial: TrialConfig, key: str, status: str, reason: str) -> Record:
+def unfinished_record(
+    trial: TrialConfig, key: str, status: str, reason: str, model_hash: str | None = None
+) -> Record:
     """The record of a trial that failed or was skipped, with the reason in one line."""
     return {
+        "model_hash": model_hash,
         **_outline(trial),
         "key": key,
         "status": status,
@@ -125,6 +136,16 @@ def _artifact(artifact: Artifact, plan: Plan) -> Record:
         "bpw_total": artifact.size.bpw_total,
         "details": artifact.details,
     }
+
+
+def _reference_ppl(
+    plan: Plan, metrics: dict[str, Any], reference: MeasurementPlan, store: Store
+) -> Record:
+    """What a measurement is told of its reference, where its own figures do not tell it."""
+    if told_reference_ppl(metrics, is_reference=plan.is_reference) is not None:
+        return {}
+    entry = store.find("measurements", reference.key)
+    return {} if entry is None else {"reference_ppl": entry.content["metrics"].get("ppl")}
 
 
 def _measurement(step: Any, entry: Any, size_gb: float) -> Record:

@@ -10,8 +10,9 @@ from typing import Any
 
 from qsweep.cells import one_line
 from qsweep.files import write_text
+from qsweep.model_names import models_apart
 from qsweep.tasks.task import CAPABILITIES
-from qsweep.verdicts import expected_range, is_open
+from qsweep.verdicts import expected_range, is_open, judged
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -34,6 +35,8 @@ MORE_COLUMNS = (
     "worst_capability", "worst_retention",
     *(f"retention_{capability}" for capability in CAPABILITIES),
     "kept_layers",
+    "model_path", "model_hash", "calibration_tokens", "calibration_tokens_distinct", "no_verdict",
+    "implied", "label",
 )
 # fmt: on
 # What serves models to others. A quantizing library's own kernel loads an artifact too, but is not
@@ -68,9 +71,14 @@ def rows(records: Iterable[Record]) -> list[Row]:
     A trial's rows stay together, the primary one first. A failed or skipped trial has one row
     without figures.
     """
-    records = list(records)
+    from qsweep.labels import named_apart
+
+    records = [judged(record) for record in records]
+    named = {r["key"]: r for r in named_apart(records)}
     floors = noise_floors(records)
-    return [row for record in ranked(records) for row in _rows_of(record, floors)]
+    return [
+        row for record in ranked(records) for row in _rows_of(record, floors, named[record["key"]])
+    ]
 
 
 def ranked(records: Iterable[Record]) -> list[Record]:
@@ -99,13 +107,24 @@ def primary_metric(record: Record, name: str) -> float | None:
 
 
 def best(records: Iterable[Record]) -> Record | None:
-    """The quantized trial with the most quality per GB that a serving runtime can load."""
-    for record in ranked(records):
+    """The quantized trial that leads in quality per GB of all that a serving runtime can load.
+
+    Whether its lead is beyond noise is for :func:`qsweep.answers.answers` to say. What ran for
+    others' sake alone (``implied``) does not count.
+    """
+    for record in ranked([judged(record) for record in records]):
         value = primary_metric(record, "quality_per_gb")
         usable = record["status"] == "finished" and not record.get("reference")
-        if usable and can_serve(record) and value is not None and math.isfinite(value):
+        asked = usable and not record.get("implied")
+        if asked and can_serve(record) and value is not None and math.isfinite(value):
             return record
     return None
+
+
+def windows_cut(measurement: Mapping[str, Any]) -> bool:
+    """Whether fewer windows were asked for than the text has."""
+    overrides = (measurement.get("facts") or {}).get("overrides")
+    return isinstance(overrides, dict) and "max_windows" in overrides
 
 
 def can_serve(record: Record) -> bool:
@@ -140,6 +159,8 @@ def status_word(record: Record, measurement: dict[str, Any] | None = None) -> st
     if record.get("reference"):
         return "reference"
     measurement = measurement or primary(record)
+    if measurement is not None and measurement.get("no_verdict"):
+        return "no verdict"
     if measurement is None or not measurement.get("verdict"):
         return "finished"
     return (
@@ -164,8 +185,8 @@ def to_csv(rows: Iterable[Row]) -> str:
     return out.getvalue()
 
 
-def _rows_of(record: Record, floors: Mapping[Place, float]) -> Iterator[Row]:
-    common = _common(record)
+def _rows_of(record: Record, floors: Mapping[Place, float], named: Record) -> Iterator[Row]:
+    common = {**_common(record), "label": named["name"]}
     measurements = record.get("measurements") or []
     if record["status"] != "finished" or not measurements:
         yield common
@@ -181,7 +202,11 @@ def _rows_of(record: Record, floors: Mapping[Place, float]) -> Iterator[Row]:
             "primary": bool(measurement.get("primary")),
             "verdict": measurement.get("verdict"),
             "verdict_open": verdict_open(measurement),
-            "noise_floor": floors.get(_place(record, measurement)),
+            "no_verdict": measurement.get("no_verdict"),
+            "windows_cut": windows_cut(measurement),
+            "noise_floor": floors.get(
+                (named["model"], measurement["corpus"], measurement["preset"])
+            ),
             "tokens_scored": facts.get("tokens_scored"),
             "windows": facts.get("windows"),
         }
@@ -195,10 +220,11 @@ def kept_layers(artifact: Mapping[str, Any]) -> int:
 def _common(record: Record) -> Row:
     options: Mapping[str, Any] = record.get("options") or {}
     artifact: Mapping[str, Any] = record.get("artifact") or {}
+    seen: Mapping[str, Any] = record.get("calibration_tokens") or {}
     expected = expected_range(record) or (None, None)
     simple = (
         "status model method backend calibration quantize_s evaluate_s peak_memory_gb reason key "
-        "name reference peak_host_memory_gb device dtype sweep log shared_s fidelity"
+        "name reference peak_host_memory_gb device dtype sweep log shared_s fidelity model_hash implied"
     )
     return {
         **{name: record.get(name) for name in simple.split()},
@@ -206,12 +232,20 @@ def _common(record: Record) -> Row:
         **{name: artifact.get(name) for name in ("bpw", "bpw_total", "size_gb", "format")},
         **{k: v for k, v in (record.get("speed") or {}).items() if k in MORE_COLUMNS},
         **_kept(record),
+        "model_path": _model_path(record),
+        "calibration_tokens": seen.get("asked"),
+        "calibration_tokens_distinct": seen.get("distinct"),
         "runtimes": " ".join(artifact.get("runtimes") or ()),
         "artifact": artifact.get("path"),
         "kept_layers": kept_layers(artifact) or None,
         "expected_low": expected[0],
         "expected_high": expected[1],
     }
+
+
+def _model_path(record: Record) -> str | None:
+    model = (record.get("config") or {}).get("model")
+    return (model.get("path") or model.get("repo")) if isinstance(model, Mapping) else None
 
 
 def _kept(record: Record) -> Row:
@@ -240,17 +274,14 @@ def noise_floors(records: Iterable[Record]) -> dict[Place, float]:
     Below it a divergence says nothing. Measured on the reference, the larger of the two counts.
     """
     floors: dict[Place, float] = {}
-    for record in records:
+    for record in models_apart(list(records)):
         for measurement in record.get("measurements") or []:
             metrics = measurement["metrics"]
             found = [metrics.get(f"kld_floor_{cause}") for cause in ("dtype", "batch")]
             if known := [value for value in found if value is not None]:
-                floors[_place(record, measurement)] = max(known)
+                place = (record["model"], measurement["corpus"], measurement["preset"])
+                floors[place] = max(known)
     return floors
-
-
-def _place(record: Record, measurement: Mapping[str, Any]) -> Place:
-    return (record["model"], measurement["corpus"], measurement["preset"])
 
 
 def _csv_cell(value: Any) -> Any:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qsweep.cells import ratio
+from qsweep.model_names import models_apart
+from qsweep.traits import traits
+from qsweep.verdicts import judged
 
 Record = dict[str, Any]
 
@@ -20,26 +23,36 @@ _EQUAL = 0.001
 # What 8 bits may cost: the field's upper bound of expected ratios.
 _EIGHT_BIT = 1.06
 # Options whose difference makes two trials comparable all the same.
-_SIZE_OPTIONS = ("bits", "type")
+_SIZE_OPTIONS = ("quant.bits", "quant.type")
+CALIBRATED = ("gptq", "awq")
+"""The methods that must not be worse than rounding to nearest on the same grid."""
+# A quantizer that saw less of the text than this share of what was asked for saw it again and again.
+_LEAST_CALIBRATION = 0.5
+# What two measurements must share before their ratios may be compared.
+_MEASURED_BY = ("fingerprint", "windows", "context", "dtype", "device_type", "protocol")
 
 
 def check(records: Iterable[Record]) -> list[str]:
     """Sanity checks over a sweep's records, one line per violation; none means that all hold.
 
-    Checked on each corpus and preset: more bits are never worse within one method and otherwise
-    equal options; 8 bits are close to the reference; the reference against itself is 0; nothing is
-    better than the reference; calibrated methods are not worse than rounding to nearest. And of
-    each model: llama.cpp computes its function from the files made of it.
+    Checked on each model, corpus and preset: the reference predicts something, and is itself 0 away
+    from itself; more bits are never worse within one method and otherwise equal options; 8 bits are
+    close to the reference; nothing is better than the reference; calibrated methods are not worse
+    than rounding to nearest on the same grid. And of each model, that the calibration text holds
+    what was asked of it.
     """
-    records = list(records)
-    places: dict[tuple[str, ...], list[tuple[Record, dict[str, Any]]]] = defaultdict(list)
-    for record in records:
-        if record["status"] == "finished":
-            for measurement in record["measurements"]:
-                place = (record["model"], measurement["corpus"], measurement["preset"])
-                places[place].append((record, measurement["metrics"]))
-    return [
-        f"{', '.join(place)}: {line}"
+    finished = [judged(record) for record in records if record["status"] == "finished"]
+    named = models_apart(finished)
+    places: dict[tuple[str, ...], Found] = defaultdict(list)
+    for record in named:
+        for measurement in record["measurements"]:
+            facts = measurement.get("facts") or {}
+            tokens = repr([facts.get(name) for name in _MEASURED_BY])
+            place = (record["model"], measurement["corpus"], measurement["preset"], tokens)
+            why = measurement.get("no_verdict")
+            places[place].append((record, {**measurement["metrics"], "no_verdict": why}))
+    lines = [
+        f"{', '.join(place[:3])}: {line}"
         for place, found in sorted(places.items())
         for line in (
             *_reference(found),
@@ -47,7 +60,8 @@ def check(records: Iterable[Record]) -> list[str]:
             *_more_bits(found),
             *_rounding(found),
         )
-    ] + list(_other_functions(records))
+    ]
+    return list(dict.fromkeys([*lines, *_calibration(named), *_other_functions(named)]))
 
 
 Found = list[tuple[Record, dict[str, Any]]]
@@ -74,6 +88,9 @@ def _other_functions(records: Iterable[Record]) -> Iterator[str]:
 
 
 def _reference(found: Found) -> Iterator[str]:
+    for why in dict.fromkeys(metrics["no_verdict"] for _, metrics in found):
+        if why is not None:
+            yield f"{why}: no verdict is given"
     for record, metrics in found:
         if record.get("reference") and metrics.get("kld"):
             yield f"the reference differs from itself (KLD {metrics['kld']:.2g} instead of 0)"
@@ -82,7 +99,7 @@ def _reference(found: Found) -> Iterator[str]:
 def _close_to_reference(found: Found) -> Iterator[str]:
     for record, metrics in _quantized(found):
         value, high, low = metrics["ppl_ratio"], *_interval(metrics)
-        if not math.isfinite(value):
+        if not math.isfinite(value) or value <= 0:
             yield f"{record['name']}: its perplexity ratio is {value}"
         elif high < 1 - 0.01:
             yield f"{record['name']} is better than its reference (ratio {ratio(value)})"
@@ -91,11 +108,11 @@ def _close_to_reference(found: Found) -> Iterator[str]:
 
 
 def _more_bits(found: Found) -> Iterator[str]:
-    families: dict[tuple[str, ...], Found] = defaultdict(list)
+    families: dict[tuple[str, str], Found] = defaultdict(list)
     for record, metrics in _quantized(found):
         if _bits(record) is not None:
             for family in _families(record):
-                families[family, *_other_options(record)].append((record, metrics))
+                families[family, _other_options(record)].append((record, metrics))
     seen = set()
     for alike in families.values():
         for (less, less_metrics), (more, more_metrics) in itertools.permutations(alike, 2):
@@ -113,18 +130,15 @@ def _more_bits(found: Found) -> Iterator[str]:
 
 
 def _rounding(found: Found) -> Iterator[str]:
-    def grid(record: Record) -> tuple[Any, Any]:
-        return (_bits(record), record["options"].get("group_size"))
-
-    baselines: dict[tuple[Any, Any], Found] = defaultdict(list)
+    baselines: dict[str, Found] = defaultdict(list)
     for record, metrics in _quantized(found):
-        if record["method"] == "rtn":
-            baselines[grid(record)].append((record, metrics))
+        if record["method"] == "rtn" and (grid := grid_of(record["options"])) is not None:
+            baselines[repr(grid)].append((record, metrics))
     for record, metrics in _quantized(found):
-        if record["method"] not in ("gptq", "awq"):
+        if record["method"] not in CALIBRATED:
             continue
-        for baseline, base_metrics in baselines.get(grid(record), ()):
-            if metrics["ppl_ratio"] > base_metrics["ppl_ratio"] and _worse(metrics, base_metrics):
+        for baseline, base_metrics in baselines.get(repr(grid_of(record["options"])), ()):
+            if _worse(metrics, base_metrics):
                 yield (
                     f"{record['name']} is worse than {baseline['name']}, the baseline "
                     f"({_figures(metrics, base_metrics)})"
@@ -132,15 +146,48 @@ def _rounding(found: Found) -> Iterator[str]:
                 break
 
 
+def grid_of(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The grid that rounding to nearest would have to share, as that quantizer's options.
+
+    None where the options make it one that plain rounding does not have: groups of columns that lie
+    apart (``desc_act``), scales that are searched for, a type of llama.cpp's.
+    """
+    searched = options.get("scale_search") not in (None, "range")
+    apart = options.get("desc_act") and options.get("group_size") != -1
+    if searched or apart or options.get("type") is not None or options.get("bits") is None:
+        return None
+    return {name: options.get(name) for name in ("bits", "group_size", "sym")}
+
+
+def _calibration(records: Iterable[Record]) -> Iterator[str]:
+    few: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        seen = record.get("calibration_tokens") or {}
+        asked, distinct = seen.get("asked"), seen.get("distinct")
+        if asked and distinct is not None and distinct < _LEAST_CALIBRATION * asked:
+            line = (
+                f"{record['model']}, calibrated on {record.get('calibration')}: {distinct} different "
+                f"tokens where {asked} were asked for ({100 * distinct / asked:.1f} %): give a "
+                "longer text, or lower calibration.num_samples"
+            )
+            few[line].append(record["name"])
+    for line, names in sorted(few.items()):
+        yield f"{line} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+
+
 def _quantized(found: Found) -> Found:
     return [
         (record, metrics)
         for record, metrics in found
-        if not record.get("reference") and metrics.get("ppl_ratio") is not None
+        if not record.get("reference")
+        and metrics.get("ppl_ratio") is not None
+        and metrics["no_verdict"] is None
     ]
 
 
 def _worse(metrics: dict[str, Any], than: dict[str, Any]) -> bool:
+    if not metrics["ppl_ratio"] > 0 or not than["ppl_ratio"] > 0:
+        return False  # told elsewhere
     difference = math.log(metrics["ppl_ratio"]) - math.log(than["ppl_ratio"])
     noise = math.hypot(_half_width(metrics), _half_width(than))
     return difference > max(noise, _EQUAL)
@@ -175,14 +222,15 @@ def _families(record: Record) -> tuple[str, ...]:
     return ("K",) if "_K" in kind else ("legacy",)
 
 
-def _other_options(record: Record) -> tuple[str, ...]:
-    others = {k: v for k, v in record["options"].items() if k not in _SIZE_OPTIONS}
-    return (
-        record["method"],
-        str(record.get("backend")),
-        str(record.get("calibration")),
-        repr(sorted(others.items())),
-    )
+def _other_options(record: Record) -> str:
+    # All of the configuration but the size; how it was measured is the place's.
+    measured = ("eval", "corpus", "device")
+    others = {
+        name: value
+        for name, value in traits(record).items()
+        if name not in _SIZE_OPTIONS and name.partition(".")[0] not in measured
+    }
+    return repr((record["method"], sorted(others.items())))
 
 
 def _figures(metrics: dict[str, Any], than: dict[str, Any]) -> str:

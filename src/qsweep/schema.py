@@ -4,8 +4,20 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import math
+import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from qsweep.errors import ConfigError
 
@@ -20,7 +32,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     ``where`` is the dotted place of the mapping in the configuration, for messages. Raises
     :class:`~qsweep.errors.ConfigError` for an unknown field, a missing one or a value of the wrong
-    type; strings that spell a number are taken as one, as on a command line.
+    type; strings that spell a number are taken as one, as on a command line. A number is neither
+    true nor false, nor infinite, nor a NaN.
     """
     from pydantic import ValidationError
 
@@ -28,6 +41,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for name in values:
         if name not in names:
             raise ConfigError(f"{_at(where, name)}: no such option{nearest(name, names)}")
+    _check_numbers(cls, values, where)
     try:
         return _adapter(cast("Any", cls)).validate_python(dict(values))
     except ValidationError as error:
@@ -42,6 +56,59 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(
             f"{_at(where, place)}{given}: {message[0].lower()}{message[1:]}"
         ) from error
+
+
+def _check_numbers(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    # pydantic takes true for 1, and a NaN for a float: each would pass every check of a range.
+    hints = _hints(cls)
+    for name, value in values.items():
+        if name in hints:
+            _check_number(hints[name], value, _at(where, name))
+
+
+def _check_number(hint: Any, value: Any, place: str) -> None:
+    if isinstance(value, Mapping):
+        for member in _members(hint):
+            if dataclasses.is_dataclass(member):
+                _check_numbers(member, value, place)
+        return
+    if isinstance(value, (list, tuple)):
+        for member in _members(hint):
+            for inner in get_args(member):
+                if inner is not Ellipsis:
+                    for item in value:
+                        _check_number(inner, item, place)
+        return
+    members = _members(hint)
+    if not {int, float} & set(members):
+        return
+    if isinstance(value, bool) and bool not in members and value not in _literals(members):
+        raise ConfigError(f"{place}={str(value).lower()}: a number is wanted here")
+    if _is_nonfinite(value) and str not in members and value not in _literals(members):
+        raise ConfigError(f"{place}={value}: must be a finite number")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, else the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _literals(members: Iterable[Any]) -> list[Any]:
+    return [v for member in members if get_origin(member) is Literal for v in get_args(member)]
+
+
+def _is_nonfinite(value: Any) -> bool:
+    try:
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+    except OverflowError:  # an integer beyond what a float holds
+        return True
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 @functools.cache

@@ -3,23 +3,25 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsweep.baselines import missing_baselines
 from qsweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.disk import check_writable
 from qsweep.environment import environment
 from qsweep.errors import QsweepError
 from qsweep.files import write_json
+from qsweep.labels import named_apart
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
 from qsweep.launch.interrupts import finishing
 from qsweep.leftovers import sweep_away
 from qsweep.locks import FileLock
 from qsweep.passes import Pass, Passes
 from qsweep.plan import Plan, Setting
-from qsweep.planning import Unplanned, keys_of, plan_all
+from qsweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.preflight import require_fitting_models
 from qsweep.record import (
     Record,
@@ -55,12 +57,19 @@ class Sweep:
         return self.config.outputs_dir / "sweeps" / self.name
 
     @property
+    def shown(self) -> list[Record]:
+        """The results, and what failed at lower fidelity: a search never came to try that in full."""
+        failed = [r for r in self.screening.values() if r["status"] == "failed"]
+        return [*self.records.values(), *failed]
+
+    @property
     def exit_code(self) -> int:
         """0 unless a trial failed, or nothing finished though something was asked for."""
-        statuses = [record["status"] for record in self.records.values()]
+        failed = [r for r in self.shown if r["status"] == "failed"]
         asked = [r for r in self.records.values() if not r.get("implied")]
         none_finished = not any(r["status"] == "finished" for r in asked)
-        return int("failed" in statuses or none_finished)
+        # What only a check wanted is told among its reasons, and spoils nothing that was asked for.
+        return int(none_finished or any(r.get("reference") or not r.get("implied") for r in failed))
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,11 @@ class Session:
         trials = [trial_config(config) for config in configs]
         plans, refused = plan_all(trials, self.store, self.settings)
         require_fitting_models(plans.values(), self.store, self.server)
+        keys = keys_of(trials, refused, self.settings)
+        self.sweep.asked += keys
         _run(self, plans, refused)
         everything = self.sweep.records | self.sweep.screening
-        return [everything[key] for key in keys_of(trials, refused, self.settings)]
+        return [everything[key] for key in keys]
 
 
 def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> Sweep:
@@ -100,6 +111,7 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     settings: dict[str, Setting | QsweepError] = {}
     plans, refused = plan_all(trials, store, settings)
     sweep.asked = keys_of(trials, refused, settings)
+    plans |= plan_implied(missing_baselines(trials), store, settings)
     with ForkServer() as server:
         require_fitting_models(plans.values(), store, server)
         with open_session(sweep, store, server) as session:
@@ -139,7 +151,7 @@ def open_session(
         finally:
             with finishing():
                 server.close()  # first: children must not outlive an interrupt by seconds
-                records = list(sweep.records.values())
+                records = sweep.shown
                 write_results(sweep.directory, records, sweep.command)
                 report_sweep(sweep.directory, records, sweep.command, _say)
                 tracker.finish(records, interrupted=interrupted)
@@ -152,6 +164,7 @@ def open_store(config: SweepConfig) -> Store:
 
 def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:
     sweep, store = session.sweep, session.store
+    asked = frozenset(sweep.asked)
     facts = environment()
 
     def record(content: Record, *, cached: bool, **more: Any) -> None:
@@ -164,16 +177,20 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
             "environment": facts,
             "log": str(_log(sweep, content["key"])),
             "cached": cached,
+            "implied": content["key"] not in asked,
             **more,
         }
-        earlier = read_record(file) if cached else None
-        if cached and earlier is None and file.exists():
+        earlier = (read_record(file) if cached else None) or {}
+        if cached and not earlier and file.exists():
             _say(f"note: {file}: no record that can be read; it is written again")
-        if earlier is not None and fingerprint(earlier) == fingerprint(content):
+        known = (
+            fingerprint(earlier) == fingerprint(_as_far_as(content, earlier)) if earlier else False
+        )
+        if not known or content.keys() - earlier.keys():
+            write_json(file, content | earlier if known else content)
+        if known:
             # Keep what says when, where and by which command it really was made.
-            content = earlier | {"cached": True}
-        else:
-            write_json(file, content)
+            content = content | earlier | {"cached": True}
         (sweep.records if full else sweep.screening)[content["key"]] = content
         if full:
             session.tracker.log(content)
@@ -181,6 +198,7 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
     for item in refused:
         content = unfinished_record(item.trial, item.key, item.status, item.reason)
         record(content, cached=False, started=now(), ended=now())
+    names = _names(plans, asked)
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
         done = finished_record(plan, store)
@@ -202,12 +220,12 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
         if done is None:
             status = "skipped" if result.status == "skipped" else "failed"
             reason = result.reason or "what it made is no longer in the store"
-            done = unfinished_record(plan.trial, job.id, status, reason)
+            done = unfinished_record(plan.trial, job.id, status, reason, plan.setting.model_hash)
         started = None if result.started is None else timestamp(result.started)
         record(done, cached=False, seconds=result.seconds, started=started, ended=now())
 
     def trial_job(plan: Plan) -> Job:
-        return _job(plan, sweep, store, missing, passes.needs(plan))
+        return _job(plan, names[plan.key], sweep, store, missing, passes.needs(plan))
 
     def pass_jobs(some: Iterable[Pass]) -> list[Job]:
         return [_pass_job(one, sweep, store) for one in some]
@@ -234,12 +252,17 @@ def _pass_job(one: Pass, sweep: Sweep, store: Store) -> Job:
 
 
 def _job(
-    plan: Plan, sweep: Sweep, store: Store, missing: Mapping[str, Plan], passes: tuple[str, ...]
+    plan: Plan,
+    name: str,
+    sweep: Sweep,
+    store: Store,
+    missing: Mapping[str, Plan],
+    passes: tuple[str, ...],
 ) -> Job:
-    reference = plan.reference().key
+    reference = _missing_reference(plan, missing)
     return Job(
         id=plan.key,
-        name=plan.trial.name,
+        name=name,
         target="qsweep.trial:run",
         payload={
             "config": plan.trial.resolved,
@@ -248,9 +271,39 @@ def _job(
         },
         log=_log(sweep, plan.key),
         timeout_s=sweep.config.timeout_s,
-        needs=passes + ((reference,) if reference != plan.key and reference in missing else ()),
+        needs=passes + ((reference,) if reference is not None else ()),
         device=_device(plan),
     )
+
+
+def _names(plans: Mapping[str, Plan], asked: Collection[str]) -> dict[str, str]:
+    """What trials are called while they run, by key: as in the table."""
+    outlines = [
+        unfinished_record(plan.trial, key, "planned", "", plan.setting.model_hash)
+        | {"implied": key not in asked}
+        for key, plan in plans.items()
+    ]
+    return {record["key"]: record["name"] for record in named_apart(outlines)}
+
+
+def _as_far_as(content: Record, earlier: Record) -> Record:
+    # An older version wrote fewer fields: what is new is no other result.
+    return {name: value for name, value in content.items() if name in earlier}
+
+
+def _missing_reference(plan: Plan, missing: Mapping[str, Plan]) -> str | None:
+    """The trial still to run that measures what a trial is compared with."""
+    if plan.is_reference:
+        return None
+    reference = plan.reference()
+    if reference.key in missing:
+        return reference.key
+    # A baseline is measured on less than the trials that it is for, and so is its reference.
+    wanted = {step.key for step in reference.measurements}
+    for key, other in missing.items():
+        if other.is_reference and wanted <= {step.key for step in other.measurements}:
+            return key
+    return None
 
 
 def _log(sweep: Sweep, key: str) -> Path:

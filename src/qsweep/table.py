@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep import cells
+from qsweep.answers import best_lines
 from qsweep.files import shown
 from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
-    best,
     counts,
     places,
     primary_metric,
@@ -158,8 +158,8 @@ def _summary(records: Sequence[Record], directory: Path) -> "Text":
 
     said = ", ".join(f"{number} {status}" for status, number in counts(records).items() if number)
     text = Text(f"{said or 'no trials'}; results in {shown(directory)}/results.csv and .md")
-    if (winner := best(records)) is not None:
-        text.append(f"\nmost quality per GB: {winner['name']} ({status_word(winner)})")
+    for line in best_lines(records):
+        text.append(f"\n{line}")
     return text
 
 

@@ -58,10 +58,12 @@ class CalibrationTokens:
 
     ``importance`` is what is known already of the model's run over them, if somebody needs it: the
     mean squared input of linear layers, float32 [in_features], by their names in the checkpoint.
+    ``distinct`` is how many tokens of the text lie in some sample; None where nobody counted.
     """
 
     samples: Sequence[Sequence[int]]
     importance: "Mapping[str, torch.Tensor] | None" = None
+    distinct: int | None = None
 
 
 class Quantizer(Protocol):

@@ -57,9 +57,9 @@ def report_sweep(
 
     try:
         found = [record for record in map(normalised, records) if record is not None]
-        page = render([SweepData(directory.name, command, found)])
-        write_text(directory / "report.html", page)
-        if picture := _picture(found):
+        sweep = SweepData(directory.name, command, found)
+        write_text(directory / "report.html", render([sweep]))
+        if picture := _picture(merge([sweep])):
             write_text(directory / "report.svg", picture)
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())

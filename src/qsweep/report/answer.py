@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qsweep import cells
+from qsweep.answers import answers as decisions
 from qsweep.report.data import Group, is_finite
 from qsweep.results import SERVING, Row, counts
 from qsweep.verdicts import BOUNDS
+from qsweep.winner import contender, says_nothing, sentence
 
 _ACCEPTABLE = ("yes", "usually")
 # Corpora whose mean ratios are closer than this suffer alike.
@@ -24,8 +26,9 @@ class Sentence:
 
 
 def answers(group: Group) -> list[Sentence]:
-    """Best quality per GB, smallest acceptable, what suffers most."""
-    return [*_best(group), *_smallest(group), *_suffers(group)]
+    """Best quality per GB, smallest acceptable, what suffers most; what has no verdict, and why."""
+    without = [Sentence("No verdict", line) for line in group.no_verdicts]
+    return [*without, *_best(group), *_smallest(group), *_suffers(group)]
 
 
 def nothing(records: Sequence[dict]) -> str:
@@ -44,26 +47,41 @@ def can_ship(row: Row) -> bool:
 
 def verdict_of(row: Row) -> str:
     """The verdict, with a question mark where its interval straddles a bound."""
+    if row.get("no_verdict"):
+        return "no verdict"
     return f"{row.get('verdict') or 'finished'}{'?' if row.get('verdict_open') else ''}"
 
 
 def _best(group: Group) -> Iterator[Sentence]:
-    shown = [r for r in group.quantized if can_ship(r) and is_finite(r.get("quality_per_gb"))]
-    if not shown:
-        if group.quantized:
-            yield Sentence("Best quality per GB", "no artifact here is one that a runtime serves")
-        return
-    best = max(shown, key=lambda row: row["quality_per_gb"])
-    yield Sentence("Best quality per GB", f"{best['label']}: {_figures(best)}{_share(group, best)}")
+    rows = {str(row["key"]): row for row in group.quantized}
+    named = [r | {"name": rows[r["key"]]["label"]} for r in group.records if r["key"] in rows]
+    found = decisions(named)
+    if rows and not found:
+        yield Sentence("Best quality per GB", "no artifact here is one that a runtime serves")
+    for answer in found:
+        row = rows[answer.record["key"]]
+        leader = f"{row['label']}: {_figures(row)}{_share(group, row)}"
+        if not answer.is_best:
+            leader = f"{row['label']} ({_figures(row)}{_share(group, row)})"
+        of = f" of {answer.model}" if len(found) > 1 else ""
+        yield Sentence(f"Best quality per GB{of}", sentence(answer.decision, leader))
 
 
 def _smallest(group: Group) -> Iterator[Sentence]:
     fine = [
         row
         for row in group.quantized
-        if can_ship(row) and row.get("verdict") in _ACCEPTABLE and is_finite(row.get("size_gb"))
+        if can_ship(row)
+        and not row.get("implied")
+        and row.get("verdict") in _ACCEPTABLE
+        and is_finite(row.get("size_gb"))
     ]
-    if fine:
+    unclear = {row["key"]: why for row in fine if (why := _unclear(row))}
+    fine, seeming = [row for row in fine if row["key"] not in unclear], fine
+    if not fine and seeming:
+        least = min(seeming, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
+        text = f"open: {least['label']} ({_figures(least)}) may be, but {unclear[least['key']]}"
+    elif fine:
         least = min(fine, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
         sure = " (its interval reaches into the next verdict)" if least.get("verdict_open") else ""
         text = f"{least['label']}: {_figures(least)}{sure}"
@@ -73,6 +91,11 @@ def _smallest(group: Group) -> Iterator[Sentence]:
     else:
         return
     yield Sentence("Smallest acceptable", text)
+
+
+def _unclear(row: Row) -> str | None:
+    one = contender(row["key"], row["label"], row)
+    return None if one is None else says_nothing(one)
 
 
 def _suffers(group: Group) -> Iterator[Sentence]:

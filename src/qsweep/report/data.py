@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from qsweep.labels import told_apart
+from qsweep.labels import labelled, numbered, told_apart
+from qsweep.model_names import models_apart
 from qsweep.record_file import is_measurement, is_record
 from qsweep.results import Record, Row, primary, rows
+from qsweep.verdicts import judged
 
 # What two measurements must share before their figures may stand on one axis. The fingerprint is
 # that of the token ids, so it tells tokenizers and texts apart.
@@ -61,12 +63,29 @@ class Group:
 
     @cached_property
     def quantized(self) -> list[Row]:
-        """The primary rows that have a ratio to their reference, the reference's own left out."""
+        """The primary rows that have a ratio to their reference, the reference's own left out.
+
+        A reference that predicts nothing is none, and what is compared with it is not drawn.
+        """
         return [
             row
             for row in self.primary_rows
-            if not row.get("reference") and is_finite(row.get("ppl_ratio"))
+            if not row.get("reference")
+            and not row.get("no_verdict")
+            and is_finite(row.get("ppl_ratio"))
         ]
+
+    @cached_property
+    def no_verdicts(self) -> list[str]:
+        """Why models have no verdict, a line for each that has none."""
+        found = [(row["model"], row["no_verdict"]) for row in self.primary_rows]
+        return [f"{model}: {why}" for model, why in dict.fromkeys(found) if why]
+
+    @cached_property
+    def named(self) -> list[Record]:
+        """The records, called as their rows are."""
+        labels = {str(row["key"]): row["label"] for row in self.rows}
+        return [{**record, "name": labels[str(record["key"])]} for record in self.records]
 
     @property
     def models(self) -> list[str]:
@@ -86,7 +105,10 @@ class Group:
 
 
 def merge(sweeps: Iterable[SweepData]) -> list[Record]:
-    """The records of all sweeps; a trial that several of them hold is there once, naming them."""
+    """The records of all sweeps; a trial that several of them hold is there once, naming them.
+
+    Models of one name are called by their paths.
+    """
     found: dict[str, Record] = {}
     for sweep in sweeps:
         for record in sweep.records:
@@ -94,7 +116,7 @@ def merge(sweeps: Iterable[SweepData]) -> list[Record]:
                 found[record["key"]] = {**record, "sweep": sweep.name}
             elif sweep.name not in earlier["sweep"].split(", "):
                 earlier["sweep"] += f", {sweep.name}"
-    return list(found.values())
+    return [judged(record) for record in models_apart(list(found.values()))]
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
@@ -175,8 +197,9 @@ def varied(rows_: Sequence[Row], name: str) -> list[Any]:
 
 def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
     # By what else they differ in, and only where that is nothing, by the sweep.
-    labels = told_apart({str(row["key"]): row["label"] for row in found}, records)
+    labels = labelled({str(row["key"]): row["label"] for row in found}, records)
     labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
+    labels = numbered(labels)
     return [{**row, "label": labels[str(row["key"])]} for row in found]
 
 

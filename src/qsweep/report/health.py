@@ -7,6 +7,7 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.evaluators.measurement import PROTOCOL_VERSION
+from qsweep.labels import named_apart
 from qsweep.report.data import Group, SweepData
 from qsweep.results import Record, counts, noise_floors, ranked
 from qsweep.sanity import check
@@ -38,8 +39,8 @@ def health(
     sweeps: Sequence[SweepData], records: Sequence[Record], groups: Sequence[Group]
 ) -> Health:
     """Noise floors, violations, failures, protocol, environments, commands."""
-    checks = [line for group in groups for line in check(group.records)]
-    unfinished = [r for r in ranked(records) if r["status"] != "finished"]
+    checks = [line for group in groups for line in check(group.named)]
+    unfinished = [r for r in ranked(named_apart(records)) if r["status"] != "finished"]
     return Health(
         counts={status: count for status, count in counts(records).items() if count},
         warnings=[*_warnings(sweeps, groups)],

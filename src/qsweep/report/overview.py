@@ -38,7 +38,9 @@ def quality_against_size(group: Group) -> Panel | None:
     shown = [
         row
         for row in group.primary_rows
-        if is_finite(row.get("size_gb")) and is_finite(row.get("ppl_ratio"))
+        if is_finite(row.get("size_gb"))
+        and is_finite(row.get("ppl_ratio"))
+        and not row.get("no_verdict")
     ]
     quantized = [row for row in shown if not row.get("reference")]
     if not quantized:
@@ -70,8 +72,8 @@ def quality_against_size(group: Group) -> Panel | None:
         numbers = [n for p, n in zip(points, numbers, strict=True) if not p["reference"]]
         points = [p for p in points if not p["reference"]]
     sizes = [p["size"] for p in points if p["size"] > 0]
-    log = close is None and max(sizes) / min(sizes) > _LOG_SIZES
-    numbered = _numbers(points, numbers, close or (0.0, max(sizes)), domain)
+    log = close is None and bool(sizes) and max(sizes) / min(sizes) > _LOG_SIZES
+    numbered = _numbers(points, numbers, close or (0.0, max(sizes, default=1.0)), domain)
     axis = _size_axis(unit, close, log=log)
     return Panel(
         id="size",

@@ -100,7 +100,7 @@ def series_encoding(names: Iterable[str], title: str = "method") -> Spec:
 
 def ratio_domain(points: Sequence[dict[str, Any]], *, clip: bool) -> tuple[float, float]:
     """From where to where a ratio axis goes: 1.00 is always on it."""
-    ratios = [p["ratio"] for p in points if is_finite(p["ratio"])]
+    ratios = [p["ratio"] for p in points if is_finite(p["ratio"]) and p["ratio"] > 0]
     lows = [p["low"] for p in points if is_finite(p["low"]) and p["low"] > 0]
     highs = [p["high"] for p in points if is_finite(p["high"])]
     top = max([1.0, *ratios, *highs])
@@ -199,8 +199,10 @@ def beyond_marks(x: Spec, **more: Any) -> Spec:
 
 
 def decades(values: Iterable[float]) -> list[float]:
-    """Powers of ten around values, for a logarithmic axis without a crowd of lines."""
-    known = [math.log10(v) for v in values if v > 0]
+    """Powers of ten around the positive ones, for a logarithmic axis without a crowd of lines."""
+    known = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
+    if not known:
+        return []
     return [10.0**e for e in range(math.floor(min(known)), math.ceil(max(known)) + 1)]
 
 

@@ -110,6 +110,8 @@ def _columns(names: Sequence[str], retained: dict[str, Any]) -> list[Column]:
                lambda r: -1 if r.get("reference") else r.get("ppl_ratio")),
         Column("calibration", "text the quantizer saw", lambda r: str(r.get("calibration") or ""),
                figure("calibration")),
+        Column("calibration tokens", "different tokens of that text that it saw, of those asked for",
+               _calibration, figure("calibration_tokens_distinct")),
         Column("served by", "runtimes that load it", _served, figure("runtimes")),
         Column("time", "to quantize and to measure", lambda r: cells.seconds(_seconds(r)),
                _seconds),
@@ -155,6 +157,11 @@ def _expected(row: Row) -> str:
 
 def _verdict(row: Row) -> str:
     return "reference" if row.get("reference") else verdict_of(row)
+
+
+def _calibration(row: Row) -> str:
+    asked, distinct = row.get("calibration_tokens"), row.get("calibration_tokens_distinct")
+    return "" if not asked or distinct is None else f"{distinct} of {asked}"
 
 
 def _served(row: Row) -> str:

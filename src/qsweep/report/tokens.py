@@ -25,6 +25,8 @@ _CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 # Below this many tokens a quantile of a bin would be one token's own value.
 _FEW = 30
 _LEAST = 1e-6
+# From where on a token counts as diverging, in nats.
+_EDGE = 1e-5
 
 
 def stored_arrays(record: Record, measurement: dict[str, Any]) -> Path | None:
@@ -58,18 +60,38 @@ def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[
     shares = [s for row, kld, _ in found for s in _shares(row["label"], kld)]
     quantiles = [q for row, kld, sure in found for q in _by_confidence(row["label"], kld, sure)]
     few = "" if len(group.quantized) <= len(found) else f", {len(names)} trials of the sweep"
-    return [
-        Panel(
+    return [_distribution(found, shares, names, few), *_confidences(quantiles, names)]
+
+
+def _distribution(
+    found: "Sequence[tuple[Row, np.ndarray, np.ndarray]]",
+    shares: list[dict[str, Any]],
+    names: list[str],
+    few: str,
+) -> Panel:
+    if not shares:
+        return Panel(
             id="tokens",
             title="Divergence by token",
-            note=f"How many tokens diverge by more than x{few}: an average hides the tail.",
-            alt="; ".join(
-                f"{row['label']}: median {cells.divergence(row.get('kld_median'))}, "
-                f"99th percentile {cells.divergence(row.get('kld_p99'))} nats"
-                for row, *_ in found
-            ),
-            spec=_tail(shares, names),
+            note=f"No token diverges by more than {_EDGE:g} nats{few}.",
+        )
+    return Panel(
+        id="tokens",
+        title="Divergence by token",
+        note=f"How many tokens diverge by more than x{few}: an average hides the tail.",
+        alt="; ".join(
+            f"{row['label']}: median {cells.divergence(row.get('kld_median'))}, "
+            f"99th percentile {cells.divergence(row.get('kld_p99'))} nats"
+            for row, *_ in found
         ),
+        spec=_tail(shares, names),
+    )
+
+
+def _confidences(quantiles: list[dict[str, Any]], names: list[str]) -> list[Panel]:
+    if not quantiles:
+        return []
+    return [
         Panel(
             id="confidence",
             title="Divergence by the reference's confidence",
@@ -82,7 +104,7 @@ def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[
                 for q in quantiles
             ),
             spec=_confidence(quantiles, names),
-        ),
+        )
     ]
 
 
@@ -123,7 +145,7 @@ def _read(path: Path) -> "tuple[np.ndarray, np.ndarray] | None":
 def _shares(label: str, kld: "np.ndarray") -> list[dict[str, Any]]:
     import numpy as np
 
-    edges = np.logspace(-5, 1.5, 53)
+    edges = np.logspace(np.log10(_EDGE), 1.5, 53)
     ordered = np.sort(kld)
     more = len(kld) - np.searchsorted(ordered, edges, side="right")
     return [

@@ -1,16 +1,22 @@
-"""What came of a search: the front, the best per GB, the knee, the smallest of each verdict. Pure."""
+"""What came of a search: the front, the best per GB, the knee, the smallest of each verdict. Pure.
+
+Also what it could not try, and what of its answer is open.
+"""
 
 import math
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qsweep.results import can_serve, primary, verdict_open
+from qsweep.labels import numbered, told_apart
+from qsweep.results import can_serve, primary, verdict_open, windows_cut
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
+from qsweep.traits import is_draw
 from qsweep.verdicts import BOUNDS
+from qsweep.winner import Contender, Decision, contender, decide, says_nothing
 
 Record = dict[str, Any]
 
@@ -28,13 +34,22 @@ DEFAULT_FRONT = (Objective("size_gb", "minimize"), Objective("quality", "maximiz
 
 @dataclass(frozen=True)
 class Answer:
-    """The entries that answer a question each; None where nothing does."""
+    """The entries that answer a question each; None where nothing does.
+
+    Attributes:
+        front: smallest first.
+        best_per_gb: the one that leads in quality per GB; ``decision`` tells whether it is the best.
+        knee: of the front.
+        smallest: by verdict, the smallest whose verdict is at least that good.
+        untried: of each combination that failed and was never measured, its last failure.
+    """
 
     front: list[Entry]
     best_per_gb: Entry | None
     knee: Entry | None
     smallest: dict[str, Entry | None]
-    """By verdict: the smallest whose verdict is at least that good."""
+    decision: Decision = Decision(None)
+    untried: list[Entry] = field(default_factory=list)
 
 
 def finding_of(record: Record, params: Params) -> dict[str, Any]:
@@ -42,6 +57,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
     measurement = primary(record) or {"metrics": {}}
     artifact = record.get("artifact") or {}
     figures = {k: measurement["metrics"].get(k) for k in _FIGURES}
+    facts = measurement.get("facts") or {}
     return {
         **{k: v for k, v in figures.items() if v is not None and math.isfinite(v)},
         "params": params,
@@ -49,6 +65,8 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         "bpw": artifact.get("bpw"),
         "verdict": measurement.get("verdict"),
         "verdict_open": verdict_open(measurement),
+        "windows": facts.get("windows"),
+        "windows_cut": windows_cut(measurement),
         "runtimes": list(artifact.get("runtimes") or ()),
         "serves": can_serve(record),
         "artifact": artifact.get("path"),
@@ -63,11 +81,13 @@ def answer(entries: Iterable[Entry], objectives: Sequence[Objective], serving: b
 
     The front is that of the search's objectives; of size and quality where there is only one.
     """
+    entries = named_apart(list(entries))
     usable = [e for e in entries if e.feasible and e.finding is not None]
     usable = [e for e in usable if not serving or _finding(e)["serves"]]
     goals = objectives if len(objectives) > 1 else DEFAULT_FRONT
     front = pareto_front([e for e in usable if _point(e, goals) is not None], goals)
-    rated = [e for e in usable if _finding(e).get("quality_per_gb") is not None]
+    rated = {e.key: e for e in usable}
+    decision = decide([c for e in rated.values() if (c := _contender(e)) is not None])
     words = [word for _, word in BOUNDS]
     smallest = {}
     for place, word in enumerate(words):
@@ -75,10 +95,44 @@ def answer(entries: Iterable[Entry], objectives: Sequence[Objective], serving: b
         smallest[word] = min(keeping, key=lambda e: _finding(e)["size_gb"], default=None)
     return Answer(
         front=front,
-        best_per_gb=max(rated, key=lambda e: _finding(e)["quality_per_gb"], default=None),
+        best_per_gb=None if decision.leader is None else rated[decision.leader],
         knee=knee(pareto_front([e for e in usable if _point(e, DEFAULT_FRONT)], DEFAULT_FRONT)),
         smallest=smallest,
+        decision=decision,
+        untried=untried(entries),
     )
+
+
+def named_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries of which no two of different keys are called alike."""
+    by_key = {e.key: {"params": {_option(k): v for k, v in e.params.items()}} for e in entries}
+    names = {e.key: e.name for e in entries}
+    labels = numbered(told_apart(names, by_key, lambda record: record["params"]))
+    return [replace(entry, name=labels[entry.key]) for entry in entries]
+
+
+def untried(entries: Sequence[Entry]) -> list[Entry]:
+    """Of each combination that failed, at whatever fidelity, and was never measured, the last entry."""
+    measured = {e.key for e in entries if e.state != "failed"}
+    failed = {e.key: e for e in entries if e.state == "failed" and e.key not in measured}
+    return list(failed.values())
+
+
+def open_question(entry: Entry) -> str | None:
+    """Why what an entry's interval says is nothing; None where it says something."""
+    one = _contender(entry)
+    return None if one is None else says_nothing(one)
+
+
+def _contender(entry: Entry) -> Contender | None:
+    drawn = [name for name in entry.params if is_draw(_option(name))]
+    kept = {name: value for name, value in entry.params.items() if name not in drawn}
+    setting = repr(sorted(kept.items())) if drawn else ""
+    return contender(entry.key, entry.name, _finding(entry), setting)
+
+
+def _option(name: str) -> str:
+    return name.lstrip("+~")
 
 
 def pareto_front(entries: Sequence[Entry], objectives: Sequence[Objective]) -> list[Entry]:

@@ -18,6 +18,7 @@ from qsweep.search.answer import answer, infeasible
 from qsweep.search.fidelity import Fidelity
 from qsweep.search.loop import Possible, Record, Search
 from qsweep.search.objectives import (
+    Constraint,
     check_measured,
     parse_constraint,
     parse_objective,
@@ -116,6 +117,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     named = {o.metric: "search.objective" for o in objectives}
     named |= {c.metric: "search.constraints" for c in constraints}
     check_measured(named, trial_config(config).eval)
+    _check_references(constraints, space)
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
     name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
@@ -151,6 +153,21 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if trouble:
         raise QsweepError(trouble)
     return []
+
+
+def _check_references(constraints: Sequence[Constraint], space: Space) -> None:
+    # Each model has a reference of its own, and a bound can be a multiple of one alone.
+    several = [
+        p.name
+        for p in space.parameters
+        if p.name.lstrip("+~").partition(".")[0] == "model" and len(p.values) > 1
+    ]
+    for constraint in constraints:
+        if constraint.of_reference and several:
+            raise ConfigError(
+                f"search.constraints: {constraint}: {several[0]} has several values, and each model "
+                "a reference of its own; search one model at a time"
+            )
 
 
 def enqueued_params(text: str, space: Space) -> Params:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsweep.errors import QsweepError
+from qsweep.results import primary
 from qsweep.search.answer import finding_of
 from qsweep.search.fidelity import Fidelity, Outcome, Rival, hopeless, promise, proxy_of, quick_look
 from qsweep.search.objectives import Constraint, Objective, figure, spans
@@ -207,8 +208,19 @@ class Search:
     def _look(self, jobs: Sequence[Params]) -> list[Outcome | None]:
         """Measure at low fidelity, equal jobs once; None for what did not finish."""
         distinct = {tuple(job.items()): job for job in jobs}
-        records = dict(zip(distinct, self.lab.run(list(distinct.values())), strict=True))
+        records = dict(zip(distinct, self._run(list(distinct.values())), strict=True))
         return [self._outcome(records[tuple(job.items())]) for job in jobs]
+
+    def _run(self, batch: Sequence[Params]) -> list[Record]:
+        """Run trials. Raises QsweepError where their reference is none to compare with."""
+        records = self.lab.run(batch)
+        for record in records:
+            why = (
+                (primary(record) or {}).get("no_verdict") if record["status"] == "finished" else ""
+            )
+            if why:
+                raise QsweepError(f"{record['name']}: {why}: there is nothing to search for")
+        return records
 
     def _outcome(self, record: Record) -> Outcome | None:
         if record["status"] != "finished":
@@ -258,7 +270,7 @@ class Search:
 
     def _measure(self, batch: Sequence[tuple[int, Candidate]]) -> None:
         for number, candidate in self._first_windows(batch):
-            (record,) = self.lab.run([candidate.params])
+            (record,) = self._run([candidate.params])
             self._take(number, candidate, record)
 
     def _first_windows(self, batch: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
@@ -268,7 +280,7 @@ class Search:
         windows = self.settings.few_windows
         jobs = [quick_look(candidate.params, windows, "few") for _, candidate in batch]
         left = []
-        for (number, candidate), record in zip(batch, self.lab.run(jobs), strict=True):
+        for (number, candidate), record in zip(batch, self._run(jobs), strict=True):
             outcome = self._outcome(record)
             if outcome is None:
                 self.study.fail(number, record["reason"])

@@ -10,7 +10,7 @@ from qsweep.files import write_bytes, write_text
 from qsweep.markdown import table
 from qsweep.metrics import quality
 from qsweep.results import rows, to_csv
-from qsweep.search.answer import Answer
+from qsweep.search.answer import Answer, named_apart, open_question
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
@@ -18,6 +18,7 @@ from qsweep.sweep import Sweep
 from qsweep.verdicts import BOUNDS
 
 CommandOf = Callable[[Params], str]
+_BEST = "Best quality per GB"
 _HEADINGS = ("trial", "GB", "ratio (95 %)", "quality", "quality/GB", "verdict", "served by")
 
 
@@ -32,6 +33,7 @@ def write_page(
 ) -> str:
     """Write the answer, what was screened, and the plots; returns the answer for the terminal."""
     directory = sweep.directory
+    entries = named_apart(entries)
     if sweep.screening:
         # Lower fidelity has a table of its own, never a row among results.
         screened = rows(sweep.screening.values())
@@ -44,7 +46,7 @@ def write_page(
     if done:
         plot_front(done, answer, directory / "front.png")
         plot_history(entries, objectives, directory / "history.png")
-    return _terminal(answer, command_of, directory)
+    return _terminal(answer, entries, command_of, directory)
 
 
 def answer_markdown(
@@ -71,12 +73,17 @@ def answer_markdown(
     ]
     if trouble:
         parts.append(f"**{cells.markdown(trouble)}**")
+    parts.append(_untried(answer, entries, command_of))
     told: set[str] = set()
-    for title, entry in _questions(answer):
+    for title, entry, doubt in _questions(answer):
         if entry is not None:
             again = entry.key in told
             parts.append(f"## {title}")
             parts.append(_same(entry) if again else _shown(entry, command_of))
+            if doubt:
+                parts.append(f"**Open:** {cells.markdown(doubt)}.")
+            elif title == _BEST and answer.decision.note:
+                parts.append(f"Mind that {cells.markdown(answer.decision.note)}.")
             told.add(entry.key)
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
@@ -92,15 +99,36 @@ def answer_markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _questions(answer: Answer) -> list[tuple[str, Entry | None]]:
-    questions = [
-        ("Best quality per GB", answer.best_per_gb),
-        ("The knee of the front", answer.knee),
-    ]
+def _questions(answer: Answer) -> list[tuple[str, Entry | None, str | None]]:
+    """Questions, who answers each, and why that may not be believed."""
+    leads = answer.decision.open and f"it leads, but {answer.decision.open}"
+    questions = [(_BEST, answer.best_per_gb, leads)]
+    named = {"The knee of the front": answer.knee}
     for place, (word, entry) in enumerate(answer.smallest.items()):
         better = " or better" if place else ""
-        questions.append((f"The smallest with verdict {word}{better}", entry))
+        named[f"The smallest with verdict {word}{better}"] = entry
+    for title, entry in named.items():
+        questions.append((title, entry, None if entry is None else open_question(entry)))
     return questions
+
+
+def _untried(answer: Answer, entries: Sequence[Entry], command_of: CommandOf) -> str:
+    if not answer.untried:
+        return ""
+    lines = [
+        f"- {cells.markdown(entry.name)}: {cells.markdown(entry.reason or 'no reason recorded')}\n"
+        f"  `{command_of(entry.params)}`"
+        for entry in answer.untried
+    ]
+    return f"## What could not be tried\n\n{_of_all(answer, entries)}.\n\n" + "\n".join(lines)
+
+
+def _of_all(answer: Answer, entries: Sequence[Entry]) -> str:
+    whole = len({entry.key for entry in entries})
+    return (
+        f"{len(answer.untried)} of {whole} combinations failed, so that the answer is that of the "
+        "others alone; the same command tries them again"
+    )
 
 
 def _shown(entry: Entry, command_of: CommandOf) -> str:
@@ -136,7 +164,7 @@ def _cells(entry: Entry) -> list[str]:
 
 def _verdict(entry: Entry) -> str:
     finding = entry.finding or {}
-    return f"{finding.get('verdict')}{'?' if finding.get('verdict_open') else ''}"
+    return f"{finding.get('verdict') or 'no verdict'}{'?' if finding.get('verdict_open') else ''}"
 
 
 def _spent(entries: Sequence[Entry]) -> str:
@@ -154,24 +182,38 @@ def _spent(entries: Sequence[Entry]) -> str:
     return ", ".join(line for line in said if not line.startswith("0 "))
 
 
-def _terminal(answer: Answer, command_of: CommandOf, directory: Path) -> str:
-    lines = ["", "what to ship:"]
+def _terminal(
+    answer: Answer, entries: Sequence[Entry], command_of: CommandOf, directory: Path
+) -> str:
+    whole = len({entry.key for entry in entries})
+    tried = f"{whole - len(answer.untried)} of {whole} combinations that could be tried"
+    lines = ["", f"what to ship, of the {tried}:" if answer.untried else "what to ship:"]
     shown: dict[str, list[str]] = {}
-    entries: dict[str, Entry] = {}
-    for title, entry in _questions(answer):
+    doubts: dict[str, list[str]] = {}
+    found: dict[str, Entry] = {}
+    for title, entry, doubt in _questions(answer):
         if entry is not None:
-            shown.setdefault(entry.key, []).append(title[0].lower() + title[1:])
-            entries[entry.key] = entry
+            word = title[0].lower() + title[1:]
+            shown.setdefault(entry.key, []).append(f"{word}?" if doubt else word)
+            doubts.setdefault(entry.key, []).extend([f"open: {doubt}"] if doubt else [])
+            found[entry.key] = entry
+    if answer.best_per_gb is not None and answer.decision.note:
+        doubts[answer.best_per_gb.key].append(f"mind that {answer.decision.note}")
     for key, titles in shown.items():
-        entry = entries[key]
+        entry = found[key]
         finding = entry.finding or {}
         lines.append(
             f"  {entry.name}: {cells.gigabytes(finding.get('size_gb'))} GB, ratio "
             f"{cells.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
         )
+        lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")
     if not shown:
         lines = ["", "no answer"]
+    if answer.untried:
+        first = answer.untried[0]
+        lines.append(f"{_of_all(answer, entries)}")
+        lines.append(f"  the first: {first.name}: {cells.one_line(first.reason or 'no reason')}")
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
 
 
@@ -209,7 +251,11 @@ def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
         color="0.3", linewidth=1.2, zorder=1, label="front",
     )  # fmt: skip
     for entry, marker, label in (
-        (answer.best_per_gb, "*", "best per GB"),
+        (
+            answer.best_per_gb,
+            "*",
+            "best per GB" if answer.decision.open is None else "leads per GB",
+        ),
         (answer.knee, "D", "knee"),
     ):
         if entry is not None:

@@ -152,6 +152,11 @@ class Client:
         with self._errors():
             self._mlflow.update_run(run_id, status="RUNNING")
 
+    def rename(self, run_id: str, name: str) -> None:
+        """Call a run by another name."""
+        with self._errors():
+            self._mlflow.update_run(run_id, name=name)
+
     def _log_batches(
         self,
         run_id: str,

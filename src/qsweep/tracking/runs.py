@@ -10,10 +10,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from qsweep.answers import answers, best_lines
 from qsweep.cells import one_line
+from qsweep.labels import named_apart
+from qsweep.model_names import models_apart
 from qsweep.names import file_word
-from qsweep.results import Record, best, counts, primary, primary_metric, ranked, total_seconds
+from qsweep.results import (
+    Record,
+    counts,
+    primary,
+    primary_metric,
+    ranked,
+    total_seconds,
+)
 from qsweep.schema import flat
+from qsweep.verdicts import judged
 
 # Of two records that differ only here, the first is as good: they tell when and how it was looked
 # at, not what came out. (A failed trial that fails again is news: its end counts.)
@@ -62,6 +73,7 @@ def fingerprint(record: Record) -> str:
 
 def trial_run(record: Record) -> Run:
     """A trial as a child run."""
+    record = judged(record)
     figures = dict(_figures(record))
     odd = {name: value for name, value in figures.items() if not math.isfinite(value)}
     ended = milliseconds(record.get("ended"))
@@ -103,7 +115,13 @@ def sweep_run(
     good = number["finished"] and not number["failed"]
     metrics = [Point(f"trials_{status}", value) for status, value in number.items()]
     tags = {**_sweep_tags(name, command, records), "status": "finished" if complete else "killed"}
-    if (winner := best(records)) is not None:
+    named = named_apart(records)
+    # An earlier run of the sweep may have had a best; what it is now must stand in its place.
+    tags |= {"answer": "; ".join(best_lines(named)), "best_trial": "none", "best_verdict": "none"}
+    # A single figure speaks for the sweep only where there is a best, of a single model.
+    found = answers(named)
+    if len(found) == 1 and found[0].is_best:
+        winner = found[0].record
         tags |= {
             "best_trial": winner["name"],
             "best_verdict": (primary(winner) or {}).get("verdict"),
@@ -185,11 +203,14 @@ def _params(record: Record) -> Iterator[tuple[str, str]]:
 def _trial_tags(record: Record) -> dict[str, Any]:
     measurement = primary(record)
     options = record.get("options") or {}
+    none = measurement.get("no_verdict") if measurement else None
     shown = ("status", "model", "method", "backend", "calibration", "sweep", "reason", "device")
     return {
         **{name: record.get(name) for name in shown},
         **{name: options.get(name) for name in ("bits", "group_size", "type")},
-        "verdict": measurement.get("verdict") if measurement else None,
+        # Said, where there is none: an earlier record's may stand there.
+        "verdict": "none" if none else measurement.get("verdict") if measurement else None,
+        "no_verdict": none,
         "suffers_most": (record.get("suffers_most") or {}).get("capability"),
         "reference": "true" if record.get("reference") else None,
         "qsweep.key": record["key"],
@@ -234,7 +255,7 @@ def _headline(record: Record) -> Iterator[tuple[str, float]]:
 def _by_bits(records: Iterable[Record]) -> Iterator[Point]:
     # A curve per method, with bits as the step: what a sweep is mostly made to see.
     seen = set()
-    for record in ranked(records):
+    for record in ranked(models_apart(list(records))):
         bits = (record.get("options") or {}).get("bits")
         place = (record["model"], record["method"], bits)
         value = primary_metric(record, "ppl_ratio")

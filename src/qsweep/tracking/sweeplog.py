@@ -10,6 +10,7 @@ from qsweep.compose import resolved_again
 from qsweep.databases import sqlite_path
 from qsweep.errors import QsweepError
 from qsweep.files import read_json
+from qsweep.labels import named_apart
 from qsweep.locks import LockTimeout, owner_of
 from qsweep.results import Record
 from qsweep.secrets import hidden
@@ -124,11 +125,20 @@ class SweepLog:
         if self.connect(name):
             self.log_missing(records)
         assert self._client is not None
+        self._name_apart(records)
         complete = bool(self.journal.complete)
         run = sweep_run(name, command, records, self._directory, complete=complete)
         self._client.write(self._parent, run, again=False)
         if settled:
             self.journal.set_summary(_summary(records, complete))
+
+    def _name_apart(self, records: Sequence[Record]) -> None:
+        # What tells trials of one name apart is known only when all of them are there.
+        assert self._client is not None
+        for record, named in zip(records, named_apart(records), strict=True):
+            run_id, _ = self.journal.run(record["key"])
+            if run_id is not None and named["name"] != record["name"]:
+                self._client.rename(run_id, named["name"])
 
     def close(self) -> None:
         """Let others log this sweep."""
