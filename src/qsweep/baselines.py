@@ -1,7 +1,8 @@
 """Rounding to nearest on the grids of a sweep's calibrated trials, where it lacks one. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from qsweep.config import EvalConfig, TrialConfig, key_of
 from qsweep.quantizers.rtn import RTN
@@ -30,14 +31,23 @@ def missing_baselines(trials: Sequence[TrialConfig]) -> list[TrialConfig]:
         place = _place(trial, wanted)
         if other is None or place in rounded or place in found:
             continue
-        target = f"{RTN.__module__}.{RTN.__qualname__}"
-        resolved = {
-            **other.resolved,
-            "quant": {"_target_": target, **grid},
-            "eval": {**other.resolved["eval"], **_NOT_COMPARED},
-        }
-        found[place] = replace(other, quant=wanted, eval=_compared(other.eval), resolved=resolved)
+        found[place] = replace(
+            other,
+            quant=wanted,
+            eval=_compared(other.eval),
+            resolved=_configuration(other.resolved, grid),
+            written=_configuration(other.written, grid),
+        )
     return list(found.values())
+
+
+def _configuration(other: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
+    target = f"{RTN.__module__}.{RTN.__qualname__}"
+    return {
+        **other,
+        "quant": {"_target_": target, **grid},
+        "eval": {**other["eval"], **_NOT_COMPARED},
+    }
 
 
 def _place(trial: TrialConfig, quant: RTN | None = None) -> str:
