@@ -105,8 +105,8 @@ def test_no_value_beside_the_known_options_is_a_traceback(configs, kind):
     [
         ({"outputs_dir": None}, "outputs_dir=None: a folder"),
         ({"outputs_dir": "~nobody_of_that_name/x"}, "outputs_dir=~nobody_of_that_name/x: "),
-        ({"timeout_s": math.nan}, "timeout_s=nan: seconds above 0, or null"),
-        ({"timeout_s": math.inf}, "timeout_s=inf: seconds above 0, or null"),
+        ({"timeout_s": math.nan}, "timeout_s=nan: must be a finite number"),
+        ({"timeout_s": math.inf}, "timeout_s=inf: must be a finite number"),
         ({"quant": None}, "quant: nothing is chosen; choose with quant=NAME"),
         ({"model": 5}, "model: 5 is no choice"),
         ({"tracking": _DELETED}, "tracking: nothing is chosen"),
