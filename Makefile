@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Test files run side by side, each file's tests in one process, which has its share of the cores.
+AT_ONCE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: sweep test test-slow lint ui install gguf clean
 
@@ -14,10 +16,10 @@ sweep: $(VENV)/.base
 	$(BIN)/python -m qsweep -m quant=gptq,awq bits=3,4,8
 
 test: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 test-slow: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(AT_ONCE)
 
 lint: $(VENV)/.base $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
