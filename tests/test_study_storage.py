@@ -76,7 +76,9 @@ def test_a_damaged_database_is_put_aside_unless_it_is_the_users(content, tmp_pat
     assert use("sqlite", tmp_path) == 2
     file = tmp_path / "mine.db"
     file.write_bytes(content)
-    with pytest.raises(QsweepError, match="is no sqlite database|is damaged|no study that can be read"):
+    with pytest.raises(
+        QsweepError, match="is no sqlite database|is damaged|no study that can be read"
+    ):
         use(f"sqlite:///{file}", tmp_path)
     assert file.read_bytes() == content
 

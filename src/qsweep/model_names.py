@@ -26,12 +26,14 @@ def models_apart(records: Sequence[Record]) -> list[Record]:
     models = _identities(records)
     places: dict[str, dict[str, str]] = {}
     for record, model in zip(records, models, strict=True):
-        places.setdefault(str(record["model"]), {}).setdefault(model, model_place(record))
+        places.setdefault(str(record.get("model")), {}).setdefault(model, model_place(record))
     labels = {name: _labels(found) for name, found in places.items() if len(found) > 1}
     if not labels:
         return list(records)
     return [
-        _renamed(record, labels[record["model"]][model]) if record["model"] in labels else record
+        _renamed(record, labels[str(record.get("model"))][model])
+        if str(record.get("model")) in labels
+        else record
         for record, model in zip(records, models, strict=True)
     ]
 

@@ -110,7 +110,8 @@ class NativeGPTQ:
         if self.group_size % _COLUMNS_AT_ONCE and self.group_size != -1:
             raise IncompatibleTrial(
                 f"gptq: group_size={self.group_size}: the native backend solves {_COLUMNS_AT_ONCE} "
-                "columns at a time; take a multiple of it, or quant.backend=gptqmodel"
+                f"columns at a time; take a multiple of {_COLUMNS_AT_ONCE}, or "
+                "quant.backend=gptqmodel"
             )
 
     def quantize(
