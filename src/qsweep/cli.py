@@ -5,16 +5,17 @@ import copy
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qsweep.command import command
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.explain import explain, refused_option
 from qsweep.files import write_bytes
 from qsweep.overrides import acceptable, is_option
-from qsweep.secrets import hidden, hidden_value
+from qsweep.secrets import hidden_value
 from qsweep.shipped import choices, chosen_quantizers, folder, known_options
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
@@ -93,13 +94,15 @@ def _compose_and_run(options: Any) -> None:
         given = copy.copy(options)
         given.overrides = list(options.overrides)
         try:
-            utils._run_hydra(
-                args=given,
-                args_parser=_parser(),
-                task_function=run_one,
-                config_path=str(folder("conf")),
-                config_name="config",
-            )
+            with warnings.catch_warnings():
+                warnings.showwarning = _note  # type: ignore[assignment]
+                utils._run_hydra(
+                    args=given,
+                    args_parser=_parser(),
+                    task_function=run_one,
+                    config_path=str(folder("conf")),
+                    config_name="config",
+                )
             return
         except Exception as error:
             key = refused_option(error)
@@ -124,11 +127,17 @@ def _parser() -> Any:
     parser = argparse.ArgumentParser(
         "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
-    refuse = parser.error
-    # It quotes what it does not know.
-    parser.error = lambda message: refuse(hidden(message))  # type: ignore[method-assign,assignment]
+    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
     return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; python -m qsweep --help")
+
+
+def _note(message: Warning | str, *_: Any) -> None:
+    print("note: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _check_files(options: Any) -> None:
@@ -195,7 +204,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     from omegaconf import OmegaConf
 
     from qsweep.compose import Composed, plain
-    from qsweep.config import sweep_config
+    from qsweep.config import check_one_sweep, sweep_config
     from qsweep.search.settings import search_config
     from qsweep.sweep import command_line, run_sweep
     from qsweep.sweepfile import check_options
@@ -207,6 +216,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
             # How a trial was found is no part of it.
             config["search"] = {"fidelity": search_config(search).fidelity}
             config.written["search"] = dict(config["search"])
+    check_one_sweep(resolved)
     begin()
     if sessions:
         return sessions[-1].run_configs(resolved)

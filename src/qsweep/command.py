@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.hiding_stream import HidingStream
 from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
-from qsweep.secrets import hidden
+from qsweep.secrets import scrubbed
 
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
@@ -98,7 +99,8 @@ def _unexpected(error: Exception) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print("error: " + hidden(" ".join(line.split())), file=sys.stderr)
+    # It may quote part of an option's value, in which no pattern tells the password.
+    print("error: " + " ".join(scrubbed(line, *sys.argv[1:]).split()), file=sys.stderr)
     return code
 
 
@@ -129,7 +131,7 @@ def _open_streams() -> None:
 
 def _lasting(number: int, old: Any) -> io.TextIOWrapper:
     lines = number == 2 or (old is not None and old.line_buffering)
-    return io.TextIOWrapper(
+    return HidingStream(
         io.BufferedWriter(_Lasting(number, "w", closefd=False)),
         encoding=old.encoding if old is not None else "utf-8",
         errors="qsweep",

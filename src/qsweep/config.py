@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -190,6 +190,16 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
         "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
     }
     return build(SweepConfig, values, "")
+
+
+def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse trials of one sweep that differ in what concerns the whole of it. Raises ConfigError."""
+    for name in ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking"):
+        if any(config.get(name) != configs[0].get(name) for config in configs):
+            raise ConfigError(
+                f"{name}: a sweep has one value of it, and here are several; give one, or run a "
+                "command for each"
+            )
 
 
 def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:

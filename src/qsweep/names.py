@@ -11,6 +11,8 @@ _LONGEST_BYTES = 200
 # Separators, and what Windows, SMB shares and shells' patterns reserve: folders travel.
 _RESERVED = '/\\<>:"|?*'
 
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
 
 def folder_name(value: Any, what: str) -> str:
     """The value as the name of one folder.
@@ -43,6 +45,8 @@ def _problem(name: str) -> str | None:
         return "begins or ends with a space"
     if name[0] in ".-" or name[-1] == ".":
         return "begins with a dot or dash, or ends with a dot"
+    if _DEVICES.fullmatch(name):
+        return "is a device's name on Windows"
     if found := [c for c in name if c in _RESERVED]:
         return f"must not contain {found[0]}"
     if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") for c in name):
