@@ -75,10 +75,23 @@ def test_the_job_configuration_is_printed():
         (["corpus=file"], "corpus.path"),
         (["corpus=file", "corpus.path=/no/such.txt"], "/no/such.txt"),
         (["calibration.num_samples=0"], "calibration.num_samples=0: must be at least 1"),
+        (["=4"], "'=4' is not an override; write NAME=VALUE"),
+        (["~nosuch"], "~nosuch: there is no option 'nosuch'; there are bits, "),
+        (["hydra.mode=FOO"], "hydra.mode=FOO: the mode is RUN or MULTIRUN"),
+        (["hydra.nosuch=1"], "Hydra has no option 'hydra.nosuch'; --cfg hydra shows"),
+        (["--config-path=/no/such"], "--config-path=/no/such: no such folder"),
+        (["--config-name=../conf/config", "quant=rtn"], "quant: this configuration file chooses"),
+        (["--nosuch"], "unrecognized arguments: --nosuch; python -m qsweep --help"),
+        (["--cfg=jobs"], "invalid choice: 'jobs'"),
+        (["model=a/b"], "model=a/b: no such choice; there are "),
+        (["-m", "sweep=a,b"], "sweep: a sweep has one value of it, and here are several"),
+        (["-m", "tracking=mlflow,none"], "tracking: a sweep has one value of it"),
+        (["-m", "outputs_dir=/no/a,/no/b"], "outputs_dir: a sweep has one value of it"),
+        (["sweep=nul"], "sweep='nul': is a device's name on Windows"),
     ],
 )
 def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    result = qsweep(*arguments, f"outputs_dir={tmp_path / 'out'}")
+    result = qsweep(f"outputs_dir={tmp_path / 'out'}", *arguments)
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
