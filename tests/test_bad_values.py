@@ -105,6 +105,7 @@ def test_no_value_beside_the_known_options_is_a_traceback(configs, kind):
     [
         ({"outputs_dir": None}, "outputs_dir=None: a folder"),
         ({"outputs_dir": "~nobody_of_that_name/x"}, "outputs_dir=~nobody_of_that_name/x: "),
+        ({"outputs_dir": "/tmp/a\udcff"}, "outputs_dir='/tmp/a\\udcff': is no name in UTF-8"),
         ({"timeout_s": math.nan}, "timeout_s=nan: seconds above 0, or null"),
         ({"timeout_s": math.inf}, "timeout_s=inf: seconds above 0, or null"),
         ({"quant": None}, "quant: nothing is chosen; choose with quant=NAME"),

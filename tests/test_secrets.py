@@ -226,6 +226,8 @@ def leaks(folder: Path) -> list[str]:
         'tracking.uri="http://me:${oc.decode:${oc.env:PW}}@HOST"',
         "+tracking={uri:'http://me:s3cretpw@HOST'}",
         "hydra.output_subdir=.hydra tracking.uri=http://me:s3cretpw@HOST",
+        "-m hydra/launcher=basic hydra/sweeper=basic hydra.output_subdir=.hydra "
+        "tracking.uri=http://me:s3cretpw@HOST",
     ],
 )
 def test_a_trackers_password_is_neither_written_nor_shown(outputs, override):

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError:
         raise
     except OSError as error:
-        from qsweep.store import disk_full, is_disk_full
+        from qsweep.disk import disk_full, is_disk_full, what_failed
 
         if is_disk_full(error):
             place = Path(error.filename or ".").parent
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {error.strerror}{hint}") from error
+        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
     return max((sweep.exit_code for sweep in _outcomes), default=0)
 
 
@@ -182,6 +182,7 @@ def run_one(config: Any) -> Any:
     if hydra.output_subdir:
         hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
         return run_composed([config], list(overrides), name)[0]
     _single.append((config, overrides, name))
     return None

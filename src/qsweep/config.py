@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,6 +212,10 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _home(path: str, where: str) -> Path:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError as error:  # safetensors and sqlite take no other names
+        raise ConfigError(f"{where}={path!a}: is no name in UTF-8; give another") from error
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:  # ~nobody
