@@ -90,6 +90,7 @@ def test_a_secret_is_hidden_in_every_spelling(text, shown):
         "http://me:${oc.env:PW}@h/x?token=${oc.env:T}&y=1",
         "host=x password=${oc.decode:${oc.env:PW}}",
         "a text, with x = y and mail to me@example.org",
+        "http://h/#/experiments/1/runs?viewStateShareKey=qsweep&workflowType=machine_learning",
         "mail to: me@example.org at 12:30",
         "model.path=org/name:tag@main",
         "model=hf_internal_testing_tiny TOKENIZER=x",

@@ -17,10 +17,11 @@ HIDDEN = "***"
 _NAMED = {
     "sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle", "ssh", "sftp", "ftp",
 }  # fmt: skip
-# In a URL's query every parameter of such a name, in any spelling: X-Amz-Signature, sslpassword.
+# In a URL's query every parameter of such a name, in any spelling: X-Amz-Signature, sslpassword. But
+# of sslkey, a file, and of the one that names a view of MLflow's UI.
 _IN_QUERY = re.compile(
     r"passw|passphrase|pwd|secret|token|jwt|signature|credential|authorization|odbcconnect"
-    r"|(?<!ssl)key(id)?$|^(pass|pw|sig|auth)$"
+    r"|(?<!ssl)(?<!viewstateshare)key(id)?$|^(pass|pw|sig|auth)$"
 )
 # In other texts, as of a keyword DSN (host=db password=...), only what can be nothing else:
 # eos_token=... is no secret.
