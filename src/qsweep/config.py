@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from qsweep.corpora import CorpusConfig
 from qsweep.errors import ConfigError
-from qsweep.names import folder_name
+from qsweep.names import check_label, folder_name
 from qsweep.quantizers import Quantizer
 from qsweep.schema import build, locate, nearest
 from qsweep.secrets import hidden_tree
@@ -40,6 +40,7 @@ class ModelConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self):
+        check_label(self.name, "model.name")
         if self.path is None and self.repo is None:
             raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
         if self.path is not None:

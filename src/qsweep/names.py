@@ -33,6 +33,19 @@ def folder_name(value: Any, what: str) -> str:
     return value
 
 
+def check_label(name: str, what: str) -> None:
+    """Refuse a name that a line of a table, a message or a tracker could not hold.
+
+    ``what`` is the option that gives it. Raises ConfigError.
+    """
+    if not name.strip():
+        raise ConfigError(f"{what}={name!r}: the name is empty; give one")
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+        raise ConfigError(
+            f"{what}={name!a}: contains a character that cannot be printed; give another"
+        )
+
+
 def file_word(label: str) -> str:
     """A label (of a text, a file's path) as part of a file's name, which stays in its folder."""
     return re.sub(r"[^\w.+ -]+", "-", label)[-80:].strip(". -") or "unnamed"

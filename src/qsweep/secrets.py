@@ -116,7 +116,7 @@ class _Patterns:
         # A URL as people mistype it, ME:PASSWORD@HOST or http:/ME:PASSWORD@HOST.
         self.bare = re.compile(
             r"(?P<before>(?<![\w/:.@{$\\-])(?:[A-Za-z][\w+.-]*\\?:\\?/(?!\\?/)|//)?)"
-            rf"(?P<login>[^\s/:=@,;|'\"<>()\[\]{{}}$]+:(?!\s)(?:(?![/@]){char})+)@(?=[\w\[])"
+            rf"(?P<login>[^\s/:=@,;|'\"<>()\[\]{{}}$]+:(?!\s)(?:(?![/@]){char})+)@(?=[A-Za-z\[]|\d+\.)"
         )
         self.parameter = re.compile(
             rf"(?P<before>[?&](?P<name>[^\s=&?]+)=)(?P<value>{_NAME_ONLY}|(?:(?!&){char})+?){rest}"
