@@ -1,5 +1,6 @@
 """The command line as a user meets it: subprocesses, nothing imported."""
 
+import importlib
 import resource
 import subprocess
 import sys
@@ -106,3 +107,25 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "outputs_dir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report.__main__", "env.__main__"],
+)
+def test_arguments_that_a_command_does_not_know_are_one_line(capsys, module):
+    main = importlib.import_module(f"qsweep.{module}").main
+    with pytest.raises(SystemExit, match="2"):
+        main(["--password=s3cretpw"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and lines[0].endswith(" --help")
+    assert "s3cretpw" not in lines[0]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x", "-1"])
+def test_a_port_that_is_none_is_named(capsys, port):
+    from qsweep.ui import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--port={port}"])
+    assert f"'{port}' is no number from 1 to 65535" in capsys.readouterr().err

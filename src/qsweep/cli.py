@@ -1,6 +1,5 @@
 """``python -m qsweep``: hands the command line to Hydra, and its errors to people."""
 
-import argparse
 import copy
 import os
 import re
@@ -8,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.explain import explain, refused_option
 from qsweep.files import write_bytes
@@ -124,16 +123,11 @@ def _parser() -> Any:
 
     from qsweep import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
     return parser
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; python -m qsweep --help")
 
 
 def _note(message: Warning | str, *_: Any) -> None:

@@ -1,5 +1,6 @@
 """What all of qsweep's commands share: however one ends, it is at most a line and an exit code."""
 
+import argparse
 import codecs
 import contextlib
 import functools
@@ -10,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.hiding_stream import HidingStream
@@ -22,6 +23,14 @@ Main = Callable[[Sequence[str] | None], int]
 TRACEBACK = "QSWEEP_TRACEBACK"
 # What stands for a character in an encoding that lacks it; one for one, so that tables stay aligned.
 _PLAIN = str.maketrans("·±…×≤≥–—−→²’‘“”•", "-~.x<>--->2''\"\"*")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong with a command's arguments in one line, as all else is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it, and where help is; exit with 2."""
+        self.exit(2, f"error: {scrubbed(message, *sys.argv[1:])}; {self.prog} --help\n")
 
 
 def command(main: Main) -> Callable[..., int]:
