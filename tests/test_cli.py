@@ -88,6 +88,10 @@ def test_the_job_configuration_is_printed():
         (["-m", "sweep=a,b"], "sweep: a sweep has one value of it, and here are several"),
         (["-m", "tracking=mlflow,none"], "tracking: a sweep has one value of it"),
         (["-m", "outputs_dir=/no/a,/no/b"], "outputs_dir: a sweep has one value of it"),
+        (
+            ["--config-name=pareto", "tracking.uri=http://a,http://b"],
+            "tracking.uri: a sweep has one value of it",
+        ),
         (["sweep=nul"], "sweep='nul': is a device's name on Windows"),
     ],
 )

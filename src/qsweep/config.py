@@ -18,6 +18,8 @@ from qsweep.secrets import hidden_tree
 from qsweep.tracking import TrackingConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+# What concerns a sweep as a whole, and cannot differ between its trials.
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
@@ -196,12 +198,17 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
 
 def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
     """Refuse trials of one sweep that differ in what concerns the whole of it. Raises ConfigError."""
-    for name in ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking"):
+    for name in SWEEP_WIDE:
         if any(config.get(name) != configs[0].get(name) for config in configs):
-            raise ConfigError(
-                f"{name}: a sweep has one value of it, and here are several; give one, or run a "
-                "command for each"
-            )
+            raise several_values(name)
+
+
+def several_values(name: str) -> ConfigError:
+    """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
+    return ConfigError(
+        f"{name}: a sweep has one value of it, and here are several; give one, or run a command "
+        "for each"
+    )
 
 
 def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
