@@ -112,6 +112,11 @@ def test_no_value_beside_the_known_options_is_a_traceback(configs, kind):
         ({"tracking": _DELETED}, "tracking: nothing is chosen"),
         ({"sweep": {}}, "sweep={}: a name is a text"),
         ({"n_jobs": 1.5}, "n_jobs"),
+        ({"model": {"name": "a\nb", "path": "/x"}}, r"model.name='a\nb': contains a character"),
+        ({"model": {"name": " ", "path": "/x"}}, "model.name=' ': the name is empty"),
+        ({"tracking": {"experiment": "a\u2028"}}, r"tracking.experiment='a\u2028': contains"),
+        ({"corpus": {"a\tb": {"source": "python"}}}, r"name of a text='a\tb': contains"),
+        ({"outputs_dir": "/tmp/a\udcff"}, "outputs_dir='/tmp/a\\udcff': is no name in UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named(configs, overrides, message):

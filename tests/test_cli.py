@@ -1,5 +1,6 @@
 """The command line as a user meets it: subprocesses, nothing imported."""
 
+import importlib
 import resource
 import subprocess
 import sys
@@ -75,10 +76,27 @@ def test_the_job_configuration_is_printed():
         (["corpus=file"], "corpus.path"),
         (["corpus=file", "corpus.path=/no/such.txt"], "/no/such.txt"),
         (["calibration.num_samples=0"], "calibration.num_samples=0: must be at least 1"),
+        (["=4"], "'=4' is not an override; write NAME=VALUE"),
+        (["~nosuch"], "~nosuch: there is no option 'nosuch'; there are bits, "),
+        (["hydra.mode=FOO"], "hydra.mode=FOO: the mode is RUN or MULTIRUN"),
+        (["hydra.nosuch=1"], "Hydra has no option 'hydra.nosuch'; --cfg hydra shows"),
+        (["--config-path=/no/such"], "--config-path=/no/such: no such folder"),
+        (["--config-name=../conf/config", "quant=rtn"], "quant: this configuration file chooses"),
+        (["--nosuch"], "unrecognized arguments: --nosuch; python -m qsweep --help"),
+        (["--cfg=jobs"], "invalid choice: 'jobs'"),
+        (["model=a/b"], "model=a/b: no such choice; there are "),
+        (["-m", "sweep=a,b"], "sweep: a sweep has one value of it, and here are several"),
+        (["-m", "tracking=mlflow,none"], "tracking: a sweep has one value of it"),
+        (["-m", "outputs_dir=/no/a,/no/b"], "outputs_dir: a sweep has one value of it"),
+        (
+            ["--config-name=pareto", "tracking.uri=http://a,http://b"],
+            "tracking.uri: a sweep has one value of it",
+        ),
+        (["sweep=nul"], "sweep='nul': is a device's name on Windows"),
     ],
 )
 def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    result = qsweep(*arguments, f"outputs_dir={tmp_path / 'out'}")
+    result = qsweep(f"outputs_dir={tmp_path / 'out'}", *arguments)
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
@@ -93,3 +111,25 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "outputs_dir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report.__main__", "env.__main__"],
+)
+def test_arguments_that_a_command_does_not_know_are_one_line(capsys, module):
+    main = importlib.import_module(f"qsweep.{module}").main
+    with pytest.raises(SystemExit, match="2"):
+        main(["--password=s3cretpw"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and lines[0].endswith(" --help")
+    assert "s3cretpw" not in lines[0]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x", "-1"])
+def test_a_port_that_is_none_is_named(capsys, port):
+    from qsweep.ui import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--port={port}"])
+    assert f"'{port}' is no number from 1 to 65535" in capsys.readouterr().err

@@ -351,3 +351,31 @@ def test_the_manifest_is_written_last(toy):
     assert content["spec"] == toy.spec.fingerprint()
     (toy.path / making.MANIFEST).unlink()
     assert toy.state() == "incomplete"
+
+
+def test_a_password_of_an_index_is_not_on_the_command_line(tmp_path):
+    line = "torch==1 --index-url https://me:s3cretpw@h/simple --no-deps git+https://s3cretpw@h/x"
+    step = install.installer_steps(spec(line), Path("python"), tmp_path, "pip")[1]
+    assert step.command[-2:] == ["torch==1", "--no-deps"]
+    assert step.requirements == (
+        "--index-url https://me:s3cretpw@h/simple",
+        "git+https://s3cretpw@h/x",
+    )
+    looks, log = tmp_path / "look.py", tmp_path / "log"
+    looks.write_text(
+        "import pathlib, sys\n"
+        "file = pathlib.Path(sys.argv[sys.argv.index('-r') + 1])\n"
+        "assert file.read_text().count('s3cretpw') == 2 and file.stat().st_mode & 0o77 == 0\n"
+        "assert b's3cretpw' not in pathlib.Path('/proc/self/cmdline').read_bytes()\n"
+    )
+    look = install.Step("look", [sys.executable, str(looks)], step.requirements)
+    install.run_step(look, log, lambda *_: None)
+    assert "https://***@h/simple" in log.read_text() and "s3cretpw" not in log.read_text()
+
+
+def test_pip_takes_an_index_from_the_file_of_requirements(tmp_path, offline):
+    wheel(tmp_path)
+    line = f"--find-links {tmp_path.as_uri()}?token=s3cretpw brick==1.5"
+    made = Environment(spec(line), tmp_path / "envs")
+    assert create(made)
+    assert "s3cretpw" not in made.log.read_text()

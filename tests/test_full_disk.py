@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from qsweep.disk import disk_full, has_no_room, is_disk_full
-from qsweep.errors import QsweepError
+from qsweep.disk import check_writable, disk_full, has_no_room, is_disk_full
+from qsweep.errors import ConfigError, QsweepError
 from qsweep.files import write_bytes
 from qsweep.launch.reasons import explain
 from qsweep.store import Store
@@ -176,3 +176,9 @@ def test_a_damaged_conversion_is_made_again(base, tiny_model, tmp_path):
         with unquantized(model, out) as again:
             assert again.path.read_bytes() == right
     shutil.rmtree(path.parent)
+
+
+def test_a_folder_that_is_a_link_to_nothing_is_told_as_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"link: cannot be written \(is a link to .*/nowhere, wh"):
+        check_writable(tmp_path / "link")

@@ -59,6 +59,18 @@ SECRET = "s3cretpw"
         (r"host\=h password\=s3cretpw", r"host\=h password\=***"),
         (r'{"uri": "http:\/\/me:s3cretpw@h"}', r'{"uri": "http:\/\/***@h"}'),
         ("${oc.env:URI,http://me:s3cretpw@h}", "${oc.env:URI,http://***@h}"),
+        ("tracking.uri=me:s3cretpw@h:5000", "tracking.uri=***@h:5000"),
+        ("//me:s3cretpw@h:5000", "//***@h:5000"),
+        ("x=http:/me:s3cretpw@h", "x=http:/***@h"),
+        ("http:me:s3cretpw@h", "***@h"),
+        ("me:s3cretpw@10.0.0.1:5000", "***@10.0.0.1:5000"),
+        (r"x=me\:s3cretpw@h", "x=***@h"),
+        ("HF_TOKEN=s3cretpw MY_API_KEY=s3cretpw", "HF_TOKEN=*** MY_API_KEY=***"),
+        ("+hydra.job.env_set.AWS_SECRET_ACCESS_KEY=s3cretpw",
+         "+hydra.job.env_set.AWS_SECRET_ACCESS_KEY=***"),
+        ("unrecognized arguments: --password=s3cretpw", "unrecognized arguments: --password=***"),
+        ("http://h/x?jwt=s3cretpw", "http://h/x?jwt=***"),
+        ("a token hf_0s3cretpwABCDEFGH", "a token ***"),
     ],
 )  # fmt: skip
 def test_a_secret_is_hidden_in_every_spelling(text, shown):
@@ -79,6 +91,11 @@ def test_a_secret_is_hidden_in_every_spelling(text, shown):
         "http://me:${oc.env:PW}@h/x?token=${oc.env:T}&y=1",
         "host=x password=${oc.decode:${oc.env:PW}}",
         "a text, with x = y and mail to me@example.org",
+        "http://h/#/experiments/1/runs?viewStateShareKey=qsweep&workflowType=machine_learning",
+        "humaneval:pass@1 = 0.25",
+        "mail to: me@example.org at 12:30",
+        "model.path=org/name:tag@main",
+        "model=hf_internal_testing_tiny TOKENIZER=x",
     ],
 )
 def test_what_is_no_secret_stays(text):
@@ -97,6 +114,20 @@ def test_a_message_is_scrubbed_of_the_decoded_and_of_parts():
         "cannot log in with *** (***)"
     )
     assert without_login("http://me:s3cretpw@h:5/x") == "http://h:5/x"
+
+
+def test_a_messages_quotation_of_a_part_is_scrubbed_too():
+    given = ("bits=3", "model.path='postgresql://me:my s3cretpw@h/d'")
+    assert scrubbed("no choice me:my s3cretpw@h, bits=3", *given) == "no choice ***@h, bits=3"
+
+
+def test_a_stream_hides_what_libraries_write(tmp_path):
+    from qsweep.hiding_stream import HidingStream
+
+    file = tmp_path / "log"
+    with HidingStream(file.open("wb"), encoding="utf-8") as stream:
+        print("INFO: GET http://me:s3cretpw@h/x", "failed", file=stream)
+    assert file.read_text() == "INFO: GET http://***@h/x failed\n"
 
 
 def test_every_error_hides_what_it_quotes():
@@ -198,6 +229,8 @@ def leaks(folder: Path) -> list[str]:
         'tracking.uri="http://me:${oc.decode:${oc.env:PW}}@HOST"',
         "+tracking={uri:'http://me:s3cretpw@HOST'}",
         "hydra.output_subdir=.hydra tracking.uri=http://me:s3cretpw@HOST",
+        "-m hydra/launcher=basic hydra/sweeper=basic hydra.output_subdir=.hydra "
+        "tracking.uri=http://me:s3cretpw@HOST",
     ],
 )
 def test_a_trackers_password_is_neither_written_nor_shown(outputs, override):
@@ -228,6 +261,11 @@ def test_a_trackers_password_is_neither_written_nor_shown(outputs, override):
         ["tracking.experiment='http://me:s3cretpw@h'"],
         ["model.path=https://me:s3cretpw@h/x"],
         ["--nonsense", "tracking.uri=http://me:s3cretpw@h"],
+        ["tracking.uri=me:s3cretpw@h:5000"],
+        ['sweep="http://me:my s3cretpw@h"'],
+        ['quant.backend="http://me:my s3cretpw@h/d"'],
+        ["--config-name", "http://me:my s3cretpw@h/d"],
+        ["--password=s3cretpw"],
     ],
 )
 def test_a_refusal_does_not_quote_it(tmp_path, arguments):
@@ -235,6 +273,33 @@ def test_a_refusal_does_not_quote_it(tmp_path, arguments):
     assert done.returncode == 2
     assert done.stderr and SECRET not in done.stdout + done.stderr
     assert leaks(tmp_path) == []
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg=all", "--resolve"], ["--info", "all"]])
+def test_nor_does_hydra_show_it(tmp_path, flags):
+    given = ["tracking.uri=http://me:s3cretpw@h", "+hydra.job.env_set.X=${oc.env:URI}"]
+    done = qsweep(tmp_path, *flags, *given, URI="postgresql://me:s3cretpw@h/d")
+    assert done.returncode == 0, done.stderr
+    assert "http://***@h" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_nor_does_a_traceback(tmp_path):
+    code = (
+        "from qsweep.command import command\n"
+        "@command\n"
+        "def main(arguments=None):\n"
+        "    raise ValueError('cannot open http://me:s3cretpw@h')\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"QSWEEP_TRACEBACK": "1", "PYTHONPATH": str(ROOT / "src")},
+        timeout=60,
+    )
+    assert "Traceback" in done.stderr and "cannot open http://***@h" in done.stderr
 
 
 @pytest.mark.slow

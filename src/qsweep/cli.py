@@ -1,20 +1,20 @@
 """``python -m qsweep``: hands the command line to Hydra, and its errors to people."""
 
-import argparse
 import copy
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.explain import explain, refused_option
 from qsweep.files import write_bytes
 from qsweep.overrides import acceptable, is_option
-from qsweep.secrets import hidden, hidden_value
+from qsweep.secrets import hidden_value
 from qsweep.shipped import choices, chosen_quantizers, folder, known_options
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError:
         raise
     except OSError as error:
-        from qsweep.store import disk_full, is_disk_full
+        from qsweep.disk import disk_full, is_disk_full, what_failed
 
         if is_disk_full(error):
             place = Path(error.filename or ".").parent
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {error.strerror}{hint}") from error
+        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
     return max((sweep.exit_code for sweep in _outcomes), default=0)
 
 
@@ -93,13 +93,15 @@ def _compose_and_run(options: Any) -> None:
         given = copy.copy(options)
         given.overrides = list(options.overrides)
         try:
-            utils._run_hydra(
-                args=given,
-                args_parser=_parser(),
-                task_function=run_one,
-                config_path=str(folder("conf")),
-                config_name="config",
-            )
+            with warnings.catch_warnings():
+                warnings.showwarning = _note  # type: ignore[assignment]
+                utils._run_hydra(
+                    args=given,
+                    args_parser=_parser(),
+                    task_function=run_one,
+                    config_path=str(folder("conf")),
+                    config_name="config",
+                )
             return
         except Exception as error:
             key = refused_option(error)
@@ -121,14 +123,15 @@ def _parser() -> Any:
 
     from qsweep import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
-    refuse = parser.error
-    # It quotes what it does not know.
-    parser.error = lambda message: refuse(hidden(message))  # type: ignore[method-assign,assignment]
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
     return parser
+
+
+def _note(message: Warning | str, *_: Any) -> None:
+    print("note: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _check_files(options: Any) -> None:
@@ -173,6 +176,7 @@ def run_one(config: Any) -> Any:
     if hydra.output_subdir:
         hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
         return run_composed([config], list(overrides), name)[0]
     _single.append((config, overrides, name))
     return None
@@ -195,7 +199,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
     from omegaconf import OmegaConf
 
     from qsweep.compose import Composed, plain
-    from qsweep.config import sweep_config
+    from qsweep.config import check_one_sweep, sweep_config
     from qsweep.search.settings import search_config
     from qsweep.sweep import command_line, run_sweep
     from qsweep.sweepfile import check_options
@@ -207,6 +211,7 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
             # How a trial was found is no part of it.
             config["search"] = {"fidelity": search_config(search).fidelity}
             config.written["search"] = dict(config["search"])
+    check_one_sweep(resolved)
     begin()
     if sessions:
         return sessions[-1].run_configs(resolved)

@@ -1,5 +1,6 @@
 """What all of qsweep's commands share: however one ends, it is at most a line and an exit code."""
 
+import argparse
 import codecs
 import contextlib
 import functools
@@ -10,17 +11,26 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qsweep.errors import ConfigError, QsweepError
+from qsweep.hiding_stream import HidingStream
 from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
-from qsweep.secrets import hidden
+from qsweep.secrets import scrubbed
 
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
 TRACEBACK = "QSWEEP_TRACEBACK"
 # What stands for a character in an encoding that lacks it; one for one, so that tables stay aligned.
 _PLAIN = str.maketrans("·±…×≤≥–—−→²’‘“”•", "-~.x<>--->2''\"\"*")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong with a command's arguments in one line, as all else is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it, and where help is; exit with 2."""
+        self.exit(2, f"error: {scrubbed(message, *sys.argv[1:])}; {self.prog} --help\n")
 
 
 def command(main: Main) -> Callable[..., int]:
@@ -98,7 +108,8 @@ def _unexpected(error: Exception) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print("error: " + hidden(" ".join(line.split())), file=sys.stderr)
+    # It may quote part of an option's value, in which no pattern tells the password.
+    print("error: " + " ".join(scrubbed(line, *sys.argv[1:]).split()), file=sys.stderr)
     return code
 
 
@@ -129,7 +140,7 @@ def _open_streams() -> None:
 
 def _lasting(number: int, old: Any) -> io.TextIOWrapper:
     lines = number == 2 or (old is not None and old.line_buffering)
-    return io.TextIOWrapper(
+    return HidingStream(
         io.BufferedWriter(_Lasting(number, "w", closefd=False)),
         encoding=old.encoding if old is not None else "utf-8",
         errors="qsweep",

@@ -3,20 +3,23 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qsweep.corpora import CorpusConfig
 from qsweep.errors import ConfigError
-from qsweep.names import folder_name
+from qsweep.names import check_label, folder_name
 from qsweep.quantizers import Quantizer
 from qsweep.schema import build, locate, nearest
 from qsweep.secrets import hidden_tree
 from qsweep.tracking import TrackingConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+# What concerns a sweep as a whole, and cannot differ between its trials.
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
@@ -39,6 +42,7 @@ class ModelConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self):
+        check_label(self.name, "model.name")
         if self.path is None and self.repo is None:
             raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
         if self.path is not None:
@@ -192,6 +196,21 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
     return build(SweepConfig, values, "")
 
 
+def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse trials of one sweep that differ in what concerns the whole of it. Raises ConfigError."""
+    for name in SWEEP_WIDE:
+        if any(config.get(name) != configs[0].get(name) for config in configs):
+            raise several_values(name)
+
+
+def several_values(name: str) -> ConfigError:
+    """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
+    return ConfigError(
+        f"{name}: a sweep has one value of it, and here are several; give one, or run a command "
+        "for each"
+    )
+
+
 def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     values = resolved.get(name)
     if not isinstance(values, Mapping):
@@ -201,6 +220,10 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _home(path: str, where: str) -> Path:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError as error:  # safetensors and sqlite take no other names
+        raise ConfigError(f"{where}={path!a}: is no name in UTF-8; give another") from error
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:  # ~nobody

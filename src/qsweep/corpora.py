@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qsweep.errors import ConfigError
+from qsweep.names import check_label
 from qsweep.quantizers import CalibrationTokens
 from qsweep.secrets import hidden_tree
 
@@ -55,6 +56,7 @@ class CorpusConfig:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        check_label(self.name, "name of a text")
         if self.source == "file" and not self.path:
             raise ConfigError(f"{self.name}: source=file needs a path")
         if self.source == "datasets" and not self.dataset:

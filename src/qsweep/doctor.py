@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsweep.cells import one_line
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.secrets import hidden
 
 Status = Literal["ok", "missing", "warning", "error"]
@@ -90,7 +90,7 @@ def _tell(findings: Sequence[Finding]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m qsweep.doctor", description=(__doc__ or "").partition("\n\n")[2]
     )
     parser.add_argument("--json", action="store_true", help="as JSON")

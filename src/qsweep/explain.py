@@ -73,12 +73,17 @@ def _typed(name: str, value: str) -> str:
 
 def _missing(error: Any, text: str) -> str:
     missing = str(error.missing_cfg_file or "")
+    if found := re.search(r"config directory '(.+)' exists", text):
+        return f"--config-path={found.group(1)}: no such folder; --config-dir=DIR adds one"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         names = [p.stem for place in ("sweeps", "conf") for p in folder(place).glob("*.yaml")]
         if found.group(1) in names:
             return f"--config-path: holds no {found.group(1)}.yaml; --config-dir=DIR adds a folder"
         return f"--config-name={found.group(1)}: no such file{nearest(found.group(1), names)}"
-    group, _, choice = missing.rpartition("/")
+    # hydra/launcher is a group; elsewhere what has a slash is the choice.
+    depth = 2 if missing.startswith("hydra/") else 1
+    *parts, choice = missing.split("/", depth)
+    group = "/".join(parts)
     if not group:
         return f"{missing}: named in a defaults list, and no such file"
     return f"{group}={choice}: no such choice{nearest(choice, error.options or ())}"
@@ -91,11 +96,18 @@ def _no_group(name: str) -> str:
             "--config-name=pareto search=per_gb, and a command line with "
             "-m +search=per_gb hydra/sweeper=qsweep_optuna"
         )
-    return f"no option {name!r}{nearest(name, known_options(name))}"
+    if name in (known := known_options(name)):
+        return (
+            f"{name}: this configuration file chooses none that could be replaced; let it "
+            "begin with defaults: [config, _self_]"
+        )
+    return f"no option {name!r}{nearest(name, known)}"
 
 
 def _no_option(key: str) -> str:
     group, _, name = key.rpartition(".")
+    if key.partition(".")[0] == "hydra":
+        return f"Hydra has no option {key!r}; --cfg hydra shows what there is"
     if owners := [choice for choice, options in options_by_choice(group) if name in options]:
         chosen = " or ".join(f"{group}={choice}" for choice in owners)
         return (
@@ -116,6 +128,8 @@ def _no_sweeper_option(name: str) -> str:
 
 
 def _kept(name: str) -> str:
+    if name not in (known := known_options(name)) and name != "hydra":
+        return f"~{name}: there is no option {name!r}{nearest(name, known)}"
     return f"~{name}: cannot be left out; give it a value, {name}=…"
 
 
@@ -143,6 +157,7 @@ _WORDS: tuple[tuple[str, Any], ...] = (
     ),
     (r"Interpolation key '([^']+)' not found", "${{{0}}}: there is no option {0}"),
     (r"Environment variable '([^']+)' not found", "${{oc.env:{0}}}: {0} is not set"),
+    (r"Error merging override (hydra\.mode=\S*)", "{0}: the mode is RUN or MULTIRUN"),
     (r"Recursive interpolation detected", "an option is taken from itself, by ${{…}}"),
     (r"Unsupported interpolation type (\S+)", "${{{0}:…}}: no such resolver"),
     (r"Sweep parameters '(.*?)'", "{0}: several values are a sweep, with -m"),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsweep.answers import answers
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import QsweepError
 from qsweep.files import sync_tree, write_bytes
 from qsweep.labels import named_apart
@@ -148,7 +148,7 @@ def _setting(record: Record) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m qsweep.export", description=(__doc__ or "").partition("\n\n")[2]
     )
     parser.add_argument("trial", metavar="TRIAL", help="a key, a name, or best")

@@ -11,6 +11,8 @@ _LONGEST_BYTES = 200
 # Separators, and what Windows, SMB shares and shells' patterns reserve: folders travel.
 _RESERVED = '/\\<>:"|?*'
 
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
 
 def folder_name(value: Any, what: str) -> str:
     """The value as the name of one folder.
@@ -31,6 +33,19 @@ def folder_name(value: Any, what: str) -> str:
     return value
 
 
+def check_label(name: str, what: str) -> None:
+    """Refuse a name that a line of a table, a message or a tracker could not hold.
+
+    ``what`` is the option that gives it. Raises ConfigError.
+    """
+    if not name.strip():
+        raise ConfigError(f"{what}={name!r}: the name is empty; give one")
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+        raise ConfigError(
+            f"{what}={name!a}: contains a character that cannot be printed; give another"
+        )
+
+
 def file_word(label: str) -> str:
     """A label (of a text, a file's path) as part of a file's name, which stays in its folder."""
     return re.sub(r"[^\w.+ -]+", "-", label)[-80:].strip(". -") or "unnamed"
@@ -43,6 +58,8 @@ def _problem(name: str) -> str | None:
         return "begins or ends with a space"
     if name[0] in ".-" or name[-1] == ".":
         return "begins with a dot or dash, or ends with a dot"
+    if _DEVICES.fullmatch(name):
+        return "is a device's name on Windows"
     if found := [c for c in name if c in _RESERVED]:
         return f"must not contain {found[0]}"
     if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") for c in name):

@@ -32,7 +32,9 @@ def acceptable(override: str, groups: Mapping[str, Sequence[str]] | None = None)
     """
     key, separator, value = override.partition("=")
     name = key.lstrip("+")
-    if not separator or not name:
+    if separator and not name:
+        raise ConfigError(f"{override!r} is not an override; write NAME=VALUE")
+    if not separator:
         return override
     if name in (groups or ()) and re.fullmatch(r"(?i)null|\{.*\}", value.strip(), re.DOTALL):
         there = ", ".join((groups or {})[name])

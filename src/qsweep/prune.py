@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from qsweep.cells import gigabytes
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import QsweepError
 from qsweep.holdings import Holding, Holdings, Prunable, half_written, look, remove
 from qsweep.leftovers import sweep_away
@@ -127,7 +127,7 @@ def _gb(entries: Sequence[Holding]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m qsweep.prune",
         description=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,6 +4,7 @@ Everything that leaves the process (messages, commands, records, what a tracker 
 :func:`hidden` or :func:`hidden_value`; nothing else knows what a secret looks like.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,10 +17,11 @@ HIDDEN = "***"
 _NAMED = {
     "sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle", "ssh", "sftp", "ftp",
 }  # fmt: skip
-# In a URL's query every parameter of such a name, in any spelling: X-Amz-Signature, sslpassword.
+# In a URL's query every parameter of such a name, in any spelling: X-Amz-Signature, sslpassword. But
+# of sslkey, a file, and of the one that names a view of MLflow's UI.
 _IN_QUERY = re.compile(
-    r"passw|passphrase|pwd|secret|token|signature|credential|authorization|odbcconnect"
-    r"|(?<!ssl)key(id)?$|^(pass|pw|sig|auth)$"
+    r"passw|passphrase|pwd|secret|token|jwt|signature|credential|authorization|odbcconnect"
+    r"|(?<!ssl)(?<!viewstateshare)key(id)?$|^(pass|pw|sig|auth)$"
 )
 # In other texts, as of a keyword DSN (host=db password=...), only what can be nothing else:
 # eos_token=... is no secret.
@@ -27,6 +29,12 @@ _IN_TEXT = re.compile(
     r"(password|passwd|pwd|passphrase|secret)$"
     r"|^(pass|token|(access|auth|bearer|security|session)token|(api|access|secret|account|private"
     r"|sharedaccess)key)$"
+)
+# An environment's variable: HF_TOKEN=...
+_VARIABLE = re.compile(r"(.*_)?(TOKEN|SECRET|KEY|PASSWORD|PASSWD|PASS|PWD|CREDENTIALS?)$")
+# Tokens that say themselves what they are: of the hub, GitHub, GitLab, Databricks, AWS.
+_TOKEN = re.compile(
+    r"(?<!\w)(?:hf_|gh[opsu]_|github_pat_|glpat-|dapi|AKIA|ASIA)(?=\w*\d)[A-Za-z0-9_-]{16,}"
 )
 
 # What only names a secret: ${oc.env:NAME}. A default behind a comma would be one.
@@ -70,14 +78,21 @@ def is_hidden(text: str) -> bool:
     return HIDDEN in text
 
 
-def scrubbed(text: str, url: str) -> str:
-    """A message about a URL, which libraries quote in whole, in parts, or decoded."""
-    found: list[str] = []
-    _replace(url, _ALONE, found)
-    for secret in sorted({form for s in found for form in (s, unquote(s))}, key=len, reverse=True):
-        if secret != HIDDEN:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+def scrubbed(text: str, *values: str) -> str:
+    """A message about values such as URLs, which libraries quote in whole, in parts, or decoded."""
+    for secret in _secrets_in(values):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
     return hidden(text)
+
+
+@functools.lru_cache
+def _secrets_in(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Every secret in the values, as it stands and decoded, the longest first."""
+    found: list[str] = []
+    for value in values:
+        _replace(value, _ALONE, found)
+    forms = {form for secret in found for form in (secret, unquote(secret))} - {HIDDEN, ""}
+    return tuple(sorted(forms, key=len, reverse=True))
 
 
 def without_login(url: str) -> str:
@@ -98,11 +113,16 @@ class _Patterns:
         self.broken = re.compile(
             rf"{scheme}(?P<login>[^\s:/?#@\[]*:(?P<password>{char}*[/?#]{char}*))@"
         )
+        # A URL as people mistype it, ME:PASSWORD@HOST or http:/ME:PASSWORD@HOST.
+        self.bare = re.compile(
+            r"(?P<before>(?<![\w/:.@{$\\-])(?:[A-Za-z][\w+.-]*\\?:\\?/(?!\\?/)|//)?)"
+            rf"(?P<login>[^\s/:=@,;|'\"<>()\[\]{{}}$]+:(?!\s)(?:(?![/@]){char})+)@(?=[A-Za-z\[]|\d+\.)"
+        )
         self.parameter = re.compile(
             rf"(?P<before>[?&](?P<name>[^\s=&?]+)=)(?P<value>{_NAME_ONLY}|(?:(?!&){char})+?){rest}"
         )
         self.keyword = re.compile(
-            r"(?P<before>(?<![\w?&-])(?P<name>[A-Za-z][\w-]*)\s*\\?=\s*)"
+            r"(?P<before>(?<![\w?&-])-{0,2}(?P<name>[A-Za-z][\w-]*)\s*\\?=\s*)"
             rf"(?P<value>{_NAME_ONLY}|"
             r"'(?:[^'\\]|\\.)+'|\"(?:[^\"\\]|\\.)+\"|\{[^}]+\}"
             r"|[^\s;'\"]+?(?=['\")\]}>,:.]*(?:\s|;|$)))"
@@ -117,10 +137,12 @@ def _replace(text: str, patterns: _Patterns, found: list[str] | None = None) -> 
     if "@" in text:
         text = patterns.login.sub(lambda m: _login(m, found), text)
         text = patterns.broken.sub(lambda m: _broken_login(m, found), text)
+        text = patterns.bare.sub(lambda m: _bare_login(m, found), text)
     if "=" in text:
         text = patterns.parameter.sub(_named(_in_query, found), text)
         text = patterns.keyword.sub(_named(_is_secret, found), text)
-    return text
+    found += _TOKEN.findall(text)
+    return _TOKEN.sub(HIDDEN, text)
 
 
 def _login(match: re.Match[str], found: list[str]) -> str:
@@ -138,6 +160,14 @@ def _broken_login(match: re.Match[str], found: list[str]) -> str:
     if is_port and not _has_names(match["scheme"]):
         return match[0]  # http://HOST:PORT/PATH@VERSION
     return _login(match, found)
+
+
+def _bare_login(match: re.Match[str], found: list[str]) -> str:
+    password = match["login"].partition(":")[2]
+    if _is_reference(password):
+        return match[0]
+    found += [match["login"], password]
+    return f"{match['before']}{HIDDEN}@"
 
 
 def _is_reference(text: str) -> bool:
@@ -163,7 +193,7 @@ def _in_query(name: str) -> bool:
 
 
 def _is_secret(name: str) -> bool:
-    return _IN_TEXT.search(_plain(name)) is not None
+    return _IN_TEXT.search(_plain(name)) is not None or _VARIABLE.match(name) is not None
 
 
 def _plain(name: str) -> str:

@@ -1,11 +1,10 @@
 """``python -m qsweep.sweeps``: the sweeps that are kept as files, a line each."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.files import read_regular
 from qsweep.shipped import folder
 
@@ -24,9 +23,7 @@ def first_comment(file: Path) -> str:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the list, and how to run one."""
-    argparse.ArgumentParser(prog="python -m qsweep.sweeps", description=__doc__).parse_args(
-        arguments
-    )
+    Parser(prog="python -m qsweep.sweeps", description=__doc__).parse_args(arguments)
     found = listing()
     width = max((len(name) for name, _ in found), default=0)
     for name, said in found:

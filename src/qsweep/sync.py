@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import QsweepError
 from qsweep.secrets import is_hidden
 from qsweep.tracking.journal import FILE, Place, current_place, is_copy
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m qsweep.sync", description=__doc__)
+    parser = Parser(prog="python -m qsweep.sync", description=__doc__)
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="only these; default: all")
     parser.add_argument(
         "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"

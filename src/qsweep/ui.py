@@ -17,7 +17,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.databases import with_driver
 from qsweep.errors import QsweepError
 from qsweep.launch.tree import kill_group
@@ -25,6 +25,7 @@ from qsweep.tracking.journal import Place
 from qsweep.tracking.settings import TrackingConfig, is_server, resolved_uri, server_page
 
 _HOST = "127.0.0.1"
+_LAST_PORT = 65535
 # Importing MLflow's server takes seconds, half a minute on a busy machine.
 _START_S = 120.0
 
@@ -81,7 +82,7 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         try:
             probe.bind((_HOST, port))
         except OSError as error:
-            raise ServerError(f"port {port} is taken; another: --port {port + 1}") from error
+            raise ServerError(f"port {port} is taken; another: --port {_other(port)}") from error
     process = subprocess.Popen(  # noqa: S603 - fixed arguments
         [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(port)],
         # Not as an argument: the URI may hold a password, and everybody may list arguments.
@@ -122,16 +123,24 @@ def _show(address: str, *, browser: bool) -> None:
         webbrowser.open(address)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_LAST_PORT}")
+    return int(text)
+
+
+def _other(port: int) -> int:
+    return port + 1 if port < _LAST_PORT else port - 1
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m qsweep.ui", description=__doc__)
+    parser = Parser(prog="python -m qsweep.ui", description=__doc__)
     parser.add_argument(
         "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
     )
     parser.add_argument("--tracking", metavar="URI", help="this MLflow tracker instead")
     parser.add_argument("--experiment", default="qsweep", help="default: qsweep")
-    parser.add_argument(
-        "--port", type=int, choices=range(1, 65536), default=5000, metavar="N", help="default: 5000"
-    )
+    parser.add_argument("--port", type=_port, default=5000, metavar="N", help="default: 5000")
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="say the address, open nothing"
     )

@@ -1,12 +1,11 @@
 """``python -m qsweep.env list|create NAME|check NAME|remove NAME``."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.env.create import MANIFEST, Environment, Notice, check, create, remove
 from qsweep.env.install import INSTALLERS
 from qsweep.env.spec import load_spec, spec_names
@@ -17,7 +16,7 @@ from qsweep.files import read_json
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 2 for what was typed wrong, 1 for what went wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m qsweep.env",
         description="Environments of their own, for quantizers that cannot share qsweep's.",
     )

@@ -1,5 +1,6 @@
 """Running pip or uv for an environment, and saying in one line why it failed."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -7,7 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from qsweep.secrets import hidden, hidden_value
 
 INSTALLERS = ("auto", "pip", "uv")
 _PIP_INDEX = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE")
+# What pip and uv also take in a file of requirements.
+_INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "-f", "--find-links")
 # What the installer's last lines mean, the more telling first.
 _REASONS = (
     (r"No space left on device|Disk quota exceeded", "no space left on the disk"),
@@ -53,10 +57,14 @@ class InstallFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One command of an installation, and what a person calls it."""
+    """One command of an installation, and what a person calls it.
+
+    ``requirements`` are lines of a file that it reads besides: everybody may see its command.
+    """
 
     name: str
     command: list[str]
+    requirements: tuple[str, ...] = ()
 
 
 def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "auto") -> list[Step]:
@@ -89,8 +97,23 @@ def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "aut
     steps = [Step("make", make)]
     for number, line in enumerate(spec.install):
         name = f"install {number + 1} of {len(spec.install)}"
-        steps.append(Step(name, [*install, *shlex.split(line)]))
+        words, requirements = _off_the_command_line(shlex.split(line))
+        steps.append(Step(name, [*install, *words], requirements))
     return steps
+
+
+def _off_the_command_line(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """An installer's arguments without those that hold a password, and these as requirements."""
+    kept: list[str] = []
+    moved: list[str] = []
+    for word in words:
+        if hidden_value(word) == word:
+            kept.append(word)
+        elif kept and kept[-1] in _INDEX_OPTIONS:
+            moved.append(f"{kept.pop()} {word}")
+        else:
+            moved.append(word)
+    return kept, tuple(moved)
 
 
 def find_uv() -> str | None:
@@ -120,12 +143,13 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
         InstallFailed: It did not end well.
     """
     notice(step.name, "")
-    with log.open("ab") as file:
-        file.write(f"$ {shlex.join(map(hidden_value, step.command))}\n".encode())
+    with log.open("ab") as file, _requirements_file(step) as more:
+        said = [*map(hidden_value, step.command), *map(hidden_value, step.requirements)]
+        file.write(f"$ {shlex.join(said)}\n".encode())
         file.flush()
         begin = file.tell()
         process = subprocess.Popen(  # noqa: S603 - commands from the environment's own file
-            step.command,
+            [*step.command, *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -148,6 +172,18 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
                 process.wait()
     if status:
         raise InstallFailed(explain(log, begin, status))
+
+
+@contextlib.contextmanager
+def _requirements_file(step: Step) -> Iterator[list[str]]:
+    """The arguments that name the file of a step's requirements, which nobody else may read."""
+    if not step.requirements:
+        yield []
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="qsweep-", suffix=".txt") as file:
+        file.write("\n".join(step.requirements) + "\n")
+        file.flush()
+        yield ["-r", file.name]
 
 
 def explain(log: Path, begin: int, status: int) -> str:

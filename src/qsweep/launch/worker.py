@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import importlib
+import io
 import json
 import os
 import socket
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.hiding_stream import HidingStream
 from qsweep.launch import tree
 from qsweep.launch.reasons import OUT_OF_MEMORY, explain
-from qsweep.secrets import hidden
 
 # Reports of one step closer together than this are dropped: nobody can read them.
 _REPORT_EVERY_S = 0.1
@@ -66,7 +67,7 @@ def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
         return {"status": "skipped", "reason": explain(error)}
     except BaseException as error:
         with contextlib.suppress(OSError):  # the log's disk may be what is full
-            print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+            traceback.print_exc()
         reason = explain(error)
         # What the frames hold may be most of the memory, and telling of it needs some.
         traceback.clear_frames(error.__traceback__)
@@ -98,8 +99,11 @@ def _settle(order: dict[str, Any]) -> None:
 
 
 def _text_stream(descriptor: int) -> TextIO:
-    return open(  # noqa: SIM115
-        descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    return HidingStream(
+        io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
     )
 
 

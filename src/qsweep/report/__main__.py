@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.command import command
+from qsweep.command import Parser, command
 from qsweep.errors import QsweepError
 
 
@@ -68,7 +68,7 @@ def _log(outputs: Path, names: Sequence[str], written: Sequence[Path]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m qsweep.report", description=__doc__)
+    parser = Parser(prog="python -m qsweep.report", description=__doc__)
     parser.add_argument(
         "sweeps", nargs="*", metavar="SWEEP", help="one, or several to compare; default: the newest"
     )

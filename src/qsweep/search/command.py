@@ -6,7 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsweep.config import SweepConfig, TrialConfig, sweep_config, trial_config
+from qsweep.config import (
+    SWEEP_WIDE,
+    SweepConfig,
+    TrialConfig,
+    several_values,
+    sweep_config,
+    trial_config,
+)
 from qsweep.disk import check_writable
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.launch import ForkServer, make_slots
@@ -108,6 +115,10 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     hydra = sweeper.config.hydra
     config_name = hydra.job.config_name or "config"
     space = read_space(sweeper.params, sweeper.when, arguments)
+    for parameter in space.parameters:
+        group = parameter.name.lstrip("+~").partition(".")[0]
+        if group in SWEEP_WIDE and len(parameter.values) > 1:
+            raise several_values(parameter.name)
     compose = Composer(sweeper.hydra_context.config_loader, sweeper.config)
     first = next(space.combinations())
     config = compose(overrides_of(first))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.config import key_of
 from qsweep.errors import ArtifactCorrupt, QsweepError, TrialFailed
 from qsweep.quantizers import Progress
+from qsweep.secrets import hidden
 from qsweep.store import Entry, Store
 from qsweep.tasks.capabilities import (
     Comparison,
@@ -95,7 +96,7 @@ def run_tasks(
             except Exception as error:  # a task of others may raise anything; the rest stand
                 traceback.print_exc()
                 first = next(iter(str(error).splitlines()), "")
-                return _failure(f"{task.name}: {type(error).__name__}: {first}")
+                return _failure(hidden(f"{task.name}: {type(error).__name__}: {first}"))
             result.facts = {**of_task, **result.facts}
             save_result(result, out)
             return {

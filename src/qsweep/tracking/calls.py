@@ -55,6 +55,7 @@ def _gist(text: str) -> str:
         ("name resolution", "no such host"),
         ("database is locked", "its database is locked by another process"),
         ("disk is full", "no space left on the disk"),
+        ("No space left", "no space left on the disk"),
     ):
         if sign in text:
             return meaning

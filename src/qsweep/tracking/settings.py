@@ -14,6 +14,7 @@ from qsweep.databases import (
 )
 from qsweep.errors import ConfigError, QsweepError
 from qsweep.files import shown
+from qsweep.names import check_label
 from qsweep.secrets import hidden_value, without_login
 
 
@@ -38,8 +39,7 @@ class TrackingConfig:
     experiment: str = "qsweep"
 
     def __post_init__(self) -> None:
-        if not self.experiment:
-            raise ConfigError("tracking.experiment: must not be empty")
+        check_label(self.experiment, "tracking.experiment")
         if hidden_value(self.experiment) != self.experiment:
             raise ConfigError(
                 f"tracking.experiment={hidden_value(self.experiment)}: holds a password, and is "
