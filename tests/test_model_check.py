@@ -21,6 +21,7 @@ from qsweep.model_facts import (
 from qsweep.quantizers import SourceModel
 from qsweep.quantizers.none import reference_artifact
 from qsweep.quantizers.rtn import RTN
+from qsweep.vocabulary import require_embeddings
 
 FLOAT = {"dtype": torch.float32, "device": "cpu"}
 SMALL = {
@@ -284,16 +285,46 @@ def tokenizer(path, change):
 
 def test_a_vocabulary_larger_than_the_models(pocket_dir, changed):
     path = changed(pocket_dir)
-    facts = read_facts(path, "x")
-    check_tokenizer(facts)
+    require_embeddings(path, 4096, [])
     # an added token is nothing that a text must have
     tokenizer(path, lambda t: t["added_tokens"].append({"id": 4096, "content": "<image>"}))
-    check_tokenizer(facts)
+    require_embeddings(path, 4096, [])
     tokenizer(path, lambda t: t["model"]["vocab"].update({"beyond": 4096}))
-    with pytest.raises(
-        ConfigError, match=r"tokenizer.json: its token 4096 \(\"beyond\"\) is beyond"
-    ):
-        check_tokenizer(facts)
+    with pytest.raises(ConfigError) as caught:
+        require_embeddings(path, 4096, [])
+    assert str(caught.value) == (
+        f"{path}/tokenizer.json: its token 4096 ('beyond') lies beyond the embedding's 4096 rows: "
+        "resize the embedding to the tokenizer, or take the tokenizer that the model had"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "added"),
+    [
+        ("added_tokens.json", {"<new>": 4100}, True),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"4100": {"content": "<new>"}}}, True),
+        ("vocab.json", {"<new>": 4100}, False),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * 4100 + [["<new>", -1.0]]}}, False),
+        ("tokenizer.json", {"model": {"vocab": {"<new>": 4100}}, "added_tokens": "?"}, False),
+    ],
+)
+def test_whichever_file_lists_a_token_it_is_named(tmp_path, name, content, added):
+    class Words:
+        def documents(self):
+            return ["old words", "a <new> one"]
+
+    (tmp_path / name).write_text(json.dumps(content))
+    if added:
+        require_embeddings(tmp_path, 4096, [])
+    with pytest.raises(ConfigError, match=rf"/{name}.*lies beyond the embedding's 4096 rows"):
+        require_embeddings(tmp_path, 4096, [("mine", Words())])
+    require_embeddings(tmp_path, 4200, [("mine", Words())])
+
+
+def test_vocab_json_beside_a_whole_tokenizer_counts_for_nothing(pocket_dir, changed):
+    path = changed(pocket_dir)
+    (path / "vocab.json").write_text('{"<new>": 4100}')
+    require_embeddings(path, 4096, [])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.model_check import check_tokenizer
 from qsweep.models import resolve
 from qsweep.plan import Plan, Setting, find_setting, make_plan, sample_length
+from qsweep.secrets import hidden
 from qsweep.store import Store
 
 
@@ -127,7 +128,7 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
 @functools.cache
 def _note(line: str) -> None:
     # Once, however many trials it concerns.
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    print(f"note: {hidden(line)}", file=sys.stderr, flush=True)
 
 
 def _setting_key(trial: TrialConfig) -> str:
