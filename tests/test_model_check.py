@@ -273,6 +273,39 @@ def test_a_tied_head_that_is_stored_all_the_same_counts_once(made, changed, tmp_
     assert "lm_head.weight" in distinct_weights(read_tensors(path), untied)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int32, torch.uint8])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_codes_are_no_weights(made, changed, name, dtype):
+    path = changed(made("llama"))
+    tensors = load_file(path / "model.safetensors")
+    tensors[name] = (tensors[name] * 100).to(dtype)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"model.safetensors: {name} holds .* are codes"):
+        read_facts(path, "x")
+
+
+def test_a_mask_that_is_called_a_bias_is_no_weight(made, changed):
+    path = changed(made("gpt2", n_positions=128))
+    tensors = load_file(path / "model.safetensors")
+    mask = torch.ones(1, 1, 128, 128, dtype=torch.uint8).tril()
+    tensors["transformer.h.0.attn.bias"] = mask
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    read_facts(path, "x")
+
+
+def test_an_empty_quantization_config_is_told_while_planning(made, changed):
+    path = changed(made("llama"))
+    config = read_config(path) | {"quantization_config": {}}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="config.json: an empty quantization_config"):
+        read_facts(path, "x")
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    read_facts(path, "x")
+    load_dense(reference_artifact(read_facts(path, "x")), path, **FLOAT)
+
+
 # tokenizers
 
 
