@@ -72,7 +72,6 @@ def _smallest(group: Group) -> Iterator[Sentence]:
         row
         for row in group.quantized
         if can_ship(row)
-        and not row.get("implied")
         and row.get("verdict") in _ACCEPTABLE
         and is_finite(row.get("size_gb"))
     ]
