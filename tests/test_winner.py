@@ -10,6 +10,7 @@ from qsweep.labels import named_apart
 from qsweep.markdown import results_markdown
 from qsweep.report.data import SweepData, groups, merge
 from qsweep.report.front import front
+from qsweep.results import windows_cut
 from qsweep.tracking.runs import sweep_run
 from qsweep.winner import MIN_WINDOWS, contender, decide, says_nothing, sentence
 from report_records import synthetic
@@ -222,3 +223,19 @@ def test_a_shorthand_is_no_second_difference():
         "pocket gptq 4-bit path=a/t.txt",
         "pocket gptq 4-bit path=b/t.txt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("windows", "overrides", "cut"),
+    [
+        (8, {"max_windows": 8}, True),
+        (29, {"max_windows": 10**11}, False),
+        (29, {"context": 64}, False),
+        (29, {}, False),
+        (29, None, False),
+        (None, {"max_windows": 4}, True),
+        (8, {"max_windows": "8"}, False),
+    ],
+)
+def test_a_most_that_a_text_does_not_reach_cuts_nothing(windows, overrides, cut):
+    assert windows_cut({"facts": {"windows": windows, "overrides": overrides}}) is cut
