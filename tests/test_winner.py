@@ -239,3 +239,17 @@ def test_a_shorthand_is_no_second_difference():
 )
 def test_a_most_that_a_text_does_not_reach_cuts_nothing(windows, overrides, cut):
     assert windows_cut({"facts": {"windows": windows, "overrides": overrides}}) is cut
+
+
+def test_groups_of_one_text_are_called_by_what_sets_them_apart():
+    records = [
+        measured("gptq 4-bit", 1.05, "a", windows=8),
+        measured("gptq 4-bit", 1.05, "b", windows=16),
+        measured("gptq 4-bit", 1.05, "c", corpus="code"),
+    ]
+    titles = {group.title for group in groups(records)}
+    assert titles == {
+        "pocket on python_docs (gptq, windows 8)",
+        "pocket on python_docs (gptq, windows 16)",
+        "pocket on code (gptq)",
+    }

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from qsweep.comparable import IDENTITY, measured_by
+from qsweep.comparable import IDENTITY, apart, measured_by
 from qsweep.labels import labelled, numbered, told_apart
 from qsweep.model_names import models_apart
 from qsweep.record_file import is_measurement, is_record
@@ -30,10 +30,14 @@ class SweepData:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials measured alike, on the same tokens: all of them may stand on one axis."""
+    """Trials measured alike, on the same tokens: all of them may stand on one axis.
+
+    ``apart`` says what sets it apart from others of the same models, corpus and preset.
+    """
 
     facts: dict[str, Any]
     records: list[Record]
+    apart: str = ""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -104,8 +108,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Models, corpus and preset in a few words."""
-        return f"{', '.join(self.models)} on {self.corpus} ({self.facts.get('preset') or 'gptq'})"
+        """Models, corpus and preset in a few words, and what else others of these do not share."""
+        how = f"{self.facts.get('preset') or 'gptq'}{self.apart and f', {self.apart}'}"
+        return f"{', '.join(self.models)} on {self.corpus} ({how})"
 
 
 def merge(sweeps: Iterable[SweepData]) -> list[Record]:
@@ -133,7 +138,18 @@ def groups(records: Iterable[Record]) -> list[Group]:
         if (key := identity(record)) != _NOTHING:
             found.setdefault(key, []).append(record)
     made = [Group(dict(zip(IDENTITY, key, strict=True)), held) for key, held in found.items()]
-    return sorted(made, key=lambda group: (-len(group.records), group.title))
+    alike: dict[str, list[Group]] = {}
+    for group in made:
+        alike.setdefault(group.title, []).append(group)
+    named = [one for same in alike.values() for one in _named_apart(same)]
+    return sorted(named, key=lambda group: (-len(group.records), group.title))
+
+
+def _named_apart(same: Sequence[Group]) -> Sequence[Group]:
+    if len(same) == 1:
+        return same
+    words = apart([primary(group.records[0]) or {} for group in same])
+    return [replace(group, apart=word) for group, word in zip(same, words, strict=True)]
 
 
 def identity(record: Record) -> tuple[Any, ...]:
