@@ -73,7 +73,9 @@ def _protocol(facts: Sequence[dict[str, Any]], floor: float | None) -> str:
     names = ("windows", "context", "stride", "tokens_scored", "bos", "dtype", "fingerprint")
     found = {n: list(dict.fromkeys(f[n] for f in facts if f.get(n) is not None)) for n in names}
     known = [
-        f"{n.replace('_', ' ')} {' or '.join(map(str, values))}" for n, values in found.items() if values
+        f"{n.replace('_', ' ')} {' or '.join(map(str, values))}"
+        for n, values in found.items()
+        if values
     ]
     if floor is not None:
         known.append(f"noise floor of KLD {cells.divergence(floor)}")

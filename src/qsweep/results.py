@@ -126,8 +126,10 @@ def windows_cut(measurement: Mapping[str, Any]) -> bool:
     """Whether fewer windows were asked for than the text has: ``eval.max_windows`` is a most."""
     facts = measurement.get("facts") or {}
     overrides = facts.get("overrides")
-    most = overrides.get("max_windows") if isinstance(overrides, dict) else None
-    return is_number(most) and not (facts.get("windows") or most) < most
+    most: Any = overrides.get("max_windows") if isinstance(overrides, dict) else None
+    if not is_number(most):
+        return False
+    return bool((facts.get("windows") or most) >= most)
 
 
 def can_serve(record: Record) -> bool:
