@@ -295,6 +295,16 @@ def test_a_mask_that_is_called_a_bias_is_no_weight(made, changed):
     read_facts(path, "x")
 
 
+@pytest.mark.parametrize("rows", [4000, 4100])
+def test_a_tied_head_of_another_size_is_named(made, changed, rows):
+    path = changed(made("llama", tie_word_embeddings=True))
+    tensors = load_file(path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(rows, 64)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"lm_head.weight has the shape \[{rows}, 64\], .*4096"):
+        read_facts(path, "x")
+
+
 def test_an_empty_quantization_config_is_told_while_planning(made, changed):
     path = changed(made("llama"))
     config = read_config(path) | {"quantization_config": {}}

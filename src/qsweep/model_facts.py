@@ -65,6 +65,8 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     _refuse_integers(tensors)
     model_type = str(config.get("model_type", ""))
     text = text_config(config)
+    if text.get("tie_word_embeddings") is True:
+        _refuse_odd_heads(tensors)
     return ModelFacts(
         name=name,
         path=path,
@@ -243,6 +245,19 @@ def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
             raise ConfigError(
                 f"{info.file}: {name} holds {info.dtype}, which are codes and no weights; "
                 "give the unquantized model they were made from"
+            )
+
+
+def _refuse_odd_heads(tensors: Mapping[str, TensorInfo]) -> None:
+    # What tying them comes to is an error deep inside of transformers.
+    outside = [n for n in tensors if not _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    embedding = next((name for name in outside if _EMBEDDING.search(name)), None)
+    for name in outside if embedding is not None else ():
+        head, other = tensors[name], tensors[embedding or name]
+        if _HEAD.search(name) and head.shape != other.shape:
+            raise ConfigError(
+                f"{head.file}: {name} has the shape {list(head.shape)}, and config.json ties it to "
+                f"{embedding}, of {list(other.shape)}"
             )
 
 
