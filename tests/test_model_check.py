@@ -118,6 +118,9 @@ def test_a_model_as_it_was_saved_fits(made, architecture):
         ("llama", {"hidden_act": "nope"}, "hidden_act says 'nope', which transformers"),
         ("llama", {"rope_parameters": {"rope_type": "nope"}}, "rope_parameters.rope_type says"),
         ("llama", {"torch_dtype": "float99", "dtype": "float99"}, "float99"),
+        ("llama", {"text_config": {"num_hidden_layers": 2}}, "config.json: a model of the type "
+         "'llama' has no text_config; take it out"),
+        ("llama", {"text_config": {}}, "has no text_config"),
         ("qwen3", {"model_type": "llama"}, "left out, since the architecture has no place for it: "
          "model.layers.0.self_attn.k_norm.weight"),
         ("gpt_neox", {"num_hidden_layers": 1}, "left out"),

@@ -108,12 +108,26 @@ def _why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
         near = get_close_matches(model_type, CONFIG_MAPPING.keys(), n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         return f"transformers {__version__} knows no model_type {model_type!r}{meant}"
+    if "'dict' object" in str(error) and (parts := _parts_it_has_not(config)):
+        return f"a model of the type {model_type!r} has no {' and no '.join(parts)}; take it out"
     if isinstance(error, KeyError) and error.args:
         # Looked up in one of transformers' tables: of activations, of rotary embeddings.
         fields = [name for name, value in _fields(config) if value == error.args[0]]
         where = fields[0] if fields else "it"
         return f"{where} says {error.args[0]!r}, which transformers {__version__} does not know"
     return f"transformers cannot build this model ({in_one_line(error)})"
+
+
+def _parts_it_has_not(config: Mapping[str, Any]) -> list[str]:
+    # transformers keeps what it does not know as it is, and fails where a part should be one.
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return []
+    known = getattr(CONFIG_MAPPING[model_type], "sub_configs", {})
+    parts = [n for n, v in config.items() if n.endswith("_config") and isinstance(v, dict)]
+    return [name for name in parts if name not in known and name != "quantization_config"]
 
 
 def _fields(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
