@@ -185,6 +185,17 @@ def test_what_was_measured_otherwise_has_an_answer_of_its_own(first, second, wor
     assert best_lines(alike) == ["most quality per GB: pocket awq 4-bit (yes)"]
 
 
+def test_three_ways_are_told_apart_though_two_differ_in_their_tokens_alone():
+    ways = [
+        {"windows": 8, "fingerprint": "x"},
+        {"windows": 8, "fingerprint": "y"},
+        {"windows": 16, "fingerprint": "z"},
+    ]
+    records = [measured("gptq 4-bit", 1.05, str(n), **way) for n, way in enumerate(ways)]
+    assert len({group.title for group in groups(records)}) == 3
+    assert len({line.partition(":")[0] for line in best_lines(records)}) == 3
+
+
 def test_a_page_tells_every_way_that_its_rows_were_measured_in():
     records = [
         measured("gptq 4-bit", 1.05, "a", windows=8, context=64),

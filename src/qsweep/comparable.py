@@ -9,7 +9,8 @@ IDENTITY = (
     "device_type",
 )  # fmt: skip
 # What says best how two measurements differ, in this order.
-_TELLING = ("corpus", *(name for name in IDENTITY if name not in ("fingerprint", "protocol")))
+_LAST = ("fingerprint", "protocol")
+_TELLING = ("corpus", *(name for name in IDENTITY if name not in _LAST))
 
 
 def measured_by(measurement: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -21,12 +22,14 @@ def measured_by(measurement: Mapping[str, Any]) -> tuple[Any, ...]:
 def apart(measurements: Iterable[Mapping[str, Any]]) -> list[str]:
     """For each of several measurements, in a few words, what sets it apart from the others."""
     found = [_facts(measurement) for measurement in measurements]
-    names = [n for n in _TELLING if len({repr(facts.get(n)) for facts in found}) > 1]
-    names = names or ["fingerprint", "protocol"]
-    return [
-        ", ".join(f"{n.replace('_', ' ')} {facts[n]}" for n in names if facts.get(n) is not None)
-        for facts in found
-    ]
+    names = [n for n in (*_TELLING, *_LAST) if len({repr(facts.get(n)) for facts in found}) > 1]
+    words = [_words(facts, [n for n in names if n not in _LAST]) for facts in found]
+    return words if len(set(words)) == len(words) else [_words(facts, names) for facts in found]
+
+
+def _words(facts: Mapping[str, Any], names: Iterable[str]) -> str:
+    known = [name for name in names if facts.get(name) is not None]
+    return ", ".join(f"{name.replace('_', ' ')} {str(facts[name])[:24]}" for name in known)
 
 
 def _facts(measurement: Mapping[str, Any]) -> dict[str, Any]:
