@@ -388,7 +388,9 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_while_planning(tmp_
     path.write_text("nothing of it")
     require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
     path.write_text("a <new> word, now")
-    with pytest.raises(ConfigError, match=r"mine: the text holds '<new>', .* token 4096"):
+    with pytest.raises(
+        ConfigError, match=r"mine: the text holds '<new>', .* token 4096 in .*tokenizer.json"
+    ):
         require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
     with pytest.raises(ConfigError, match=r"lies beyond the embedding's 4000 rows"):
         require_embeddings(model, 4000, [])

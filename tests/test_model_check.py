@@ -21,6 +21,7 @@ from qsweep.model_facts import (
 from qsweep.quantizers import SourceModel
 from qsweep.quantizers.none import reference_artifact
 from qsweep.quantizers.rtn import RTN
+from qsweep.vocabulary import require_embeddings
 
 FLOAT = {"dtype": torch.float32, "device": "cpu"}
 SMALL = {
@@ -117,6 +118,9 @@ def test_a_model_as_it_was_saved_fits(made, architecture):
         ("llama", {"hidden_act": "nope"}, "hidden_act says 'nope', which transformers"),
         ("llama", {"rope_parameters": {"rope_type": "nope"}}, "rope_parameters.rope_type says"),
         ("llama", {"torch_dtype": "float99", "dtype": "float99"}, "float99"),
+        ("llama", {"text_config": {"num_hidden_layers": 2}}, "config.json: a model of the type "
+         "'llama' has no text_config; take it out"),
+        ("llama", {"text_config": {}}, "has no text_config"),
         ("qwen3", {"model_type": "llama"}, "left out, since the architecture has no place for it: "
          "model.layers.0.self_attn.k_norm.weight"),
         ("gpt_neox", {"num_hidden_layers": 1}, "left out"),
@@ -160,6 +164,9 @@ def zeros(*names):
             "left out, since the architecture has no place for it: score.weight",
         ),
         (zeros("model.layers.0.mlp.extra.weight"), "model.layers.0.mlp.extra.weight"),
+        # what is a tower beside the decoder is none within one of its layers
+        (zeros("model.layers.0.mlp.projector.weight"), "model.layers.0.mlp.projector.weight"),
+        (zeros("model.layers.1.image_gate.weight"), "model.layers.1.image_gate.weight"),
         (zeros("model.layers.2.self_attn.q_proj.weight"), "num_hidden_layers is 2"),
         (prefixed, "missing: "),
         (lambda t: t.pop("model.norm.weight"), "missing: model.norm.weight"),
@@ -182,6 +189,7 @@ HARMLESS = {
     "vision_tower.encoder.layers.0.fc1.weight": 1,
     "model.visual.blocks.3.attn.qkv.weight": 1,
     "multi_modal_projector.linear.weight": 1,
+    "model.layers.1.mlp.vision_moe.weight": 1,
     "mtp.layers.0.mlp.up_proj.weight": 1,
     # DeepSeek's and GLM's layer for the token after the next one
     "model.layers.2.eh_proj.weight": 1,
@@ -197,6 +205,7 @@ def test_what_an_architecture_rightly_leaves_out_is_recorded(made, changed, tmp_
     model = load_dense(reference_artifact(facts), path, **FLOAT)
     assert model.left_out == {
         "model.layers.*.eh_proj.weight": 1,
+        "model.layers.*.mlp.vision_moe.weight": 1,
         "model.layers.*.self_attn.q_proj.weight": 1,
         "model.layers.*.self_attn.rotary_emb.inv_freq": 1,
         "model.visual.blocks.*.attn.qkv.weight": 1,
@@ -272,6 +281,49 @@ def test_a_tied_head_that_is_stored_all_the_same_counts_once(made, changed, tmp_
     assert "lm_head.weight" in distinct_weights(read_tensors(path), untied)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int32, torch.uint8])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_codes_are_no_weights(made, changed, name, dtype):
+    path = changed(made("llama"))
+    tensors = load_file(path / "model.safetensors")
+    tensors[name] = (tensors[name] * 100).to(dtype)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"model.safetensors: {name} holds .* are codes"):
+        read_facts(path, "x")
+
+
+def test_a_mask_that_is_called_a_bias_is_no_weight(made, changed):
+    path = changed(made("gpt2", n_positions=128))
+    tensors = load_file(path / "model.safetensors")
+    mask = torch.ones(1, 1, 128, 128, dtype=torch.uint8).tril()
+    tensors["transformer.h.0.attn.bias"] = mask
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    read_facts(path, "x")
+
+
+@pytest.mark.parametrize("rows", [4000, 4100])
+def test_a_tied_head_of_another_size_is_named(made, changed, rows):
+    path = changed(made("llama", tie_word_embeddings=True))
+    tensors = load_file(path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(rows, 64)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"lm_head.weight has the shape \[{rows}, 64\], .*4096"):
+        read_facts(path, "x")
+
+
+def test_an_empty_quantization_config_is_told_while_planning(made, changed):
+    path = changed(made("llama"))
+    config = read_config(path) | {"quantization_config": {}}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="config.json: an empty quantization_config"):
+        read_facts(path, "x")
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    read_facts(path, "x")
+    load_dense(reference_artifact(read_facts(path, "x")), path, **FLOAT)
+
+
 # tokenizers
 
 
@@ -284,16 +336,46 @@ def tokenizer(path, change):
 
 def test_a_vocabulary_larger_than_the_models(pocket_dir, changed):
     path = changed(pocket_dir)
-    facts = read_facts(path, "x")
-    check_tokenizer(facts)
+    require_embeddings(path, 4096, [])
     # an added token is nothing that a text must have
     tokenizer(path, lambda t: t["added_tokens"].append({"id": 4096, "content": "<image>"}))
-    check_tokenizer(facts)
+    require_embeddings(path, 4096, [])
     tokenizer(path, lambda t: t["model"]["vocab"].update({"beyond": 4096}))
-    with pytest.raises(
-        ConfigError, match=r"tokenizer.json: its token 4096 \(\"beyond\"\) is beyond"
-    ):
-        check_tokenizer(facts)
+    with pytest.raises(ConfigError) as caught:
+        require_embeddings(path, 4096, [])
+    assert str(caught.value) == (
+        f"{path}/tokenizer.json: its token 4096 ('beyond') lies beyond the embedding's 4096 rows: "
+        "resize the embedding to the tokenizer, or take the tokenizer that the model had"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "added"),
+    [
+        ("added_tokens.json", {"<new>": 4100}, True),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"4100": {"content": "<new>"}}}, True),
+        ("vocab.json", {"<new>": 4100}, False),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * 4100 + [["<new>", -1.0]]}}, False),
+        ("tokenizer.json", {"model": {"vocab": {"<new>": 4100}}, "added_tokens": "?"}, False),
+    ],
+)
+def test_whichever_file_lists_a_token_it_is_named(tmp_path, name, content, added):
+    class Words:
+        def documents(self):
+            return ["old words", "a <new> one"]
+
+    (tmp_path / name).write_text(json.dumps(content))
+    if added:
+        require_embeddings(tmp_path, 4096, [])
+    with pytest.raises(ConfigError, match=rf"/{name}.*lies beyond the embedding's 4096 rows"):
+        require_embeddings(tmp_path, 4096, [("mine", Words())])
+    require_embeddings(tmp_path, 4200, [("mine", Words())])
+
+
+def test_vocab_json_beside_a_whole_tokenizer_counts_for_nothing(pocket_dir, changed):
+    path = changed(pocket_dir)
+    (path / "vocab.json").write_text('{"<new>": 4100}')
+    require_embeddings(path, 4096, [])
 
 
 @pytest.mark.parametrize(

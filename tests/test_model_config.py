@@ -47,6 +47,14 @@ from qsweep.model_facts import read_facts
         ({"model_type": 3}, "model_type is 3"),
         ({"text_config": "gemma"}, 'text_config is "gemma", where an object belongs'),
         ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers is -1"),
+        ({"dtype": "float99"}, 'dtype is "float99", where one of float32, bfloat16'),
+        ({"torch_dtype": 16}, "torch_dtype is 16, where one of"),
+        ({"text_config": {"dtype": ["float16"]}}, 'dtype is ["float16"], where one of'),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta is 0, which must be"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": "1e6"}}},
+            'rope_parameters.full_attention.rope_theta is "1e6", where a number belongs',
+        ),
         ({"transformers_weights": "x.safetensors"}, "transformers_weights names another file"),
     ],
 )
@@ -71,6 +79,8 @@ def test_contradictions_are_named(pocket_dir, tmp_path, change, message):
         {"model_type": "gemma3", "text_config": {"sliding_window": 512}},
         {"model_type": "llama", "text_config": None, "rms_norm_eps": 0, "rope_theta": 10000},
         {"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}},
+        {"model_type": "llama", "dtype": None, "torch_dtype": "bfloat16"},
+        {"model_type": "gemma3_text", "rope_parameters": {"a": {"rope_theta": 1e4}, "b": None}},
     ],
 )
 def test_what_models_really_have_passes(tmp_path, config):

@@ -1,11 +1,20 @@
 """Who has the most quality per GB, and when that cannot be said."""
 
 import math
+from pathlib import Path
 
 import pytest
 
+from qsweep.answers import best_lines
+from qsweep.labels import named_apart
+from qsweep.markdown import results_markdown
+from qsweep.report.data import SweepData, groups, merge
+from qsweep.report.front import front
+from qsweep.results import windows_cut
+from qsweep.tracking.runs import sweep_run
 from qsweep.winner import MIN_WINDOWS, contender, decide, says_nothing, sentence
 from report_records import synthetic
+from test_results import reference, trial
 
 
 def one(key, ratio, half, size_gb=1.0, *, windows=40, setting="", **more):
@@ -123,3 +132,135 @@ def test_all_that_is_shown_of_a_sweep_says_the_same(tmp_path):
         figures = {point.name for point in run.metrics}
         assert ("best_quality_per_gb" in figures) is decided
         assert (run.tags["best_trial"] == "none") is not decided
+
+
+@pytest.mark.parametrize("end", [0.0, -0.5, math.nan, math.inf, None])
+def test_an_interval_without_ends_decides_nothing_and_ends_nothing(end):
+    found = decide([one("a", 1.02, 0.001, ppl_ratio_low=end), one("b", 1.10, 0.001)])
+    assert found.leader == "a" and found.winner is None
+
+
+@pytest.mark.parametrize("ratio", [math.nan, math.inf, 0.0, -1.0, None])
+def test_what_has_no_ratio_contends_for_nothing(ratio):
+    assert contender("a", "trial a", {"ppl_ratio": ratio, "quality_per_gb": 1.0}) is None
+
+
+# Rows of a sweep.
+
+
+def measured(name, ratio, key, corpus="python_docs", **facts):
+    made = trial(name, name.split()[0], ratio, bits=4) | {"key": key}
+    (measurement,) = made["measurements"]
+    measurement["corpus"] = corpus
+    measurement["facts"] = measurement["facts"] | facts
+    return made
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"windows": 8}, {"windows": 32}, ("windows 8", "windows 32")),
+        ({"context": 64}, {"context": 128}, ("context 64", "context 128")),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, ("dtype float32", "dtype bfloat16")),
+        ({"device_type": "cpu"}, {"device_type": "cuda"}, ("device type cpu", "device type cuda")),
+        ({"corpus": "a"}, {"corpus": "b", "fingerprint": "x"}, ("corpus a", "corpus b")),
+        ({"fingerprint": "x"}, {"fingerprint": "y"}, ("fingerprint x", "fingerprint y")),
+    ],
+)
+def test_what_was_measured_otherwise_has_an_answer_of_its_own(first, second, words):
+    records = [
+        reference(),
+        measured("gptq 4-bit", 1.05, "a", **first),
+        measured("awq 4-bit", 1.01, "b", **second),
+        measured("rtn 4-bit", 1.11, "c", **second),
+    ]
+    lines = best_lines(records)
+    assert len(lines) == 2
+    for word, name in zip(words, ("gptq", "awq"), strict=True):
+        assert f"most quality per GB ({word}): pocket {name} 4-bit (yes)" in lines
+    run = sweep_run("s", "", records, Path("/nowhere"), complete=True)
+    assert run.tags["best_trial"] == "none"
+    # alike, and one is the best again
+    alike = [records[0], records[2], records[3]]
+    assert best_lines(alike) == ["most quality per GB: pocket awq 4-bit (yes)"]
+
+
+def test_three_ways_are_told_apart_though_two_differ_in_their_tokens_alone():
+    ways = [
+        {"windows": 8, "fingerprint": "x"},
+        {"windows": 8, "fingerprint": "y"},
+        {"windows": 16, "fingerprint": "z"},
+    ]
+    records = [measured("gptq 4-bit", 1.05, str(n), **way) for n, way in enumerate(ways)]
+    assert len({group.title for group in groups(records)}) == 3
+    assert len({line.partition(":")[0] for line in best_lines(records)}) == 3
+
+
+def test_a_page_tells_every_way_that_its_rows_were_measured_in():
+    records = [
+        measured("gptq 4-bit", 1.05, "a", windows=8, context=64),
+        measured("gptq 4-bit", 1.05, "b", windows=16, context=64),
+    ]
+    text = results_markdown("s", records)
+    assert "windows 8 or 16; context 64;" in text
+
+
+def test_what_ran_for_a_check_is_in_the_table_and_on_no_front():
+    check = measured("rtn 4-bit", 1.001, "check") | {"implied": True, "sweep": "one"}
+    check["artifact"]["size_gb"] = 0.001
+    own = measured("gptq 4-bit", 1.02, "own") | {"sweep": "one"}
+    (group,) = groups([check, own])
+    assert [row["key"] for row in group.rows] == ["check", "own"]
+    assert [row["key"] for row in front(group.quantized)] == ["own"]
+    assert [row["key"] for row in group.primary_rows] == ["own"]
+    run = sweep_run("s", "", [reference(), check, own], Path("/nowhere"), complete=True)
+    assert not [point.name for point in run.metrics if "rtn" in point.name]
+    # asked for by another sweep, it is one of the results
+    asked = check | {"implied": False, "sweep": "two"}
+    for order in ([check, asked], [asked, check]):
+        sweeps = [SweepData(record["sweep"], "", [record]) for record in order]
+        (merged,) = merge(sweeps)
+        assert merged["implied"] is False
+
+
+def test_a_shorthand_is_no_second_difference():
+    made = []
+    for place in ("a", "b"):
+        record = measured("gptq 4-bit", 1.05, place)
+        text = {"name": "t.txt", "path": f"/{place}/t.txt"}
+        record["config"] = {"corpus": {"file": text, "path": text["path"], "field": "text"}}
+        made.append(record)
+    assert [r["name"] for r in named_apart(made)] == [
+        "pocket gptq 4-bit path=a/t.txt",
+        "pocket gptq 4-bit path=b/t.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("windows", "overrides", "cut"),
+    [
+        (8, {"max_windows": 8}, True),
+        (29, {"max_windows": 10**11}, False),
+        (29, {"context": 64}, False),
+        (29, {}, False),
+        (29, None, False),
+        (None, {"max_windows": 4}, True),
+        (8, {"max_windows": "8"}, False),
+    ],
+)
+def test_a_most_that_a_text_does_not_reach_cuts_nothing(windows, overrides, cut):
+    assert windows_cut({"facts": {"windows": windows, "overrides": overrides}}) is cut
+
+
+def test_groups_of_one_text_are_called_by_what_sets_them_apart():
+    records = [
+        measured("gptq 4-bit", 1.05, "a", windows=8),
+        measured("gptq 4-bit", 1.05, "b", windows=16),
+        measured("gptq 4-bit", 1.05, "c", corpus="code"),
+    ]
+    titles = {group.title for group in groups(records)}
+    assert titles == {
+        "pocket on python_docs (gptq, windows 8)",
+        "pocket on python_docs (gptq, windows 16)",
+        "pocket on code (gptq)",
+    }

@@ -235,7 +235,7 @@ def _load(
             None, config=shell.config, state_dict=dict(state), **common
         )
         return loaded
-    except (KeyError, ValueError, ImportError) as error:
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise _not_built(source, error) from error
 
 

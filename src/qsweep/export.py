@@ -58,7 +58,10 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
     if sweep is not None and sweep not in sweeps:
         raise QsweepError(f"no sweep {sweep!r} in {outputs}{nearest(sweep, sweeps)}")
     chosen = [sweeps[sweep]] if sweep is not None else list(sweeps.values())
-    records = {r["key"]: r for directory in chosen for r in read_sweep(directory).records}
+    records: dict[str, Record] = {}
+    for record in (r for directory in chosen for r in read_sweep(directory).records):
+        if record["key"] not in records or not record.get("implied"):
+            records[record["key"]] = record  # asked for once is asked for
     finished = [r for r in records.values() if r["status"] == "finished" and not r.get("reference")]
     if not finished:
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
@@ -86,8 +89,14 @@ def _best(records: Sequence[Record]) -> Record:
     if not found:
         raise QsweepError("no artifact here is one that a serving runtime loads")
     if len(found) > 1:
-        leaders = ", ".join(f"{one.record['name']} ({one.record['key'][:12]})" for one in found)
-        raise QsweepError(f"'best' means one trial of each model; give a key: {leaders}")
+        leaders = ", ".join(
+            f"{one.record['name']} ({one.record['key'][:12]}{one.measured and ', ' + one.measured})"
+            for one in found
+        )
+        raise QsweepError(
+            "'best' means one trial of each model and each way of measuring it; "
+            f"give a key, or one sweep: {leaders}"
+        )
     if not found[0].is_best:
         line = sentence(found[0].decision, found[0].record["name"])
         print(f"note: {line}; it is exported all the same", file=sys.stderr)

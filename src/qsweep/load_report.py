@@ -23,10 +23,13 @@ _TOWER = re.compile(
     r"|qformer|perceiver)"
     r"([._]|$)"
 )
+# Within a decoder's layer only these tell it: a projector there may well be the decoder's own.
+_OTHER_SENSE = re.compile(r"(^|[._])(vision|visual|audio|speech)([._]|$)")
 # Layers that predict the tokens after the next one, and what tells them from ordinary layers where
 # they are numbered on from those, as DeepSeek's and GLM's are.
 _MORE_TOKENS = re.compile(r"(^|[._])(mtp|nextn|mtp_layers)([._]|$)")
 _MORE_TOKENS_PART = re.compile(r"^(.*\.\d+)\.(eh_proj|enorm|hnorm|shared_head)\.")
+_NUMBERED = re.compile(r"^.*?\.\d+\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _SHOWN = 3
@@ -60,8 +63,9 @@ def report(
     names = sorted(stored)
     unexpected = sorted(info.get("unexpected_keys") or ())
     further = {m.group(1) for name in names if (m := _MORE_TOKENS_PART.match(name))}
-    harmless = [name for name in unexpected if _is_harmless(name, further)]
-    wrong = [name for name in unexpected if not _is_harmless(name, further)]
+    own = {m.group() for name in model.state_dict() if (m := _NUMBERED.match(name))}
+    harmless = [name for name in unexpected if _is_harmless(name, further, own)]
+    wrong = sorted({*unexpected} - {*harmless})
     problems = list(_problems(info))
     if wrong:
         numbers = [int(m.group(1)) for name in wrong if (m := _LAYER.search(name))]
@@ -78,10 +82,12 @@ def report(
     return LoadReport("; ".join(problems) or None, counts)
 
 
-def _is_harmless(name: str, further_layers: set[str]) -> bool:
+def _is_harmless(name: str, further_layers: set[str], own_layers: set[str]) -> bool:
     if any(name.startswith(f"{layer}.") for layer in further_layers):
         return True
-    return any(pattern.search(name) for pattern in (_BUFFER, _TOWER, _MORE_TOKENS))
+    layer = _NUMBERED.match(name)
+    tower = _OTHER_SENSE if layer and layer.group() in own_layers else _TOWER
+    return any(pattern.search(name) for pattern in (_BUFFER, tower, _MORE_TOKENS))
 
 
 def _ignored_by_transformers(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
         for measurement in record.get("measurements") or []:
             if (measurement["corpus"], measurement["preset"]) == place:
                 shown.append((record, measurement))
-    facts = shown[0][1].get("facts") or {}
+    facts = [measurement.get("facts") or {} for _, measurement in shown]
     floors = [floor for where, floor in noise_floors(records).items() if where[1:] == place]
     return "\n\n".join(
         [
@@ -68,9 +68,15 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
     )
 
 
-def _protocol(facts: dict[str, Any], floor: float | None) -> str:
+def _protocol(facts: Sequence[dict[str, Any]], floor: float | None) -> str:
+    # Rows may be measured in several ways; what differs between them is in their names.
     names = ("windows", "context", "stride", "tokens_scored", "bos", "dtype", "fingerprint")
-    known = [f"{n.replace('_', ' ')} {facts[n]}" for n in names if facts.get(n) is not None]
+    found = {n: list(dict.fromkeys(f[n] for f in facts if f.get(n) is not None)) for n in names}
+    known = [
+        f"{n.replace('_', ' ')} {' or '.join(map(str, values))}"
+        for n, values in found.items()
+        if values
+    ]
     if floor is not None:
         known.append(f"noise floor of KLD {cells.divergence(floor)}")
     return cells.markdown("; ".join(known) or "as docs/protocol.md says") + "."

@@ -6,7 +6,7 @@ from typing import Any
 
 from qsweep import cells
 from qsweep.markdown import table
-from qsweep.results import Record, kept_layers, status_word
+from qsweep.results import Record, kept_layers, status_word, windows_cut
 from qsweep.verdicts import expected_range
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
@@ -101,17 +101,21 @@ def _measured(record: Record) -> str:
         words.append(
             f"The field expects a ratio of {expected[0]:.2f} to {expected[1]:.2f} of this method."
         )
-    if any(m["facts"].get("overrides") for m in record["measurements"]):
+    if overrides := _overrides(record):
         words.append(
-            "**A quick look, not the full protocol:** the measurement was cut short "
-            f"({_overrides(record)})."
+            f"**A quick look, not the full protocol:** the measurement was cut short ({overrides})."
         )
     return "\n\n".join(words)
 
 
 def _overrides(record: Record) -> str:
-    found = record["measurements"][0]["facts"].get("overrides") or {}
-    return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
+    for measurement in record["measurements"]:
+        found = dict(measurement["facts"].get("overrides") or {})
+        if not windows_cut(measurement):
+            found.pop("max_windows", None)
+        if found:
+            return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
+    return ""
 
 
 def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:

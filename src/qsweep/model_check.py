@@ -1,6 +1,5 @@
 """Whether a model's configuration, weights and tokenizer belong together, before any trial runs."""
 
-import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,13 +22,10 @@ _TOKENIZER_JSON = (
 
 
 def check_tokenizer(facts: ModelFacts) -> None:
-    """Refuse a tokenizer that is damaged, or has more words than the model.
-
-    Only its regular vocabulary counts: added tokens beyond the embedding are common (Gemma 3's
-    mark of an image, in models that see none), and matter only to a text that has them.
+    """Refuse a tokenizer that is damaged; its vocabulary is for :mod:`qsweep.vocabulary`.
 
     Raises:
-        ConfigError: names the file, and the token.
+        ConfigError: names the file.
     """
     for name in _TOKENIZER_JSON:
         if (facts.path / name).exists() and not isinstance(read_json(facts.path / name), dict):
@@ -38,20 +34,8 @@ def check_tokenizer(facts: ModelFacts) -> None:
     if not file.exists():
         return
     content = read_json(file)
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ConfigError(f"{file}: no tokenizer (it has no model); copy it again from its source")
-    words = model.get("vocab")
-    if isinstance(words, dict):
-        ids = {token: number for token, number in words.items() if type(number) is int}
-    else:
-        ids = {str(entry): number for number, entry in enumerate(words or ())}
-    last = max(ids, key=ids.__getitem__, default=None)
-    if last is not None and ids[last] >= facts.vocab_size:
-        raise ConfigError(
-            f"{file}: its token {ids[last]} ({json.dumps(last)}) is beyond the model's embedding of "
-            f"{facts.vocab_size} tokens; it is the tokenizer of another model"
-        )
 
 
 def check_model(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -124,12 +108,26 @@ def _why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
         near = get_close_matches(model_type, CONFIG_MAPPING.keys(), n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         return f"transformers {__version__} knows no model_type {model_type!r}{meant}"
+    if "'dict' object" in str(error) and (parts := _parts_it_has_not(config)):
+        return f"a model of the type {model_type!r} has no {' and no '.join(parts)}; take it out"
     if isinstance(error, KeyError) and error.args:
         # Looked up in one of transformers' tables: of activations, of rotary embeddings.
         fields = [name for name, value in _fields(config) if value == error.args[0]]
         where = fields[0] if fields else "it"
         return f"{where} says {error.args[0]!r}, which transformers {__version__} does not know"
     return f"transformers cannot build this model ({in_one_line(error)})"
+
+
+def _parts_it_has_not(config: Mapping[str, Any]) -> list[str]:
+    # transformers keeps what it does not know as it is, and fails where a part should be one.
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return []
+    known = getattr(CONFIG_MAPPING[model_type], "sub_configs", {})
+    parts = [n for n, v in config.items() if n.endswith("_config") and isinstance(v, dict)]
+    return [name for name in parts if name not in known and name != "quantization_config"]
 
 
 def _fields(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,6 +30,9 @@ _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
     **dict.fromkeys(("rope_theta", "rotary_emb_base"), False),
 }
+_ROTARY = ("rope_parameters", "rope_scaling")
+# What a model can be built in. Text alone: nothing else survives JSON.
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PARTS = ("text_config", "llm_config")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -101,6 +104,10 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     tied = text.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
         yield f"tie_word_embeddings is {_shown(tied)}, where true or false belongs"
+    for name in ("dtype", "torch_dtype"):
+        value = text.get(name)
+        if value is not None and value not in _DTYPES:
+            yield f"{name} is {_shown(value)}, where one of {', '.join(_DTYPES)} belongs"
     for name, least in _COUNTS.items():
         value = text.get(name)
         for one in value if isinstance(value, list) else [value]:
@@ -112,10 +119,8 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
                 yield f"{name} is {_shown(one)}, where a whole number belongs"
             elif one < (min(least, 0) if isinstance(value, list) else least):
                 yield f"{name} is {_shown(one)}, which must be at least {least}"
-    for name, zero in _NUMBERS.items():
-        value = text.get(name)
-        if value is None:
-            continue
+    for name, value in _numbers(text):
+        zero = _NUMBERS[name.rpartition(".")[2]]
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
             yield f"{name} is {_shown(value)}, where a number belongs"
         elif value < 0 or (value == 0 and not zero):
@@ -126,6 +131,15 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
     if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
         yield f"{chosen} is {text[chosen]}, of {experts} experts"
+
+
+def _numbers(text: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    # Rotary embeddings have settings of their own, some for each kind of layer.
+    for name, value in text.items():
+        if name in _NUMBERS and value is not None:
+            yield place + name, value
+        elif isinstance(value, Mapping) and (place or name in _ROTARY):
+            yield from _numbers(value, f"{place}{name}.")
 
 
 def _not_a_number(place: str, value: Any) -> Iterator[str]:

@@ -43,6 +43,7 @@ _TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 _NOT_LINEAR = re.compile(r"(norm|embed\w*|wte|wpe|relative_attention_bias|router|\.gate)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_INTEGERS = frozenset(name for name in DTYPE_BITS if name.startswith(("I", "U", "BOOL")))
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|\.attn\.bias|attention\.bias)$")
 
 
@@ -61,8 +62,11 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     require_language_model(config, name)
     _require_tokenizer(path)
     tensors = read_tensors(path)
+    _refuse_integers(tensors)
     model_type = str(config.get("model_type", ""))
     text = text_config(config)
+    if text.get("tie_word_embeddings") is True:
+        _refuse_odd_heads(tensors)
     return ModelFacts(
         name=name,
         path=path,
@@ -218,12 +222,43 @@ def _vocab_size(tensors: Mapping[str, TensorInfo], text: Mapping[str, Any], path
 
 
 def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
-    quantized = config.get("quantization_config") or text_config(config).get("quantization_config")
-    if quantized:
+    quantized = config.get("quantization_config")
+    if quantized is None:
+        quantized = text_config(config).get("quantization_config")
+    if quantized == {}:
+        raise ConfigError(
+            f"{path / 'config.json'}: an empty quantization_config, of which transformers wants a "
+            "quant_method; take it out if the weights are not quantized"
+        )
+    if quantized is not None:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "?"
         raise ConfigError(
             f"{path}: already quantized ({method}); give the unquantized model it was made from"
         )
+
+
+def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
+    # transformers casts them, and codes without their scales are another model's weights.
+    for name, info in tensors.items():
+        weight = name.endswith((".weight", ".bias")) and not _BUFFER.search(name)
+        if weight and info.dtype in _INTEGERS:
+            raise ConfigError(
+                f"{info.file}: {name} holds {info.dtype}, which are codes and no weights; "
+                "give the unquantized model they were made from"
+            )
+
+
+def _refuse_odd_heads(tensors: Mapping[str, TensorInfo]) -> None:
+    # What tying them comes to is an error deep inside of transformers.
+    outside = [n for n in tensors if not _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    embedding = next((name for name in outside if _EMBEDDING.search(name)), None)
+    for name in outside if embedding is not None else ():
+        head, other = tensors[name], tensors[embedding or name]
+        if _HEAD.search(name) and head.shape != other.shape:
+            raise ConfigError(
+                f"{head.file}: {name} has the shape {list(head.shape)}, and config.json ties it to "
+                f"{embedding}, of {list(other.shape)}"
+            )
 
 
 def _require_tokenizer(path: Path) -> None:

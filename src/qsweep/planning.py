@@ -11,8 +11,17 @@ from qsweep.corpora import check_amount
 from qsweep.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.model_check import check_tokenizer
 from qsweep.models import resolve
-from qsweep.plan import Plan, Setting, find_setting, make_plan, sample_length
+from qsweep.plan import (
+    Plan,
+    Setting,
+    effective_preset,
+    find_setting,
+    make_plan,
+    sample_length,
+)
+from qsweep.secrets import hidden
 from qsweep.store import Store
+from qsweep.windows import within
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
     """Say once what a model cannot give of what was asked for; refuse what cannot be meant.
 
     Raises:
-        ConfigError: more calibration than can be run.
+        ConfigError: more calibration than can be run, windows that do not overlap where they must.
     """
     limit, name = setting.facts.max_length, trial.model.name
     if trial.eval.context is not None and trial.eval.context > limit:
@@ -111,6 +120,8 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
             f"eval.context={trial.eval.context}: {name} reads {limit} tokens at a time; "
             f"windows are of {limit}"
         )
+    for preset in trial.eval.presets:
+        within(effective_preset(trial.eval, preset), limit)
     if trial.eval.stride is not None and "strided" not in trial.eval.presets:
         presets = ", ".join(trial.eval.presets)
         _note(f"eval.stride={trial.eval.stride} changes nothing: preset {presets} has no stride")
@@ -127,7 +138,7 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
 @functools.cache
 def _note(line: str) -> None:
     # Once, however many trials it concerns.
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    print(f"note: {hidden(line)}", file=sys.stderr, flush=True)
 
 
 def _setting_key(trial: TrialConfig) -> str:

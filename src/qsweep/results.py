@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.cells import one_line
+from qsweep.contents import is_number
 from qsweep.files import write_text
 from qsweep.model_names import models_apart
 from qsweep.tasks.task import CAPABILITIES
@@ -122,9 +123,13 @@ def best(records: Iterable[Record]) -> Record | None:
 
 
 def windows_cut(measurement: Mapping[str, Any]) -> bool:
-    """Whether fewer windows were asked for than the text has."""
-    overrides = (measurement.get("facts") or {}).get("overrides")
-    return isinstance(overrides, dict) and "max_windows" in overrides
+    """Whether fewer windows were asked for than the text has: ``eval.max_windows`` is a most."""
+    facts = measurement.get("facts") or {}
+    overrides = facts.get("overrides")
+    most: Any = overrides.get("max_windows") if isinstance(overrides, dict) else None
+    if not is_number(most):
+        return False
+    return bool((facts.get("windows") or most) >= most)
 
 
 def can_serve(record: Record) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qsweep.cells import ratio
+from qsweep.comparable import measured_by
 from qsweep.model_names import models_apart
 from qsweep.traits import traits
 from qsweep.verdicts import judged
@@ -28,8 +29,6 @@ CALIBRATED = ("gptq", "awq")
 """The methods that must not be worse than rounding to nearest on the same grid."""
 # A quantizer that saw less of the text than this share of what was asked for saw it again and again.
 _LEAST_CALIBRATION = 0.5
-# What two measurements must share before their ratios may be compared.
-_MEASURED_BY = ("fingerprint", "windows", "context", "dtype", "device_type", "protocol")
 
 
 def check(records: Iterable[Record]) -> list[str]:
@@ -46,8 +45,7 @@ def check(records: Iterable[Record]) -> list[str]:
     places: dict[tuple[str, ...], Found] = defaultdict(list)
     for record in named:
         for measurement in record["measurements"]:
-            facts = measurement.get("facts") or {}
-            tokens = repr([facts.get(name) for name in _MEASURED_BY])
+            tokens = repr(measured_by(measurement))
             place = (record["model"], measurement["corpus"], measurement["preset"], tokens)
             why = measurement.get("no_verdict")
             places[place].append((record, {**measurement["metrics"], "no_verdict": why}))

@@ -33,7 +33,8 @@ def traits(record: Record) -> dict[str, Any]:
         found["corpus"] = [name for name, spec in corpora.items() if isinstance(spec, Mapping)]
     for name, value in flat(config):
         group, _, rest = name.partition(".")
-        shorthand = not rest and name != "device"
+        # As `bits` for a quantizer's, so is `corpus.path` the path of the text `corpus.file`.
+        shorthand = (not rest and name != "device") or (group == "corpus" and "." not in rest)
         if shorthand or group in (*_NOT_A_TRIALS, "quant") or name in _NAMES_A_MODEL:
             continue
         if group == "calibration" and (calibrated is None or rest == "name"):

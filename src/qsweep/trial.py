@@ -19,6 +19,7 @@ from qsweep.quantizers import Progress
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Entry, Store
 from qsweep.tasks.run import incomparable, missing, run_tasks
+from qsweep.vocabulary import require_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,13 +222,16 @@ def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     """The token windows of one measurement, by the reference model's own tokenizer."""
     from qsweep.windows import make_windows
 
-    return make_windows(
+    tokenizer, facts = tokenizer_of(plan), plan.setting.facts
+    windows = make_windows(
         plan.setting.texts[step.corpus.name].documents(),
-        tokenizer_of(plan),
+        tokenizer,
         effective_preset(plan.trial.eval, step.preset),
-        plan.setting.facts.max_length,
-        plan.setting.facts.model_type,
+        facts.max_length,
+        facts.model_type,
     )
+    require_rows([int(windows.ids.max())], tokenizer, facts.vocab_size)
+    return windows
 
 
 def _ensure_references(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qsweep.errors import ConfigError
+from qsweep.errors import ConfigError, QsweepError
 from qsweep.files import read_regular
 from qsweep.texts import Text
 
@@ -25,54 +25,76 @@ def require_embeddings(model: Path, rows: int, texts: Iterable[tuple[str, Text]]
         ConfigError: One line: the token, where it is met, what to do.
     """
     beyond = _tokens_beyond(model, rows)
-    if not beyond:
-        return
-    way_out = "resize the embedding to the tokenizer, or take the tokenizer that the model had"
-    for token, (number, added) in sorted(beyond.items(), key=lambda item: item[1]):
+    for token, (number, file, added) in sorted(beyond.items(), key=lambda item: item[1][0]):
         if not added:
-            raise ConfigError(
-                f"{model}: the tokenizer's token {number} ({token!r}) lies beyond the embedding's "
-                f"{rows} rows; {way_out}"
-            )
-    for name, text in texts:
+            raise ConfigError(f"{file}: its token {number} ({token!r}) {_lies_beyond(rows)}")
+    for name, text in texts if beyond else ():
         documents = text.documents()
-        for token, (number, _) in beyond.items():
+        for token, (number, file, _) in beyond.items():
             if any(token in document for document in documents):
                 raise ConfigError(
-                    f"{name}: the text holds {token!r}, the tokenizer's token {number}, and "
-                    f"{model} has an embedding of {rows} rows; {way_out}"
+                    f"{name}: the text holds {token!r}, which is token {number} in {file} and "
+                    f"{_lies_beyond(rows)}"
                 )
 
 
-def _tokens_beyond(model: Path, rows: int) -> dict[str, tuple[int, bool]]:
-    # Token: its number, and whether it was added to the vocabulary.
-    tokenizer = _mapping(_read(model / "tokenizer.json"))
-    base, added = _vocabulary(tokenizer, model), _added(tokenizer, model)
-    found = {token: (number, False) for token, number in base if number >= rows and token}
-    return found | {token: (number, True) for token, number in added if number >= rows and token}
+def require_rows(ids: Iterable[int], tokenizer: Any, rows: int) -> None:
+    """The same of the tokens of a text: of some tokenizers no file lists the vocabulary.
+
+    Raises:
+        QsweepError: names the tokenizer's directory and the token.
+    """
+    highest = max(ids, default=0)
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise QsweepError(
+            f"{tokenizer.name_or_path}: the tokenizer's token {highest} ({token!r}) "
+            f"{_lies_beyond(rows)}"
+        )
 
 
-def _vocabulary(tokenizer: Mapping[str, Any], model: Path) -> Iterator[tuple[str, int]]:
-    vocab = _mapping(tokenizer.get("model")).get("vocab") or _read(model / "vocab.json")
-    if isinstance(vocab, Mapping):
-        yield from ((t, n) for t, n in vocab.items() if isinstance(n, int))
-    elif isinstance(vocab, list):  # a unigram model's pairs of token and score
-        yield from ((str(e[0]), n) for n, e in enumerate(vocab) if isinstance(e, list) and e)
+def _lies_beyond(rows: int) -> str:
+    return (
+        f"lies beyond the embedding's {rows} rows: resize the embedding to the tokenizer, or take "
+        "the tokenizer that the model had"
+    )
 
 
-def _added(tokenizer: Mapping[str, Any], model: Path) -> Iterator[tuple[str, int]]:
-    listed = tokenizer.get("added_tokens")
-    for entry in listed if isinstance(listed, list) else ():
-        entry = _mapping(entry)
-        if isinstance(entry.get("id"), int):
-            yield str(entry.get("content", "")), entry["id"]
-    decoder = _mapping(_read(model / "tokenizer_config.json")).get("added_tokens_decoder")
-    for number, entry in _mapping(decoder).items():
-        if str(number).isdigit():
-            yield str(_mapping(entry).get("content", "")), int(number)
-    for token, number in _mapping(_read(model / "added_tokens.json")).items():
-        if isinstance(number, int):
-            yield str(token), number
+def _tokens_beyond(model: Path, rows: int) -> dict[str, tuple[int, Path, bool]]:
+    # Token: its number, where it is defined, and whether it was added to the vocabulary.
+    file = model / "tokenizer.json"
+    whole = _mapping(_read(file))
+    found: dict[str, tuple[int, Path, bool]] = {}
+    for place, entries, added in (
+        *_added(whole, model),
+        (file, _numbers(_mapping(whole.get("model")).get("vocab")), False),
+        # Its vocabulary on its own, which counts where there is nothing else.
+        *([] if whole else [(model / "vocab.json", _numbers(_read(model / "vocab.json")), False)]),
+    ):
+        found |= {t: (n, place, added) for t, n in entries if n >= rows and t}
+    return found
+
+
+def _numbers(vocabulary: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(vocabulary, Mapping):
+        yield from ((str(t), n) for t, n in vocabulary.items() if type(n) is int)
+    elif isinstance(vocabulary, list):  # a unigram model's pairs of token and score
+        yield from ((str(e[0]), n) for n, e in enumerate(vocabulary) if isinstance(e, list) and e)
+
+
+def _added(
+    whole: Mapping[str, Any], model: Path
+) -> Iterator[tuple[Path, Iterator[tuple[str, int]], bool]]:
+    listed = whole.get("added_tokens")
+    entries = [_mapping(entry) for entry in (listed if isinstance(listed, list) else ())]
+    own = [(str(e.get("content", "")), e["id"]) for e in entries if type(e.get("id")) is int]
+    yield model / "tokenizer.json", iter(own), True
+    file = model / "tokenizer_config.json"
+    decoder = _mapping(_mapping(_read(file)).get("added_tokens_decoder"))
+    numbered = [(n, _mapping(entry)) for n, entry in decoder.items() if str(n).isdecimal()]
+    yield file, iter([(str(e.get("content", "")), int(n)) for n, e in numbered]), True
+    file = model / "added_tokens.json"
+    yield file, _numbers(_mapping(_read(file))), True
 
 
 def _read(file: Path) -> Any:

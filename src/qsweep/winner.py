@@ -79,11 +79,13 @@ def contender(
     from qsweep.metrics import quality, quality_per_gb
 
     value, size = figures.get("quality_per_gb"), figures.get("size_gb")
-    if value is None or not math.isfinite(value):
+    ratio, *ends = (figures.get(f"ppl_ratio{end}") for end in ("", "_low", "_high"))
+    if value is None or not math.isfinite(value) or not _is_ratio(ratio):
         return None
-    ends = [figures.get(f"ppl_ratio_{end}") for end in ("low", "high")]
     low, high = -math.inf, math.inf
-    if size and all(end is not None and math.isfinite(end) and end > 0 for end in ends):
+    if not all(map(_is_ratio, ends)):
+        ends = [None, None]
+    elif size:
         high, low = (quality_per_gb(quality(end), size) for end in ends)  # type: ignore[arg-type]
     return Contender(
         key=key,
@@ -91,11 +93,15 @@ def contender(
         per_gb=value,
         low=min(low, value),
         high=max(high, value),
-        ratio=(figures.get("ppl_ratio"), *ends),  # type: ignore[arg-type]
+        ratio=(ratio, *ends),  # type: ignore[arg-type]
         windows=figures.get("windows"),
         cut=bool(figures.get("windows_cut")),
         setting=setting,
     )
+
+
+def _is_ratio(value: Any) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
 
 
 def decide(contenders: Sequence[Contender]) -> Decision:
@@ -127,8 +133,8 @@ def sentence(decision: Decision, leader: str) -> str:
 def _too_few(leader: Contender) -> str | None:
     if leader.windows is None or leader.windows >= MIN_WINDOWS:
         return None
-    count = f"{leader.windows} window{'s' if leader.windows != 1 else ''}"
-    return f"{count} decide nothing, {MIN_WINDOWS} are the least; {_more_windows(leader)}"
+    count = "1 window decides" if leader.windows == 1 else f"{leader.windows} windows decide"
+    return f"{count} nothing, {MIN_WINDOWS} are the least; {_more_windows(leader)}"
 
 
 def _too_wide(leader: Contender) -> str | None:

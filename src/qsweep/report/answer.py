@@ -71,10 +71,7 @@ def _smallest(group: Group) -> Iterator[Sentence]:
     fine = [
         row
         for row in group.quantized
-        if can_ship(row)
-        and not row.get("implied")
-        and row.get("verdict") in _ACCEPTABLE
-        and is_finite(row.get("size_gb"))
+        if can_ship(row) and row.get("verdict") in _ACCEPTABLE and is_finite(row.get("size_gb"))
     ]
     unclear = {row["key"]: why for row in fine if (why := _unclear(row))}
     fine, seeming = [row for row in fine if row["key"] not in unclear], fine

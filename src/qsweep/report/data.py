@@ -2,22 +2,17 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
+from qsweep.comparable import IDENTITY, apart, measured_by
 from qsweep.labels import labelled, numbered, told_apart
 from qsweep.model_names import models_apart
 from qsweep.record_file import is_measurement, is_record
 from qsweep.results import Record, Row, primary, rows
 from qsweep.verdicts import judged
 
-# What two measurements must share before their figures may stand on one axis. The fingerprint is
-# that of the token ids, so it tells tokenizers and texts apart.
-IDENTITY = (
-    "protocol", "preset", "fingerprint", "windows", "context", "stride", "bos", "dtype",
-    "device_type",
-)  # fmt: skip
 _TEXTS = ("name", "model", "method", "backend")
 # A trial that failed or was skipped has no measurement; it belongs to no group.
 _NOTHING: tuple[Any, ...] = ()
@@ -35,10 +30,14 @@ class SweepData:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials measured alike, on the same tokens: all of them may stand on one axis."""
+    """Trials measured alike, on the same tokens: all of them may stand on one axis.
+
+    ``apart`` says what sets it apart from others of the same models, corpus and preset.
+    """
 
     facts: dict[str, Any]
     records: list[Record]
+    apart: str = ""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -58,8 +57,17 @@ class Group:
 
     @cached_property
     def primary_rows(self) -> list[Row]:
-        """One row per finished trial: the measurement that its verdict rests on."""
-        return [row for row in self.rows if row.get("primary") and is_finite(row.get("ppl"))]
+        """One row per finished trial: the measurement that its verdict rests on.
+
+        What ran for a check alone is in the table, and drawn nowhere.
+        """
+        return [
+            row
+            for row in self.rows
+            if row.get("primary")
+            and is_finite(row.get("ppl"))
+            and (row.get("reference") or not row.get("implied"))
+        ]
 
     @cached_property
     def quantized(self) -> list[Row]:
@@ -100,8 +108,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Models, corpus and preset in a few words."""
-        return f"{', '.join(self.models)} on {self.corpus} ({self.facts.get('preset') or 'gptq'})"
+        """Models, corpus and preset in a few words, and what else others of these do not share."""
+        how = f"{self.facts.get('preset') or 'gptq'}{self.apart and f', {self.apart}'}"
+        return f"{', '.join(self.models)} on {self.corpus} ({how})"
 
 
 def merge(sweeps: Iterable[SweepData]) -> list[Record]:
@@ -114,8 +123,11 @@ def merge(sweeps: Iterable[SweepData]) -> list[Record]:
         for record in sweep.records:
             if (earlier := found.get(record["key"])) is None:
                 found[record["key"]] = {**record, "sweep": sweep.name}
-            elif sweep.name not in earlier["sweep"].split(", "):
-                earlier["sweep"] += f", {sweep.name}"
+            else:
+                if sweep.name not in earlier["sweep"].split(", "):
+                    earlier["sweep"] += f", {sweep.name}"
+                # Asked for once is asked for.
+                earlier["implied"] = bool(earlier.get("implied") and record.get("implied"))
     return [judged(record) for record in models_apart(list(found.values()))]
 
 
@@ -126,7 +138,18 @@ def groups(records: Iterable[Record]) -> list[Group]:
         if (key := identity(record)) != _NOTHING:
             found.setdefault(key, []).append(record)
     made = [Group(dict(zip(IDENTITY, key, strict=True)), held) for key, held in found.items()]
-    return sorted(made, key=lambda group: (-len(group.records), group.title))
+    alike: dict[str, list[Group]] = {}
+    for group in made:
+        alike.setdefault(group.title, []).append(group)
+    named = [one for same in alike.values() for one in _named_apart(same)]
+    return sorted(named, key=lambda group: (-len(group.records), group.title))
+
+
+def _named_apart(same: Sequence[Group]) -> Sequence[Group]:
+    if len(same) == 1:
+        return same
+    words = apart([primary(group.records[0]) or {} for group in same])
+    return [replace(group, apart=word) for group, word in zip(same, words, strict=True)]
 
 
 def identity(record: Record) -> tuple[Any, ...]:
@@ -134,8 +157,7 @@ def identity(record: Record) -> tuple[Any, ...]:
     measurement = primary(record)
     if record["status"] != "finished" or measurement is None:
         return _NOTHING
-    facts = {"preset": measurement["preset"], **measurement["facts"]}
-    return tuple(_plain(facts.get(name)) for name in IDENTITY)
+    return measured_by(measurement)
 
 
 def why_apart(first: Group, second: Group) -> str:
@@ -201,7 +223,3 @@ def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
     labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
     labels = numbered(labels)
     return [{**row, "label": labels[str(row["key"])]} for row in found]
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool)) or value is None else repr(value)

@@ -9,7 +9,7 @@ from qsweep import cells
 from qsweep.evaluators.measurement import PROTOCOL_VERSION
 from qsweep.labels import named_apart
 from qsweep.report.data import Group, SweepData
-from qsweep.results import Record, counts, noise_floors, ranked
+from qsweep.results import Record, counts, noise_floors, ranked, windows_cut
 from qsweep.sanity import check
 
 # More lines than this are counted, not listed.
@@ -71,7 +71,12 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
                 f"{group.title}: measured by protocol {_known(version)}, this version's is "
                 f"{PROTOCOL_VERSION}: run the sweep again before comparing it with new ones"
             )
-        if _quick(group):
+        facts = _facts(group)
+        changed = {k: v for k, v in _overrides(facts).items() if k != "max_windows"}
+        if changed:
+            said = ", ".join(f"{name} {value}" for name, value in changed.items())
+            lines.append(f"{group.title}: measured with {said}, which is not the preset's own")
+        if windows_cut({"facts": facts}):
             lines.append(
                 f"{group.title}: a quick look at {group.facts.get('windows')} windows, not the "
                 "preset's full measurement: intervals are wide"
@@ -83,10 +88,9 @@ def _known(version: Any) -> str:
     return "unknown" if version is None else str(version)
 
 
-def _quick(group: Group) -> bool:
-    facts = _facts(group)
+def _overrides(facts: dict[str, Any]) -> dict[str, Any]:
     overrides = facts.get("overrides")
-    return isinstance(overrides, dict) and bool(overrides)
+    return overrides if isinstance(overrides, dict) else {}
 
 
 def _facts(group: Group) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import QsweepError
 from qsweep.quantizers import Progress, silent
+from qsweep.vocabulary import require_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,13 +135,8 @@ class LanguageModel:
 
         ids = token_ids(text, self.tokenizer)
         rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
-        if rows is not None and max(ids, default=0) >= rows:
-            token = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise QsweepError(
-                f"the tokenizer's token {max(ids)} ({token!r}) lies beyond the embedding's {rows} "
-                "rows; resize the embedding to the tokenizer, or take the tokenizer that the model "
-                "had"
-            )
+        if rows is not None:
+            require_rows(ids, self.tokenizer, rows)
         return ids
 
     def pair(self, context: str, continuation: str) -> Pair:

@@ -259,7 +259,7 @@ def _by_bits(records: Iterable[Record]) -> Iterator[Point]:
         bits = (record.get("options") or {}).get("bits")
         place = (record["model"], record["method"], bits)
         value = primary_metric(record, "ppl_ratio")
-        if not isinstance(bits, int) or value is None or place in seen:
+        if not isinstance(bits, int) or value is None or place in seen or record.get("implied"):
             continue
         seen.add(place)
         prefix = _clean(f"by_bits/{record['model']} {record['method']}")

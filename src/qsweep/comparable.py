@@ -1,0 +1,41 @@
+"""Which measurements may be compared: those of the same tokens, scored in the same way."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# The fingerprint is that of the token ids, so it tells tokenizers and texts apart.
+IDENTITY = (
+    "protocol", "preset", "fingerprint", "windows", "context", "stride", "bos", "dtype",
+    "device_type",
+)  # fmt: skip
+# What says best how two measurements differ, in this order.
+_LAST = ("fingerprint", "protocol")
+_TELLING = ("corpus", *(name for name in IDENTITY if name not in _LAST))
+
+
+def measured_by(measurement: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for measurements whose figures may stand on one axis: values of :data:`IDENTITY`."""
+    facts = _facts(measurement)
+    return tuple(_plain(facts.get(name)) for name in IDENTITY)
+
+
+def apart(measurements: Iterable[Mapping[str, Any]]) -> list[str]:
+    """For each of several measurements, in a few words, what sets it apart from the others."""
+    found = [_facts(measurement) for measurement in measurements]
+    names = [n for n in (*_TELLING, *_LAST) if len({repr(facts.get(n)) for facts in found}) > 1]
+    words = [_words(facts, [n for n in names if n not in _LAST]) for facts in found]
+    return words if len(set(words)) == len(words) else [_words(facts, names) for facts in found]
+
+
+def _words(facts: Mapping[str, Any], names: Iterable[str]) -> str:
+    known = [name for name in names if facts.get(name) is not None]
+    return ", ".join(f"{name.replace('_', ' ')} {str(facts[name])[:24]}" for name in known)
+
+
+def _facts(measurement: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: measurement.get(name) for name in ("corpus", "preset")}
+    return {**told, **(measurement.get("facts") or {})}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool)) or value is None else repr(value)
