@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.artifact import Artifact
-from qsweep.errors import ArtifactCorrupt
+from qsweep.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.reader import GGUFFile, read_gguf
 from qsweep.gguf.rules import Layout, from_json
@@ -25,9 +25,14 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactCorrupt: the file is damaged, or does not hold what the artifact says of it.
+        UnknownLayout: it cannot be led back to the checkpoint.
     """
     from qsweep.dense import LazyWeight
 
+    if artifact.unexplained:
+        raise UnknownLayout(
+            f"{artifact.path}: {artifact.unexplained}; only llama.cpp itself can run it"
+        )
     checkpoint = open_checkpoint(source)
     file = read_gguf(artifact.path / MODEL_FILE)
     layout = read_layout(artifact, checkpoint)
