@@ -134,16 +134,13 @@ class _Finder:
     def _find_in(
         self, name: str, source: "torch.Tensor", stored: "torch.Tensor", stored_name: str
     ) -> Rule | None:
-        if stored.ndim > 1 and len(stored) == 1 and _equal(source.flatten(), stored.flatten()):
-            # llama.cpp drops a leading axis of one when it quantizes.
-            return Rule(stored_name, shape=tuple(source.shape))
         if _equal(source, stored):
             return Rule(stored_name)
         previous = self.last.get(fold(name)[0])
         rows = previous.rows if previous is not None and source.shape == stored.shape else None
         if rows is not None and _equal(to_file(source, *rows), stored):
             return Rule(stored_name, rows=rows)
-        if source.ndim == 2 and stored.ndim == 3 and stored.shape[1:] == source.shape:
+        if stored.ndim == source.ndim + 1 and stored.shape[1:] == source.shape:
             for i in range(len(stored)):
                 if _equal(source[:1], stored[i, :1]) and _equal(source, stored[i]):
                     return Rule(stored_name, slice=i)
