@@ -133,6 +133,7 @@ def test_a_row_of_llama_cpps_own_run_says_so_everywhere_and_is_compared_with_non
     assert record["artifact"]["bpw"] is None and record["artifact"]["bpw_total"] > 4
     (row,) = [row for row in rows(records) if not row["reference"]]
     assert row["kld_native"] > 0 and row["no_verdict"] == f"llama.cpp's own run only: {REASON}"
+    assert row["expected_low"] is None
     absent = ("ppl", "ppl_ratio", "kld", "top1_agreement", "quality", "quality_per_gb", "verdict")
     assert not any(row.get(name) for name in absent)
     assert to_csv([row]).count("own run only") == 1
