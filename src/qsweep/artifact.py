@@ -50,8 +50,8 @@ class Size:
 class Artifact:
     """A model on disk, quantized or not.
 
-    ``details`` holds what a backend wants to report: tensor types really
-    used, loss per layer, library versions. ``runtimes`` names what can serve the artifact.
+    ``details`` holds what a backend wants to report: tensor types really used, loss per layer,
+    library versions. ``runtimes`` names what can serve the artifact.
     """
 
     path: Path

@@ -4,11 +4,11 @@ A script for a process of its own, since the converter brings its own copy of th
 
     python driver.py CONVERTER_DIR MODEL_DIR OUT.gguf OUTTYPE NOTES.json TRUST LAYERS
 
-It imports nothing of qsweep. ``LAYERS`` is a JSON list that says of each layer whether its attention
-has a sliding window, or ``null`` where that need not be told. ``NOTES.json`` gets ``groups``, pairs of lists (names in the
-checkpoint, names in the file that were written from them), ``skipped``, the names in the
-checkpoint that the converter leaves out as not belonging to the text model, and ``added``, the
-metadata that it forgot; or ``reason``, why it refuses the model.
+It imports nothing of qsweep. ``LAYERS`` is a JSON list that says of each layer whether its
+attention has a sliding window, or ``null`` where that need not be told. ``NOTES.json`` gets
+``groups``, pairs of lists (names in the checkpoint, names in the file that were written from them),
+``skipped``, the names in the checkpoint that the converter leaves out as not belonging to the text
+model, and ``added``, the metadata that it forgot; or ``reason``, why it refuses the model.
 """
 
 import json
@@ -143,9 +143,10 @@ def _recorded(
         def set_gguf_parameters(self):
             super().set_gguf_parameters()
             added.update(_complete(self))
-            if layers is not None:
+            key = f"{self.gguf_writer.arch}.attention.sliding_window_pattern"
+            if layers is not None and not any(key in part for part in self.gguf_writer.kv_data):
                 self.gguf_writer.add_sliding_window_pattern(layers)
-                added[f"{self.gguf_writer.arch}.attention.sliding_window_pattern"] = layers
+                added[key] = layers
 
         def get_vocab_base_pre(self, tokenizer):
             # The converter tells pre-tokenizers apart by a hash of one text's token ids, which no
