@@ -75,6 +75,22 @@ def test_a_rotary_base_that_the_converter_forgets_is_written(architecture, tiny_
     assert artifact.runtimes == ("llama.cpp", "ollama")
 
 
+def test_which_layers_have_a_sliding_window_is_written_where_the_converter_forgets_it(
+    tiny_model, tmp_path
+):
+    path, key = tmp_path / "gemma", "gemma3.attention.sliding_window_pattern"
+    shutil.copytree(tiny_model("gemma3_text"), path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config |= {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (out := tmp_path / "out").mkdir()
+    artifact = GGUF(type="Q8_0").quantize(source_model(path), None, out)
+    assert artifact.details["metadata_added"] == {key: [False, True]}
+    assert list(read_gguf(out / "model.gguf").metadata[key]) == [False, True]
+    assert artifact.details["llama_cpp"]["agrees"], artifact.details["llama_cpp"]
+    assert artifact.runtimes == ("llama.cpp", "ollama")
+
+
 # What the converter did to each: stacked, fused, split, turned, squeezed, put through a function.
 REARRANGED = ["deepseek_v2", "falcon", "mamba", "lfm2", "gpt_oss", "falcon_h1", "qwen3_5_text"]
 

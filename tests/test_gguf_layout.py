@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 
 from qsweep.errors import IncompatibleTrial
 from qsweep.gguf.checkpoint import open_checkpoint
+from qsweep.gguf.dense import weight_of  # noqa: E402
 from qsweep.gguf.layout import derive
 from qsweep.gguf.reader import read_gguf
 from qsweep.gguf.rows import find_order, from_file, to_file
@@ -146,3 +147,30 @@ def test_a_linear_layer_may_not_be_left_out(tmp_path):
     checkpoint, file = open_both(tmp_path, form)
     with pytest.raises(IncompatibleTrial, match=r"vision\.weight"):
         derive(checkpoint, file, groups, ["vision.weight"], ["vision.weight"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored", "dropped", "rule"),
+    [
+        ((1, 256), (1, 256), (256,), {}),
+        ((256,), (1, 256), (256,), {"slice": 0}),
+        ((8, 256), (1, 8, 256), (8, 256), {"slice": 0}),
+    ],
+)
+def test_leading_axes_of_one_that_quantizing_drops_come_back(
+    tmp_path, shape, stored, dropped, rule
+):
+    source = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    save_file({"w.weight": source}, tmp_path / "model.safetensors")
+    for name, size in (("model.gguf", stored), ("quantized.gguf", dropped)):
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer.add_tensor("w", source.reshape(size).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    checkpoint = open_checkpoint(tmp_path)
+    layout = derive(checkpoint, read_gguf(tmp_path / "model.gguf"), [(["w.weight"], ["w"])], [], [])
+    assert to_json(layout, checkpoint.infos)["w.weight"] == {"tensor": "w", **rule}
+    quantized = read_gguf(tmp_path / "quantized.gguf")
+    assert torch.equal(weight_of("w.weight", layout, quantized, shape), source)

@@ -139,17 +139,24 @@ def test_a_file_whose_metadata_is_completed_is_another_one_than_before(
 
     settings = json.loads((pocket_dir / "config.json").read_text(encoding="utf-8"))
     plain, facts = planned("quant=gguf"), planned("quant=gguf").setting.facts
-    for architecture, theta, differs in (
-        ("PhiForCausalLM", 1e6, True),
-        ("PhiForCausalLM", 1e4, False),
-        ("LlamaForCausalLM", 1e6, False),
+    one, other = "full_attention", "sliding_attention"
+    for architecture, more, differs in (
+        ("PhiForCausalLM", {"rope_theta": 1e6}, True),
+        ("PhiForCausalLM", {"rope_theta": 1e4}, False),
+        ("LlamaForCausalLM", {"rope_theta": 1e6}, False),
+        ("Gemma3ForCausalLM", {"layer_types": [one, other]}, True),
+        ("Gemma3ForCausalLM", {"layer_types": [other] * 5 + [one, other]}, False),
+        ("Gemma3ForCausalLM", {"layer_types": [one, one]}, False),  # nothing that it could be told
+        ("Gemma3ForCausalLM", {"num_hidden_layers": 6, "sliding_window_pattern": 3}, True),
+        ("GptOssForCausalLM", {"layer_types": [other, one, other]}, False),
+        ("LlamaForCausalLM", {"layer_types": [one, other]}, False),
     ):
-        changed = settings | {"architectures": [architecture], "rope_theta": theta}
+        changed = settings | {"architectures": [architecture], **more}
         changed.pop("rope_parameters", None)
         (tmp_path / "config.json").write_text(json.dumps(changed), encoding="utf-8")
-        other = dataclasses.replace(facts, path=tmp_path)
-        assert (planned("quant=gguf", facts=other).artifact_key != plain.artifact_key) == differs
-        assert planned(facts=other).artifact_key == planned().artifact_key
+        those = dataclasses.replace(facts, path=tmp_path)
+        assert (planned("quant=gguf", facts=those).artifact_key != plain.artifact_key) == differs
+        assert planned(facts=those).artifact_key == planned().artifact_key
 
 
 def test_a_device_counts_by_its_kind_and_not_for_the_artifact(planned):

@@ -233,6 +233,23 @@ def test_a_failing_trial_is_told_and_the_others_go_on():
     assert any(e.state == "complete" for e in search.study.entries())
 
 
+def test_a_row_of_llama_cpps_own_run_counts_as_failed():
+    class OwnRun(FormulaLab):
+        def _run(self, overrides):
+            record = super()._run(overrides)
+            if overrides["quant"] == "awq":
+                record["artifact"]["details"] = {"unexplained": "a tensor lies where nobody knows"}
+                record["measurements"] = []
+            return record
+
+    search = make_search(OwnRun(), memory(), objective="quality_per_gb", rungs=[])
+    search.run()
+    failed = [e for e in search.study.entries() if e.state == "failed"]
+    line = "llama.cpp's own run only: a tensor lies where nobody knows"
+    assert failed and all(e.reason == line for e in failed)
+    assert any(e.state == "complete" for e in search.study.entries())
+
+
 def test_what_no_runtime_serves_is_neither_an_answer_nor_a_rival():
     search = make_search(FormulaLab(serves=False), memory(), objective="quality_per_gb")
     search.run()

@@ -36,9 +36,9 @@ class Size:
         return self.weight_bytes / 1e9
 
     @property
-    def bpw(self) -> float:
-        """Stored bits per weight of the quantized linear layers."""
-        return self.linear_bits / max(self.linear_weights, 1)
+    def bpw(self) -> float | None:
+        """Stored bits per weight of the quantized linear layers; None if nobody can tell them."""
+        return self.linear_bits / self.linear_weights if self.linear_weights else None
 
     @property
     def bpw_total(self) -> float:
@@ -50,8 +50,8 @@ class Size:
 class Artifact:
     """A model on disk, quantized or not.
 
-    ``details`` holds what a backend wants to report and nothing depends on: tensor types really
-    used, loss per layer, library versions. ``runtimes`` names what can serve the artifact.
+    ``details`` holds what a backend wants to report: tensor types really used, loss per layer,
+    library versions. ``runtimes`` names what can serve the artifact.
     """
 
     path: Path
@@ -59,6 +59,11 @@ class Artifact:
     size: Size
     runtimes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def unexplained(self) -> str | None:
+        """Why no dense model can be made of it, so that only its runtime runs it; None if one can."""
+        return self.details.get("unexplained")
 
 
 def to_content(artifact: Artifact) -> dict[str, Any]:

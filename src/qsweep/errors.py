@@ -1,5 +1,7 @@
 """Everything that qsweep raises on purpose. Each message is one line: what is wrong, where, what to do."""
 
+from typing import Any
+
 from qsweep.secrets import hidden
 
 
@@ -22,7 +24,14 @@ class IncompatibleTrial(QsweepError):
 
 
 class UnknownLayout(IncompatibleTrial):
-    """A converted file that cannot be led back to the checkpoint: only its runtime can run it."""
+    """A converted file that cannot be led back to the checkpoint: only its runtime can run it.
+
+    ``known`` is what could be explained of it, a :class:`~qsweep.gguf.rules.Layout`.
+    """
+
+    def __init__(self, text: str, known: Any = None):
+        super().__init__(text)
+        self.known = known
 
 
 class BackendUnavailable(IncompatibleTrial):

@@ -114,7 +114,12 @@ def made(
 
 def source_model(plan: Plan) -> SourceModel:
     """What a quantizer gets of the model."""
-    return SourceModel(plan.setting.facts, plan.setting.device, plan.trial.model.trust_remote_code)
+    return SourceModel(
+        plan.setting.facts,
+        plan.setting.device,
+        plan.trial.model.trust_remote_code,
+        own_run=plan.own_run,
+    )
 
 
 def calibration_tokens(plan: Plan) -> CalibrationTokens | None:

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import qsweep
-from qsweep import cells
+from qsweep import cells, own_run
 from qsweep.answers import best_lines
 from qsweep.labels import named_apart
 from qsweep.results import (
+    OWN_RUN,
     Record,
     counts,
     noise_floors,
@@ -32,7 +33,7 @@ def results_markdown(name: str, records: Sequence[Record], command: str = "") ->
     records = named_apart(records)
     parts = [f"# {cells.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
-    parts += [_speed(records), _unfinished(records), _sanity(records)]
+    parts += [_own_run(records), _speed(records), _unfinished(records), _sanity(records)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -118,6 +119,15 @@ def _speed(records: Sequence[Record]) -> str:
 def _speed_cell(value: float | None) -> str:
     whole = value is not None and math.isfinite(value) and value == int(value)
     return f"{value:.0f}" if whole else cells.significant(value, 4)
+
+
+def _own_run(records: Sequence[Record]) -> str:
+    found = own_run.lines(records)
+    return (
+        "\n\n".join([f"## {OWN_RUN}", own_run.NOTE, table(own_run.HEADINGS, found)])
+        if found
+        else ""
+    )
 
 
 def _unfinished(records: Sequence[Record]) -> str:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep import cells
+from qsweep import cells, own_run
 from qsweep.markdown import table
-from qsweep.results import Record, kept_layers, status_word, windows_cut
+from qsweep.results import Record, kept_layers, only_own_run, status_word, windows_cut
 from qsweep.verdicts import expected_range
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
@@ -68,6 +68,11 @@ def _made(record: Record, made: dict[str, Any]) -> str:
 
 def _measured(record: Record) -> str:
     artifact = record.get("artifact") or {}
+    if only_own_run(record):
+        return (
+            f"{own_run.sentence(record)}. {cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
+            f"{cells.fixed(artifact.get('bpw_total'), 2)} bits per parameter of the whole model."
+        )
     lines = []
     for measurement in record["measurements"]:
         metrics, facts = measurement["metrics"], measurement["facts"]

@@ -80,6 +80,11 @@ class Plan:
         return isinstance(self.trial.quant, Unquantized)
 
     @property
+    def own_run(self) -> bool:
+        """Whether llama.cpp's own run of the artifact is compared with the reference."""
+        return self.timing is not None and self.timing["kld_native"] is not None
+
+    @property
     def artifact_key(self) -> str:
         """The key of the artifact."""
         return key_of(self.artifact)

@@ -19,7 +19,10 @@ Record = dict[str, Any]
 
 
 def finished_record(plan: Plan, store: Store) -> Record | None:
-    """The record of a trial whose artifact and measurements are all in the store, else None."""
+    """The record of a trial whose artifact and measurements are all in the store, else None.
+
+    Of an artifact that only its runtime can run there are no measurements but that run.
+    """
     made: dict[str, Any] = {}
     if plan.is_reference:
         artifact = reference_artifact(plan.setting.facts)
@@ -28,8 +31,11 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         if entry is None:
             return None
         artifact, made = from_content(entry.path, entry.content), entry.content
+    if artifact.unexplained and not plan.own_run:
+        return None
+    steps = () if artifact.unexplained else plan.measurements
     measured = []
-    for step in plan.measurements:
+    for step in steps:
         entry = store.find("measurements", step.key, full=True)
         if entry is None:
             return None
@@ -41,7 +47,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             return None
         speed = entry.content
     tasks = None
-    if plan.tasks:
+    if plan.tasks and not artifact.unexplained:
         primary: dict[str, Any] = next((e.content["metrics"] for s, e in measured if s.primary), {})
         if (tasks := task_records(plan.tasks, store, primary)) is None:
             return None
@@ -58,7 +64,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         "measurements": [
             _measurement(step, entry, artifact.size.size_gb)
             | _reference_ppl(plan, entry.content["metrics"], reference, store)
-            for (step, entry), reference in zip(measured, references, strict=True)
+            for (step, entry), reference in zip(measured, references, strict=False)
         ],
         "speed": speed,
         **(tasks or {}),
@@ -66,7 +72,9 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         "shared_s": made.get("shared_s"),
         "calibration_tokens": made.get("calibration_tokens"),
         "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
-        + sum(task["seconds"] for task in (tasks or {}).get("tasks", ())),
+        + sum(task["seconds"] for task in (tasks or {}).get("tasks", ()))
+        if measured
+        else None,
         "peak_memory_gb": _largest("peak_memory_gb", contents),
         "peak_host_memory_gb": _largest("peak_host_memory_gb", contents),
         "device": plan.setting.device,

@@ -37,12 +37,15 @@ MORE_COLUMNS = (
     *(f"retention_{capability}" for capability in CAPABILITIES),
     "kept_layers",
     "model_path", "model_hash", "calibration_tokens", "calibration_tokens_distinct", "no_verdict",
-    "implied", "label",
+    "implied", "label", "top1_agreement_native",
 )
 # fmt: on
 # What serves models to others. A quantizing library's own kernel loads an artifact too, but is not
 # what one ships with.
 SERVING = ("vllm", "sglang", "transformers", "llama.cpp", "ollama", "tensorrt-llm", "exllama")
+
+# Instead of a verdict, where no dense model can be made of a file.
+OWN_RUN = "llama.cpp's own run only"
 
 _OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
 _STATUS_ORDER = {"finished": 0, "failed": 1, "skipped": 2}
@@ -163,6 +166,8 @@ def status_word(record: Record, measurement: dict[str, Any] | None = None) -> st
         return str(record["status"])
     if record.get("reference"):
         return "reference"
+    if only_own_run(record):
+        return OWN_RUN
     measurement = measurement or primary(record)
     if measurement is not None and measurement.get("no_verdict"):
         return "no verdict"
@@ -171,6 +176,16 @@ def status_word(record: Record, measurement: dict[str, Any] | None = None) -> st
     return (
         f"{measurement['verdict']}?" if verdict_open(measurement) else str(measurement["verdict"])
     )
+
+
+def only_own_run(record: Record) -> str | None:
+    """Why a finished trial has figures of llama.cpp's own run only; None if it has the usual ones.
+
+    Such a row takes no part in verdicts and comparisons: it was measured by other means, on a
+    sample of windows.
+    """
+    details = (record.get("artifact") or {}).get("details") or {}
+    return details.get("unexplained") if record["status"] == "finished" else None
 
 
 def total_seconds(record: Record) -> float | None:
@@ -243,6 +258,7 @@ def _common(record: Record) -> Row:
         "runtimes": " ".join(artifact.get("runtimes") or ()),
         "artifact": artifact.get("path"),
         "kept_layers": kept_layers(artifact) or None,
+        "no_verdict": f"{OWN_RUN}: {reason}" if (reason := only_own_run(record)) else None,
         "expected_low": expected[0],
         "expected_high": expected[1],
     }

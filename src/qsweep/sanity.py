@@ -14,6 +14,7 @@ from typing import Any
 from qsweep.cells import ratio
 from qsweep.comparable import measured_by
 from qsweep.model_names import models_apart
+from qsweep.results import only_own_run
 from qsweep.traits import traits
 from qsweep.verdicts import judged
 
@@ -79,9 +80,10 @@ def _other_functions(records: Iterable[Record]) -> Iterator[str]:
                 "computes another function from its GGUF files (unquantized, KLD {kld:.2g} where "
                 "its kernels account for {limit:.2g} at most)"
             )
+        figures = "those of that run" if only_own_run(record) else "those of the weights"
         yield (
-            f"{record['model']}: llama.cpp {what.format(**found)}; the figures are those of the "
-            "weights, so serve the files with nothing that builds on llama.cpp"
+            f"{record['model']}: llama.cpp {what.format(**found)}; the figures are {figures}, so "
+            "serve the files with nothing that builds on llama.cpp"
         )
 
 

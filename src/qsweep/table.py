@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep import cells
+from qsweep import cells, own_run
 from qsweep.answers import best_lines
 from qsweep.files import shown
 from qsweep.labels import named_apart
 from qsweep.results import (
     Record,
     counts,
+    only_own_run,
     places,
     primary_metric,
     ranked,
@@ -145,6 +146,8 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
             reason = cells.one_line(record.get("reason") or "no reason recorded")
             line = _styled(record["status"])
             lines.append(line.append(f": {record['name']}: {reason}", style="not bold default"))
+        elif only_own_run(record):
+            lines.append(Text(f"{record['name']}: {own_run.sentence(record)}"))
     if others := places(records)[1:]:
         names = ", ".join(f"{corpus} ({preset})" for corpus, preset in others)
         lines.append(Text(f"also measured, see results.md: {names}"))

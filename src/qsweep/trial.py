@@ -16,6 +16,7 @@ from qsweep.making import obtain_artifact, plan_here, release_memory, tokenizer_
 from qsweep.memory import peak_memory, reset_peak_memory
 from qsweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.quantizers import Progress
+from qsweep.quantizers.gguf import require_runnable
 from qsweep.quantizers.none import reference_artifact
 from qsweep.store import Entry, Store
 from qsweep.tasks.run import incomparable, missing, run_tasks
@@ -39,6 +40,16 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
+    if artifact.unexplained:
+        # It was made for another trial, perhaps, which asked for that.
+        require_runnable(
+            plan.trial.model.name,
+            artifact.unexplained,
+            artifact.details["llama_cpp"],
+            own_run=plan.own_run,
+        )
+        time_artifact(plan, artifact, store, progress)
+        return
     measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
     if not measured or missing(plan.tasks, store) or incomparable(plan.tasks, store):
         measure_all(plan, artifact, store, progress)

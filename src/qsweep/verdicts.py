@@ -114,10 +114,11 @@ def expected_range(record: dict[str, Any]) -> tuple[float, float] | None:
     """The ratios that the field expects of a trial's method; None where it names none.
 
     A K-quant that fell back on other types for some rows is not what its name says, so nothing is
-    expected of it either.
+    expected of it either; nor of a file whose ratio cannot be measured.
     """
     details = (record.get("artifact") or {}).get("details") or {}
-    return None if details.get("fallback") else _EXPECTED.get(_row(record))
+    no_row = details.get("fallback") or details.get("unexplained")
+    return None if no_row else _EXPECTED.get(_row(record))
 
 
 def in_the_fields_table(record: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from qsweep.config import key_of
 from qsweep.contents import has_figures
-from qsweep.errors import ArtifactCorrupt
+from qsweep.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.files import read_json, write_json
 from qsweep.gguf.agreement import VERSION as AGREEMENT_VERSION
 from qsweep.gguf.agreement import measure_agreement
@@ -36,7 +36,7 @@ from qsweep.store import delete
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
-_VERSION = 2
+_VERSION = 3
 _LAYOUT = "layout.json"
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
@@ -47,7 +47,8 @@ class Base:
     """An unquantized file and how the checkpoint lies in it.
 
     ``added`` is the metadata that the converter forgot, ``agreement`` what
-    :func:`~qsweep.gguf.agreement.measure_agreement` found of the file.
+    :func:`~qsweep.gguf.agreement.measure_agreement` found of the file. Where ``layout`` does not
+    explain the whole file, ``unexplained`` says what it leaves out.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Base:
     checkpoint: Checkpoint
     added: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, Any] = field(default_factory=dict)
+    unexplained: str | None = None
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
 
     Raises:
         BackendUnavailable: llama-cpp-python or its converter is not installed.
-        IncompatibleTrial: the converter refuses the model, or rearranges it in a way unknown here.
+        IncompatibleTrial: the converter refuses the model.
     """
     checkpoint = open_checkpoint(model.path)
     kept = out.parent / ".conversions"
@@ -126,12 +128,20 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
     finally:
         shutil.rmtree(links.parent, ignore_errors=True)
     linears = [f"{name}.weight" for name in model.facts.linears]
-    layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
+    unexplained = None
+    try:
+        layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
+    except UnknownLayout as error:
+        layout, unexplained = error.known, str(error)
     if layout.orders:
         save_file(dict(layout.orders), folder / "layout.safetensors")
-    content = {"tensors": to_json(layout, checkpoint.infos), "added": notes.added}
+    content = {
+        "tensors": to_json(layout, checkpoint.infos),
+        "added": notes.added,
+        "unexplained": unexplained,
+    }
     (folder / _LAYOUT).write_text(json.dumps(content))
-    return Base(path, layout, checkpoint, notes.added)
+    return Base(path, layout, checkpoint, notes.added, unexplained=unexplained)
 
 
 def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
@@ -148,7 +158,8 @@ def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
     orders = load_file(orders_file) if orders_file.exists() else {}
     content = read_json(folder / _LAYOUT)
     layout = from_json(content["tensors"], checkpoint.infos, orders)
-    return Base(folder / "base.gguf", layout, checkpoint, content["added"])
+    unexplained = content.get("unexplained")
+    return Base(folder / "base.gguf", layout, checkpoint, content["added"], unexplained=unexplained)
 
 
 def _identity(model: SourceModel) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from typing import Any
 from qsweep.disk import has_no_room, says_full
 from qsweep.errors import BackendUnavailable, IncompatibleTrial, QsweepError
 from qsweep.gguf.ggml import INSTALL
+from qsweep.gguf.metadata import unusual_layers
+from qsweep.model_facts import read_config
 
 INSTALL_CONVERTER = "python -m qsweep.gguf.converter install"
 _PACKAGE = "llama-cpp-python"
@@ -87,7 +89,9 @@ def convert(model: Path, out: Path, outtype: str, *, trust_remote_code: bool = F
     driver = Path(__file__).with_name("driver.py")
     # -P: the driver's own directory must not be searched for modules.
     trust = "trust" if trust_remote_code else "no"
-    command = [sys.executable, "-P", driver, converter_dir(), model, out, outtype, notes, trust]
+    layers = json.dumps(unusual_layers(read_config(model)))
+    paths = (driver, converter_dir(), model, out)
+    command = [sys.executable, "-P", *paths, outtype, notes, trust, layers]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(  # noqa: S603 - our own script

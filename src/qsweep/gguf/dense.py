@@ -1,10 +1,11 @@
 """From a GGUF artifact back to the weights of the Hugging Face model it was made from."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.artifact import Artifact
-from qsweep.errors import ArtifactCorrupt
+from qsweep.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.gguf.reader import GGUFFile, read_gguf
 from qsweep.gguf.rules import Layout, from_json
@@ -25,9 +26,14 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactCorrupt: the file is damaged, or does not hold what the artifact says of it.
+        UnknownLayout: it cannot be led back to the checkpoint.
     """
     from qsweep.dense import LazyWeight
 
+    if artifact.unexplained:
+        raise UnknownLayout(
+            f"{artifact.path}: {artifact.unexplained}; only llama.cpp itself can run it"
+        )
     checkpoint = open_checkpoint(source)
     file = read_gguf(artifact.path / MODEL_FILE)
     layout = read_layout(artifact, checkpoint)
@@ -36,7 +42,7 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
             if tensor not in file.tensors:
                 raise ArtifactCorrupt(f"{file.path}: has no tensor {tensor}")
     return {
-        name: LazyWeight(_Restored(name, layout, file))
+        name: LazyWeight(_Restored(name, layout, file, checkpoint.infos[name].shape))
         if name in layout.rules
         else LazyWeight(_Original(name, checkpoint))
         for name in checkpoint.infos
@@ -58,20 +64,32 @@ def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
         ) from error
 
 
+def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...]) -> "torch.Tensor":
+    """The checkpoint's tensor ``name`` of shape ``shape``, float32, from a quantized file.
+
+    llama.cpp drops leading axes of one when it quantizes: a stack of one is no stack in the file.
+    What has another number of weights keeps the shape that it has there.
+    """
+    import torch
+
+    from qsweep.gguf.ggml import dequantize
+
+    def read(tensor: str, index: int | None) -> torch.Tensor:
+        stacked = len(file.tensors[tensor].shape) > len(shape)
+        return dequantize(file, tensor, torch.float32, index if stacked else None)
+
+    found = layout.weight(name, read)
+    return found.reshape(shape) if found.numel() == math.prod(shape) else found
+
+
 class _Restored:
     """Dequantizes one tensor and brings it back into the checkpoint's layout."""
 
-    def __init__(self, name: str, layout: Layout, file: GGUFFile):
-        self.name, self.layout, self.file = name, layout, file
+    def __init__(self, name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...]):
+        self.name, self.layout, self.file, self.shape = name, layout, file, shape
 
     def __call__(self) -> "torch.Tensor":
-        import torch
-
-        from qsweep.gguf.ggml import dequantize
-
-        return self.layout.weight(
-            self.name, lambda tensor, index: dequantize(self.file, tensor, torch.float32, index)
-        )
+        return weight_of(self.name, self.layout, self.file, self.shape)
 
 
 class _Original:

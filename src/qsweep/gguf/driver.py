@@ -2,12 +2,13 @@
 
 A script for a process of its own, since the converter brings its own copy of the module ``gguf``:
 
-    python driver.py CONVERTER_DIR MODEL_DIR OUT.gguf OUTTYPE NOTES.json TRUST
+    python driver.py CONVERTER_DIR MODEL_DIR OUT.gguf OUTTYPE NOTES.json TRUST LAYERS
 
-It imports nothing of qsweep. ``NOTES.json`` gets ``groups``, pairs of lists (names in the
-checkpoint, names in the file that were written from them), ``skipped``, the names in the
-checkpoint that the converter leaves out as not belonging to the text model, and ``added``, the
-metadata that it forgot; or ``reason``, why it refuses the model.
+It imports nothing of qsweep. ``LAYERS`` is a JSON list that says of each layer whether its
+attention has a sliding window, or ``null`` where that need not be told. ``NOTES.json`` gets
+``groups``, pairs of lists (names in the checkpoint, names in the file that were written from them),
+``skipped``, the names in the checkpoint that the converter leaves out as not belonging to the text
+model, and ``added``, the metadata that it forgot; or ``reason``, why it refuses the model.
 """
 
 import json
@@ -35,8 +36,10 @@ def main() -> None:
     """Convert, by the arguments of the command line; the exit code is 1 where that fails."""
     notes = Path(sys.argv[5])
     try:
-        converter, model, out, outtype, _, trust = sys.argv[1:]
-        found = _convert(converter, model, out, outtype, trusted=trust == "trust")
+        converter, model, out, outtype, _, trust, layers = sys.argv[1:]
+        found = _convert(
+            converter, model, out, outtype, trusted=trust == "trust", layers=json.loads(layers)
+        )
     except Exception as error:
         traceback.print_exc()
         notes.write_text(json.dumps({"reason": _reason(error)}), encoding="utf-8")
@@ -45,7 +48,13 @@ def main() -> None:
 
 
 def _convert(
-    converter: str, model: str, out: str, outtype: str, *, trusted: bool
+    converter: str,
+    model: str,
+    out: str,
+    outtype: str,
+    *,
+    trusted: bool,
+    layers: list[bool] | None,
 ) -> dict[str, Any]:
     # transformers imports scikit-learn wherever it finds it, and takes two seconds over it.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
@@ -58,7 +67,7 @@ def _convert(
     added: dict[str, Any] = {}
     choose = convert_hf_to_gguf.get_model_class
     convert_hf_to_gguf.get_model_class = lambda *args, **more: _recorded(
-        choose(*args, **more), groups, names, added
+        choose(*args, **more), groups, names, added, layers
     )
     _restrict_code(transformers, trusted)
     _keep_old_names(convert_hf_to_gguf.ModelBase)
@@ -93,6 +102,7 @@ def _recorded(
     groups: list[tuple[list[str], list[str]]],
     names: dict[str, str | None],
     added: dict[str, Any],
+    layers: list[bool] | None,
 ) -> Any:
     """The converter's class for a model, which also notes names, and knows one tokenizer more."""
     waiting: list[str] = []
@@ -133,6 +143,10 @@ def _recorded(
         def set_gguf_parameters(self):
             super().set_gguf_parameters()
             added.update(_complete(self))
+            key = f"{self.gguf_writer.arch}.attention.sliding_window_pattern"
+            if layers is not None and not any(key in part for part in self.gguf_writer.kv_data):
+                self.gguf_writer.add_sliding_window_pattern(layers)
+                added[key] = layers
 
         def get_vocab_base_pre(self, tokenizer):
             # The converter tells pre-tokenizers apart by a hash of one text's token ids, which no

@@ -18,19 +18,14 @@ def difference(base: "Base", file: "GGUFFile") -> str | None:
     conversion. They hold for another file if each tensor, brought back by them, resembles the
     checkpoint's: other names, shapes or orders of rows do not.
     """
-    import torch
-
-    from qsweep.gguf.ggml import dequantize
-
-    def read(tensor: str, index: int | None) -> torch.Tensor:
-        return dequantize(file, tensor, torch.float32, index)
+    from qsweep.gguf.dense import weight_of
 
     for name, rule in base.layout.rules.items():
         for tensor in rule.tensors:
             if tensor not in file.tensors:
                 return f"it has no tensor {tensor}"
         source = base.checkpoint.tensor(name).float()
-        found = base.layout.weight(name, read)
+        found = weight_of(name, base.layout, file, tuple(source.shape))
         if found.shape != source.shape:
             return f"{rule.tensor} has the shape {tuple(found.shape)}, not {tuple(source.shape)}"
         # Not "more than": what is not a number resembles nothing.

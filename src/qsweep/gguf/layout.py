@@ -4,7 +4,8 @@ llama.cpp's converter renames tensors and rearranges some: Llama's query and key
 for another rotary embedding, Gemma's norms are stored plus one, GPT-NeoX's heads are regrouped,
 GPT-2's matrices transposed, experts stacked. Rather than knowing this of each architecture, qsweep
 compares every tensor with what the converter made of it and looks for a rule that explains it *bit
-for bit*; without one it refuses the model. The rules then lead back from the quantized file.
+for bit*. The rules then lead back from the quantized file; where one is missing, nothing but
+llama.cpp itself can run what it quantized.
 """
 
 import re
@@ -43,7 +44,7 @@ def derive(
     not be. What no rule leads to is the checkpoint's own when the file is measured.
 
     Raises:
-        UnknownLayout: names the tensor that no rule explains.
+        UnknownLayout: names a tensor that no rule explains, and carries the rules of the others.
     """
     finder = _Finder(checkpoint, file)
     made_from = {name: made for source, made in groups for name in source}
@@ -53,16 +54,26 @@ def derive(
             continue
         finder.explain(name, source, [n for n in made_from.get(name, []) if n in file.tensors])
     wanted = set(linears)
-    for name, written in finder.unexplained.items():
-        finder.explain_otherwise(name, written, name in wanted)
+    reasons = [
+        reason
+        for name, written in finder.unexplained.items()
+        if (reason := finder.explain_otherwise(name, written, name in wanted))
+    ]
     used = {tensor for rule in finder.rules.values() for tensor in rule.tensors}
-    for name in file.tensors:
-        if name not in used and not _COMPUTED.match(name):
-            raise _refusal(checkpoint, name, "comes from no tensor of the checkpoint")
-    for name in wanted:
-        if name not in finder.rules:
-            raise _refusal(checkpoint, name, "is not in the converted file")
-    return Layout(finder.rules, finder.orders)
+    reasons += [
+        f"the tensor {name} comes from no tensor of the checkpoint"
+        for name in file.tensors
+        if name not in used and not _COMPUTED.match(name)
+    ]
+    reasons += [
+        f"the tensor {name} is not in the converted file"
+        for name in sorted(wanted)
+        if name not in finder.rules
+    ]
+    layout = Layout(finder.rules, finder.orders)
+    if reasons:
+        raise UnknownLayout(reasons[0], layout)
+    return layout
 
 
 class _Finder:
@@ -91,22 +102,22 @@ class _Finder:
                 return
         self.unexplained[name] = bool(made)
 
-    def explain_otherwise(self, name: str, written: bool, wanted: bool) -> None:
+    def explain_otherwise(self, name: str, written: bool, wanted: bool) -> str | None:
         """A copy, such as a tied output head that is stored once more; or no weight of the file's.
 
         Vectors that the file keeps among its metadata, or llama.cpp has no use for, are never
-        quantized: they stay as they are in the checkpoint.
+        quantized: they stay as they are in the checkpoint. Returns what cannot be explained.
         """
         tensor = self.checkpoint.tensor(name)
         for other, rule in list(self.rules.items()):
             shape = self.checkpoint.infos[other].shape
             if shape == tuple(tensor.shape) and _equal(tensor, self.checkpoint.tensor(other)):
                 self.rules[name] = rule
-                return
+                return None
         if tensor.ndim < 2 and not wanted:
-            return
+            return None
         what = "lies in the file as no known rule explains" if written else "is not in the file"
-        raise _refusal(self.checkpoint, name, what)
+        return f"the tensor {name} {what}"
 
     def _find(
         self, name: str, source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
@@ -191,10 +202,3 @@ def _equal(a: "torch.Tensor", b: "torch.Tensor") -> bool:
     if a.dtype == b.dtype:
         return torch.equal(a, b)
     return torch.equal(a.float(), b.float())
-
-
-def _refusal(checkpoint: "Checkpoint", name: str, what: str) -> UnknownLayout:
-    return UnknownLayout(
-        f"gguf of {checkpoint.path.name}: the tensor {name} {what}, so the converted model cannot "
-        "be measured beside the original"
-    )

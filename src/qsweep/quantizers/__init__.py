@@ -45,6 +45,8 @@ class SourceModel:
     device: str
     """``cpu`` or ``cuda:N``."""
     trust_remote_code: bool = False
+    own_run: bool = False
+    """Whether an artifact that only its runtime can run is wanted, too."""
 
     @property
     def path(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.artifact import Artifact, Size
-from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial
+from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
 from qsweep.gguf.types import BY_BITS, FileType, file_type
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 
@@ -116,7 +116,8 @@ class GGUF:
         """Write ``model.gguf``, with the tokenizer's files beside it.
 
         Raises:
-            IncompatibleTrial: the converter refuses the model.
+            IncompatibleTrial: the converter refuses the model, or what it writes cannot be led back
+                to the checkpoint and nobody asked for llama.cpp's own run.
             TrialFailed: llama.cpp refuses the type.
         """
         self.check(model.facts)
@@ -127,6 +128,7 @@ class GGUF:
         assert (type_ := self.file_type) is not None
         progress("convert", None)
         with unquantized(model, out) as base:
+            require_runnable(model.facts.name, base.unexplained, base.agreement, model.own_run)
             matrix = None
             if self.uses_calibration and calibration is not None:
                 matrix = _importance(model, calibration, base, progress)
@@ -149,6 +151,29 @@ def require_converter(model: ModelFacts) -> None:
     named = text_config(config).get("architectures") or [model.model_type]
     if named[0] not in architectures():
         raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
+
+
+def require_runnable(
+    name: str, unexplained: str | None, agreement: Mapping[str, Any], own_run: bool
+) -> None:
+    """Refuse a file of which nothing could be measured.
+
+    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can
+    run; ``own_run`` is whether that is asked for, and ``agreement`` tells whether it can.
+
+    Raises:
+        UnknownLayout: the line names the tensor, and what to do.
+    """
+    if unexplained is None:
+        return
+    if agreement.get("kld") is None:
+        why = agreement.get("reason") or "nobody knows whether llama.cpp can run the file"
+        raise UnknownLayout(f"gguf of {name}: {unexplained}, and llama.cpp cannot run it: {why}")
+    if not own_run:
+        raise UnknownLayout(
+            f"gguf of {name}: {unexplained}, so no dense model can be made of it; "
+            "eval.kld_native=true measures llama.cpp's own run"
+        )
 
 
 def framed(
@@ -204,7 +229,9 @@ def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, 
 
     parts: dict[str, dict[int | None, torch.Tensor]] = {}
     for name, values in found.items():
-        rule = base.layout.rules[f"{name}.weight"]
+        rule = base.layout.rules.get(f"{name}.weight")
+        if rule is None:
+            continue
         if not rule.turned and not any(block.turned for block in rule.blocks or ()):
             for tensor in rule.tensors:
                 parts.setdefault(tensor, {})[rule.slice] = values
@@ -220,9 +247,10 @@ def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, 
 
 
 def _linear_tensors(facts: ModelFacts, base: "Base") -> set[str]:
-    """Names in the file of the decoder's linear layers."""
-    rules = base.layout.rules
-    return {tensor for name in facts.linears for tensor in rules[f"{name}.weight"].tensors}
+    """Names in the file of the decoder's linear layers; none where not all are known."""
+    rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
+    known = [rule for rule in rules if rule is not None]
+    return {t for rule in known for t in rule.tensors} if len(known) == len(rules) else set()
 
 
 def _size(file: "GGUFFile", linears: set[str]) -> Size:
@@ -254,7 +282,8 @@ def _details(
         "tensor_types": dict(used.most_common()),
         "other_tensor_types": dict(rest.most_common()),
         "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
-        "tensors": to_json(base.layout, base.checkpoint.infos),
+        "tensors": None if base.unexplained else to_json(base.layout, base.checkpoint.infos),
+        **({"unexplained": base.unexplained} if base.unexplained else {}),
         "llama_cpp": base.agreement,
         **({"metadata_added": base.added} if base.added else {}),
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep import cells
+from qsweep import cells, own_run
 from qsweep.evaluators.measurement import PROTOCOL_VERSION
 from qsweep.labels import named_apart
 from qsweep.report.data import Group, SweepData
@@ -29,6 +29,7 @@ class Health:
     checks: list[str]
     floors: list[tuple[str, str]]
     unfinished: list[tuple[str, str, str]]
+    own_run: list[list[str]]
     protocols: list[tuple[str, list[tuple[str, str]]]]
     environments: list[tuple[int, list[tuple[str, str]]]]
     commands: list[tuple[str, str]]
@@ -50,6 +51,7 @@ def health(
             (r["status"], r["name"], cells.one_line(r.get("reason") or "no reason recorded"))
             for r in unfinished[:_MOST]
         ],
+        own_run=own_run.lines(named_apart(records))[:_MOST],
         protocols=[(group.title, _protocol(group)) for group in groups],
         environments=_environments(records),
         commands=[(sweep.name, sweep.command) for sweep in sweeps if sweep.command],

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 import qsweep
+from qsweep import own_run
 from qsweep.report import across, capabilities, costs, options
 from qsweep.report.answer import Sentence, answers, nothing
 from qsweep.report.data import Group, SweepData, groups, merge, why_apart
@@ -61,6 +62,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         apart=_apart(found),
         nothing="" if found else nothing(records),
         health=health(sweeps, records, found),
+        own_run=own_run,
         charts=json.dumps(packed(charts), allow_nan=False, ensure_ascii=False) if charts else "",
         config=config(),
         script=vega,

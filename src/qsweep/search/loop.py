@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsweep.errors import QsweepError
-from qsweep.results import primary
+from qsweep.results import OWN_RUN, only_own_run, primary
 from qsweep.search.answer import finding_of
 from qsweep.search.fidelity import Fidelity, Outcome, Rival, hopeless, promise, proxy_of, quick_look
 from qsweep.search.objectives import Constraint, Objective, figure, spans
@@ -299,6 +299,9 @@ class Search:
     def _take(self, number: int, candidate: Candidate, record: Record) -> None:
         if record["status"] != "finished":
             self.study.fail(number, record["reason"])
+            return
+        if reason := only_own_run(record):
+            self.study.fail(number, f"{OWN_RUN}: {reason}")
             return
         references = self._references("full")
         violations = {

@@ -16,8 +16,10 @@ from qsweep.labels import named_apart
 from qsweep.model_names import models_apart
 from qsweep.names import file_word
 from qsweep.results import (
+    OWN_RUN,
     Record,
     counts,
+    only_own_run,
     primary,
     primary_metric,
     ranked,
@@ -204,6 +206,8 @@ def _trial_tags(record: Record) -> dict[str, Any]:
     measurement = primary(record)
     options = record.get("options") or {}
     none = measurement.get("no_verdict") if measurement else None
+    if reason := only_own_run(record):
+        none = f"{OWN_RUN}: {reason}"
     shown = ("status", "model", "method", "backend", "calibration", "sweep", "reason", "device")
     return {
         **{name: record.get(name) for name in shown},
@@ -249,7 +253,9 @@ def _headline(record: Record) -> Iterator[tuple[str, float]]:
         if value is not None:
             yield name, value
     for name in ("size_gb", "bpw"):
-        yield name, (record.get("artifact") or {})[name]
+        value = (record.get("artifact") or {})[name]
+        if value is not None:
+            yield name, value
 
 
 def _by_bits(records: Iterable[Record]) -> Iterator[Point]:

@@ -106,10 +106,12 @@ class AutoRound:
         assert (type_ := self.file_type) is not None
         from qsweep.gguf.base import unquantized
         from qsweep.gguf.reader import read_gguf
+        from qsweep.quantizers.gguf import require_runnable
         from qsweep.quantizers.gguf import runtimes as runtimes_of
 
         progress("convert", None)
         with unquantized(model, out) as base:
+            require_runnable(model.facts.name, base.unexplained, base.agreement, model.own_run)
             # Which pre-tokenizer it is, its own converter's table may not know.
             known = read_gguf(base.path).metadata.get("tokenizer.ggml.pre")
             # Its converter forgets what ours does, and nobody adds it there.
@@ -159,7 +161,8 @@ def _taken_over(
     if len(found) != 1:
         raise TrialFailed(f"autoround saved {len(found)} GGUF files instead of one")
     found[0].rename(out / MODEL_FILE)
-    if what := difference(base, read_gguf(out / MODEL_FILE)):
+    what = None if base.unexplained else difference(base, read_gguf(out / MODEL_FILE))
+    if what:
         raise TrialFailed(
             f"autoround's converter lays the model out in another way than ours, so it cannot be "
             f"measured: {what}"
