@@ -6,7 +6,7 @@ Only what can be told from the numbers alone; whether they fit the weights is fo
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
     **dict.fromkeys(("rope_theta", "rotary_emb_base"), False),
 }
+# Of what a checkpoint has a tensor each, or a number each.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_SIZES = (
+    *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim", "num_attention_heads"),
+    *("n_head", "n_heads", "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim"),
+    *("moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts"),
+)
+# Parts of numbers, by kind of layer in some architectures.
+_ROTARY = ("rope_parameters", "rope_scaling")
 _PARTS = ("text_config", "llm_config")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -80,10 +89,35 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     """
     for part in _PARTS:
         if not isinstance(config.get(part) or {}, Mapping):
-            raise ConfigError(f"{file}: {part} is {_shown(config[part])}, where an object belongs")
+            raise ConfigError(f"{file}: {part} is {shown(config[part])}, where an object belongs")
     problem = next(_problems(config, text_config(config)), None)
     if problem is not None:
         raise ConfigError(f"{file}: {problem}")
+
+
+def check_sizes(file: Path, config: Mapping[str, Any], shapes: Collection[Sequence[int]]) -> None:
+    """Refuse sizes that are beyond all weights, before somebody makes room for them.
+
+    Args:
+        file: Where the configuration was read, to be named.
+        config: Its content.
+        shapes: Those of all stored tensors.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    text, numbers = text_config(config), sum(math.prod(shape) for shape in shapes)
+    for names, most, what in (
+        (_LAYERS, len(shapes), "tensors"),
+        (_SIZES, numbers, "weights"),
+    ):
+        for name in names:
+            value = text.get(name)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and one > most:
+                    raise ConfigError(
+                        f"{file}: {name} is {shown(one)}, but there are {most} {what} in all"
+                    )
 
 
 def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[str]:
@@ -91,7 +125,7 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
         yield f"{place} is NaN, which is no setting"
     model_type, code = config.get("model_type"), config.get("auto_map")
     if not isinstance(model_type, str) and not (isinstance(code, Mapping) and "AutoConfig" in code):
-        wrong = "has no model_type" if model_type is None else f"model_type is {_shown(model_type)}"
+        wrong = "has no model_type" if model_type is None else f"model_type is {shown(model_type)}"
         yield f"{wrong}, which says what architecture it is (llama, qwen3, …)"
     if "transformers_weights" in config:
         yield (
@@ -100,7 +134,7 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
         )
     tied = text.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
-        yield f"tie_word_embeddings is {_shown(tied)}, where true or false belongs"
+        yield f"tie_word_embeddings is {shown(tied)}, where true or false belongs"
     for name, least in _COUNTS.items():
         value = text.get(name)
         for one in value if isinstance(value, list) else [value]:
@@ -109,23 +143,33 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
             # A whole number that is written with a point is for the architecture to judge.
             number = isinstance(one, int | float) and not isinstance(one, bool)
             if not number or (isinstance(one, float) and not one.is_integer()):
-                yield f"{name} is {_shown(one)}, where a whole number belongs"
+                yield f"{name} is {shown(one)}, where a whole number belongs"
             elif one < (min(least, 0) if isinstance(value, list) else least):
-                yield f"{name} is {_shown(one)}, which must be at least {least}"
-    for name, zero in _NUMBERS.items():
-        value = text.get(name)
-        if value is None:
+                yield f"{name} is {shown(one)}, which must be at least {least}"
+    rotary = [(f"{n}.{k}", v) for n in _ROTARY for k, v in leaves(text.get(n))]
+    for name, value in (*text.items(), *rotary):
+        zero = _NUMBERS.get(name.rpartition(".")[2])
+        if zero is None or value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-            yield f"{name} is {_shown(value)}, where a number belongs"
+            yield f"{name} is {shown(value)}, where a number belongs"
         elif value < 0 or (value == 0 and not zero):
-            yield f"{name} is {_shown(value)}, which must be {'at least' if zero else 'above'} 0"
+            yield f"{name} is {shown(value)}, which must be {'at least' if zero else 'above'} 0"
     heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
         yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {pairs}"
     experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
     if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
         yield f"{chosen} is {text[chosen]}, of {experts} experts"
+
+
+def leaves(part: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a part by its dotted name, which begins with ``place``."""
+    for name, value in part.items() if isinstance(part, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
 
 
 def _not_a_number(place: str, value: Any) -> Iterator[str]:
@@ -139,6 +183,7 @@ def _not_a_number(place: str, value: Any) -> Iterator[str]:
             yield from _not_a_number(f"{place}[{number}]", inner)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A field's value as it stands in the file, cut where it is long."""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:39] + "…"

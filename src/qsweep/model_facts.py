@@ -11,7 +11,7 @@ from typing import Any
 
 from qsweep.architecture import expert_counts, holds_experts, require_language_model
 from qsweep.errors import ConfigError
-from qsweep.model_config import LENGTHS, check_config, read_config, text_config
+from qsweep.model_config import LENGTHS, check_config, check_sizes, read_config, text_config
 from qsweep.model_files import (
     check_directory,
     index_file,
@@ -61,6 +61,7 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     require_language_model(config, name)
     _require_tokenizer(path)
     tensors = read_tensors(path)
+    check_sizes(path / "config.json", config, [info.shape for info in tensors.values()])
     model_type = str(config.get("model_type", ""))
     text = text_config(config)
     return ModelFacts(
