@@ -117,11 +117,10 @@ def test_a_model_as_it_was_saved_fits(made, architecture):
         ("llama", {"hidden_act": "nope"}, "hidden_act says 'nope', which transformers"),
         ("llama", {"rope_parameters": {"rope_type": "nope"}}, "rope_parameters.rope_type says"),
         ("llama", {"torch_dtype": "float99", "dtype": "float99"}, "float99"),
-        ("llama", {"dtype": 3}, "no attribute 'is_floating_point'); look at dtype, which is 3"),
         ("llama", {"pad_token_id": 5000}, "look at pad_token_id, which is 5000"),
         ("llama", {"rope_parameters": {"rope_type": [1], "rope_theta": 1e4}},
          "(unhashable type: 'list'); look at rope_parameters.rope_type, which is [1]"),
-        ("llama", {"rope_parameters": {"rope_type": 0}}, "rope_parameters.rope_type says 0, which"),
+        ("llama", {"rope_parameters": {"rope_type": 0}}, "rope_parameters.rope_type, which is 0"),
         ("qwen3", {"model_type": "llama"}, "left out, since the architecture has no place for it: "
          "model.layers.0.self_attn.k_norm.weight"),
         ("gpt_neox", {"num_hidden_layers": 1}, "left out"),
@@ -180,6 +179,12 @@ def test_weights_of_another_model(made, changed, tensors, message):
     with pytest.raises(QsweepError) as caught:
         load_dense(artifact, path, **FLOAT)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float99", 3, [1, 2], {"a": 1}])
+def test_a_dtype_that_does_not_exist(made, changed, dtype):
+    problem = fit_problem(changed(made("llama"), {"dtype": dtype}))
+    assert f"look at dtype, which is {json.dumps(dtype)}" in problem or "float99" in problem
 
 
 EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
