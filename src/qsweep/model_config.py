@@ -36,6 +36,7 @@ _SIZES = (
     *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim", "num_attention_heads"),
     *("n_head", "n_heads", "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim"),
     *("moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts"),
+    *("image_size", "patch_size", "num_channels"),
 )
 # Parts of numbers, by kind of layer in some architectures.
 _ROTARY = ("rope_parameters", "rope_scaling")
@@ -106,17 +107,17 @@ def check_sizes(file: Path, config: Mapping[str, Any], shapes: Collection[Sequen
     Raises:
         ConfigError: names the field and its value.
     """
-    text, numbers = text_config(config), sum(math.prod(shape) for shape in shapes)
-    for names, most, what in (
-        (_LAYERS, len(shapes), "tensors"),
-        (_SIZES, numbers, "weights"),
-    ):
-        for name in names:
-            value = text.get(name)
+    numbers = sum(math.prod(shape) for shape in shapes)
+    known = dict.fromkeys(_LAYERS, (len(shapes), "tensors"))
+    known |= dict.fromkeys(_SIZES, (numbers, "weights"))
+    for place, part in _with_parts(config):
+        for name in known.keys() & part.keys():
+            most, what = known[name]
+            value = part[name]
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int | float) and one > most:
                     raise ConfigError(
-                        f"{file}: {name} is {shown(one)}, but there are {most} {what} in all"
+                        f"{file}: {place}{name} is {shown(one)}, but there are {most} {what} in all"
                     )
 
 
@@ -127,6 +128,9 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     if not isinstance(model_type, str) and not (isinstance(code, Mapping) and "AutoConfig" in code):
         wrong = "has no model_type" if model_type is None else f"model_type is {shown(model_type)}"
         yield f"{wrong}, which says what architecture it is (llama, qwen3, …)"
+    for place, part in _with_parts(config):
+        if place and not isinstance(part.get("model_type") or "", str):
+            yield f"{place}model_type is {shown(part['model_type'])}, where a name belongs"
     if "transformers_weights" in config:
         yield (
             "transformers_weights names another file of weights, which only transformers reads; "
@@ -161,6 +165,14 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
     if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
         yield f"{chosen} is {text[chosen]}, of {experts} experts"
+
+
+def _with_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A configuration, and those in it of a text, of images, of sounds, each with its place."""
+    yield "", config
+    for name, part in config.items():
+        if name.endswith("_config") and isinstance(part, Mapping):
+            yield f"{name}.", part
 
 
 def leaves(part: Any, place: str = "") -> Iterator[tuple[str, Any]]:

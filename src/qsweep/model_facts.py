@@ -208,11 +208,16 @@ def _max_length(text: Mapping[str, Any], model_type: str) -> int:
 
 
 def _vocab_size(tensors: Mapping[str, TensorInfo], text: Mapping[str, Any], path: Path) -> int:
-    # What the head really has counts, not what a configuration says or leaves to a default.
+    # What the head really has counts, not what a configuration says or leaves to a default. A layer's
+    # own output is no head; of several, that of the text is the largest, and a voice's is small.
     for pattern in (_HEAD, _EMBEDDING):
-        for name, info in tensors.items():
-            if pattern.search(name) and len(info.shape) == 2:
-                return info.shape[0]
+        rows = [
+            info.shape[0]
+            for name, info in tensors.items()
+            if pattern.search(name) and len(info.shape) == 2 and not _NUMBERED.search(name)
+        ]
+        if rows:
+            return max(rows)
     if isinstance(text.get("vocab_size"), int):
         return int(text["vocab_size"])
     raise ConfigError(f"{path}: no embedding among its weights, so it is no causal language model")
