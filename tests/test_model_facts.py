@@ -47,6 +47,14 @@ def test_of_several_vocabularies_the_texts_counts(tmp_path):
     layer = "decoder.layers.0.feed_forward.output.weight"
     assert size(**{layer: (128, 256), "lm_head.weight": (4096, 128)}) == 4096
     assert size(**{layer: (128, 256), "decoder.word_embeddings.weight": (4096, 128)}) == 4096
+    # RWKV's time mixing
+    mixing = "rwkv.blocks.0.attention.output.weight"
+    assert (
+        _vocab_size(
+            {mixing: TensorInfo((128, 128), "F32", tmp_path)}, {"vocab_size": 4096}, tmp_path
+        )
+        == 4096
+    )
     voice, text = "talker.model.embed_tokens.weight", "thinker.model.embed_tokens.weight"
     assert size(**{voice: (512, 64), text: (4096, 128)}) == 4096
 

@@ -271,7 +271,7 @@ def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
         raise  # says nothing of the model, though it is a RuntimeError
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise IncompatibleTrial(
-            f"{source}: {type(model).__name__} reads no text by itself ({one_line(error)})"
+            f"{source}: {type(model).__name__} cannot be run on text alone ({one_line(error)})"
         ) from error
 
 
