@@ -54,7 +54,7 @@ from qsweep.model_facts import read_facts
         ({"vision_config": {"num_hidden_layers": 10**9}}, "vision_config.num_hidden_layers is 100"),
         ({"vision_config": {"image_size": [10**9, 2]}}, "vision_config.image_size is 1000000000"),
         ({"audio_config": {"model_type": ["x"]}}, 'audio_config.model_type is ["x"], where a name'),
-        ({"n_layers": 99}, "n_layers is 99, but there are 38 tensors in all"),
+        ({"n_layers": 9999}, "n_layers is 9999, but there are 38 tensors in all"),
         ({"head_dim": 10**9}, "head_dim is 1000000000, but there are "),
         ({"intermediate_size": [512, 1e300]}, "intermediate_size is 1e+300, but there are "),
         ({"num_local_experts": 10**9}, "num_local_experts is 1000000000, but there are "),
@@ -86,6 +86,7 @@ def test_contradictions_are_named(pocket_dir, tmp_path, change, message):
         {"auto_map": "AutoModelForCausalLM"},
         {"auto_map": ["AutoModelForCausalLM"]},
         {"transformers_version": [1, 2], "_comment": "mine", "x": {"y": [{}]}},
+        {"vision_config": {"num_hidden_layers": 48, "vocab_size": 5_000_000, "hidden_size": 1152}},
         {"max_position_embeddings": 10**9, "sliding_window": 10**9, "bos_token_id": -1},
     ],
 )

@@ -30,7 +30,9 @@ _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
     **dict.fromkeys(("rope_theta", "rotary_emb_base"), False),
 }
-# Of what a checkpoint has a tensor each, or a number each.
+# Of what a checkpoint has a tensor each, or a number each. Up to here they cost no more than a look
+# at the weights' names: parts that a checkpoint leaves out have sizes in its configuration, too.
+_MANY_LAYERS, _LARGE = 1000, 10_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = (
     *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim", "num_attention_heads"),
@@ -108,16 +110,15 @@ def check_sizes(file: Path, config: Mapping[str, Any], shapes: Collection[Sequen
         ConfigError: names the field and its value.
     """
     numbers = sum(math.prod(shape) for shape in shapes)
-    known = dict.fromkeys(_LAYERS, (len(shapes), "tensors"))
-    known |= dict.fromkeys(_SIZES, (numbers, "weights"))
+    limits = dict.fromkeys(_LAYERS, (len(shapes), _MANY_LAYERS, "tensors"))
+    limits |= dict.fromkeys(_SIZES, (numbers, _LARGE, "weights"))
     for place, part in _with_parts(config):
-        for name in known.keys() & part.keys():
-            most, what = known[name]
-            value = part[name]
+        for name, (count, harmless, what) in limits.items():
+            value = part.get(name)
             for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, int | float) and one > most:
+                if isinstance(one, int | float) and one > max(count, harmless):
                     raise ConfigError(
-                        f"{file}: {place}{name} is {shown(one)}, but there are {most} {what} in all"
+                        f"{file}: {place}{name} is {shown(one)}, but there are {count} {what} in all"
                     )
 
 
