@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 # Raised when the check finds more than before.
-VERSION = 1
+VERSION = 2
 _TOKENIZER_JSON = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     "generation_config.json",
