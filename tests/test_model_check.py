@@ -121,6 +121,10 @@ def test_a_model_as_it_was_saved_fits(made, architecture):
         ("llama", {"text_config": {"num_hidden_layers": 2}}, "config.json: a model of the type "
          "'llama' has no text_config; take it out"),
         ("llama", {"text_config": {}}, "has no text_config"),
+        ("llama", {"pad_token_id": 5000}, "look at pad_token_id, which is 5000"),
+        ("llama", {"rope_parameters": {"rope_type": [1], "rope_theta": 1e4}},
+         "(unhashable type: 'list'); look at rope_parameters.rope_type, which is [1]"),
+        ("llama", {"rope_parameters": {"rope_type": 0}}, "rope_parameters.rope_type, which is 0"),
         ("qwen3", {"model_type": "llama"}, "left out, since the architecture has no place for it: "
          "model.layers.0.self_attn.k_norm.weight"),
         ("gpt_neox", {"num_hidden_layers": 1}, "left out"),
@@ -179,6 +183,38 @@ def test_weights_of_another_model(made, changed, tensors, message):
         return
     assert message in fit_problem(path)
     artifact = reference_artifact(read_facts(path, "x"))
+    with pytest.raises(QsweepError) as caught:
+        load_dense(artifact, path, **FLOAT)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float99", 3, [1, 2], {"a": 1}])
+def test_a_dtype_that_does_not_exist(made, changed, dtype):
+    problem = fit_problem(changed(made("llama"), {"dtype": dtype}))
+    assert f"look at dtype, which is {json.dumps(dtype)}" in problem or "float99" in problem
+
+
+EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: None, None),
+        (lambda t: t.update({EXPERT: t[EXPERT][:-1].clone()}),
+         f"of another shape: {EXPERT} ([31, 64], others [32, 64])"),
+        (lambda t: t.pop(EXPERT), f"missing: {EXPERT}"),
+    ],
+)  # fmt: skip
+def test_experts_that_cannot_be_stacked_are_named(made, changed, change, message):
+    path = changed(made("qwen3_moe", **EXPERTS), tensors=change)
+    problem = fit_problem(path)
+    artifact = reference_artifact(read_facts(path, "x"))
+    if message is None:
+        assert problem is None
+        assert load_dense(artifact, path, **FLOAT).left_out == {}
+        return
+    assert message in problem and problem.startswith(str(path))
     with pytest.raises(QsweepError) as caught:
         load_dense(artifact, path, **FLOAT)
     assert message in str(caught.value)

@@ -43,6 +43,21 @@ from qsweep.model_facts import read_facts
         ({"rope_theta": float("inf")}, "rope_theta is Infinity"),
         ({"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no", where true or false belongs'),
         ({"rope_parameters": {"factor": [1.0, float("nan")]}}, "rope_parameters.factor[1] is NaN"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta is 0, which must be"),
+        (
+            {"rope_parameters": {"full": {"rope_theta": -1}}},
+            "rope_parameters.full.rope_theta is -1",
+        ),
+        ({"rope_scaling": {"rope_theta": "big"}}, 'rope_scaling.rope_theta is "big", where a num'),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but there are 38 tensors"),
+        ({"text_config": {"head_dim": 10**9}}, "text_config.head_dim is 1000000000, but there are"),
+        ({"vision_config": {"num_hidden_layers": 10**9}}, "vision_config.num_hidden_layers is 100"),
+        ({"vision_config": {"image_size": [10**9, 2]}}, "vision_config.image_size is 1000000000"),
+        ({"audio_config": {"model_type": ["x"]}}, 'audio_config.model_type is ["x"], where a name'),
+        ({"n_layers": 9999}, "n_layers is 9999, but there are 38 tensors in all"),
+        ({"head_dim": 10**9}, "head_dim is 1000000000, but there are "),
+        ({"intermediate_size": [512, 1e300]}, "intermediate_size is 1e+300, but there are "),
+        ({"num_local_experts": 10**9}, "num_local_experts is 1000000000, but there are "),
         ({"model_type": None}, "has no model_type"),
         ({"model_type": 3}, "model_type is 3"),
         ({"text_config": "gemma"}, 'text_config is "gemma", where an object belongs'),
@@ -67,6 +82,28 @@ def test_contradictions_are_named(pocket_dir, tmp_path, change, message):
         read_facts(path, "x")
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path / 'config.json'}: ") and message in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": None},
+        {"architectures": 3},
+        {"architectures": "LlamaForCausalLM"},
+        {"architectures": [["x"], {"a": 1}, None]},
+        {"auto_map": "AutoModelForCausalLM"},
+        {"auto_map": ["AutoModelForCausalLM"]},
+        {"transformers_version": [1, 2], "_comment": "mine", "x": {"y": [{}]}},
+        {"vision_config": {"num_hidden_layers": 48, "vocab_size": 5_000_000, "hidden_size": 1152}},
+        {"max_position_embeddings": 10**9, "sliding_window": 10**9, "bos_token_id": -1},
+    ],
+)
+def test_what_changes_no_model_is_no_matter(pocket_dir, tmp_path, change):
+    path = tmp_path / "model"
+    shutil.copytree(pocket_dir, path)
+    config = json.loads((path / "config.json").read_text()) | change
+    (path / "config.json").write_text(json.dumps(config))
+    assert read_facts(path, "x").linears == read_facts(pocket_dir, "x").linears
 
 
 @pytest.mark.parametrize(

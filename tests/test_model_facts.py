@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from qsweep.errors import ConfigError
-from qsweep.model_facts import has_experts, read_facts, read_tensors, weight_files
+from qsweep.model_facts import (
+    TensorInfo,
+    _vocab_size,
+    has_experts,
+    read_facts,
+    read_tensors,
+    weight_files,
+)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma3_text", "gpt_neox"])
@@ -30,6 +37,26 @@ def test_agrees_with_the_loaded_model(tiny_model, architecture):
     assert facts.vocab_size == model.config.vocab_size
     assert facts.max_length == model.config.max_position_embeddings
     assert facts.model_type == architecture
+
+
+def test_of_several_vocabularies_the_texts_counts(tmp_path):
+    def size(**shapes):
+        tensors = {name: TensorInfo(shape, "F32", tmp_path) for name, shape in shapes.items()}
+        return _vocab_size(tensors, {}, tmp_path)
+
+    layer = "decoder.layers.0.feed_forward.output.weight"
+    assert size(**{layer: (128, 256), "lm_head.weight": (4096, 128)}) == 4096
+    assert size(**{layer: (128, 256), "decoder.word_embeddings.weight": (4096, 128)}) == 4096
+    # RWKV's time mixing
+    mixing = "rwkv.blocks.0.attention.output.weight"
+    assert (
+        _vocab_size(
+            {mixing: TensorInfo((128, 128), "F32", tmp_path)}, {"vocab_size": 4096}, tmp_path
+        )
+        == 4096
+    )
+    voice, text = "talker.model.embed_tokens.weight", "thinker.model.embed_tokens.weight"
+    assert size(**{voice: (512, 64), text: (4096, 128)}) == 4096
 
 
 def test_conv1d_layers_are_given_as_out_by_in(tmp_path, pocket_dir):

@@ -54,17 +54,18 @@ def auto_class(config: Mapping[str, Any]) -> str | None:
     'AutoModelForMultimodalLM'
     >>> auto_class({"model_type": "clip"})
     """
-    kind = str(config.get("model_type", ""))
-    if _CAUSAL in (config.get("auto_map") or {}):
+    kind, code, built_as = (config.get(k) for k in ("model_type", "auto_map", "architectures"))
+    kind = str(kind or "")
+    if isinstance(code, Mapping) and _CAUSAL in code:
         return _CAUSAL
     tables = _tables()
     found = {
         name: next((tables[t][kind] for t in of if kind in tables.get(t, {})), None)
         for name, of in _TABLES.items()
     }
-    own = set(config.get("architectures") or ())
+    own = built_as if isinstance(built_as, list | tuple) else ()
     for name, built in found.items():
-        if built in own:
+        if built is not None and built in own:
             return name
     for name, built in found.items():
         if built is not None:

@@ -15,6 +15,7 @@ from qsweep.names import check_label, folder_name
 from qsweep.quantizers import Quantizer
 from qsweep.schema import build, locate, nearest
 from qsweep.secrets import hidden_tree
+from qsweep.shipped import choices
 from qsweep.tracking import TrackingConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -307,7 +308,12 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
         raise ConfigError("corpus: none chosen; for example corpus=python_docs")
     for name, spec in chosen.items():
         if "source" not in spec:
-            raise ConfigError(f"corpus.{name}: has no source; choose it with corpus=[{name}]")
+            there = choices()["corpus"]
+            raise ConfigError(
+                f"corpus.{name}: has no source; choose it with corpus=[{name}]"
+                if name in there
+                else f"corpus.{name}: no such corpus{nearest(str(name), there)}"
+            )
     for name in values.keys() - chosen.keys() - {"path", "field"}:
         raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), ('path', 'field'))}")
     return tuple(

@@ -21,12 +21,19 @@ from qsweep.errors import (
     QsweepError,
     in_one_line,
 )
-from qsweep.load_report import report
+from qsweep.load_report import report, unmerged
 from qsweep.model_facts import CONV1D_TYPES, read_config, read_tensors, text_config, weight_files
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+# What transformers comes up with over a configuration that makes no sense.
+_OF_A_CONFIG = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError),
+    *(LookupError, TypeError, ValueError),
+)
 
 
 def load_dense(
@@ -235,8 +242,19 @@ def _load(
             None, config=shell.config, state_dict=dict(state), **common
         )
         return loaded
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+    except _OF_A_CONFIG as error:
         raise _not_built(source, error) from error
+    except RuntimeError as error:
+        plain = read_tensors(artifact.path) if state is None else {}
+        stored = {name: info.shape for name, info in plain.items()}
+        if (problem := unmerged(error, stored)) is None:
+            raise
+        raise _unfit(artifact, problem) from error
+
+
+def _unfit(artifact: Artifact, problem: str) -> QsweepError:
+    kind = QsweepError if artifact.format == "hf" else ArtifactCorrupt
+    return kind(f"{artifact.path}: weights do not fit the model ({problem})")
 
 
 def _not_built(source: Path, error: Exception) -> QsweepError:
@@ -253,7 +271,7 @@ def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
         raise  # says nothing of the model, though it is a RuntimeError
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise IncompatibleTrial(
-            f"{source}: {type(model).__name__} reads no text by itself ({one_line(error)})"
+            f"{source}: {type(model).__name__} cannot be run on text alone ({one_line(error)})"
         ) from error
 
 
@@ -269,6 +287,5 @@ def _require_fit(
     layers = text_config(read_config(source)).get("num_hidden_layers")
     found = report(model, info, stored, layers)
     if found.problem is not None:
-        error = QsweepError if artifact.format == "hf" else ArtifactCorrupt
-        raise error(f"{artifact.path}: weights do not fit the model ({found.problem})")
+        raise _unfit(artifact, found.problem)
     return found.left_out

@@ -5,6 +5,7 @@ with a warning at most; either way the figures are those of another model.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ _MORE_TOKENS_PART = re.compile(r"^(.*\.\d+)\.(eh_proj|enorm|hnorm|shared_head)\.
 _NUMBERED = re.compile(r"^.*?\.\d+\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# Tensors that are one of several: of an expert, in a layer.
+_ONE_OF_MANY = re.compile(r"^(.*\.\d+\..*?\.)(\d+)(\..*)$")
 _SHOWN = 3
 
 
@@ -80,6 +83,43 @@ def report(
         pattern = _NUMBER.sub("*", name)
         counts[pattern] = counts.get(pattern, 0) + 1
     return LoadReport("; ".join(problems) or None, counts)
+
+
+def unmerged(error: Exception, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Why tensors cannot be stacked into the architecture's, such as those of a layer's experts.
+
+    transformers says of it no more than that there were some issues.
+
+    Args:
+        error: What its loading raised.
+        shapes: Those of all tensors in the checkpoint, by name.
+
+    Returns:
+        A problem as in :class:`LoadReport`; None if the error is of another kind.
+    """
+    if not isinstance(error, RuntimeError) or "conversion of the weights" not in str(error):
+        return None
+    groups: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(dict)
+    numbers: dict[str, set[str]] = defaultdict(set)
+    for name, shape in shapes.items():
+        if match := _ONE_OF_MANY.match(name):
+            before, number, after = match.groups()
+            groups[before, after][number] = list(shape)
+            numbers[before].add(number)
+    missing, odd = [], []
+    for (before, after), found in groups.items():
+        missing += [f"{before}{number}{after}" for number in numbers[before] - found.keys()]
+        usual = Counter(map(tuple, found.values())).most_common(1)[0][0]
+        odd += [
+            f"{before}{number}{after} ({shape}, others {list(usual)})"
+            for number, shape in found.items()
+            if tuple(shape) != usual
+        ]
+    if missing or odd:
+        info = {"missing_keys": missing, "error_msgs": ()}
+        shown = [*_problems(info), *([f"of another shape: {_some(odd)}"] if odd else [])]
+        return "; ".join(shown)
+    return "transformers cannot merge them into those of its architecture; the log names them"
 
 
 def _is_harmless(name: str, further_layers: set[str], own_layers: set[str]) -> bool:

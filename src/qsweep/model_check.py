@@ -1,11 +1,9 @@
 """Whether a model's configuration, weights and tokenizer belong together, before any trial runs."""
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import ConfigError, in_one_line
+from qsweep.errors import ConfigError
 from qsweep.model_config import read_config, read_json, text_config
 from qsweep.model_facts import read_tensors
 from qsweep.quantizers import ModelFacts, Progress
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 # Raised when the check finds more than before.
-VERSION = 1
+VERSION = 2
 _TOKENIZER_JSON = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     "generation_config.json",
@@ -61,7 +59,8 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
     from transformers import AutoConfig
 
     from qsweep.architecture import empty_model
-    from qsweep.load_report import report
+    from qsweep.build_failure import why_not_built
+    from qsweep.load_report import report, unmerged
 
     written = read_config(path)
     try:
@@ -72,7 +71,7 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
     except Exception as error:
         if str(error).startswith("Unrecognized configuration class"):
             return None  # built otherwise, or not at all: for the trial to say
-        return f"{path / 'config.json'}: {_why_not_built(error, written)}"
+        return f"{path / 'config.json'}: {why_not_built(error, written)}"
     tensors = read_tensors(path)
     state = {
         name: torch.empty(info.shape, dtype=_dtype(info.dtype), device="meta")
@@ -87,55 +86,19 @@ def fit_problem(path: Path, *, trust_remote_code: bool = False) -> str | None:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except Exception:  # of what takes content; the loading itself will tell
-        return None
+    except Exception as error:
+        shapes = {name: info.shape for name, info in tensors.items()}
+        if problem := unmerged(error, shapes):
+            return _unfit(path, problem)
+        return None  # of what takes content; the loading itself will tell
     layers = text_config(written).get("num_hidden_layers")
     model, info = loaded
     problem = report(model, info, tensors, layers).problem
-    return None if problem is None else f"{path}: weights do not fit the model ({problem})"
+    return None if problem is None else _unfit(path, problem)
 
 
-def _why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
-    from transformers import CONFIG_MAPPING, __version__
-
-    model_type = config.get("model_type")
-    if "auto_map" in config and "trust_remote_code" in str(error):
-        return (
-            f"the architecture {model_type!r} is Python code that comes with the model; "
-            "model.trust_remote_code=true runs it, if you trust its source"
-        )
-    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
-        near = get_close_matches(model_type, CONFIG_MAPPING.keys(), n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        return f"transformers {__version__} knows no model_type {model_type!r}{meant}"
-    if "'dict' object" in str(error) and (parts := _parts_it_has_not(config)):
-        return f"a model of the type {model_type!r} has no {' and no '.join(parts)}; take it out"
-    if isinstance(error, KeyError) and error.args:
-        # Looked up in one of transformers' tables: of activations, of rotary embeddings.
-        fields = [name for name, value in _fields(config) if value == error.args[0]]
-        where = fields[0] if fields else "it"
-        return f"{where} says {error.args[0]!r}, which transformers {__version__} does not know"
-    return f"transformers cannot build this model ({in_one_line(error)})"
-
-
-def _parts_it_has_not(config: Mapping[str, Any]) -> list[str]:
-    # transformers keeps what it does not know as it is, and fails where a part should be one.
-    from transformers import CONFIG_MAPPING
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        return []
-    known = getattr(CONFIG_MAPPING[model_type], "sub_configs", {})
-    parts = [n for n, v in config.items() if n.endswith("_config") and isinstance(v, dict)]
-    return [name for name in parts if name not in known and name != "quantization_config"]
-
-
-def _fields(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{place}{name}.")
-        else:
-            yield f"{place}{name}", value
+def _unfit(path: Path, problem: str) -> str:
+    return f"{path}: weights do not fit the model ({problem})"
 
 
 def _dtype(name: str) -> "torch.dtype":

@@ -11,7 +11,7 @@ from typing import Any
 
 from qsweep.architecture import expert_counts, holds_experts, require_language_model
 from qsweep.errors import ConfigError
-from qsweep.model_config import LENGTHS, check_config, read_config, text_config
+from qsweep.model_config import LENGTHS, check_config, check_sizes, read_config, text_config
 from qsweep.model_files import (
     check_directory,
     index_file,
@@ -63,6 +63,7 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     _require_tokenizer(path)
     tensors = read_tensors(path)
     _refuse_integers(tensors)
+    check_sizes(path / "config.json", config, [info.shape for info in tensors.values()])
     model_type = str(config.get("model_type", ""))
     text = text_config(config)
     if text.get("tie_word_embeddings") is True:
@@ -211,11 +212,16 @@ def _max_length(text: Mapping[str, Any], model_type: str) -> int:
 
 
 def _vocab_size(tensors: Mapping[str, TensorInfo], text: Mapping[str, Any], path: Path) -> int:
-    # What the head really has counts, not what a configuration says or leaves to a default.
+    # What the head really has counts, not what a configuration says or leaves to a default. A layer's
+    # own output is no head; of several, that of the text is the largest, and a voice's is small.
     for pattern in (_HEAD, _EMBEDDING):
-        for name, info in tensors.items():
-            if pattern.search(name) and len(info.shape) == 2:
-                return info.shape[0]
+        rows = [
+            info.shape[0]
+            for name, info in tensors.items()
+            if pattern.search(name) and len(info.shape) == 2 and not _NUMBERED.search(name)
+        ]
+        if rows:
+            return max(rows)
     if isinstance(text.get("vocab_size"), int):
         return int(text["vocab_size"])
     raise ConfigError(f"{path}: no embedding among its weights, so it is no causal language model")

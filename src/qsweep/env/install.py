@@ -75,11 +75,11 @@ def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "aut
     """
     if installer not in INSTALLERS:
         raise ConfigError(
-            f"installer={installer}: no such installer{nearest(installer, INSTALLERS)}"
+            f"--installer {installer}: no such installer{nearest(installer, INSTALLERS)}"
         )
     uv = find_uv()
     if installer == "uv" and uv is None:
-        raise ConfigError("installer=uv: uv is not installed; take pip")
+        raise ConfigError("--installer uv: uv is not installed; take pip")
     if installer == "auto" and uv is not None and pip_has_an_index():
         uv = None
     if uv is not None and installer != "pip":

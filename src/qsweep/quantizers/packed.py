@@ -33,7 +33,7 @@ def check_values(bits: int, group_size: int, sym: Sym) -> None:
 def check_damp(damp_percent: float) -> None:
     """Refuse a damping that is no share. Raises ConfigError."""
     if not 0 < damp_percent < 1:
-        raise ConfigError(f"damp_percent={damp_percent}: must be between 0 and 1")
+        raise ConfigError(f"quant.damp_percent={damp_percent}: must be between 0 and 1")
 
 
 def resolve_sym(sym: Sym, auto: bool) -> bool:

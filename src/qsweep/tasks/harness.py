@@ -1,8 +1,10 @@
 """Tasks of lm-evaluation-harness on the dense engine: its prompts and its scoring, our model."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +52,16 @@ _CAPABILITY = {
 # Of a task's metrics the one that is compared: the first of these that it has.
 _METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1", "em", "f1")
 _FEWSHOT_SEED = 1234
+# Packages that are not called like the module in them, as far as tasks import them.
+_PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "antlr4": "antlr4-python3-runtime==4.11",
+    "bs4": "beautifulsoup4",
+    "pkg_resources": "'setuptools<82'",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 
 
 def capability_of(name: str) -> str:
@@ -251,10 +263,31 @@ def _offline_if_unreachable() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def install_advice(module: str) -> str:
+    """What to install for a module that a task of the harness imports.
+
+    Only what the harness itself declares: a package of the module's name may be a stranger's.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    root = module.partition(".")[0]
+    package = canonicalize_name(Requirement(_PACKAGES.get(root, root).strip("'")).name)
+    for ours in ("qsweep", "lm_eval"):
+        for line in importlib.metadata.requires(ours) or ():
+            requirement = Requirement(line)
+            extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker or ""))
+            if canonicalize_name(requirement.name) == package and extra:
+                return f'pip install "{ours}[{extra[1]}]"'
+    if root in _PACKAGES:
+        return f"pip install {_PACKAGES[root]}"
+    return "its README in lm-evaluation-harness names the package to install"
+
+
 def _in_words(error: Exception, leaf: Leaf) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, ModuleNotFoundError):
-        return f"needs the package {error.name}: pip install {error.name}"
+        return f"needs the module {error.name}: {install_advice(str(error.name))}"
     if "gated" in first:
         return "its data set is gated; accept its terms on the hub and log in (hf auth login)"
     offline = ("offline", "reach", "connect", "find the request")

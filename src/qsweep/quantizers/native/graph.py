@@ -16,6 +16,9 @@ from torch import nn
 from qsweep.architecture import NO_EXPERTS
 from qsweep.errors import IncompatibleTrial
 
+# What works all the same: it goes through no model.
+ROUNDING = "quant=rtn quantizes such a model, too"
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -158,6 +161,6 @@ def _refuse_what_cannot_be(decoder: Decoder) -> None:
             if pointer in seen:
                 raise IncompatibleTrial(
                     f"{full}: shares its weight with {seen[pointer]}; the native backend "
-                    "quantizes each layer for its own inputs"
+                    f"quantizes each layer for its own inputs; {ROUNDING}"
                 )
             seen[pointer] = full

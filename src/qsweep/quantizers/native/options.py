@@ -74,12 +74,12 @@ class NativeGPTQ:
         check_damp(self.damp_percent)
         if self.scale_search not in SEARCHES:
             raise ConfigError(
-                f"scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
+                f"quant.scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
             )
         if self.sequential != "auto" and not isinstance(self.sequential, bool):
-            raise ConfigError(f"sequential={self.sequential}: must be true, false or auto")
+            raise ConfigError(f"quant.sequential={self.sequential}: must be true, false or auto")
         if not 0 <= self.gptaq_alpha <= 1:
-            raise ConfigError(f"gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
+            raise ConfigError(f"quant.gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from qsweep.architecture import NO_EXPERTS
 from qsweep.errors import IncompatibleTrial
-from qsweep.quantizers.native.graph import Decoder, linears_of, raw_weight
+from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight
 from qsweep.quantizers.native.options import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stats import InputStats
@@ -44,9 +44,6 @@ class Stage:
     linears: tuple[str, ...]
     channels: int
 
-
-# What works all the same: it goes through no model.
-ROUNDING = "quant=rtn quantizes such a model, too"
 
 OnStage = Callable[[Stage, InputStats], None]
 # By a stage's first linear layer, what goes into it of each chunk.
