@@ -125,6 +125,9 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
     (tmp_path / "a.md").write_text("a")
     (tmp_path / "sub" / "c.txt").write_text("c")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".git").mkdir()
+    for hidden in (".git/HEAD.txt", ".draft.md", "sub/.c.txt"):  # as a pattern leaves them out, too
+        (tmp_path / hidden).write_text("hidden")
     assert load_documents(file(tmp_path)) == ["a", "b", "c"]
     assert load_documents(file(tmp_path / "*.txt")) == ["b"]
     assert load_documents(file(tmp_path / "**" / "*.txt")) == ["b", "c"]
@@ -177,6 +180,12 @@ def test_a_parquet_file_without_the_field_names_the_nearest(tmp_path):
     write_rows(path, [{"texts": "a", "id": 1}])
     with pytest.raises(ConfigError, match=r"no field 'text'; did you mean 'texts'\?"):
         load_documents(file(path))
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a.txt", "s3://bucket/*.jsonl", "file:///a"])
+def test_a_url_is_no_file(url):
+    with pytest.raises(ConfigError, match="is a URL; download it"):
+        load_documents(CorpusConfig("c", "file", path=url))
 
 
 def test_a_corpus_says_what_it_lacks():

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from qsweep.tasks.humaneval import problems
-from qsweep.tasks.sandbox import Limits, Sandbox, find_sandbox, run_program, run_programs
+from qsweep.tasks.sandbox import (
+    Limits,
+    Sandbox,
+    cgroup,
+    find_sandbox,
+    run_program,
+    run_programs,
+)
 from qsweep.tasks.sandbox.run import _probe
 from qsweep.tasks.task import TaskUnavailable
 
@@ -283,3 +290,29 @@ def test_every_limit_reaches_the_program(sandbox):
     assert limits["RLIMIT_AS"] == [512 << 20] * 2
     assert limits["RLIMIT_CORE"] == [0, 0]
     assert limits["RLIMIT_NPROC"][1] > 0
+
+
+@pytest.mark.skipif(not cgroup.available(), reason="no control group can be made here")
+def test_a_group_that_is_still_held_is_removed_later():
+    parent = cgroup._parent()
+    with cgroup.limited(64 << 20) as group:
+        held = subprocess.Popen(group.command(["sleep", "60"]))
+        while str(held.pid) not in (group.folder / "cgroup.procs").read_text().split():
+            time.sleep(0.01)
+    try:
+        assert group.folder.exists()
+    finally:
+        held.kill()
+        held.wait()
+    with cgroup.limited(64 << 20):
+        pass
+    assert not group.folder.exists()
+    # What a process that was killed left in a group beside is swept, too.
+    beside = parent / "qsweep-test-beside"
+    left = beside / f"qsweep-sandbox-{held.pid}-abc"
+    try:
+        left.mkdir(parents=True)
+        cgroup._sweep(parent / "qsweep-test-other")
+        assert not left.exists()
+    finally:
+        beside.rmdir()

@@ -241,6 +241,60 @@ def test_a_wrong_answer_cannot_be_passed_off(sandbox, way, test):
     assert run_program(sandbox, WRONG.replace("41", "42"), LIMITS, test=test).passed
 
 
+# Finds what says passed in the process that runs it.
+LEAVE = """
+import os, sys
+frame = sys._getframe()
+while frame is not None:
+    order = frame.f_locals.get('order')
+    if isinstance(order, dict) and 'token' in order:
+        os.write(order['verdict'], order['token'].encode())
+        os._exit(0)
+    frame = frame.f_back
+"""
+ROUND_TRIPS = {
+    "exec by its name": "decode = exec",
+    "exec as a result": "def decode(text): return exec",
+    "eval in a container": "decode = [eval][0]\ndef pick(): return {'f': eval}['f']",
+    "a class whose instances are made of a text": "from timeit import Timer as decode",
+    "the loads of pickle": "import pickle\ndecode = pickle.loads",
+    "a function among defaults": "import functools\ndecode = functools.partial(exec)",
+}
+
+
+@pytest.mark.parametrize("way", ROUND_TRIPS)
+def test_what_the_program_calls_a_function_never_runs_in_the_tests_process(sandbox, way):
+    # A test of a round trip hands the program's text to what the program calls a function.
+    program = f"def encode(text): return {LEAVE!r}\n{ROUND_TRIPS[way]}\n"
+    test = "found = decode(encode('abc'))\nif callable(found): found = found(encode('abc'))\n"
+    outcome = run_program(sandbox, program, LIMITS, test=test + "assert found == 'abc'\n")
+    assert not outcome.passed, outcome
+
+
+def test_no_socket_leads_past_the_walls(sandbox):
+    if not can_filter():
+        pytest.skip("no filter for this kind of machine")
+    # AF_VSOCK, which no network namespace bounds; AF_NETLINK, AF_PACKET, AF_ALG, AF_BLUETOOTH.
+    program = (
+        "import errno, socket\n"
+        "def refused(family):\n"
+        "    try: socket.socket(family, socket.SOCK_STREAM)\n"
+        "    except OSError as error: return error.errno == errno.EAFNOSUPPORT\n"
+        "def works(family): return socket.socket(family).close() is None\n"
+        "def talks():\n"
+        "    one, other = socket.socketpair()\n"
+        "    one.send(b'x')\n"
+        "    return other.recv(1) == b'x'\n"
+    )
+    test = (
+        "assert all(refused(family) for family in (40, 16, 17, 38, 31))\n"
+        "assert all(works(family) for family in (1, 2, 10)) and talks()\n"
+        "import asyncio\nasync def nothing(): return 1\nassert asyncio.run(nothing()) == 1\n"
+    )
+    outcome = run_program(sandbox, program, LIMITS, test=test)
+    assert outcome.passed, outcome
+
+
 def test_a_program_that_dies_fails_though_the_test_catches_everything(sandbox):
     program = "import os\ndef f(x):\n    os._exit(0)\n"
     test = "try:\n    f(1)\n    raise SystemError\nexcept BaseException:\n    pass\n"

@@ -49,6 +49,7 @@ ATTENTION = {
         "num_local_experts": 2,
     },
     "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64},
+    "gemma4_text": {"sliding_window": 24},
     "bloom": {"n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
     "gpt_neo": {
@@ -129,6 +130,30 @@ def test_choices_score_as_in_a_plain_loop(kind, pocket_dir):
     found = [likelihood.logprob for likelihood in lm.loglikelihoods(pairs)]
     assert found == pytest.approx(plain(build(kind, overrides), pairs), abs=1e-4)
     assert lm.facts["shared_prefixes"] in (False, "in part")
+
+
+def test_frequencies_that_grow_with_the_longest_text_are_each_texts_own(pocket_dir):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    overrides = {"rope_parameters": rope, "max_position_embeddings": 64}
+    pairs = questions(lengths=(150, 60, 45, 2), begin=20)
+    expected = [plain(build("llama", overrides), [pair])[0] for pair in pairs]
+    lm = asked(build("llama", overrides), pocket_dir)
+    assert [found.logprob for found in lm.loglikelihoods(pairs)] == pytest.approx(
+        expected, abs=1e-4
+    )
+    prompts = [list(pair.context) for pair in pairs[::4]]
+    alone = [
+        asked(build("llama", overrides), pocket_dir).generate([prompt], Sampling(6))[0]
+        for prompt in prompts
+    ]
+    assert lm.generate(prompts, Sampling(6)) == alone
+
+
+def test_layers_of_several_head_sizes_generate(pocket_dir):
+    lm = asked(build("gemma4_text", {"sliding_window": 24}), pocket_dir)
+    prompts = [[5, 6, 7], list(range(1, 60))]
+    alone = [lm.generate([prompt], Sampling(4))[0] for prompt in prompts]
+    assert lm.generate(prompts, Sampling(4)) == alone
 
 
 def test_what_lies_within_the_window_is_shared_still(pocket_dir):

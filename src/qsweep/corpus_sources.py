@@ -33,9 +33,19 @@ def from_files(config: "CorpusConfig") -> list[str]:
 
 def file_paths(config: "CorpusConfig") -> list[Path]:
     """The files that ``config.path`` means, in order. Raises ConfigError where there is none."""
+    if "://" in str(config.path):
+        raise ConfigError(
+            f"{config.name}: {config.path}: is a URL; download it, and give the file's path"
+        )
     given = Path(str(config.path)).expanduser()
     if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.is_file() and p.suffix.lower() in _SUFFIXES)
+        found = sorted(
+            path
+            for path in given.rglob("*")
+            if path.is_file()
+            and path.suffix.lower() in _SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(given).parts)
+        )
         if not found:
             raise ConfigError(f"{config.name}: {given} holds no {', '.join(_SUFFIXES)} file")
         return found

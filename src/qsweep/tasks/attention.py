@@ -65,7 +65,7 @@ def is_recurrent(model: "PreTrainedModel") -> bool:
     """Whether some layer carries a state along, or chooses by content what it sees."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    chooses = any(getattr(config, name, None) for name in _CHOOSING)
+    chooses = any(value for name in _CHOOSING for value in of_layers(config, name))
     return bool(getattr(model, "_is_stateful", False)) or chooses or not kinds <= _PLAIN_LAYERS
 
 
@@ -86,10 +86,34 @@ def _kind(rope: Mapping[str, Any]) -> Any:
 
 def windows(config: Any) -> Iterator[int]:
     """How many tokens the layers with the shortest sight see, by all that a configuration says."""
-    for name in _WINDOWS:
-        value = getattr(config, name, None)
+    for value in (value for name in _WINDOWS for value in of_layers(config, name)):
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             yield value
+
+
+def of_layers(config: Any, name: str) -> list[Any]:
+    """What a configuration says under a name: one value, or each layer's where layers differ."""
+    try:
+        return [getattr(config, name, None)]
+    except RuntimeError:  # transformers' word for a value that no layer need have
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+
+
+def remembers_length(model: "PreTrainedModel") -> bool:
+    """Whether rotary frequencies go by the longest text that was run, until a short one is."""
+    config = model.config.get_text_config()
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = (_kind(rope) for rope in (found, *found.values()) if isinstance(rope, Mapping))
+    return "dynamic" in kinds
+
+
+def forget_length(model: "PreTrainedModel") -> None:
+    """Have a model run the next text as if it were the first: see :func:`remembers_length`."""
+    import torch
+
+    if remembers_length(model):
+        run: Any = model
+        run(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
 
 
 def _alibi(config: Any) -> bool:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import QsweepError, TrialFailed
 from qsweep.nonfinite import origin
-from qsweep.tasks.attention import is_recurrent, rope_boundaries, rounding
+from qsweep.tasks.attention import (
+    forget_length,
+    is_recurrent,
+    of_layers,
+    rope_boundaries,
+    rounding,
+)
 from qsweep.tasks.model import LanguageModel, Sampling
 from qsweep.tasks.rows import last_tokens
 
@@ -89,12 +95,13 @@ def rows_at_once(model: "PreTrainedModel", length: int) -> int:
     row is nearly free, and beyond it nothing is gained.
     """
     config: Any = model.config.get_text_config()
-    queries = getattr(config, "num_attention_heads", None)
+    queries = max((n for n in of_layers(config, "num_attention_heads") if n), default=0)
     if not isinstance(queries, int) or queries < 1:
         return _MOST  # no attention: a state of fixed size
-    heads = getattr(config, "num_key_value_heads", None)
-    heads = heads if isinstance(heads, int) and heads > 0 else queries
-    size = getattr(config, "head_dim", None) or config.hidden_size // queries
+    heads = max((n for n in of_layers(config, "num_key_value_heads") if n), default=queries)
+    size = max(
+        (n for n in of_layers(config, "head_dim") if n), default=config.hidden_size // queries
+    )
     per_row = 2 * config.num_hidden_layers * heads * size * max(1, length)
     return max(_FEWEST, min(_MOST, model.num_parameters() // per_row))
 
@@ -182,6 +189,7 @@ def _first_steps(
     pad = _pad(lm)
     ids, mask = _left_padded(rows, pad)
     model: Any = lm.model
+    forget_length(model)
     found = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),
@@ -231,6 +239,7 @@ def _generate(
     if sampling.do_sample:
         torch.manual_seed(0)
     model: Any = lm.model
+    forget_length(model)
     produced = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),

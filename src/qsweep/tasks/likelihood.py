@@ -19,7 +19,7 @@ from qsweep.errors import QsweepError, TrialFailed
 from qsweep.evaluators.engine import batch_size, quick_memory
 from qsweep.evaluators.scoring import choose_tile, score, token_parts
 from qsweep.nonfinite import origin
-from qsweep.tasks.attention import full_attention_span, rounding
+from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
 from qsweep.tasks.model import LanguageModel, Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
 
@@ -119,6 +119,7 @@ def _score_batch(
     import torch
 
     inputs = _inputs(lm, batch, prefix)
+    forget_length(lm.model)
     features = _features(lm, inputs, prefix, cache, len(batch))
     width = inputs.ids.shape[1]
     at: list[int] = []
@@ -288,6 +289,8 @@ def _padding_holds(lm: LanguageModel, order: Sequence[Row]) -> bool:
     shorter = [row for row in batched if row.length < batched[0].length]
     if not shorter:
         return True  # nothing is padded
+    if remembers_length(lm.model):
+        return False
     long = batched[0]
     try:
         return all(

@@ -6,6 +6,7 @@ whom a subtree is delegated; version 2 and version 1 of the kernel's interface d
 the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -22,6 +23,8 @@ _PREFIX = "qsweep-sandbox-"
 _ENTER = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
 # A group can be removed once all of its processes are gone.
 _REMOVE_WITHIN_S = 2.0
+# Groups that could not be removed in time.
+_late: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -133,19 +136,39 @@ def _try_to_write(file: Path, value: int) -> None:
 
 def _remove(group: Group) -> None:
     deadline = time.monotonic() + _REMOVE_WITHIN_S
-    while group.folder.exists():
-        try:
-            group.folder.rmdir()
-        except OSError:
-            if time.monotonic() > deadline:
-                return  # swept away by whoever comes next
+    for folder in list(_late):
+        _try_to_remove(folder)
+    while not _try_to_remove(group.folder):
+        if time.monotonic() > deadline:
+            # The kernel still takes apart what it held: with the next group, or at the end.
+            _late.add(group.folder)
+            return
+        time.sleep(0.005)
+
+
+def _try_to_remove(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    _late.discard(folder)
+    return True
+
+
+@atexit.register
+def _remove_late() -> None:
+    deadline = time.monotonic() + _REMOVE_WITHIN_S
+    for folder in list(_late):
+        while not _try_to_remove(folder) and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what processes that were killed have left."""
+    """Remove what processes that were killed have left, here and in the groups beside."""
     with contextlib.suppress(OSError):
-        for folder in parent.glob(f"{_PREFIX}*"):
+        for folder in (*parent.glob(f"{_PREFIX}*"), *parent.parent.glob(f"*/{_PREFIX}*")):
             owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
             if owner.isdigit() and not Path("/proc", owner).exists():
                 with contextlib.suppress(OSError):

@@ -1,12 +1,13 @@
 """The process that runs a program, and lends what the program defines to the one that judges it."""
 
+import builtins
 import contextlib
 import os
 import sys
-import traceback
 from typing import Any
 
 from qsweep.tasks.sandbox.inside.peer import Peer
+from qsweep.tasks.sandbox.inside.printed import print_last_lines
 from qsweep.tasks.sandbox.inside.wire import Lost
 
 
@@ -24,21 +25,24 @@ def main(order: dict[str, Any]) -> None:
         if os.getpid() == own:
             with contextlib.suppress(BaseException):
                 sys.stdout.flush()
-                traceback.print_exc(limit=-3)
+                print_last_lines()
             with contextlib.suppress(Lost):
-                peer.channel.tell({"raised": peer.describe(error)})
+                peer.channel.tell(peer.describe(error))
         os._exit(1)
     if os.getpid() == own:  # a fork of it has nothing to lend
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
-        peer.names = lambda name: _lend(space[name])
+        builtins.input = peer.input  # type: ignore[assignment]
+        peer.names = lambda name: _lend(name, space[name])
         with contextlib.suppress(Lost):
-            peer.channel.tell({"value": None})
+            peer.channel.tell({"changed": [], "of": None})
             peer.channel.serve_for_ever()
     # Whatever threads and exit handlers the program left have no say.
     os._exit(0)
 
 
-def _lend(value: Any) -> tuple[str, Any]:
-    # Each process has modules of its own.
-    return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
+def _lend(name: str, value: Any) -> tuple[str, Any]:
+    # Each process has modules of its own. One under another name is an object like others: the test
+    # would call its functions in place of the program's.
+    same = isinstance(value, type(sys)) and value.__name__ == name
+    return ("module", name) if same else ("value", value)

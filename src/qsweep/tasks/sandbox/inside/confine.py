@@ -10,7 +10,6 @@ Documentation/userspace-api/seccomp_filter.rst.
 import contextlib
 import errno
 import os
-import platform
 import resource
 import struct
 from typing import Any
@@ -37,8 +36,11 @@ _REFUSED: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 _CLONE3 = 435
-# By machine: AUDIT_ARCH_*, clone, mmap.
-_MACHINES = {"x86_64": (0xC000003E, 56, 9), "aarch64": (0xC00000B7, 220, 222)}
+# By machine: AUDIT_ARCH_*, clone, mmap, socket.
+_MACHINES = {"x86_64": (0xC000003E, 56, 9, 41), "aarch64": (0xC00000B7, 220, 222, 198)}
+# AF_UNIX, AF_INET, AF_INET6 end at the walls. Others do not: AF_VSOCK reaches the host of a virtual
+# machine from every network namespace, AF_ALG the kernel's own ciphers.
+_WALLED_FAMILIES = (1, 2, 10)
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: see clone(2).
 _NEW_NAMESPACE = 0x7E020000
 _MAP_SHARED = 0x01
@@ -65,7 +67,8 @@ def confine(order: dict[str, Any]) -> None:
 
 def can_filter() -> bool:
     """Whether this kind of machine has a filter here."""
-    return platform.system() == "Linux" and platform.machine() in _MACHINES
+    machine = os.uname()
+    return machine.sysname == "Linux" and machine.machine in _MACHINES
 
 
 def refuse_system_calls() -> None:
@@ -79,7 +82,7 @@ def refuse_system_calls() -> None:
 
     if not can_filter():
         raise OSError(errno.ENOSYS, "no filter for this kind of machine")
-    program = _program(platform.machine())
+    program = _program(os.uname().machine)
     code = ctypes.create_string_buffer(program)
     # struct sock_fprog: how many instructions, where they are.
     filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
@@ -93,7 +96,7 @@ def refuse_system_calls() -> None:
 
 
 def _program(machine: str) -> bytes:
-    architecture, clone, mmap = _MACHINES[machine]
+    architecture, clone, mmap, socket = _MACHINES[machine]
     lines = [
         _load(_ARCHITECTURE),
         *_unless(_EQUAL, architecture, errno.EPERM),
@@ -106,6 +109,7 @@ def _program(machine: str) -> bytes:
         lines += _where(_EQUAL, number, errno.EPERM)
     lines += _with_argument(clone, 0, _NEW_NAMESPACE)
     lines += _with_argument(mmap, 3, _MAP_SHARED)
+    lines += _with_one_of(socket, 0, _WALLED_FAMILIES)
     return b"".join([*lines, _step(_RETURN, _ALLOW)])
 
 
@@ -113,6 +117,14 @@ def _with_argument(number: int, argument: int, bits: int) -> list[bytes]:
     """Refuse a system call one of whose arguments has any of these bits, of its lower 32."""
     refuse = _where(_ANY_BIT, bits, errno.EPERM)
     body = [_load(16 + 8 * argument), *refuse, _load(_NUMBER)]
+    return [_step(_EQUAL, number, 0, len(body)), *body]
+
+
+def _with_one_of(number: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
+    """Refuse a system call one of whose arguments is, in its lower 32 bits, none of these."""
+    tests = [_step(_EQUAL, value, len(values) - i) for i, value in enumerate(values)]
+    refuse = _step(_RETURN, _REFUSE | errno.EAFNOSUPPORT)
+    body = [_load(16 + 8 * argument), *tests, refuse, _load(_NUMBER)]
     return [_step(_EQUAL, number, 0, len(body)), *body]
 
 

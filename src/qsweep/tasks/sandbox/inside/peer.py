@@ -1,108 +1,55 @@
-"""One side's objects, and stand-ins for those of the other.
+"""One side's objects, and requests to use those of the other.
 
-What is no plain data stays with its owner; the other side holds a :class:`Remote`, whose every use
-is a request. So a test can work with a program's functions, classes, instances and generators as
-if they were its own, though they live in another process.
+What is no plain data stays with its owner; the other side holds a stand-in, whose every use is a
+request. So a test can work with a program's functions, classes, instances and generators as if they
+were its own, though they live in another process.
 """
 
 import builtins
 import contextlib
 import copy
-import io
-import operator
 import sys
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from qsweep.tasks.sandbox.inside.wire import MUTABLE, Channel, Lost, decode, encode
+from qsweep.tasks.sandbox.inside.library import (
+    arguments,
+    is_pythons_exception,
+    library_class,
+    make_error,
+)
+from qsweep.tasks.sandbox.inside.permit import permit
+from qsweep.tasks.sandbox.inside.printed import Printed
+from qsweep.tasks.sandbox.inside.standin import (
+    SOLID,
+    bindable,
+    coroutine,
+    describe_class,
+    generator,
+    make_class,
+    solid,
+    subclass,
+)
+from qsweep.tasks.sandbox.inside.wire import (
+    PLAIN_CLASSES,
+    Channel,
+    Lost,
+    Memory,
+    contents,
+    decode,
+    encode,
+    fill,
+    is_late,
+)
 
-# What may be done with an object, beside calling it: the operation's name, and how it is done.
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in (
-        "eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod",
-        "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift", "neg", "pos", "invert", "index",
-        "getitem", "setitem", "delitem", "contains",
-    )},
-    "iter": iter, "next": next, "len": len, "repr": repr, "str": str, "hash": hash,
-    "bool": bool, "int": int, "float": float, "complex": complex, "abs": abs, "round": round,
-    "divmod": divmod, "reversed": reversed, "format": format, "dir": dir,
-    "getattr": getattr, "setattr": setattr, "delattr": delattr,
-    "isinstance": isinstance, "issubclass": issubclass,
-    "copy": copy.copy, "deepcopy": lambda value, _=None: copy.deepcopy(value),
-    "enter": lambda value: type(value).__enter__(value),
-    "exit": lambda value, *_: type(value).__exit__(value, None, None, None),
-}  # fmt: skip
-# What the program may do with objects of the test that it was handed: no more than use a function
-# or an iterator. Attributes would lead it to everything else.
-_HARMLESS = ("iter", "next")
-_SPECIAL = {
-    "eq": "__eq__", "ne": "__ne__", "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__",
-    "add": "__add__", "sub": "__sub__", "mul": "__mul__", "truediv": "__truediv__",
-    "floordiv": "__floordiv__", "mod": "__mod__", "pow": "__pow__", "matmul": "__matmul__",
-    "and_": "__and__", "or_": "__or__", "xor": "__xor__", "lshift": "__lshift__",
-    "rshift": "__rshift__", "neg": "__neg__", "pos": "__pos__", "invert": "__invert__",
-    "index": "__index__", "getitem": "__getitem__", "setitem": "__setitem__",
-    "delitem": "__delitem__", "contains": "__contains__", "iter": "__iter__", "next": "__next__",
-    "len": "__len__", "repr": "__repr__", "str": "__str__", "hash": "__hash__", "bool": "__bool__",
-    "int": "__int__", "float": "__float__", "complex": "__complex__", "abs": "__abs__",
-    "round": "__round__", "divmod": "__divmod__", "reversed": "__reversed__",
-    "format": "__format__", "dir": "__dir__", "copy": "__copy__", "deepcopy": "__deepcopy__",
-    "enter": "__enter__", "exit": "__exit__", "getattr": "__getattr__", "delattr": "__delattr__",
-}  # fmt: skip
-# Operators that a plain value on their left leaves to the object on their right.
-_REFLECTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_",
-              "xor", "lshift", "rshift", "divmod")  # fmt: skip
-# What a call may print and hand back with its result; more goes to the output at once.
-_PRINTED = 32768
-
-
-class Remote:
-    """Stands for an object of the other side."""
-
-    __slots__ = ("_remote_number", "_remote_peer")
-    _remote_number: int
-    _remote_peer: "Peer"
-
-    def __init__(self, peer: "Peer", number: int):
-        object.__setattr__(self, "_remote_peer", peer)
-        object.__setattr__(self, "_remote_number", number)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        return self._remote_peer.request("call", self, args, kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._remote_peer.request("setattr", self, (name, value))
-
-    def __instancecheck__(self, instance: Any) -> bool:
-        # The other way round: is what stands first an instance of me?
-        return isinstance(instance, Remote) and bool(
-            self._remote_peer.request("isinstance", instance, (self,))
-        )
-
-    def __subclasscheck__(self, cls: Any) -> bool:
-        return isinstance(cls, Remote) and bool(
-            self._remote_peer.request("issubclass", cls, (self,))
-        )
-
-
-def _special(operation: str) -> Callable[..., Any]:
-    def method(self: Remote, *args: Any) -> Any:
-        return self._remote_peer.request(operation, self, args)
-
-    return method
-
-
-def _reflected(operation: str) -> Callable[..., Any]:
-    def method(self: Remote, other: Any) -> Any:
-        return self._remote_peer.request("reflected", self, (operation, other))
-
-    return method
-
-
-for _operation, _name in _SPECIAL.items():
-    setattr(Remote, _name, _special(_operation))
-for _operation in _REFLECTED:
-    setattr(Remote, f"__r{_operation.rstrip('_')}__", _reflected(_operation))
+# What a class itself is asked for in another way than by its own special methods.
+_OF_CLASSES: dict[str, Callable[..., Any]] = {
+    "__iter__": iter,
+    "__len__": len,
+    "__getitem__": lambda kind, key: kind[key],
+    "__contains__": lambda kind, value: value in kind,
+}
 
 
 class Peer:
@@ -110,8 +57,8 @@ class Peer:
 
     Args:
         descriptor: The channel's socket.
-        generous: Whether the other side may do anything with this side's objects, or only call
-            functions and advance iterators.
+        generous: Whether the other side may do anything with this side's objects. Else it may call
+            functions, advance iterators, and use what the test's own classes define.
     """
 
     def __init__(self, descriptor: int, *, generous: bool):
@@ -119,12 +66,15 @@ class Peer:
         self.lost = False
         self.names: Callable[[str], Any] | None = None
         """Looks up a global name for the other side."""
-        self._allowed = tuple(_OPERATIONS) if generous else _HARMLESS
         self._generous = generous
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
-        self._exceptions: dict[str, type] = {}
-        self._remotes: dict[int, Remote] = {}
+        self._theirs: dict[int, Any] = {}
+        self._their_numbers: dict[int, int] = {}
+        self._memory = Memory(int(generous))
+        self._dropped: list[int] = []
+        self._depth = 0
+        self._loop: Any = None
 
     def request(
         self,
@@ -134,107 +84,229 @@ class Peer:
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Have the other side do something; raises what it raises."""
-        given = list(args) + list((kwargs or {}).values())
+        return self._ask(operation, lambda: self._encode(target), args, kwargs or {})
+
+    def ask(self, number: int, operation: str, args: Sequence[Any]) -> Any:
+        """As :meth:`request`, of an object of the other side by its number."""
+        target = {"is": "reference", "of": ["yours", number]}
+        return self._ask(operation, lambda: target, args, {})
+
+    def input(self, *prompt: Any) -> Any:
+        """The built-in function on the other side, where a test may have put something else."""
+        return self._ask("input", lambda: None, prompt, {})
+
+    def _ask(
+        self,
+        operation: str,
+        target: Callable[[], Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
         try:
-            answer = self.channel.call(
-                [operation, self._encode(target), [self._encode(a) for a in args],
-                 {name: self._encode(value) for name, value in (kwargs or {}).items()}]
-            )  # fmt: skip
-            return self.outcome(answer, given)
+            with self.channel.turn, self._exchange():
+                message = self._told(
+                    lambda: [
+                        operation,
+                        target(),
+                        [self._encode(arg) for arg in args],
+                        {name: self._encode(value) for name, value in kwargs.items()},
+                    ]
+                )
+                return self.outcome(self.channel.call(message))
         except Lost:
             self.lost = True
             raise
 
-    def outcome(self, answer: Any, given: Sequence[Any] = ()) -> Any:
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        # Between two exchanges of the test's, nobody is in the middle of anything.
+        if self._depth == 0 and not self._generous:
+            self._dropped = self._memory.excess()
+            self._memory.forget(self._dropped)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def _told(self, encoded: Callable[[], Any]) -> dict[str, Any]:
+        # A message, behind what has changed in the containers that both sides know.
+        before = len(self._memory.values)
+        try:
+            changed = [
+                [n, contents(self._memory.values[n], self._reference, self._memory)]
+                for n in self._memory.changed()
+            ]
+            dropped, self._dropped = self._dropped, []
+            return {"dropped": dropped, "changed": changed, "of": encoded()}
+        except BaseException:
+            # Never sent: the other side does not know them.
+            self._memory.forget(list(self._memory.values)[before:])
+            raise
+
+    def _heard(self, message: dict[str, Any]) -> Any:
+        try:
+            self._memory.forget(message.get("dropped", ()))
+            for number, content in message["changed"]:
+                fill(self._memory.values[number], content, self._object, self._memory)
+            return message["of"]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Lost("a change of nothing") from error
+
+    def outcome(self, answer: Any) -> Any:
         """What an answer says: a value, or an exception, which is raised; what was printed."""
         if not isinstance(answer, dict):
             raise Lost("an answer that says nothing")
         if isinstance(printed := answer.get("printed"), str) and printed:
             sys.stdout.write(printed)
-        for index, value in (answer.get("changed") or {}).items():
-            # The checks are the protocol's: only what was given can have changed.
-            if index.isdigit() and int(index) < len(given):
-                _become(given[int(index)], self._decode(value))
-        if "raised" in answer:
-            raise self._exception(answer["raised"])
-        return self._decode(answer.get("value"))
+        what = self._decode(self._heard(answer))
+        if "raised" not in answer:
+            return what
+        raise what if isinstance(what, BaseException) else Lost("an exception that is none")
 
     def answer(self, request: Any) -> dict[str, Any]:
         """Do what the other side asks for."""
-        printed = _Printed(sys.stdout)
-        found: dict[str, Any] = {}
+        printed = Printed(sys.stdout)
         try:
-            operation, target, args, kwargs = request
-            target = target if operation == "name" else self._target(target)
+            operation, target, args, kwargs = self._heard(request)
+            target = target if operation in ("name", "input") else self._target(target)
             args = [self._decode(value) for value in args]
             kwargs = {name: self._decode(value) for name, value in kwargs.items()}
-            given = args + list(kwargs.values())
-            before = [self._state(value) for value in given]
             with contextlib.redirect_stdout(printed):
-                try:
-                    found["value"] = self._encode(self._perform(operation, target, args, kwargs))
-                finally:
-                    after = [self._state(value) for value in given]
-            found["changed"] = {
-                str(i): state for i, state in enumerate(after) if state != before[i]
-            }
+                value = self._perform(operation, target, args, kwargs)
+            found = self._told(lambda: self._encode(value))
         except Lost:
             raise
         except BaseException as error:
             # SystemExit too: to the test it is one failure among others.
-            found["raised"] = self.describe(error)
+            found = self.describe(error)
         return found | {"printed": printed.text()}
 
     def describe(self, error: BaseException) -> dict[str, Any]:
-        """An exception for the other side: its class and those that it derives from, its words."""
-        args: list[Any] = []
-        with contextlib.suppress(Exception):
-            plain = all(type(arg) in (str, int, float, bool) for arg in error.args)
-            args = [self._encode(arg) for arg in (error.args if plain else [str(error)])]
-        return {"kinds": _kinds(type(error)), "args": args}
+        """An exception for the other side, as an answer."""
+        try:
+            return self._told(lambda: self._encode(error)) | {"raised": True}
+        except Exception:
+            words = f"{type(error).__name__}, which cannot be told of"
+            return {"changed": [], "of": self._encode(RuntimeError(words)), "raised": True}
 
     def _perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if operation == "call" and callable(target):
-            return target(*args, **kwargs)
         if operation == "name" and self.names is not None:
             return self.names(target)
-        if operation == "reflected" and self._generous:
-            return _OPERATIONS[args[0]](args[1], target)
-        if operation in self._allowed:
-            return _OPERATIONS[operation](target, *args, **kwargs)
-        raise TypeError("an object of the test is used for more than calling it")
+        if operation == "input":
+            return builtins.input(*args)
+        if operation == "describe" and isinstance(target, type):
+            return describe_class(target)
+        if not self._generous:
+            permit(operation, target, args)
+        if operation == "call":
+            return target(*args, **kwargs)
+        if operation == "do":
+            name, *given = args
+            if isinstance(target, type) and name in _OF_CLASSES:
+                return _OF_CLASSES[name](target, *given)
+            return getattr(type(target), name)(target, *given)
+        if operation == "method":
+            return getattr(target, args[0])(*args[1:])
+        if operation == "await":
+            return self._run(target)
+        if operation == "subclass":
+            return subclass(target, *args)
+        if operation == "setattr" and isinstance(target, type):
+            args = [args[0], bindable(args[1])]
+        return _ATTRIBUTES[operation](target, *args)
 
-    def _state(self, value: Any) -> Any:
-        return self._encode(value) if type(value) in MUTABLE else None
+    def _run(self, awaitable: Any) -> Any:
+        import asyncio
+
+        async def wait() -> Any:
+            return await awaitable
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(wait())
 
     def _encode(self, value: Any) -> Any:
-        return encode(value, self._reference)
+        return encode(value, self._reference, self._memory)
 
     def _decode(self, message: Any) -> Any:
-        return decode(message, self._object)
+        return decode(message, self._object, self._memory)
 
     def _reference(self, value: Any) -> Any:
-        if isinstance(value, Remote):
-            return ["yours", value._remote_number]
-        name = getattr(value, "__name__", None)
+        if id(value) in self._their_numbers:
+            return ["yours", self._their_numbers[id(value)]]
+        # A program's function is run by the program, exec too: the test would run it on a text of
+        # the program's choice.
+        named = isinstance(value, type) or not self._generous
+        name = getattr(value, "__name__", None) if named else None
         if isinstance(name, str) and getattr(builtins, name, None) is value:
             return ["builtin", name]
-        if isinstance(value, type) and issubclass(value, BaseException):
-            return ["exception", _kinds(value)]
+        if isinstance(value, type):
+            if value in PLAIN_CLASSES or is_late(value) or is_pythons_exception(value):
+                return ["library", value.__module__, value.__name__]
+            return ["class", self._number(value)]
+        number, kind = self._number(value), type(value)
+        if isinstance(value, BaseException):
+            args = arguments(value)
+            cause = self._encode(value.__cause__)
+            return ["error", number, self._encode(kind), self._encode(args), cause]
+        for word, there in (("generator", types.GeneratorType), ("coroutine", _Awaitable)):
+            if isinstance(value, there):
+                return [word, number]
+        base = solid(kind)
+        content = None if base is None else self._encode(SOLID[base](value))
+        return ["mine", number, self._number(kind), content]
+
+    def _number(self, value: Any) -> int:
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self._objects)
             self._objects.append(value)  # which keeps its id from being another's
-        return ["mine", self._numbers[id(value)]]
+        return self._numbers[id(value)]
 
     def _object(self, reference: Any) -> Any:
-        kind, what = reference
+        kind, what, *more = reference
         if kind == "yours":
             return self._objects[int(what)] if int(what) >= 0 else _no_such()
-        if kind == "mine":
-            return self._remotes.setdefault(int(what), Remote(self, int(what)))
         if kind == "builtin":
-            return getattr(builtins, what) if what in vars(builtins) else _no_such()
-        return self._exception_class(what)
+            found = vars(builtins).get(what)
+            return found if self._generous or isinstance(found, type) else _no_such()
+        if kind == "library":
+            return library_class(what, more[0])
+        if int(what) not in self._theirs:
+            made = self._stand_in(kind, int(what), more)
+            self._theirs[int(what)] = made
+            self._their_numbers[id(made)] = int(what)
+        return self._theirs[int(what)]
+
+    def _stand_in(self, kind: str, number: int, more: list[Any]) -> Any:
+        if kind == "class":
+            return self._class(number)
+        if kind == "generator":
+            return generator(self, number)
+        if kind == "coroutine":
+            return coroutine(self, number)
+        if kind == "error":
+            return make_error(self._decode(more[0]), self._decode(more[1]), self._decode(more[2]))
+        made = self._object(["class", more[0]])
+        base = solid(made)
+        if base is None:
+            return object.__new__(made)
+        content = self._decode(more[1])
+        if type(content) is not base:
+            _no_such()
+        found = base.__new__(made, *(() if base in (list, dict, set) else (content,)))
+        if base in (list, dict, set):
+            getattr(base, "extend" if base is list else "update")(found, content)
+        return found
+
+    def _class(self, number: int) -> type:
+        try:
+            said = self.ask(number, "describe", ())
+            return make_class(self, said, [_class(base) for base in said["bases"]])
+        except Lost:
+            raise
+        except BaseException as error:
+            raise Lost("a class that cannot be told of") from error
 
     def _target(self, message: Any) -> Any:
         # A test's own built-in functions are not for the program to call: exec is one of them.
@@ -242,65 +314,28 @@ class Peer:
             raise TypeError("only what the test has handed over can be used")
         return self._decode(message)
 
-    def _exception(self, said: Any) -> BaseException:
-        try:
-            kind = self._exception_class(said["kinds"])
-            args = [self._decode(arg) for arg in said["args"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise Lost("an exception that is none") from error
-        found = kind.__new__(kind, *args)
-        found.args = tuple(args)
-        return found
 
-    def _exception_class(self, kinds: Any) -> type[BaseException]:
-        """The class of the first of these names, made here unless it is Python's own."""
-        names = [str(name)[:200] for name in kinds]
-        own = getattr(builtins, names[0], None) if names else BaseException
-        if isinstance(own, type) and issubclass(own, BaseException):
-            return own
-        key = " ".join(names)
-        if key not in self._exceptions:
-            parent = self._exception_class(names[1:])
-            self._exceptions[key] = type(names[0], (parent,), {})
-        return self._exceptions[key]
+_ATTRIBUTES: dict[str, Callable[..., Any]] = {
+    "getattr": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
+    "dir": dir,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
 
 
-class _Printed(io.TextIOBase):
-    """Collects what is printed, up to a bound; the rest goes where it would have gone."""
-
-    def __init__(self, beyond: Any):
-        self._parts: list[str] = []
-        self._size = 0
-        self._beyond = beyond
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        if self._size + len(text) > _PRINTED:
-            self._beyond.write(text)
-        else:
-            self._size += len(text)
-            self._parts.append(text)
-        return len(text)
-
-    def text(self) -> str:
-        return "".join(self._parts)
+class _MeansAwaitable(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return hasattr(type(value), "__await__")
 
 
-def _become(value: Any, other: Any) -> None:
-    """Let a container hold what the other side has made of its copy."""
-    if type(value) is not type(other) or type(value) not in MUTABLE:
-        return
-    value.clear()
-    if isinstance(value, (dict, set)):
-        value.update(other)
-    else:
-        value.extend(other)
+class _Awaitable(metaclass=_MeansAwaitable):
+    """Whatever can be awaited."""
 
 
-def _kinds(kind: type[BaseException]) -> list[str]:
-    return [base.__name__ for base in kind.__mro__ if issubclass(base, BaseException)]
+def _class(value: Any) -> Any:
+    return value if isinstance(value, type) else _no_such()
 
 
 def _no_such() -> NoReturn:
