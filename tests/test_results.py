@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from qsweep import cells
+from qsweep.answers import answers
 from qsweep.markdown import results_markdown
 from qsweep.results import (
     COLUMNS,
-    best,
     counts,
     ranked,
     rows,
@@ -207,10 +207,10 @@ def test_negative_numbers_stay_numbers():
 
 def test_best_counts_only_what_a_serving_runtime_loads():
     records = sweep()
-    assert best(records)["name"] == "pocket gptq 8-bit"
+    assert answers(records)[0].record["name"] == "pocket gptq 8-bit"
     records[3]["artifact"]["runtimes"] = ["gptqmodel"]
-    assert best(records)["name"] == "pocket gptq 4-bit"
-    assert best([reference()]) is None
+    assert answers(records)[0].record["name"] == "pocket gptq 4-bit"
+    assert answers([reference()]) == []
     assert counts(records) == {"finished": 4, "failed": 1, "skipped": 1}
 
 

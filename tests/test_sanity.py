@@ -4,12 +4,13 @@ import math
 
 import pytest
 
+from qsweep.answers import answers
 from qsweep.baselines import missing_baselines
 from qsweep.config import trial_config
 from qsweep.markdown import results_markdown
 from qsweep.report.data import SweepData
 from qsweep.report.page import render
-from qsweep.results import best, rows, status_word
+from qsweep.results import rows, status_word
 from qsweep.sanity import check, grid_of
 from qsweep.tracking.runs import trial_run
 from qsweep.verdicts import judged, predicts_nothing
@@ -134,7 +135,7 @@ def test_nothing_runs_that_no_check_needs(pocket_dir, trials):
 def test_what_ran_for_a_comparison_is_marked_and_wins_nothing():
     partner = rounded(True, implied=True, size_gb=0.001)
     records = [reference(), partner, solved(ratio=1.02)]
-    assert best(records)["method"] == "gptq"
+    assert answers(records)[0].record["method"] == "gptq"
     text = shown(records, 120, terminal=False)
     assert "(check)" in text and "most quality per GB: pocket gptq 4-bit (yes)" in text
     assert [row["implied"] for row in rows(records) if row["method"] == "rtn"] == [True]
@@ -185,7 +186,7 @@ def test_nothing_is_claimed_against_a_reference_that_predicts_nothing(ppl, store
     for row in rows(records):
         assert row["verdict"] is None and "quality" not in row and "quality_per_gb" not in row
         assert "predicts nothing" in row["no_verdict"]
-    assert best(records) is None
+    assert answers(records) == []
     for text in (shown(records, 120, terminal=False), results_markdown("s", records)):
         assert "most quality per GB" not in text and "no verdict" in text
         assert "|yes" not in text and "| yes" not in text

@@ -110,21 +110,6 @@ def primary_metric(record: Record, name: str) -> float | None:
     return None if measurement is None else measurement["metrics"].get(name)
 
 
-def best(records: Iterable[Record]) -> Record | None:
-    """The quantized trial that leads in quality per GB of all that a serving runtime can load.
-
-    Whether its lead is beyond noise is for :func:`qsweep.answers.answers` to say. What ran for
-    others' sake alone (``implied``) does not count.
-    """
-    for record in ranked([judged(record) for record in records]):
-        value = primary_metric(record, "quality_per_gb")
-        usable = record["status"] == "finished" and not record.get("reference")
-        asked = usable and not record.get("implied")
-        if asked and can_serve(record) and value is not None and math.isfinite(value):
-            return record
-    return None
-
-
 def windows_cut(measurement: Mapping[str, Any]) -> bool:
     """Whether fewer windows were asked for than the text has: ``eval.max_windows`` is a most."""
     facts = measurement.get("facts") or {}
