@@ -1,9 +1,11 @@
 """Whether a model's configuration, weights and tokenizer belong together, before any trial runs."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.errors import ConfigError
+from qsweep.files import state_of
 from qsweep.model_config import read_config, read_json, text_config
 from qsweep.model_facts import read_tensors
 from qsweep.quantizers import ModelFacts, Progress
@@ -25,10 +27,15 @@ def check_tokenizer(facts: ModelFacts) -> None:
     Raises:
         ConfigError: names the file.
     """
+    _check_tokenizer(facts.path, state_of(facts.path, (*_TOKENIZER_JSON, "tokenizer.json")))
+
+
+@lru_cache(maxsize=16)
+def _check_tokenizer(path: Path, _state: Any) -> None:
     for name in _TOKENIZER_JSON:
-        if (facts.path / name).exists() and not isinstance(read_json(facts.path / name), dict):
-            raise ConfigError(f"{facts.path / name}: holds no JSON object")
-    file = facts.path / "tokenizer.json"
+        if (path / name).exists() and not isinstance(read_json(path / name), dict):
+            raise ConfigError(f"{path / name}: holds no JSON object")
+    file = path / "tokenizer.json"
     if not file.exists():
         return
     content = read_json(file)

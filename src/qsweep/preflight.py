@@ -28,9 +28,10 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, server: ForkServ
             the check itself from ending raises nothing: the trials will tell.
     """
     jobs: dict[str, Job] = {}
+    library = version("transformers")
     for plan in plans:
         facts, trusted = plan.setting.facts, plan.trial.model.trust_remote_code
-        key = key_of([VERSION, plan.setting.model_hash, version("transformers"), trusted])
+        key = key_of([VERSION, plan.setting.model_hash, library, trusted])
         known = key in jobs or (store.root / "checks" / key).exists()
         if known or finished_record(plan, store) is not None:
             continue

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qsweep.errors import ConfigError, QsweepError
-from qsweep.files import read_regular
+from qsweep.files import read_regular, state_of
 from qsweep.texts import Text
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json")
 
 
 def require_embeddings(model: Path, rows: int, texts: Iterable[tuple[str, Text]]) -> None:
@@ -24,7 +27,7 @@ def require_embeddings(model: Path, rows: int, texts: Iterable[tuple[str, Text]]
     Raises:
         ConfigError: One line: the token, where it is met, what to do.
     """
-    beyond = _tokens_beyond(model, rows)
+    beyond = _tokens_beyond(model, rows, state_of(model, _FILES))
     for token, (number, file, added) in sorted(beyond.items(), key=lambda item: item[1][0]):
         if not added:
             raise ConfigError(f"{file}: its token {number} ({token!r}) {_lies_beyond(rows)}")
@@ -60,8 +63,10 @@ def _lies_beyond(rows: int) -> str:
     )
 
 
-def _tokens_beyond(model: Path, rows: int) -> dict[str, tuple[int, Path, bool]]:
-    # Token: its number, where it is defined, and whether it was added to the vocabulary.
+@lru_cache(maxsize=16)
+def _tokens_beyond(model: Path, rows: int, _state: Any) -> dict[str, tuple[int, Path, bool]]:
+    # Token: its number, where it is defined, and whether it was added to the vocabulary. A sweep asks
+    # for every trial of a model, and the files may be large.
     file = model / "tokenizer.json"
     whole = _mapping(_read(file))
     found: dict[str, tuple[int, Path, bool]] = {}
