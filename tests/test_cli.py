@@ -105,6 +105,14 @@ def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, argument
     assert not (tmp_path / "out" / "sweeps").exists()
 
 
+@pytest.mark.parametrize("arguments", [["outputs_dir=null"], ["-m", "outputs_dir=[]", "bits=3,4"]])
+def test_an_outputs_folder_that_is_none_leaves_no_folder_behind(tmp_path, arguments):
+    result = qsweep(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "outputs_dir=" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = qsweep(f"outputs_dir={tmp_path / 'file' / 'out'}")

@@ -270,6 +270,11 @@ def register_resolvers() -> None:
         same = Path(path).expanduser().absolute() == MODEL_DIR
         return "pocket" if same else Path(path).absolute().name
 
+    def hydra_dir(outputs: Any) -> str:
+        # Hydra makes this folder before anybody has looked at the configuration.
+        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
+
+    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
     OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
     OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
     OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)
