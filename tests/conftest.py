@@ -179,3 +179,15 @@ def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pocket_dir / name, path / name)
     return path
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    """The sandbox that generated programs are run in here."""
+    from qsweep.tasks.sandbox import find_sandbox
+    from qsweep.tasks.task import TaskUnavailable
+
+    try:
+        return find_sandbox()
+    except TaskUnavailable as error:
+        pytest.skip(str(error))

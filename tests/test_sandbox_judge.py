@@ -7,18 +7,8 @@ import threading
 
 import pytest
 
-from qsweep.tasks.sandbox import Limits, find_sandbox, run_program
+from qsweep.tasks.sandbox import Limits, run_program
 from qsweep.tasks.sandbox.inside.wire import Channel, Lost, decode, encode
-from qsweep.tasks.task import TaskUnavailable
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        return find_sandbox()
-    except TaskUnavailable as error:
-        pytest.skip(str(error))
-
 
 PROGRAM = """
 import collections, math

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qsweep.tasks.sandbox import Limits, find_sandbox, run_program
-from qsweep.tasks.task import TaskUnavailable
+from qsweep.tasks.sandbox import Limits, run_program
 
 SPEAK = """
 import json, os
@@ -56,14 +55,6 @@ MESSAGES = (
     "ask([], [])",
     "ask('call', [ref('builtin', 'exec')])",
 )
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        return find_sandbox()
-    except TaskUnavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qsweep.tasks.sandbox import Limits, find_sandbox, run_program
-from qsweep.tasks.task import TaskUnavailable
+from qsweep.tasks.sandbox import Limits, run_program
 from sandbox_styles import PROGRAM
 
 TESTS = {
@@ -311,14 +310,6 @@ WRONG = (
     "class C(Dog):\n    def speak(self): return super().speak() + '?'\n"
     "assert C('x').speak() == 'wuff'",
 )
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        return find_sandbox()
-    except TaskUnavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("style", TESTS)
