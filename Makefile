@@ -45,7 +45,7 @@ $(VENV)/.test: $(VENV)/.base
 # llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.
 $(VENV)/.gguf: $(VENV)/.base
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gptqmodel,gguf]'
-	$(BIN)/python -m qsweep.gguf.converter install
+	$(BIN)/python -m qsweep.formats.gguf.converter install
 	touch $@
 
 clean:

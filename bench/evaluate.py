@@ -196,7 +196,7 @@ def load(name: str, device: str):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, logging
 
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -212,7 +212,7 @@ def load(name: str, device: str):
 
 def the_text(tokenizer, tokens: int) -> str:
     """A text of just so many tokens (nearly: a cut inside a word may add one)."""
-    from qsweep.pocket.text import documents
+    from qsweep.models.tiny.text import documents
 
     ids = tokenizer("\n\n".join(documents("docs", "train")), verbose=False)["input_ids"]
     return tokenizer.decode(ids[: tokens + 1])
@@ -220,8 +220,8 @@ def the_text(tokenizer, tokens: int) -> str:
 
 def prepare(name: str, model, tokenizer, options: argparse.Namespace) -> Callable[[], float | None]:
     """What a contender does: called again and again, returns the perplexity."""
-    from qsweep.evaluators import build_reference, measure, open_reference
-    from qsweep.windows import PRESETS, make_windows
+    from qsweep.evaluate import build_reference, measure, open_reference
+    from qsweep.text.windows import PRESETS, make_windows
 
     text = the_text(tokenizer, options.tokens)
     limit = model.config.max_position_embeddings
@@ -284,7 +284,7 @@ def body_alone(model, windows) -> None:
     """What no perplexity can be faster than: the same windows through the body, in qsweep's batches."""
     import torch
 
-    from qsweep.evaluators.engine import batch_size, open_engine, quick_memory
+    from qsweep.evaluate.engine import batch_size, open_engine, quick_memory
 
     with torch.inference_mode(), quick_memory(model.device):
         batch = batch_size(open_engine(model, windows), windows.ids.shape[1])

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from origin import Clock, write
-from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
-from qsweep.launch.client import HUGE_PAGES
-from qsweep.model_facts import read_facts
-from qsweep.pocket import MODEL_DIR
+from qsweep.launch.local.client import HUGE_PAGES
+from qsweep.models.facts import read_facts
+from qsweep.models.tiny import MODEL_DIR
 from qsweep.quantizers import CalibrationTokens, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, NativeQuantizer, quantize_grid
+from qsweep.text.corpora import CorpusConfig, calibration_samples, load_documents
 
 SIX = ((3, 64), (4, 64), (8, 64))
 TWENTY_FOUR = tuple((bits, size) for bits in (2, 3, 4, 8) for size in (-1, 32, 64))

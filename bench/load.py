@@ -60,8 +60,8 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> list[dic
     """The rows of the table."""
     import torch
 
-    from qsweep.dense import load_dense
-    from qsweep.model_facts import read_facts
+    from qsweep.formats.dense import load_dense
+    from qsweep.models.facts import read_facts
 
     facts = read_facts(source, source.name)
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
@@ -106,7 +106,7 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> list[dic
 
 
 def _artifacts(facts: Any, folder: Path, device: str) -> Iterator[tuple[str, Any]]:
-    from qsweep.errors import IncompatibleTrial
+    from qsweep.base.errors import IncompatibleTrial
     from qsweep.quantizers import SourceModel
     from qsweep.quantizers.gguf import GGUF
     from qsweep.quantizers.none import reference_artifact
@@ -135,7 +135,7 @@ def _read(file: Path) -> None:
 
 
 def _pocket() -> Path:
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     return MODEL_DIR
 

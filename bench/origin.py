@@ -21,7 +21,7 @@ class Clock:
 
 def origin(packages: Iterable[str] | None = None) -> dict[str, Any]:
     """``machine``, ``versions`` (of ``packages`` that are installed; by default all) and ``commit``."""
-    from qsweep.environment import environment, package_versions
+    from qsweep.base.environment import environment, package_versions
 
     found = environment()
     versions = found["packages"] if packages is None else package_versions(packages)

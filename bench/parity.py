@@ -26,18 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from origin import Clock, origin
-from qsweep.config import ModelConfig
-from qsweep.corpora import CorpusConfig, calibration_samples, load_documents
-from qsweep.files import write_bytes
-from qsweep.model_facts import read_facts
-from qsweep.models import resolve
-from qsweep.pocket import MODEL_DIR
+from qsweep.base.files import write_bytes
+from qsweep.base.store import Store
+from qsweep.models.facts import read_facts
+from qsweep.models.hub import resolve
+from qsweep.models.tiny import MODEL_DIR
 from qsweep.quantizers import SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
-from qsweep.store import Store
+from qsweep.sweep.config import ModelConfig
 from qsweep.tasks.significance import holm
+from qsweep.text.corpora import CorpusConfig, calibration_samples, load_documents
 
 ORDERS = ("plain", "group-aware", "desc_act")
 SIDES = ("native", "rtn", "gptqmodel")
@@ -196,9 +196,9 @@ class Bench:
     def __init__(self, model: SourceModel, arguments: argparse.Namespace):
         from transformers import AutoTokenizer
 
-        from qsweep.evaluators import build_reference, open_reference, reference_measurement
+        from qsweep.evaluate import build_reference, open_reference, reference_measurement
         from qsweep.quantizers.none import reference_artifact
-        from qsweep.windows import PRESETS, make_windows
+        from qsweep.text.windows import PRESETS, make_windows
 
         tokenizer = AutoTokenizer.from_pretrained(model.path)
         calibration = load_documents(CorpusConfig("python", "python", split="calibration"))
@@ -241,7 +241,7 @@ class Bench:
 
     def _measure(self, artifact: Any) -> dict[str, Any]:
         """Ratio and divergence with their intervals, and the mean NLL of each window."""
-        from qsweep.evaluators import compare, measure
+        from qsweep.evaluate import compare, measure
 
         measured = measure(self._load(artifact), self._windows, self._states)
         metrics = measured.metrics | compare(measured, self._reference)
@@ -253,7 +253,7 @@ class Bench:
     def _load(self, artifact: Any) -> Any:
         import torch
 
-        from qsweep.dense import load_dense
+        from qsweep.formats.dense import load_dense
 
         dtype = torch.float32 if self._model.device == "cpu" else torch.bfloat16
         return load_dense(artifact, self._model.path, dtype=dtype, device=self._model.device)

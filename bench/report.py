@@ -32,7 +32,7 @@ def main() -> None:
         print(json.dumps(_measure(arguments.one)))
         return
     from origin import write
-    from qsweep.report.vega import script
+    from qsweep.results.html.vega import script
 
     script()
     rows = []
@@ -53,8 +53,8 @@ def main() -> None:
 
 def _measure(count: int) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
-    from qsweep.report import write_report
-    from qsweep.report.data import SweepData
+    from qsweep.results.html import write_report
+    from qsweep.results.html.data import SweepData
     from report_records import synthetic
 
     records = synthetic(count)

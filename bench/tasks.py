@@ -103,7 +103,7 @@ def load(path: Path | None) -> tuple[Any, Any, int]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     path = path or MODEL_DIR
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -144,7 +144,7 @@ def postgresql(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pocket_dir() -> Path:
     """The embedded model's directory."""
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     return MODEL_DIR
 

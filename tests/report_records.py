@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from qsweep.verdicts import verdict
+from qsweep.evaluate.verdicts import verdict
 
 _FACTS = {
     "batch": 4, "bos": "stream", "context": 2048, "device_type": "cuda", "dtype": "bfloat16",

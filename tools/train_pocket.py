@@ -26,8 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qsweep.pocket import text
-from qsweep.pocket.exercises import exercises
+from qsweep.models.tiny import text
+from qsweep.models.tiny.exercises import exercises
 
 VOCABULARY = 4096
 CONTEXT = 1024

@@ -58,7 +58,7 @@ def quantizers() -> dict[str, Callable[[], Any]]:
 
 def quantize(name: str, source: Path, out: Path, device: str) -> Any:
     """An artifact made on the device. Raises IncompatibleTrial where it cannot be."""
-    from qsweep.model_facts import read_facts
+    from qsweep.models.facts import read_facts
     from qsweep.quantizers import SourceModel
 
     facts = read_facts(source, source.name)
@@ -73,9 +73,9 @@ def figures(artifact: Any, source: Path, device: str, dtype: str, scratch: Path)
     """Measure an artifact and its reference on a device, in a dtype."""
     import torch
 
-    from qsweep.dense import load_dense
-    from qsweep.evaluators import build_reference, measure, noise_floor, open_reference
-    from qsweep.model_facts import read_facts
+    from qsweep.evaluate import build_reference, measure, noise_floor, open_reference
+    from qsweep.formats.dense import load_dense
+    from qsweep.models.facts import read_facts
     from qsweep.quantizers.none import reference_artifact
 
     facts = read_facts(source, source.name)
@@ -114,9 +114,9 @@ def served(artifact: Any, source: Path, device: str, backend: str) -> tuple[floa
     import gptqmodel
     import torch
 
-    from qsweep.dense import load_dense
-    from qsweep.metrics import kl_divergence
-    from qsweep.model_facts import read_facts
+    from qsweep.evaluate.metrics import kl_divergence
+    from qsweep.formats.dense import load_dense
+    from qsweep.models.facts import read_facts
 
     ids = random_windows(2, _CONTEXT, read_facts(source, source.name).vocab_size).ids.to(device)
     dense = load_dense(artifact, source, dtype=torch.float32, device=device)
@@ -150,7 +150,7 @@ def run(lab: Lab) -> None:
 
 
 def _models(lab: Lab, folder: Path) -> Iterator[tuple[str, Path]]:
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     yield "pocket", MODEL_DIR
     for architecture in MINIATURES:
@@ -159,7 +159,7 @@ def _models(lab: Lab, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _compare(lab: Lab, model: str, source: Path, name: str, folder: Path) -> None:
-    from qsweep.errors import IncompatibleTrial
+    from qsweep.base.errors import IncompatibleTrial
 
     out = folder / f"{model} {name}"
     try:
@@ -182,8 +182,8 @@ def _compare(lab: Lab, model: str, source: Path, name: str, folder: Path) -> Non
 
 def _serve(lab: Lab, artifact: Any, source: Path, name: str, folder: Path) -> None:
     if artifact.format == "gguf":
-        from qsweep.evaluators.native import kld_native
-        from qsweep.gguf.native import can_use_gpu
+        from qsweep.evaluate.serving import kld_native
+        from qsweep.formats.gguf.native import can_use_gpu
 
         if lab.on_gpu and not can_use_gpu():
             lab.skip("llama.cpp", name, "built without CUDA")

@@ -31,8 +31,8 @@ def run(lab: Lab) -> None:
 def _evaluate(lab: Lab, shape: str, ceiling: Ceiling) -> None:
     import torch
 
-    from qsweep.evaluators import build_reference, measure, open_reference
-    from qsweep.evaluators.engine import batch_size, open_engine
+    from qsweep.evaluate import build_reference, measure, open_reference
+    from qsweep.evaluate.engine import batch_size, open_engine
 
     model = make_model(shape, lab.device)
     config = model.config
@@ -100,7 +100,7 @@ def _waiting(lab: Lab, shape: str, model: Any, windows: Any, reference: Any) -> 
     """Run with torch told to raise at any wait for the device between first and last window."""
     import torch
 
-    from qsweep.evaluators import measure
+    from qsweep.evaluate import measure
 
     if not lab.on_gpu:
         lab.skip(shape, "waits for the device inside the loop", "no GPU")
@@ -122,8 +122,8 @@ def _profile(lab: Lab, shape: str, model: Any, windows: Any, reference: Any) -> 
     """Time by kernel, of a perplexity and of a divergence."""
     from torch.profiler import ProfilerActivity, profile
 
-    from qsweep.evaluators import measure
-    from qsweep.windows import Windows
+    from qsweep.evaluate import measure
+    from qsweep.text.windows import Windows
 
     part = reference.begin(windows)
     assert isinstance(windows, Windows)
@@ -162,8 +162,8 @@ def _load(lab: Lab, shape: str) -> None:
 
     import torch
 
-    from qsweep.dense import load_dense
-    from qsweep.model_facts import read_facts
+    from qsweep.formats.dense import load_dense
+    from qsweep.models.facts import read_facts
     from qsweep.quantizers import SourceModel
     from qsweep.quantizers.none import reference_artifact
     from qsweep.quantizers.rtn import RTN

@@ -113,7 +113,7 @@ class Lab:
     @contextlib.contextmanager
     def memory(self, subject: str, what: str) -> Iterator[None]:
         """Adds the most that was taken of the device beyond what is taken now (GPU only)."""
-        from qsweep.evaluators.footprint import TorchMemory
+        from qsweep.evaluate.footprint import TorchMemory
 
         if not self.on_gpu:
             yield
@@ -168,7 +168,7 @@ def driver() -> str | None:
     """The version of NVIDIA's driver, from nvidia-smi or the kernel's module."""
     import re
 
-    from qsweep.environment import gpus
+    from qsweep.base.environment import gpus
 
     for gpu in gpus():
         return str(gpu["driver"])

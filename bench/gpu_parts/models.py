@@ -93,7 +93,7 @@ def save_model(model: Any, path: Path) -> Path:
     """As a checkpoint in bfloat16, with the embedded model's tokenizer (any would do)."""
     import torch
 
-    from qsweep.pocket import MODEL_DIR
+    from qsweep.models.tiny import MODEL_DIR
 
     model.to(torch.bfloat16).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -120,7 +120,7 @@ def random_windows(count: int, context: int, vocabulary: int) -> Any:
     """Windows of random ids, every position but the first scored, as the preset gptq does."""
     import torch
 
-    from qsweep.windows import PRESETS, Windows
+    from qsweep.text.windows import PRESETS, Windows
 
     ids = torch.randint(vocabulary, (count, context), generator=torch.Generator().manual_seed(0))
     full = torch.full((count,), context)

@@ -84,9 +84,9 @@ def _measure(
     config: Any,
     ceiling: Ceiling,
 ) -> None:
-    from qsweep.errors import IncompatibleTrial
-    from qsweep.memory import peak_memory, reset_peak_memory
-    from qsweep.model_facts import read_facts
+    from qsweep.base.errors import IncompatibleTrial
+    from qsweep.base.memory import peak_memory, reset_peak_memory
+    from qsweep.models.facts import read_facts
     from qsweep.quantizers import SourceModel
 
     count, length = (128, 2048) if lab.on_gpu and not lab.quick else (16, 512)

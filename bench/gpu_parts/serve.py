@@ -32,8 +32,8 @@ def run(lab: Lab) -> None:
 
 
 def _serve(lab: Lab, shape: str, what: str, source: Path, folder: Path, ceiling: Ceiling) -> None:
-    from qsweep.errors import IncompatibleTrial
-    from qsweep.evaluators.speed import measure_speed
+    from qsweep.base.errors import IncompatibleTrial
+    from qsweep.evaluate.speed import measure_speed
 
     out = folder / what.replace(" ", "-")
     out.mkdir()
@@ -89,7 +89,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _artifact(what: str, source: Path, out: Path, device: str) -> Any:
     """An artifact in the format; its codes are those of rounding to nearest, which is quick."""
-    from qsweep.model_facts import read_facts
+    from qsweep.models.facts import read_facts
     from qsweep.quantizers import SourceModel
     from qsweep.quantizers.gguf import GGUF
     from qsweep.quantizers.none import reference_artifact
@@ -110,7 +110,7 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
     import torch
     from safetensors import safe_open
 
-    from qsweep.model_facts import weight_files
+    from qsweep.models.facts import weight_files
     from qsweep.quantizers.native.writer import Checkpoint
     from qsweep.quantizers.rtn import round_to_grid
 
@@ -139,7 +139,7 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
 
 
 def _kernel(artifact: Any, device: str) -> str:
-    from qsweep.evaluators.speed import _load_gptqmodel
+    from qsweep.evaluate.speed import _load_gptqmodel
 
     if artifact.format == "gguf":
         return "llama.cpp"

@@ -46,8 +46,8 @@ class QsweepLauncher(Launcher):
         """Run one trial per list of overrides; returns a JobReturn with the record of each."""
         from hydra.core.utils import JobReturn, JobStatus
 
-        from qsweep.cli import hide_in_files, run_composed
-        from qsweep.compose import Composer
+        from qsweep.commands.sweep import hide_in_files, run_composed
+        from qsweep.sweep.compose import Composer
 
         assert self.hydra_context is not None and self.config is not None
         if self._compose is None:
@@ -67,6 +67,6 @@ class QsweepSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add the folder ``sweeps`` after ``conf``."""
-        from qsweep.shipped import folder
+        from qsweep.base.shipped import folder
 
         search_path.append("qsweep", f"file://{folder('sweeps')}")

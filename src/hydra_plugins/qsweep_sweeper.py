@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class QsweepSweeperConfig:
-    """``params`` times ``when`` they apply, for each of ``trials``: see ``qsweep.sweepfile``."""
+    """``params`` times ``when`` they apply, for each of ``trials``: see ``qsweep.search.sweep_file``."""
 
     _target_: str = "hydra_plugins.qsweep_sweeper.QsweepSweeper"
     params: dict[str, Any] | None = field(default_factory=dict)
@@ -58,7 +58,7 @@ class QsweepSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Run the grid; returns a list of one batch of JobReturns, as Hydra's own sweeper does."""
         from qsweep.search.space import overrides_of
-        from qsweep.sweepfile import read_rows, read_space
+        from qsweep.search.sweep_file import read_rows, read_space
 
         assert self.launcher is not None
         space = read_space(self.params, self.when, arguments)
@@ -76,7 +76,7 @@ class QsweepOptunaSweeper(QsweepSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search, then write and print the answer."""
-        from qsweep.search.command import run_search
+        from qsweep.commands.search import run_search
 
         assert self.launcher is not None and self.hydra_context is not None
         assert self.config is not None

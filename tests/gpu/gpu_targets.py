@@ -88,7 +88,7 @@ def meet(payload, progress):
 
 def peaks(payload, progress):
     """What memory.py says of allocations whose sizes are known, in a process new to CUDA."""
-    from qsweep.memory import peak_memory, reset_peak_memory
+    from qsweep.base.memory import peak_memory, reset_peak_memory
 
     reset_peak_memory("cuda:0")
     import torch

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsweep.dense import load_dense
-from qsweep.evaluators import build_reference, measure, noise_floor, open_reference
-from qsweep.evaluators.engine import batch_size, open_engine
-from qsweep.model_facts import read_facts
+from qsweep.evaluate import build_reference, measure, noise_floor, open_reference
+from qsweep.evaluate.engine import batch_size, open_engine
+from qsweep.formats.dense import load_dense
+from qsweep.models.facts import read_facts
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.none import reference_artifact
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qsweep.launch import ForkServer, Job, make_slots, run_jobs
-from qsweep.launch.slots import Slots, visible_gpus
+from qsweep.launch.local.slots import Slots, visible_gpus
 
 pytestmark = pytest.mark.gpu
 

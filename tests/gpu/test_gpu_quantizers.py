@@ -2,7 +2,7 @@
 
 import pytest
 
-from qsweep.errors import IncompatibleTrial
+from qsweep.base.errors import IncompatibleTrial
 
 pytestmark = pytest.mark.gpu
 
@@ -88,8 +88,8 @@ def test_llama_cpp_gives_the_dense_models_logits(make, cuda, tmp_path):
     pytest.importorskip("llama_cpp")
     from gpu_parts.correctness import figures
     from gpu_parts.models import random_windows
-    from qsweep.evaluators.native import kld_native
-    from qsweep.gguf.native import can_use_gpu
+    from qsweep.evaluate.serving import kld_native
+    from qsweep.formats.gguf.native import can_use_gpu
 
     if not can_use_gpu():
         pytest.skip("llama.cpp is built without CUDA")

@@ -20,7 +20,7 @@ class Display(Protocol):
         """Leave the screen to others."""
 
     def event(self, event: Event) -> None:
-        """Show what :func:`~qsweep.launch.schedule.run_jobs` reports; fits its ``on_event``."""
+        """Show what :func:`~qsweep.launch.local.schedule.run_jobs` reports; fits its ``on_event``."""
 
     def record(self, name: str, result: JobResult, *, counts: bool = True) -> None:
         """Show a job that is done, also one that never needed a process; count it if it is a trial."""

@@ -4,9 +4,9 @@ import re
 import signal
 from pathlib import Path
 
-from qsweep.disk import FULL, disk_full, is_disk_full
-from qsweep.errors import QsweepError, in_one_line
-from qsweep.secrets import hidden
+from qsweep.base.disk import FULL, disk_full, is_disk_full
+from qsweep.base.errors import QsweepError, in_one_line
+from qsweep.base.secrets import hidden
 
 # Exit status of a job that had not even the memory left to say so.
 OUT_OF_MEMORY = 72

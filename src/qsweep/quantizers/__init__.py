@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from qsweep.artifact import Artifact
+from qsweep.formats.artifact import Artifact
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ class CalibrationTokens:
 class Quantizer(Protocol):
     """A method with its options. Implementations are frozen dataclasses whose fields are options.
 
-    The constructor checks values (raising :class:`~qsweep.errors.ConfigError`), and looks at
+    The constructor checks values (raising :class:`~qsweep.base.errors.ConfigError`), and looks at
     nothing else. Heavy libraries are imported inside :meth:`quantize`.
     """
 
@@ -97,8 +97,8 @@ class Quantizer(Protocol):
     def check(self, model: ModelFacts) -> None:
         """Refuse what cannot exist, in milliseconds.
 
-        Raises :class:`~qsweep.errors.IncompatibleTrial` (or its subclass
-        :class:`~qsweep.errors.BackendUnavailable`) with the reason.
+        Raises :class:`~qsweep.base.errors.IncompatibleTrial` (or its subclass
+        :class:`~qsweep.base.errors.BackendUnavailable`) with the reason.
         """
 
     def quantize(

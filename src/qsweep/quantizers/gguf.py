@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qsweep.artifact import Artifact, Size
-from qsweep.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
-from qsweep.gguf.types import BY_BITS, FileType, file_type
+from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
+from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.gguf.types import BY_BITS, FileType, file_type
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.gguf.base import Base
-    from qsweep.gguf.reader import GGUFFile
+    from qsweep.formats.gguf.base import Base
+    from qsweep.formats.gguf.reader import GGUFFile
 
 # Types that so far only llama.cpp itself reads.
 _NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
@@ -79,7 +79,7 @@ class GGUF:
 
     def version(self) -> str:
         """llama-cpp-python's version, or ``missing``."""
-        from qsweep.gguf.converter import package_version
+        from qsweep.formats.gguf.converter import package_version
 
         try:
             return package_version()
@@ -121,9 +121,9 @@ class GGUF:
             TrialFailed: llama.cpp refuses the type.
         """
         self.check(model.facts)
-        from qsweep.gguf.base import unquantized
-        from qsweep.gguf.dense import MODEL_FILE
-        from qsweep.gguf.native import quantize_file
+        from qsweep.formats.gguf.base import unquantized
+        from qsweep.formats.gguf.dense import MODEL_FILE
+        from qsweep.formats.gguf.native import quantize_file
 
         assert (type_ := self.file_type) is not None
         progress("convert", None)
@@ -144,8 +144,8 @@ def require_converter(model: ModelFacts) -> None:
         BackendUnavailable: the converter, or llama-cpp-python itself, is not installed.
         IncompatibleTrial: names the architecture.
     """
-    from qsweep.gguf.converter import architectures
-    from qsweep.model_facts import read_config, text_config
+    from qsweep.formats.gguf.converter import architectures
+    from qsweep.models.facts import read_config, text_config
 
     config = read_config(model.path)
     named = text_config(config).get("architectures") or [model.model_type]
@@ -182,8 +182,8 @@ def framed(
     """The artifact around the quantized file in ``out``: layout, tokenizer, what it stores."""
     from safetensors.torch import save_file
 
-    from qsweep.gguf.dense import MODEL_FILE, ORDERS_FILE
-    from qsweep.gguf.reader import read_gguf
+    from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
+    from qsweep.formats.gguf.reader import read_gguf
 
     if base.layout.orders:
         save_file(dict(base.layout.orders), out / ORDERS_FILE)
@@ -225,7 +225,7 @@ def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, 
     """
     import torch
 
-    from qsweep.gguf.reader import read_gguf
+    from qsweep.formats.gguf.reader import read_gguf
 
     parts: dict[str, dict[int | None, torch.Tensor]] = {}
     for name, values in found.items():
@@ -271,7 +271,7 @@ def _details(
     type_: FileType,
     base: "Base",
 ) -> dict[str, Any]:
-    from qsweep.gguf.rules import to_json
+    from qsweep.formats.gguf.rules import to_json
 
     used = Counter(file.tensors[name].type.name for name in linears)
     rest = Counter(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsweep.errors import IncompatibleTrial
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel, silent
 
 if TYPE_CHECKING:

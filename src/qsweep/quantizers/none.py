@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qsweep.artifact import Artifact, Size
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 
 RUNTIMES = ("transformers", "vllm")
@@ -48,7 +48,7 @@ def reference_artifact(facts: ModelFacts) -> Artifact:
     Raises:
         ConfigError: The weight files are no longer there.
     """
-    from qsweep.model_facts import distinct_weights, read_config, read_tensors, weight_files
+    from qsweep.models.facts import distinct_weights, read_config, read_tensors, weight_files
 
     tensors = distinct_weights(read_tensors(facts.path), read_config(facts.path))
     linears = [tensors[f"{name}.weight"] for name in facts.linears]

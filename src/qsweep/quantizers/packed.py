@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from qsweep.architecture import NO_EXPERTS
-from qsweep.errors import ConfigError, IncompatibleTrial
-from qsweep.model_facts import CONV1D_TYPES, has_experts, read_config
+from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.models.architecture import NO_EXPERTS
+from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config
 from qsweep.quantizers import ModelFacts
 
 BITS = (2, 3, 4, 8)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qsweep.artifact import Artifact
+from qsweep.formats.artifact import Artifact
 from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
 from qsweep.quantizers.packed import (
     Sym,
@@ -19,7 +19,7 @@ from qsweep.quantizers.packed import (
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.packing import Grid
+    from qsweep.formats.packing import Grid
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class RTN:
         import torch
         from safetensors import safe_open
 
-        from qsweep.checkpoint import ShardWriter, packed_size, write_frame
-        from qsweep.model_facts import CONV1D_TYPES, other_linears, read_tensors, weight_files
-        from qsweep.packing import pack_gptq
+        from qsweep.formats.hf import ShardWriter, packed_size, write_frame
+        from qsweep.formats.packing import pack_gptq
+        from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors, weight_files
 
         sym = resolve_sym(self.sym, auto=False)
         version = 1 if sym else 2
@@ -121,7 +121,7 @@ def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool)
     """
     import torch
 
-    from qsweep.packing import Grid
+    from qsweep.formats.packing import Grid
     from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
 
     scheme = Scheme(bits, sym)

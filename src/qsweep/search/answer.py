@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qsweep.labels import numbered, told_apart
-from qsweep.results import can_serve, primary, verdict_open, windows_cut
+from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.labels import numbered, told_apart
+from qsweep.results.rows import can_serve, primary, verdict_open, windows_cut
+from qsweep.results.traits import is_draw
+from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
-from qsweep.traits import is_draw
-from qsweep.verdicts import BOUNDS
-from qsweep.winner import Contender, Decision, contender, decide, says_nothing
 
 Record = dict[str, Any]
 

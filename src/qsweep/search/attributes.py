@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qsweep.contents import (
+from qsweep.base.contents import (
     Check,
     has_figures,
     is_mapping,

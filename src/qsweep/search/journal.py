@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsweep.files import read_regular
+from qsweep.base.files import read_regular
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage

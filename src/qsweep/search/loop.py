@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qsweep.errors import QsweepError
-from qsweep.results import OWN_RUN, only_own_run, primary
+from qsweep.base.errors import QsweepError
+from qsweep.results.rows import OWN_RUN, only_own_run, primary
 from qsweep.search.answer import finding_of
 from qsweep.search.fidelity import Fidelity, Outcome, Rival, hopeless, promise, proxy_of, quick_look
 from qsweep.search.objectives import Constraint, Objective, figure, spans

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qsweep.errors import ConfigError, QsweepError
-from qsweep.metrics import quality, quality_per_gb
-from qsweep.results import primary
-from qsweep.schema import nearest
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.schema import nearest
+from qsweep.evaluate.metrics import quality, quality_per_gb
+from qsweep.results.rows import primary
 
 Record = dict[str, Any]
 Span = tuple[float, float, float]

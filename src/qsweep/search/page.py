@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsweep import cells
-from qsweep.files import write_bytes, write_text
-from qsweep.markdown import table
-from qsweep.metrics import quality
-from qsweep.results import rows, to_csv
+from qsweep.base import numbers as cells
+from qsweep.base.files import write_bytes, write_text
+from qsweep.evaluate.metrics import quality
+from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.markdown import table
+from qsweep.results.rows import rows, to_csv
 from qsweep.search.answer import Answer, named_apart, open_question
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
-from qsweep.sweep import Sweep
-from qsweep.verdicts import BOUNDS
+from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"

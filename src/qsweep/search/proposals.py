@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qsweep.errors import ConfigError
-from qsweep.schema import nearest
+from qsweep.base.errors import ConfigError
+from qsweep.base.schema import nearest
 from qsweep.search.objectives import Objective
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space

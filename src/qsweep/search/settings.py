@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qsweep.errors import ConfigError
-from qsweep.schema import build
+from qsweep.base.errors import ConfigError
+from qsweep.base.schema import build
 
 Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "random", "brute_force"]
 # What a calibrated quantizer keeps at least of the proxy's loss of log-perplexity. The AWQ paper's

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from qsweep.errors import ConfigError
-from qsweep.schema import nearest
+from qsweep.base.errors import ConfigError
+from qsweep.base.schema import nearest
 
 Params = dict[str, str]
 """A combination: values by the names of parameters, as on a command line."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qsweep.databases import (
+from qsweep.base.databases import (
     DatabaseError,
     check_server,
     check_sqlite,
@@ -23,11 +23,11 @@ from qsweep.databases import (
     with_driver,
     words_of,
 )
-from qsweep.disk import is_disk_full
-from qsweep.errors import ConfigError, QsweepError
-from qsweep.locks import FileLock
+from qsweep.base.disk import is_disk_full
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.locks import FileLock
+from qsweep.base.secrets import hidden_value, scrubbed
 from qsweep.search.journal import JournalDamaged, open_journal
-from qsweep.secrets import hidden_value, scrubbed
 
 # File systems of one host; what is not among them may be shared by several.
 _LOCAL = {

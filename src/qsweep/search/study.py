@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qsweep.errors import ConfigError
-from qsweep.schema import flat
+from qsweep.base.errors import ConfigError
+from qsweep.base.schema import flat
+from qsweep.base.secrets import hidden_tree, hidden_value
 from qsweep.search.attributes import is_intact
 from qsweep.search.fidelity import Outcome
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
-from qsweep.secrets import hidden_tree, hidden_value
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy

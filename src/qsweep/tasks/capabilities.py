@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import ArtifactCorrupt
-from qsweep.metrics import quality
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.evaluate.metrics import quality
 from qsweep.tasks.significance import (
     REPLICATES,
     Estimate,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import QsweepError, TrialFailed
-from qsweep.nonfinite import origin
+from qsweep.base.errors import QsweepError, TrialFailed
+from qsweep.base.nonfinite import origin
 from qsweep.tasks.attention import (
     forget_length,
     is_recurrent,

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qsweep.contents import is_mapping, is_text, is_texts
-from qsweep.errors import BackendUnavailable
-from qsweep.files import read_json, write_json
+from qsweep.base.contents import is_mapping, is_text, is_texts
+from qsweep.base.errors import BackendUnavailable
+from qsweep.base.files import read_json, write_json
 
 PACKAGE = "lm_eval"
 _LINE = re.compile(r"""^["']?(task|group|tag)["']?:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)

@@ -17,7 +17,7 @@ def harness_model(lm: LanguageModel, progress: Callable[[float], None]) -> Any:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
 
-    from qsweep.windows import token_ids
+    from qsweep.text.windows import token_ids
 
     class DenseModel(TemplateLM):
         """qsweep's dense engine."""

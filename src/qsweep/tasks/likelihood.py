@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import QsweepError, TrialFailed
-from qsweep.evaluators.engine import batch_size, quick_memory
-from qsweep.evaluators.scoring import choose_tile, score, token_parts
-from qsweep.nonfinite import origin
+from qsweep.base.errors import QsweepError, TrialFailed
+from qsweep.base.nonfinite import origin
+from qsweep.evaluate.engine import batch_size, quick_memory
+from qsweep.evaluate.scoring import choose_tile, score, token_parts
 from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
 from qsweep.tasks.model import LanguageModel, Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows

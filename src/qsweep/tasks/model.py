@@ -6,14 +6,14 @@ from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from qsweep.errors import QsweepError
+from qsweep.base.errors import QsweepError
 from qsweep.quantizers import Progress, silent
-from qsweep.vocabulary import require_rows
+from qsweep.text.vocabulary import require_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from qsweep.evaluators.engine import Engine
+    from qsweep.evaluate.engine import Engine
 
 Messages = list[dict[str, str]]
 
@@ -80,7 +80,7 @@ class LanguageModel:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from qsweep.windows import bos_ids, bos_rule
+        from qsweep.text.windows import bos_ids, bos_rule
 
         rule = bos_rule(self.tokenizer, getattr(self.model.config, "model_type", ""))
         self._bos = bos_ids(self.tokenizer) if rule != "none" else []
@@ -96,8 +96,8 @@ class LanguageModel:
         """The model split into body and head, so that only scored positions become logits."""
         import torch
 
-        from qsweep.evaluators.engine import Engine
-        from qsweep.output_head import KeptLogits, split
+        from qsweep.evaluate.engine import Engine
+        from qsweep.evaluate.head import KeptLogits, split
 
         ids = torch.arange(1, 33, device=self.model.device)[None]
         with torch.inference_mode():
@@ -131,7 +131,7 @@ class LanguageModel:
         return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
 
     def _ids(self, text: str) -> list[int]:
-        from qsweep.windows import token_ids
+        from qsweep.text.windows import token_ids
 
         ids = token_ids(text, self.tokenizer)
         rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)

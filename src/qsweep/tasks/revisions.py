@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qsweep.model_facts import read_config, text_config
+from qsweep.models.facts import read_config, text_config
 from qsweep.quantizers import ModelFacts
 from qsweep.tasks.attention import rope_boundaries, windows
 from qsweep.tasks.items import ItemTask

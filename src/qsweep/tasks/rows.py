@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
-from qsweep.errors import QsweepError
+from qsweep.base.errors import QsweepError
 from qsweep.tasks.model import Pair
 
 # A prefix of fewer tokens is not worth the copies of its keys and values.

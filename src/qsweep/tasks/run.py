@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.config import key_of
-from qsweep.errors import ArtifactCorrupt, QsweepError, TrialFailed
+from qsweep.base.errors import ArtifactCorrupt, QsweepError, TrialFailed
+from qsweep.base.secrets import hidden
+from qsweep.base.store import Entry, Store
 from qsweep.quantizers import Progress
-from qsweep.secrets import hidden
-from qsweep.store import Entry, Store
+from qsweep.sweep.config import key_of
 from qsweep.tasks.capabilities import (
     Comparison,
     capabilities,

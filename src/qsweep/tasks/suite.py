@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qsweep.errors import ConfigError, QsweepError
-from qsweep.schema import nearest
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.schema import nearest
 from qsweep.tasks import embedded
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
 from qsweep.tasks.model import no_chat_template

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qsweep.errors import ArtifactCorrupt, QsweepError
-from qsweep.files import read_json, write_bytes, write_json
+from qsweep.base.errors import ArtifactCorrupt, QsweepError
+from qsweep.base.files import read_json, write_bytes, write_json
 from qsweep.quantizers import Progress
 
 if TYPE_CHECKING:

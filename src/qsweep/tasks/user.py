@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qsweep.errors import ConfigError
-from qsweep.files import read_regular
-from qsweep.schema import build, nearest
+from qsweep.base.errors import ConfigError
+from qsweep.base.files import read_regular
+from qsweep.base.schema import build, nearest
 from qsweep.tasks.items import KINDS, Format, Item, ItemTask
 from qsweep.tasks.task import CAPABILITIES, TaskOptions
-from qsweep.text_files import json_lines, lone_surrogates, open_text, without_surrogates
+from qsweep.text.files import json_lines, lone_surrogates, open_text, without_surrogates
 
 _FIELD = re.compile(r"\{(\w+)\}")
 

@@ -5,10 +5,10 @@ Results are on disk before anything is logged, and what is logged is noted besid
 nothing: the next run of any sweep, or ``python -m qsweep.sync``, logs exactly what is missing.
 """
 
-from qsweep.tracking.journal import sweep_uid, ui_page
-from qsweep.tracking.runs import fingerprint
+from qsweep.tracking.mlflow.journal import sweep_uid, ui_page
+from qsweep.tracking.mlflow.runs import fingerprint
+from qsweep.tracking.mlflow.tracker import Tracker
 from qsweep.tracking.settings import TrackerError, TrackingConfig, ui_line
-from qsweep.tracking.tracker import Tracker
 
 __all__ = [
     "Tracker",

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsweep.databases import (
+from qsweep.base.databases import (
     SCHEMES,
     DatabaseError,
     scheme_of,
@@ -12,10 +12,10 @@ from qsweep.databases import (
     sqlite_url,
     with_driver,
 )
-from qsweep.errors import ConfigError, QsweepError
-from qsweep.files import shown
-from qsweep.names import check_label
-from qsweep.secrets import hidden_value, without_login
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.files import shown
+from qsweep.base.names import check_label
+from qsweep.base.secrets import hidden_value, without_login
 
 
 class TrackerError(QsweepError):

@@ -9,7 +9,7 @@ can be imported without torch.
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.artifact import Artifact
+from qsweep.formats.artifact import Artifact
 from qsweep.quantizers import CalibrationTokens, Progress, SourceModel, silent
 from qsweep.quantizers.native.options import NativeAWQ, NativeGPTQ, NativeQuantizer
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from qsweep.packing import Grid
+from qsweep.formats.packing import Grid
 from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
 from qsweep.quantizers.native.stats import InputStats, output_loss, quick_output_loss
 

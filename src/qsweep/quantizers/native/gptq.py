@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from qsweep.errors import TrialFailed
-from qsweep.packing import Grid
+from qsweep.base.errors import TrialFailed
+from qsweep.formats.packing import Grid
 from qsweep.quantizers.native.rounding import Scheme, find_grid
 
 # Columns that are updated together after their errors are known, outer and inner.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.architecture import NO_EXPERTS
-from qsweep.errors import IncompatibleTrial
+from qsweep.base.errors import IncompatibleTrial
+from qsweep.models.architecture import NO_EXPERTS
 
 # What works all the same: it goes through no model.
 ROUNDING = "quant=rtn quantizes such a model, too"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.architecture import load_model
-from qsweep.errors import ConfigError, IncompatibleTrial, in_one_line
-from qsweep.packing import Grid
+from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
+from qsweep.formats.packing import Grid
+from qsweep.models.architecture import load_model
 from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
 from qsweep.quantizers.importance import by_checkpoint_name
 from qsweep.quantizers.native.fold import Fold, find_folds

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from qsweep import __version__
-from qsweep.artifact import Artifact
-from qsweep.errors import TrialFailed
-from qsweep.packing import Grid
+from qsweep.base.errors import TrialFailed
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.packing import Grid
 from qsweep.quantizers import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from qsweep import __version__
-from qsweep.artifact import Artifact
-from qsweep.errors import ConfigError, IncompatibleTrial
+from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.formats.artifact import Artifact
 from qsweep.quantizers import (
     CalibrationTokens,
     ModelFacts,

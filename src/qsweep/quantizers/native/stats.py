@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qsweep.errors import TrialFailed
+from qsweep.base.errors import TrialFailed
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 
 # Tokens per matrix product, on a GPU and on a CPU, where what is made of them stays in the cache:

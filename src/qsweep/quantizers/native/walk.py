@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.architecture import NO_EXPERTS
-from qsweep.errors import IncompatibleTrial
+from qsweep.base.errors import IncompatibleTrial
+from qsweep.models.architecture import NO_EXPERTS
 from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight
 from qsweep.quantizers.native.options import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from qsweep.artifact import Artifact
-from qsweep.checkpoint import ShardWriter, packed_size, usual_dtype, write_frame
-from qsweep.model_facts import read_tensors
-from qsweep.packing import Grid, pack_awq, pack_gptq
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.hf import ShardWriter, packed_size, usual_dtype, write_frame
+from qsweep.formats.packing import Grid, pack_awq, pack_gptq
+from qsweep.models.facts import read_tensors
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.options import SHARD_BYTES
 from qsweep.quantizers.packed import Packing, kept_settings, runtimes

@@ -1,6 +1,6 @@
 """Which continuation is the true one: held-out prose and code of the Python installation.
 
-The texts are the test split of :mod:`qsweep.pocket.text`, which neither the embedded model's training
+The texts are the test split of :mod:`qsweep.models.tiny.text`, which neither the embedded model's training
 nor any calibration on Python's text has seen. Distractors come from the same document, so that its
 words alone do not give the answer away.
 """
@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST, _TOLERANCE = 12, 30, 5
 
 def cloze(kind: str, count: int, seed: int) -> list[Item]:
     """So many items; none where the installation carries no such text."""
-    from qsweep.pocket.text import documents
+    from qsweep.models.tiny.text import documents
 
     rng = random.Random(f"{kind} {seed}")  # noqa: S311 - not for cryptography
     texts = [_clean(text, kind) for text in documents(kind, "test")]  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Arithmetic and simple logic with distractors, in the wording of :mod:`qsweep.pocket.exercises`."""
+"""Arithmetic and simple logic with distractors, in the wording of :mod:`qsweep.models.tiny.exercises`."""
 
 import random
 
-from qsweep.pocket.exercises import Exercise, exercises
+from qsweep.models.tiny.exercises import Exercise, exercises
 from qsweep.tasks.items import Item
 
 _CHOICES = 4

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qsweep.scratch import ScratchFolder
+from qsweep.base.scratch import ScratchFolder
 from qsweep.tasks.sandbox import cgroup, walls
 from qsweep.tasks.sandbox.inside.confine import can_filter
 from qsweep.tasks.sandbox.inside.judge import LOST

@@ -1,0 +1,129 @@
+"""An entry's manifest: what it is, what its maker says of it and a stamp of each file, under a seal.
+
+Nothing here keeps a secret: whoever means to deceive can seal again. What it finds is what happens:
+a restored backup, a tidied folder, an editor, a disk.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.files import FileStamp, read_json, stamp_of, verify, write_bytes
+
+MANIFEST = "manifest.json"
+# 1 had neither seal nor kind.
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished entry: its directory, what its maker said of it, and whether a seal protects that."""
+
+    path: Path
+    content: dict[str, Any]
+    sealed: bool = True
+
+
+def seal(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Write the manifest of a finished directory, which lies in the folder of its kind.
+
+    Raises:
+        ArtifactCorrupt: it holds something that is no regular file.
+    """
+    try:
+        stamps = {name: asdict(stamp_of(path / name)) for name in _files(path)}
+    except OSError as error:
+        raise ArtifactCorrupt(f"{path}: {error.strerror or error}") from error
+    body = {
+        "version": _VERSION,
+        "kind": path.parent.name,
+        "identity": identity,
+        "content": content,
+        "files": stamps,
+    }
+    _write(path / MANIFEST, body)
+
+
+def seal_again(path: Path) -> None:
+    """Put an entry of version 1, which was verified in full, under a seal as well.
+
+    It keeps its date. Whatever happens meanwhile, one manifest or the other is in its place.
+    """
+    manifest = read_json(path / MANIFEST)
+    found = (path / MANIFEST).stat()
+    # Beside the entry: what a kill leaves behind must not be an extra file in it.
+    aside = path.with_name(f".{path.name}.manifest.tmp")
+    try:
+        _write(aside, {**manifest, "version": _VERSION, "kind": path.parent.name})
+        os.utime(aside, ns=(found.st_atime_ns, found.st_mtime_ns))
+        aside.replace(path / MANIFEST)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def open_entry(path: Path, *, full: bool = False) -> Entry:
+    """Read a sealed directory; check that it belongs where it lies, and its files.
+
+    The quick check looks at files' sizes and time stamps; ``full`` hashes their contents.
+
+    Raises:
+        ArtifactCorrupt: says which file is missing, truncated, edited or one too many, or whose
+            entry it is.
+    """
+    manifest, stamps = _read(path)
+    kind, content = path.parent.name, manifest["content"]
+    if (own := _hash(manifest["identity"])[:32]) != path.name:
+        raise ArtifactCorrupt(f"{path}: is another entry, {own}")
+    if manifest.get("kind", kind) != kind:
+        raise ArtifactCorrupt(f"{path}: is an entry of {manifest['kind']}")
+    if extra := set(_files(path)) - stamps.keys():
+        raise ArtifactCorrupt(f"{path}: {min(extra)} is no part of it")
+    for name, stamp in stamps.items():
+        verify(path / name, stamp, full=full)
+    return Entry(path, content, "seal" in manifest)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, FileStamp]]:
+    try:
+        manifest = read_json(path / MANIFEST)
+        stamps = {name: FileStamp(**stamp) for name, stamp in manifest["files"].items()}
+        body = {name: value for name, value in manifest.items() if name != "seal"}
+        unsealed = manifest["version"] == 1 and "seal" not in manifest
+        if not unsealed and manifest["seal"] != _hash(body):
+            raise ArtifactCorrupt(f"{path}: {MANIFEST} is not what was written")
+        return {
+            "identity": manifest["identity"],
+            "content": manifest["content"],
+            **manifest,
+        }, stamps
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactCorrupt(f"{path}: no readable {MANIFEST} ({error})") from error
+
+
+def _write(file: Path, body: dict[str, Any]) -> None:
+    # Names in the order that keys are made by; read back once, so that the seal is of what a reader
+    # will see (tuples are lists then, and names of numbers text).
+    body = json.loads(json.dumps(body, sort_keys=True))
+    write_bytes(file, (json.dumps({**body, "seal": _hash(body)}, indent=1) + "\n").encode())
+
+
+def _hash(parsed: Any) -> str:
+    """Of an identity as a manifest holds it, this begins with its key: see ``config.key_of``.
+
+    Names stay in the order in which they were written. Sorted again, "10" would come before "2".
+    """
+    return hashlib.sha256(json.dumps(parsed, separators=(",", ":")).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[str]:
+    """All that lies below a directory and is none, its own manifest left out; relative names."""
+    found = []
+    for folder, below, names in os.walk(path):
+        links = [name for name in below if (Path(folder) / name).is_symlink()]
+        found += [str((Path(folder) / name).relative_to(path)) for name in (*names, *links)]
+    return sorted(name for name in found if name != MANIFEST)

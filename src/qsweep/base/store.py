@@ -1,0 +1,210 @@
+"""The content-addressed store: every step's result under the hash of what determined it.
+
+An entry is a directory that appears whole or not at all: it is made beside its place, sealed with a
+manifest of its files, flushed to disk and renamed. Two sweeps that want the same entry wait for one
+another on a lock; a killed maker leaves only a temporary directory, which the next one, or the next
+start (:mod:`qsweep.base.leftovers`), sweeps away.
+
+What is in its place but not what was written there counts as absent, and a line says so. The quick
+check (the manifest, sizes and time stamps of files) is for whether something is there; whoever
+calculates with an entry's files asks for the full one, which hashes them.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from qsweep.base.contents import contradiction, problem
+from qsweep.base.disk import disk_full, has_no_room, is_disk_full
+from qsweep.base.errors import ArtifactCorrupt, QsweepError
+from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
+from qsweep.base.locks import FileLock
+from qsweep.base.manifest import MANIFEST, Entry, open_entry, seal, seal_again
+from qsweep.sweep.config import key_of
+
+__all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
+           "open_entry", "seal"]  # fmt: skip
+
+Kind = Literal[
+    "artifacts", "importances", "references", "measurements", "tasks", "timings", "models", "texts"
+]
+# How a directory is made: called with an empty one, returns what the manifest says beside files.
+Make = Callable[[Path], dict[str, Any]]
+# The same for several at once, by key.
+MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
+
+
+class Store:
+    """Entries by kind and key below one folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._told: set[str] = set()
+        self._hashed: dict[Path, set[tuple[Any, ...]]] = {}
+
+    def path(self, kind: Kind, key: str) -> Path:
+        """Where an entry is or would be."""
+        return self.root / kind / key
+
+    def lock(self, kind: str, key: str, *, timeout_s: float | None = None) -> FileLock:
+        """What whoever makes or removes an entry holds."""
+        return FileLock(self.root / "locks" / f"{kind}-{key}.lock", timeout_s=timeout_s)
+
+    def find(self, kind: Kind, key: str, *, full: bool = False) -> Entry | None:
+        """The entry, if it is there and is what was written.
+
+        The quick check looks at files' sizes and time stamps; ``full`` hashes every file. A damaged
+        entry counts as absent.
+        """
+        entry = self._find(kind, key, full=full)
+        if entry is not None and not entry.sealed:
+            with contextlib.suppress(QsweepError, OSError), self.lock(kind, key, timeout_s=0):
+                seal_again(entry.path)
+        return entry
+
+    def require(self, kind: Kind, key: str) -> Entry:
+        """The entry, every file of it hashed.
+
+        Raises:
+            ArtifactCorrupt: it is absent or damaged.
+        """
+        if (entry := self.find(kind, key, full=True)) is None:
+            raise ArtifactCorrupt(f"{self.path(kind, key)}: is gone or damaged; run it again")
+        return entry
+
+    def _find(self, kind: Kind, key: str, *, full: bool) -> Entry | None:
+        path = self.path(kind, key)
+        try:
+            state = _state(path)
+            # What this process has hashed need not be hashed again as long as nobody touches it.
+            entry = open_entry(path, full=full and self._hashed.get(path) != state)
+            if not entry.sealed:
+                # Nothing but its files speaks for it: look at all of them, once.
+                check_unsealed(entry)
+            if full or not entry.sealed:
+                self._hashed[path] = state
+            return entry
+        except (ArtifactCorrupt, OSError) as error:
+            if os.path.lexists(path) and str(error) not in self._told:
+                self._told.add(str(error))
+                print(f"note: {error}; it counts as absent", file=sys.stderr, flush=True)
+            return None
+
+    def remove(self, kind: Kind, key: str) -> None:
+        """Delete an entry, if it is there."""
+        with self.lock(kind, key):
+            delete(self.path(kind, key))
+
+    def build(self, kind: Kind, identity: dict[str, Any], make: Make) -> tuple[Entry, bool]:
+        """The entry that ``identity`` determines, made now if it is absent or damaged.
+
+        Returns the entry and whether it was made now. ``make`` gets an empty directory; whatever it
+        raises leaves the store as it was.
+        """
+
+        def make_one(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+            return {key: make(folder) for key, folder in folders.items()}
+
+        return self.build_all(kind, [identity], make_one)[key_of(identity)]
+
+    def build_all(
+        self,
+        kind: Kind,
+        identities: Sequence[dict[str, Any]],
+        make: MakeAll,
+    ) -> dict[str, tuple[Entry, bool]]:
+        """Entries that are made together, by key; see :meth:`build`.
+
+        ``make`` gets empty directories for those that are absent or damaged, and is not called if
+        none is; whatever it raises leaves the store as it was.
+        """
+        wanted = {key_of(identity): identity for identity in identities}
+        (self.root / kind).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as locks:
+            # In one order everywhere, so that two who want the same never wait for each other.
+            for key in sorted(wanted):
+                locks.enter_context(self.lock(kind, key))
+            found = {key: self._find(kind, key, full=True) for key in wanted}
+            for entry in found.values():
+                if entry is not None and not entry.sealed:
+                    with contextlib.suppress(OSError):  # it may lie on a disk that is read only
+                        seal_again(entry.path)
+            absent = {
+                key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
+            }
+            try:
+                for temporary in absent.values():
+                    delete(temporary)
+                    temporary.mkdir()
+                contents = make(absent) if absent else {}
+                for key, temporary in absent.items():
+                    seal(temporary, wanted[key], contents[key])
+                    sync_tree(temporary)
+                    delete(self.path(kind, key))
+                    temporary.rename(self.path(kind, key))
+            except Exception as error:
+                # Looked at before anything is removed: not every library says why it failed.
+                if is_disk_full(error) or has_no_room(self.root / kind):
+                    raise QsweepError(disk_full(self.root)) from error
+                raise
+            finally:
+                for temporary in absent.values():
+                    delete(temporary)
+            return {
+                key: (entry or open_entry(self.path(kind, key)), entry is None)
+                for key, entry in found.items()
+            }
+
+
+def check_unsealed(entry: Entry) -> None:
+    """Verify all that can be of an entry whose manifest has no seal. Raises ArtifactCorrupt."""
+    open_entry(entry.path, full=True)
+    kind, content = entry.path.parent.name, entry.content
+    if wrong := problem(kind, content) or contradiction(kind, entry.path, content):
+        raise ArtifactCorrupt(f"{entry.path}: {MANIFEST}: {wrong}")
+
+
+def _state(path: Path) -> set[tuple[Any, ...]]:
+    """What changes when a file of a directory does, its own time stamps set back or not."""
+    found = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
+    return {(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
+
+
+def file_hash(store: Store, path: Path) -> str:
+    """SHA-256 of a file, remembered by all that changes when its content does.
+
+    Size and modification time alone would not do: a copy or an editor may set that time back. The
+    time of the last change of the file's entry in its folder nobody can set.
+    """
+    real = path.resolve()
+    stat = real.stat()
+    known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    key = key_of([str(real), *known])
+    cached = store.root / "hashes" / key
+    with contextlib.suppress(OSError):
+        digest, _, check = read_regular(cached).partition(b" ")
+        if check == _check(key, digest):
+            return digest.decode("ascii")
+    found = sha256_of(real)
+    with contextlib.suppress(OSError):  # it is hashed again the next time
+        write_bytes(cached, b" ".join((found.encode(), _check(key, found.encode()))))
+    return found
+
+
+def _check(key: str, digest: bytes) -> bytes:
+    # Two of these files in each other's place would give each model the other's results.
+    return hashlib.sha256(key.encode() + digest).hexdigest()[:16].encode()
+
+
+def delete(path: Path) -> None:
+    """Remove a file, a link or a directory, if it is there; what a link points to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)

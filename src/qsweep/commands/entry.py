@@ -1,0 +1,165 @@
+"""What all of qsweep's commands share: however one ends, it is at most a line and an exit code."""
+
+import argparse
+import codecs
+import contextlib
+import functools
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.hiding_stream import HidingStream
+from qsweep.base.secrets import scrubbed
+from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
+
+Main = Callable[[Sequence[str] | None], int]
+# Set to see the whole traceback of an error that has no words of its own.
+TRACEBACK = "QSWEEP_TRACEBACK"
+# What stands for a character in an encoding that lacks it; one for one, so that tables stay aligned.
+_PLAIN = str.maketrans("·±…×≤≥–—−→²’‘“”•", "-~.x<>--->2''\"\"*")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong with a command's arguments in one line, as all else is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it, and where help is; exit with 2."""
+        self.exit(2, f"error: {scrubbed(message, *sys.argv[1:])}; {self.prog} --help\n")
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Make ``main``, which takes arguments and gives an exit code, a command.
+
+    Errors that it does not report itself are one line on standard error. Signals end it with 128
+    plus their number (:mod:`qsweep.launch.interrupts`). A reader of its output who has gone, a terminal
+    without Unicode, or closed standard streams change nothing but what is seen.
+
+    Called without arguments it is the whole process, and takes them from ``sys.argv``.
+    """
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        alone = arguments is None
+        if alone:
+            _open_streams()
+        try:
+            with interruptible():
+                code = _run(main, arguments)
+                if alone and interrupted():
+                    _leave(code)
+        except KeyboardInterrupt as error:  # before or after the command's own time
+            code = _code_of(error)
+            if alone:
+                _leave(code)
+        if alone:
+            for number in SIGNALS:  # nothing is left to be done that an exit handler could lose
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+        return code
+
+    return run
+
+
+def _run(main: Main, arguments: Sequence[str] | None) -> int:
+    try:
+        os.getcwd()
+    except OSError:
+        return _fail("the working directory is gone; cd to one that is there", 2)
+    try:
+        return main(arguments)
+    except KeyboardInterrupt as error:
+        return _code_of(error)
+    except QsweepError as error:
+        return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if error.filename is None:
+            return _unexpected(error)
+        return _fail(f"{error.filename}: {error.strerror or type(error).__name__}", 1)
+    except RecursionError as error:
+        return _fail(f"nested too deeply ({error})", 1)
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _leave(code: int) -> None:
+    """End the process now: threads in the middle of something would hold up an orderly exit."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    end_now(code)
+
+
+def _code_of(error: KeyboardInterrupt) -> int:
+    return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get(TRACEBACK):
+        raise error
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    words = f"{type(error).__name__}: {error}"
+    return _fail(f"{words}{where}; {TRACEBACK}=1 shows how it came to that", 1)
+
+
+def _fail(line: str, code: int) -> int:
+    # It may quote part of an option's value, in which no pattern tells the password.
+    print("error: " + " ".join(scrubbed(line, *sys.argv[1:]).split()), file=sys.stderr)
+    return code
+
+
+class _Lasting(io.FileIO):
+    """A stream that is written for as long as it can be; what nobody reads ends nothing."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # a closed pipe, a terminal that is gone, a full disk
+            return len(data)
+
+
+def _open_streams() -> None:
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened would be taken for the stream.
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, mode)
+    codecs.register_error("qsweep", _plain_text)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        old = getattr(sys, name)
+        if old is None or (old is getattr(sys, f"__{name}__") and _descriptor(old) == number):
+            setattr(sys, name, _lasting(number, old))
+
+
+def _lasting(number: int, old: Any) -> io.TextIOWrapper:
+    lines = number == 2 or (old is not None and old.line_buffering)
+    return HidingStream(
+        io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+        encoding=old.encoding if old is not None else "utf-8",
+        errors="qsweep",
+        line_buffering=lines,
+        write_through=old is not None and old.write_through,
+    )
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _plain_text(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For characters that an encoding lacks; a file name that is no text passes as it is."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= c <= "\udcff" for c in text):
+        return bytes(ord(c) - 0xDC00 for c in text), error.end
+    return "".join(c if ord(c) < 128 else "?" for c in text.translate(_PLAIN)), error.end

@@ -1,0 +1,173 @@
+"""``python -m qsweep.export TRIAL DIR``: an artifact ready to be served, with a card that says all.
+
+TRIAL is a trial's key or its beginning, its name, or ``best`` for the most quality per GB that a
+serving runtime loads. DIR is a new directory: the artifact's files, the tokenizer and generation
+settings, and a README.md with how it was made, what was measured, and how to serve it.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsweep.base.errors import QsweepError
+from qsweep.base.files import sync_tree, write_bytes
+from qsweep.base.schema import nearest
+from qsweep.base.store import MANIFEST, Store
+from qsweep.commands.entry import Parser, command
+from qsweep.results.answers import answers
+from qsweep.results.card import model_card
+from qsweep.results.labels import named_apart
+from qsweep.results.rows import Record
+from qsweep.results.sources import known_sweeps, read_sweep
+from qsweep.results.winner import sentence
+
+# What a server wants beside the weights, where the artifact's format does not carry it.
+_COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "*.model", "chat_template*", "generation_config.json",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export one artifact; 0: done, 1: it could not be written, 2: there is no such trial."""
+    options = _parser().parse_args(arguments)
+    outputs = options.outputs.expanduser().absolute()
+    try:
+        record = find_trial(outputs, options.trial, options.sweep)
+        written = export(record, Store(outputs / "store"), options.directory.expanduser())
+    except QsweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"{record['name']}: {written}\nhow to serve it: {written / 'README.md'}")
+    return 0
+
+
+def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
+    """The finished trial that a word means.
+
+    Raises:
+        QsweepError: there is none, or several; the line names near ones or their keys.
+    """
+    sweeps = known_sweeps(outputs)
+    if sweep is not None and sweep not in sweeps:
+        raise QsweepError(f"no sweep {sweep!r} in {outputs}{nearest(sweep, sweeps)}")
+    chosen = [sweeps[sweep]] if sweep is not None else list(sweeps.values())
+    records: dict[str, Record] = {}
+    for record in (r for directory in chosen for r in read_sweep(directory).records):
+        if record["key"] not in records or not record.get("implied"):
+            records[record["key"]] = record  # asked for once is asked for
+    finished = [r for r in records.values() if r["status"] == "finished" and not r.get("reference")]
+    if not finished:
+        raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
+    if word == "best":
+        return _best(finished)
+    found = [r for r in finished if r["key"].startswith(word)] if len(word) >= 4 else []
+    # As a table calls it, and where that is not enough to tell, as its trial does.
+    shown = named_apart(finished)
+    labelled = {r["key"] for r in shown if word in (r["name"], _setting(r))}
+    found = found or [r for r in finished if r["key"] in labelled]
+    found = found or [r for r in finished if word in (r["name"], _setting(r))]
+    if len(found) > 1:
+        raise QsweepError(
+            f"{word!r} means {len(found)} trials; give a key: "
+            + ", ".join(f"{r['key'][:12]} ({r.get('calibration') or r['backend']})" for r in found)
+        )
+    if not found:
+        raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
+    return found[0]
+
+
+def _best(records: Sequence[Record]) -> Record:
+    # What leads is what "best" asks for; that its lead is none is said, and nothing is refused.
+    found = answers(named_apart(records))
+    if not found:
+        raise QsweepError("no artifact here is one that a serving runtime loads")
+    if len(found) > 1:
+        leaders = ", ".join(
+            f"{one.record['name']} ({one.record['key'][:12]}{one.measured and ', ' + one.measured})"
+            for one in found
+        )
+        raise QsweepError(
+            "'best' means one trial of each model and each way of measuring it; "
+            f"give a key, or one sweep: {leaders}"
+        )
+    if not found[0].is_best:
+        line = sentence(found[0].decision, found[0].record["name"])
+        print(f"note: {line}; it is exported all the same", file=sys.stderr)
+    return next(r for r in records if r["key"] == found[0].record["key"])
+
+
+def export(record: Record, store: Store, directory: Path) -> Path:
+    """Copy a trial's artifact into a new directory, complete, or not at all.
+
+    Raises:
+        QsweepError: the directory is not empty, or the artifact is gone or damaged.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise QsweepError(f"{directory} is not empty: choose a new directory")
+    artifact = record.get("artifact") or {}
+    entry = store.find("artifacts", str(artifact.get("key")), full=True)
+    if entry is None:
+        command = record.get("command")
+        again = f"; to make it again: {command}" if command else ""
+        raise QsweepError(f"the artifact of {record['name']} is pruned or damaged{again}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.exporting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(entry.path, temporary, ignore=shutil.ignore_patterns(MANIFEST))
+        _add_companions(record, temporary)
+        files = sorted(file.name for file in temporary.iterdir())
+        card = model_card(record, entry.content, files, directory.name)
+        write_bytes(temporary / "README.md", card.encode())
+        if any(name.endswith(".gguf") for name in files):
+            first = next(name for name in files if name.endswith(".gguf"))
+            write_bytes(temporary / "Modelfile", f"FROM ./{first}\n".encode())
+        sync_tree(temporary)
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _add_companions(record: Record, out: Path) -> None:
+    from qsweep.sweep.compose import resolved_again
+
+    path = resolved_again(record["config"], "model.path")
+    source = Path(path) if path else None
+    if source is None or not source.is_dir():
+        return
+    for pattern in _COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not (out / file.name).exists():
+                shutil.copy(file, out / file.name)
+
+
+def _setting(record: Record) -> str:
+    return str(record["name"]).removeprefix(f"{record['model']} ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m qsweep.export", description=(__doc__ or "").partition("\n\n")[2]
+    )
+    parser.add_argument("trial", metavar="TRIAL", help="a key, a name, or best")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="a new directory")
+    parser.add_argument("--sweep", help="look only in this sweep")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""``python -m qsweep``: hands the command line to Hydra, and its errors to people."""
+
+import copy
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.files import write_bytes
+from qsweep.base.secrets import hidden_value
+from qsweep.base.shipped import choices, chosen_quantizers, folder, known_options
+from qsweep.commands.entry import Parser, command
+from qsweep.commands.explain import explain, refused_option
+from qsweep.sweep.overrides import acceptable, is_option
+
+# What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
+_outcomes: list[Any] = []
+_single: list[tuple[Any, Any, str]] = []
+# Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
+_began: list[bool] = []
+# The session of a search, whose batches all belong to one sweep.
+sessions: list[Any] = []
+# Options that change no number do not belong in a sweep's name.
+_NOT_IN_NAME = (
+    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
+    *("search.trials", "search.batch", "search.storage", "search.study"),
+)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run Hydra on the command line; returns the exit code.
+
+    2: the configuration is invalid and nothing ran; 1: a trial failed or none finished; 0: the rest
+    finished or were skipped; 130 and 143: interrupted, or ended by SIGTERM.
+    """
+    sys.argv[1:] = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _run_hydra()
+    except KeyboardInterrupt as error:
+        what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
+        print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
+        raise
+    except ConfigError:
+        raise
+    except OSError as error:
+        from qsweep.base.disk import disk_full, is_disk_full, what_failed
+
+        if is_disk_full(error):
+            place = Path(error.filename or ".").parent
+            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
+        if error.filename is None:
+            raise
+        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
+        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
+    return max((sweep.exit_code for sweep in _outcomes), default=0)
+
+
+def _run_hydra() -> None:
+    """Everything that Hydra does: compose, and for several trials run them.
+
+    Raises:
+        ConfigError: whatever is wrong with the configuration; nothing has run.
+    """
+    # Hydra raises instead of printing a page of its own and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    options = _arguments()
+    register_resolvers()
+    try:
+        _check_files(options)
+        options.overrides = [acceptable(one, choices()) for one in options.overrides]
+        # Hydra finds that out too, but only where nothing is wrong with the rest.
+        options.multirun = options.multirun or _is_multirun(options)
+        _compose_and_run(options)
+        for config, overrides, name in _single:
+            run_composed([config], list(overrides), name)
+    except QsweepError:
+        raise
+    except Exception as error:
+        if _began or getattr(error, "errno", None):
+            raise
+        raise ConfigError(explain(error)) from error
+
+
+def _compose_and_run(options: Any) -> None:
+    from hydra._internal import utils
+
+    for _ in range(len(options.overrides) + 1):
+        given = copy.copy(options)
+        given.overrides = list(options.overrides)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _note  # type: ignore[assignment]
+                utils._run_hydra(
+                    args=given,
+                    args_parser=_parser(),
+                    task_function=run_one,
+                    config_path=str(folder("conf")),
+                    config_name="config",
+                )
+            return
+        except Exception as error:
+            key = refused_option(error)
+            if _began or key is None or not is_option(key, chosen_quantizers(options.overrides)):
+                raise
+            # No file names it, the typed configuration does: that is no reason to refuse it.
+            added = [f"++{o}" if o.partition("=")[0] == key else o for o in options.overrides]
+            if added == options.overrides:
+                raise
+            options.overrides = added
+
+
+def _arguments() -> Any:
+    return _parser().parse_intermixed_args()
+
+
+def _parser() -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    from qsweep import __version__
+
+    parser = Parser(
+        "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
+    )
+    parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
+    return parser
+
+
+def _note(message: Warning | str, *_: Any) -> None:
+    print("note: " + " ".join(str(message).split()), file=sys.stderr)
+
+
+def _check_files(options: Any) -> None:
+    """Refuse what Hydra would open and wait for: pipes and devices where a YAML file is expected."""
+    given = [Path(place) for place in (options.config_dir, options.config_path) if place]
+    groups = ["", *choices(), *(o.lstrip("+").partition("=")[0] for o in options.overrides)]
+    name = f"{options.config_name}.yaml" if options.config_name else ""
+    for place in (*given, folder("sweeps"), folder("conf")):
+        for file in [place / name, *(f for g in groups for f in (place / g).glob("*.yaml"))]:
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise ConfigError(f"{file}: is a pipe or a device, not a file")
+    if options.config_name is not None and not options.config_name.strip():
+        raise ConfigError("--config-name: needs a name; python -m qsweep.sweeps lists them")
+
+
+def _is_multirun(arguments: Any) -> bool:
+    """Whether the sweep file that is named wants several trials, and the command line no other."""
+    from omegaconf import OmegaConf
+
+    other = arguments.run or arguments.cfg or arguments.info or arguments.shell_completion
+    if other or any(override.startswith("hydra.mode=") for override in arguments.overrides):
+        return False
+    places = [Path(arguments.config_dir)] if arguments.config_dir else []
+    for place in (*places, folder("sweeps")):
+        file = place / f"{arguments.config_name}.yaml"
+        if file.is_file():
+            try:
+                return OmegaConf.select(OmegaConf.load(file), "hydra.mode") == "MULTIRUN"
+            except Exception:  # Hydra says what is wrong with the file
+                return False
+    return False
+
+
+def run_one(config: Any) -> Any:
+    """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
+    overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
+    if hydra.output_subdir:
+        hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
+    if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
+        return run_composed([config], list(overrides), name)[0]
+    _single.append((config, overrides, name))
+    return None
+
+
+def hide_in_files(folder: Path) -> None:
+    """Take passwords out of what Hydra itself writes, where a person has switched that on."""
+    for file in folder.glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        shown = "\n".join(map(hidden_value, text.split("\n")))
+        if shown != text:
+            write_bytes(file, shown.encode())
+
+
+def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:
+    """Run composed configurations as one sweep, or as a batch of the search that is under way.
+
+    Prints the sweep's table and remembers the outcome. Returns the record of each configuration.
+    """
+    from omegaconf import OmegaConf
+
+    from qsweep.search.settings import search_config
+    from qsweep.search.sweep_file import check_options
+    from qsweep.sweep.compose import Composed, plain
+    from qsweep.sweep.config import check_one_sweep, sweep_config
+    from qsweep.sweep.session import command_line, run_sweep
+
+    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    check_options(resolved[0], known_options(""))
+    for config in resolved:
+        if search := config.get("search"):
+            # How a trial was found is no part of it.
+            config["search"] = {"fidelity": search_config(search).fidelity}
+            config.written["search"] = dict(config["search"])
+    check_one_sweep(resolved)
+    begin()
+    if sessions:
+        return sessions[-1].run_configs(resolved)
+    name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
+    sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
+    conclude(sweep)
+    return [sweep.records[key] for key in sweep.asked]
+
+
+def begin() -> None:
+    """Say that composing is over: what goes wrong from now on is no error of the configuration."""
+    _began.append(True)
+
+
+def conclude(sweep: Any) -> None:
+    """Print what a sweep came to, and remember it for the exit code."""
+    from qsweep.results.terminal import print_results
+    from qsweep.tracking import ui_line, ui_page
+
+    print_results(sweep.shown, sweep.directory)
+    if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
+        print(f"compare in the MLflow UI: {line}")
+        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
+            print(f"and there: {page}")
+    if (report := sweep.directory / "report.html").is_file():
+        print(f"report: {report}")
+    _outcomes.append(sweep)
+
+
+def default_name(overrides: list[str], config_name: str) -> str:
+    """A readable name made from what a sweep varies: ``quant-gptq-awq_bits-3-4-8``.
+
+    The same command has the same name, so that it continues the same sweep.
+    """
+    from qsweep.sweep.config import key_of
+
+    words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
+    parts = [config_name] if config_name != "config" else []
+    parts += sorted(words, key=lambda word: word.removeprefix("++"))
+    parts = [re.sub(r"[^\w.]+", "-", part.lstrip("+~")).strip("-.") for part in parts]
+    name = "_".join(filter(None, parts)) or "default"
+    # Of folders' names, the bytes are limited: a letter may have four.
+    if len(name) > 80 or len(name.encode()) > 200:
+        start = name.encode()[:180].decode(errors="ignore")[:71]
+        name = f"{start}-{key_of(words)[:8]}"
+    return name
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf the interpolations that qsweep's files use."""
+    from omegaconf import OmegaConf
+
+    from qsweep.models.tiny import MODEL_DIR
+
+    def model_name(path: str) -> str:
+        same = Path(path).expanduser().absolute() == MODEL_DIR
+        return "pocket" if same else Path(path).absolute().name
+
+    def hydra_dir(outputs: Any) -> str:
+        # Hydra makes this folder before anybody has looked at the configuration.
+        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
+
+    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
+    OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
+    OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
+    OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)

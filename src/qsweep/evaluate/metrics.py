@@ -1,0 +1,192 @@
+"""Pure functions from tensors to the numbers of the protocol. docs/protocol.md explains them.
+
+Notation: z are logits, p the reference's probabilities, q the measured model's. A window is a
+*cluster*: its tokens share their context and are not independent, so every standard error here is
+one over windows.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from qsweep.evaluate.verdicts import BOUNDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIDENCE = 0.95
+# A perplexity ratio at which quality is 0: where degradation becomes "problematic".
+_ZERO_QUALITY = BOUNDS[-1][0]
+
+
+# --- per token, from logits --------------------------------------------------------------------
+
+
+def nll(logits: "Tensor", targets: "Tensor") -> "Tensor":
+    """Negative log-likelihood of each target, in nats: logits [n, vocab], targets [n] -> [n]."""
+    return logits.float().logsumexp(-1) - _at(logits.float(), targets)
+
+
+def kl_divergence(reference: "Tensor", measured: "Tensor") -> "Tensor":
+    """KL(p || q) per row in nats, over the full vocabulary in fp32: two [n, vocab] -> [n].
+
+    With m any shift, KL = sum p (z_p - z_q) - lse(z_p) + lse(z_q). Vocabularies that differ by
+    padding are compared over the shared part, renormalised.
+    """
+    reference, measured = shared_vocabulary(reference, measured)
+    zp, zq = reference.float(), measured.float()
+    mean = (zp.softmax(-1) * (zp - zq)).sum(-1)
+    return mean - zp.logsumexp(-1) + zq.logsumexp(-1)
+
+
+def shared_vocabulary(first: "Tensor", second: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Both logits cut to the vocabulary that they share, from its begin."""
+    shared = min(first.shape[-1], second.shape[-1])
+    return first[..., :shared], second[..., :shared]
+
+
+def top1_agrees(reference: "Tensor", measured: "Tensor") -> "Tensor":
+    """Whether the reference's most likely token is one of the measured model's: [n] of bool.
+
+    A tie for the first place counts as agreement, as equal logits are common in bfloat16.
+    """
+    reference, measured = shared_vocabulary(reference, measured)
+    return _at(measured, reference.argmax(-1)) == measured.amax(-1)
+
+
+def _at(logits: "Tensor", tokens: "Tensor") -> "Tensor":
+    return logits.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+# --- over windows ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean per token with its standard error; None where a single window cannot tell it."""
+
+    value: float
+    stderr: float | None
+
+
+def clustered_mean(sums: "Tensor", counts: "Tensor") -> Mean:
+    """Mean per token of windows with these sums and token counts, its error over windows.
+
+    The mean is the ratio sum(S)/sum(n); its error is the linearised ratio estimator's,
+    sqrt(W/(W-1) * sum (S_w - n_w mean)^2) / sum(n) (Cochran, Sampling Techniques, 6.3 and 9A.7),
+    which for windows of equal length is sd(window means)/sqrt(W).
+    """
+    sums, counts = sums.double(), counts.double()
+    total, windows = counts.sum(), len(counts)
+    mean = sums.sum() / total
+    if windows < 2:
+        return Mean(float(mean), None)
+    squares = (sums - counts * mean).square().sum() * windows / (windows - 1)
+    return Mean(float(mean), float(squares.sqrt() / total))
+
+
+def window_sums(values: "Tensor", counts: "Tensor") -> "Tensor":
+    """Sum per-token values [tokens] over windows of these counts: float64 [windows]."""
+    import torch
+
+    windows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    zeros = torch.zeros(len(counts), dtype=torch.float64)
+    return zeros.index_add_(0, windows, values.double())
+
+
+def perplexity(sums: "Tensor", counts: "Tensor") -> Mean:
+    """exp(sum of NLL / number of tokens), its error by the delta method: ppl * error of the log."""
+    log = clustered_mean(sums, counts)
+    value = _exp(log.value)
+    return Mean(value, None if log.stderr is None else value * log.stderr)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Quantized over reference perplexity with its paired interval (0 to infinity if unknown)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ppl_ratio(sums: "Tensor", reference_sums: "Tensor", counts: "Tensor") -> Ratio:
+    """Perplexity ratio of two models on the same windows: exp(mean d ± t sd/sqrt(W)).
+
+    d is a window's mean difference of NLL; windows weigh by their scored tokens. Pairing removes
+    what is common to both models, how hard each window's text is.
+    """
+    difference = clustered_mean(sums.double() - reference_sums.double(), counts)
+    if difference.stderr is None:
+        return Ratio(_exp(difference.value), 0.0, math.inf)
+    half = student_t(len(counts) - 1) * difference.stderr
+    return Ratio(
+        _exp(difference.value), _exp(difference.value - half), _exp(difference.value + half)
+    )
+
+
+def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
+    """Median, p90, p99, p999 and max of per-token values, linearly interpolated."""
+    import numpy
+
+    shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+    found = numpy.quantile(values.double().numpy(), list(shares.values()))
+    yield from zip(shares, map(float, found), strict=True)
+
+
+def rms(values: "Tensor") -> float:
+    """Root of the mean square."""
+    return float(values.double().square().mean().sqrt())
+
+
+# --- what it means -----------------------------------------------------------------------------
+
+
+def quality(ratio: float) -> float:
+    """1 for the reference, 0 at a perplexity ratio of 1.20, negative beyond: 1 - ln r / ln 1.20."""
+    if not ratio > 0:
+        return math.nan
+    return min(1.0, 1.0 - math.log(ratio) / math.log(_ZERO_QUALITY))
+
+
+def quality_per_gb(value: float, size_gb: float) -> float:
+    """Quality per gigabyte of weights where quality is positive, else quality itself."""
+    return value / size_gb if value > 0 else value
+
+
+@lru_cache
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence.
+
+    With t = sqrt(v) tan(a), P(|T| < t) = int_0^a cos^(v-1) / int_0^(pi/2) cos^(v-1): both by
+    Simpson's rule, the equation by bisection. Good to six digits.
+    """
+    if freedom < 1:
+        raise ValueError("at least one degree of freedom")
+    if freedom > 100_000:
+        return student_t(100_000, confidence)
+    # All of the mass lies within a few 1/sqrt(v) of 0, where the grid must be fine.
+    end = min(math.pi / 2, 40 / math.sqrt(freedom))
+
+    def mass(angle: float, steps: int = 2000) -> float:
+        width = angle / steps
+        inner = sum(
+            (4 if i % 2 else 2) * math.cos(i * width) ** (freedom - 1) for i in range(1, steps)
+        )
+        return (1 + inner + max(math.cos(angle), 0.0) ** (freedom - 1)) * width / 3
+
+    whole, low, high = mass(end), 0.0, end
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mass(middle) < confidence * whole else (low, middle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def _exp(value: float) -> float:
+    # A broken model's perplexity may be beyond what a float holds.
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

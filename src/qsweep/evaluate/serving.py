@@ -1,0 +1,125 @@
+"""Divergence of llama.cpp's own run of a GGUF artifact, on a sample of windows.
+
+Its kernels also round activations to 8 bits, which the dense engine leaves out on purpose; this
+says how much that adds.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.formats.artifact import Artifact
+from qsweep.quantizers import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsweep.text.windows import Windows
+
+SAMPLE_TOKENS = 4096
+_BATCH = 256
+
+
+def kld_native(
+    artifact: Artifact,
+    source: Path,
+    windows: "Windows",
+    progress: Progress = silent,
+    *,
+    device: str = "cpu",
+    max_tokens: int = SAMPLE_TOKENS,
+    trust_remote_code: bool = False,
+) -> dict[str, float]:
+    """Compare llama.cpp's logits with the unquantized model's, token by token.
+
+    Args:
+        artifact: a GGUF artifact.
+        source: directory of the unquantized model.
+        windows: the token windows of a corpus; as many as fit in ``max_tokens`` are taken, evenly
+            spread, two at least where there are two.
+        progress: told of each window.
+        device: where the unquantized model runs, in float32 on the CPU, else in its own dtype;
+            llama.cpp takes the GPU too where it can.
+        max_tokens: the sample's size.
+        trust_remote_code: whether the checkpoint's own code may run.
+
+    Returns:
+        Over the scored tokens: ``kld_native``, mean KL(reference || native) in nats, and its error
+        over windows, ``kld_native_stderr`` (absent for one window); ``top1_agreement_native``,
+        ``ppl_ratio_native``; and ``native_tokens``, how many they are.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from qsweep.formats.gguf.dense import MODEL_FILE
+    from qsweep.formats.gguf.native import NativeModel, can_use_gpu
+    from qsweep.models.architecture import load_model
+
+    reference = load_model(
+        source,
+        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code),
+        dtype=torch.float32 if device == "cpu" else "auto",
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    ).eval()
+    gpu = torch.device(device).index or 0 if device != "cpu" and can_use_gpu() else None
+    chosen = _spread(len(windows.ids), max(2, max_tokens // windows.ids.shape[1]))
+    found = []
+    with NativeModel(
+        artifact.path / MODEL_FILE,
+        context=windows.ids.shape[1],
+        batch=_BATCH,
+        gpu=gpu,
+        threads=torch.get_num_threads(),
+    ) as native:
+        for done, index in enumerate(chosen):
+            progress("kld native", done / len(chosen))
+            found.append(_compare_window(reference, native, windows, index, device))
+    return _summary(torch.stack(found))
+
+
+def _compare_window(
+    reference: Any, native: Any, windows: "Windows", index: int, device: str
+) -> "torch.Tensor":
+    """Sums over a window's scored tokens, float64 [5]: KL, agreements, both NLLs, tokens."""
+    import torch
+
+    from qsweep.evaluate.metrics import kl_divergence, nll, top1_agrees
+
+    first, length = int(windows.first_scored[index]), int(windows.lengths[index])
+    ids = windows.ids[index, :length]
+    sums = torch.zeros(5, dtype=torch.float64)
+    with torch.inference_mode():
+        ours = reference(ids[None].to(device), use_cache=False).logits[0]
+        for at, logits in native.logits(ids.tolist()):
+            # Position p is predicted by the logits of p - 1.
+            begin, end = max(at, first - 1), min(at + len(logits), length - 1)
+            if begin >= end:
+                continue
+            targets = ids[begin + 1 : end + 1].to(device)
+            p = ours[begin:end]
+            q = torch.from_numpy(logits[begin - at : end - at]).to(device)
+            values = (kl_divergence(p, q), top1_agrees(p, q), nll(p, targets), nll(q, targets))
+            sums[:4] += torch.stack([v.double().sum() for v in values]).cpu()
+            sums[4] += end - begin
+    return sums
+
+
+def _summary(sums: "torch.Tensor") -> dict[str, float]:
+    from qsweep.evaluate.metrics import clustered_mean, ppl_ratio
+
+    divergence, agreed, ours, theirs, counts = sums.T
+    kld = clustered_mean(divergence, counts)
+    summary = {
+        "kld_native": kld.value,
+        "top1_agreement_native": clustered_mean(agreed, counts).value,
+        "ppl_ratio_native": ppl_ratio(theirs, ours, counts).value,
+        "native_tokens": float(counts.sum()),
+    }
+    return summary | ({} if kld.stderr is None else {"kld_native_stderr": kld.stderr})
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``count`` indices, evenly spread."""
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]

@@ -1,0 +1,1 @@
+"""Artifacts, and one file per container: how codes of weights lie in files, and the way back."""

@@ -1,0 +1,291 @@
+"""From an artifact of any format to a dense transformers model: the one engine that measures all.
+
+Packed layers are unpacked while transformers loads them, one by one and on the device where they
+will live, so an 8B model never exists twice.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.errors import (
+    ArtifactCorrupt,
+    ConfigError,
+    IncompatibleTrial,
+    QsweepError,
+    in_one_line,
+)
+from qsweep.base.numbers import one_line
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.hf import fused_with
+from qsweep.models.architecture import auto_class, empty_model, load_model
+from qsweep.models.facts import CONV1D_TYPES, read_config, read_tensors, text_config, weight_files
+from qsweep.models.load_report import report, unmerged
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+# What transformers comes up with over a configuration that makes no sense.
+_OF_A_CONFIG = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError),
+    *(LookupError, TypeError, ValueError),
+)
+
+
+def load_dense(
+    artifact: Artifact,
+    source: Path,
+    *,
+    dtype: "torch.dtype",
+    device: str,
+    trust_remote_code: bool = False,
+    device_map: Any = None,
+) -> "PreTrainedModel":
+    """Load an artifact as a dense model: evaluation mode, no gradients, no key-value cache.
+
+    The model's attribute ``left_out`` tells which stored tensors it has no use for; see
+    :class:`~qsweep.models.load_report.LoadReport`.
+
+    Args:
+        artifact: What a quantizer wrote, or the unquantized model itself.
+        source: The directory of the unquantized model, for its configuration.
+        dtype: What the weights are held and computed in.
+        device: ``cpu`` or ``cuda:N``.
+        trust_remote_code: Whether Python code in ``source`` may run.
+        device_map: As in transformers, to spread a model over several GPUs; overrides ``device``.
+
+    Raises:
+        ArtifactCorrupt: Files of a quantized artifact are unreadable, or its weights are not those
+            that the architecture has.
+        QsweepError: The same of the unquantized model, or transformers does not know it.
+    """
+    if artifact.format == "hf":
+        state = None
+    elif artifact.format == "gguf":
+        from qsweep.formats.gguf.dense import dense_state_dict
+
+        state = dense_state_dict(artifact, source)
+    elif artifact.format == "compressed-tensors":
+        from qsweep.formats.compressed_tensors import compressed_state_dict
+
+        state = compressed_state_dict(artifact, device)
+    else:
+        state = packed_state_dict(artifact, source, device)
+    places = device_map or {"": device}
+    model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
+    left_out: Any = _require_fit(artifact, source, model, state, info)
+    model.left_out = left_out
+    model.eval().requires_grad_(False)
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
+    if auto_class(model.config.to_dict()) != "AutoModelForCausalLM":
+        _require_text_alone(model, source)
+    return model
+
+
+class LazyWeight:
+    """A weight that is made when it is indexed, as transformers does with safetensors' slices."""
+
+    def __init__(self, make: Callable[[], "torch.Tensor"]):
+        self._make = make
+
+    def __getitem__(self, index: Any) -> "torch.Tensor":
+        return self._make()[index]
+
+
+def packed_state_dict(artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
+    """The dense weights of a GPTQ or AWQ artifact, by name, each read and unpacked on demand.
+
+    Values are :class:`LazyWeight` or safetensors slices: ``value[...]`` gives the tensor.
+
+    Raises:
+        ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
+    """
+    settings = quantization_settings(artifact.path)
+    transposed = read_config(source).get("model_type") in CONV1D_TYPES
+    handles = open_weights(artifact.path)
+    state: dict[str, Any] = {}
+    for name, handle in handles.items():
+        layer, _, part = name.rpartition(".")
+        if part == "qweight":
+            state[f"{layer}.weight"] = LazyWeight(
+                _Unpacker(layer, handles, artifact, settings, device, transposed)
+            )
+        elif f"{layer}.qweight" not in handles or part == "bias":
+            state[name] = handle.get_slice(name)
+    if not any(name.endswith(".qweight") for name in handles):
+        raise ArtifactCorrupt(f"{artifact.path}: no quantized layer in its weight files")
+    return _fuse(state, source)
+
+
+def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
+    # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
+    original = read_tensors(source)
+    joined: dict[str, Any] = {}
+    for name, value in state.items():
+        fused = fused_with(name.removesuffix(".weight"))
+        if fused is None or f"{fused[0]}.weight" not in original:
+            joined[name] = value
+            continue
+        parts = [state[f"{part}.weight"] for part in fused[1]]
+        joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
+    return joined
+
+
+def _concatenate(parts: list[Any]) -> "torch.Tensor":
+    import torch
+
+    return torch.cat([part[...] for part in parts])
+
+
+def quantization_settings(path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of an artifact. Raises ArtifactCorrupt."""
+    try:
+        return dict(json.loads((path / "config.json").read_text("utf-8"))["quantization_config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"{path}: config.json without quantization_config") from error
+
+
+class _Unpacker:
+    """Reads one layer's tensors and gives its dense weight."""
+
+    def __init__(
+        self,
+        layer: str,
+        handles: Mapping[str, Any],
+        artifact: Artifact,
+        settings: Mapping[str, Any],
+        device: str,
+        transposed: bool,
+    ):
+        parts = ("qweight", "qzeros", "scales") + (("g_idx",) if artifact.format == "gptq" else ())
+        missing = [part for part in parts if f"{layer}.{part}" not in handles]
+        if missing:
+            raise ArtifactCorrupt(f"{artifact.path}: {layer} has no {missing[0]}")
+        self._tensors = {part: (handles[f"{layer}.{part}"], f"{layer}.{part}") for part in parts}
+        self._bits = int(settings["bits"])
+        version_2 = "gptq_v2" in (settings.get("checkpoint_format"), settings.get("format"))
+        self._version = 2 if version_2 else 1
+        self._device, self._transposed = device, transposed
+
+    def __call__(self) -> "torch.Tensor":
+        import torch
+
+        from qsweep.formats.packing import unpack_awq, unpack_gptq
+
+        tensors = {
+            part: handle.get_tensor(name).to(self._device)
+            for part, (handle, name) in self._tensors.items()
+        }
+        if "g_idx" in tensors:
+            grid = unpack_gptq(**tensors, bits=self._bits, version=self._version)
+        else:
+            grid = unpack_awq(**tensors, bits=self._bits)
+        # float32: the cast to the model's dtype is transformers', with all other weights.
+        weight = grid.dense(torch.float32)
+        return weight.T if self._transposed else weight
+
+
+def open_weights(path: Path) -> dict[str, Any]:
+    """The safetensors file that holds each tensor of a checkpoint, open. Raises ArtifactCorrupt."""
+    from safetensors import SafetensorError, safe_open
+
+    handles: dict[str, Any] = {}
+    try:
+        for file in weight_files(path):
+            handle = safe_open(file, framework="pt", device="cpu")
+            handles.update(dict.fromkeys(handle.keys(), handle))
+    except (OSError, SafetensorError, ConfigError) as error:
+        raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
+    return handles
+
+
+def _load(
+    state: Mapping[str, Any] | None,
+    artifact: Artifact,
+    source: Path,
+    dtype: "torch.dtype",
+    device_map: Any,
+    trust_remote_code: bool,
+) -> tuple["PreTrainedModel", Mapping[str, Any]]:
+    from transformers import AutoConfig
+
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": device_map,
+        "output_loading_info": True,
+        # What has another shape is named by us; transformers only says that there is something.
+        "ignore_mismatched_sizes": True,
+    }
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever validation a configuration has of its own
+        raise _not_built(source, error) from error
+    try:
+        if state is None:
+            loaded: Any = load_model(
+                artifact.path,
+                config,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **common,
+            )
+            return loaded
+        # The automatic class takes no state dict, so ask it which class it would have taken, and
+        # with which part of the configuration.
+        shell = empty_model(config, trust_remote_code=trust_remote_code)
+        loaded = type(shell).from_pretrained(
+            None, config=shell.config, state_dict=dict(state), **common
+        )
+        return loaded
+    except _OF_A_CONFIG as error:
+        raise _not_built(source, error) from error
+    except RuntimeError as error:
+        plain = read_tensors(artifact.path) if state is None else {}
+        stored = {name: info.shape for name, info in plain.items()}
+        if (problem := unmerged(error, stored)) is None:
+            raise
+        raise _unfit(artifact, problem) from error
+
+
+def _unfit(artifact: Artifact, problem: str) -> QsweepError:
+    kind = QsweepError if artifact.format == "hf" else ArtifactCorrupt
+    return kind(f"{artifact.path}: weights do not fit the model ({problem})")
+
+
+def _not_built(source: Path, error: Exception) -> QsweepError:
+    return QsweepError(f"{source}: transformers cannot build this model ({in_one_line(error)})")
+
+
+def _require_text_alone(model: "PreTrainedModel", source: Path) -> None:
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # says nothing of the model, though it is a RuntimeError
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise IncompatibleTrial(
+            f"{source}: {type(model).__name__} cannot be run on text alone ({one_line(error)})"
+        ) from error
+
+
+def _require_fit(
+    artifact: Artifact,
+    source: Path,
+    model: "PreTrainedModel",
+    state: Mapping[str, Any] | None,
+    info: Mapping[str, Any],
+) -> dict[str, int]:
+    # transformers fills up what is missing with random numbers and a warning.
+    stored = read_tensors(artifact.path) if state is None else state
+    layers = text_config(read_config(source)).get("num_hidden_layers")
+    found = report(model, info, stored, layers)
+    if found.problem is not None:
+        raise _unfit(artifact, found.problem)
+    return found.left_out

@@ -1,0 +1,47 @@
+"""A Hugging Face checkpoint's tensors by name, mapped from its safetensors files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsweep.models.facts import TensorInfo, read_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where each tensor of a checkpoint lies."""
+
+    path: Path
+    infos: dict[str, TensorInfo]
+
+    @property
+    def base_type(self) -> str:
+        """The smallest GGUF type that holds every matrix exactly: bf16, f16 or f32."""
+        dtypes = {info.dtype for info in self.infos.values() if len(info.shape) >= 2}
+        only = dtypes.pop() if len(dtypes) == 1 else ""
+        return {"BF16": "bf16", "F16": "f16"}.get(only, "f32")
+
+    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Every tensor with its name, file by file."""
+        from safetensors import safe_open
+
+        for path in sorted({info.file for info in self.infos.values()}):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    yield name, file.get_tensor(name)
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """One tensor."""
+        from safetensors import safe_open
+
+        with safe_open(self.infos[name].file, framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Index a checkpoint's directory. Raises ConfigError where its files are not whole."""
+    return Checkpoint(path, read_tensors(path))

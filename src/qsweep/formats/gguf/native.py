@@ -1,0 +1,203 @@
+"""llama.cpp itself, through llama-cpp-python's C interface: quantizing a file, and running one."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.disk import has_no_room
+from qsweep.base.errors import ArtifactCorrupt, TrialFailed
+from qsweep.formats.gguf.types import FileType
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_CONTINUED = 5  # GGML_LOG_LEVEL_CONT
+
+
+def quantize_file(
+    source: Path, target: Path, type_: FileType, imatrix: "Mapping[str, torch.Tensor] | None"
+) -> None:
+    """Quantize an unquantized file.
+
+    Args:
+        source: the file to read.
+        target: the file to write.
+        type_: which mixture of types.
+        imatrix: mean squared activation per input channel, float32, by tensor name in the file.
+
+    Raises:
+        OSError: the disk is full.
+        TrialFailed: llama.cpp refuses; the text is its own.
+    """
+    from llama_cpp import llama_cpp as api
+
+    params = api.llama_model_quantize_default_params()
+    params.ftype = type_.number
+    held = []
+    if imatrix is not None:
+        # An array that ends with an empty entry, pointing into arrays that must stay alive.
+        entries = (api.llama_model_imatrix_data * (len(imatrix) + 1))()
+        for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
+            array = values.contiguous().numpy()
+            held.append(array)
+            entry.name = name.encode()
+            entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.size = array.size
+        params.imatrix = entries
+    with logged() as errors:
+        failed = api.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(params)
+        )
+    if failed:
+        if has_no_room(target.parent):  # of which it only says "basic_ios::clear"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        raise TrialFailed(f"llama.cpp cannot write {type_.name}: {_one(errors[-1:])}")
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """llama.cpp's log goes to standard error; the lines of errors are collected as well."""
+    from llama_cpp import _logger
+    from llama_cpp import llama_cpp as api
+
+    errors: list[str] = []
+    last = 0
+
+    @api.llama_log_callback
+    def write(level: int, text: bytes, _: Any) -> None:
+        nonlocal last
+        last = last if level == _CONTINUED else level
+        line = text.decode(errors="replace")
+        sys.stderr.write(line)
+        if last == _ERROR and line.strip(" =\n"):
+            errors.append(line.strip())
+
+    api.llama_log_set(write, ctypes.c_void_p(0))
+    try:
+        yield errors
+    finally:
+        # Never leave a callback behind that Python may free.
+        api.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+def can_use_gpu() -> bool:
+    """Whether the installed llama.cpp is built for a GPU that is there."""
+    from llama_cpp import llama_cpp as api
+
+    return bool(api.llama_supports_gpu_offload())
+
+
+class NativeModel:
+    """A file as llama.cpp serves it. Close it, or use it in a ``with`` statement.
+
+    Args:
+        path: the GGUF file.
+        context: tokens that fit in its key-value cache.
+        batch: tokens decoded at once.
+        gpu: number of the GPU that all layers go to, where this build of llama.cpp can; None: none.
+        threads: on the CPU.
+        exact: keys and values stay in float32, and attention is computed step by step.
+
+    Raises:
+        ArtifactCorrupt: llama.cpp cannot load it; the text is its own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        batch: int,
+        gpu: int | None,
+        threads: int,
+        exact: bool = False,
+    ):
+        from llama_cpp import llama_cpp as api
+
+        self._api = api
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(logged())
+            api.llama_backend_init()
+            model_params = api.llama_model_default_params()
+            model_params.n_gpu_layers = 0
+            if gpu is not None:
+                model_params.n_gpu_layers, model_params.main_gpu = 999, gpu
+                model_params.split_mode = api.LLAMA_SPLIT_MODE_NONE
+            model = api.llama_model_load_from_file(str(path).encode(), model_params)
+            if not model:
+                raise ArtifactCorrupt(f"{path}: llama.cpp cannot load it ({_one(errors)})")
+            stack.callback(api.llama_model_free, model)
+            params = api.llama_context_default_params()
+            params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
+            params.n_threads = params.n_threads_batch = threads
+            if exact:
+                params.type_k = params.type_v = api.GGML_TYPE_F32
+                params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            self._context = api.llama_init_from_model(model, params)
+            if not self._context:
+                raise TrialFailed(f"llama.cpp cannot run {path.name}: {_one(errors)}")
+            stack.callback(api.llama_free, self._context)
+            self.vocab_size = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)))
+            self.batch_size = batch
+            self._batch = api.llama_batch_init(batch, 0, 1)
+            stack.callback(api.llama_batch_free, self._batch)
+            self._held = stack.pop_all()
+
+    def reset(self) -> None:
+        """Empty the key-value cache."""
+        memory = self._api.llama_get_memory(self._context)
+        self._api.llama_memory_clear(memory, True)
+
+    def decode(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
+        """Run at most ``batch`` tokens that stand from ``position`` on, and wait for the result."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = all_logits or i == len(tokens) - 1
+        if code := self._api.llama_decode(self._context, batch):
+            raise TrialFailed(f"llama.cpp cannot decode (code {code})")
+        self._api.llama_synchronize(self._context)
+
+    def likeliest(self) -> int:
+        """The token that the last one decoded makes likeliest."""
+        import numpy
+
+        last = self._api.llama_get_logits_ith(self._context, -1)
+        return int(numpy.ctypeslib.as_array(last, (self.vocab_size,)).argmax())
+
+    def logits(self, tokens: Sequence[int]) -> "Iterator[tuple[int, numpy.ndarray]]":
+        """Logits at every position, batch by batch: the first position, float32 [tokens, vocab].
+
+        The array is llama.cpp's own memory, valid until the next batch.
+        """
+        import numpy
+
+        self.reset()
+        for at in range(0, len(tokens), self.batch_size):
+            part = tokens[at : at + self.batch_size]
+            self.decode(part, at, all_logits=True)
+            pointer = self._api.llama_get_logits(self._context)
+            yield at, numpy.ctypeslib.as_array(pointer, (len(part), self.vocab_size))
+
+    def close(self) -> None:
+        """Free everything; a second time does nothing."""
+        self._held.close()
+
+    def __enter__(self) -> "NativeModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _one(errors: list[str]) -> str:
+    return errors[0] if errors else "no reason given"

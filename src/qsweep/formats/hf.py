@@ -1,0 +1,194 @@
+"""The frame of a quantized Hugging Face checkpoint: everything beside the packed layers.
+
+Tokenizer, chat template and configuration are the source's own files, byte for byte: what a library
+writes instead depends on its version and can name classes that no other loader knows.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.files import write_json
+from qsweep.formats.artifact import Size
+from qsweep.models.facts import (
+    TensorInfo,
+    distinct_weights,
+    read_config,
+    read_tensors,
+    stated_config,
+    weight_files,
+)
+from qsweep.models.files import saved_weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_BYTES = 4_000_000_000
+# What a packed layer consists of; its weight has in_features x out_features elements.
+_PACKED = ("qweight", "qzeros", "scales", "g_idx")
+# The same in compressed-tensors, as far as it is floating point.
+_COMPRESSED = ("weight_scale",)
+# Projections that some models have fused and GPTQModel splits, with their parts in order.
+_FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+)
+_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """Write configuration, tokenizer and all else that a loader needs beside the weights.
+
+    Args:
+        source: The unquantized model's directory.
+        out: The artifact's directory.
+        settings: The ``quantization_config``.
+    """
+    config = {**stated_config(source), "quantization_config": dict(settings)}
+    write_json(out / "config.json", config)
+    write_json(out / "quantize_config.json", dict(settings))
+    for pattern in _COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
+
+
+def is_split(source: Path, out: Path) -> bool:
+    """Whether a checkpoint has in parts what its source, and so transformers, has fused."""
+    original, saved = read_tensors(source), read_tensors(out)
+    layers = (name.removesuffix(".qweight") for name in saved if name.endswith(".qweight"))
+    found = (fused_with(layer) for layer in layers)
+    return any(fused is not None and f"{fused[0]}.weight" in original for fused in found)
+
+
+def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
+    """The fused projection that a layer may be a part of, and all its parts in order."""
+    head, _, last = layer.rpartition(".")
+    for whole, parts in _FUSED.items():
+        if last in parts:
+            return f"{head}.{whole}", tuple(f"{head}.{part}" for part in parts)
+    return None
+
+
+def usual_dtype(tensors: Iterable[TensorInfo]) -> "torch.dtype":
+    """The floating-point dtype that most of a checkpoint's weights have; float32 if none."""
+    import torch
+
+    counts: Counter[str] = Counter()
+    for info in tensors:
+        if info.dtype in _TORCH_NAMES:
+            counts[_TORCH_NAMES[info.dtype]] += info.count
+    return getattr(torch, counts.most_common(1)[0][0]) if counts else torch.float32
+
+
+def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
+    """Copy saved weights, with what is not packed in the dtype that the source has it in.
+
+    A library that quantizes in float32 also saves embeddings and norms in it, at twice their size.
+    """
+    from safetensors import safe_open
+
+    original = read_tensors(source)
+    usual = usual_dtype(original.values())
+    writer = ShardWriter(out)
+    for file in saved_weight_files(saved):
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            for name in handle.keys():  # noqa: SIM118 - it is no mapping
+                tensor = handle.get_tensor(name)
+                if tensor.is_floating_point() and name.rpartition(".")[2] not in (
+                    *_PACKED,
+                    *_COMPRESSED,
+                ):
+                    info = original.get(name)
+                    tensor = tensor.to(usual_dtype([info]) if info else usual)
+                writer.add(name, tensor)
+    writer.close()
+
+
+class ShardWriter:
+    """Writes tensors to safetensors files of at most about 4 GB, as they come."""
+
+    def __init__(self, out: Path, limit: int = SHARD_BYTES):
+        self._out, self._limit = out, limit
+        self._pending: dict[str, torch.Tensor] = {}
+        self._bytes = self._total = 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: "torch.Tensor") -> None:
+        """Take over one tensor."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._bytes + size > self._limit:
+            self._flush()
+        self._pending[name] = tensor.detach().cpu().contiguous()
+        self._bytes += size
+        self._total += size
+
+    def close(self) -> None:
+        """Write what is left, name the files as transformers does, and write the index."""
+        self._flush()
+        count = len(self._shards)
+        places: dict[str, str] = {}
+        for number, names in enumerate(self._shards):
+            name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            name = "model.safetensors" if count == 1 else name
+            self._part(number).rename(self._out / name)
+            places |= dict.fromkeys(names, name)
+        if count > 1:
+            _write_index(self._out, places, self._total)
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        if self._pending:
+            save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
+            self._shards.append(list(self._pending))
+            self._pending, self._bytes = {}, 0
+
+    def _part(self, number: int) -> Path:
+        return self._out / f"part-{number}.safetensors"
+
+
+def packed_size(path: Path) -> Size:
+    """Count what a GPTQ or AWQ checkpoint stores, from the headers of its files."""
+    tensors = distinct_weights(read_tensors(path), read_config(path))
+    linear_bits = linear_weights = other = 0
+    for name, info in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part not in _PACKED or f"{layer}.qweight" not in tensors:
+            other += info.count
+            continue
+        linear_bits += info.bits
+        if part == "qweight":
+            inputs = tensors.get(f"{layer}.g_idx", info).shape[0]
+            linear_weights += inputs * tensors[f"{layer}.scales"].shape[1]
+    return Size(
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        linear_bits=linear_bits,
+        linear_weights=linear_weights,
+        total_bits=sum(info.bits for info in tensors.values()),
+        parameters=other + linear_weights,
+    )
+
+
+def _write_index(out: Path, places: Mapping[str, str], total: int) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    text = json.dumps(index, indent=1) + "\n"
+    (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")

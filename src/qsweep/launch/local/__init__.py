@@ -1,0 +1,1 @@
+"""Jobs on this machine: a process for each, and slots that they wait for."""

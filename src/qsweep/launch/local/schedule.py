@@ -1,0 +1,239 @@
+"""Run jobs, each in a process of its own, and say what became of each."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qsweep.launch import interrupts
+from qsweep.launch.job import Event, Job, JobResult, Status
+from qsweep.launch.local.client import Child, ForkServer, Note
+from qsweep.launch.local.slots import Placement, Slots, obstacle, place
+from qsweep.launch.reasons import explain, explain_exit
+
+# A server that dies this often in a row without having started a job will not get better.
+_STARTS = 3
+# A job whose server was killed under it runs once more: it may not have been its fault.
+_ATTEMPTS = 2
+# A Ctrl-C that comes a moment before a wait begins does not end it: Python looks after the wait.
+_LONGEST_WAIT_S = 1.0
+
+
+def ignore(*_: Any) -> None:
+    """Take no notice."""
+
+
+def give_up(job: Job, result: JobResult) -> Sequence[Job]:
+    """Do not try again."""
+    return ()
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    slots: Slots,
+    on_event: Callable[[Event], None] = ignore,
+    on_done: Callable[[Job, JobResult], None] = ignore,
+    retry: Callable[[Job, JobResult], Sequence[Job]] = give_up,
+    server: ForkServer | None = None,
+) -> dict[str, JobResult]:
+    """Run jobs in their order, as many at once as there are slots.
+
+    Args:
+        jobs: what to run. One whose needs fail, fails; one whose needs are skipped, is skipped.
+        slots: how many at once, and on which devices.
+        on_event: called here for whatever a display may want to know.
+        on_done: called here with every job as soon as it is done, so that it can be recorded.
+        retry: called with every job that ran and did not finish; gives the jobs to run instead of
+            it, those first, and those that are to stand in for waiting ones of the same id.
+        server: the fork server to use; it stays open. By default one is started and closed.
+
+    Returns:
+        The result of every job, by id, those that were tried again included. No job's death raises
+        anything.
+
+    Raises:
+        ValueError: ids that occur twice, needs that are not among the jobs, or that form a circle.
+        KeyboardInterrupt: after every running job was killed; what was done was reported.
+    """
+    _check(jobs)
+    used = ForkServer() if server is None else server
+    names = {job.id: job.name for job in jobs}
+    run = _Run(slots, used, on_event, on_done, retry, {job.id: job for job in jobs}, names)
+    try:
+        run.to_the_end()
+    except BaseException:
+        interrupts.heed()
+        used.close()
+        raise
+    if server is None:
+        used.close()
+    return {job.id: run.results[job.id] for job in jobs} | run.results
+
+
+@dataclass
+class _Run:
+    slots: Slots
+    server: ForkServer
+    on_event: Callable[[Event], None]
+    on_done: Callable[[Job, JobResult], None]
+    retry: Callable[[Job, JobResult], Sequence[Job]]
+    waiting: dict[str, Job]
+    names: dict[str, str]
+    running: dict[Child, Placement] = field(default_factory=dict)
+    results: dict[str, JobResult] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
+
+    def to_the_end(self) -> None:
+        while self.waiting or self.running:
+            interrupts.check()
+            self._start_what_can()
+            if not self.running:
+                continue
+            for note in self.server.wait(self._patience()):
+                self._take(note)
+            self._kill_the_late()
+
+    def _start_what_can(self) -> None:
+        for job in list(self.waiting.values()):
+            verdict = self._verdict_before_start(job)
+            if verdict is not None:
+                del self.waiting[job.id]
+                self._finish(job, verdict)
+            elif all(need in self.results for need in job.needs):
+                where = place(self.slots, job.device, list(self.running.values()))
+                if where is not None:
+                    del self.waiting[job.id]
+                    self._start(job, where)
+
+    def _verdict_before_start(self, job: Job) -> JobResult | None:
+        reason = obstacle(self.slots, job.device)
+        if reason is not None:
+            return JobResult("skipped", reason=reason)
+        for need in job.needs:
+            result = self.results.get(need)
+            if result is not None and result.status != "finished":
+                became = "failed" if result.status == "failed" else "was skipped"
+                reason = f"needs {self.names[need]}, which {became}: {result.reason}"
+                return JobResult(result.status, reason=reason)
+        return None
+
+    def _start(self, job: Job, where: Placement) -> None:
+        try:
+            child = self.server.submit(job, where.environment, self.slots.threads)
+        except (TypeError, ValueError) as error:
+            self._finish(job, JobResult("failed", reason=f"its payload is not JSON: {error}"))
+        except OSError as error:
+            self._finish(job, JobResult("failed", reason=f"cannot be started: {explain(error)}"))
+        else:
+            self.running[child] = where
+
+    def _patience(self) -> float:
+        deadlines = [child.deadline for child in self.running if child.deadline is not None]
+        left = min(deadlines, default=math.inf) - time.monotonic()
+        return min(max(left, 0.0), _LONGEST_WAIT_S)
+
+    def _kill_the_late(self) -> None:
+        for child in self.running:
+            if child.deadline is not None and child.deadline <= time.monotonic():
+                child.deadline, child.timed_out = None, True
+                self.server.kill(child)
+
+    def _take(self, note: Note) -> None:
+        child = note.child
+        if note.kind == "lost":
+            self._lost(child, note.facts["reason"])
+        elif child is None:
+            return
+        elif note.kind == "started":
+            self.on_event(Event("started", child.job))
+        elif note.kind == "progress":
+            facts = note.facts
+            self.on_event(Event("progress", child.job, step=facts["step"], share=facts["share"]))
+        elif note.kind == "refused":
+            self._end(child, JobResult("failed", reason=note.facts["reason"]))
+        elif note.kind == "ended":
+            self._end(child, _result(child, note.facts))
+
+    def _lost(self, child: Child | None, reason: str) -> None:
+        stuck = self.server.deaths_in_vain >= _STARTS
+        why = f"the process that starts jobs died: {reason}"
+        if child is not None:
+            losses = self.losses.get(child.job.id, 0) + (child.pid is not None)
+            self.losses[child.job.id] = losses
+            if child.timed_out:
+                self._end(child, JobResult("failed", reason=_late(child), started=child.started))
+            elif stuck or losses >= _ATTEMPTS:
+                self._end(child, JobResult("failed", reason=why, started=child.started))
+            else:
+                self.running.pop(child)
+                child.close()
+                self.waiting = {child.job.id: child.job} | self.waiting
+                self.on_event(Event("restarted", child.job, step=why))
+        if stuck:
+            for job in list(self.waiting.values()):
+                del self.waiting[job.id]
+                self._finish(job, JobResult("failed", reason=why))
+
+    def _end(self, child: Child, result: JobResult) -> None:
+        self.running.pop(child)
+        if child.outcome() is None and result.reason:
+            # What the job could not write itself.
+            with contextlib.suppress(OSError), child.job.log.open("a") as log:
+                log.write(f"qsweep: {result.reason}\n")
+        child.close()
+        if result.status != "finished" and (instead := self.retry(child.job, result)):
+            result = replace(result, reason=f"{result.reason}; tried again in parts")
+            new = {job.id: job for job in instead}
+            self.waiting = {**new, **self.waiting, **new}
+            self.names |= {job.id: job.name for job in instead}
+        self._finish(child.job, result)
+
+    def _finish(self, job: Job, result: JobResult) -> None:
+        self.results[job.id] = result
+        self.on_done(job, result)
+        self.on_event(Event("done", job, result=result))
+
+
+def _result(child: Child, facts: dict[str, Any]) -> JobResult:
+    """Read what a job left behind, together with how its process ended."""
+    outcome = child.outcome()
+    status: Status = "failed"
+    result = reason = None
+    if child.timed_out and not (outcome and facts["status"] == 0):
+        reason = _late(child)
+    elif outcome is None or ("result" in outcome and facts["status"] != 0):
+        reason = explain_exit(facts["status"], kernel_oom=facts["kernel_oom"], log=child.job.log)
+    elif "result" in outcome:
+        status, result = "finished", outcome["result"]
+    else:
+        status, reason = outcome["status"], outcome["reason"]
+    return JobResult(
+        status=status,
+        result=result,
+        reason=reason,
+        seconds=facts["seconds"],
+        peak_host_memory_gb=facts["peak_bytes"] / 1e9,
+        started=child.started,
+    )
+
+
+def _late(child: Child) -> str:
+    return f"timed out after {child.job.timeout_s:g} s"
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    known = {job.id: set(job.needs) for job in jobs}
+    if len(known) < len(jobs):
+        raise ValueError("two jobs have the same id")
+    for job in jobs:
+        unknown = set(job.needs) - set(known)
+        if unknown:
+            raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
+    while known:
+        free = {name for name, needs in known.items() if not needs & set(known)}
+        if not free:
+            raise ValueError(f"jobs need each other in a circle: {', '.join(sorted(known))}")
+        known = {name: needs for name, needs in known.items() if name not in free}

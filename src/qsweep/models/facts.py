@@ -1,0 +1,277 @@
+"""What a checkpoint is, read from ``config.json`` and the headers of its safetensors files.
+
+Nothing is imported and no weight is read, so an answer takes milliseconds at any size.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.errors import ConfigError
+from qsweep.models.architecture import expert_counts, holds_experts, require_language_model
+from qsweep.models.config import LENGTHS, check_config, check_sizes, read_config, text_config
+from qsweep.models.files import (
+    check_directory,
+    index_file,
+    usual_directory,
+    weight_files,
+    weight_map,
+)
+from qsweep.models.safetensors_header import DTYPE_BITS, TensorInfo, read_header, same_content
+from qsweep.quantizers import ModelFacts
+
+__all__ = [
+    "CONV1D_TYPES", "DTYPE_BITS", "TensorInfo", "distinct_weights", "has_experts", "read_config",
+    "read_facts", "read_tensors", "text_config", "weight_files",
+]  # fmt: skip
+
+# Their linear layers are transformers' Conv1D, which stores (in_features, out_features).
+CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_PATTERNS = ("tokenizer_config.json", "*.tiktoken", "tekken.json", "sentencepiece*.model")
+_DEFAULT_LENGTHS = {"gemma3": 131072, "gemma3_text": 131072, "mistral3": 131072}
+_FALLBACK_LENGTH = 2048
+
+# A layer of the decoder has its number as one part of the name: model.layers.7.mlp.up_proj.
+_NUMBERED = re.compile(r"(?:^|\.)\d+\.")
+_NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp)([._]|$)")
+_TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
+# Two-dimensional weights in a layer that are no linear layer, or that no method quantizes.
+_NOT_LINEAR = re.compile(r"(norm|embed\w*|wte|wpe|relative_attention_bias|router|\.gate)$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_INTEGERS = frozenset(name for name in DTYPE_BITS if name.startswith(("I", "U", "BOOL")))
+_BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|\.attn\.bias|attention\.bias)$")
+
+
+def read_facts(path: Path, name: str) -> ModelFacts:
+    """Find out what the unquantized model in the directory ``path`` is.
+
+    Raises:
+        ConfigError: the directory holds no usable model: no ``config.json`` or one that contradicts
+            itself, no tokenizer, weights that are pickled, quantized, missing or cut short.
+        IncompatibleTrial: transformers builds no language model of its type.
+    """
+    config = read_config(path)
+    check_directory(path)
+    check_config(path / "config.json", config)
+    _refuse_quantized(path, config)
+    require_language_model(config, name)
+    _require_tokenizer(path)
+    tensors = read_tensors(path)
+    _refuse_integers(tensors)
+    check_sizes(path / "config.json", config, [info.shape for info in tensors.values()])
+    model_type = str(config.get("model_type", ""))
+    text = text_config(config)
+    if text.get("tie_word_embeddings") is True:
+        _refuse_odd_heads(tensors)
+    return ModelFacts(
+        name=name,
+        path=path,
+        model_type=model_type,
+        linears=dict(_linears(tensors, transposed=model_type in CONV1D_TYPES)),
+        parameters=sum(info.count for info in distinct_weights(tensors, config).values()),
+        max_length=_max_length(text, model_type),
+        vocab_size=_vocab_size(tensors, text, path),
+        experts=holds_experts(_decoder_shapes(tensors), expert_counts(text)),
+    )
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration speaks of experts: a hint, where nobody looked at the weights."""
+    return bool(expert_counts(text_config(config)))
+
+
+def read_tensors(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint by name, from the files' headers.
+
+    Raises:
+        ConfigError: a file is missing or damaged, holds a tensor that another one holds too, or
+            lacks one that the index says it has.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        header = read_header(file)
+        if twice := next((name for name in header if name in tensors), None):
+            other = tensors[twice].file
+            raise ConfigError(f"{file}: {twice} lies in {other.name} too; which one counts?")
+        tensors |= header
+    if index_file(path) is not None:
+        for name, place in weight_map(path).items():
+            if name not in tensors:
+                raise ConfigError(f"{path / place}: lacks {name}, which the index says it has")
+    return tensors
+
+
+def distinct_weights(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> dict[str, TensorInfo]:
+    """The tensors without a head that only repeats the embedding, and without constant buffers.
+
+    A stored head that differs from the embedding is one of its own whatever the configuration says:
+    transformers ties only what is equal.
+    """
+    kept = {name: info for name, info in tensors.items() if not _BUFFER.search(name)}
+    for head in _repeated_heads(kept, config):
+        del kept[head]
+    return kept
+
+
+def unties(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that the head is the embedding, and the weights that it is not."""
+    said = text_config(config).get("tie_word_embeddings")
+    return said is True and any(not same for _, same in _stored_heads(tensors))
+
+
+def stated_config(path: Path) -> dict[str, Any]:
+    """The model's ``config.json``, put right where it says that the head is tied and it is not.
+
+    Others than transformers believe the configuration and leave the stored head out.
+    """
+    config = read_config(path)
+    if not unties(read_tensors(path), config):
+        return config
+    parts = {
+        name: {**part, "tie_word_embeddings": False}
+        for name, part in config.items()
+        if isinstance(part, Mapping) and "tie_word_embeddings" in part
+    }
+    return {**config, **parts, "tie_word_embeddings": False}
+
+
+def readable_directory(path: Path, folder: Path) -> Path:
+    """The model for a library that reads the directory by itself; see :func:`usual_directory`."""
+    config = stated_config(path)
+    return usual_directory(path, folder, config if config != read_config(path) else None)
+
+
+def _repeated_heads(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Iterator[str]:
+    # Tied is transformers' default, so a configuration may leave it out.
+    if text_config(config).get("tie_word_embeddings", True):
+        yield from [head for head, same in _stored_heads(tensors) if same]
+
+
+def _stored_heads(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, bool]]:
+    # Each head of the embedding's shape, and whether it is the embedding.
+    embedding = next((info for name, info in tensors.items() if _EMBEDDING.search(name)), None)
+    for name, info in tensors.items():
+        if embedding is not None and _HEAD.search(name) and info.shape == embedding.shape:
+            stamps = [info.file.stat().st_mtime_ns, embedding.file.stat().st_mtime_ns]
+            yield name, _same(info, embedding, *stamps)
+
+
+@lru_cache(maxsize=64)
+def _same(one: TensorInfo, other: TensorInfo, *stamps: int) -> bool:
+    return same_content(one, other)
+
+
+def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
+    decoder = set(_in_decoder(tensors))
+    return sorted(
+        name.removesuffix(".weight")
+        for name, info in tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+        if name not in decoder and (_NUMBERED.search(name) or _NOT_DECODER.search(name))
+    )
+
+
+def _decoder_shapes(
+    tensors: Mapping[str, TensorInfo],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name in _in_decoder(tensors):
+        yield name, tensors[name].shape
+
+
+def _in_decoder(names: Iterable[str]) -> Iterator[str]:
+    """The names of what lies in a layer of the decoder."""
+    numbered = [n for n in names if _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    # Where one part is called the text's, all others are not, whatever they are called.
+    yield from [n for n in numbered if _TEXT_PART.search(n)] or numbered
+
+
+def _linears(
+    tensors: Mapping[str, TensorInfo], *, transposed: bool
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name in _in_decoder(tensors):
+        layer, shape = name.removesuffix(".weight"), tensors[name].shape
+        if layer == name or len(shape) != 2 or _NOT_LINEAR.search(layer):
+            continue
+        rows, columns = shape
+        yield layer, (columns, rows) if transposed else (rows, columns)
+
+
+def _max_length(text: Mapping[str, Any], model_type: str) -> int:
+    for key in LENGTHS:
+        if isinstance(text.get(key), int) and text[key] > 0:
+            return int(text[key])
+    return _DEFAULT_LENGTHS.get(model_type, _FALLBACK_LENGTH)
+
+
+def _vocab_size(tensors: Mapping[str, TensorInfo], text: Mapping[str, Any], path: Path) -> int:
+    # What the head really has counts, not what a configuration says or leaves to a default. A layer's
+    # own output is no head; of several, that of the text is the largest, and a voice's is small.
+    for pattern in (_HEAD, _EMBEDDING):
+        rows = [
+            info.shape[0]
+            for name, info in tensors.items()
+            if pattern.search(name) and len(info.shape) == 2 and not _NUMBERED.search(name)
+        ]
+        if rows:
+            return max(rows)
+    if isinstance(text.get("vocab_size"), int):
+        return int(text["vocab_size"])
+    raise ConfigError(f"{path}: no embedding among its weights, so it is no causal language model")
+
+
+def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
+    quantized = config.get("quantization_config")
+    if quantized is None:
+        quantized = text_config(config).get("quantization_config")
+    if quantized == {}:
+        raise ConfigError(
+            f"{path / 'config.json'}: an empty quantization_config, of which transformers wants a "
+            "quant_method; take it out if the weights are not quantized"
+        )
+    if quantized is not None:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "?"
+        raise ConfigError(
+            f"{path}: already quantized ({method}); give the unquantized model it was made from"
+        )
+
+
+def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
+    # transformers casts them, and codes without their scales are another model's weights.
+    for name, info in tensors.items():
+        weight = name.endswith((".weight", ".bias")) and not _BUFFER.search(name)
+        if weight and info.dtype in _INTEGERS:
+            raise ConfigError(
+                f"{info.file}: {name} holds {info.dtype}, which are codes and no weights; "
+                "give the unquantized model they were made from"
+            )
+
+
+def _refuse_odd_heads(tensors: Mapping[str, TensorInfo]) -> None:
+    # What tying them comes to is an error deep inside of transformers.
+    outside = [n for n in tensors if not _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    embedding = next((name for name in outside if _EMBEDDING.search(name)), None)
+    for name in outside if embedding is not None else ():
+        head, other = tensors[name], tensors[embedding or name]
+        if _HEAD.search(name) and head.shape != other.shape:
+            raise ConfigError(
+                f"{head.file}: {name} has the shape {list(head.shape)}, and config.json ties it to "
+                f"{embedding}, of {list(other.shape)}"
+            )
+
+
+def _require_tokenizer(path: Path) -> None:
+    if any((path / name).is_file() for name in _TOKENIZER_FILES):
+        return
+    if any(next(path.glob(pattern), None) for pattern in _TOKENIZER_PATTERNS):
+        return
+    raise ConfigError(
+        f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it beside config.json"
+    )

@@ -1,0 +1,193 @@
+"""One run of GPTQModel, from a source model to the artifact's directory."""
+
+import importlib.metadata
+import os
+import shutil
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.errors import ConfigError
+from qsweep.formats.artifact import Artifact
+from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.quantizers.packed import Packing, kept_layers, kept_settings, runtimes
+
+if TYPE_CHECKING:
+    import torch
+
+# Above this many parameters, finished layers go to disk meanwhile.
+_OFFLOAD_PARAMETERS = 1_000_000_000
+_BATCH_TOKENS = 2048
+# What of GPTQModel's settings says how the weights were made, and nothing of the machine.
+_META = ("quantizer", "damp_percent", "damp_auto_increment", "act_group_aware", "true_sequential")
+
+
+def quantize(
+    packing: Packing,
+    options: dict[str, Any],
+    model: SourceModel,
+    calibration: CalibrationTokens | None,
+    out: Path,
+    progress: Progress,
+) -> Artifact:
+    """Quantize ``model`` into the empty directory ``out``.
+
+    ``options`` are keyword arguments of GPTQModel's ``QuantizeConfig``. Raises ConfigError where
+    calibration text is missing, or the device is not one that GPTQModel can be told to use.
+    """
+    from qsweep.formats.hf import is_split, packed_size, restore_dtypes, write_frame
+
+    if calibration is None or not calibration.samples:
+        raise ConfigError(f"{packing} needs calibration text, and got none")
+    progress("import gptqmodel", None)
+    _prepare_process(model.device)
+    work = out / "work"
+    dtype = _compute_dtype(model, options["bits"])
+    try:
+        settings, details = _run(packing, options, model, dtype, calibration, work, progress)
+        progress("write", None)
+        restore_dtypes(model.path, work / "saved", out)
+        write_frame(model.path, out, settings)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    names = runtimes(packing, options["bits"], options["group_size"], options["sym"])
+    if is_split(model.path, out):
+        names = tuple(name for name in names if name != "transformers")
+    return Artifact(
+        path=out,
+        format=packing,
+        size=packed_size(out),
+        runtimes=names,
+        details={
+            "gptqmodel": importlib.metadata.version("gptqmodel"),
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            **details,
+        },
+    )
+
+
+def _prepare_process(device: str) -> None:
+    # Read when gptqmodel is imported. With 2 cores or fewer its own pools do not fit into theirs.
+    if (os.cpu_count() or 1) <= 2:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    # It would compile a packer for a minute, with or without which the result is the same.
+    os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
+    if device not in ("cpu", "cuda", "cuda:0"):
+        # Its device setting keeps no number.
+        number = device.partition(":")[2]
+        raise ConfigError(
+            f"device={device}: GPTQModel takes the first visible GPU; "
+            f"set CUDA_VISIBLE_DEVICES={number} and device=cuda:0"
+        )
+
+
+def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
+    """float32 on a CPU; on CUDA the checkpoint's own, unless codes of 8 bits need a finer one.
+
+    Packing divides the rounded weights by their scale again, which in bfloat16 (8 significant
+    bits) can miss a code of 8 bits by one, and by 255 where it wraps.
+    """
+    import torch
+
+    from qsweep.formats.hf import usual_dtype
+    from qsweep.models.facts import read_tensors
+
+    if model.device == "cpu" or bits > 4:
+        return torch.float32
+    return usual_dtype(read_tensors(model.path).values())
+
+
+def _run(
+    packing: Packing,
+    options: dict[str, Any],
+    source: SourceModel,
+    dtype: "torch.dtype",
+    calibration: CalibrationTokens,
+    work: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    from qsweep.models.facts import readable_directory
+    from qsweep.quantizers.gptqmodel.awq_search import corrected_awq
+    from qsweep.quantizers.gptqmodel.fixes import corrected, corrected_definition
+
+    progress("load", None)
+    offload = source.facts.parameters > _OFFLOAD_PARAMETERS
+    kept = kept_layers(packing, options["group_size"], source.facts.linears)
+    left = kept_settings(kept)
+    config = QuantizeConfig(
+        **options,
+        dynamic=left.get("dynamic"),
+        quant_method=packing,
+        device=source.device.partition(":")[0],
+        offload_to_disk=offload,
+        offload_to_disk_path=str(work / "offload") if offload else None,
+        compute_device_filter=lambda devices: devices[:1],
+        auto_forward_data_parallel=False,
+    )
+    with corrected_definition(source.facts.model_type) if packing == "awq" else nullcontext():
+        model = GPTQModel.load(
+            str(readable_directory(source.path, work / "source")),
+            config,
+            dtype=dtype,
+            trust_remote_code=source.trust_remote_code,
+        )
+    layers = model.model.config.get_text_config().num_hidden_layers
+    model.subset_callback = _Reporter(progress, layers)
+    samples = [
+        {"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in calibration.samples
+    ]
+    # Short samples go together: many small products take longer than one.
+    batch = max(1, _BATCH_TOKENS // max(len(ids) for ids in calibration.samples))
+    with ExitStack() as stack:
+        if packing == "awq":
+            stack.enter_context(corrected_awq())
+        unscaled = stack.enter_context(corrected(model, awq=packing == "awq"))
+        backend = BACKEND.AWQ_TORCH if packing == "awq" else BACKEND.GPTQ_TORCH
+        log = model.quantize(samples, batch_size=batch, backend=backend)
+    progress("pack", None)
+    model.save(str(work / "saved"))
+    settings = model.quantize_config.to_dict()
+    settings["meta"] = {k: v for k, v in settings.get("meta", {}).items() if k in _META}
+    details = _log_details([entry for entries in log.values() for entry in entries])
+    if kept:
+        settings |= left
+        details["kept_layers"] = sorted(kept)
+    if unscaled:
+        details["unscaled"] = sorted(unscaled)
+    return settings, details
+
+
+class _Reporter:
+    """Tells the progress from GPTQModel's events; a layer has several subsets of modules."""
+
+    def __init__(self, progress: Progress, layers: int):
+        self._progress, self._layers = progress, layers
+
+    def subset_event(
+        self, *, stage: str, layer_idx: int, subset_index: int, subset_total: int, **_: Any
+    ) -> None:
+        done = layer_idx + (subset_index + (stage == "quant_complete")) / max(subset_total, 1)
+        self._progress(f"layer {layer_idx + 1} of {self._layers}", min(done / self._layers, 1.0))
+
+
+def _log_details(log: list[dict[str, Any]]) -> dict[str, Any]:
+    losses: dict[str, float] = {}
+    fallback, damps = [], []
+    for entry in log:
+        name = f"{entry.get('layer')}.{entry.get('module')}"
+        try:
+            losses[name] = float(entry.get("loss", ""))
+        except (TypeError, ValueError):
+            if entry.get("loss") not in (None, "not applicable"):
+                fallback.append(name)
+        if entry.get("damp") is not None:
+            damps.append(float(entry["damp"]))
+    details: dict[str, Any] = {"layer_loss": dict(sorted(losses.items()))}
+    if fallback:
+        details["rounded_layers"] = sorted(fallback)
+    if damps:
+        details["damp_percent_max"] = max(damps)
+    return details

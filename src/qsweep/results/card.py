@@ -1,0 +1,163 @@
+"""The card of an exported artifact: how it was made, what was measured, how to serve it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from qsweep.base import numbers as cells
+from qsweep.evaluate.verdicts import expected_range
+from qsweep.results import own_run
+from qsweep.results.markdown import table
+from qsweep.results.rows import Record, kept_layers, only_own_run, status_word, windows_cut
+
+_PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
+
+
+def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name: str) -> str:
+    """The README.md of an export. ``made`` is what the artifact's maker said of it."""
+    parts = [
+        _front_matter(record),
+        f"# {cells.markdown(name)}",
+        f"{cells.markdown(record['model'])}, quantized with {cells.markdown(record['method'])} "
+        f"by {cells.markdown(record['backend'])}. Made and measured by qsweep.",
+        "## How it was made",
+        _made(record, made),
+        "## What was measured",
+        _measured(record),
+        "## How to serve it",
+        *_serving(record, files, name),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(record: Record) -> str:
+    # JSON strings are YAML strings, whatever is in them.
+    model = record["config"].get("model") or {}
+    lines = ["---", f"tags: {json.dumps(['quantized', record['method'], 'qsweep'])}"]
+    if model.get("repo"):
+        lines += [f"base_model: {json.dumps(model['repo'])}", "base_model_relation: quantized"]
+    return "\n".join([*lines, "---"])
+
+
+def _made(record: Record, made: dict[str, Any]) -> str:
+    model, environment = record["config"].get("model") or {}, record["environment"]
+    calibration = record["config"].get("calibration") or {}
+    options = ", ".join(f"{k}={v}" for k, v in record["options"].items() if v is not None)
+    packages = environment.get("packages") or {}
+    facts = {
+        "base model": model.get("repo") or record["model"],
+        "revision": model.get("revision"),
+        "method": f"{record['method']} ({record['backend']})",
+        "options": options,
+        "calibration": f"{record['calibration']}, {calibration.get('num_samples')} samples of "
+        f"{calibration.get('max_seq_len')} tokens, seed {calibration.get('seed')}"
+        if record.get("calibration")
+        else "none",
+        "quantized in": cells.seconds(made.get("quantize_s")),
+        "versions": ", ".join(
+            [
+                f"qsweep {environment.get('qsweep')}",
+                *(f"{package} {packages[package]}" for package in _PACKAGES if package in packages),
+            ]
+        ),
+        "commit": environment.get("git_commit"),
+        "trial": record["key"],
+        "command": record.get("command"),
+    }
+    return "\n".join(f"- {name}: {cells.markdown(value)}" for name, value in facts.items() if value)
+
+
+def _measured(record: Record) -> str:
+    artifact = record.get("artifact") or {}
+    if only_own_run(record):
+        return (
+            f"{own_run.sentence(record)}. {cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
+            f"{cells.fixed(artifact.get('bpw_total'), 2)} bits per parameter of the whole model."
+        )
+    lines = []
+    for measurement in record["measurements"]:
+        metrics, facts = measurement["metrics"], measurement["facts"]
+        span = cells.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
+        lines.append(
+            [
+                f"{measurement['corpus']} ({measurement['preset']})",
+                cells.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
+                cells.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
+                cells.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
+                cells.percent(metrics.get("top1_agreement")),
+                status_word(record, measurement),
+                str(facts.get("tokens_scored") or ""),
+            ]
+        )
+    headings = ("text", "ppl", "ratio (95 %)", "KLD", "top-1", "verdict", "tokens")
+    kept = kept_layers(artifact)
+    size = (
+        f"{cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
+        f"{cells.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers"
+        f"{f', {kept} linear layers stayed in 16 bits' if kept else ''}."
+    )
+    expected = expected_range(record)
+    words = [
+        table(headings, lines),
+        size + " Perplexity is relative to the unquantized model on the same tokens, with a paired "
+        "interval; KLD is in nats per token; top-1 is how often both prefer the same token. "
+        "Measured on the dense weights: a serving kernel may add rounding of its own.",
+    ]
+    if expected:
+        words.append(
+            f"The field expects a ratio of {expected[0]:.2f} to {expected[1]:.2f} of this method."
+        )
+    if overrides := _overrides(record):
+        words.append(
+            f"**A quick look, not the full protocol:** the measurement was cut short ({overrides})."
+        )
+    return "\n\n".join(words)
+
+
+def _overrides(record: Record) -> str:
+    for measurement in record["measurements"]:
+        found = dict(measurement["facts"].get("overrides") or {})
+        if not windows_cut(measurement):
+            found.pop("max_windows", None)
+        if found:
+            return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
+    return ""
+
+
+def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
+    runtimes = " ".join((record.get("artifact") or {}).get("runtimes") or ())
+    gguf = next((file for file in files if file.endswith(".gguf")), None)
+    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lower() or "model"
+    if gguf and "llama.cpp" not in runtimes:
+        return [
+            "Nothing serves this file as it was measured: llama.cpp, and what builds on it, computes "
+            "another function from it than the model's, or cannot run it."
+        ]
+    if gguf:
+        return [
+            "llama.cpp:",
+            _code(f"llama-server -m {gguf} -c 8192 -ngl 99"),
+            "Ollama, with the `Modelfile` here:",
+            _code(f"ollama create {words} -f Modelfile\nollama run {words}"),
+        ]
+    found = []
+    if "vllm" in runtimes:
+        found += ["vLLM:", _code(f"vllm serve . --served-model-name {words}")]
+    if "transformers" in runtimes:
+        need = "pip install transformers accelerate optimum gptqmodel"
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+            'model = AutoModelForCausalLM.from_pretrained(".", device_map="auto")\n'
+            'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)\n'
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
+        )
+        found += ["transformers:", _code(need), _code(code, "python")]
+    elif "gptqmodel" in runtimes:
+        code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
+        found += ["GPTQModel (no server loads these bits):", _code(code, "python")]
+    return found or ["Nothing that is known to qsweep serves this artifact."]
+
+
+def _code(text: str, language: str = "bash") -> str:
+    return f"```{language}\n{text}\n```"

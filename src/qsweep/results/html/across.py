@@ -1,0 +1,141 @@
+"""Panels across texts and models: calibration against corpus, one setting on several models."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from qsweep.base import numbers as cells
+from qsweep.results.html.data import Group, is_finite
+from qsweep.results.html.panel import Panel, Spec
+from qsweep.results.rows import Row
+
+
+def calibration(group: Group) -> Panel | None:
+    """Calibration text against measured text: is a model better on what it was calibrated on?"""
+    preset = group.facts.get("preset")
+    found: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
+    records = {record["key"]: record for record in group.records}
+    for row in group.rows:
+        calibrated = row.get("calibration")
+        ratio = row.get("ppl_ratio")
+        if calibrated and row.get("preset") == preset and is_finite(ratio) and ratio > 0:
+            setting = repr(_setting(records[row["key"]]))
+            found[calibrated, str(row["corpus"])][setting] = row
+    texts = sorted({text for text, _ in found})
+    corpora = sorted({corpus for _, corpus in found})
+    if len(texts) < 2:
+        return None
+    settings = set.intersection(*(set(rows) for rows in found.values()))
+    if not settings or len(found) < len(texts) * len(corpora):
+        return None
+    cell_of = {place: [rows[s] for s in sorted(settings)] for place, rows in found.items()}
+    many = len(settings) > 1
+    spread = "and the range over them" if many else "and its 95 % interval"
+    over = f"Geometric mean over {len(settings)} settings" if many else "One setting's ratio"
+    return Panel(
+        id="calibration",
+        title="Calibration × corpus",
+        note=f"{over} {spread}: rows are calibrated on, columns measured on. Lower is better.",
+        alt="; ".join(
+            f"{text} on {corpus} {_cell(rows)}" for (text, corpus), rows in cell_of.items()
+        ),
+        spec=_heat(cell_of),
+    )
+
+
+def architectures(groups: Sequence[Group]) -> Panel | None:
+    """The same settings on several models, each against its own reference."""
+    table: dict[str, dict[str, Row]] = defaultdict(dict)
+    models = sorted({model for group in groups for model in group.models})
+    if len(models) < 2:
+        return None
+    for group in groups:
+        for row in group.quantized:
+            name = str(row["name"]).removeprefix(f"{row['model']} ")
+            earlier = table[name].get(row["model"])
+            if earlier is None or row["ppl_ratio"] < earlier["ppl_ratio"]:
+                table[name][row["model"]] = row
+    shared = {name: rows for name, rows in table.items() if len(rows) > 1}
+    if not shared:
+        return None
+    ordered = sorted(shared.items(), key=lambda item: min(r["ppl_ratio"] for r in item[1].values()))
+    apart = len(groups) > 1
+    return Panel(
+        id="architectures",
+        title="Architectures",
+        note=(
+            "Perplexity ratio of each model to its own reference, with its 95 % interval. "
+            + (
+                "The models' tokens differ, so compare the order of settings within a model, not "
+                "figures between models."
+                if apart
+                else "All models read the same tokens."
+            )
+        ),
+        headings=("setting", *models),
+        lines=[
+            [name, *(_cell([rows[m]]) if m in rows else "" for m in models)]
+            for name, rows in ordered[:40]
+        ],
+    )
+
+
+def _heat(cells_: dict[tuple[str, str], list[Row]]) -> Spec:
+    values: list[dict[str, Any]] = [
+        {"calibration": text, "corpus": corpus, "ratio": _mean(rows), "text": _cell(rows, "\n")}
+        for (text, corpus), rows in sorted(cells_.items())
+    ]
+    most = max(v["ratio"] for v in values)
+    least = min(v["ratio"] for v in values)
+    return {
+        "height": {"step": 54},
+        "data": {"values": values},
+        "encoding": {
+            "y": {"field": "calibration", "type": "nominal", "title": "calibrated on"},
+            "x": {
+                "field": "corpus",
+                "type": "nominal",
+                "title": "measured on",
+                "axis": {"labelAngle": 0, "orient": "top"},
+            },
+        },
+        "layer": [
+            {
+                "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 2},
+                "encoding": {
+                    "color": {
+                        "field": "ratio",
+                        "type": "quantitative",
+                        "legend": None,
+                        "scale": {
+                            "domain": [least, most],
+                            "range": ["var(--heat-low)", "var(--heat-high)"],
+                        },
+                    }
+                },
+            },
+            {
+                "mark": {"type": "text", "lineBreak": "\n", "baseline": "middle", "dy": -7},
+                "encoding": {"text": {"field": "text"}},
+            },
+        ],
+    }
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return math.exp(sum(math.log(row["ppl_ratio"]) for row in rows) / len(rows))
+
+
+def _cell(rows: Sequence[Row], apart: str = " ") -> str:
+    if len(rows) == 1:
+        span = cells.interval(rows[0].get("ppl_ratio_low"), rows[0].get("ppl_ratio_high"))
+    else:
+        ratios = [row["ppl_ratio"] for row in rows]
+        span = cells.interval(min(ratios), max(ratios))
+    return cells.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    options = sorted(record["options"].items())
+    return (record["model"], record["method"], record["backend"], repr(options))

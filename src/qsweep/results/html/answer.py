@@ -1,0 +1,153 @@
+"""The answer in a sentence or two. Plain text; the page escapes it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qsweep.base import numbers as cells
+from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.answers import answers as decisions
+from qsweep.results.html.data import Group, is_finite
+from qsweep.results.rows import SERVING, Row, counts
+from qsweep.results.winner import contender, says_nothing, sentence
+
+_ACCEPTABLE = ("yes", "usually")
+# Corpora whose mean ratios are closer than this suffer alike.
+_ALIKE = 1.005
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A question that people have, and its answer."""
+
+    question: str
+    answer: str
+
+
+def answers(group: Group) -> list[Sentence]:
+    """Best quality per GB, smallest acceptable, what suffers most; what has no verdict, and why."""
+    without = [Sentence("No verdict", line) for line in group.no_verdicts]
+    return [*without, *_best(group), *_smallest(group), *_suffers(group)]
+
+
+def nothing(records: Sequence[dict]) -> str:
+    """What to say of a sweep without a single figure."""
+    number = {status: count for status, count in counts(records).items() if count}
+    if not number:
+        return "This sweep is empty: no trial has been recorded yet."
+    said = ", ".join(f"{count} {status}" for status, count in number.items())
+    return f"Nothing was measured: {said}. The reasons are below."
+
+
+def can_ship(row: Row) -> bool:
+    """Whether a runtime that people deploy with loads it."""
+    return any(word.lower().startswith(SERVING) for word in str(row.get("runtimes")).split())
+
+
+def verdict_of(row: Row) -> str:
+    """The verdict, with a question mark where its interval straddles a bound."""
+    if row.get("no_verdict"):
+        return "no verdict"
+    return f"{row.get('verdict') or 'finished'}{'?' if row.get('verdict_open') else ''}"
+
+
+def _best(group: Group) -> Iterator[Sentence]:
+    rows = {str(row["key"]): row for row in group.quantized}
+    named = [r | {"name": rows[r["key"]]["label"]} for r in group.records if r["key"] in rows]
+    found = decisions(named)
+    if rows and not found:
+        yield Sentence("Best quality per GB", "no artifact here is one that a runtime serves")
+    for answer in found:
+        row = rows[answer.record["key"]]
+        leader = f"{row['label']}: {_figures(row)}{_share(group, row)}"
+        if not answer.is_best:
+            leader = f"{row['label']} ({_figures(row)}{_share(group, row)})"
+        of = f" of {answer.model}" if len(found) > 1 else ""
+        yield Sentence(f"Best quality per GB{of}", sentence(answer.decision, leader))
+
+
+def _smallest(group: Group) -> Iterator[Sentence]:
+    fine = [
+        row
+        for row in group.quantized
+        if can_ship(row) and row.get("verdict") in _ACCEPTABLE and is_finite(row.get("size_gb"))
+    ]
+    unclear = {row["key"]: why for row in fine if (why := _unclear(row))}
+    fine, seeming = [row for row in fine if row["key"] not in unclear], fine
+    if not fine and seeming:
+        least = min(seeming, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
+        text = f"open: {least['label']} ({_figures(least)}) may be, but {unclear[least['key']]}"
+    elif fine:
+        least = min(fine, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
+        sure = " (its interval reaches into the next verdict)" if least.get("verdict_open") else ""
+        text = f"{least['label']}: {_figures(least)}{sure}"
+    elif group.quantized:
+        bound = next(bound for bound, word in BOUNDS if word == _ACCEPTABLE[-1])
+        text = f"none: no artifact that a runtime serves stays below a ratio of {bound}"
+    else:
+        return
+    yield Sentence("Smallest acceptable", text)
+
+
+def _unclear(row: Row) -> str | None:
+    one = contender(row["key"], row["label"], row)
+    return None if one is None else says_nothing(one)
+
+
+def _suffers(group: Group) -> Iterator[Sentence]:
+    from qsweep.results.html.capabilities import worst
+
+    if found := worst(group):
+        yield Sentence("Suffers most", found)
+        return
+    corpora = _mean_ratios(group)
+    if len(corpora) > 1:
+        (first, most), (second, next_) = corpora[0], corpora[1]
+        number = len(group.quantized)
+        over = "one trial" if number == 1 else f"geometric means over {number} quantized trials"
+        figures = f"ratio {cells.ratio(most)} against {cells.ratio(next_)} on {second}"
+        if most / next_ > _ALIKE:
+            yield Sentence("Suffers most", f"{first}: {figures}, {over}")
+        else:
+            yield Sentence("Suffers most", f"no corpus in particular: {first}, {figures}, {over}")
+
+
+def _mean_ratios(group: Group) -> list[tuple[str, float]]:
+    # Only over trials that were measured on all corpora: else the mean would be of other trials.
+    logs: dict[str, dict[str, float]] = defaultdict(dict)
+    preset = group.facts.get("preset")
+    for row in group.rows:
+        ratio = row.get("ppl_ratio")
+        if row.get("reference") or row.get("preset") != preset:
+            continue
+        if is_finite(ratio) and ratio > 0:
+            logs[str(row["corpus"])][str(row["key"])] = math.log(ratio)
+    shared = set.intersection(*(set(found) for found in logs.values())) if logs else set()
+    if not shared:
+        return []
+    means = [
+        (corpus, math.exp(sum(found[key] for key in shared) / len(shared)))
+        for corpus, found in logs.items()
+    ]
+    return sorted(means, key=lambda pair: -pair[1])
+
+
+def _figures(row: Row) -> str:
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    ratio = f"perplexity ratio {cells.ratio(row['ppl_ratio'])}" + (f" ({span})" if span else "")
+    return f"{ratio}, {cells.gigabytes(row.get('size_gb'))} GB, verdict {verdict_of(row)}"
+
+
+def _share(group: Group, row: Row) -> str:
+    whole = next(
+        (
+            r.get("size_gb")
+            for r in group.primary_rows
+            if r.get("reference") and r["model"] == row["model"]
+        ),
+        None,
+    )
+    if not is_finite(whole) or not is_finite(row.get("size_gb")) or not whole:
+        return ""
+    return f", {100 * row['size_gb'] / whole:.0f} % of the reference's size"

@@ -1,0 +1,129 @@
+"""The page: one HTML file with everything in it, readable from a file and without a network."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+import qsweep
+from qsweep.results import own_run
+from qsweep.results.html import across, capabilities, costs, options
+from qsweep.results.html.answer import Sentence, answers, nothing
+from qsweep.results.html.data import Group, SweepData, groups, merge, why_apart
+from qsweep.results.html.health import health
+from qsweep.results.html.overview import quality_against_size
+from qsweep.results.html.packing import packed
+from qsweep.results.html.panel import Panel
+from qsweep.results.html.table import Table, table
+from qsweep.results.html.theme import config
+from qsweep.results.html.tokens import FindArrays, divergence_by_token, stored_arrays
+from qsweep.results.html.vega import script
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is shown of trials that may be compared."""
+
+    group: Group
+    sentences: Sequence[Sentence]
+    overview: Panel | None
+    table: Table
+    panels: Sequence[Panel]
+
+
+def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str:
+    """The page of one or more sweeps."""
+    records = merge(sweeps)
+    found = groups(records)
+    sections = [_section(group, find) for group in found]
+    models = across.architectures(found)
+    names = [sweep.name for sweep in sweeps]
+    charts = [
+        panel.spec
+        for section in sections
+        for panel in [section.overview, *section.panels]
+        if panel is not None and panel.spec is not None
+    ]
+    behaviour = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    vega = script() if charts else ""
+    return _environment().get_template("page.html.j2").render(
+        title=", ".join(names),
+        names=names,
+        sections=sections,
+        across=models,
+        apart=_apart(found),
+        nothing="" if found else nothing(records),
+        health=health(sweeps, records, found),
+        own_run=own_run,
+        charts=json.dumps(packed(charts), allow_nan=False, ensure_ascii=False) if charts else "",
+        config=config(),
+        script=vega,
+        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        behaviour=behaviour,
+        allowed=Markup(" ".join(_allowance(text) for text in (vega, behaviour) if text)),  # noqa: S704
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=qsweep.__version__,
+    )  # fmt: skip
+
+
+def _section(group: Group, find: FindArrays) -> Section:
+    panels = [
+        options.bits(group),
+        options.group_size(group),
+        options.desc_act(group),
+        across.calibration(group),
+        capabilities.panel(group),
+        costs.speed(group),
+        *divergence_by_token(group, find),
+        costs.layer_loss(group),
+        costs.time_and_memory(group),
+    ]
+    return Section(
+        group=group,
+        sentences=answers(group),
+        overview=quality_against_size(group),
+        table=table(group),
+        panels=[panel for panel in panels if panel is not None],
+    )
+
+
+def _apart(found: Sequence[Group]) -> list[tuple[str, str]]:
+    return [(group.title, why_apart(found[0], group)) for group in found[1:]]
+
+
+def _allowance(text: str) -> str:
+    # The page's policy names its two scripts by their hashes: no other one can run in it.
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["in_script"] = in_script
+    return environment
+
+
+def in_script(text: str) -> Markup:
+    """JSON that may stand inside a script element: nothing in it can end the element."""
+    for character, code in (
+        ("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"),
+        ("\u2028", "\\u2028"), ("\u2029", "\\u2029"),
+    ):  # fmt: skip
+        text = text.replace(character, code)
+    return Markup(text)  # noqa: S704 - escaped above

@@ -1,0 +1,67 @@
+"""What a trial is, as names and values: all of its resolved configuration that made its figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qsweep.base.schema import flat
+
+Record = dict[str, Any]
+
+# What concerns the sweep as a whole, or how a trial was found: no figure depends on it, and a
+# tracker's or a study's address may hold a password.
+_NOT_A_TRIALS = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking", "search", "hydra")
+# A model is told by its name (qsweep.results.model_names), whatever place it came from.
+_NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.fallback")
+# What a calibration has beside its text.
+_SAMPLING = ("num_samples", "max_seq_len", "seed")
+
+
+def traits(record: Record) -> dict[str, Any]:
+    """Every option by its dotted name, from the most telling one on.
+
+    Of the quantizer its *effective* options, as ``quant.bits``; of the calibration nothing where the
+    quantizer sees no text. Options of which others are made (``bits: 4`` at the top of the
+    configuration) are left out.
+    """
+    calibrated = record.get("calibration")
+    found: dict[str, Any] = {"model": record.get("model"), "calibration": calibrated}
+    found["quant.backend"] = record.get("backend")
+    found |= {f"quant.{name}": value for name, value in (record.get("options") or {}).items()}
+    config = {str(k): v for k, v in (record.get("config") or {}).items()}
+    corpora = config.get("corpus")
+    if isinstance(corpora, Mapping):
+        found["corpus"] = [name for name, spec in corpora.items() if isinstance(spec, Mapping)]
+    for name, value in flat(config):
+        group, _, rest = name.partition(".")
+        # As `bits` for a quantizer's, so is `corpus.path` the path of the text `corpus.file`.
+        shorthand = (not rest and name != "device") or (group == "corpus" and "." not in rest)
+        if shorthand or group in (*_NOT_A_TRIALS, "quant") or name in _NAMES_A_MODEL:
+            continue
+        if group == "calibration" and (calibrated is None or rest == "name"):
+            continue
+        found[name] = value
+    return found
+
+
+def implied_by(name: str) -> str | None:
+    """The trait that names what a trait describes: a calibration's name stands for its text."""
+    group, _, rest = name.partition(".")
+    named = ("model", "corpus") if rest in _SAMPLING else ("model", "corpus", "calibration")
+    return group if rest and group in named else None
+
+
+def is_draw(name: str) -> bool:
+    """Whether a trait only decides which of many equal possibilities is drawn."""
+    return name.rpartition(".")[2] == "seed"
+
+
+def setting(record: Record) -> str:
+    """Equal for trials that differ in nothing but the draw; empty where there is none to differ in.
+
+    Only what the quantizer itself depends on counts, and how it was measured.
+    """
+    found = traits(record)
+    if not any(is_draw(name) and value is not None for name, value in found.items()):
+        return ""
+    kept = {name: value for name, value in found.items() if not is_draw(name)}
+    return repr((record.get("model_hash"), record["method"], kept))

@@ -1,0 +1,187 @@
+"""Whether something has the most quality per GB, and why it cannot be said where it cannot. Pure.
+
+One rule decides for the terminal, the pages, the tracker and a search. The one that leads is called
+the best only if
+
+- it was measured on enough windows for its interval to be one (:data:`MIN_WINDOWS`),
+- that interval is narrower than the scale of verdicts, a ratio of 1 to 1.20, and
+- its lead over each other one is beyond noise: larger than sqrt(a² + b²), where a and b are how far
+  the two intervals reach towards each other (the interval of a difference from those of its parts:
+  Zou and Donner 2008, Statistics in Medicine 27). The trials share windows and reference, so their
+  errors are positively correlated, and this errs on the side of silence.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsweep.base import numbers as cells
+from qsweep.evaluate.verdicts import BOUNDS
+
+MIN_WINDOWS = 8
+"""Over fewer windows the spread that an interval is made from is itself a guess."""
+
+_SCALE = math.log(BOUNDS[-1][0])
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that may be the best.
+
+    Attributes:
+        key: tells it apart.
+        name: what it is called.
+        per_gb: quality per GB; ``low`` and ``high`` where it lies by its interval, infinite where
+            nothing is known.
+        ratio: perplexity ratio, its low and its high end; ends are None where nothing is known.
+        windows: how many it was measured on; None where that is not known.
+        cut: whether the configuration asked for fewer windows than the text has.
+        setting: equal for those that differ only in a seed; empty where that is not known.
+    """
+
+    key: str
+    name: str
+    per_gb: float
+    low: float
+    high: float
+    ratio: tuple[float | None, float | None, float | None]
+    windows: int | None = None
+    cut: bool = False
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which one leads, and whether it is the best.
+
+    ``leader`` is the key of the one with the most quality per GB, None where there is none. ``open``
+    says why it is not called the best; None where it is. ``note`` says what its lead rests on.
+    """
+
+    leader: str | None
+    open: str | None = None
+    note: str = ""
+
+    @property
+    def winner(self) -> str | None:
+        """The key of the best; None where nothing is."""
+        return self.leader if self.open is None else None
+
+
+def contender(
+    key: str, name: str, figures: Mapping[str, Any], setting: str = ""
+) -> Contender | None:
+    """A contender from figures by their names in ``results.csv``; None without quality per GB.
+
+    ``windows_cut`` among them says that fewer windows were asked for than there are.
+    """
+    from qsweep.evaluate.metrics import quality, quality_per_gb
+
+    value, size = figures.get("quality_per_gb"), figures.get("size_gb")
+    ratio, *ends = (figures.get(f"ppl_ratio{end}") for end in ("", "_low", "_high"))
+    if value is None or not math.isfinite(value) or not _is_ratio(ratio):
+        return None
+    low, high = -math.inf, math.inf
+    if not all(map(_is_ratio, ends)):
+        ends = [None, None]
+    elif size:
+        high, low = (quality_per_gb(quality(end), size) for end in ends)  # type: ignore[arg-type]
+    return Contender(
+        key=key,
+        name=name,
+        per_gb=value,
+        low=min(low, value),
+        high=max(high, value),
+        ratio=(ratio, *ends),  # type: ignore[arg-type]
+        windows=figures.get("windows"),
+        cut=bool(figures.get("windows_cut")),
+        setting=setting,
+    )
+
+
+def _is_ratio(value: Any) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def decide(contenders: Sequence[Contender]) -> Decision:
+    """The one with the most quality per GB, and whether that is beyond noise."""
+    if not contenders:
+        return Decision(None)
+    leader = min(contenders, key=lambda c: (-c.per_gb, c.name, c.key))
+    others = [c for c in contenders if c.key != leader.key]
+    reason = says_nothing(leader) or _too_near(leader, others)
+    return Decision(leader.key, reason, _luck(leader, others))
+
+
+def says_nothing(one: Contender) -> str | None:
+    """Why an interval tells nothing of what it is an interval of, and what to do; None if it does."""
+    return _too_few(one) or _too_wide(one)
+
+
+def sentence(decision: Decision, leader: str) -> str:
+    """The answer in a line: who is the best, or who leads and why that is not said.
+
+    ``leader`` is the leading one in words. What to do about it is part of the line.
+    """
+    note = f"; {decision.note}" if decision.note else ""
+    if decision.open is None:
+        return f"{leader}{note}"
+    return f"no winner: {leader} leads, but {decision.open}{note}"
+
+
+def _too_few(leader: Contender) -> str | None:
+    if leader.windows is None or leader.windows >= MIN_WINDOWS:
+        return None
+    count = "1 window decides" if leader.windows == 1 else f"{leader.windows} windows decide"
+    return f"{count} nothing, {MIN_WINDOWS} are the least; {_more_windows(leader)}"
+
+
+def _too_wide(leader: Contender) -> str | None:
+    _, low, high = leader.ratio
+    if not low or not high or not math.log(high / low) > _SCALE:
+        return None
+    return (
+        f"its ratio may be anything from {cells.ratio(low)} to {cells.ratio(high)}, more than all "
+        f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more_windows(leader)}"
+    )
+
+
+def _too_near(leader: Contender, others: Sequence[Contender]) -> str | None:
+    near = [other for other in others if not _beyond(leader, other)]
+    near.sort(key=lambda other: -other.per_gb)
+    if near:
+        more = f" and {len(near) - 1} more are" if len(near) > 1 else " is"
+        return f"{near[0].name}{more} within noise of it; {_more_windows(leader)}, or go by size"
+    draws = [other for other in others if leader.setting and other.setting == leader.setting]
+    if draws:
+        # One draw of a setting says little where others of it fall behind another setting.
+        worst = min(draws, key=lambda other: other.per_gb)
+        between = [o for o in others if o not in draws and o.per_gb >= worst.per_gb]
+        if between:
+            return (
+                f"another draw of the same setting falls behind {between[0].name}: the seed decides"
+            )
+    return None
+
+
+def _beyond(leader: Contender, other: Contender) -> bool:
+    noise = math.hypot(leader.per_gb - leader.low, other.high - other.per_gb)
+    return leader.per_gb - other.per_gb > noise
+
+
+def _luck(leader: Contender, others: Sequence[Contender]) -> str:
+    draws = [other for other in others if leader.setting and other.setting == leader.setting]
+    ratios = [c.ratio[0] for c in (leader, *draws) if c.ratio[0] is not None]
+    if not draws or not ratios:
+        return ""
+    return (
+        f"it is the luckiest of {len(draws) + 1} draws that differ in their seed alone (ratio "
+        f"{cells.ratio(min(ratios))} to {cells.ratio(max(ratios))})"
+    )
+
+
+def _more_windows(leader: Contender) -> str:
+    if leader.cut:
+        return "raise eval.max_windows, or leave it out"
+    return "measure more text (corpus=), or shorter windows (eval.context)"

@@ -1,0 +1,167 @@
+"""Making artifacts: what a trial's job and a pass's do alike before anything is measured."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.errors import QsweepError, in_one_line
+from qsweep.base.memory import peak_memory, reset_peak_memory
+from qsweep.base.scratch import ScratchFolder
+from qsweep.base.store import Entry, Store
+from qsweep.formats.artifact import Artifact, from_content, to_content
+from qsweep.launch import slot_device
+from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
+from qsweep.quantizers.importance import load as load_importance
+from qsweep.quantizers.importance import measure_importance
+from qsweep.quantizers.importance import save as save_importance
+from qsweep.quantizers.none import reference_artifact
+from qsweep.sweep.config import trial_config
+from qsweep.sweep.plan import Plan, find_setting, make_plan, sample_length
+
+
+def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
+    """The plan of a resolved configuration, inside a job's process and for its device."""
+    trial = trial_config(config)
+    # The launcher's slot says which device is this process's own.
+    own = slot_device()
+    device = "cuda:0" if own == "cuda" else own
+    return make_plan(trial, find_setting(trial, Path(model), store, device))
+
+
+def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
+    """The trial's artifact, quantized now unless the store holds it intact."""
+    if plan.is_reference:
+        return reference_artifact(plan.setting.facts)
+
+    def quantize(out: Path) -> dict[str, Any]:
+        def alone() -> tuple[list[Artifact], CalibrationTokens | None]:
+            tokens, shared = calibration_tokens(plan), None
+            if tokens is not None and plan.uses_importance:
+                shared = obtain_importance(plan, tokens, store, progress)
+                tokens = replace(tokens, importance=load_importance(shared.path))
+            started = time.perf_counter()
+            artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
+            if shared is not None:
+                spent = {"quantize_s": time.perf_counter() - started, **shared.content}
+                artifact = replace(artifact, details=artifact.details | spent)
+            return [artifact], tokens
+
+        return made(plan.setting.device, alone)[0]
+
+    progress("quantize", None)
+    entry, _ = store.build("artifacts", plan.artifact, quantize)
+    release_memory()
+    return from_content(entry.path, entry.content)
+
+
+def obtain_importance(
+    plan: Plan, tokens: CalibrationTokens, store: Store, progress: Progress
+) -> Entry:
+    """The importance matrix of the trial's calibration text, measured now if the store lacks it."""
+    return keep_importance(
+        plan, store, lambda: measure_importance(source_model(plan), tokens, progress)
+    )
+
+
+def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult]) -> Entry:
+    """What a pass finds of the trial's calibration text, put into the store unless it is there.
+
+    ``shared_s`` is what the pass took for all that share it.
+    """
+
+    def make(out: Path) -> dict[str, Any]:
+        result = measure()
+        save_importance(result.importance or {}, out)
+        return {"shared_s": round(result.shared_s, 3)}
+
+    assert plan.importance is not None
+    return store.build("importances", plan.importance, make)[0]
+
+
+def made(
+    device: str, quantize: Callable[[], tuple[list[Artifact], CalibrationTokens | None]]
+) -> list[dict[str, Any]]:
+    """Quantize, and say what manifests tell of each artifact: itself, time, peak memory.
+
+    ``quantize`` gives the artifacts, and the text that they were calibrated on.
+
+    ``quantize_s`` is what one artifact took; where a pass has parts that are shared by all, those
+    are in ``shared_s`` instead. ``calibration_tokens`` is what was asked for, and how many different
+    tokens of the text that came to.
+    """
+    started = time.perf_counter()
+    reset_peak_memory(device)
+    # Some libraries write logs into whatever folder they are called in.
+    with ScratchFolder() as scratch, contextlib.chdir(scratch):
+        artifacts, calibration = quantize()
+    spent = {"quantize_s": time.perf_counter() - started}
+    memory = peak_memory(device)
+    seen: dict[str, Any] = {}
+    if calibration is not None and calibration.distinct is not None:
+        asked = sum(map(len, calibration.samples))
+        seen = {"calibration_tokens": {"asked": asked, "distinct": calibration.distinct}}
+    own = ("quantize_s", "shared_s")
+    times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
+    return [
+        {**to_content(artifact), **spent, **told, **seen, **memory}
+        for artifact, told in zip(artifacts, times, strict=True)
+    ]
+
+
+def source_model(plan: Plan) -> SourceModel:
+    """What a quantizer gets of the model."""
+    return SourceModel(
+        plan.setting.facts,
+        plan.setting.device,
+        plan.trial.model.trust_remote_code,
+        own_run=plan.own_run,
+    )
+
+
+def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
+    """The samples that the trial's quantizer may see; None where it needs none."""
+    from qsweep.text.corpora import calibration_samples
+
+    if plan.setting.calibration is None:
+        return None
+    sampling = plan.trial.calibration
+    return calibration_samples(
+        plan.setting.calibration.documents(),
+        tokenizer_of(plan),
+        sampling.num_samples,
+        sample_length(plan.trial, plan.setting.facts),
+        sampling.seed,
+        plan.setting.facts.model_type,
+    )
+
+
+def tokenizer_of(plan: Plan) -> Any:
+    """The reference model's tokenizer, which serves every format.
+
+    Raises:
+        QsweepError: its library cannot read it; the line names the file.
+    """
+    from transformers import AutoTokenizer
+
+    path, trusted = plan.setting.facts.path, plan.trial.model.trust_remote_code
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    except Exception as error:  # of the tokenizers library, whose errors have no kind
+        file = path / "tokenizer.json"
+        place = file if file.exists() else path
+        raise QsweepError(
+            f"{place}: no tokenizer can be made of it ({in_one_line(error)})"
+        ) from error
+
+
+def release_memory() -> None:
+    """Let go of what a quantizing library or a measurement leaves behind."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

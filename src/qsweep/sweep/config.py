@@ -1,0 +1,333 @@
+"""The typed configuration of a trial. Below this file nothing knows Hydra or OmegaConf."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qsweep.base.errors import ConfigError
+from qsweep.base.names import check_label, folder_name
+from qsweep.base.schema import build, locate, nearest
+from qsweep.base.secrets import hidden_tree
+from qsweep.base.shipped import choices
+from qsweep.quantizers import Quantizer
+from qsweep.text.corpora import CorpusConfig
+from qsweep.tracking import TrackingConfig
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+# What concerns a sweep as a whole, and cannot differ between its trials.
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
+PRESET_NAMES = ("gptq", "llamacpp", "strided")
+# The backend that a method's name alone means, as in conf/quant; one of another is named.
+_USUAL_BACKEND = {"gptq": "native", "awq": "native"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where a model comes from: a directory (``path``), else a hub repository (``repo``).
+
+    ``fallback`` names a package whose model stands in where no hub can be reached.
+    """
+
+    name: str
+    path: str | None = None
+    repo: str | None = None
+    revision: str = "main"
+    fallback: str | None = None
+    dtype: DType = "auto"
+    device_map: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        check_label(self.name, "model.name")
+        if self.path is None and self.repo is None:
+            raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
+        if self.path is not None:
+            _home(self.path, "model.path")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The text that a quantizer may see, and how much of it.
+
+    ``num_samples`` windows of ``max_seq_len`` tokens, drawn by ``seed``.
+    """
+
+    text: CorpusConfig
+    num_samples: int = 32
+    max_seq_len: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("num_samples", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"calibration.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured, and by which presets of the protocol.
+
+    ``context``, ``stride`` and ``max_windows`` override the presets', for quick looks; the numbers
+    are then not those of the named preset and say so in their facts.
+
+    ``tasks`` are names of tasks and suites, or paths of users' own; ``limit``, ``num_fewshot``,
+    ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone.
+    """
+
+    presets: tuple[str, ...] = ("gptq",)
+    primary: str | None = None
+    divergence: bool = True
+    noise_floor: bool = True
+    context: int | None = None
+    stride: int | None = None
+    max_windows: int | None = None
+    dtype: DType = "auto"
+    speed: bool = False
+    kld_native: bool = False
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    chat_template: bool = False
+    unsafe_code: bool = False
+
+    def __post_init__(self):
+        if not self.presets:
+            raise ConfigError("eval.presets: name at least one of " + ", ".join(PRESET_NAMES))
+        for preset in self.presets:
+            if preset not in PRESET_NAMES:
+                raise ConfigError(
+                    f"eval.presets: no preset {preset!r}{nearest(preset, PRESET_NAMES)}"
+                )
+        for name in ("context", "stride", "max_windows", "limit", "batch_size"):
+            value = getattr(self, name)
+            if value not in (None, "auto") and value < 1:
+                raise ConfigError(f"eval.{name}={value}: must be at least 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"eval.num_fewshot={self.num_fewshot}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One resolved configuration: what is quantized, how, and what is measured on it."""
+
+    model: ModelConfig
+    quant: Quantizer
+    calibration: CalibrationConfig
+    corpora: tuple[CorpusConfig, ...]
+    eval: EvalConfig
+    device: str
+    resolved: dict[str, Any] = field(compare=False, hash=False)
+    """The mapping this was made from, for the trial's own process."""
+    written: dict[str, Any] = field(compare=False, hash=False)
+    """The same for records: interpolations of the environment, and no password."""
+
+    @property
+    def primary(self) -> str:
+        """The corpus that verdict and quality rest on."""
+        return self.eval.primary or self.corpora[0].name
+
+    @property
+    def name(self) -> str:
+        """Short and readable: ``pocket gptq 4-bit g128``."""
+        return f"{self.model.name} {describe(self.quant)}"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What concerns the sweep as a whole and no single number in it."""
+
+    name: str | None
+    outputs_dir: Path
+    n_jobs: int | Literal["auto"]
+    timeout_s: float | None
+    tracking: TrackingConfig
+
+    def __post_init__(self):
+        if self.n_jobs != "auto" and self.n_jobs < 1:
+            raise ConfigError(f"n_jobs={self.n_jobs}: a number from 1, or auto")
+        # NaN compares with nothing, and a wait for ever is what null says.
+        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
+            raise ConfigError(f"timeout_s={self.timeout_s}: seconds above 0, or null")
+
+
+def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
+    """Validate one composed configuration.
+
+    Raises:
+        ConfigError: one line that names the option and, for a typo, the nearest right word.
+    """
+    corpora = _corpora(_group(resolved, "corpus"))
+    trial = TrialConfig(
+        model=build(ModelConfig, _group(resolved, "model"), "model"),
+        quant=quantizer(_group(resolved, "quant")),
+        calibration=_calibration(_group(resolved, "calibration")),
+        corpora=corpora,
+        eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
+        device=check_device(str(resolved.get("device", "auto"))),
+        resolved=dict(resolved),
+        written=getattr(resolved, "written", None) or hidden_tree(resolved),
+    )
+    names = [c.name for c in corpora]
+    if trial.primary not in names:
+        raise ConfigError(
+            f"eval.primary={trial.primary}: not among the corpora{nearest(trial.primary, names)}"
+        )
+    return trial
+
+
+def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
+    """The part of a composed configuration that concerns the sweep. Raises ConfigError."""
+    outputs = resolved.get("outputs_dir", "outputs")
+    if not isinstance(outputs, str) or not outputs.strip() or "\0" in outputs:
+        raise ConfigError(f"outputs_dir={outputs}: a folder, which is made if it is not there")
+    name = resolved.get("sweep")
+    values = {
+        "name": None if name is None else folder_name(name, "sweep"),
+        "outputs_dir": _home(outputs, "outputs_dir"),
+        "n_jobs": resolved.get("n_jobs", "auto"),
+        "timeout_s": resolved.get("timeout_s"),
+        "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
+    }
+    return build(SweepConfig, values, "")
+
+
+def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse trials of one sweep that differ in what concerns the whole of it. Raises ConfigError."""
+    for name in SWEEP_WIDE:
+        if any(config.get(name) != configs[0].get(name) for config in configs):
+            raise several_values(name)
+
+
+def several_values(name: str) -> ConfigError:
+    """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
+    return ConfigError(
+        f"{name}: a sweep has one value of it, and here are several; give one, or run a command "
+        "for each"
+    )
+
+
+def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = resolved.get(name)
+    if not isinstance(values, Mapping):
+        said = "nothing is chosen" if values is None else f"{values!r} is no choice"
+        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (python -m qsweep --help)")
+    return values
+
+
+def _home(path: str, where: str) -> Path:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError as error:  # safetensors and sqlite take no other names
+        raise ConfigError(f"{where}={path!a}: is no name in UTF-8; give another") from error
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{where}={path}: {error}") from error
+
+
+def quantizer(values: Mapping[str, Any]) -> Quantizer:
+    """The quantizer that ``quant`` describes.
+
+    ``_target_`` names its class; where there are several ``backends``, ``backend`` names one.
+    """
+    selecting = ("_target_", "backend", "backends")
+    fields = {str(k): v for k, v in values.items() if k not in selecting}
+    target = values.get("_target_")
+    if backends := values.get("backends"):
+        if not isinstance(backends, Mapping):
+            raise ConfigError(f"quant.backends={backends}: must be a mapping of names to classes")
+        backend = str(values.get("backend"))
+        if backend not in backends:
+            raise ConfigError(
+                f"quant.backend={backend}: no such backend{nearest(backend, backends)}"
+            )
+        target = backends[backend]
+    if not target:
+        raise ConfigError("quant: no _target_; choose one with quant=NAME")
+    cls = locate(str(target), "quant._target_")
+    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        # It works in qsweep's own environment, and has nothing to choose.
+        fields.pop("env", None)
+    return build(cls, fields, "quant")  # type: ignore[return-value]
+
+
+def describe(quant: Quantizer) -> str:
+    """A quantizer in a few words, from its effective options."""
+    options = quant.options()
+    words = ["gptaq" if options.get("gptaq_alpha") else quant.method]
+    if options.get("type"):
+        words.append(str(options["type"]))
+    elif options.get("bits"):
+        words.append(f"{options['bits']}-bit")
+    if (group := options.get("group_size")) is not None:
+        words.append("channel" if group == -1 else f"g{group}")
+        if group != -1 and not (options.get("act_group_aware", True) or options["desc_act"]):
+            words.append("plain")  # columns as they stand, which is nobody's default
+    words += [w for w in ("desc_act", "imatrix") if options.get(w)]
+    if (export := options.get("export")) is not None:
+        words.append(str(export))
+    if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):
+        # Rows of one method by several libraries must be told apart.
+        words.append(f"· {quant.backend}")
+    return " ".join(words)
+
+
+def check_device(device: str) -> str:
+    """Accept auto, cpu, cuda and cuda:N. Raises ConfigError for anything else."""
+    kind, _, index = device.partition(":")
+    if device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit()):
+        return device
+    raise ConfigError(
+        f"device={device}: not a device{nearest(kind, ('auto', 'cpu', 'cuda', 'cuda:0'))}"
+    )
+
+
+def key_of(identity: Any) -> str:
+    """The key of a store entry: a hash of what determines its content (16 bytes, hexadecimal)."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be part of a key")
+
+
+def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
+    # Each choice of the group adds a mapping under its own name; what `corpus=file` takes as
+    # `corpus.path` are plain values beside them.
+    chosen = {name: spec for name, spec in values.items() if isinstance(spec, Mapping)}
+    if not chosen:
+        raise ConfigError("corpus: none chosen; for example corpus=python_docs")
+    for name, spec in chosen.items():
+        if "source" not in spec:
+            there = choices()["corpus"]
+            raise ConfigError(
+                f"corpus.{name}: has no source; choose it with corpus=[{name}]"
+                if name in there
+                else f"corpus.{name}: no such corpus{nearest(str(name), there)}"
+            )
+    for name in values.keys() - chosen.keys() - {"path", "field"}:
+        raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), ('path', 'field'))}")
+    return tuple(
+        build(CorpusConfig, {"name": name, **spec}, f"corpus.{name}")
+        for name, spec in chosen.items()
+    )
+
+
+def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
+    own = {"num_samples", "max_seq_len", "seed"}
+    fields = [*own, *CorpusConfig.__dataclass_fields__]
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"calibration.{name}: no such option{nearest(name, fields)}")
+    text = build(CorpusConfig, {k: v for k, v in values.items() if k not in own}, "calibration")
+    sampling = {k: v for k, v in values.items() if k in own}
+    return build(CalibrationConfig, {"text": text, **sampling}, "calibration")

@@ -1,0 +1,295 @@
+"""What a trial needs and makes, as keys: decided before any model is loaded.
+
+Planning is what lets a sweep refuse the impossible in milliseconds, run equal trials once, and know
+what is already there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.environment import environment
+from qsweep.base.store import Store
+from qsweep.evaluate import PROTOCOL_VERSION
+from qsweep.formats.gguf.metadata import is_completed
+from qsweep.models.devices import resolve_device, resolve_dtype
+from qsweep.models.facts import read_config, read_facts
+from qsweep.models.hub import content_hash
+from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
+from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
+from qsweep.quantizers.none import Unquantized
+from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig, key_of
+from qsweep.tasks.revisions import revisions
+from qsweep.tasks.run import TaskPlan
+from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
+from qsweep.text.stored import Text, text_of
+from qsweep.text.vocabulary import require_embeddings
+from qsweep.text.windows import PRESETS, Preset
+
+_SPEED_PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a trial's configuration refers to, found on this machine."""
+
+    facts: ModelFacts
+    model_hash: str
+    device: str
+    dtype: str
+    texts: Mapping[str, Text]
+    """By corpus name."""
+    calibration: Text | None
+    tasks: tuple[Task, ...] = ()
+    task_revisions: tuple[dict[str, Any], ...] = ()
+    """Of each task: what its key says beside its identity."""
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """One corpus by one preset on one artifact."""
+
+    corpus: CorpusConfig
+    preset: str
+    identity: dict[str, Any]
+    reference: dict[str, Any]
+    """Identity of the cached reference that divergence is measured against."""
+    primary: bool
+
+    @property
+    def key(self) -> str:
+        """The key of the measurement."""
+        return key_of(self.identity)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial with the identity of everything it makes."""
+
+    trial: TrialConfig
+    setting: Setting
+    artifact: dict[str, Any]
+    measurements: tuple[MeasurementPlan, ...]
+    timing: dict[str, Any] | None
+    tasks: tuple[TaskPlan, ...] = ()
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the trial measures the unquantized model."""
+        return isinstance(self.trial.quant, Unquantized)
+
+    @property
+    def own_run(self) -> bool:
+        """Whether llama.cpp's own run of the artifact is compared with the reference."""
+        return self.timing is not None and self.timing["kld_native"] is not None
+
+    @property
+    def artifact_key(self) -> str:
+        """The key of the artifact."""
+        return key_of(self.artifact)
+
+    @property
+    def importance(self) -> dict[str, Any] | None:
+        """Identity of the importance matrix of its calibration text, if it has one."""
+        if "calibration" not in self.artifact:
+            return None
+        found = {name: self.artifact[name] for name in ("model", "calibration")}
+        return found | {"version": IMPORTANCE_VERSION}
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether its artifact depends on that matrix."""
+        return _uses_importance(self.trial.quant)
+
+    @property
+    def key(self) -> str:
+        """The key of the trial: two configurations with the same key are run once."""
+        parts = [self.artifact_key, [m.key for m in self.measurements], self.timing]
+        return key_of([*parts, [task.key for task in self.tasks]] if self.tasks else parts)
+
+    def reference(self) -> "Plan":
+        """The plan that measures the unquantized model by the same protocol."""
+        if self.is_reference:
+            return self
+        resolved = {**self.trial.resolved, "quant": UNQUANTIZED}
+        trial = TrialConfig(
+            model=self.trial.model,
+            quant=Unquantized(),
+            calibration=self.trial.calibration,
+            corpora=self.trial.corpora,
+            eval=self.trial.eval,
+            device=self.trial.device,
+            resolved=resolved,
+            written={**self.trial.written, "quant": UNQUANTIZED},
+        )
+        return make_plan(trial, self.setting)
+
+
+UNQUANTIZED = {"_target_": f"{Unquantized.__module__}.{Unquantized.__qualname__}"}
+
+
+def find_setting(
+    trial: TrialConfig, model: Path, store: Store, device: str | None = None
+) -> Setting:
+    """Look up what a trial refers to: model files, texts, device (unless it is given).
+
+    Raises:
+        QsweepError: one line on what is missing. No model is loaded; texts are, the first time.
+    """
+    device = device or resolve_device(trial.device)
+    facts = read_facts(model, trial.model.name)
+    texts = {corpus.name: text_of(corpus, store) for corpus in trial.corpora}
+    calibration = text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
+    calibrated = [] if calibration is None else [(trial.calibration.text.name, calibration)]
+    require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
+    tasks = _find_tasks(trial, model, store)
+    return Setting(
+        facts=facts,
+        model_hash=content_hash(model, store),
+        device=device,
+        dtype=resolve_dtype(trial.eval.dtype, device, model),
+        texts=texts,
+        calibration=calibration,
+        tasks=tasks,
+        task_revisions=tuple(revisions(task, facts) for task in tasks),
+    )
+
+
+def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
+    """The identities of a trial's artifact, measurements and timing; pure."""
+    artifact = _artifact_identity(trial, trial.quant, setting)
+    reference = _artifact_identity(trial, Unquantized(), setting)
+    measurements = tuple(
+        MeasurementPlan(
+            corpus=corpus,
+            preset=preset,
+            identity={"artifact": key_of(artifact), **protocol, **_comparison(trial)},
+            reference={"artifact": key_of(reference), **protocol},
+            primary=corpus.name == trial.primary and preset == trial.eval.presets[0],
+        )
+        for corpus in trial.corpora
+        for preset in trial.eval.presets
+        for protocol in [_protocol(trial, setting, corpus, preset)]
+    )
+    speed = trial.eval.speed
+    native = trial.eval.kld_native and _is_gguf(trial.quant)
+    timing = None
+    if speed or native:
+        timing = {
+            "artifact": key_of(artifact),
+            "machine": _machine(setting.device),
+            "speed": speed,
+            # llama.cpp's own run is of the primary measurement's windows
+            "kld_native": next(m.key for m in measurements if m.primary) if native else None,
+            "version": _SPEED_PROTOCOL,
+        }
+    tasks = tuple(
+        TaskPlan(
+            task=task,
+            identity={"artifact": key_of(artifact), **protocol},
+            reference={"artifact": key_of(reference), **protocol},
+        )
+        for task, revision in zip(setting.tasks, setting.task_revisions, strict=True)
+        for protocol in [_task_protocol(task, setting) | revision]
+    )
+    return Plan(trial, setting, artifact, measurements, timing, tasks)
+
+
+def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ...]:
+    if not trial.eval.tasks:
+        return ()
+    from qsweep.tasks.suite import find_tasks, require_chat_template
+
+    options = TaskOptions(
+        limit=trial.eval.limit,
+        num_fewshot=trial.eval.num_fewshot,
+        chat_template=trial.eval.chat_template,
+        unsafe_code=trial.eval.unsafe_code,
+    )
+    if options.chat_template:
+        require_chat_template(model, trial.model.name)
+    return find_tasks(trial.eval.tasks, options, store.root / "catalogues")
+
+
+def effective_preset(evaluation: EvalConfig, name: str) -> Preset:
+    """A preset of the protocol with what the configuration overrides. Raises ConfigError."""
+    return PRESETS[name].override(
+        context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
+    )
+
+
+def sample_length(trial: TrialConfig, facts: ModelFacts) -> int:
+    """Tokens of one calibration sample: no more than the model reads."""
+    return min(trial.calibration.max_seq_len, facts.max_length)
+
+
+def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "model": setting.model_hash,
+        "method": quant.method,
+        "backend": quant.backend,
+        "options": quant.options(),
+        "version": quant.version(),
+    }
+    if _is_gguf(quant) and is_completed(read_config(setting.facts.path)):
+        identity["metadata"] = 1
+    if quant.uses_calibration and setting.calibration is not None:
+        identity["calibration"] = {
+            "text": setting.calibration.fingerprint,
+            "num_samples": trial.calibration.num_samples,
+            "max_seq_len": sample_length(trial, setting.facts),
+            "seed": trial.calibration.seed,
+        }
+        if _uses_importance(quant):
+            identity["importance"] = IMPORTANCE_VERSION
+    return identity
+
+
+def _is_gguf(quant: Quantizer) -> bool:
+    return "gguf" in (quant.method, quant.options().get("export"))
+
+
+def _uses_importance(quant: Quantizer) -> bool:
+    return isinstance(quant, ImportanceUser) and quant.uses_importance
+
+
+def _machine(device: str) -> dict[str, Any]:
+    # What a speed depends on beside the artifact: the processor, and the runtimes' versions.
+    found = environment()
+    gpus = [gpu["name"] for gpu in found["gpus"]] if device.startswith("cuda") else []
+    runtimes = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
+    return {
+        "device": device.partition(":")[0],
+        "processor": gpus or [found["cpu"], found["cpu_cores"]],
+        "runtimes": {name: found["packages"].get(name) for name in runtimes},
+    }
+
+
+def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:
+    return {
+        **task.identity(),
+        "dtype": setting.dtype,
+        "device_type": setting.device.partition(":")[0],
+        "version": TASKS_VERSION,
+    }
+
+
+def _protocol(
+    trial: TrialConfig, setting: Setting, corpus: CorpusConfig, preset: str
+) -> dict[str, Any]:
+    return {
+        "text": setting.texts[corpus.name].fingerprint,
+        "preset": preset,
+        "overrides": effective_preset(trial.eval, preset).overrides,
+        "dtype": setting.dtype,
+        "device_type": setting.device.partition(":")[0],
+        "protocol": PROTOCOL_VERSION,
+    }
+
+
+def _comparison(trial: TrialConfig) -> dict[str, bool]:
+    # What a measurement holds beside perplexity; the noise floor is the reference's alone.
+    divergence = trial.eval.divergence
+    own = isinstance(trial.quant, Unquantized) and divergence
+    return {"divergence": divergence, "noise_floor": own and trial.eval.noise_floor}

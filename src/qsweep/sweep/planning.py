@@ -1,0 +1,165 @@
+"""Which trials a sweep can run, and which it cannot and why, before any model is loaded."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.base.secrets import hidden
+from qsweep.base.store import Store
+from qsweep.models.check import check_tokenizer
+from qsweep.models.hub import resolve
+from qsweep.sweep.config import TrialConfig, key_of
+from qsweep.sweep.plan import (
+    Plan,
+    Setting,
+    effective_preset,
+    find_setting,
+    make_plan,
+    sample_length,
+)
+from qsweep.text.corpora import check_amount
+from qsweep.text.windows import within
+
+
+@dataclass(frozen=True)
+class Unplanned:
+    """A trial that will not run, and why."""
+
+    trial: TrialConfig
+    status: str
+    reason: str
+
+    @property
+    def key(self) -> str:
+        """The key of its record."""
+        return key_of([self.trial.name, self.trial.quant.options(), self.reason])
+
+
+def plan_all(
+    trials: Sequence[TrialConfig],
+    store: Store,
+    settings: "dict[str, Setting | QsweepError] | None" = None,
+) -> tuple[dict[str, Plan], list[Unplanned]]:
+    """Plans by key, references first, and the trials that cannot run.
+
+    Trials that come out equal are planned once. What makes a configuration invalid for every trial
+    (a path that does not exist) raises ConfigError; what fails one model or text fails its trials.
+    """
+    plans: dict[str, Plan] = {}
+    references: dict[str, Plan] = {}
+    refused: list[Unplanned] = []
+    settings = {} if settings is None else settings
+    for trial in trials:
+        found = _setting(trial, store, settings)
+        if isinstance(found, QsweepError):
+            status = "skipped" if isinstance(found, IncompatibleTrial) else "failed"
+            refused.append(Unplanned(trial, status, str(found)))
+            continue
+        try:
+            trial.quant.check(found.facts)
+        except IncompatibleTrial as error:
+            refused.append(Unplanned(trial, "skipped", str(error)))
+            continue
+        check_requests(trial, found)
+        plan = make_plan(trial, found)
+        reference = plan.reference()
+        references.setdefault(reference.key, reference)
+        plans.setdefault(plan.key, plan)
+    return references | plans, refused
+
+
+def plan_implied(
+    trials: Sequence[TrialConfig], store: Store, settings: "dict[str, Setting | QsweepError]"
+) -> dict[str, Plan]:
+    """Plans by key of trials that nobody asked for; what cannot run is left out.
+
+    Their references are those of the trials that they serve.
+    """
+    plans = {}
+    for trial in trials:
+        found = _setting(trial, store, settings)
+        if isinstance(found, QsweepError):
+            continue
+        with contextlib.suppress(IncompatibleTrial):
+            trial.quant.check(found.facts)
+            plan = make_plan(trial, found)
+            plans[plan.key] = plan
+    return plans
+
+
+def keys_of(
+    trials: Sequence[TrialConfig],
+    refused: Sequence[Unplanned],
+    settings: "Mapping[str, Setting | QsweepError]",
+) -> list[str]:
+    """The key of each trial's record, whether the trial was planned or refused."""
+    unplanned = {id(item.trial): item.key for item in refused}
+    keys = []
+    for trial in trials:
+        key = unplanned.get(id(trial))
+        if key is None:
+            setting = settings[_setting_key(trial)]
+            assert isinstance(setting, Setting)
+            key = make_plan(trial, setting).key
+        keys.append(key)
+    return keys
+
+
+def check_requests(trial: TrialConfig, setting: Setting) -> None:
+    """Say once what a model cannot give of what was asked for; refuse what cannot be meant.
+
+    Raises:
+        ConfigError: more calibration than can be run, windows that do not overlap where they must.
+    """
+    limit, name = setting.facts.max_length, trial.model.name
+    if trial.eval.context is not None and trial.eval.context > limit:
+        _note(
+            f"eval.context={trial.eval.context}: {name} reads {limit} tokens at a time; "
+            f"windows are of {limit}"
+        )
+    for preset in trial.eval.presets:
+        within(effective_preset(trial.eval, preset), limit)
+    if trial.eval.stride is not None and "strided" not in trial.eval.presets:
+        presets = ", ".join(trial.eval.presets)
+        _note(f"eval.stride={trial.eval.stride} changes nothing: preset {presets} has no stride")
+    if trial.quant.uses_calibration:
+        asked = trial.calibration.max_seq_len
+        if asked > limit:
+            _note(
+                f"calibration.max_seq_len={asked}: {name} reads {limit} tokens at a time; "
+                f"samples are of {limit}"
+            )
+        check_amount(trial.calibration.num_samples, sample_length(trial, setting.facts))
+
+
+@functools.cache
+def _note(line: str) -> None:
+    # Once, however many trials it concerns.
+    print(f"note: {hidden(line)}", file=sys.stderr, flush=True)
+
+
+def _setting_key(trial: TrialConfig) -> str:
+    calibration = trial.calibration.text if trial.quant.uses_calibration else None
+    return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
+
+
+def _setting(
+    trial: TrialConfig, store: Store, settings: dict[str, Setting | QsweepError]
+) -> Setting | QsweepError:
+    key = _setting_key(trial)
+    if key not in settings:
+        try:
+            path, notice = resolve(trial.model, store)
+            if notice:
+                _note(notice)
+            setting = find_setting(trial, path, store)
+            check_tokenizer(setting.facts)
+            settings[key] = setting
+        except ConfigError:
+            raise
+        except QsweepError as error:
+            settings[key] = error
+    return settings[key]

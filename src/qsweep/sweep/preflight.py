@@ -1,0 +1,60 @@
+"""What is checked of a sweep's models before any of its trials starts.
+
+transformers itself says whether a configuration and weights fit each other, and importing it takes
+seconds; so it is asked in a process of the server that has it imported for the trials anyway, once
+per model, and the store remembers.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from qsweep.base.errors import ConfigError
+from qsweep.base.files import write_bytes
+from qsweep.base.store import Store
+from qsweep.launch import ForkServer, Job, JobResult, make_slots, run_jobs
+from qsweep.models.check import VERSION
+from qsweep.sweep.config import key_of
+from qsweep.sweep.plan import Plan
+from qsweep.sweep.recording import finished_record
+
+_TIMEOUT_S = 600.0
+
+
+def require_fitting_models(plans: Iterable[Plan], store: Store, server: ForkServer) -> None:
+    """Check the models of plans that are about to run, unless the store knows them to be sound.
+
+    Raises:
+        ConfigError: the weights of one are not those that its configuration describes. What keeps
+            the check itself from ending raises nothing: the trials will tell.
+    """
+    jobs: dict[str, Job] = {}
+    library = version("transformers")
+    for plan in plans:
+        facts, trusted = plan.setting.facts, plan.trial.model.trust_remote_code
+        key = key_of([VERSION, plan.setting.model_hash, library, trusted])
+        known = key in jobs or (store.root / "checks" / key).exists()
+        if known or finished_record(plan, store) is not None:
+            continue
+        jobs[key] = Job(
+            id=key,
+            name=f"check {facts.name}",
+            target="qsweep.models.check:check_model",
+            payload={"model": str(facts.path), "trust_remote_code": trusted},
+            log=store.root / "checks" / f"{key}.log",
+            timeout_s=_TIMEOUT_S,
+            device="cpu",
+            counts=False,
+        )
+
+    def on_done(job: Job, result: JobResult) -> None:
+        if result.status == "finished" and result.result == {"problem": None}:
+            write_bytes(store.root / "checks" / job.id, b"fits")
+            job.log.unlink(missing_ok=True)
+
+    if not jobs:
+        return
+    slots = make_slots(len(jobs), ["cpu"] * len(jobs))
+    results = run_jobs(list(jobs.values()), slots=slots, on_done=on_done, server=server)
+    for result in results.values():
+        if problem := (result.result or {}).get("problem"):
+            raise ConfigError(problem)

@@ -1,0 +1,173 @@
+"""The record of a trial: everything known of it as one JSON mapping, read from the store."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from qsweep.base.secrets import hidden
+from qsweep.base.store import Store
+from qsweep.evaluate.metrics import quality_per_gb
+from qsweep.evaluate.verdicts import judged, told_reference_ppl
+from qsweep.formats.artifact import Artifact, from_content
+from qsweep.quantizers.none import reference_artifact
+from qsweep.sweep.config import TrialConfig, key_of
+from qsweep.sweep.plan import MeasurementPlan, Plan
+from qsweep.tasks.run import task_records
+
+Record = dict[str, Any]
+
+
+def finished_record(plan: Plan, store: Store) -> Record | None:
+    """The record of a trial whose artifact and measurements are all in the store, else None.
+
+    Of an artifact that only its runtime can run there are no measurements but that run.
+    """
+    made: dict[str, Any] = {}
+    if plan.is_reference:
+        artifact = reference_artifact(plan.setting.facts)
+    else:
+        entry = store.find("artifacts", plan.artifact_key)
+        if entry is None:
+            return None
+        artifact, made = from_content(entry.path, entry.content), entry.content
+    if artifact.unexplained and not plan.own_run:
+        return None
+    steps = () if artifact.unexplained else plan.measurements
+    measured = []
+    for step in steps:
+        entry = store.find("measurements", step.key, full=True)
+        if entry is None:
+            return None
+        measured.append((step, entry))
+    speed = None
+    if plan.timing is not None:
+        entry = store.find("timings", key_of(plan.timing))
+        if entry is None:
+            return None
+        speed = entry.content
+    tasks = None
+    if plan.tasks and not artifact.unexplained:
+        primary: dict[str, Any] = next((e.content["metrics"] for s, e in measured if s.primary), {})
+        if (tasks := task_records(plan.tasks, store, primary)) is None:
+            return None
+    contents = [made, *(entry.content for _, entry in measured)]
+    references = plan.reference().measurements
+    record = {
+        **_outline(plan.trial),
+        "key": plan.key,
+        "model_hash": plan.setting.model_hash,
+        "vocab_size": plan.setting.facts.vocab_size,
+        "status": "finished",
+        "reason": None,
+        "artifact": _artifact(artifact, plan),
+        "measurements": [
+            _measurement(step, entry, artifact.size.size_gb)
+            | _reference_ppl(plan, entry.content["metrics"], reference, store)
+            for (step, entry), reference in zip(measured, references, strict=False)
+        ],
+        "speed": speed,
+        **(tasks or {}),
+        "quantize_s": made.get("quantize_s"),
+        "shared_s": made.get("shared_s"),
+        "calibration_tokens": made.get("calibration_tokens"),
+        "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
+        + sum(task["seconds"] for task in (tasks or {}).get("tasks", ()))
+        if measured
+        else None,
+        "peak_memory_gb": _largest("peak_memory_gb", contents),
+        "peak_host_memory_gb": _largest("peak_host_memory_gb", contents),
+        "device": plan.setting.device,
+        "dtype": plan.setting.dtype,
+    }
+    return judged(record)
+
+
+def unfinished_record(
+    trial: TrialConfig, key: str, status: str, reason: str, model_hash: str | None = None
+) -> Record:
+    """The record of a trial that failed or was skipped, with the reason in one line."""
+    return {
+        "model_hash": model_hash,
+        **_outline(trial),
+        "key": key,
+        "status": status,
+        "reason": hidden(" ".join(reason.split())),
+        "artifact": None,
+        "measurements": [],
+        "speed": None,
+        "quantize_s": None,
+        "shared_s": None,
+        "evaluate_s": None,
+        "peak_memory_gb": None,
+        "peak_host_memory_gb": None,
+    }
+
+
+def now() -> str:
+    """This moment in ISO 8601, UTC, to the second."""
+    return timestamp(time.time())
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch in ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _largest(name: str, contents: Sequence[Mapping[str, Any]]) -> float | None:
+    return max((c[name] for c in contents if c.get(name) is not None), default=None)
+
+
+def _outline(trial: TrialConfig) -> Record:
+    quant = trial.quant
+    return {
+        "name": trial.name,
+        "reference": quant.method == "none",
+        "model": trial.model.name,
+        "method": quant.method,
+        "backend": quant.backend,
+        "options": quant.options(),
+        "calibration": trial.calibration.text.name if quant.uses_calibration else None,
+        "fidelity": (trial.resolved.get("search") or {}).get("fidelity", "full"),
+        "config": trial.written,
+    }
+
+
+def _artifact(artifact: Artifact, plan: Plan) -> Record:
+    return {
+        "key": plan.artifact_key,
+        "path": str(artifact.path),
+        "format": artifact.format,
+        "runtimes": list(artifact.runtimes),
+        "size_gb": artifact.size.size_gb,
+        "bpw": artifact.size.bpw,
+        "bpw_total": artifact.size.bpw_total,
+        "details": artifact.details,
+    }
+
+
+def _reference_ppl(
+    plan: Plan, metrics: dict[str, Any], reference: MeasurementPlan, store: Store
+) -> Record:
+    """What a measurement is told of its reference, where its own figures do not tell it."""
+    if told_reference_ppl(metrics, is_reference=plan.is_reference) is not None:
+        return {}
+    entry = store.find("measurements", reference.key)
+    return {} if entry is None else {"reference_ppl": entry.content["metrics"].get("ppl")}
+
+
+def _measurement(step: Any, entry: Any, size_gb: float) -> Record:
+    metrics = dict(entry.content["metrics"])
+    verdict = metrics.pop("verdict", None)
+    if "quality" in metrics:
+        metrics["quality_per_gb"] = quality_per_gb(metrics["quality"], size_gb)
+    return {
+        "corpus": step.corpus.name,
+        "preset": step.preset,
+        "primary": step.primary,
+        "key": step.key,
+        "metrics": metrics,
+        "facts": entry.content["facts"],
+        "verdict": verdict,
+        "file": str(entry.path),
+    }

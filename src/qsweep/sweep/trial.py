@@ -1,0 +1,265 @@
+"""One trial: reference, quantize, measure. Runs in a process of its own and leaves all in the store.
+
+Nothing is returned: what a trial made is read from the store by :mod:`qsweep.sweep.recording`, so that a
+resumed sweep and a fresh one tell the same story.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.locks import device_lock
+from qsweep.base.memory import peak_memory, reset_peak_memory
+from qsweep.base.store import Entry, Store
+from qsweep.formats.artifact import Artifact
+from qsweep.quantizers import Progress
+from qsweep.quantizers.gguf import require_runnable
+from qsweep.quantizers.none import reference_artifact
+from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
+from qsweep.sweep.config import key_of
+from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
+from qsweep.tasks.run import incomparable, missing, run_tasks
+from qsweep.text.vocabulary import require_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from qsweep.evaluate import Measurement, Reference
+    from qsweep.tasks.model import LanguageModel
+    from qsweep.text.windows import Windows
+
+
+def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
+    store = Store(Path(payload["store"]))
+    run_trial(plan_here(payload["config"], payload["model"], store), store, progress)
+    return {}
+
+
+def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
+    """Bring everything that the plan names into the store; what is there already stays."""
+    artifact = obtain_artifact(plan, store, progress)
+    if artifact.unexplained:
+        # It was made for another trial, perhaps, which asked for that.
+        require_runnable(
+            plan.trial.model.name,
+            artifact.unexplained,
+            artifact.details["llama_cpp"],
+            own_run=plan.own_run,
+        )
+        time_artifact(plan, artifact, store, progress)
+        return
+    measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
+    if not measured or missing(plan.tasks, store) or incomparable(plan.tasks, store):
+        measure_all(plan, artifact, store, progress)
+    if plan.timing is not None:
+        time_artifact(plan, artifact, store, progress)
+
+
+def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
+    """Every corpus by every preset and every task not measured yet, on one dense model."""
+    from qsweep.evaluate import compare, measure, read_measurement, save_measurement
+
+    reference_plan = plan.reference()
+    if not plan.is_reference:
+        pairs = zip(plan.measurements, reference_plan.measurements, strict=True)
+        wanted = [b for s, b in pairs if not store.find("measurements", s.key, full=True)]
+        _ensure_references(reference_plan, wanted, store, progress)
+    model: PreTrainedModel | None = None
+    for step, base_step in zip(plan.measurements, reference_plan.measurements, strict=True):
+        if store.find("measurements", step.key, full=True) is not None:
+            continue
+        if model is None:
+            progress("load", None)
+            model = load(plan, artifact)
+        label = f"measure {step.corpus.name}"
+        loaded: Any = model
+
+        def make(out: Path, step=step, base=base_step, label=label, model=loaded):
+            started = time.perf_counter()
+            reset_peak_memory(plan.setting.device)
+            windows = windows_of(plan, step)
+            report: Progress = lambda _, done: progress(label, done)  # noqa: E731
+            if plan.is_reference:
+                result = measure_reference(plan, step, model, windows, store, report)
+                if model.left_out:
+                    result.facts["left_out"] = model.left_out
+            else:
+                result = measure(model, windows, find_reference(plan, step, store), report)
+                result.metrics.update(
+                    compare(result, read_measurement(store.require("measurements", base.key).path))
+                )
+            save_measurement(result, out)
+            return {
+                "metrics": result.metrics,
+                "facts": result.facts,
+                "evaluate_s": time.perf_counter() - started,
+                **peak_memory(plan.setting.device),
+            }
+
+        store.build("measurements", step.identity, make)
+
+    def open_model() -> "LanguageModel":
+        progress("load", None)
+        return language_model(plan, load(plan, artifact) if model is None else model)
+
+    run_tasks(plan.tasks, store, open_model, progress)
+    model = None
+    release_memory()
+
+
+def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTrainedModel":
+    """The artifact as a dense model on the trial's device, in the trial's dtype by default."""
+    import torch
+
+    from qsweep.formats.dense import load_dense
+
+    model = plan.trial.model
+    return load_dense(
+        artifact,
+        plan.setting.facts.path,
+        dtype=getattr(torch, dtype or plan.setting.dtype),
+        device=plan.setting.device,
+        trust_remote_code=model.trust_remote_code,
+        device_map=model.device_map,
+    )
+
+
+def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":
+    """The dense model as tasks see it."""
+    from qsweep.tasks.model import LanguageModel
+
+    size = plan.trial.eval.batch_size
+    return LanguageModel(
+        model,
+        tokenizer_of(plan),
+        plan.setting.facts.max_length,
+        None if size == "auto" else size,
+    )
+
+
+def measure_reference(
+    plan: Plan,
+    step: MeasurementPlan,
+    model: Any,
+    windows: "Windows",
+    store: Store,
+    progress: Progress,
+) -> "Measurement":
+    """Measure the reference itself; its states become the cache that others are compared with."""
+    from qsweep.evaluate import build_reference, measure, noise_floor, reference_measurement
+
+    # The unquantized model's own figures, by definition; its divergence is measured below.
+    itself = {"ppl_ratio": 1.0, "ppl_ratio_low": 1.0, "ppl_ratio_high": 1.0, "quality": 1.0}
+    if not plan.trial.eval.divergence:
+        result = measure(model, windows, progress=progress)
+        result.metrics |= itself
+        return result
+
+    def build(out: Path) -> dict[str, Any]:
+        build_reference(model, windows, out, progress)
+        return {}
+
+    entry, _ = store.build("references", step.reference, build)
+    result = reference_measurement(entry.path, windows)
+    result.metrics |= itself
+    if plan.trial.eval.noise_floor:
+        reference = _open_reference(plan, entry)
+
+        def wide() -> "PreTrainedModel":
+            return load(plan, reference_artifact(plan.setting.facts), "float32")
+
+        result.metrics |= noise_floor(model, windows, reference, wide)
+    return result
+
+
+def find_reference(plan: Plan, step: MeasurementPlan, store: Store) -> "Reference | None":
+    """The cached reference of a measurement; None if the trial measures no divergence.
+
+    Raises:
+        ArtifactCorrupt: It is not in the store, or damaged.
+    """
+    if not plan.trial.eval.divergence:
+        return None
+    return _open_reference(plan, store.require("references", key_of(step.reference)))
+
+
+def _open_reference(plan: Plan, entry: Entry) -> "Reference":
+    import torch
+
+    from qsweep.evaluate import open_reference
+
+    return open_reference(
+        entry.path,
+        plan.setting.facts.path,
+        plan.setting.device,
+        getattr(torch, plan.setting.dtype),
+        trust_remote_code=plan.trial.model.trust_remote_code,
+    )
+
+
+def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
+    """Speed on the serving kernels, alone on the device and never together with quality."""
+    from qsweep.evaluate.speed import can_time, kld_native, measure_speed
+
+    assert plan.timing is not None
+    timing, setting = plan.timing, plan.setting
+    source, trusted = setting.facts.path, plan.trial.model.trust_remote_code
+
+    def make(out: Path) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        with device_lock(store.root / "locks", setting.device):
+            if timing["speed"] and can_time(artifact):
+                figures |= measure_speed(
+                    artifact, source, setting.device, progress, trust_remote_code=trusted
+                )
+        if timing["kld_native"]:
+            primary = next(m for m in plan.measurements if m.primary)
+            figures |= kld_native(
+                artifact,
+                source,
+                windows_of(plan, primary),
+                progress,
+                device=setting.device,
+                trust_remote_code=trusted,
+            )
+        return figures
+
+    store.build("timings", timing, make)
+
+
+def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
+    """The token windows of one measurement, by the reference model's own tokenizer."""
+    from qsweep.text.windows import make_windows
+
+    tokenizer, facts = tokenizer_of(plan), plan.setting.facts
+    windows = make_windows(
+        plan.setting.texts[step.corpus.name].documents(),
+        tokenizer,
+        effective_preset(plan.trial.eval, step.preset),
+        facts.max_length,
+        facts.model_type,
+    )
+    require_rows([int(windows.ids.max())], tokenizer, facts.vocab_size)
+    return windows
+
+
+def _ensure_references(
+    plan: Plan, steps: Sequence[MeasurementPlan], store: Store, progress: Progress
+) -> None:
+    """Make what the trial's figures are compared with, where it is absent or not what it was.
+
+    Normally the reference trial ran before.
+    """
+    whole = True
+    for step in steps:
+        held = store.find("measurements", step.key, full=True)
+        cached = not plan.trial.eval.divergence or store.find(
+            "references", key_of(step.reference), full=True
+        )
+        if not (held and cached):
+            store.remove("measurements", step.key)
+            whole = False
+    if not whole or any(store.find("tasks", t.key, full=True) is None for t in plan.tasks):
+        measure_all(plan, reference_artifact(plan.setting.facts), store, progress)

@@ -1,0 +1,1 @@
+"""Text that is measured or calibrated on: corpora, their sources, windows of tokens."""

@@ -1,0 +1,241 @@
+"""From a corpus's name to its documents, and from documents to calibration samples."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qsweep.base.errors import ConfigError
+from qsweep.base.names import check_label
+from qsweep.base.secrets import hidden_tree
+from qsweep.quantizers import CalibrationTokens
+
+MOST_TOKENS = 2**26
+"""As many tokens may be drawn for calibration: 256 times what the methods' papers draw."""
+# A text is not drawn from more often than this: whoever asks for it made a mistake.
+_MOST_REPEATS = 1000
+# Raised when the same configuration would now give another text.
+_LOADER = 3
+_LONG_KNOWN = (".jsonl", ".ndjson", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where text comes from, and how much of it.
+
+    Attributes:
+        name: What results call it.
+        source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
+        kind: For ``python``: prose, code, or both.
+        split: Part of the data; for ``python``: train, calibration or test.
+        path: For ``file``: a txt, jsonl, json, csv, tsv or parquet file, a folder of them, or a
+            pattern; text may be compressed (gz, bz2, xz, zst).
+        dataset: For ``datasets``: its repository, or a local folder.
+        config: For ``datasets``: its configuration, such as a language.
+        revision: For ``datasets``: commit, tag or branch.
+        data_files: For ``datasets``: only these of its files.
+        field: Column that holds a text, or a list of chat messages.
+        max_documents: Only so many of the first documents.
+        max_bytes: Only so many of the first bytes (UTF-8).
+    """
+
+    name: str
+    source: Literal["python", "file", "datasets"]
+    kind: Literal["docs", "code", "all"] = "all"
+    split: str = "test"
+    path: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    data_files: str | list[str] | None = None
+    field: str = "text"
+    max_documents: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_label(self.name, "name of a text")
+        if self.source == "file" and not self.path:
+            raise ConfigError(f"{self.name}: source=file needs a path")
+        if self.source == "datasets" and not self.dataset:
+            raise ConfigError(f"{self.name}: source=datasets needs a dataset")
+        for option in ("max_documents", "max_bytes"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ConfigError(f"{self.name}: {option}={value}: must be at least 1")
+
+
+def load_documents(config: CorpusConfig) -> list[str]:
+    """The documents of a corpus, in order, empty ones kept where the source has them.
+
+    Raises:
+        ConfigError: A file is missing, unreadable, or lacks the field; or there is no text at all.
+        QsweepError: A dataset cannot be had.
+    """
+    from qsweep.text.files import lone_surrogates, without_surrogates
+    from qsweep.text.sources import from_datasets, from_files
+
+    load = {"python": _from_python, "file": from_files, "datasets": from_datasets}[config.source]
+    documents = _limited(load(config), config)
+    if halves := sum(map(lone_surrogates, documents)):
+        documents = [without_surrogates(text) for text in documents]
+        print(
+            f"note: {config.name}: {halves} lone surrogates (half a character each) became U+FFFD",
+            file=sys.stderr,
+        )
+    if not any(document.strip() for document in documents):
+        raise ConfigError(f"{config.name}: no text in {config.path or config.dataset or 'it'}")
+    return documents
+
+
+def identity(config: CorpusConfig) -> dict[str, Any]:
+    """What identifies a corpus without reading it: changes whenever its text may have changed.
+
+    Size and time stamp of files, the Python version of its own text, repository and revision of a
+    dataset (one whose branch moves keeps the text that was loaded first). The name is no part of it.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    from qsweep.text.files import kind_of
+    from qsweep.text.sources import file_paths
+
+    # It is written into the store; a token in an address is no part of what lies there.
+    fields = {k: hidden_tree(v) for k, v in asdict(config).items() if v is not None and k != "name"}
+    fields["loader"] = _LOADER
+    if config.source == "python":
+        fields["python"] = [platform.python_version(), sys.base_prefix]
+    if config.source == "file":
+        paths = file_paths(config)
+        stats = [(path.absolute(), path.stat()) for path in paths]
+        fields["files"] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        # What older versions read as plain text is another text now.
+        if anew := sorted(
+            {kind_of(path) for path in paths if path.suffix not in _LONG_KNOWN} - {"text"}
+        ):
+            fields["read_as"] = anew
+    if config.source == "datasets" and Path(str(config.dataset)).is_dir():
+        files = sorted(p for p in Path(str(config.dataset)).rglob("*") if p.is_file())
+        fields["files"] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return fields
+
+
+def text_fingerprint(documents: Sequence[str]) -> str:
+    """A hash of the documents and of where one ends and the next begins: 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        encoded = document.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()[:32]
+
+
+def calibration_samples(
+    documents: Sequence[str],
+    tokenizer: Any,
+    num_samples: int,
+    max_seq_len: int,
+    seed: int,
+    model_type: str = "",
+) -> CalibrationTokens:
+    """Windows at random places of the joined text, as in the GPTQ paper.
+
+    Args:
+        documents: Joined by a blank line and tokenized once.
+        tokenizer: The model's own.
+        num_samples: How many windows; they may overlap.
+        max_seq_len: Tokens of each.
+        seed: Determines the places.
+        model_type: A Gemma's windows each begin with BOS, as when it is measured.
+
+    Raises:
+        ConfigError: The text has fewer tokens than one sample, or too few for so many.
+    """
+    import random
+
+    from qsweep.text.windows import bos_ids, bos_rule, token_ids
+
+    rule = bos_rule(tokenizer, model_type)
+    start = bos_ids(tokenizer) if rule != "none" else []
+    prefix, stream = (start, []) if rule == "window" else ([], start)
+    ids = [*stream, *token_ids("\n\n".join(documents), tokenizer)]
+    length = max_seq_len - len(prefix)
+    if len(ids) < length:
+        raise ConfigError(
+            f"the calibration text has {len(ids)} tokens, one sample takes {length}; give a longer "
+            "text, or lower calibration.max_seq_len"
+        )
+    if num_samples * length > _MOST_REPEATS * len(ids):
+        raise ConfigError(
+            f"calibration.num_samples={num_samples}: the calibration text has {len(ids)} tokens, and "
+            f"{num_samples} samples of {length} repeat it {num_samples * length // len(ids)} times; "
+            f"{_MOST_REPEATS} times are the most"
+        )
+    draw = random.Random(seed)  # noqa: S311 - not for cryptography
+    starts = [draw.randrange(len(ids) - length + 1) for _ in range(num_samples)]
+    return CalibrationTokens(
+        [prefix + ids[start : start + length] for start in starts],
+        distinct=covered(starts, length),
+    )
+
+
+def check_amount(num_samples: int, length: int) -> None:
+    """Refuse more calibration than can be drawn and run. Raises ConfigError.
+
+    ``length`` is a sample's, in tokens.
+    """
+    if num_samples * length > MOST_TOKENS:
+        raise ConfigError(
+            f"calibration.num_samples={num_samples}: samples of {length} tokens, "
+            f"{num_samples * length} in all; {MOST_TOKENS // length} samples are the most"
+        )
+
+
+def covered(starts: Sequence[int], length: int) -> int:
+    """How many places windows of one length cover together, wherever they begin.
+
+    >>> covered([0, 2, 10], 4)
+    10
+    """
+    count, end = 0, 0
+    for start in sorted(starts):
+        count += start + length - max(start, end)
+        end = start + length
+    return count
+
+
+def _from_python(config: CorpusConfig) -> list[str]:
+    from qsweep.base.schema import nearest
+    from qsweep.models.tiny.text import documents
+
+    splits = ("train", "calibration", "test")
+    if config.split not in splits:
+        raise ConfigError(
+            f"{config.name}: no split {config.split!r}{nearest(config.split, splits)}"
+        )
+    kinds = ("docs", "code") if config.kind == "all" else (config.kind,)
+    found = [text for kind in kinds for text in documents(kind, config.split)]  # type: ignore[arg-type]
+    if not found:
+        raise ConfigError(
+            f"{config.name}: this Python installation carries neither pydoc's topics nor the "
+            "standard library's source; give a text with corpus=file corpus.path=FILE"
+        )
+    return found
+
+
+def _limited(documents: Sequence[str], config: CorpusConfig) -> list[str]:
+    documents = list(documents[: config.max_documents])
+    left = config.max_bytes
+    if left is None:
+        return documents
+    kept = []
+    for document in documents:
+        encoded = document.encode("utf-8", "surrogatepass")
+        # A character that is cut in two is left out.
+        kept.append(document if len(encoded) <= left else encoded[:left].decode(errors="ignore"))
+        left -= len(encoded)
+        if left <= 0:
+            break
+    return kept

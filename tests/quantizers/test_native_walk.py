@@ -1,0 +1,362 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qsweep.base.errors import IncompatibleTrial, TrialFailed
+from qsweep.quantizers.native import walk as walking
+from qsweep.quantizers.native.fold import find_folds
+from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
+from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.walk import (
+    Chunk,
+    advance,
+    capture,
+    find_stages,
+    rounds_needed,
+    run_layer,
+)
+
+MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
+SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
+SEPARATE = [
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+]
+STAGES = {
+    "llama": SEPARATE,
+    "qwen3": SEPARATE,
+    "mistral": SEPARATE,
+    "gemma3_text": SEPARATE,
+    "gpt_neox": [
+        ("attention.query_key_value",),
+        ("attention.dense",),
+        ("mlp.dense_h_to_4h",),
+        ("mlp.dense_4h_to_h",),
+    ],
+}
+FOLDS = {
+    "llama": ["input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj"],
+    "gemma3_text": [
+        "input_layernorm",
+        "self_attn.v_proj",
+        "pre_feedforward_layernorm",
+        "mlp.up_proj",
+    ],
+    "gpt_neox": [
+        "input_layernorm",
+        "attention.query_key_value",
+        "post_attention_layernorm",
+        None,
+    ],
+}
+FOLDS |= {"qwen3": FOLDS["llama"], "mistral": FOLDS["llama"]}
+
+
+def load(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def nothing(stage, stats):
+    pass
+
+
+def walk(model, samples, on_stage=nothing, changes=False):
+    decoder = find_decoder(model)
+    chunks, probe = capture(model, decoder, samples, "cpu")
+    for index, layer in enumerate(decoder.layers):
+        stages = find_stages(layer, chunks[0], index)
+        chunks = advance(layer, index, stages, chunks, str, on_stage, changes_weights=changes)
+    return chunks
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Whatever this machine's processor can do."""
+    monkeypatch.setattr(walking, "multiplies_bfloat16", lambda device: False)
+
+
+@pytest.mark.parametrize(
+    ("able", "device", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "cpu", True),
+        ({"amx_bf16": True}, "cpu", True),
+        ({"avx512_f": True, "avx512_bf16": False}, "cpu", False),
+        ({}, "cpu", False),
+        ({"avx512_bf16": True}, "cuda", False),
+    ],
+)
+def test_bfloat16_where_the_processor_multiplies_it(monkeypatch, able, device, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert MULTIPLIES_BFLOAT16(device) is expected
+
+
+@pytest.mark.parametrize("lengths", [[48] * 6, [48] * 3 + [24] * 3])
+def test_products_of_the_layers_in_bfloat16_and_not_those_of_the_statistics(
+    tiny_model, monkeypatch, lengths
+):
+    def run():
+        model = load(tiny_model("llama"))
+        products = []
+
+        def look(stage, stats):
+            # Statistics are of float32, and what is computed in the middle of a layer stays exact.
+            assert stats.gram.dtype == torch.float32
+            third = torch.full((8, 8), 1 / 3)
+            assert torch.equal(third @ torch.eye(8), third)
+            products.append(stats)
+
+        samples = [sample[:n] for sample, n in zip(SAMPLES, lengths, strict=True)]
+        return walk(model, samples, look, changes=True), products
+
+    exact, stats = run()
+    monkeypatch.setattr(walking, "multiplies_bfloat16", lambda device: True)
+    close, rounded = run()
+    for one, other in zip(exact, close, strict=True):
+        assert other.hidden.dtype == torch.float32
+        error = (one.hidden - other.hidden).norm() / one.hidden.norm()
+        assert 1e-6 < error < 1e-2
+    for one, other in zip(stats, rounded, strict=True):
+        assert (one.gram - other.gram).norm() < 2e-2 * one.gram.norm()
+
+
+@pytest.mark.parametrize("architecture", STAGES)
+def test_layers_one_by_one_are_the_model(tiny_model, architecture):
+    model = load(tiny_model(architecture))
+    expected = model.base_model(torch.tensor(SAMPLES), output_hidden_states=True, use_cache=False)
+    (chunk,) = walk(model, SAMPLES)
+    norms = [m for n, m in model.base_model.named_children() if "norm" in n]
+    with torch.no_grad():
+        final = norms[-1](chunk.hidden)
+    assert torch.allclose(final, expected.last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", STAGES)
+def test_stages_and_what_absorbs_scales(tiny_model, architecture):
+    model = load(tiny_model(architecture))
+    # Norm weights away from 0 and 1, so that both kinds of norm can be told apart.
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.add_(0.3 * torch.rand_like(parameter))
+    decoder = find_decoder(model)
+    _, probe = capture(model, decoder, SAMPLES, "cpu")
+    stages = find_stages(decoder.layers[0], probe, 0)
+    assert [stage.linears for stage in stages] == STAGES[architecture]
+    before = copy.deepcopy(decoder.layers[0].state_dict())
+    folds = find_folds(decoder.layers[0], stages, probe, 0, model.config)
+    assert [fold and fold.source for fold in folds] == FOLDS[architecture]
+    assert folds[0].offset == (1.0 if architecture == "gemma3_text" else 0.0)
+    for name, value in decoder.layers[0].state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_statistics_are_those_of_the_inputs(tiny_model):
+    model = load(tiny_model("llama"))
+    seen, gathered = {}, {}
+    layer = find_decoder(model).layers[1]
+    for name in ("self_attn.k_proj", "mlp.down_proj"):
+        module = layer.get_submodule(name)
+        module.register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.__setitem__(name, inputs[0].detach().flatten(0, 1))
+        )
+    walk(model, SAMPLES, lambda stage, stats: gathered.__setitem__(stage.linears, stats))
+    model(torch.tensor(SAMPLES))
+    for stage, name in ((SEPARATE[0], "self_attn.k_proj"), (SEPARATE[3], "mlp.down_proj")):
+        x, stats = seen[name].double(), gathered[stage]
+        assert stats.tokens == len(x) == 6 * 48
+        assert torch.allclose(stats.gram.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-5)
+        assert torch.allclose(stats.magnitude.double(), x.abs().mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_chunks_give_what_one_piece_gives(tiny_model, changes):
+    # Samples of two lengths make two chunks; their statistics together are those of both.
+    def run(samples):
+        model = load(tiny_model("llama"))
+        stages, modules = [], {}
+
+        def halve(stage, stats):
+            stages.append(stats)
+            if changes:
+                for name in stage.linears:
+                    linear = modules[len(stages) > 4].get_submodule(name)
+                    set_weight(linear, weight_of(linear) * 0.5)
+
+        modules.update({False: find_decoder(model).layers[0], True: find_decoder(model).layers[1]})
+        chunks = walk(model, samples, halve, changes)
+        return chunks, stages
+
+    long, short = SAMPLES[:3], [sample[:24] for sample in SAMPLES[3:]]
+    both, stats = run(long + short)
+    assert [chunk.hidden.shape[1] for chunk in both] == [48, 24]
+    if not changes:
+        parts = [run(long)[1], run(short)[1]]
+        for one, first, second in zip(stats, *parts, strict=True):
+            mixed = (first.gram * first.tokens + second.gram * second.tokens) / one.tokens
+            assert torch.allclose(one.gram, mixed, rtol=1e-3, atol=1e-5)
+    else:
+        # Weights do not depend on the text here, so each part must come out as by itself.
+        assert torch.allclose(both[0].hidden, run(long)[0][0].hidden, atol=1e-5)
+        assert torch.allclose(both[1].hidden, run(short)[0][0].hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(48, 48), (48, 24)], ids=["one chunk", "two chunks"])
+def test_unquantized_inputs_are_compared_with_those_of_the_same_tokens(tiny_model, lengths):
+    model = load(tiny_model("llama"))
+    decoder = find_decoder(model)
+    samples = [sample[:length] for sample, length in zip(SAMPLES[:4], lengths * 2, strict=True)]
+    chunks, probe = capture(model, decoder, samples, "cpu")
+    stages = find_stages(decoder.layers[0], probe, 0)
+    kept, seen = {}, []
+
+    def note(stage, stats):
+        seen.append(stats)
+
+    def run(**options):
+        advance(decoder.layers[0], 0, stages, chunks, str, note, **options)
+
+    run(changes_weights=False, keep=kept)
+    assert all(stats.cross is None for stats in seen)
+    assert kept.keys() == {stage.linears[0] for stage in stages}
+    seen.clear()
+    # Nothing is changed, so that across both runs there is what there is in one.
+    run(changes_weights=True, plain=kept)
+    assert len(seen) == len(stages)
+    for stats in seen:
+        assert torch.allclose(stats.cross, stats.gram, rtol=1e-3, atol=1e-6)
+    seen.clear()
+    doubled = {name: [2 * inputs for inputs in chunk] for name, chunk in kept.items()}
+    run(changes_weights=True, plain=doubled)
+    for stats in seen:
+        assert torch.allclose(stats.cross, 2 * stats.gram, rtol=1e-3, atol=1e-6)
+
+
+def test_a_stage_sees_what_changing_the_stages_before_made(tiny_model):
+    model = load(tiny_model("llama"))
+    decoder = find_decoder(model)
+    chunks, _ = capture(model, decoder, SAMPLES, "cpu")
+    layer = decoder.layers[0]
+    stages = find_stages(layer, chunks[0], 0)
+    plain, changed = [], []
+
+    def remember(stage, stats):
+        plain.append(stats.gram)
+
+    def silence(stage, stats):
+        changed.append(stats.gram)
+        if stage.linears[0].endswith("q_proj"):
+            set_weight(layer.self_attn.v_proj, torch.zeros(128, 256))
+
+    advance(layer, 0, stages, chunks, str, remember, changes_weights=False)
+    advance(layer, 0, stages, chunks, str, silence, changes_weights=True)
+    assert torch.equal(plain[0], changed[0])
+    assert changed[1].abs().max() == 0
+    assert not torch.allclose(plain[2], changed[2])
+
+
+def test_inputs_that_are_not_finite_name_the_layer(tiny_model):
+    model = load(tiny_model("llama"))
+    model.model.layers[1].post_attention_layernorm.weight.data[3] = float("inf")
+    with pytest.raises(TrialFailed, match="mlp.gate_proj: its inputs are not finite"):
+        walk(model, SAMPLES)
+
+
+def tiny(model_type, **extra):
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | extra))
+
+
+def test_conv1d_is_a_linear_layer_the_other_way_round():
+    model = tiny("gpt2", n_embd=64, n_layer=2, n_head=2, n_positions=64).eval()
+    decoder = find_decoder(model)
+    assert decoder.name == "transformer.h"
+    linear = decoder.layers[0].attn.c_attn
+    assert weight_of(linear).shape == (192, 64)
+    set_weight(linear, weight_of(linear) * 2)
+    _, probe = capture(model, decoder, [list(range(40))], "cpu")
+    stages = find_stages(decoder.layers[0], probe, 0)
+    assert [stage.channels for stage in stages] == [64, 64, 64, 256]
+    folds = find_folds(decoder.layers[0], stages, probe, 0, model.config)
+    assert [fold and fold.source for fold in folds] == ["ln_1", "attn.c_attn", "ln_2", None]
+
+
+def test_layers_that_hand_on_tuples():
+    model = tiny("bloom", n_head=2, n_layer=2).eval()
+    samples = [list(range(i, i + 20)) for i in range(3)]
+    (chunk,) = walk(model, samples)
+    with torch.no_grad():
+        final = model.transformer.ln_f(chunk.hidden)
+        expected = model.transformer(torch.tensor(samples)).last_hidden_state
+    assert torch.allclose(final, expected, atol=1e-5)
+
+
+def test_mixtures_of_experts_are_refused():
+    model = tiny("mixtral", num_key_value_heads=2, num_local_experts=4)
+    with pytest.raises(IncompatibleTrial, match="mixtures? of experts"):
+        find_decoder(model)
+
+
+def test_shared_weights_are_refused():
+    model = tiny("llama", num_key_value_heads=2)
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(
+        IncompatibleTrial, match=r"layers\.1\.mlp\.up_proj: shares its weight with.*quant=rtn"
+    ):
+        find_decoder(model)
+
+
+def test_quantized_models_are_refused():
+    model = tiny("llama", num_key_value_heads=2)
+    model.model.layers[0].mlp.up_proj.qweight = torch.zeros(1)
+    with pytest.raises(IncompatibleTrial, match="already quantized"):
+        find_decoder(model)
+
+
+def test_the_probe_is_a_run_of_the_layer(tiny_model):
+    model = load(tiny_model("mistral"))
+    decoder = find_decoder(model)
+    _, probe = capture(model, decoder, SAMPLES, "cpu")
+    states = model(torch.tensor(SAMPLES[:1]), output_hidden_states=True).hidden_states
+    assert torch.allclose(run_layer(decoder.layers[0], probe, 0), states[1], atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
+    x = torch.randn(50_000, 64, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    stats = InputStats("layer")
+    for part in x.split(20_000):
+        stats.add(part)
+    stats.finish()
+    expected = x.double().T @ x.double() / len(x)
+    assert stats.gram.dtype == torch.float32
+    # Sums in the inputs' own dtype would be off by a hundred times as much.
+    assert torch.allclose(stats.gram.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
+    layer = nn.Sequential(nn.Linear(64, 64, bias=False))
+    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    weights = square = 4 * 64 * 64
+    forward = 4 * 64 * 4 * (4 * 128)
+    monkeypatch.setattr(walking, "_budget", lambda device: 2 * (weights + 2 * square + forward))
+    assert rounds_needed(layer, [chunk], 4, 0) == 2
+    assert rounds_needed(layer, [chunk], 4, 1) == 3
+    # Who shares statistics, or is run anew up to each stage, has no forward that waits.
+    assert rounds_needed(layer, [chunk], 0, 20) == 1
+    assert rounds_needed(layer, [chunk, chunk], 20, 0) == 1
+    monkeypatch.setattr(walking, "_budget", lambda device: 1)
+    assert rounds_needed(layer, [chunk], 3, 2) == 5
+    assert rounds_needed(layer, [chunk], 0, 0) == 1

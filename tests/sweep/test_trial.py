@@ -1,0 +1,103 @@
+"""A trial in this process: what it brings into the store, and what its record then says."""
+
+import dataclasses
+
+import pytest
+from test_config import composed
+
+from qsweep.base.errors import ConfigError
+from qsweep.base.locks import device_lock
+from qsweep.base.store import Store
+from qsweep.quantizers import silent
+from qsweep.sweep.artifacts import calibration_tokens
+from qsweep.sweep.config import key_of, trial_config
+from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.recording import finished_record
+from qsweep.sweep.trial import run_trial, windows_of
+
+SMALL = ["corpus=file", "eval.context=64", "eval.max_windows=2", "device=cpu"]
+
+
+@pytest.fixture
+def planned(tmp_path, pocket_dir):
+    store = Store(tmp_path / "store")
+    text = tmp_path / "text.txt"
+    text.write_text("A sentence that is measured, and another one.\n" * 200)
+
+    def make(*overrides, model=pocket_dir):
+        given = {o.partition("=")[0] for o in overrides}
+        small = [o for o in SMALL if o.partition("=")[0] not in given]
+        trial = trial_config(composed(*small, f"corpus.path={text}", *overrides))
+        return store, make_plan(trial, find_setting(trial, model, store))
+
+    return make
+
+
+def test_what_is_there_stays_and_what_is_missing_is_made_again(planned):
+    store, plan = planned("quant=rtn")
+    assert finished_record(plan, store) is None
+    run_trial(plan, store, silent)
+    first = finished_record(plan, store)
+    assert first["status"] == "finished"
+    assert finished_record(plan.reference(), store)  # the reference was made on the way
+    # the artifact alone is gone: it is made again, and what was measured of it counts
+    store.remove("artifacts", plan.artifact_key)
+    assert finished_record(plan, store) is None
+    run_trial(plan, store, silent)
+    assert finished_record(plan, store)["measurements"] == first["measurements"]
+    # the reference's cache is gone: it comes back for whom it is needed
+    (step,) = plan.measurements
+    store.remove("references", key_of(step.reference))
+    store.remove("measurements", step.key)
+    run_trial(plan, store, silent)
+    again = finished_record(plan, store)["measurements"][0]["metrics"]
+    assert again == first["measurements"][0]["metrics"]
+
+
+def test_a_text_too_short_says_what_to_do_and_leaves_nothing(planned):
+    store, plan = planned("quant=none", "eval.context=1024", "+corpus.file.max_bytes=99")
+    with pytest.raises(ConfigError, match=r"the text is too short: .* or lower eval.context"):
+        run_trial(plan, store, silent)
+    assert finished_record(plan, store) is None
+    assert not list((store.root / "measurements").iterdir())
+
+
+def test_two_presets_of_one_text_are_two_measurements(planned):
+    store, plan = planned("quant=none", "eval.presets=[gptq,llamacpp,strided]")
+    run_trial(plan, store, silent)
+    found = finished_record(plan, store)["measurements"]
+    assert [m["preset"] for m in found] == ["gptq", "llamacpp", "strided"]
+    assert [m["facts"]["tokens_scored"] for m in found] == [126, 62, 63 + 32]
+    assert all(m["metrics"]["kld"] == 0 for m in found)
+
+
+def test_a_gemma_is_calibrated_with_bos_in_every_sample_as_it_is_measured(planned, tiny_model):
+    # the architecture tells, since this tokenizer's name does not
+    _, plan = planned("quant=gptq", "calibration.max_seq_len=32", model=tiny_model("gemma3_text"))
+    bos = windows_of(plan, plan.measurements[0]).ids[0, 0]
+    assert all(sample[0] == bos for sample in calibration_tokens(plan).samples)
+
+
+def test_speed_is_measured_on_what_serves_and_the_device_is_locked_meanwhile(planned, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    from qsweep.evaluate import speed
+
+    store, plan = planned("quant=gguf", "bits=8", "eval.speed=true", "eval.kld_native=true")
+    really, locked = speed.measure_speed, []
+
+    def watched(*arguments, **options):
+        with pytest.raises(Exception, match="still locked"):
+            device_lock(store.root / "locks", "cpu", timeout_s=0).acquire()
+        locked.append(True)
+        return really(*arguments, **options, prefill_tokens=64, decode_tokens=4, repeats=1)
+
+    monkeypatch.setattr(speed, "measure_speed", watched)
+    run_trial(plan, store, silent)
+    figures = finished_record(plan, store)["speed"]
+    assert locked and figures["prefill_tps"] > 0 and figures["decode_tps"] > 0
+    measured = finished_record(plan, store)["measurements"][0]["metrics"]
+    # Q8_0 in llama.cpp is near the dense figure, and not it: it rounds activations too
+    assert 0 < figures["kld_native"] < 0.02
+    assert figures["kld_native"] != measured["kld"]
+    # without the timing the trial is not finished
+    assert finished_record(dataclasses.replace(plan, timing={"other": 1}), store) is None
