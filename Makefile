@@ -22,7 +22,7 @@ test-slow: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
 	$(BIN)/python -m pytest -m slow $(AT_ONCE)
 
 lint: $(VENV)/.base $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 ui: $(VENV)/.base
 	$(BIN)/python -m qsweep.ui

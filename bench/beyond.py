@@ -14,7 +14,7 @@ from typing import Any
 from origin import Clock, write
 from parity import Bench, add_bench_arguments, model_directory, paired
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import SourceModel
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeGPTQ
 
 OPTIONS: tuple[dict[str, Any], ...] = (

@@ -24,11 +24,13 @@ from typing import Any, Literal
 from origin import Clock, write
 from qsweep.launch.local.client import HUGE_PAGES
 from qsweep.models.facts import read_facts
+from qsweep.models.source import SourceModel
 from qsweep.models.tiny import MODEL_DIR
-from qsweep.quantizers import CalibrationTokens, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
-from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, NativeQuantizer, quantize_grid
-from qsweep.text.corpora import CorpusConfig, calibration_samples, load_documents
+from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, NativeOptions, quantize_grid
+from qsweep.text.calibration import CalibrationTokens
+from qsweep.text.corpora import calibration_samples, load_documents
+from qsweep.text.corpus import CorpusConfig
 
 SIX = ((3, 64), (4, 64), (8, 64))
 TWENTY_FOUR = tuple((bits, size) for bits in (2, 3, 4, 8) for size in (-1, 32, 64))
@@ -73,7 +75,7 @@ def _native(
     *,
     sequential: bool | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
-    quantizers: list[NativeQuantizer] = []
+    quantizers: list[NativeOptions] = []
     if "gptq" in methods:
         quantizers += [NativeGPTQ(bits, size, sequential=sequential) for bits, size in sizes]
     if "awq" in methods:

@@ -107,9 +107,9 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> list[dic
 
 def _artifacts(facts: Any, folder: Path, device: str) -> Iterator[tuple[str, Any]]:
     from qsweep.base.errors import IncompatibleTrial
-    from qsweep.quantizers import SourceModel
+    from qsweep.formats.hf import reference_artifact
+    from qsweep.models.source import SourceModel
     from qsweep.quantizers.gguf import GGUF
-    from qsweep.quantizers.none import reference_artifact
     from qsweep.quantizers.rtn import RTN
 
     yield "unquantized", reference_artifact(facts)

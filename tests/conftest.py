@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.planned import planned  # noqa: F401
+from helpers.trackers import empty_database, outputs  # noqa: F401
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:

@@ -59,7 +59,7 @@ def quantizers() -> dict[str, Callable[[], Any]]:
 def quantize(name: str, source: Path, out: Path, device: str) -> Any:
     """An artifact made on the device. Raises IncompatibleTrial where it cannot be."""
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
+    from qsweep.models.source import SourceModel
 
     facts = read_facts(source, source.name)
     quantizer = quantizers()[name]()
@@ -75,8 +75,8 @@ def figures(artifact: Any, source: Path, device: str, dtype: str, scratch: Path)
 
     from qsweep.evaluate import build_reference, measure, noise_floor, open_reference
     from qsweep.formats.dense import load_dense
+    from qsweep.formats.hf import reference_artifact
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers.none import reference_artifact
 
     facts = read_facts(source, source.name)
     windows = random_windows(4, _CONTEXT, facts.vocab_size)

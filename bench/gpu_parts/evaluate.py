@@ -163,9 +163,9 @@ def _load(lab: Lab, shape: str) -> None:
     import torch
 
     from qsweep.formats.dense import load_dense
+    from qsweep.formats.hf import reference_artifact
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
-    from qsweep.quantizers.none import reference_artifact
+    from qsweep.models.source import SourceModel
     from qsweep.quantizers.rtn import RTN
 
     with tempfile.TemporaryDirectory() as folder:

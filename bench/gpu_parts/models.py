@@ -132,7 +132,7 @@ def random_samples(count: int, length: int, vocabulary: int) -> Any:
     """Calibration text of random ids."""
     import torch
 
-    from qsweep.quantizers import CalibrationTokens
+    from qsweep.text.calibration import CalibrationTokens
 
     ids = torch.randint(vocabulary, (count, length), generator=torch.Generator().manual_seed(1))
     return CalibrationTokens(ids.tolist())

@@ -87,7 +87,7 @@ def _measure(
     from qsweep.base.errors import IncompatibleTrial
     from qsweep.base.memory import peak_memory, reset_peak_memory
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
+    from qsweep.models.source import SourceModel
 
     count, length = (128, 2048) if lab.on_gpu and not lab.quick else (16, 512)
     if not lab.on_gpu:

@@ -89,10 +89,10 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _artifact(what: str, source: Path, out: Path, device: str) -> Any:
     """An artifact in the format; its codes are those of rounding to nearest, which is quick."""
+    from qsweep.formats.hf import reference_artifact
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
+    from qsweep.models.source import SourceModel
     from qsweep.quantizers.gguf import GGUF
-    from qsweep.quantizers.none import reference_artifact
     from qsweep.quantizers.rtn import RTN
 
     facts = read_facts(source, source.name)

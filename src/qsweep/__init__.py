@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+from qsweep.base.version import __version__
+
+__all__ = ["__version__"]
 
 # ``python -m qsweep.report``: commands are found by their own names, too.
 __path__.append(str(Path(__file__).parent / "commands"))

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from test_tracking import Outputs, client_of, empty_database, record, runs_in, wait_until
-from test_ui import free_port
 
+from helpers.machine import free_port
+from helpers.trackers import Outputs, client_of, empty_database, record, runs_in, wait_until
 from qsweep.base.databases import (
     DatabaseError,
     check_sqlite,

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
+from helpers.damage import JUNK, flip
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.base.store import Store, file_hash
-from qsweep.sweep.config import key_of
 
 ONE, OTHER = {"what": "one"}, {"what": "other"}
 METRICS = {"ppl": 5.0, "verdict": "yes"}
@@ -30,15 +31,6 @@ def store(tmp_path):
 @pytest.fixture
 def entry(store):
     return store.build("measurements", ONE, make)[0].path
-
-
-def flip(file):
-    """Change a byte, and set the time stamp back."""
-    stat = file.stat()
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def edit_manifest(path, change):
@@ -200,16 +192,6 @@ def test_a_seal_covers_what_json_changes_on_its_way(store):
     entry, _ = store.build("timings", odd, lambda out: {"found": odd})
     assert entry.path.name == key_of(odd)
     assert store.find("timings", key_of(odd)).content["found"]["tuple"] == [1, 2]
-
-
-JUNK = {
-    "list": b"[]", "mapping": b"{}", "text": b'"x"', "null": b"null", "number": b"3",
-    "truncated": b'{"version": 2, "fil', "empty": b"", "not UTF-8": b"\xff\xfe{}",
-    "deep": b"[" * 100_000, "NaN": b"NaN", "files": b'{"version": 1, "files": []}',
-    "stamps": b'{"version": 1, "files": {"a": 1}, "identity": {}, "content": {}}',
-    "names": b'{"version": 1, "files": {"\\u0000": {"size":1,"mtime_ns":1,"sha256":"x"}}}',
-    "outside": b'{"version": 1, "files": {"/etc/passwd": {"size":1,"mtime_ns":1,"sha256":"x"}}}',
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)

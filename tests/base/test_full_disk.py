@@ -4,14 +4,14 @@ import errno
 import shutil
 
 import pytest
-from test_bad_input import tmpfs
 
+from helpers.machine import tmpfs
+from helpers.synthetic import synthetic
 from qsweep.base.disk import check_writable, disk_full, has_no_room, is_disk_full
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.store import Store
 from qsweep.launch.reasons import explain
-from report_records import synthetic
 
 FULL = "no space left on"
 
@@ -144,9 +144,9 @@ def test_llama_cpps_converter(disk, base, tiny_model):
 
 
 def test_a_conversion_that_did_not_fit_leaves_the_room_to_the_results(disk, base, tiny_model):
-    from qsweep.formats.gguf.base import unquantized
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
+    from qsweep.models.source import SourceModel
+    from qsweep.quantizers.gguf.base import unquantized
 
     (disk / "filler").write_bytes(bytes(6 << 20))
 
@@ -161,11 +161,10 @@ def test_a_conversion_that_did_not_fit_leaves_the_room_to_the_results(disk, base
 
 
 def test_a_damaged_conversion_is_made_again(base, tiny_model, tmp_path):
-    from test_entries import flip
-
-    from qsweep.formats.gguf.base import unquantized
+    from helpers.damage import flip
     from qsweep.models.facts import read_facts
-    from qsweep.quantizers import SourceModel
+    from qsweep.models.source import SourceModel
+    from qsweep.quantizers.gguf.base import unquantized
 
     model = SourceModel(read_facts(tiny_model("llama"), "tiny"), "cpu")
     out = tmp_path / "artifacts" / ".one.tmp"

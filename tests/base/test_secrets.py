@@ -12,9 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden, hidden_tree, hidden_value, scrubbed, without_login
-from qsweep.sweep.compose import plain, resolved_again
-from qsweep.sweep.config import key_of
+from qsweep.base.written import resolved_again
+from qsweep.sweep.compose import plain
 from qsweep.sweep.session import command_line
 from qsweep.tracking import TrackingConfig, ui_line
 
@@ -144,7 +145,8 @@ def test_a_command_and_the_line_for_the_ui_hold_none():
 
 
 def test_the_store_holds_no_token_of_a_data_sets_address():
-    from qsweep.text.corpora import CorpusConfig, identity
+    from qsweep.text.corpora import identity
+    from qsweep.text.corpus import CorpusConfig
 
     where = "https://me:s3cretpw@h/a.jsonl?sig=s3cretpw"
     with_token = CorpusConfig("x", "datasets", dataset="json", data_files=[where])
@@ -320,7 +322,7 @@ def test_nor_by_a_search_and_its_study(tmp_path):
 
 @pytest.mark.slow
 def test_nor_by_a_live_server(tmp_path, monkeypatch):
-    from test_tracking import start_server
+    from helpers.trackers import start_server
 
     monkeypatch.chdir(tmp_path)
     port = dead_port()

@@ -14,14 +14,14 @@ import yaml
 
 import qsweep
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial
-from qsweep.base.shipped import known_options
-from qsweep.quantizers import ModelFacts
+from qsweep.models.source import ModelFacts
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ, AutoRound
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.rtn import RTN
 from qsweep.sweep.config import trial_config
+from qsweep.sweep.option_names import known_options
 from qsweep.sweep.overrides import is_option
 
 

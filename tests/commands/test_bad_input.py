@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_sweep import ROOT, SMALL, qsweep, rows
+
+from helpers.machine import tmpfs
+from helpers.sweeps import ROOT, SMALL, qsweep, rows
 
 TEXT = "A sentence that is measured, and another one that says the same again.\n" * 400
 QUICK = ["eval.context=64", "eval.noise_floor=false"]
@@ -293,22 +294,6 @@ def test_an_unreachable_tracker_costs_a_line_and_no_result(tmp_path, text):
 
 
 # disks
-
-
-@contextmanager
-def tmpfs(path, size, *options):
-    path.mkdir(exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "qsweep", str(path)],
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk needs mount: {mounted.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_a_disk_without_any_room_is_one_line(tmp_path, text):

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from test_entries import JUNK, flip
-from test_sweep import ROOT, command
 
+from helpers.damage import JUNK, flip, with_text_for_numbers
+from helpers.sweeps import ROOT, command
 from qsweep.base.manifest import MANIFEST
 
 GRID = [
@@ -61,15 +61,6 @@ def outputs(finished, tmp_path):
 
 def json_files(outputs):
     return sorted(p for p in outputs.rglob("*.json") if p.is_file())
-
-
-def with_text_for_numbers(content):
-    if isinstance(content, dict):
-        return {name: with_text_for_numbers(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [with_text_for_numbers(value) for value in content]
-    is_number = isinstance(content, (int, float)) and not isinstance(content, bool)
-    return str(content) if is_number else content
 
 
 def spoil(file, kind):

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from qsweep.commands import doctor, doctor_checks
-from qsweep.commands.doctor import Finding, Places, examine, main
+from qsweep.commands.doctor import examine, main
 from qsweep.commands.doctor_checks import BAD_PAIRS, clashes
+from qsweep.commands.finding import Finding, Places
 
 
 @pytest.fixture

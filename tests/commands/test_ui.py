@@ -11,16 +11,11 @@ from pathlib import Path
 import pytest
 
 import qsweep
+from helpers.machine import free_port
 from qsweep.commands import ui
 from qsweep.tracking.mlflow.client import Client
 from qsweep.tracking.mlflow.journal import Place
 from qsweep.tracking.settings import resolved_uri
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_without_results_it_says_what_makes_some(tmp_path, capsys):

@@ -9,7 +9,8 @@ from qsweep.evaluate.serving import _spread
 from qsweep.evaluate.speed import can_time, kld_native, measure_speed
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import CalibrationTokens, SourceModel
+from qsweep.models.source import SourceModel
+from qsweep.text.calibration import CalibrationTokens
 from qsweep.text.windows import Windows
 
 NOTHING = Size(0, 0, 0, 0, 0)

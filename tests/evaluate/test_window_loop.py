@@ -10,8 +10,8 @@ from qsweep.evaluate import build_reference, measure, open_reference, reference_
 from qsweep.evaluate.engine import open_engine
 from qsweep.evaluate.head import split
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
-from qsweep.quantizers.none import reference_artifact
 from qsweep.text.windows import Preset, Windows
 
 # What makes the CPU wait for a GPU: a value, or a shape that depends on values.

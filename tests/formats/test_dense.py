@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.dense import load_dense, packed_state_dict
-from qsweep.formats.hf import ShardWriter, packed_size
+from qsweep.formats.hf import ShardWriter, packed_size, reference_artifact
 from qsweep.formats.packing import pack_awq
 from qsweep.models.facts import read_facts, weight_files
-from qsweep.quantizers import SourceModel
-from qsweep.quantizers.none import reference_artifact
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN, round_to_grid
 
 FLOAT = {"dtype": torch.float32, "device": "cpu"}

@@ -11,13 +11,13 @@ pytest.importorskip("llama_cpp")
 from qsweep.base.errors import BackendUnavailable  # noqa: E402
 from qsweep.formats.artifact import from_content, to_content  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
-from qsweep.formats.gguf.agreement import measure_agreement  # noqa: E402
-from qsweep.formats.gguf.base import unquantized  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
-from qsweep.quantizers import SourceModel  # noqa: E402
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
+from qsweep.quantizers.gguf.agreement import measure_agreement  # noqa: E402
+from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 
 try:
     converter_dir()

@@ -12,9 +12,9 @@ import torch
 from qsweep.evaluate import build_reference, measure, noise_floor, open_reference
 from qsweep.evaluate.engine import batch_size, open_engine
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.none import reference_artifact
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_launch import alive, wait_until
 
+from helpers.machine import alive, wait_until
 from qsweep.launch import ForkServer, Job, run_jobs
 from qsweep.launch.local.slots import Slots
 

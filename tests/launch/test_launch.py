@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
 from qsweep.launch import Event, ForkServer, Job, make_slots, run_jobs
 from qsweep.launch.local import slots as slots_module
@@ -60,23 +61,6 @@ def run(server, job):
         return run_jobs([made], slots=slots, server=server)[made.id]
 
     return one
-
-
-def alive(pid):
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
 
 
 # What a job gets and gives

@@ -11,17 +11,18 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.architecture import auto_class, empty_model, expert_counts, holds_experts
 from qsweep.models.facts import TensorInfo, _decoder_shapes, _linears, read_facts
-from qsweep.quantizers import CalibrationTokens, ModelFacts, SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.graph import find_decoder, is_experts, is_linear
 from qsweep.quantizers.native.walk import capture
-from qsweep.quantizers.none import reference_artifact
 from qsweep.quantizers.packed import check_packing, fits, kept_settings
 from qsweep.quantizers.rtn import RTN
+from qsweep.text.calibration import CalibrationTokens
 
 SAMPLES = torch.randint(5, 500, (2, 48), generator=torch.Generator().manual_seed(0)).tolist()
 IDS = torch.randint(5, 500, (1, 32), generator=torch.Generator().manual_seed(1))

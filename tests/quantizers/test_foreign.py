@@ -16,7 +16,7 @@ from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTria
 from qsweep.formats.compressed_tensors import compressed_state_dict, unpack_compressed
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import CalibrationTokens, ModelFacts, SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated import (
     AutoAWQ,
@@ -31,6 +31,7 @@ from qsweep.quantizers.isolated.process import WORKERS
 from qsweep.quantizers.isolated.run import Recipe, quantize
 from qsweep.sweep.config import describe
 from qsweep.sweep.config import quantizer as build_quantizer
+from qsweep.text.calibration import CalibrationTokens
 
 GENERATOR = torch.Generator().manual_seed(3)
 CALIBRATION = CalibrationTokens(torch.randint(0, 4096, (4, 32), generator=GENERATOR).tolist())
@@ -403,7 +404,8 @@ def text(pocket_dir):
     """Real text of calibration and test: token ids [samples, tokens] each."""
     from transformers import AutoTokenizer
 
-    from qsweep.text.corpora import CorpusConfig, calibration_samples, load_documents
+    from qsweep.text.corpora import calibration_samples, load_documents
+    from qsweep.text.corpus import CorpusConfig
 
     tokenizer = AutoTokenizer.from_pretrained(pocket_dir)
 
@@ -418,7 +420,7 @@ class Comparison:
     """The embedded model quantized in another environment, as the dense engine reads it."""
 
     def __init__(self, quantizer, pocket_dir, out, text):
-        from qsweep.quantizers.none import reference_artifact
+        from qsweep.formats.hf import reference_artifact
         from qsweep.quantizers.rtn import RTN
 
         self.source, (calibration, self.ids) = pocket_dir, text

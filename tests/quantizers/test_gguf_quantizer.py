@@ -8,17 +8,18 @@ pytest.importorskip("llama_cpp")
 from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable, TrialFailed  # noqa: E402
 from qsweep.formats.artifact import from_content, to_content  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
-from qsweep.formats.gguf.base import unquantized  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
-from qsweep.formats.gguf.foreign import difference  # noqa: E402
 from qsweep.formats.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.formats.gguf.types import file_type  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
-from qsweep.quantizers import CalibrationTokens, SourceModel  # noqa: E402
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
+from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
+from qsweep.quantizers.gguf.foreign import difference  # noqa: E402
 from qsweep.quantizers.importance import measure_importance  # noqa: E402
+from qsweep.text.calibration import CalibrationTokens
 
 try:
     converter_dir()

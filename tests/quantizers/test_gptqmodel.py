@@ -9,11 +9,12 @@ import torch
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import CalibrationTokens, ModelFacts, SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
-from qsweep.quantizers.none import reference_artifact
 from qsweep.quantizers.rtn import RTN
+from qsweep.text.calibration import CalibrationTokens
 
 GENERATOR = torch.Generator().manual_seed(11)
 CALIBRATION = CalibrationTokens(torch.randint(0, 4096, (8, 128), generator=GENERATOR).tolist())

@@ -9,11 +9,13 @@ import torch
 
 from qsweep.base.errors import IncompatibleTrial, TrialFailed
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import CalibrationTokens, SourceModel
-from qsweep.quantizers.importance import by_checkpoint_name, load, measure_importance, save
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.importance import load, measure_importance, save
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native import grid as native_grid
+from qsweep.quantizers.native.names import by_checkpoint_name
 from qsweep.quantizers.native.stats import InputStats
+from qsweep.text.calibration import CalibrationTokens
 
 SAMPLES = torch.randint(0, 4096, (8, 64), generator=torch.Generator().manual_seed(2)).tolist()
 WALKING = [NativeGPTQ(3, 64), NativeGPTQ(4, 64)]

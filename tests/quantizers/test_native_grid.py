@@ -9,9 +9,10 @@ from safetensors import safe_open
 from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import CalibrationTokens, SourceModel
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, gptq, quantize_grid
 from qsweep.quantizers.native import grid as native_grid
+from qsweep.text.calibration import CalibrationTokens
 
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")

@@ -7,9 +7,10 @@ import torch
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
-from qsweep.quantizers import ModelFacts, SourceModel
-from qsweep.quantizers.none import Unquantized, reference_artifact
+from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.rtn import RTN, round_to_grid
 
 

@@ -1,8 +1,8 @@
 """Whatever differs between rows of a table is in their labels, and nothing that must not be."""
 
 import pytest
-from test_results import reference, shown, trial
 
+from helpers.records import reference, shown, trial
 from qsweep.results.html.data import groups
 from qsweep.results.labels import named_apart, told_apart
 from qsweep.results.markdown import results_markdown

@@ -1,8 +1,8 @@
 """Models of one name, from two places or of two contents."""
 
 import pytest
-from test_results import reference, trial
 
+from helpers.records import reference, trial
 from qsweep.results.checks import check
 from qsweep.results.model_names import distinct_ends, models_apart
 from qsweep.results.rows import noise_floors, rows

@@ -8,19 +8,18 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
-from test_trial import planned  # noqa: E402, F401
 
 from qsweep.base.errors import BackendUnavailable, UnknownLayout  # noqa: E402
 from qsweep.base.manifest import seal  # noqa: E402
+from qsweep.base.progress import silent
 from qsweep.commands.export import export  # noqa: E402
-from qsweep.formats.gguf.base import unquantized  # noqa: E402
 from qsweep.formats.gguf.checkpoint import open_checkpoint  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.dense import dense_state_dict  # noqa: E402
 from qsweep.formats.gguf.layout import derive, stored_tensor  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.formats.gguf.rules import to_json  # noqa: E402
-from qsweep.quantizers import silent  # noqa: E402
+from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.results.answers import answers  # noqa: E402
 from qsweep.results.checks import check  # noqa: E402
 from qsweep.results.html.data import SweepData  # noqa: E402

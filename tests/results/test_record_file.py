@@ -5,12 +5,11 @@ import json
 import os
 
 import pytest
-from test_damage import with_text_for_numbers
-from test_entries import JUNK
 
+from helpers.damage import JUNK, with_text_for_numbers
+from helpers.synthetic import synthetic
 from qsweep.results.html.data import normalised
 from qsweep.results.record_file import read_record
-from report_records import synthetic
 
 
 @pytest.fixture

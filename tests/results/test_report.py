@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from helpers.synthetic import reference, synthetic
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
 from qsweep.commands.report import main
@@ -21,7 +22,6 @@ from qsweep.results.html.panel import ratio_domain, ticks
 from qsweep.results.html.theme import LIGHT
 from qsweep.results.html.tokens import divergence_by_token
 from qsweep.results.sources import sweeps_in
-from report_records import reference, synthetic
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

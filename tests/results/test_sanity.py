@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from test_results import reference, shown, trial
 
+from helpers.records import reference, shown, trial
 from qsweep.evaluate.verdicts import judged, predicts_nothing
 from qsweep.results.answers import answers
 from qsweep.results.checks import check, grid_of

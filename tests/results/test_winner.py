@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from test_results import reference, trial
 
+from helpers.records import reference, trial
+from helpers.synthetic import synthetic
 from qsweep.results.answers import best_lines
 from qsweep.results.html.data import SweepData, groups, merge
 from qsweep.results.html.front import front
@@ -14,7 +15,6 @@ from qsweep.results.markdown import results_markdown
 from qsweep.results.rows import windows_cut
 from qsweep.results.winner import MIN_WINDOWS, contender, decide, says_nothing, sentence
 from qsweep.tracking.mlflow.runs import sweep_run
-from report_records import synthetic
 
 
 def one(key, ratio, half, size_gb=1.0, *, windows=40, setting="", **more):

@@ -3,8 +3,8 @@
 import optuna
 import pytest
 from search_lab import SPACE, FormulaLab, make_search
-from test_results import reference, shown, trial
 
+from helpers.records import reference, shown, trial
 from qsweep.base.errors import QsweepError
 from qsweep.search.answer import answer, untried
 from qsweep.search.page import _terminal, answer_markdown

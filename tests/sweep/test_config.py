@@ -1,28 +1,18 @@
 """Every file of conf and sweeps composes, and becomes a typed trial."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from helpers.configs import CONF, composed
 from qsweep.base.errors import ConfigError
-from qsweep.commands.sweep import default_name, register_resolvers
-from qsweep.sweep.config import describe, key_of, sweep_config, trial_config
+from qsweep.base.keys import key_of
+from qsweep.commands.sweep import default_name
+from qsweep.sweep.config import describe, sweep_config, trial_config
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 CHOICES = [
     f"{group}={file.stem}"
     for group in ("model", "quant", "calibration", "corpus", "eval", "tracking")
     for file in sorted((CONF / group).glob("*.yaml"))
 ]
-
-
-def composed(*overrides, name="config"):
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.2"):
-        config = compose(name, [o for o in overrides])
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_config import composed
-from test_sweep import ROOT, command, qsweep
 
+from helpers.configs import composed
+from helpers.sweeps import ROOT, command, qsweep
+from qsweep.base.progress import silent
 from qsweep.base.store import Store, seal
-from qsweep.quantizers import silent
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.trial import run_trial
@@ -52,7 +52,7 @@ from pathlib import Path
 import torch
 from qsweep.sweep import trial as t
 from qsweep.base.store import Store
-from qsweep.quantizers import silent
+from qsweep.base.progress import silent
 import json
 torch.set_num_threads(1)
 store, records = Store(Path(sys.argv[1])), json.loads(sys.argv[2])

@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from qsweep.base.errors import QsweepError
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.formats.artifact import Artifact, Size
-from qsweep.quantizers import SharedPass, importance
+from qsweep.quantizers import importance
 from qsweep.quantizers.gptqmodel import GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
+from qsweep.quantizers.protocol import SharedPass
 from qsweep.quantizers.rtn import RTN
 from qsweep.sweep import artifacts as making
 from qsweep.sweep import shared_calibration as passes
 from qsweep.sweep.artifacts import obtain_artifact
-from qsweep.sweep.config import key_of, trial_config
+from qsweep.sweep.config import trial_config
 from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.shared_calibration import Passes
 

@@ -5,11 +5,12 @@ import functools
 from pathlib import Path
 
 import pytest
-from test_config import composed
 
+from helpers.configs import composed
 from qsweep.base.errors import ConfigError
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
-from qsweep.sweep.config import key_of, trial_config
+from qsweep.sweep.config import trial_config
 from qsweep.sweep.plan import find_setting, make_plan
 
 GGUF = ["quant=gguf", "eval.kld_native=true"]

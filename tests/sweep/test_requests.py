@@ -1,8 +1,8 @@
 """What a model cannot give of what was asked for: said once, or refused before anything runs."""
 
 import pytest
-from test_config import composed
 
+from helpers.configs import composed
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import Store
 from qsweep.sweep import planning

@@ -1,40 +1,23 @@
 """Whole sweeps as subprocesses, on the embedded model with small budgets."""
 
-import csv
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.sweeps import ROOT, command, qsweep, rows
+
 COLUMNS = (
     "status,model,method,backend,bits,group_size,desc_act,sym,type,calibration,corpus,preset,bpw,"
     "bpw_total,size_gb,ppl,ppl_stderr,ppl_ratio,ppl_ratio_low,ppl_ratio_high,kld,kld_stderr,kld_p99,"
     "top1_agreement,quality,quality_per_gb,verdict,quantize_s,evaluate_s,peak_memory_gb,reason,key,"
     "artifact"
 ).split(",")
-SMALL = ["eval.max_windows=4", "calibration.num_samples=4", "tracking=none", "sweep=t"]
 GRID = ["-m", "quant=none,rtn", "bits=3,8", "corpus=[python_docs,python_code]"]
-
-
-def command(outputs, *arguments):
-    return [sys.executable, "-m", "qsweep", *arguments, *SMALL, f"outputs_dir={outputs}"]
-
-
-def qsweep(outputs, *arguments, timeout=240):
-    return subprocess.run(
-        command(outputs, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=timeout
-    )
-
-
-def rows(outputs, sweep="t"):
-    with (outputs / "sweeps" / sweep / "results.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def records(outputs, sweep="t"):

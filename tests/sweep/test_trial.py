@@ -3,34 +3,14 @@
 import dataclasses
 
 import pytest
-from test_config import composed
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.keys import key_of
 from qsweep.base.locks import device_lock
-from qsweep.base.store import Store
-from qsweep.quantizers import silent
+from qsweep.base.progress import silent
 from qsweep.sweep.artifacts import calibration_tokens
-from qsweep.sweep.config import key_of, trial_config
-from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.recording import finished_record
 from qsweep.sweep.trial import run_trial, windows_of
-
-SMALL = ["corpus=file", "eval.context=64", "eval.max_windows=2", "device=cpu"]
-
-
-@pytest.fixture
-def planned(tmp_path, pocket_dir):
-    store = Store(tmp_path / "store")
-    text = tmp_path / "text.txt"
-    text.write_text("A sentence that is measured, and another one.\n" * 200)
-
-    def make(*overrides, model=pocket_dir):
-        given = {o.partition("=")[0] for o in overrides}
-        small = [o for o in SMALL if o.partition("=")[0] not in given]
-        trial = trial_config(composed(*small, f"corpus.path={text}", *overrides))
-        return store, make_plan(trial, find_setting(trial, model, store))
-
-    return make
 
 
 def test_what_is_there_stays_and_what_is_missing_is_made_again(planned):

@@ -7,7 +7,8 @@ import torch
 
 from qsweep.base.errors import QsweepError
 from qsweep.tasks.attention import UNLIMITED, full_attention_span, is_recurrent
-from qsweep.tasks.model import LanguageModel, Pair, Sampling
+from qsweep.tasks.model import LanguageModel
+from qsweep.tasks.requests import Pair, Sampling
 
 SMALL = {
     "vocab_size": 4096,

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from qsweep.base.errors import BackendUnavailable, ConfigError
-from qsweep.quantizers import silent
+from qsweep.base.progress import silent
 from qsweep.tasks import harness_catalogue
 from qsweep.tasks.harness import HarnessTask, capability_of
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue, search
 from qsweep.tasks.harness_model import sampling
-from qsweep.tasks.model import LanguageModel, Sampling
+from qsweep.tasks.model import LanguageModel
+from qsweep.tasks.requests import Sampling
 from qsweep.tasks.suite import find_tasks, require_chat_template
 from qsweep.tasks.task import TaskOptions, TaskUnavailable
 

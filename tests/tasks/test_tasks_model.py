@@ -8,7 +8,8 @@ import torch
 from qsweep.base.errors import QsweepError, TrialFailed
 from qsweep.tasks import likelihood
 from qsweep.tasks.generation import cut, new_tokens, rows_at_once
-from qsweep.tasks.model import LanguageModel, Pair, Sampling
+from qsweep.tasks.model import LanguageModel
+from qsweep.tasks.requests import Pair, Sampling
 from qsweep.tasks.rows import Branch, Row, common_prefix, last_tokens, make_rows
 
 WORDS = "alpha return def class import the function value list string object method open".split()

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from qsweep.base.errors import TrialFailed
+from qsweep.base.keys import key_of
+from qsweep.base.progress import silent
 from qsweep.base.store import Store
-from qsweep.quantizers import silent
-from qsweep.sweep.config import key_of
 from qsweep.tasks.embedded import embedded_task
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.run import TaskPlan, missing, run_tasks, task_records

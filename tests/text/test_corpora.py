@@ -10,7 +10,6 @@ import pytest
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import Store
 from qsweep.text.corpora import (
-    CorpusConfig,
     calibration_samples,
     check_amount,
     covered,
@@ -18,6 +17,7 @@ from qsweep.text.corpora import (
     load_documents,
     text_fingerprint,
 )
+from qsweep.text.corpus import CorpusConfig
 from qsweep.text.stored import text_of
 
 LINES = ["First document.", "", "Drittes, mit Ümläuten: 日本語"]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_tracking import Outputs, client_of, empty_database, outputs, record
 
+from helpers.trackers import Outputs, client_of, empty_database, outputs, record
 from qsweep.base.databases import sqlite_url
 from qsweep.base.files import write_json
 from qsweep.commands import sync

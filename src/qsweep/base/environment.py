@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import qsweep
+from qsweep.base.version import __version__
 
 # Distributions whose version can change a number, or how it was made.
 PACKAGES = (
@@ -49,8 +49,8 @@ def environment() -> dict[str, Any]:
 @cache
 def _environment() -> dict[str, Any]:
     return {
-        "qsweep": qsweep.__version__,
-        **git_state(Path(qsweep.__file__).parent),
+        "qsweep": __version__,
+        **git_state(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),

@@ -1,7 +1,9 @@
 """Names that become folders: of sweeps and of environments. One rule for all."""
 
+import os
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
@@ -67,3 +69,18 @@ def _problem(name: str) -> str | None:
     if len(name.encode()) > _LONGEST_BYTES:
         return f"is {len(name.encode())} bytes long, of {_LONGEST_BYTES} at most"
     return None
+
+
+def absolute_path(path: str, where: str) -> Path:
+    """A path as typed, ``~`` and all, as an absolute one.
+
+    ``where`` is the option that gives it. Raises ConfigError.
+    """
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError as error:  # safetensors and sqlite take no other names
+        raise ConfigError(f"{where}={path!a}: is no name in UTF-8; give another") from error
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{where}={path}: {error}") from error

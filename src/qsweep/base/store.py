@@ -24,9 +24,9 @@ from qsweep.base.contents import contradiction, problem
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
+from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, seal, seal_again
-from qsweep.sweep.config import key_of
 
 __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
            "open_entry", "seal"]  # fmt: skip

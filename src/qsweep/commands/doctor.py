@@ -7,44 +7,15 @@ job, ``python -m qsweep -m quant=gptq,awq``, cannot run, and the exit code is 1.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from qsweep.base.numbers import one_line
-from qsweep.base.secrets import hidden
 from qsweep.commands.entry import Parser, command
+from qsweep.commands.finding import Finding, Places
 
-Status = Literal["ok", "missing", "warning", "error"]
 _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": "ERROR  "}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. ``fix`` is a command or a sentence, empty where all is well."""
-
-    area: str
-    name: str
-    status: Status
-    detail: str
-    fix: str = ""
-
-    def __post_init__(self) -> None:
-        # Addresses of hubs and trackers may hold passwords.
-        object.__setattr__(self, "detail", hidden(self.detail))
-        object.__setattr__(self, "fix", hidden(self.fix))
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where to look: the outputs folder, and a tracker other than its own."""
-
-    outputs: Path
-    tracking: str | None = None
-
-
-Check = Callable[[Places], Iterator[Finding]]
 
 
 @command

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from qsweep.base.environment import environment
 from qsweep.base.errors import QsweepError
-from qsweep.commands.doctor import Check, Finding, Places
+from qsweep.commands.finding import Check, Finding, Places
 from qsweep.models.devices import torch_has_cuda
 
 _TIMEOUT_S = 4.0

@@ -7,7 +7,8 @@ from typing import Any
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.base.secrets import hidden
-from qsweep.base.shipped import folder, known_options, options_by_choice
+from qsweep.base.shipped import folder, options_by_choice
+from qsweep.sweep.option_names import known_options
 
 _LONGEST = 400
 

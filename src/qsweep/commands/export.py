@@ -19,7 +19,7 @@ from qsweep.commands.entry import Parser, command
 from qsweep.results.answers import answers
 from qsweep.results.card import model_card
 from qsweep.results.labels import named_apart
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
 from qsweep.results.winner import sentence
 
@@ -140,7 +140,7 @@ def export(record: Record, store: Store, directory: Path) -> Path:
 
 
 def _add_companions(record: Record, out: Path) -> None:
-    from qsweep.sweep.compose import resolved_again
+    from qsweep.base.written import resolved_again
 
     path = resolved_again(record["config"], "model.path")
     source = Path(path) if path else None

@@ -12,9 +12,10 @@ from typing import Any
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
-from qsweep.base.shipped import choices, chosen_quantizers, folder, known_options
+from qsweep.base.shipped import choices, folder
 from qsweep.commands.entry import Parser, command
 from qsweep.commands.explain import explain, refused_option
+from qsweep.sweep.option_names import chosen_quantizers, known_options
 from qsweep.sweep.overrides import acceptable, is_option
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
@@ -121,7 +122,7 @@ def _arguments() -> Any:
 def _parser() -> Any:
     from hydra._internal.utils import get_args_parser
 
-    from qsweep import __version__
+    from qsweep.base.version import __version__
 
     parser = Parser(
         "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
@@ -246,7 +247,7 @@ def default_name(overrides: list[str], config_name: str) -> str:
 
     The same command has the same name, so that it continues the same sweep.
     """
-    from qsweep.sweep.config import key_of
+    from qsweep.base.keys import key_of
 
     words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
     parts = [config_name] if config_name != "config" else []

@@ -1,14 +1,14 @@
 """One pass over the windows gives perplexity and, with a reference, divergence."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qsweep.base.errors import ArtifactCorrupt, TrialFailed
-from qsweep.base.nonfinite import origin
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import Engine, open_engine, quick_memory, run_windows
-from qsweep.evaluate.measurement import PROTOCOL_VERSION, Measurement
-from qsweep.evaluate.metrics import Mean, clustered_mean, perplexity, quantiles, rms, window_sums
+from qsweep.evaluate.measurement import Measurement
+from qsweep.evaluate.metrics import clustered_mean, quantiles, rms, window_sums
+from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts, with_error
 from qsweep.evaluate.scoring import Tile, choose_tile, score, score_against, token_parts
-from qsweep.quantizers import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,46 +63,6 @@ def measure(
     return result
 
 
-def nll_measurement(windows: "Windows", nll: "Tensor", facts: dict[str, Any]) -> Measurement:
-    """What follows from the NLL of each scored token, float32 [tokens], alone."""
-    sums, counts = window_sums(nll, windows.counts), windows.counts
-    arrays = {"window_nll": sums, "window_tokens": counts, "token_nll": nll}
-    return Measurement(_with_error("ppl", perplexity(sums, counts)), arrays, facts)
-
-
-def run_facts(engine: Engine, batch: int) -> dict[str, Any]:
-    """What a measurement or a reference records of how its model was run."""
-    return {
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
-        "device_type": engine.device.type,
-        "protocol": PROTOCOL_VERSION,
-        "batch": batch,
-        "head": "whole model" if engine.body is None else "split",
-    }
-
-
-def require_finite(
-    values: "Tensor",
-    windows: "Windows",
-    name: str = "nll",
-    model: "PreTrainedModel | None" = None,
-) -> None:
-    """Raise TrialFailed for a value [tokens] that is not finite.
-
-    The line names the first window with one and, given the model, the layer where they begin.
-    """
-    import torch
-
-    bad = (~torch.isfinite(values)).nonzero()[:, 0]
-    if len(bad):
-        window = int(torch.searchsorted(windows.counts.cumsum(0), bad[0], right=True))
-        raise TrialFailed(
-            f"the model's logits are not finite: {name} of {len(bad)} of {len(values)} tokens, "
-            f"first in window {window} of {len(windows.ids)} (counted from 0)"
-            + (f"; {origin(model, windows.ids[window])}" if model is not None else "")
-        )
-
-
 def _score(
     engine: Engine,
     windows: "Windows",
@@ -150,13 +110,8 @@ def _divergence(
     agreement = clustered_mean(window_sums(tokens["top1"], counts), counts)
     change = (-tokens["nll"].double()).exp() - (-reference.nll.double()).exp()
     return {
-        **_with_error("kld", kld),
+        **with_error("kld", kld),
         **{f"kld_{name}": value for name, value in quantiles(tokens["kld"])},
-        **_with_error("top1_agreement", agreement),
+        **with_error("top1_agreement", agreement),
         "true_prob_rms": rms(change),
     }
-
-
-def _with_error(name: str, mean: Mean) -> dict[str, float]:
-    # Over a single window there is no error to tell, and then there is no such entry.
-    return {name: mean.value} | ({} if mean.stderr is None else {f"{name}_stderr": mean.stderr})

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_json
+from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import open_engine, quick_memory, run_windows
 from qsweep.evaluate.head import KeptLogits, OutputHead, agree, load_output_head
-from qsweep.evaluate.measure import nll_measurement, require_finite, run_facts
 from qsweep.evaluate.measurement import Measurement
+from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
-from qsweep.quantizers import Progress, silent
 
 if TYPE_CHECKING:
     import torch

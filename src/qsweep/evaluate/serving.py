@@ -7,8 +7,8 @@ says how much that adds.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import Progress, silent
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qsweep.base.errors import BackendUnavailable
+from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.footprint import GPUMemory, Memory, ResidentMemory, TorchMemory
 from qsweep.evaluate.serving import kld_native
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import Progress, silent
 
 __all__ = ["kld_native", "measure_speed"]
 

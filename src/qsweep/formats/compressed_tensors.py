@@ -30,7 +30,7 @@ def compressed_state_dict(artifact: Artifact, device: str) -> dict[str, Any]:
     Raises:
         ArtifactCorrupt: Its format is another one, or a layer lacks one of its tensors.
     """
-    from qsweep.formats.dense import LazyWeight, open_weights, quantization_settings
+    from qsweep.formats.weights import LazyWeight, open_weights, quantization_settings
 
     bits = _bits(artifact.path, quantization_settings(artifact.path))
     handles = open_weights(artifact.path)

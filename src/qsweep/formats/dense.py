@@ -4,15 +4,13 @@ Packed layers are unpacked while transformers loads them, one by one and on the 
 will live, so an 8B model never exists twice.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import (
     ArtifactCorrupt,
-    ConfigError,
     IncompatibleTrial,
     QsweepError,
     in_one_line,
@@ -20,8 +18,9 @@ from qsweep.base.errors import (
 from qsweep.base.numbers import one_line
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.hf import fused_with
+from qsweep.formats.weights import LazyWeight, open_weights, quantization_settings
 from qsweep.models.architecture import auto_class, empty_model, load_model
-from qsweep.models.facts import CONV1D_TYPES, read_config, read_tensors, text_config, weight_files
+from qsweep.models.facts import CONV1D_TYPES, read_config, read_tensors, text_config
 from qsweep.models.load_report import report, unmerged
 
 if TYPE_CHECKING:
@@ -87,16 +86,6 @@ def load_dense(
     return model
 
 
-class LazyWeight:
-    """A weight that is made when it is indexed, as transformers does with safetensors' slices."""
-
-    def __init__(self, make: Callable[[], "torch.Tensor"]):
-        self._make = make
-
-    def __getitem__(self, index: Any) -> "torch.Tensor":
-        return self._make()[index]
-
-
 def packed_state_dict(artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
     """The dense weights of a GPTQ or AWQ artifact, by name, each read and unpacked on demand.
 
@@ -142,14 +131,6 @@ def _concatenate(parts: list[Any]) -> "torch.Tensor":
     return torch.cat([part[...] for part in parts])
 
 
-def quantization_settings(path: Path) -> dict[str, Any]:
-    """The ``quantization_config`` of an artifact. Raises ArtifactCorrupt."""
-    try:
-        return dict(json.loads((path / "config.json").read_text("utf-8"))["quantization_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorrupt(f"{path}: config.json without quantization_config") from error
-
-
 class _Unpacker:
     """Reads one layer's tensors and gives its dense weight."""
 
@@ -188,20 +169,6 @@ class _Unpacker:
         # float32: the cast to the model's dtype is transformers', with all other weights.
         weight = grid.dense(torch.float32)
         return weight.T if self._transposed else weight
-
-
-def open_weights(path: Path) -> dict[str, Any]:
-    """The safetensors file that holds each tensor of a checkpoint, open. Raises ArtifactCorrupt."""
-    from safetensors import SafetensorError, safe_open
-
-    handles: dict[str, Any] = {}
-    try:
-        for file in weight_files(path):
-            handle = safe_open(file, framework="pt", device="cpu")
-            handles.update(dict.fromkeys(handle.keys(), handle))
-    except (OSError, SafetensorError, ConfigError) as error:
-        raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
-    return handles
 
 
 def _load(

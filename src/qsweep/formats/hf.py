@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
-from qsweep.formats.artifact import Size
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.facts import (
     TensorInfo,
     distinct_weights,
@@ -22,6 +22,7 @@ from qsweep.models.facts import (
     weight_files,
 )
 from qsweep.models.files import saved_weight_files
+from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
     import torch
@@ -192,3 +193,28 @@ def _write_index(out: Path, places: Mapping[str, str], total: int) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     text = json.dumps(index, indent=1) + "\n"
     (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+UNQUANTIZED_RUNTIMES = ("transformers", "vllm")
+
+
+def reference_artifact(facts: ModelFacts) -> Artifact:
+    """The unquantized model as an artifact, whose path is the model's own directory.
+
+    Its ``bpw`` is that of the linear layers inside the decoder, like a quantized artifact's.
+
+    Raises:
+        ConfigError: The weight files are no longer there.
+    """
+    from qsweep.models.facts import distinct_weights, read_config, read_tensors, weight_files
+
+    tensors = distinct_weights(read_tensors(facts.path), read_config(facts.path))
+    linears = [tensors[f"{name}.weight"] for name in facts.linears]
+    size = Size(
+        weight_bytes=sum(file.stat().st_size for file in weight_files(facts.path)),
+        linear_bits=sum(info.bits for info in linears),
+        linear_weights=sum(info.count for info in linears),
+        total_bits=sum(info.bits for info in tensors.values()),
+        parameters=sum(info.count for info in tensors.values()),
+    )
+    return Artifact(facts.path, "hf", size, UNQUANTIZED_RUNTIMES)

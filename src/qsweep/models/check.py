@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import state_of
+from qsweep.base.progress import Progress
 from qsweep.models.config import read_config, read_json, text_config
 from qsweep.models.facts import read_tensors
-from qsweep.quantizers import ModelFacts, Progress
+from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
     import torch

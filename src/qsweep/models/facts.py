@@ -20,7 +20,7 @@ from qsweep.models.files import (
     weight_map,
 )
 from qsweep.models.safetensors_header import DTYPE_BITS, TensorInfo, read_header, same_content
-from qsweep.quantizers import ModelFacts
+from qsweep.models.source import ModelFacts
 
 __all__ = [
     "CONV1D_TYPES", "DTYPE_BITS", "TensorInfo", "distinct_weights", "has_experts", "read_config",

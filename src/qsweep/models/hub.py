@@ -1,14 +1,13 @@
 """From a model's name to its directory, and to the hash of its content."""
 
-import importlib.util
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store, file_hash
 from qsweep.models.files import CONTENT, content_files, weight_files
-from qsweep.sweep.config import ModelConfig, key_of
+from qsweep.models.settings import ModelConfig
 
 _DOWNLOAD = [
     *("*.safetensors", "*.safetensors.index.json", *CONTENT),
@@ -16,29 +15,25 @@ _DOWNLOAD = [
 ]
 
 
-def resolve(model: ModelConfig, store: Store) -> tuple[Path, str | None]:
-    """The directory of a model, fetched if need be, and a notice for the user if there is one.
+def resolve(model: ModelConfig) -> Path:
+    """The directory of a model, fetched if need be.
 
     Raises:
         ConfigError: ``model.path`` is not a directory.
-        QsweepError: the hub cannot be reached or refuses, and there is no fallback.
+        QsweepError: the hub cannot be reached or refuses; ``model.hint`` follows.
     """
     if model.path is not None:
         path = Path(model.path).expanduser().absolute()
         if not path.is_dir():
             what = "is a file, not a directory" if path.exists() else "no such directory"
             raise ConfigError(f"model.path={model.path}: {what}")
-        return path, None
+        return path
     try:
-        return _from_hub(model), None
+        return _from_hub(model)
     except QsweepError as error:
-        if model.fallback is None:
+        if model.hint is None:
             raise
-        path = _fallback(model, store, error)
-        return path, (
-            f"{model.name}: no hub within reach, so the copy in the package {model.fallback} is "
-            "used; its weights sit on a 4-bit grid, which flatters 4-bit results"
-        )
+        raise QsweepError(f"{error}; {model.hint}") from error
 
 
 def content_hash(path: Path, store: Store) -> str:
@@ -122,18 +117,3 @@ def _is_whole(snapshot: Path) -> bool:
     except ConfigError:
         return False
     return (snapshot / "config.json").exists()
-
-
-def _fallback(model: ModelConfig, store: Store, error: QsweepError) -> Path:
-    module = str(model.fallback).replace("-", "_")
-    if importlib.util.find_spec(module) is None:
-        raise QsweepError(f"{error}; or: pip install {model.fallback}") from error
-    from qsweep.models.smollm2 import materialise
-
-    def make(out: Path) -> dict:
-        materialise(out)
-        return {}
-
-    identity = {"package": model.fallback, "version": version(str(model.fallback))}
-    entry, _ = store.build("models", identity, make)
-    return entry.path

@@ -7,12 +7,16 @@ A pass of the native backend sees the same inputs, and leaves the matrix in the 
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsweep.base.errors import IncompatibleTrial
-from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel, silent
+from qsweep.base.progress import Progress, silent
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.native.names import by_checkpoint_name, by_tail, tail
+from qsweep.quantizers.protocol import PassResult
+from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch
@@ -42,26 +46,6 @@ def measure_importance(
     return PassResult([], matrix, time.perf_counter() - started)
 
 
-def by_checkpoint_name(
-    found: "Mapping[str, torch.Tensor]", names: Collection[str]
-) -> "dict[str, torch.Tensor]":
-    """What was ``found`` by the modules' names, under the ``names`` that the checkpoint has.
-
-    In memory a prefix may differ (``model.language_model.`` for ``language_model.model.``), so what
-    follows the word before the layer's number decides where the whole name does not. A name that
-    could be several modules', or a module's that could have several, is left out.
-    """
-    modules, spelt = _by_tail(found), _by_tail(names)
-    renamed = {}
-    for name in names:
-        alike = modules.get(_tail(name), [])
-        if name in found:
-            renamed[name] = found[name]
-        elif len(alike) == len(spelt[_tail(name)]) == 1:
-            renamed[name] = found[alike[0]]
-    return renamed
-
-
 def save(matrix: "Mapping[str, torch.Tensor]", folder: Path) -> None:
     """Write the matrix into a folder."""
     from safetensors.torch import save_file
@@ -87,9 +71,9 @@ def _run_whole(
 
     network = load_network(model, model.device)
     stats: dict[str, InputStats] = {}
-    wanted = _by_tail(model.facts.linears)
+    wanted = by_tail(model.facts.linears)
     for name, module in network.named_modules():
-        if getattr(module, "weight", None) is not None and _tail(name) in wanted:
+        if getattr(module, "weight", None) is not None and tail(name) in wanted:
             one = stats[name] = InputStats(name, products=False)
             module.register_forward_pre_hook(lambda _, inputs, one=one: one.add(inputs[0]))
     batches = _batches(calibration.samples)
@@ -100,19 +84,6 @@ def _run_whole(
     # Experts that no token was sent to have none.
     found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
     return by_checkpoint_name(found, model.facts.linears)
-
-
-def _by_tail(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(_tail(name), []).append(name)
-    return found
-
-
-def _tail(name: str) -> str:
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
-    return ".".join(parts[max(number - 1, 0) :])
 
 
 def _batches(samples: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.models.architecture import NO_EXPERTS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config
-from qsweep.quantizers import ModelFacts
+from qsweep.models.source import ModelFacts
 
 BITS = (2, 3, 4, 8)
 Packing = Literal["gptq", "awq"]

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.packed import (
     Sym,
     check_packing,
@@ -15,6 +16,7 @@ from qsweep.quantizers.packed import (
     resolve_sym,
     runtimes,
 )
+from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch

@@ -107,7 +107,7 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
 
 def alignment_markdown(records: Sequence[Record]) -> str:
     """The squares as a section of Markdown; empty where there is none."""
-    from qsweep.results.markdown import table
+    from qsweep.results.markdown_table import table
 
     parts = []
     for square in alignments(records):

@@ -7,7 +7,8 @@ from typing import Any
 from qsweep.evaluate.verdicts import judged
 from qsweep.results.comparable import apart, measured_by
 from qsweep.results.model_names import models_apart
-from qsweep.results.rows import Record, can_serve, primary, status_word, windows_cut
+from qsweep.results.record import Record
+from qsweep.results.rows import can_serve, primary, status_word, windows_cut
 from qsweep.results.traits import setting
 from qsweep.results.winner import Decision, contender, decide, sentence
 

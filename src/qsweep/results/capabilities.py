@@ -42,7 +42,7 @@ def worst_cell(record: Record, adjusted: Adjusted) -> str:
 
 def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     """The page of one sweep; empty where no trial ran tasks and no calibration was varied."""
-    from qsweep.results.markdown import table
+    from qsweep.results.markdown_table import table
 
     adjusted = adjusted_p(records)
     parts = []

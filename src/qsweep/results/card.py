@@ -7,8 +7,9 @@ from typing import Any
 from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import expected_range
 from qsweep.results import own_run
-from qsweep.results.markdown import table
-from qsweep.results.rows import Record, kept_layers, only_own_run, status_word, windows_cut
+from qsweep.results.markdown_table import table
+from qsweep.results.record import Record
+from qsweep.results.rows import kept_layers, only_own_run, status_word, windows_cut
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
 

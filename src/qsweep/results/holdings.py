@@ -11,7 +11,7 @@ from qsweep.base.store import MANIFEST, Kind, Store, delete
 from qsweep.results.answers import answers
 from qsweep.results.html.data import Group, groups
 from qsweep.results.html.front import front
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
 
 # What can be made again from what is left.

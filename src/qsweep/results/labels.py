@@ -7,7 +7,7 @@ from typing import Any
 from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import judged
 from qsweep.results.model_names import distinct_ends, models_apart
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 from qsweep.results.traits import implied_by, traits
 
 # A label's part, such as a list of tasks, is cut where it is longer.

@@ -1,20 +1,21 @@
 """``results.md``: the sweep on one page, for a wiki, a pull request or a terminal."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import qsweep
 from qsweep.base import numbers as cells
+from qsweep.base.version import __version__
 from qsweep.evaluate.verdicts import expected_range
 from qsweep.results import own_run
 from qsweep.results.answers import best_lines
 from qsweep.results.checks import check
 from qsweep.results.labels import named_apart
+from qsweep.results.markdown_table import _is_number, table
+from qsweep.results.record import Record
 from qsweep.results.rows import (
     OWN_RUN,
-    Record,
     counts,
     noise_floors,
     places,
@@ -44,7 +45,7 @@ def _introduction(records: Sequence[Record], command: str) -> str:
     if command:
         fence = "``" if "`" in command else "`"
         lines.append(f"- command: {fence}{cells.one_line(command)}{fence}")
-    lines.append(f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, qsweep {qsweep.__version__}")
+    lines.append(f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, qsweep {__version__}")
     lines.append(
         "- trials: " + ", ".join(f"{n} {status}" for status, n in counts(records).items() if n)
     )
@@ -151,22 +152,3 @@ def _sanity(records: Sequence[Record]) -> str:
         "reference, the reference equals itself."
     )
     return "## Sanity\n\n" + (text or holds)
-
-
-def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded so that the raw text reads as well."""
-    content = [[cells.markdown(cell) for cell in line] for line in (headings, *lines)]
-    widths = [max(3, *(len(line[i]) for line in content)) for i in range(len(headings))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in content
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

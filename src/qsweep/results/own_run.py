@@ -8,7 +8,8 @@ trials stand apart and take no part in verdicts, checks and comparisons.
 from collections.abc import Iterable
 
 from qsweep.base import numbers as cells
-from qsweep.results.rows import OWN_RUN, Record, only_own_run, ranked
+from qsweep.results.record import Record
+from qsweep.results.rows import OWN_RUN, only_own_run, ranked
 
 HEADINGS = ("trial", "bpw total", "size GB", "KLD", "top-1", "served by", "because")
 NOTE = (

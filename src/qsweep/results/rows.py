@@ -4,18 +4,16 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qsweep.base.contents import is_number
-from qsweep.base.files import write_text
 from qsweep.base.numbers import one_line
 from qsweep.evaluate.verdicts import expected_range, is_open, judged
 from qsweep.results.model_names import models_apart
+from qsweep.results.record import Record
 from qsweep.tasks.task import CAPABILITIES
 
-Record = dict[str, Any]
 Row = dict[str, Any]
 Place = tuple[str, str, str]
 
@@ -49,24 +47,6 @@ OWN_RUN = "llama.cpp's own run only"
 
 _OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
 _STATUS_ORDER = {"finished": 0, "failed": 1, "skipped": 2}
-
-
-def write_results(
-    directory: Path, records: Sequence[Record], command: str = ""
-) -> tuple[Path, Path]:
-    """Write ``results.csv`` and ``results.md`` into a sweep's directory, each atomically.
-
-    Returns their paths.
-    """
-    from qsweep.results.capabilities import capabilities_markdown
-    from qsweep.results.markdown import results_markdown
-
-    table, page = directory / "results.csv", directory / "results.md"
-    write_text(table, to_csv(rows(records)))
-    write_text(page, results_markdown(directory.name, records, command))
-    if kept := capabilities_markdown(directory.name, records):
-        write_text(directory / "capabilities.md", kept)
-    return table, page
 
 
 def rows(records: Iterable[Record]) -> list[Row]:

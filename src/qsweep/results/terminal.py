@@ -14,8 +14,8 @@ from qsweep.results.answers import best_lines
 from qsweep.results.capabilities import adjusted_p, has_tasks, missing_tasks, worst_cell
 from qsweep.results.checks import check
 from qsweep.results.labels import named_apart
+from qsweep.results.record import Record
 from qsweep.results.rows import (
-    Record,
     counts,
     only_own_run,
     places,

@@ -11,7 +11,7 @@ Record = dict[str, Any]
 # tracker's or a study's address may hold a password.
 _NOT_A_TRIALS = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking", "search", "hydra")
 # A model is told by its name (qsweep.results.model_names), whatever place it came from.
-_NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.fallback")
+_NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.hint", "model.fallback")
 # What a calibration has beside its text.
 _SAMPLING = ("num_samples", "max_seq_len", "seed")
 

@@ -9,7 +9,7 @@ from qsweep.base import numbers as cells
 from qsweep.base.files import write_bytes, write_text
 from qsweep.evaluate.metrics import quality
 from qsweep.evaluate.verdicts import BOUNDS
-from qsweep.results.markdown import table
+from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
 from qsweep.search.answer import Answer, named_apart, open_question
 from qsweep.search.objectives import Constraint, Objective

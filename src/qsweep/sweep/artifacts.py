@@ -10,17 +10,20 @@ from typing import Any
 
 from qsweep.base.errors import QsweepError, in_one_line
 from qsweep.base.memory import peak_memory, reset_peak_memory
+from qsweep.base.progress import Progress
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact, from_content, to_content
+from qsweep.formats.hf import reference_artifact
 from qsweep.launch import slot_device
-from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.importance import load as load_importance
 from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.importance import save as save_importance
-from qsweep.quantizers.none import reference_artifact
+from qsweep.quantizers.protocol import PassResult
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.plan import Plan, find_setting, make_plan, sample_length
+from qsweep.text.calibration import CalibrationTokens
 
 
 def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:

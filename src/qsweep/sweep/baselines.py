@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qsweep.base.keys import key_of
 from qsweep.quantizers.rtn import RTN
 from qsweep.results.checks import CALIBRATED, grid_of
-from qsweep.sweep.config import EvalConfig, TrialConfig, key_of
+from qsweep.sweep.config import EvalConfig, TrialConfig
 
 # A check compares ratios, and nothing else is run for it.
 _NOT_COMPARED = {"tasks": [], "speed": False, "kld_native": False}

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qsweep.base.secrets import hidden_tree, is_hidden
+from qsweep.base.secrets import hidden_tree
 
 
 class Composed(dict[str, Any]):
@@ -131,19 +131,3 @@ def _reads_of_environment(omegaconf: Any) -> Iterator[list[str]]:
         yield reads
     finally:
         omegaconf.register_new_resolver("oc.env", oc.env, replace=True)
-
-
-def resolved_again(written: Any, option: str) -> Any:
-    """An option (``model.path``) of a configuration as it was written down, resolved here and now.
-
-    None where there is none, where the environment no longer has what it names, and where a
-    password was left out.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        value = OmegaConf.select(OmegaConf.create(written), option)
-    except (OmegaConfBaseException, ValueError):
-        return None
-    return None if is_hidden(str(value)) else value

@@ -1,53 +1,26 @@
 """The typed configuration of a trial. Below this file nothing knows Hydra or OmegaConf."""
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError
-from qsweep.base.names import check_label, folder_name
+from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
 from qsweep.base.shipped import choices
-from qsweep.quantizers import Quantizer
-from qsweep.text.corpora import CorpusConfig
+from qsweep.models.settings import DType, ModelConfig
+from qsweep.quantizers.protocol import Quantizer
+from qsweep.text.corpus import CorpusConfig
 from qsweep.tracking import TrackingConfig
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 # What concerns a sweep as a whole, and cannot differ between its trials.
 SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Where a model comes from: a directory (``path``), else a hub repository (``repo``).
-
-    ``fallback`` names a package whose model stands in where no hub can be reached.
-    """
-
-    name: str
-    path: str | None = None
-    repo: str | None = None
-    revision: str = "main"
-    fallback: str | None = None
-    dtype: DType = "auto"
-    device_map: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self):
-        check_label(self.name, "model.name")
-        if self.path is None and self.repo is None:
-            raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
-        if self.path is not None:
-            _home(self.path, "model.path")
 
 
 @dataclass(frozen=True)
@@ -189,7 +162,7 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
     name = resolved.get("sweep")
     values = {
         "name": None if name is None else folder_name(name, "sweep"),
-        "outputs_dir": _home(outputs, "outputs_dir"),
+        "outputs_dir": absolute_path(outputs, "outputs_dir"),
         "n_jobs": resolved.get("n_jobs", "auto"),
         "timeout_s": resolved.get("timeout_s"),
         "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
@@ -218,17 +191,6 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         said = "nothing is chosen" if values is None else f"{values!r} is no choice"
         raise ConfigError(f"{name}: {said}; choose with {name}=NAME (python -m qsweep --help)")
     return values
-
-
-def _home(path: str, where: str) -> Path:
-    try:
-        os.fsencode(path).decode()
-    except UnicodeError as error:  # safetensors and sqlite take no other names
-        raise ConfigError(f"{where}={path!a}: is no name in UTF-8; give another") from error
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:  # ~nobody
-        raise ConfigError(f"{where}={path}: {error}") from error
 
 
 def quantizer(values: Mapping[str, Any]) -> Quantizer:
@@ -286,18 +248,6 @@ def check_device(device: str) -> str:
     raise ConfigError(
         f"device={device}: not a device{nearest(kind, ('auto', 'cpu', 'cuda', 'cuda:0'))}"
     )
-
-
-def key_of(identity: Any) -> str:
-    """The key of a store entry: a hash of what determines its content (16 bytes, hexadecimal)."""
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be part of a key")
 
 
 def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:

@@ -122,8 +122,9 @@ def _is_number(value: str) -> bool:
 
 
 def _typed() -> dict[str, tuple[type, ...]]:
-    from qsweep.sweep.config import CalibrationConfig, EvalConfig, ModelConfig
-    from qsweep.text.corpora import CorpusConfig
+    from qsweep.models.settings import ModelConfig
+    from qsweep.sweep.config import CalibrationConfig, EvalConfig
+    from qsweep.text.corpus import CorpusConfig
     from qsweep.tracking.settings import TrackingConfig
 
     return {

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.environment import environment
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
 from qsweep.formats.gguf.metadata import is_completed
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
 from qsweep.models.hub import content_hash
-from qsweep.quantizers import ImportanceUser, ModelFacts, Quantizer
+from qsweep.models.source import ModelFacts
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
-from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig, key_of
+from qsweep.quantizers.protocol import ImportanceUser, Quantizer
+from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
 from qsweep.tasks.revisions import revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
 from qsweep.models.check import check_tokenizer
 from qsweep.models.hub import resolve
-from qsweep.sweep.config import TrialConfig, key_of
+from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import (
     Plan,
     Setting,
@@ -152,9 +153,7 @@ def _setting(
     key = _setting_key(trial)
     if key not in settings:
         try:
-            path, notice = resolve(trial.model, store)
-            if notice:
-                _note(notice)
+            path = resolve(trial.model)
             setting = find_setting(trial, path, store)
             check_tokenizer(setting.facts)
             settings[key] = setting

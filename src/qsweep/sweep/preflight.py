@@ -10,10 +10,10 @@ from importlib.metadata import version
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import write_bytes
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.launch import ForkServer, Job, JobResult, make_slots, run_jobs
 from qsweep.models.check import VERSION
-from qsweep.sweep.config import key_of
 from qsweep.sweep.plan import Plan
 from qsweep.sweep.recording import finished_record
 

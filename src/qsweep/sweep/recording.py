@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
 from qsweep.evaluate.metrics import quality_per_gb
 from qsweep.evaluate.verdicts import judged, told_reference_ppl
 from qsweep.formats.artifact import Artifact, from_content
-from qsweep.quantizers.none import reference_artifact
-from qsweep.sweep.config import TrialConfig, key_of
+from qsweep.formats.hf import reference_artifact
+from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan
 from qsweep.tasks.run import task_records
 

@@ -21,7 +21,7 @@ from qsweep.launch.interrupts import finishing
 from qsweep.results.html import report_sweep
 from qsweep.results.labels import named_apart
 from qsweep.results.record_file import read_record
-from qsweep.results.rows import write_results
+from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.sweep.plan import Plan, Setting

@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from qsweep.base.keys import key_of
 from qsweep.base.memory import available_bytes
+from qsweep.base.progress import Progress
 from qsweep.base.store import Store
 from qsweep.formats.artifact import Artifact
 from qsweep.launch import Job
-from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SharedPass
+from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.sweep.artifacts import (
     calibration_tokens,
     keep_importance,
@@ -25,8 +27,8 @@ from qsweep.sweep.artifacts import (
     plan_here,
     source_model,
 )
-from qsweep.sweep.config import key_of
 from qsweep.sweep.plan import Plan
+from qsweep.text.calibration import CalibrationTokens
 
 # Share of the free memory that passes plan with; what else runs needs some, and no estimate is exact.
 _SHARE_OF_MEMORY = 0.7

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.keys import key_of
 from qsweep.base.locks import device_lock
 from qsweep.base.memory import peak_memory, reset_peak_memory
+from qsweep.base.progress import Progress
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import Progress
+from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
-from qsweep.quantizers.none import reference_artifact
 from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
-from qsweep.sweep.config import key_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.tasks.run import incomparable, missing, run_tasks
 from qsweep.text.vocabulary import require_rows

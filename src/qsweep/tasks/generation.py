@@ -13,8 +13,9 @@ from qsweep.tasks.attention import (
     rope_boundaries,
     rounding,
 )
-from qsweep.tasks.model import LanguageModel, Sampling
+from qsweep.tasks.requests import Sampling
 from qsweep.tasks.rows import last_tokens
+from qsweep.tasks.text_model import TextModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,12 @@ _CHECKED_STEPS = 3
 
 
 def generate(
-    lm: LanguageModel,
+    lm: TextModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     progress: Callable[[float], None],
 ) -> list[str]:
-    """Continue prompts; see :meth:`LanguageModel.generate`.
+    """Continue prompts; see :meth:`~qsweep.tasks.model.LanguageModel.generate`.
 
     A prompt has half of the context at least, and what is not wanted for new tokens; one that is
     longer loses its begin.
@@ -124,7 +125,7 @@ def new_tokens(prompt: int, wanted: int, context: int) -> int:
     return min(wanted, max(context - prompt, context // 2))
 
 
-def _runs_cached(lm: LanguageModel, prompt: list[int]) -> bool:
+def _runs_cached(lm: TextModel, prompt: list[int]) -> bool:
     # Some recurrent models have no cache that transformers' own loop can use.
     import torch
 
@@ -139,7 +140,7 @@ def _runs_cached(lm: LanguageModel, prompt: list[int]) -> bool:
 
 
 def _together(
-    lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool
+    lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool
 ) -> tuple[bool, bool]:
     """Whether prompts may be filled up on the left, and whether several may be decoded at once.
 
@@ -158,7 +159,7 @@ def _together(
     return False, pair is not None and _as_alone(lm, pair, new, cached)
 
 
-def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
+def _as_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
     # Whether prompts that are decoded together begin as each does alone.
     import torch
 
@@ -181,7 +182,7 @@ def _as_alone(lm: LanguageModel, rows: Sequence[list[int]], new: int, cached: bo
 
 
 def _first_steps(
-    lm: LanguageModel, rows: Sequence[list[int]], steps: int, cached: bool
+    lm: TextModel, rows: Sequence[list[int]], steps: int, cached: bool
 ) -> "list[Tensor]":
     # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
     from transformers import GenerationConfig
@@ -213,7 +214,7 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def _generate(
-    batch: Sequence[list[int]], lm: LanguageModel, sampling: Sampling, new: int, cached: bool
+    batch: Sequence[list[int]], lm: TextModel, sampling: Sampling, new: int, cached: bool
 ) -> list[str]:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -251,7 +252,7 @@ def _generate(
     return [cut(text, sampling.until) for text in texts]
 
 
-def _end_tokens(lm: LanguageModel) -> list[int]:
+def _end_tokens(lm: TextModel) -> list[int]:
     own = getattr(lm.model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [] if own is None else [own]
     ends = {int(token) for token in own} | {
@@ -260,7 +261,7 @@ def _end_tokens(lm: LanguageModel) -> list[int]:
     return sorted(ends)
 
 
-def _pad(lm: LanguageModel) -> int:
+def _pad(lm: TextModel) -> int:
     pad = lm.tokenizer.pad_token_id
     return int(next(iter(_end_tokens(lm)), 0) if pad is None else pad)
 
@@ -278,7 +279,7 @@ def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]
 class _FiniteLogits:
     """Raises at the step whose logits are not finite. A logits processor of transformers."""
 
-    def __init__(self, lm: LanguageModel, prompt: int):
+    def __init__(self, lm: TextModel, prompt: int):
         self._lm, self._prompt = lm, prompt
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qsweep.quantizers import Progress
+from qsweep.base.progress import Progress
 from qsweep.tasks.harness_catalogue import Leaf
-from qsweep.tasks.model import LanguageModel, steps
+from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
+from qsweep.tasks.text_model import steps
 
 # The capability of a task or group whose name begins so; the longest counts.
 _CAPABILITY = {

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from qsweep.tasks.model import LanguageModel, Pair, Sampling
+from qsweep.tasks.model import LanguageModel
+from qsweep.tasks.requests import Pair, Sampling
 
 _MAX_NEW_TOKENS = 256
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qsweep.quantizers import Progress
-from qsweep.tasks.model import LanguageModel, Sampling, steps
+from qsweep.base.progress import Progress
+from qsweep.tasks.model import LanguageModel
+from qsweep.tasks.requests import Sampling
 from qsweep.tasks.sandbox import Limits, find_sandbox, run_programs
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
+from qsweep.tasks.text_model import steps
 
 Kind = Literal["multiple_choice", "exact_match", "regex", "code"]
 KINDS: tuple[Kind, ...] = ("multiple_choice", "exact_match", "regex", "code")

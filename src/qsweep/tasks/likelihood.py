@@ -20,8 +20,9 @@ from qsweep.base.nonfinite import origin
 from qsweep.evaluate.engine import batch_size, quick_memory
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
 from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
-from qsweep.tasks.model import LanguageModel, Likelihood, Pair
+from qsweep.tasks.requests import Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
+from qsweep.tasks.text_model import TextModel
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,9 @@ class _Scored:
 
 
 def score_pairs(
-    lm: LanguageModel, pairs: Sequence[Pair], progress: Callable[[float], None]
+    lm: TextModel, pairs: Sequence[Pair], progress: Callable[[float], None]
 ) -> list[Likelihood]:
-    """Score every pair; see :meth:`LanguageModel.loglikelihoods`.
+    """Score every pair; see :meth:`~qsweep.tasks.model.LanguageModel.loglikelihoods`.
 
     Raises:
         TrialFailed: A logit is not finite, or memory does not suffice for a single row.
@@ -69,12 +70,12 @@ def score_pairs(
     return [result for result in results if result is not None]
 
 
-def _longest_row(lm: LanguageModel) -> int:
+def _longest_row(lm: TextModel) -> int:
     return max(1024, lm.max_length)
 
 
 def _run(
-    lm: LanguageModel,
+    lm: TextModel,
     rows: Sequence[Row],
     prefix: int,
     checked: bool,
@@ -114,7 +115,7 @@ def _run(
 
 
 def _score_batch(
-    lm: LanguageModel, batch: Sequence[Row], prefix: int, cache: Any
+    lm: TextModel, batch: Sequence[Row], prefix: int, cache: Any
 ) -> Iterator[tuple[Branch, Likelihood]]:
     import torch
 
@@ -158,7 +159,7 @@ class _Inputs:
     """Where in its row each branch's tokens begin."""
 
 
-def _inputs(lm: LanguageModel, batch: Sequence[Row], prefix: int) -> _Inputs:
+def _inputs(lm: TextModel, batch: Sequence[Row], prefix: int) -> _Inputs:
     """Rows without their common prefix, padded on the right: [b, n], and who sees whom."""
     import torch
 
@@ -196,7 +197,7 @@ def _inputs(lm: LanguageModel, batch: Sequence[Row], prefix: int) -> _Inputs:
     return _Inputs(ids.to(device), positions.to(device), mask, starts)
 
 
-def _features(lm: LanguageModel, inputs: _Inputs, prefix: int, cache: Any, rows: int) -> "Tensor":
+def _features(lm: TextModel, inputs: _Inputs, prefix: int, cache: Any, rows: int) -> "Tensor":
     """What goes into the output head, [b, n, width]."""
     more: dict[str, Any] = {}
     if prefix or inputs.mask is not None:
@@ -212,7 +213,7 @@ def _features(lm: LanguageModel, inputs: _Inputs, prefix: int, cache: Any, rows:
     return lm.model.get_submodule(lm.engine.body)(input_ids=inputs.ids, **more)[0]
 
 
-def _prefix_cache(lm: LanguageModel, prefix: tuple[int, ...]) -> list[tuple["Tensor", "Tensor"]]:
+def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor", "Tensor"]]:
     """Keys and values of a prefix, layer by layer, each [1, heads, n, size]."""
     import torch
     from transformers import DynamicCache
@@ -234,7 +235,7 @@ def _expanded(cache: Sequence[tuple["Tensor", "Tensor"]], rows: int) -> Any:
     return found
 
 
-def _score(lm: LanguageModel, features: "Tensor", targets: "Tensor") -> _Scored:
+def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> _Scored:
     import torch
 
     head = lm.engine.head
@@ -249,11 +250,11 @@ def _score(lm: LanguageModel, features: "Tensor", targets: "Tensor") -> _Scored:
     return _Scored(torch.cat(nll), torch.cat(greedy))
 
 
-def _rows_at_once(lm: LanguageModel, row: Row, prefix: int) -> int:
+def _rows_at_once(lm: TextModel, row: Row, prefix: int) -> int:
     return lm.batch_size or batch_size(lm.engine, row.length - prefix)
 
 
-def _short_cuts_hold(lm: LanguageModel, rows: Sequence[Row], prefix: int) -> bool:
+def _short_cuts_hold(lm: TextModel, rows: Sequence[Row], prefix: int) -> bool:
     # Every branch of the rows that are the hardest, each by itself and plainly. What cannot be
     # checked does not hold.
     import torch
@@ -280,7 +281,7 @@ def _short_cuts_hold(lm: LanguageModel, rows: Sequence[Row], prefix: int) -> boo
     return True
 
 
-def _padding_holds(lm: LanguageModel, order: Sequence[Row]) -> bool:
+def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
     # Whether rows beside the longest are what they are alone: so for every causal model. Without
     # this, not even the plain computation would be.
     import torch
@@ -303,7 +304,7 @@ def _padding_holds(lm: LanguageModel, order: Sequence[Row]) -> bool:
 
 
 def _as_alone(
-    lm: LanguageModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
+    lm: TextModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
 ) -> bool:
     # Whether a batch's continuations score as each does alone, in one text without a cache.
     quick = dict(_score_batch(lm, batch, prefix, cache))

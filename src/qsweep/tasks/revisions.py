@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from qsweep.models.facts import read_config, text_config
-from qsweep.quantizers import ModelFacts
+from qsweep.models.source import ModelFacts
 from qsweep.tasks.attention import rope_boundaries, windows
 from qsweep.tasks.items import ItemTask
 from qsweep.tasks.task import Task

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 
 from qsweep.base.errors import QsweepError
-from qsweep.tasks.model import Pair
+from qsweep.tasks.requests import Pair
 
 # A prefix of fewer tokens is not worth the copies of its keys and values.
 _SHORTEST_PREFIX = 24

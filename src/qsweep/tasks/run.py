@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError, TrialFailed
+from qsweep.base.keys import key_of
+from qsweep.base.progress import Progress
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Entry, Store
-from qsweep.quantizers import Progress
-from qsweep.sweep.config import key_of
 from qsweep.tasks.capabilities import (
     Comparison,
     capabilities,

@@ -8,8 +8,8 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.schema import nearest
 from qsweep.tasks import embedded
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
-from qsweep.tasks.model import no_chat_template
 from qsweep.tasks.task import Task, TaskOptions
+from qsweep.tasks.text_model import no_chat_template
 from qsweep.tasks.user import user_task
 
 # Short names, and what they stand for.

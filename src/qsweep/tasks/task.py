@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_bytes, write_json
-from qsweep.quantizers import Progress
+from qsweep.base.progress import Progress
 
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel

@@ -4,14 +4,14 @@ import hashlib
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qsweep.base.errors import ConfigError
-from qsweep.base.names import check_label
 from qsweep.base.secrets import hidden_tree
-from qsweep.quantizers import CalibrationTokens
+from qsweep.text.calibration import CalibrationTokens
+from qsweep.text.corpus import CorpusConfig
 
 MOST_TOKENS = 2**26
 """As many tokens may be drawn for calibration: 256 times what the methods' papers draw."""
@@ -20,51 +20,6 @@ _MOST_REPEATS = 1000
 # Raised when the same configuration would now give another text.
 _LOADER = 3
 _LONG_KNOWN = (".jsonl", ".ndjson", ".json", ".parquet")
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """Where text comes from, and how much of it.
-
-    Attributes:
-        name: What results call it.
-        source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
-        kind: For ``python``: prose, code, or both.
-        split: Part of the data; for ``python``: train, calibration or test.
-        path: For ``file``: a txt, jsonl, json, csv, tsv or parquet file, a folder of them, or a
-            pattern; text may be compressed (gz, bz2, xz, zst).
-        dataset: For ``datasets``: its repository, or a local folder.
-        config: For ``datasets``: its configuration, such as a language.
-        revision: For ``datasets``: commit, tag or branch.
-        data_files: For ``datasets``: only these of its files.
-        field: Column that holds a text, or a list of chat messages.
-        max_documents: Only so many of the first documents.
-        max_bytes: Only so many of the first bytes (UTF-8).
-    """
-
-    name: str
-    source: Literal["python", "file", "datasets"]
-    kind: Literal["docs", "code", "all"] = "all"
-    split: str = "test"
-    path: str | None = None
-    dataset: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    data_files: str | list[str] | None = None
-    field: str = "text"
-    max_documents: int | None = None
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        check_label(self.name, "name of a text")
-        if self.source == "file" and not self.path:
-            raise ConfigError(f"{self.name}: source=file needs a path")
-        if self.source == "datasets" and not self.dataset:
-            raise ConfigError(f"{self.name}: source=datasets needs a dataset")
-        for option in ("max_documents", "max_bytes"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise ConfigError(f"{self.name}: {option}={value}: must be at least 1")
 
 
 def load_documents(config: CorpusConfig) -> list[str]:

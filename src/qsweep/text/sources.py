@@ -13,7 +13,7 @@ from qsweep.base.schema import nearest
 from qsweep.text.files import json_lines, kind_of, open_text, read_json, read_table, read_text
 
 if TYPE_CHECKING:
-    from qsweep.text.corpora import CorpusConfig
+    from qsweep.text.corpus import CorpusConfig
 
 # What a folder is searched for. A single file of any other name is read as plain text.
 _SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from qsweep.base.files import read_json
 from qsweep.base.store import Entry, Store
-from qsweep.text.corpora import CorpusConfig, identity, load_documents, text_fingerprint
+from qsweep.text.corpora import identity, load_documents, text_fingerprint
+from qsweep.text.corpus import CorpusConfig
 from qsweep.text.files import without_surrogates
 
 _FILE = "documents.json"

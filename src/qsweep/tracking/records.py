@@ -12,7 +12,7 @@ from qsweep.base.schema import nearest
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.html.data import SweepData, normalised
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 from qsweep.tracking.mlflow.reader import Reader, tracker_place
 
 _CONNECTIONS = 8

@@ -20,7 +20,7 @@ ORDERS_FILE = "layout.safetensors"
 def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
     """The dense weights of an artifact under the names of the checkpoint ``source``.
 
-    Values are :class:`~qsweep.formats.dense.LazyWeight`: ``value[...]`` dequantizes one tensor to float32,
+    Values are :class:`~qsweep.formats.weights.LazyWeight`: ``value[...]`` dequantizes one tensor to float32,
     in the layout of the checkpoint. What the file does not hold, such as the vision part of a model
     whose text part it is, comes from the checkpoint itself.
 
@@ -28,7 +28,7 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
         ArtifactCorrupt: the file is damaged, or does not hold what the artifact says of it.
         UnknownLayout: it cannot be led back to the checkpoint.
     """
-    from qsweep.formats.dense import LazyWeight
+    from qsweep.formats.weights import LazyWeight
 
     if artifact.unexplained:
         raise UnknownLayout(

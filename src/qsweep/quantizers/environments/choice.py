@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, QsweepError
 from qsweep.base.files import shown
-from qsweep.quantizers import Progress, silent
+from qsweep.base.progress import Progress, silent
 from qsweep.quantizers.environments.create import Environment, create
 from qsweep.quantizers.environments.interpreter import ask, find_base
 from qsweep.quantizers.environments.spec import EnvSpec, load_spec

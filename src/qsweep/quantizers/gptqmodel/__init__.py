@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qsweep.base.errors import BackendUnavailable
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.packed import (
     Sym,
     check_damp,
@@ -19,6 +20,7 @@ from qsweep.quantizers.packed import (
     check_values,
     resolve_sym,
 )
+from qsweep.text.calibration import CalibrationTokens
 
 # Raised when what is done beside GPTQModel's own work changes an artifact.
 _REVISION = 1

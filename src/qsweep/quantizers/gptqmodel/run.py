@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.packed import Packing, kept_layers, kept_settings, runtimes
+from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qsweep.base.errors import IncompatibleTrial
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
 from qsweep.models.devices import resolve_device
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.run import REVISION, Recipe, quantize
 from qsweep.quantizers.packed import (
@@ -18,6 +19,7 @@ from qsweep.quantizers.packed import (
     resolve_sym,
     runtimes,
 )
+from qsweep.text.calibration import CalibrationTokens
 
 RECIPE = Recipe("run_auto_gptq", "auto_gptq", "gptq", dtypes=("float16", "bfloat16"))
 # The types of its 0.7.1 that are language models.

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qsweep.base.errors import IncompatibleTrial
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.run import REVISION, Recipe, quantize
 from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+from qsweep.text.calibration import CalibrationTokens
 
 RECIPE = Recipe("run_autoawq", "autoawq", "awq")
 # The types of its 0.2.9 that are language models with layers AWQ's format holds.

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.gguf.types import FileType, file_type
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.run import REVISION, Recipe, quantize
 from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
-    from qsweep.formats.gguf.base import Base
+    from qsweep.quantizers.gguf.base import Base
 
 _ENVIRONMENT = "autoround"
 # The llama.cpp types that it tunes for and writes, and which of them a width means.
@@ -104,10 +106,10 @@ class AutoRound:
             served = runtimes(self.export, self.bits, self.group_size, options["sym"])
             return quantize(recipe, self.env, options, model, calibration, out, progress, served)
         assert (type_ := self.file_type) is not None
-        from qsweep.formats.gguf.base import unquantized
         from qsweep.formats.gguf.reader import read_gguf
         from qsweep.quantizers.gguf import require_runnable
         from qsweep.quantizers.gguf import runtimes as runtimes_of
+        from qsweep.quantizers.gguf.base import unquantized
 
         progress("convert", None)
         with unquantized(model, out) as base:
@@ -153,9 +155,9 @@ def _taken_over(
 ) -> tuple[Size, dict[str, Any]]:
     """Move the one file that was saved into its place, and prove that it can be read back."""
     from qsweep.formats.gguf.dense import MODEL_FILE
-    from qsweep.formats.gguf.foreign import difference
     from qsweep.formats.gguf.reader import read_gguf
     from qsweep.quantizers.gguf import framed
+    from qsweep.quantizers.gguf.foreign import difference
 
     found = sorted(saved.rglob("*.gguf"))
     if len(found) != 1:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.run import Recipe, quantize
+from qsweep.text.calibration import CalibrationTokens
 
 
 @dataclass(frozen=True)

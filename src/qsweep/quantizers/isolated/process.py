@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import TrialFailed
+from qsweep.base.progress import Progress
 from qsweep.launch import tree
 from qsweep.launch.reasons import explain_exit
-from qsweep.quantizers import Progress
 from qsweep.quantizers.environments.interpreter import clean_environment
 
 WORKERS = Path(__file__).with_name("workers")

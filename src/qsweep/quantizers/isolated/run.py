@@ -10,10 +10,12 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError, TrialFailed
 from qsweep.base.names import file_word
+from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact, Format, Size
-from qsweep.quantizers import CalibrationTokens, Progress, SourceModel
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.process import WORKERS, run_worker
+from qsweep.text.calibration import CalibrationTokens
 
 # Makes an artifact's size and details of the folder of what the worker saved.
 Frame = Callable[[Path], tuple[Size, dict[str, Any]]]
@@ -161,7 +163,7 @@ def _own_logits(model: SourceModel, window: Any, dtype: Any) -> Any:
     import torch
 
     from qsweep.formats.dense import load_dense
-    from qsweep.quantizers.none import reference_artifact
+    from qsweep.formats.hf import reference_artifact
 
     engine = load_dense(
         reference_artifact(model.facts),

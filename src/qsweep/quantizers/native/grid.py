@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
+from qsweep.base.progress import Progress
 from qsweep.formats.packing import Grid
 from qsweep.models.architecture import load_model
-from qsweep.quantizers import CalibrationTokens, PassResult, Progress, SourceModel
-from qsweep.quantizers.importance import by_checkpoint_name
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
-from qsweep.quantizers.native.options import NativeAWQ, NativeQuantizer
+from qsweep.quantizers.native.names import by_checkpoint_name
+from qsweep.quantizers.native.options import AWQOptions, NativeOptions
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
@@ -35,6 +36,8 @@ from qsweep.quantizers.native.walk import (
     rounds_needed,
     run_layer,
 )
+from qsweep.quantizers.protocol import PassResult
+from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
 _Grids = dict[str, Grid]
@@ -45,7 +48,7 @@ _Grids = dict[str, Grid]
 def run(
     model: SourceModel,
     calibration: CalibrationTokens | None,
-    configurations: Sequence[tuple[NativeQuantizer, Path]],
+    configurations: Sequence[tuple[NativeOptions, Path]],
     progress: Progress,
     *,
     importance: bool = False,
@@ -67,7 +70,7 @@ def run(
     decoder = find_decoder(network)
     jobs: list[GPTQJob | AWQJob] = [
         AWQJob(quantizer, out, model.facts)
-        if isinstance(quantizer, NativeAWQ)
+        if isinstance(quantizer, AWQOptions)
         else GPTQJob(quantizer, out, model.facts)
         for quantizer, out in configurations
     ]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep import __version__
 from qsweep.base.errors import TrialFailed
+from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.packing import Grid
-from qsweep.quantizers import ModelFacts
+from qsweep.models.source import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
-from qsweep.quantizers.native.options import NativeAWQ, NativeGPTQ
+from qsweep.quantizers.native.options import AWQOptions, GPTQOptions
 from qsweep.quantizers.native.rounding import Scheme
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
@@ -37,7 +37,7 @@ class Layer:
 class GPTQJob:
     """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
 
-    def __init__(self, quantizer: NativeGPTQ, out: Path, facts: ModelFacts):
+    def __init__(self, quantizer: GPTQOptions, out: Path, facts: ModelFacts):
         options = quantizer.options()
         self.sequential: bool = options["sequential"]
         self.compares: bool = options["gptaq_alpha"] > 0
@@ -162,7 +162,7 @@ def _solve(
 class AWQJob:
     """An AWQ configuration. ``seconds`` is the time spent for it alone."""
 
-    def __init__(self, quantizer: NativeAWQ, out: Path, facts: ModelFacts):
+    def __init__(self, quantizer: AWQOptions, out: Path, facts: ModelFacts):
         self.seconds = 0.0
         self._options = quantizer.options()
         self._scheme = Scheme(self._options["bits"], self._options["sym"])

@@ -1,23 +1,13 @@
-"""The native backend's quantizers: their options, and what they refuse before any work."""
+"""The native backend's options, and what they refuse before any work."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from qsweep import __version__
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.formats.artifact import Artifact
-from qsweep.quantizers import (
-    CalibrationTokens,
-    ModelFacts,
-    PassResult,
-    Progress,
-    SharedPass,
-    SourceModel,
-    silent,
-)
+from qsweep.base.version import __version__
+from qsweep.models.source import ModelFacts
+from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.packed import Sym, check_damp, check_packing, check_values, resolve_sym
 
 SEARCHES = ("range", "mse", "loss")
@@ -26,15 +16,11 @@ SEARCHES = ("range", "mse", "loss")
 _REVISIONS = {"gptq": 3, "awq": 4}
 # GPTQ's loop over columns takes as many together, which lie in one group.
 _COLUMNS_AT_ONCE = 32
-# Bytes of activations that one run of a decoder layer may hold on the host.
-LAYER_BYTES = 2 * 2**30
-# Bytes of finished layers that each configuration keeps before it writes them.
-SHARD_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class NativeGPTQ:
-    """GPTQ by qsweep itself.
+class GPTQOptions:
+    """The options of GPTQ by qsweep itself.
 
     Attributes:
         bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
@@ -51,7 +37,7 @@ class NativeGPTQ:
         gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
             quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
 
-    >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
+    >>> GPTQOptions(bits=4, group_size=64).options()["sym"]
     True
     """
 
@@ -114,16 +100,6 @@ class NativeGPTQ:
                 "quant.backend=gptqmodel"
             )
 
-    def quantize(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        out: Path,
-        progress: Progress = silent,
-    ) -> Artifact:
-        """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, [(self, out)], progress).artifacts[0]
-
     @property
     def pass_name(self) -> str:
         """All configurations of this backend can be made together."""
@@ -135,22 +111,10 @@ class NativeGPTQ:
         walks, compares = options["sequential"], options["gptaq_alpha"] > 0
         return _pass_bytes(model, tokens, self.bits, walks=walks, compares=compares)
 
-    def quantize_together(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        configurations: Sequence[tuple[SharedPass, Path]],
-        progress: Progress = silent,
-        *,
-        importance: bool = False,
-    ) -> PassResult:
-        """See :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, configurations, progress, importance=importance)
-
 
 @dataclass(frozen=True)
-class NativeAWQ:
-    """AWQ by qsweep itself.
+class AWQOptions:
+    """The options of AWQ by qsweep itself.
 
     Attributes:
         bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
@@ -158,7 +122,7 @@ class NativeAWQ:
         sym: Fix the zero point in the middle; ``auto`` does not.
         clip: Shrink the range of a group of weights where that lowers the loss.
 
-    >>> NativeAWQ(bits=4, group_size=64).options()["sym"]
+    >>> AWQOptions(bits=4, group_size=64).options()["sym"]
     False
     """
 
@@ -191,16 +155,6 @@ class NativeAWQ:
         """Refuse what an AWQ checkpoint cannot hold. Raises IncompatibleTrial."""
         check_packing(self.method, "awq", self.bits, self.group_size, model)
 
-    def quantize(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        out: Path,
-        progress: Progress = silent,
-    ) -> Artifact:
-        """Quantize one configuration; see :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, [(self, out)], progress).artifacts[0]
-
     @property
     def pass_name(self) -> str:
         """All configurations of this backend can be made together."""
@@ -210,34 +164,8 @@ class NativeAWQ:
         """Host memory of a pass, and what this configuration adds."""
         return _pass_bytes(model, tokens, self.bits)
 
-    def quantize_together(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        configurations: Sequence[tuple[SharedPass, Path]],
-        progress: Progress = silent,
-        *,
-        importance: bool = False,
-    ) -> PassResult:
-        """See :func:`qsweep.quantizers.native.quantize_grid`."""
-        return _together(model, calibration, configurations, progress, importance=importance)
 
-
-NativeQuantizer = NativeGPTQ | NativeAWQ
-
-
-def _together(
-    model: SourceModel,
-    calibration: CalibrationTokens | None,
-    configurations: Sequence[tuple[SharedPass, Path]],
-    progress: Progress,
-    *,
-    importance: bool = False,
-) -> PassResult:
-    from qsweep.quantizers.native.grid import run
-
-    own = cast(Sequence[tuple[NativeQuantizer, Path]], configurations)
-    return run(model, calibration, own, progress, importance=importance)
+NativeOptions = GPTQOptions | AWQOptions
 
 
 def _pass_bytes(

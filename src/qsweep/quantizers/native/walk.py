@@ -18,7 +18,7 @@ from torch import nn
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.architecture import NO_EXPERTS
 from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight
-from qsweep.quantizers.native.options import LAYER_BYTES
+from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stats import InputStats
 

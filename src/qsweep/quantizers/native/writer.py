@@ -10,7 +10,7 @@ from qsweep.formats.hf import ShardWriter, packed_size, usual_dtype, write_frame
 from qsweep.formats.packing import Grid, pack_awq, pack_gptq
 from qsweep.models.facts import read_tensors
 from qsweep.quantizers.native.graph import find_decoder, is_linear
-from qsweep.quantizers.native.options import SHARD_BYTES
+from qsweep.quantizers.native.limits import SHARD_BYTES
 from qsweep.quantizers.packed import Packing, kept_settings, runtimes
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qsweep.results.html.data import SweepData, merge
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 
 __all__ = ["report_sweep", "write_report"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
-from qsweep.results.html.data import Group, is_finite
+from qsweep.results.html.data import Group, is_finite, verdict_of
 from qsweep.results.rows import SERVING, Row, counts
 from qsweep.results.winner import contender, says_nothing, sentence
 
@@ -43,13 +43,6 @@ def nothing(records: Sequence[dict]) -> str:
 def can_ship(row: Row) -> bool:
     """Whether a runtime that people deploy with loads it."""
     return any(word.lower().startswith(SERVING) for word in str(row.get("runtimes")).split())
-
-
-def verdict_of(row: Row) -> str:
-    """The verdict, with a question mark where its interval straddles a bound."""
-    if row.get("no_verdict"):
-        return "no verdict"
-    return f"{row.get('verdict') or 'finished'}{'?' if row.get('verdict_open') else ''}"
 
 
 def _best(group: Group) -> Iterator[Sentence]:

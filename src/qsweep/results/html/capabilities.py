@@ -8,7 +8,7 @@ from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.front import front
 from qsweep.results.html.panel import Panel
 from qsweep.results.html.theme import palette
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 
 # More than these cannot be told apart.
 _TRIALS = 6

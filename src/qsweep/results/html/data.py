@@ -10,8 +10,9 @@ from qsweep.evaluate.verdicts import judged
 from qsweep.results.comparable import IDENTITY, apart, measured_by
 from qsweep.results.labels import labelled, numbered, told_apart
 from qsweep.results.model_names import models_apart
+from qsweep.results.record import Record
 from qsweep.results.record_file import is_measurement, is_record
-from qsweep.results.rows import Record, Row, primary, rows
+from qsweep.results.rows import Row, primary, rows
 
 _TEXTS = ("name", "model", "method", "backend")
 # A trial that failed or was skipped has no measurement; it belongs to no group.
@@ -223,3 +224,10 @@ def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
     labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
     labels = numbered(labels)
     return [{**row, "label": labels[str(row["key"])]} for row in found]
+
+
+def verdict_of(row: Row) -> str:
+    """The verdict, with a question mark where its interval straddles a bound."""
+    if row.get("no_verdict"):
+        return "no verdict"
+    return f"{row.get('verdict') or 'finished'}{'?' if row.get('verdict_open') else ''}"

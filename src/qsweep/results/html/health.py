@@ -11,7 +11,8 @@ from qsweep.results import own_run
 from qsweep.results.checks import check
 from qsweep.results.html.data import Group, SweepData
 from qsweep.results.labels import named_apart
-from qsweep.results.rows import Record, counts, noise_floors, ranked, windows_cut
+from qsweep.results.record import Record
+from qsweep.results.rows import counts, noise_floors, ranked, windows_cut
 
 # More lines than this are counted, not listed.
 _MOST = 100

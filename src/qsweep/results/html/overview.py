@@ -3,8 +3,8 @@
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.answer import can_ship, verdict_of
-from qsweep.results.html.data import Group, is_finite
+from qsweep.results.html.answer import can_ship
+from qsweep.results.html.data import Group, is_finite, verdict_of
 from qsweep.results.html.front import front
 from qsweep.results.html.panel import (
     MANY,

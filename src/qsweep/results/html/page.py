@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-import qsweep
+from qsweep.base.version import __version__
 from qsweep.results import own_run
 from qsweep.results.html import across, capabilities, costs, options
 from qsweep.results.html.answer import Sentence, answers, nothing
@@ -70,7 +70,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         behaviour=behaviour,
         allowed=Markup(" ".join(_allowance(text) for text in (vega, behaviour) if text)),  # noqa: S704
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        version=qsweep.__version__,
+        version=__version__,
     )  # fmt: skip
 
 

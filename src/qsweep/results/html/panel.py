@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.answer import verdict_of
-from qsweep.results.html.data import is_finite
+from qsweep.results.html.data import is_finite, verdict_of
 from qsweep.results.html.theme import BANDS, series_scales
 from qsweep.results.rows import Row
 

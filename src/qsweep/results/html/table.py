@@ -6,8 +6,8 @@ from typing import Any
 
 from qsweep.base import numbers as cells
 from qsweep.results.html import capabilities
-from qsweep.results.html.answer import can_ship, verdict_of
-from qsweep.results.html.data import Group, is_finite
+from qsweep.results.html.answer import can_ship
+from qsweep.results.html.data import Group, is_finite, verdict_of
 from qsweep.results.rows import Row
 
 # A page with more rows than this is neither read nor loaded quickly; results.csv has them all.

@@ -11,7 +11,8 @@ from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.front import front
 from qsweep.results.html.panel import Panel, Spec, decades
 from qsweep.results.html.theme import palette
-from qsweep.results.rows import Record, Row, primary
+from qsweep.results.record import Record
+from qsweep.results.rows import Row, primary
 
 if TYPE_CHECKING:
     import numpy as np

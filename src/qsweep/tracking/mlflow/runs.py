@@ -17,9 +17,9 @@ from qsweep.evaluate.verdicts import judged
 from qsweep.results.answers import answers, best_lines
 from qsweep.results.labels import named_apart
 from qsweep.results.model_names import models_apart
+from qsweep.results.record import Record
 from qsweep.results.rows import (
     OWN_RUN,
-    Record,
     counts,
     only_own_run,
     primary,

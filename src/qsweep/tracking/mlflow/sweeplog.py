@@ -10,10 +10,10 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
+from qsweep.base.written import resolved_again
 from qsweep.results import record_file
 from qsweep.results.labels import named_apart
-from qsweep.results.rows import Record
-from qsweep.sweep.compose import resolved_again
+from qsweep.results.record import Record
 from qsweep.tracking.mlflow.client import Client
 from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
 from qsweep.tracking.mlflow.runs import fingerprint, milliseconds, sweep_run, trial_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qsweep.base.secrets import hidden
 from qsweep.launch import interrupts
-from qsweep.results.rows import Record
+from qsweep.results.record import Record
 from qsweep.tracking.mlflow.client import check_sqlite_tracker
 from qsweep.tracking.mlflow.journal import Place, is_settled
 from qsweep.tracking.mlflow.sweeplog import SweepLog, read_records, sync_sweep

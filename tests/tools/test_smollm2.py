@@ -4,7 +4,7 @@ import json
 import pytest
 
 from qsweep.base.errors import BackendUnavailable
-from qsweep.models.smollm2 import _tokenizer, materialise, model_file
+from smollm2 import _tokenizer, materialise, model_file
 
 try:
     FILE = model_file()

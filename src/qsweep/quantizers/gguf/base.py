@@ -19,19 +19,19 @@ from typing import Any
 from qsweep.base.contents import has_figures
 from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.base.files import read_json, write_json
+from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
 from qsweep.base.manifest import open_entry, seal
 from qsweep.base.store import delete
-from qsweep.formats.gguf.agreement import VERSION as AGREEMENT_VERSION
-from qsweep.formats.gguf.agreement import measure_agreement
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.converter import convert, package_version
 from qsweep.formats.gguf.layout import derive
 from qsweep.formats.gguf.reader import read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json, to_json
 from qsweep.models.facts import readable_directory
-from qsweep.quantizers import SourceModel
-from qsweep.sweep.config import key_of
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.gguf.agreement import VERSION as AGREEMENT_VERSION
+from qsweep.quantizers.gguf.agreement import measure_agreement
 
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
@@ -47,7 +47,7 @@ class Base:
     """An unquantized file and how the checkpoint lies in it.
 
     ``added`` is the metadata that the converter forgot, ``agreement`` what
-    :func:`~qsweep.formats.gguf.agreement.measure_agreement` found of the file. Where ``layout`` does not
+    :func:`~qsweep.quantizers.gguf.agreement.measure_agreement` found of the file. Where ``layout`` does not
     explain the whole file, ``unexplained`` says what it leaves out.
     """
 

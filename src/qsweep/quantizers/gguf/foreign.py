@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qsweep.formats.gguf.base import Base
     from qsweep.formats.gguf.reader import GGUFFile
+    from qsweep.quantizers.gguf.base import Base
 
 # Root mean square error of a quantized tensor, as a share of its own. Two bits reach 0.4; rows in
 # another order are off by the square root of 2.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ArtifactCorrupt, QsweepError, TrialFailed
 from qsweep.formats.gguf.reader import read_gguf
 from qsweep.formats.gguf.types import FILE_TYPES
-from qsweep.quantizers import SourceModel
+from qsweep.models.source import SourceModel
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +109,8 @@ def _own_logits(model: SourceModel, ids: list[int], wide: bool) -> "torch.Tensor
     import torch
 
     from qsweep.formats.dense import load_dense
+    from qsweep.formats.hf import reference_artifact
     from qsweep.models.devices import resolve_dtype
-    from qsweep.quantizers.none import reference_artifact
 
     dtype = "float32" if wide else resolve_dtype("auto", model.device, model.path)
     engine = load_dense(
@@ -143,7 +143,7 @@ def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
     content = {"file": str(file), "ids": ids, "out": str(answer), "threads": threads}
     order.write_text(json.dumps(content), encoding="utf-8")
     done = subprocess.run(  # noqa: S603 - this module
-        [sys.executable, "-P", "-m", "qsweep.formats.gguf.agreement", str(order)],
+        [sys.executable, "-P", "-m", "qsweep.quantizers.gguf.agreement", str(order)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

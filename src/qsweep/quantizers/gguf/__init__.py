@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
+from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.gguf.types import BY_BITS, FileType, file_type
-from qsweep.quantizers import CalibrationTokens, ModelFacts, Progress, SourceModel, silent
+from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.gguf.base import Base
     from qsweep.formats.gguf.reader import GGUFFile
+    from qsweep.quantizers.gguf.base import Base
 
 # Types that so far only llama.cpp itself reads.
 _NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
@@ -121,9 +123,9 @@ class GGUF:
             TrialFailed: llama.cpp refuses the type.
         """
         self.check(model.facts)
-        from qsweep.formats.gguf.base import unquantized
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import quantize_file
+        from qsweep.quantizers.gguf.base import unquantized
 
         assert (type_ := self.file_type) is not None
         progress("convert", None)

@@ -2,15 +2,18 @@
 
 The package ships it as a Q4_1 GGUF file; here it becomes an ordinary Hugging Face checkpoint. Its
 weights then sit on a grid of 4 bits in groups of 32, which flatters 4-bit results.
+
+    python tools/smollm2.py DIR
 """
 
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable
+from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable, QsweepError
 from qsweep.base.files import write_json
 from qsweep.formats.gguf.reader import GGUFFile, read_gguf
 
@@ -207,3 +210,12 @@ def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "model_max_length": metadata["llama.context_length"],
         "chat_template": metadata["tokenizer.chat_template"],
     }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tools/smollm2.py DIR")
+    try:
+        materialise(Path(sys.argv[1]))
+    except QsweepError as error:
+        sys.exit(f"error: {error}")

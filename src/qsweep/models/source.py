@@ -1,0 +1,44 @@
+"""A model to quantize, and what is known of it before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before anything is loaded, read from its files' headers.
+
+    ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
+    (out_features, in_features). Embeddings, norms and the output head are not among them.
+    ``experts`` tells whether the decoder is a mixture of experts; None where nobody looked.
+    """
+
+    name: str
+    path: Path
+    model_type: str
+    linears: dict[str, tuple[int, int]]
+    parameters: int
+    max_length: int
+    vocab_size: int
+    experts: bool | None = None
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model to quantize: a directory with an unquantized Hugging Face checkpoint."""
+
+    facts: ModelFacts
+    device: str
+    """``cpu`` or ``cuda:N``."""
+    trust_remote_code: bool = False
+    own_run: bool = False
+    """Whether an artifact that only its runtime can run is wanted, too."""
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's directory."""
+        return self.facts.path

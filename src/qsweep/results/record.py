@@ -1,0 +1,5 @@
+"""The record of a trial, as every output reads it."""
+
+from typing import Any
+
+Record = dict[str, Any]

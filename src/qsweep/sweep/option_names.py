@@ -1,0 +1,39 @@
+"""Names of the options that there are, and what a command line chooses."""
+
+from collections.abc import Sequence
+
+from qsweep.base.shipped import choices, folder, options_by_choice, values_of
+
+
+def known_options(key: str) -> list[str]:
+    """Names of groups and options at the top, and of those in the group that a key is in."""
+    from omegaconf import OmegaConf
+
+    from qsweep.sweep.overrides import options_of
+
+    names = [name for name in choices() if name != "hydra"]
+    config = OmegaConf.load(folder("conf") / "config.yaml")
+    names += [str(name) for name in config if name not in ("defaults", "hydra")]
+    group = key.partition(".")[0]
+    if group != key:
+        names += [f"{group}.{name}" for _, options in options_by_choice(group) for name in options]
+        names += [f"{group}.{name}" for name in options_of(group)]
+    return sorted(set(names))
+
+
+def chosen_quantizers(overrides: Sequence[str]) -> list[type]:
+    """The classes of the quantizers that a command line chooses, or of the default one."""
+    from qsweep.sweep.overrides import quantizer_class
+
+    given = dict(o.split("=", 1) for o in overrides if "=" in o)
+    names = given.get("quant", "gptq").split(",")
+    values = dict(values_of("quant"))
+    found = []
+    for name in names:
+        options = values.get(name.strip(), {})
+        backend = given.get("quant.backend", options.get("backend"))
+        cls = quantizer_class({**options, "backend": backend})
+        if cls is None:
+            return []
+        found.append(cls)
+    return found
