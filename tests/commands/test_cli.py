@@ -123,10 +123,10 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report.__main__", "env.__main__"],
+    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report", "env"],
 )
 def test_arguments_that_a_command_does_not_know_are_one_line(capsys, module):
-    main = importlib.import_module(f"qsweep.{module}").main
+    main = importlib.import_module(f"qsweep.commands.{module}").main
     with pytest.raises(SystemExit, match="2"):
         main(["--password=s3cretpw"])
     lines = capsys.readouterr().err.splitlines()

@@ -203,7 +203,7 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
     import sys
 
     script = (
-        "import sys; from pathlib import Path; from test_config import composed\n"
+        "import sys; from pathlib import Path; from helpers.configs import composed\n"
         "from qsweep.sweep.config import trial_config; from qsweep.base.store import Store\n"
         "from qsweep.sweep.plan import find_setting, make_plan\n"
         "trial = trial_config(composed('quant=rtn', 'device=cpu', 'corpus=python_code'))\n"
@@ -215,7 +215,7 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         timeout=120,
     )
     lines = result.stdout.splitlines()
