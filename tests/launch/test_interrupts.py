@@ -16,7 +16,7 @@ from qsweep.launch import ForkServer, Job, run_jobs
 from qsweep.launch.local.slots import Slots
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
+ROOT = HERE.parents[1]
 SMALL = ["eval.max_windows=4", "calibration.num_samples=4", "eval.noise_floor=false", "sweep=t"]
 
 

@@ -283,7 +283,7 @@ if __name__ == "__main__":
 def whole_tree(tmp_path):
     """A launching process with a job that has descendants of every kind: it and their pids."""
     (tmp_path / "main.py").write_text(MAIN.format(slots=2))
-    path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
+    path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])
     environment = os.environ | {"PYTHONPATH": path}
     main = subprocess.Popen(
         [sys.executable, "main.py", str(tmp_path)],
@@ -359,7 +359,7 @@ def test_death_while_importing_ends_the_server(tmp_path):
         "s = ForkServer(preload=('slow_import',)); s.start(); print(s.pid, flush=True)\n"
         "time.sleep(30)"
     )
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent / 'src'}{os.pathsep}{tmp_path}"}
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1] / 'src'}{os.pathsep}{tmp_path}"}
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
     ) as main:
