@@ -57,7 +57,7 @@ def _preload(modules: list[str]) -> None:
     gc.freeze()
 
 
-class _Job:
+class _RunningJob:
     def __init__(self, number: int, mark: str) -> None:
         self.number = number
         self.mark = mark
@@ -69,7 +69,7 @@ class _Server:
     def __init__(self, control: socket.socket, parent: int) -> None:
         self.control = control
         self.parent = parent
-        self.jobs: dict[int, _Job] = {}
+        self.jobs: dict[int, _RunningJob] = {}
         self.wake_r, self.wake_w = os.pipe()
 
     def serve(self) -> None:
@@ -88,7 +88,7 @@ class _Server:
                 if self.wake_r in ready:
                     os.read(self.wake_r, 4096)
                     self._reap()
-                if self.control in ready and not self._obey():
+                if self.control in ready and not self._handle_message():
                     break
         except OSError:  # the launching process is gone
             pass
@@ -97,7 +97,7 @@ class _Server:
             # Tearing the imported libraries down would only take time.
             os._exit(0)
 
-    def _obey(self) -> bool:
+    def _handle_message(self) -> bool:
         message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 3)
         if not message:
             return False
@@ -125,7 +125,7 @@ class _Server:
         if pid == 0:
             self._become_job(server, descriptors)
         _close(descriptors)
-        self.jobs[pid] = _Job(number, mark)
+        self.jobs[pid] = _RunningJob(number, mark)
         self._send({"started": number, "pid": pid})
 
     def _become_job(self, server: int, descriptors: list[int]) -> None:

@@ -37,7 +37,7 @@ def run(request: int, reply: int, progress: int, server: int) -> NoReturn:
         tree.die_with_parent()
         if os.getppid() != server:
             os._exit(1)
-        outcome = _attempt(request, socket.socket(fileno=progress))
+        outcome = _run_target(request, socket.socket(fileno=progress))
         text = json.dumps(outcome).encode()
         with open(reply, "wb", closefd=False) as file:
             file.write(text)
@@ -55,11 +55,11 @@ def run(request: int, reply: int, progress: int, server: int) -> NoReturn:
         os._exit(code)
 
 
-def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
+def _run_target(request: int, progress: socket.socket) -> dict[str, Any]:
     try:
         with open(request, "rb") as file:
             order = json.load(file)
-        _settle(order)
+        _set_up_process(order)
         result = _function(order["target"])(order["payload"], _reporter(progress))
         return {"result": _checked(result, order["target"])}
     except IncompatibleTrial as error:
@@ -74,7 +74,7 @@ def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
         return {"status": "failed", "reason": reason}
 
 
-def _settle(order: dict[str, Any]) -> None:
+def _set_up_process(order: dict[str, Any]) -> None:
     """Make the process what the launching one would have started by itself."""
     log = Path(order["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
