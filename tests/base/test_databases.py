@@ -18,10 +18,10 @@ from helpers.trackers import Outputs, client_of, empty_database, record, runs_in
 from qsweep.base.databases import (
     DatabaseError,
     check_sqlite,
+    driver_message,
     sqlite_path,
     sqlite_url,
     with_driver,
-    words_of,
 )
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync, ui
@@ -181,7 +181,7 @@ def test_postgresql_gets_the_driver_that_is_installed(tmp_path: Path):
     assert with_driver("mysql://h/d") == "mysql://h/d"
     said = Outputs(tmp_path, "postgresql+psycopg://me:s3cret@127.0.0.1:1/d").run(record())
     assert 'pip install "psycopg[binary]"' in said[-1] and "s3cret" not in " ".join(said)
-    assert words_of(ValueError("x (Background on this)")) == "x"
+    assert driver_message(ValueError("x (Background on this)")) == "x"
 
 
 def test_a_database_server_that_is_away_is_said_at_once(tmp_path: Path):

@@ -24,7 +24,7 @@ from qsweep.launch.local.slots import (
     parse_visible,
     place,
 )
-from qsweep.launch.reasons import explain, explain_exit, last_words
+from qsweep.launch.reasons import explain, explain_exit, fatal_line
 
 HERE = Path(__file__).parent
 ONE = Slots(count=1)
@@ -475,7 +475,7 @@ TRACEBACK = (
     ],
 )  # fmt: skip
 def test_last_words(output, status, words):
-    assert last_words(output, status) == words
+    assert fatal_line(output, status) == words
 
 
 def test_a_preload_that_is_missing_is_left_to_the_jobs(job, server):

@@ -119,7 +119,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: temporary sibling, fsync, rename.
 
     The sibling is locked as long as its writer lives, so that others can tell what was left behind
-    (:mod:`qsweep.base.leftovers`).
+    (:mod:`qsweep.base.cleanup`).
 
     Raises:
         OSError: names ``path``.

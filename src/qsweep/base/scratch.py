@@ -12,7 +12,7 @@ class ScratchFolder(tempfile.TemporaryDirectory):
     """A folder below the system's one for temporary files, removed at the end.
 
     A process that is killed leaves it there. Its name holds the process's number and it is locked
-    as long as that lives, so that a later one can tell (:mod:`qsweep.base.leftovers`): a number alone
+    as long as that lives, so that a later one can tell (:mod:`qsweep.base.cleanup`): a number alone
     means another process in another container.
     """
 

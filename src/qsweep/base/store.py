@@ -3,7 +3,7 @@
 An entry is a directory that appears whole or not at all: it is made beside its place, sealed with a
 manifest of its files, flushed to disk and renamed. Two sweeps that want the same entry wait for one
 another on a lock; a killed maker leaves only a temporary directory, which the next one, or the next
-start (:mod:`qsweep.base.leftovers`), sweeps away.
+start (:mod:`qsweep.base.cleanup`), sweeps away.
 
 What is in its place but not what was written there counts as absent, and a line says so. The quick
 check (the manifest, sizes and time stamps of files) is for whether something is there; whoever

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from qsweep.launch import tree
 from qsweep.launch.job import Job
 from qsweep.launch.local.server import MESSAGE_BYTES
-from qsweep.launch.reasons import explain_exit, last_words
+from qsweep.launch.reasons import explain_exit, fatal_line
 
 # Slow to import, and safe to fork after: none of them starts threads that matter or touches CUDA.
 PRELOAD = (
@@ -316,9 +316,9 @@ class ForkServer:
         for child in list(self._children.values()):
             self._remove_child(child)
         self._errors.seek(0)
-        words = last_words(self._errors.read().decode(errors="replace"), status)
+        last_line = fatal_line(self._errors.read().decode(errors="replace"), status)
         self._errors.close()
-        return "; ".join(filter(None, [explain_exit(status, kernel_oom=False), words]))
+        return "; ".join(filter(None, [explain_exit(status, kernel_oom=False), last_line]))
 
     def _remove_child(self, child: Child) -> None:
         self._children.pop(child.number, None)

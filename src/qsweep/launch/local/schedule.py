@@ -65,7 +65,7 @@ def run_jobs(
     try:
         run.run_all()
     except BaseException:
-        interrupts.heed()
+        interrupts.acknowledge()
         used.close()
         raise
     if server is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.base.hiding_stream import HidingStream
+from qsweep.base.secrets import RedactingStream
 from qsweep.launch import tree
 from qsweep.launch.reasons import OUT_OF_MEMORY, explain
 
@@ -99,7 +99,7 @@ def _set_up_process(order: dict[str, Any]) -> None:
 
 
 def _text_stream(descriptor: int) -> TextIO:
-    return HidingStream(
+    return RedactingStream(
         io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
         encoding="utf-8",
         errors="backslashreplace",

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qsweep.base.databases import driver_advice, is_database, words_of
+from qsweep.base.databases import driver_advice, driver_message, is_database
 from qsweep.base.numbers import one_line
 from qsweep.base.secrets import scrubbed
 from qsweep.tracking.settings import RefusedError, TrackerError, public_uri
@@ -28,7 +28,7 @@ def tracker_errors(uri: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         # Whatever a tracker, its database driver or the network comes up with.
-        text = words_of(error) if is_database(uri) else str(error)
+        text = driver_message(error) if is_database(uri) else str(error)
         line = f"MLflow at {label}: {_gist(scrubbed(one_line(text), uri))}"
         if getattr(error, "error_code", None) in _REFUSED:
             raise RefusedError(line) from error

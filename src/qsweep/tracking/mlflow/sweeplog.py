@@ -5,12 +5,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qsweep.base.config_files import resolve_recorded
 from qsweep.base.databases import sqlite_path
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
-from qsweep.base.written import resolved_again
 from qsweep.results import record_file
 from qsweep.results.labels import named_apart
 from qsweep.results.record import Record
@@ -174,7 +174,7 @@ def recorded_place(directory: Path, outputs: Path) -> Place | None:
         if not isinstance(tracking, dict) or tracking.get("enabled") is not True:
             continue
         uri, experiment = (
-            resolved_again(config, f"tracking.{name}") or tracking.get(name)
+            resolve_recorded(config, f"tracking.{name}") or tracking.get(name)
             for name in ("uri", "experiment")
         )
         with contextlib.suppress(QsweepError, TypeError, AttributeError):

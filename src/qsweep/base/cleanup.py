@@ -21,7 +21,7 @@ from qsweep.base.store import Kind, Store, delete
 _OWNED = re.compile(rf"\..+\.(\d+)\.tmp|{PREFIX}(\d+)-\w+")
 
 
-def sweep_away(outputs: Path) -> list[Path]:
+def remove_abandoned(outputs: Path) -> list[Path]:
     """Remove what nobody will ever finish, below ``outputs`` and among temporary files.
 
     Returns what was removed. What cannot be removed stays, without a word.
