@@ -27,7 +27,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.commands import sync, ui
 from qsweep.search.storage import open_storage
 from qsweep.tracking import TrackingConfig, ui_line
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import resolved_uri
 
 __all__ = ["empty_database"]  # a fixture
@@ -200,7 +200,7 @@ def test_postgresql_is_a_tracker_and_a_storage(tmp_path: Path, postgresql: str):
             connection.execute(text(f"CREATE DATABASE {name}"))
     tracker = postgresql.removesuffix("postgres") + "tracker"
     plain = tracker.replace("+pg8000", "")
-    pg, there = Outputs(tmp_path, plain), Place(tracker, "qsweep")
+    pg, there = Outputs(tmp_path, plain), TrackingTarget(tracker, "qsweep")
     assert pg.run(*TWO, timeout_s=200) == []
     assert len(runs_in(there)) == 3
     (pg.directory / "tracking.json").unlink()

@@ -118,12 +118,12 @@ class FileLock:
 
     def _wait(self, descriptor: int) -> None:
         give_up = None if self.timeout_s is None else time.monotonic() + self.timeout_s
-        told, pause = "", _POLL_S
+        noticed, pause = "", _POLL_S
         while not _try_lock(descriptor):
             owner = owner_of(self.path) or "an unknown process"
-            if owner != told and self.notice is not None:
+            if owner != noticed and self.notice is not None:
                 self.notice(f"waiting for {owner}")
-                told = owner
+                noticed = owner
             left = pause if give_up is None else give_up - time.monotonic()
             if left <= 0:
                 waited = f"{self.timeout_s:g} s"

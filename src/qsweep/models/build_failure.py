@@ -36,10 +36,10 @@ def why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
     if isinstance(error, KeyError) and error.args:
         # Looked up in one of transformers' tables: of activations, of rotary embeddings.
         key = error.args[0]
-        saying = [n for n, value in leaves(config) if type(value) is type(key) and value == key]
-        if len(saying) == 1:
-            told = repr(key) if isinstance(key, str) else shown(key)
-            return f"{saying[0]} says {told}, which transformers {__version__} does not know"
+        fields = [n for n, value in leaves(config) if type(value) is type(key) and value == key]
+        if len(fields) == 1:
+            value = repr(key) if isinstance(key, str) else shown(key)
+            return f"{fields[0]} says {value}, which transformers {__version__} does not know"
     reason = f"transformers cannot build this model ({_in_words(error)})"
     named = {name.rpartition(".")[2] for name, _ in leaves(config)}
     if any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in named):

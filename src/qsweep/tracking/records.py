@@ -13,7 +13,7 @@ from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.html.data import SweepData, normalised
 from qsweep.results.record import Record
-from qsweep.tracking.mlflow.reader import Reader, tracker_place
+from qsweep.tracking.mlflow.reader import Reader, tracking_target
 
 _CONNECTIONS = 8
 
@@ -26,7 +26,7 @@ class TrackedSweeps:
     """
 
     def __init__(self, uri: str, experiment: str, outputs: Path):
-        self._reader = Reader(tracker_place(uri, experiment, outputs))
+        self._reader = Reader(tracking_target(uri, experiment, outputs))
         self._runs: dict[str, str] = {}
         self._parents: dict[str, str] = {}
         self._folder = ScratchFolder()

@@ -22,7 +22,7 @@ from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.calls import pages, tracker_errors
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.runs import Run, fingerprint
 from qsweep.tracking.settings import TrackerError, public_uri
 
@@ -62,10 +62,10 @@ class Client:
         TrackerError: one line; the constructor and every method.
     """
 
-    def __init__(self, place: Place, outputs: Path):
-        self._place = place
+    def __init__(self, target: TrackingTarget, outputs: Path):
+        self._target = target
         with self._errors():
-            self._mlflow = connect(place.uri)
+            self._mlflow = connect(target.uri)
             self._experiment = self._find_experiment(outputs)
 
     def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
@@ -86,7 +86,7 @@ class Client:
             return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
 
     def state_of(self, parent: str) -> tuple[str | None, bool | None]:
-        """The identity that a sweep's run has, and whether the sweep came to its end; None: unsaid."""
+        """The identity that a sweep's run has, and whether the sweep came to its end; None: unknown."""
         with self._errors():
             tags = self._mlflow.get_run(parent).data.tags
             status = tags.get("status")
@@ -134,8 +134,8 @@ class Client:
             before = self._mlflow.get_run(run_id).data.params
             changed = {k: v for k, v in params.items() if before.get(k, v) != v}
             if changed:  # MLflow refuses to change a param
-                said = (f"{k}: {before[k]} -> {v}" for k, v in sorted(changed.items()))
-                tags["changed_params"] = one_line("; ".join(said))[:5000]
+                changes = (f"{k}: {before[k]} -> {v}" for k, v in sorted(changed.items()))
+                tags["changed_params"] = one_line("; ".join(changes))[:5000]
             params = {k: v for k, v in params.items() if k not in before}
             self._log_batches(run_id, run, params, tags, None if again else run.ended_ms or now)
             self._log_artifacts(run_id, run)
@@ -195,12 +195,12 @@ class Client:
     def _find_experiment(self, outputs: Path) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = self._place.experiment
+        name = self._target.experiment
         found = self._mlflow.get_experiment_by_name(name)
         if found is None:
             # A database has no room for files: they lie beside it. A server decides for itself.
-            local = is_database(self._place.uri)
-            beside = (sqlite_path(self._place.uri) or outputs / "mlflow.db").parent / "mlruns"
+            local = is_database(self._target.uri)
+            beside = (sqlite_path(self._target.uri) or outputs / "mlflow.db").parent / "mlruns"
             try:
                 location = beside.as_uri() if local else None
                 return str(self._mlflow.create_experiment(name, location, tags=_EXPERIMENT_TAGS))
@@ -276,7 +276,7 @@ class Client:
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self._experiment)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return tracker_errors(self._place.uri)
+        return tracker_errors(self._target.uri)
 
 
 def connect(uri: str) -> "MlflowClient":

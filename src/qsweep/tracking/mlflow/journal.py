@@ -23,7 +23,7 @@ FILE = "tracking.json"
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackingTarget:
     """A tracker and an experiment in it."""
 
     uri: str
@@ -43,12 +43,12 @@ class Journal:
     processes are kept apart by :func:`logger_lock`.
     """
 
-    def __init__(self, directory: Path, place: Place):
+    def __init__(self, directory: Path, target: TrackingTarget):
         self._path = directory / FILE
         self._content = _read(directory)
-        self._place = place
+        self._target = target
         self._guard = threading.Lock()
-        self._log: dict[str, Any] = self._content["logs"].setdefault(place.label, {})
+        self._log: dict[str, Any] = self._content["logs"].setdefault(target.label, {})
         self._log.setdefault("runs", {})
 
     @property
@@ -78,7 +78,7 @@ class Journal:
 
     def open(self, *, complete: bool) -> None:
         """Note that the sweep is under way (or over) and logs here."""
-        current = {"uri": public_uri(self._place.uri), "experiment": self._place.experiment}
+        current = {"uri": public_uri(self._target.uri), "experiment": self._target.experiment}
         with self._guard:
             self._content |= {"complete": complete, "current": current}
             self._write()
@@ -169,10 +169,10 @@ def _is_copied(directory: Path, content: dict[str, Any]) -> bool:
     return any(original["uid"] == content["uid"] for original in originals)
 
 
-def current_place(directory: Path) -> Place | None:
+def current_target(directory: Path) -> TrackingTarget | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
     current = _read(directory).get("current")
-    return Place(**current) if current else None
+    return TrackingTarget(**current) if current else None
 
 
 def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | None:
@@ -181,18 +181,18 @@ def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | Non
     Where the tracker is no server, the host is the one that ``mlflow ui`` listens on by default.
     """
     uri = resolved_uri(config.uri, outputs)
-    label = Place(uri, config.experiment).label
+    label = TrackingTarget(uri, config.experiment).label
     page = _read(directory)["logs"].get(label, {}).get("page")
     host = server_page(uri) if is_server(uri) else "http://127.0.0.1:5000"
     return f"{host}/{page}" if page else None
 
 
-def is_settled(directory: Path, place: Place) -> bool:
-    """Whether nothing of a sweep is missing at ``place``, as far as its own notes say."""
-    current = current_place(directory)
-    if current is None or current.label != place.label:
+def is_settled(directory: Path, target: TrackingTarget) -> bool:
+    """Whether nothing of a sweep is missing at ``target``, as far as its own notes say."""
+    current = current_target(directory)
+    if current is None or current.label != target.label:
         return True
-    return bool(_read(directory)["logs"].get(place.label, {}).get("summary"))
+    return bool(_read(directory)["logs"].get(target.label, {}).get("summary"))
 
 
 def logger_lock(directory: Path) -> FileLock:

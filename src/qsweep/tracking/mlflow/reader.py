@@ -10,30 +10,30 @@ from qsweep.base.secrets import is_hidden
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.calls import pages, tracker_errors
 from qsweep.tracking.mlflow.client import connect
-from qsweep.tracking.mlflow.journal import Journal, Place, current_place
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, current_target
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 
 
 class Reader:
     """The runs of one experiment. All errors are TrackerErrors."""
 
-    def __init__(self, place: Place):
-        self._place = place
-        database = sqlite_path(place.uri)
+    def __init__(self, target: TrackingTarget):
+        self._target = target
+        database = sqlite_path(target.uri)
         if database is not None and not database.exists():
             raise TrackerError(f"no MLflow database {database}")
         with self._errors():
-            self._mlflow = connect(place.uri)
-            found = self._mlflow.get_experiment_by_name(place.experiment)
+            self._mlflow = connect(target.uri)
+            found = self._mlflow.get_experiment_by_name(target.experiment)
         if found is None:
-            raise TrackerError(f"no experiment {place.experiment!r} at {self.label}")
+            raise TrackerError(f"no experiment {target.experiment!r} at {self.label}")
         self._experiment = str(found.experiment_id)
         self._viewed = views.TAG in found.tags
 
     @property
     def label(self) -> str:
         """The tracker and the experiment, as messages call them."""
-        return self._place.label
+        return self._target.label
 
     @property
     def page(self) -> str:
@@ -76,13 +76,13 @@ class Reader:
             )
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return tracker_errors(self._place.uri)
+        return tracker_errors(self._target.uri)
 
 
-def tracker_place(uri: str, experiment: str, outputs: Path) -> Place:
+def tracking_target(uri: str, experiment: str, outputs: Path) -> TrackingTarget:
     """The place that a URI given by the user means. Raises ConfigError."""
     config = TrackingConfig(uri=uri, experiment=experiment)
-    return Place(resolved_uri(config.uri, outputs), config.experiment)
+    return TrackingTarget(resolved_uri(config.uri, outputs), config.experiment)
 
 
 def log_files(directory: Path, outputs: Path, files: Sequence[Path]) -> None:
@@ -91,10 +91,10 @@ def log_files(directory: Path, outputs: Path, files: Sequence[Path]) -> None:
     Raises:
         TrackerError: the tracker cannot be reached.
     """
-    place = current_place(directory)
-    if place is None:
+    target = current_target(directory)
+    if target is None:
         return
-    run = Journal(directory, place).parent
-    if run is None or is_hidden(place.uri):
+    run = Journal(directory, target).parent
+    if run is None or is_hidden(target.uri):
         return
-    Reader(place).attach(run, files)
+    Reader(target).attach(run, files)

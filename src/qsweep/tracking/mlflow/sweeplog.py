@@ -15,7 +15,7 @@ from qsweep.results import record_file
 from qsweep.results.labels import named_apart
 from qsweep.results.record import Record
 from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
 from qsweep.tracking.mlflow.runs import fingerprint, milliseconds, sweep_run, trial_run
 from qsweep.tracking.settings import (
     RefusedError,
@@ -37,9 +37,9 @@ class SweepLog:
         TrackerError: the tracker cannot be reached, or another process is logging this sweep.
     """
 
-    def __init__(self, directory: Path, place: Place, outputs: Path):
+    def __init__(self, directory: Path, target: TrackingTarget, outputs: Path):
         self._directory = directory
-        self._place = place
+        self._target = target
         self._outputs = outputs
         self._lock = logger_lock(directory)
         try:
@@ -51,8 +51,8 @@ class SweepLog:
             raise TrackerError(str(error)) from error
         self._client: Client | None = None
         self._parent = ""
-        self.journal = Journal(directory, place)
-        database = sqlite_path(place.uri)
+        self.journal = Journal(directory, target)
+        database = sqlite_path(target.uri)
         if database is not None and not database.exists():
             self.journal.forget()
 
@@ -72,7 +72,7 @@ class SweepLog:
         """
         if self._client is not None:
             return False
-        client = Client(self._place, self._outputs)
+        client = Client(self._target, self._outputs)
         started = milliseconds(_sweep_facts(self._directory)[2])
         noted, uid = self.journal.parent, self.journal.uid
         known = noted or client.find_sweep(uid, name, _fingerprints(self._directory))
@@ -163,7 +163,7 @@ def read_records(directory: Path) -> list[Record]:
     return records
 
 
-def recorded_place(directory: Path, outputs: Path) -> Place | None:
+def recorded_target(directory: Path, outputs: Path) -> TrackingTarget | None:
     """Where the first readable record says that it was to be logged; None: nowhere.
 
     A password that was left out, or is no longer in the environment, stays hidden.
@@ -179,18 +179,18 @@ def recorded_place(directory: Path, outputs: Path) -> Place | None:
         )
         with contextlib.suppress(QsweepError, TypeError, AttributeError):
             chosen = TrackingConfig(uri=uri, experiment=str(experiment))
-            return Place(resolved_uri(chosen.uri, outputs), chosen.experiment)
+            return TrackingTarget(resolved_uri(chosen.uri, outputs), chosen.experiment)
     return None
 
 
-def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
+def sync_sweep(directory: Path, target: TrackingTarget, outputs: Path) -> int:
     """Log what is missing of a sweep that no process is running; returns how many trials that was.
 
     Raises:
         TrackerError: the tracker cannot be reached or refuses a trial, or the sweep is running.
     """
     records = read_records(directory)
-    log = SweepLog(directory, place, outputs)
+    log = SweepLog(directory, target, outputs)
     try:
         logged, refused = log.log_missing(records)
         name, command, _ = _sweep_facts(directory)
