@@ -1,6 +1,7 @@
 """JSON into frozen dataclasses, or one line that says what is in the way."""
 
 import doctest
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -68,6 +69,14 @@ def test_unknown_names_may_be_passed_over_on_request():
     with pytest.raises(JsonMismatch):
         convert(Inner, content)
     assert convert_or_none(Inner, {"n": "1"}) is None
+
+
+def test_half_a_surrogate_pair_of_an_odd_path_is_no_reason_to_refuse_a_file(tmp_path):
+    value = {"name": "/home/\udce4/\ud83d\ude00/\\ud", "inner": {"n": 1}}
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(value))
+    expected = Outer("/home/\ufffd/\U0001f600/\\ud", Inner(1))
+    assert convert(Outer, value) == read(Outer, file) == expected
 
 
 def test_the_example_in_the_documentation_runs():

@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsweep.base.files import read_json
+from qsweep.base.typed_json import JsonMismatch, convert
 
 Check = Callable[[Any], bool]
 
@@ -51,37 +53,76 @@ def or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-def _is_size(value: Any) -> bool:
-    names = {"weight_bytes", "linear_bits", "linear_weights", "total_bits", "parameters"}
-    return is_mapping(value) and value.keys() == names and all(map(is_number, value.values()))
+# By kind of entry, the fields that it must have, beside others.
+@dataclass(frozen=True)
+class _Size:
+    weight_bytes: float
+    linear_bits: float
+    linear_weights: float
+    total_bits: float
+    parameters: float
 
 
-# By kind of entry, the fields that it must have.
-_FIELDS: Mapping[str, Mapping[str, Check]] = {
-    "artifacts": {
-        "format": is_text,
-        "size": _is_size,
-        "runtimes": is_texts,
-        "details": is_mapping,
-    },
-    "measurements": {"metrics": has_figures, "facts": is_mapping, "evaluate_s": is_number},
-    "tasks": {"status": is_text, "reason": or_none(is_text)},
-    "texts": {"fingerprint": is_text},
-    "importances": {"shared_s": is_number},
+@dataclass(frozen=True)
+class _Artifact:
+    format: str
+    size: _Size
+    runtimes: list[str]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    metrics: dict[str, Any]
+    facts: dict[str, Any]
+    evaluate_s: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class _FinishedTask(_Task):
+    seconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Text:
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Importance:
+    shared_s: float
+
+
+_CONTENTS: Mapping[str, type] = {
+    "artifacts": _Artifact,
+    "measurements": _Measurement,
+    "tasks": _Task,
+    "texts": _Text,
+    "importances": _Importance,
 }
-_FINISHED_TASK: Mapping[str, Check] = {"seconds": is_number, "facts": is_mapping}
 
 
 def problem(kind: str, content: Any) -> str | None:
     """What is wrong with the content of an entry's manifest, None if nothing is."""
-    if not is_mapping(content):
+    if not isinstance(content, dict):
         return "its content is no mapping"
-    fields = dict(_FIELDS.get(kind, {}))
-    if kind == "tasks" and content.get("status") == "finished":
-        fields |= _FINISHED_TASK
-    if kind != "models" and not has_figures(content):
+    finished = kind == "tasks" and content.get("status") == "finished"
+    wanted = _FinishedTask if finished else _CONTENTS.get(kind)
+    if kind != "models" and not all(map(has_figures, (content, content.get("metrics") or {}))):
         return "holds something else where a number belongs"
-    return wrong_field(content, fields)
+    try:
+        if wanted is not None:
+            convert(wanted, content, unknown="ignore")
+    except JsonMismatch as error:
+        return str(error)
+    return None
 
 
 def wrong_field(content: Mapping[str, Any], fields: Mapping[str, Check]) -> str | None:

@@ -13,6 +13,7 @@ from typing import (
     Literal,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -42,7 +43,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise ConfigError(f"{_at(where, name)}: no such option{nearest(name, names)}")
     _check_numbers(cls, values, where)
     try:
-        return adapter_of(cls).validate_python(dict(values))
+        return adapter_of(cast("Any", cls)).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):

@@ -5,7 +5,8 @@ one line that says which field it is; strings are no numbers, true is no 1, and 
 none that were written here.
 
 Example:
-    >>> @dataclasses.dataclass(frozen=True)
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
     ... class Point:
     ...     x: float
     ...     labels: tuple[str, ...] = ()
@@ -17,8 +18,9 @@ Example:
 """
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from qsweep.base.files import read_regular
 from qsweep.base.schema import adapter_of
@@ -26,6 +28,10 @@ from qsweep.base.schema import adapter_of
 T = TypeVar("T")
 Unknown = Literal["forbid", "ignore"]
 _LONGEST_VALUE = 60
+# Halves of surrogate pairs: bytes of a path in a locale of ASCII. pydantic takes none.
+_LONE_SURROGATE = re.compile(
+    r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.I
+)
 
 
 class JsonMismatch(ValueError):
@@ -47,7 +53,7 @@ def parse(cls: type[T], text: str | bytes, *, unknown: Unknown = "forbid") -> T:
     from pydantic import ValidationError
 
     try:
-        return adapter_of(cls).validate_json(text, strict=True, extra=unknown)
+        return adapter_of(cast("Any", cls)).validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
         first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
@@ -64,8 +70,11 @@ def parse(cls: type[T], text: str | bytes, *, unknown: Unknown = "forbid") -> T:
 
 
 def convert(cls: type[T], value: Any, *, unknown: Unknown = "forbid") -> T:
-    """The same for what a JSON text has been parsed to; see :func:`parse`."""
-    return parse(cls, json.dumps(value), unknown=unknown)
+    """The same for what a JSON text has been parsed to; see :func:`parse`.
+
+    Halves of surrogate pairs become U+FFFD, here and in :func:`read`.
+    """
+    return parse(cls, _LONE_SURROGATE.sub(r"\\ufffd", json.dumps(value)), unknown=unknown)
 
 
 def convert_or_none(cls: type[T], value: Any, *, unknown: Unknown = "ignore") -> T | None:
@@ -83,4 +92,7 @@ def read(cls: type[T], file: Path, *, unknown: Unknown = "forbid") -> T:
         OSError: it is missing, no regular file, or may not be read.
         JsonMismatch: it holds something else.
     """
-    return parse(cls, read_regular(file), unknown=unknown)
+    text = read_regular(file)
+    if rb"\ud" in text:
+        text = _LONE_SURROGATE.sub(r"\\ufffd", text.decode(errors="replace")).encode()
+    return parse(cls, text, unknown=unknown)
