@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import flat
 from qsweep.base.secrets import hidden_tree, hidden_value
-from qsweep.search.attributes import is_intact
+from qsweep.search.attributes import Attributes, estimate_to_json, read_attributes
 from qsweep.search.fidelity import Estimate
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
@@ -118,7 +118,7 @@ class Study:
         A trial appears with its key in one transaction, and of two with the same key the lower
         number counts: so no two processes run the same one.
         """
-        known = {} if estimate is None else {"outcome": _to_json(estimate)}
+        known = {} if estimate is None else {"outcome": estimate_to_json(estimate)}
         self._add("RUNNING", key, name, params, space, known)
         same = [entry for entry in self.entries() if entry.key == key]
         number = max(entry.number for entry in same if entry.owner == self.owner)
@@ -134,7 +134,7 @@ class Study:
 
     def note(self, number: int, estimate: Estimate) -> None:
         """Keep what a trial measured at lower fidelity."""
-        self._trial(number).set_user_attr("outcome", _to_json(estimate))
+        self._trial(number).set_user_attr("outcome", estimate_to_json(estimate))
 
     def complete(
         self,
@@ -161,7 +161,7 @@ class Study:
         self, key: str, name: str, params: Params, space: Space, estimate: Estimate, reason: str
     ) -> None:
         """Record that a candidate was dropped before it was quantized."""
-        attributes = {"outcome": _to_json(estimate), "reason": reason}
+        attributes = {"outcome": estimate_to_json(estimate), "reason": reason}
         self._add("PRUNED", key, name, params, space, attributes)
 
     def fail(self, number: int, reason: str) -> None:
@@ -292,42 +292,24 @@ def study_params(params: Params, space: Space) -> tuple[dict[str, str], dict[str
 
 
 def _study_trial(trial: "FrozenTrial") -> StudyTrial:
-    attributes, state = trial.user_attrs, _STATES.get(trial.state.name, "running")
-    if not is_intact(attributes):
+    attributes = read_attributes(trial.user_attrs)
+    state = _STATES.get(trial.state.name, "running")
+    if attributes is None:
         # Free to be run again: what it measured is in the store.
-        attributes, state = {"reason": "what the study says of it is damaged"}, "failed"
-    estimate = attributes.get("outcome")
+        attributes, state = Attributes(reason="what the study says of it is damaged"), "failed"
     return StudyTrial(
         number=trial.number,
         state=state,
-        key=attributes.get("key", ""),
-        name=attributes.get("name", ""),
-        params=attributes.get("params", {}),
-        owner=attributes.get("owner", ""),
-        estimate=_from_json(estimate) if estimate else None,
+        key=attributes.key,
+        name=attributes.name,
+        params=attributes.params,
+        owner=attributes.owner,
+        estimate=attributes.outcome.restored() if attributes.outcome else None,
         values=tuple(trial.values) if trial.values else None,
         violations=dict(trial.constraints),
-        finding=attributes.get("finding"),
-        reason=attributes.get("reason"),
+        finding=attributes.finding,
+        reason=attributes.reason,
     )
-
-
-def _to_json(estimate: Estimate) -> dict[str, Any]:
-    # JSON of databases has no infinity.
-    spans = {
-        name: [value if math.isfinite(value) else None for value in span]
-        for name, span in estimate.spans.items()
-    }
-    return {"fidelity": estimate.fidelity, "spans": spans}
-
-
-def _from_json(content: Mapping[str, Any]) -> Estimate:
-    unknown = (-math.inf, math.nan, math.inf)
-    spans: Any = {
-        name: tuple(u if v is None else v for v, u in zip(span, unknown, strict=True))
-        for name, span in content["spans"].items()
-    }
-    return Estimate(content["fidelity"], spans)
 
 
 def _finite(value: float) -> float:
