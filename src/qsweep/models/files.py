@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qsweep.base.errors import ConfigError
-from qsweep.base.files import NotRegularFile, open_regular, write_json
-from qsweep.models.config import read_json
+from qsweep.base.files import open_regular, write_json
+from qsweep.models.config import file_errors, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -180,12 +180,8 @@ def link_model(path: Path, folder: Path) -> None:
 
 
 def _regular(path: Path) -> Path:
-    try:
+    with file_errors(path):
         open_regular(path).close()
-    except NotRegularFile as error:
-        raise ConfigError(f"{path}: {error}; a model's files are read from here") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     return path
 
 

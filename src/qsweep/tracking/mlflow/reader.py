@@ -8,8 +8,7 @@ from typing import Any
 from qsweep.base.databases import sqlite_path
 from qsweep.base.secrets import is_hidden
 from qsweep.tracking.mlflow import views
-from qsweep.tracking.mlflow.calls import pages, tracker_errors
-from qsweep.tracking.mlflow.client import connect
+from qsweep.tracking.mlflow.connection import connect, pages, tracker_errors
 from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, current_target
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 
