@@ -152,10 +152,7 @@ class Study:
 
     def drop(self, number: int, reason: str) -> None:
         """A claimed trial cannot win: it ends here."""
-        from optuna.trial import TrialState
-
-        self._trial(number).set_user_attr("reason", reason)
-        self.optuna.tell(number, state=TrialState.PRUNED)
+        self._end(number, "PRUNED", reason)
 
     def drop_unclaimed(
         self, key: str, name: str, params: Params, space: Space, estimate: Estimate, reason: str
@@ -166,10 +163,7 @@ class Study:
 
     def fail(self, number: int, reason: str) -> None:
         """A trial failed, or was given up."""
-        from optuna.trial import TrialState
-
-        self._trial(number).set_user_attr("reason", reason)
-        self.optuna.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self._end(number, "FAIL", reason)
 
     def recover(self) -> list[StudyTrial]:
         """Give up the trials of processes that died; they are free to be run again.
@@ -251,6 +245,13 @@ class Study:
                 },
             )
         )
+
+    def _end(self, number: int, state: str, reason: str) -> None:
+        from optuna.trial import TrialState
+
+        self._trial(number).set_user_attr("reason", reason)
+        # Another process may have given up a trial that failed.
+        self.optuna.tell(number, state=TrialState[state], skip_if_finished=state == "FAIL")
 
     def _trial(self, number: int) -> Any:
         import optuna

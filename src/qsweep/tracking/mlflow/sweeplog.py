@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from qsweep.base import typed_json
 from qsweep.base.config_files import resolve_recorded
 from qsweep.base.databases import sqlite_path
 from qsweep.base.errors import QsweepError
-from qsweep.base.files import read_json
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
 from qsweep.results import record_file
@@ -73,7 +74,7 @@ class SweepLog:
         if self._client is not None:
             return False
         client = Client(self._target, self._outputs)
-        started = milliseconds(_sweep_facts(self._directory)[2])
+        started = milliseconds(_sweep_facts(self._directory).started)
         noted, uid = self.journal.parent, self.journal.uid
         known = noted or client.find_sweep(uid, name, _fingerprints(self._directory))
         self._parent = client.parent(uid, name, started, known)
@@ -193,8 +194,8 @@ def sync_sweep(directory: Path, target: TrackingTarget, outputs: Path) -> int:
     log = SweepLog(directory, target, outputs)
     try:
         logged, refused = log.log_missing(records)
-        name, command, _ = _sweep_facts(directory)
-        log.finish(name, command, records, settled=not refused)
+        facts = _sweep_facts(directory)
+        log.finish(facts.name, hidden(facts.command), records, settled=not refused)
     finally:
         log.close()
     if refused:
@@ -202,12 +203,20 @@ def sync_sweep(directory: Path, target: TrackingTarget, outputs: Path) -> int:
     return len(logged)
 
 
-def _sweep_facts(directory: Path) -> tuple[str, str, str]:
+@dataclass(frozen=True)
+class _SweepFacts:
+    """What ``sweep.json`` says of a sweep; ``started`` is an ISO 8601 moment."""
+
+    name: str
+    command: str = ""
+    started: str = ""
+
+
+def _sweep_facts(directory: Path) -> _SweepFacts:
     try:
-        facts = read_json(directory / "sweep.json")
-        return str(facts["name"]), hidden(str(facts["command"])), str(facts["started"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return directory.name, "", ""
+        return typed_json.read(_SweepFacts, directory / "sweep.json", unknown="ignore")
+    except (OSError, ValueError):
+        return _SweepFacts(directory.name)
 
 
 def _fingerprints(directory: Path) -> dict[str, str]:
