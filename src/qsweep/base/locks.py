@@ -146,8 +146,13 @@ def device_lock(
 ) -> FileLock:
     """The lock to hold while timing something alone on a device, such as ``cuda:0`` or ``cpu``.
 
-    Whoever is to be kept apart must use the same directory and name on the same machine: the host's
-    name is part of the file's, since another machine's ``cuda:0`` is another device.
+    The host's name is part of the file's, since another machine's ``cuda:0`` is another device.
+
+    Args:
+        directory: Where the lock's file is; whoever is to be kept apart must use the same.
+        name: The device, and whatever else is to be had alone.
+        timeout_s: How long to wait for another owner, None for ever.
+        notice: Called with a line when a wait begins; see :class:`FileLock`.
     """
     safe = re.sub(r"[^\w.-]+", "-", f"{socket.gethostname()}-{name}")
     return FileLock(directory / f"device-{safe}.lock", timeout_s=timeout_s, notice=notice)

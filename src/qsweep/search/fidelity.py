@@ -80,6 +80,13 @@ def why_hopeless(
 
     It cannot where a constraint is out of reach, or where some rival at the *pessimistic* end of its
     own intervals is no worse in any objective and better in one.
+
+    Args:
+        candidate: What is known of it.
+        rivals: Completed trials, seen at the same fidelity.
+        objectives: What the search aims at.
+        constraints: What must hold.
+        references: The reference's figures, for constraints that are relative to it.
     """
     for constraint in constraints:
         best = constraint.best(candidate.spans[constraint.metric])

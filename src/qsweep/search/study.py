@@ -117,6 +117,16 @@ class Study:
 
         A trial appears with its key in one transaction, and of two with the same key the lower
         number counts: so no two processes run the same one.
+
+        Args:
+            key: What tells trials apart.
+            name: What messages call it.
+            params: The combination.
+            space: Where it is from, for the values that each parameter could have had.
+            estimate: What is known of it already.
+
+        Returns:
+            The trial's number.
         """
         known = {} if estimate is None else {"outcome": estimate_to_json(estimate)}
         self._add("RUNNING", key, name, params, space, known)
@@ -143,7 +153,14 @@ class Study:
         violations: Mapping[str, float],
         finding: Mapping[str, Any],
     ) -> None:
-        """A trial is done and measured in full."""
+        """A trial is done and measured in full.
+
+        Args:
+            number: The trial's.
+            values: Of the objectives, in their order.
+            violations: By how much each constraint is missed, by its text; at most 0 where it holds.
+            finding: What the answer needs of it; see :mod:`qsweep.search.attributes`.
+        """
         trial = self._trial(number)
         trial.set_user_attr("finding", hidden_tree(finding))
         for name, excess in violations.items():
@@ -157,7 +174,10 @@ class Study:
     def drop_unclaimed(
         self, key: str, name: str, params: Params, space: Space, estimate: Estimate, reason: str
     ) -> None:
-        """Record that a candidate was dropped before it was quantized."""
+        """Record that a candidate was dropped before it was quantized; arguments as of :meth:`claim`.
+
+        ``reason`` says in one line why it cannot win.
+        """
         attributes = {"outcome": estimate_to_json(estimate), "reason": reason}
         self._add("PRUNED", key, name, params, space, attributes)
 

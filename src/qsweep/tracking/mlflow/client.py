@@ -63,7 +63,14 @@ class Client:
             return self._find({"qsweep.sweep": uid}) or self._parent_holding(name, records)
 
     def parent(self, uid: str, name: str, started_ms: int | None, known: str | None) -> str:
-        """The sweep's run, found by ``known`` id or by its tag, else created."""
+        """The id of a sweep's run, found or created.
+
+        Args:
+            uid: The sweep's identity, by whose tag it is found.
+            name: What a new one is called.
+            started_ms: When a new one began, in milliseconds since 1970; None: now.
+            known: The id that it should have.
+        """
         with self._errors():
             if known and self._is_active(known):
                 return known
@@ -95,7 +102,14 @@ class Client:
         return held
 
     def child(self, parent: str, key: str, run: Run, known: str | None) -> tuple[str, bool]:
-        """A trial's run below ``parent``, and whether it held this trial's record before."""
+        """The id of a trial's run, found or created, and whether it held the trial's record before.
+
+        Args:
+            parent: The sweep's run.
+            key: The trial's.
+            run: Name and start of a new one.
+            known: The id that it should have.
+        """
         with self._errors():
             if known and self._is_active(known):
                 return known, True

@@ -119,7 +119,11 @@ class SweepLog:
     ) -> None:
         """Log the sweep's own figures and end its run, unless that has been done.
 
-        ``settled`` false leaves a note that something is still missing.
+        Args:
+            name: The sweep's.
+            command: What started it.
+            records: All of its trials'.
+            settled: False leaves a note that something is still missing.
         """
         if self.journal.summary == _summary(records, bool(self.journal.complete)):
             return
