@@ -45,7 +45,7 @@ def test_a_port_that_is_taken_is_not_taken_for_ours(tmp_path, capsys):
 def test_it_serves_the_page_of_runs_until_it_is_ended(tmp_path):
     client = Client(TrackingTarget(resolved_uri(None, tmp_path), "qsweep"), tmp_path)
     client.parent("uid", "my-sweep", None, None)
-    client.show()
+    client.store_view()
     port = free_port()
     command = [sys.executable, "-m", "qsweep.ui", "--no-browser"]
     process = subprocess.Popen(

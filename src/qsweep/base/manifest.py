@@ -60,7 +60,7 @@ def seal(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) ->
     _write(path / MANIFEST, body)
 
 
-def seal_again(path: Path) -> None:
+def reseal(path: Path) -> None:
     """Put an entry of version 1, which was verified in full, under a seal as well.
 
     It keeps its date. Whatever happens meanwhile, one manifest or the other is in its place.

@@ -32,7 +32,7 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def take_name(mark: str) -> None:
+def set_process_name(mark: str) -> None:
     """Name this process after its mark, for what it forks to inherit."""
     _prctl(_PR_SET_NAME, _name_of(mark).encode())
 
@@ -80,7 +80,7 @@ def state_of(pid: int) -> str | None:
     return fields[0] if fields else None
 
 
-def kill_strays(jobs: dict[int, str]) -> int:
+def kill_orphans(jobs: dict[int, str]) -> int:
     """Kill this process's children that are neither a job nor belong to a living one.
 
     ``jobs`` are the living jobs' pids and marks. Returns how many were killed. Their own children

@@ -14,19 +14,23 @@ from typing import Any
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import NotRegularFile, read_regular
 from qsweep.base.schema import flat
+from qsweep.models.architecture import EXPERT_KEYS
 
+# How configurations call what they count.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = (
+    *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim"),
+    *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"),
+)
+_INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 # Whole numbers, with the least that makes sense. Some architectures give one for each layer.
 _COUNTS = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim"), 1),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 1),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), 0),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 0),
-    **dict.fromkeys(("num_experts_per_tok", "moe_num_experts", "sliding_window"), 0),
+    **dict.fromkeys((*_LAYERS, *_WIDTHS), 1),
+    **dict.fromkeys((*_INNER_WIDTHS, *EXPERT_KEYS, "num_experts_per_tok", "sliding_window"), 0),
+    # A window of one token predicts nothing.
+    **dict.fromkeys(LENGTHS, 2),
 }
-# A window of one token predicts nothing.
-LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
-_COUNTS |= dict.fromkeys(LENGTHS, 2)
 # Numbers, and whether zero is one that makes sense.
 _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
@@ -35,19 +39,12 @@ _NUMBERS = {
 # Of what a checkpoint has a tensor each, or a number each. Up to here they cost no more than a look
 # at the weights' names: parts that a checkpoint leaves out have sizes in its configuration, too.
 _MANY_LAYERS, _LARGE = 1000, 10_000_000
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_SIZES = (
-    *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim", "num_attention_heads"),
-    *("n_head", "n_heads", "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim"),
-    *("moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts"),
-    *("image_size", "patch_size", "num_channels"),
-)
+_SIZES = (*_WIDTHS, *_INNER_WIDTHS, *EXPERT_KEYS, "image_size", "patch_size", "num_channels")
 # What a model can be built in. Text alone: nothing else survives JSON.
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Parts of numbers, by kind of layer in some architectures.
 _ROTARY = ("rope_parameters", "rope_scaling")
 _PARTS = ("text_config", "llm_config")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_json(file: Path) -> Any:
@@ -185,7 +182,10 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
     heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
         yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {pairs}"
-    experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
+    experts, chosen = (
+        next((text[n] for n in EXPERT_KEYS if text.get(n)), None),
+        "num_experts_per_tok",
+    )
     if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
         yield f"{chosen} is {text[chosen]}, of {experts} experts"
 

@@ -32,7 +32,7 @@ class CompletedTrial:
     estimate: Estimate
 
 
-def quick_look(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -> Params:
+def first_windows_of(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -> Params:
     """A trial's overrides on its first windows only, without what is slow and decides nothing."""
     return {
         **overrides,

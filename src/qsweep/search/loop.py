@@ -14,9 +14,9 @@ from qsweep.search.fidelity import (
     CompletedTrial,
     Estimate,
     Fidelity,
+    first_windows_of,
     most_promising,
     proxy_of,
-    quick_look,
     why_hopeless,
 )
 from qsweep.search.objectives import Constraint, Objective, figure, spans
@@ -210,8 +210,8 @@ class Search:
         trial = candidate.trial
         proxy = proxy_of(candidate.params, trial.quant, trial.method, self.settings.proxy)
         if proxy is None:
-            return quick_look(candidate.params, self.settings.few_windows, "few")
-        return quick_look(proxy, self.settings.few_windows, "proxy")
+            return first_windows_of(candidate.params, self.settings.few_windows, "few")
+        return first_windows_of(proxy, self.settings.few_windows, "proxy")
 
     def _look(self, jobs: Sequence[Params]) -> list[Estimate | None]:
         """Measure at low fidelity, equal jobs once; None for what did not finish."""
@@ -286,7 +286,7 @@ class Search:
         if "few" not in self.settings.rungs:
             return list(batch)
         windows = self.settings.few_windows
-        jobs = [quick_look(candidate.params, windows, "few") for _, candidate in batch]
+        jobs = [first_windows_of(candidate.params, windows, "few") for _, candidate in batch]
         left = []
         for (number, candidate), record in zip(batch, self._run(jobs), strict=True):
             estimate = self._estimate(record)

@@ -10,7 +10,7 @@ from typing import Any
 from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.local.client import Child, ForkServer, ServerEvent
-from qsweep.launch.local.slots import Placement, Slots, obstacle, place
+from qsweep.launch.local.slots import Placement, Slots, place_job, why_unplaceable
 from qsweep.launch.reasons import explain, explain_exit
 
 # A server that dies this often in a row without having started a job will not get better.
@@ -103,13 +103,13 @@ class _Run:
                 del self.waiting[job.id]
                 self._finish(job, verdict)
             elif all(need in self.results for need in job.needs):
-                where = place(self.slots, job.device, list(self.running.values()))
+                where = place_job(self.slots, job.device, list(self.running.values()))
                 if where is not None:
                     del self.waiting[job.id]
                     self._start(job, where)
 
     def _verdict_before_start(self, job: Job) -> JobResult | None:
-        reason = obstacle(self.slots, job.device)
+        reason = why_unplaceable(self.slots, job.device)
         if reason is not None:
             return JobResult("skipped", reason=reason)
         for need in job.needs:

@@ -159,7 +159,7 @@ class _Server:
             if job is not None:
                 tree.kill_group(pid)
             _, status, usage = os.wait4(pid, 0)
-            tree.kill_strays({pid: job.mark for pid, job in self.jobs.items()})
+            tree.kill_orphans({pid: job.mark for pid, job in self.jobs.items()})
             if job is not None:
                 self._send(
                     {
@@ -178,7 +178,7 @@ class _Server:
             tree.kill_group(pid)
         give_up = time.monotonic() + 2.5
         while time.monotonic() < give_up:
-            tree.kill_strays({})
+            tree.kill_orphans({})
             try:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(0.01)

@@ -84,7 +84,7 @@ def make_slots(
     )
 
 
-def obstacle(slots: Slots, device: str) -> str | None:
+def why_unplaceable(slots: Slots, device: str) -> str | None:
     """Why a job with this device can never run here, None if it can."""
     if device in ("auto", "cpu"):
         return None
@@ -95,7 +95,7 @@ def obstacle(slots: Slots, device: str) -> str | None:
     return None
 
 
-def place(slots: Slots, device: str, taken: Sequence[Placement]) -> Placement | None:
+def place_job(slots: Slots, device: str, taken: Sequence[Placement]) -> Placement | None:
     """Where a job may run now, given where others do; None if it has to wait.
 
     A job sees its GPU alone, hence as ``cuda:0``, whatever its number is outside.

@@ -93,7 +93,7 @@ def _set_up_process(order: dict[str, Any]) -> None:
     sys.path[:] = order["sys_path"]
     os.environ.clear()
     os.environ.update(order["environment"])
-    tree.take_name(os.environ[tree.MARK])
+    tree.set_process_name(os.environ[tree.MARK])
     if order["threads"]:
         _limit_threads(order["threads"])
 

@@ -140,7 +140,7 @@ class Client:
             self._log_artifacts(run_id, run)
             self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
 
-    def show(self) -> str:
+    def store_view(self) -> str:
         """Store qsweep's view of the experiment; returns its address within the UI."""
         with self._errors():
             self._tag_experiment(self._experiment, views.TAG, views.view())

@@ -46,7 +46,7 @@ def tracker_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         # Whatever a tracker, its database driver or the network comes up with.
         text = driver_message(error) if is_database(uri) else str(error)
-        line = f"MLflow at {label}: {_gist(scrubbed(one_line(text), uri))}"
+        line = f"MLflow at {label}: {_known_cause(scrubbed(one_line(text), uri))}"
         if getattr(error, "error_code", None) in _REFUSED:
             raise RefusedError(line) from error
         raise TrackerError(line) from error
@@ -63,7 +63,7 @@ def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _gist(text: str) -> str:
+def _known_cause(text: str) -> str:
     # urllib3 wraps the one telling sentence in three layers of exceptions.
     for sign, meaning in (
         ("refused", "connection refused"),

@@ -88,7 +88,7 @@ class SweepLog:
             uid = theirs or uid
         client.reopen(self._parent)
         self.journal.set_parent(self._parent, uid)
-        self.journal.set_page(client.show())
+        self.journal.set_page(client.store_view())
         self._client = client
         return emptied
 
