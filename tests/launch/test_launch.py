@@ -21,6 +21,8 @@ from qsweep.launch.local.slots import (
     Slots,
     parse_listing,
     parse_visible,
+    place_job,
+    why_unplaceable,
 )
 from qsweep.launch.reasons import explain, explain_exit, fatal_line
 
