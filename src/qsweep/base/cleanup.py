@@ -5,7 +5,6 @@ files and scratch folders by a lock on themselves, and by the number of their pr
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from qsweep.base.errors import QsweepError
-from qsweep.base.locks import FileLock
+from qsweep.base.locks import FileLock, try_lock
 from qsweep.base.scratch import PREFIX
 from qsweep.base.store import Kind, Store, delete
 
@@ -47,12 +46,9 @@ def is_in_use(path: Path) -> bool:
         return True
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def _entries(store: Store) -> Iterator[tuple[Path, FileLock]]:

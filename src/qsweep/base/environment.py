@@ -82,18 +82,18 @@ def git_state(folder: Path) -> dict[str, Any]:
     else's repository must not be labelled with that repository's commit.
     """
     unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
-    if _output("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py") is None:
+    if output_of("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py") is None:
         return unknown
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return unknown
-    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changed = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_dirty": bool(changed)}
 
 
 def gpus() -> list[dict[str, Any]]:
     """The GPUs that the driver lists, visible to this process or not; none without a driver."""
-    listing = _output(
+    listing = output_of(
         "nvidia-smi",
         "--query-gpu=name,memory.total,driver_version",
         "--format=csv,noheader,nounits",
@@ -112,8 +112,11 @@ def parse_gpus(listing: str) -> list[dict[str, Any]]:
     return found
 
 
-def _output(*command: str) -> str | None:
-    # None: the program is missing, fails or hangs (a wedged driver makes nvidia-smi wait for ever).
+def output_of(*command: str) -> str | None:
+    """What a program prints, stripped; None where it is missing or fails within 20 seconds.
+
+    A wedged driver makes nvidia-smi wait for ever.
+    """
     program = shutil.which(command[0])
     if program is None:
         return None

@@ -119,7 +119,7 @@ class FileLock:
     def _wait(self, descriptor: int) -> None:
         give_up = None if self.timeout_s is None else time.monotonic() + self.timeout_s
         noticed, pause = "", _POLL_S
-        while not _try_lock(descriptor):
+        while not try_lock(descriptor):
             owner = owner_of(self.path) or "an unknown process"
             if owner != noticed and self.notice is not None:
                 self.notice(f"waiting for {owner}")
@@ -167,7 +167,8 @@ def owner_of(path: Path) -> str | None:
     return f"{pid} on {host}"
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, if nobody else does; raises OSError where its file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

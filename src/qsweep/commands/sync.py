@@ -10,7 +10,7 @@ from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command
 from qsweep.tracking.mlflow.journal import FILE, TrackingTarget, current_target, is_copy
 from qsweep.tracking.mlflow.sweeplog import recorded_target, sync_sweep
-from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
+from qsweep.tracking.settings import TrackerError, TrackingConfig
 
 
 @command
@@ -78,8 +78,9 @@ def _sweep(outputs: Path, name: str) -> Path:
 def _place(options: argparse.Namespace, outputs: Path) -> TrackingTarget | None:
     if options.uri is None:
         return None
-    config = TrackingConfig(uri=options.uri, experiment=options.experiment)
-    return TrackingTarget(resolved_uri(config.uri, outputs), config.experiment)
+    return TrackingTarget.of(
+        TrackingConfig(uri=options.uri, experiment=options.experiment), outputs
+    )
 
 
 def _own_target(directory: Path, outputs: Path) -> TrackingTarget:
@@ -90,7 +91,7 @@ def _own_target(directory: Path, outputs: Path) -> TrackingTarget:
         if recorded and (noted is None or noted.label == recorded.label):
             noted = recorded
     if noted is None:
-        return TrackingTarget(resolved_uri(None, outputs), TrackingConfig().experiment)
+        return TrackingTarget.of(TrackingConfig(), outputs)
     if is_hidden(noted.uri):
         raise TrackerError(
             f"the password of {noted.uri} is not kept on disk; give the whole URI with --uri"

@@ -22,7 +22,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.commands.entry import Parser, command
 from qsweep.launch.tree import kill_group
 from qsweep.tracking.mlflow.journal import TrackingTarget
-from qsweep.tracking.settings import TrackingConfig, is_server, resolved_uri, server_page
+from qsweep.tracking.settings import TrackingConfig, is_server, server_page
 
 _HOST = "127.0.0.1"
 _LAST_PORT = 65535
@@ -61,7 +61,7 @@ class ServerError(QsweepError):
 
 def _place(options: argparse.Namespace, outputs: Path) -> TrackingTarget:
     config = TrackingConfig(uri=options.tracking, experiment=options.experiment)
-    return TrackingTarget(resolved_uri(config.uri, outputs), config.experiment)
+    return TrackingTarget.of(config, outputs)
 
 
 def _page(place: TrackingTarget) -> str:

@@ -76,7 +76,7 @@ def descendants() -> list[int]:
 
 def state_of(pid: int) -> str | None:
     """A process's state in one letter, as ps has it (T: stopped, Z: dead); None if it is gone."""
-    fields = _stat_of(pid)
+    fields = stat_fields(pid)
     return fields[0] if fields else None
 
 
@@ -134,11 +134,11 @@ def _numbers(directory: Path) -> list[int]:
 
 
 def _parent_of(pid: int) -> int | None:
-    fields = _stat_of(pid)
+    fields = stat_fields(pid)
     return int(fields[1]) if fields else None
 
 
-def _stat_of(pid: int) -> list[str]:
+def stat_fields(pid: int) -> list[str]:
     """What the kernel says of a process after its name: state, parent, …; nothing if it is gone."""
     try:
         # The name in brackets may itself hold spaces and brackets.

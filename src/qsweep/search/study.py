@@ -13,12 +13,12 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import flat
 from qsweep.base.secrets import hidden_tree, hidden_value
+from qsweep.launch.tree import stat_fields
 from qsweep.search.attributes import Attributes, estimate_to_json, read_attributes
 from qsweep.search.fidelity import Estimate
 from qsweep.search.objectives import Objective
@@ -339,9 +339,5 @@ def _finite(value: float) -> float:
 
 def _started(pid: int) -> str:
     """When a process of this host began, in clock ticks since boot; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
+    fields = stat_fields(pid)
+    return "" if not fields or fields[0] == "Z" else fields[19]

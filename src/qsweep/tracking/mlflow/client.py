@@ -6,26 +6,16 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qsweep.base.databases import (
-    is_database,
-    sqlite_path,
-)
+from qsweep.base.databases import is_database, sqlite_path
 from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
 from qsweep.tracking.mlflow import views
-from qsweep.tracking.mlflow.connection import (
-    connect,
-    pages,
-    tracker_errors,
-)
+from qsweep.tracking.mlflow.connection import Connection
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.runs import Run, fingerprint
 from qsweep.tracking.settings import TrackerError
-
-if TYPE_CHECKING:
-    pass
 
 # Larger files stay where they are; the run says where.
 MAX_FILE_BYTES = 64 * 2**20
@@ -40,7 +30,7 @@ _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-class Client:
+class Client(Connection):
     """A connection to one experiment of one tracker, made (store and experiment too) at once.
 
     Raises:
@@ -48,9 +38,8 @@ class Client:
     """
 
     def __init__(self, target: TrackingTarget, outputs: Path):
-        self._target = target
+        super().__init__(target)
         with self._errors():
-            self._mlflow = connect(target.uri)
             self._experiment = self._find_experiment(outputs)
 
     def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
@@ -93,7 +82,7 @@ class Client:
         held: dict[str, tuple[str, str]] = {}
         with self._errors():
             for place in dict.fromkeys([parent, earlier or parent]):
-                for run in self._search({"mlflow.parentRunId": place}):
+                for run in self._tagged({"mlflow.parentRunId": place}):
                     tags, run_id = run.data.tags, str(run.info.run_id)
                     if place != parent:
                         self._mlflow.set_tag(run_id, "mlflow.parentRunId", parent)
@@ -223,26 +212,23 @@ class Client:
             self._mlflow.set_experiment_tag(experiment, tag, value)
 
     def _find(self, tags: dict[str, str]) -> str | None:
-        run = next(iter(self._search(tags)), None)
+        run = next(iter(self._tagged(tags)), None)
         return None if run is None else str(run.info.run_id)
 
-    def _search(self, tags: dict[str, str]) -> Iterator[Any]:
+    def _tagged(self, tags: dict[str, str]) -> Iterator[Any]:
+        """The runs that have all of the tags, the newest first."""
         marks = {value: '"' if "'" in value else "'" for value in tags.values()}
         clauses = [
             f"tags.`{name}` = {marks[value]}{value}{marks[value]}"
             for name, value in tags.items()
             if marks[value] not in value  # with both, no query can say it
         ]
-        found = pages(
-            lambda token: self._mlflow.search_runs(
-                [self._experiment], " and ".join(clauses), page_token=token
-            )
-        )
+        found = self._search(self._experiment, " and ".join(clauses))
         return (run for run in found if tags.items() <= run.data.tags.items())
 
     def _parent_holding(self, name: str, records: Mapping[str, str]) -> str | None:
         for key, sha256 in records.items():
-            for run in islice(self._search({"qsweep.key": key, "sweep": name}), _LOOKED_AT):
+            for run in islice(self._tagged({"qsweep.key": key, "sweep": name}), _LOOKED_AT):
                 tags = run.data.tags
                 held = tags.get(_RECORD) or self._record_in(run.info.run_id)
                 if held == sha256 and "mlflow.parentRunId" in tags:
@@ -273,9 +259,6 @@ class Client:
                 return False
             raise
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self._experiment)
-
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return tracker_errors(self._target.uri)
 
 
 def _stage(source: Path, target: Path) -> None:

@@ -1,9 +1,9 @@
-"""Calls of a tracker: whatever goes wrong in one line, and answers that come page by page."""
+"""The connection to a tracker: made within seconds, and whatever goes wrong in one line."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,29 @@ from qsweep.base.databases import (
 )
 from qsweep.base.numbers import one_line
 from qsweep.base.secrets import scrubbed
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import RefusedError, TrackerError, public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "REQUEST_LIMIT_EXCEEDED")
+# A dead server must cost seconds, not the minutes that MLflow waits by default. Variables that the
+# user has set win.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# Runs that a tracker is asked for at a time.
+_PAGE = 1000
+_TABLES = ("experiments", "registered_models")
+# Until a database that somebody began to make counts as abandoned.
+_ABANDONED_S = 600
 
 
 @contextlib.contextmanager
@@ -52,15 +68,36 @@ def tracker_errors(uri: str) -> Iterator[None]:
         raise TrackerError(line) from error
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What a paged search finds, page after page; ``search`` takes the token of a page."""
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+class Connection:
+    """One tracker, for reading as for writing. All errors are TrackerErrors.
+
+    Args:
+        target: The tracker; a database is made where there is none.
+    """
+
+    def __init__(self, target: TrackingTarget):
+        self._target = target
+        with self._errors():
+            self._mlflow = connect(target.uri)
+
+    def _search(self, experiment: str, clause: str) -> Iterator[Any]:
+        """The runs that a clause selects, the newest first, page after page."""
+        token = None
+        while True:
+            page = self._mlflow.search_runs(
+                [experiment],
+                clause,
+                max_results=_PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return tracker_errors(self._target.uri)
 
 
 def _known_cause(text: str) -> str:
@@ -77,23 +114,6 @@ def _known_cause(text: str) -> str:
         if sign in text:
             return meaning
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-# A dead server must cost seconds, not the minutes that MLflow waits by default. Variables that the
-# user has set win.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
-_TABLES = ("experiments", "registered_models")
-
-_ABANDONED_S = 600
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -30,6 +30,11 @@ class TrackingTarget:
     uri: str
     experiment: str
 
+    @classmethod
+    def of(cls, config: TrackingConfig, outputs: Path) -> "TrackingTarget":
+        """What a configuration means; the default tracker lies in ``outputs``."""
+        return cls(resolved_uri(config.uri, outputs), config.experiment)
+
     @property
     def label(self) -> str:
         """What files and messages call it: no password in it."""
@@ -202,10 +207,9 @@ def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | Non
 
     Where the tracker is no server, the host is the one that ``mlflow ui`` listens on by default.
     """
-    uri = resolved_uri(config.uri, outputs)
-    label = TrackingTarget(uri, config.experiment).label
-    page = _read(directory).logs.get(label, _TargetLog()).page
-    host = server_page(uri) if is_server(uri) else "http://127.0.0.1:5000"
+    target = TrackingTarget.of(config, outputs)
+    page = _read(directory).logs.get(target.label, _TargetLog()).page
+    host = server_page(target.uri) if is_server(target.uri) else "http://127.0.0.1:5000"
     return f"{host}/{page}" if page else None
 
 

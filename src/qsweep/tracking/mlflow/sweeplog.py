@@ -22,7 +22,6 @@ from qsweep.tracking.settings import (
     RefusedError,
     TrackerError,
     TrackingConfig,
-    resolved_uri,
 )
 
 # For how many records a tracker is asked whether it knows them.
@@ -184,7 +183,7 @@ def recorded_target(directory: Path, outputs: Path) -> TrackingTarget | None:
         )
         with contextlib.suppress(QsweepError, TypeError, AttributeError):
             chosen = TrackingConfig(uri=uri, experiment=str(experiment))
-            return TrackingTarget(resolved_uri(chosen.uri, outputs), chosen.experiment)
+            return TrackingTarget.of(chosen, outputs)
     return None
 
 

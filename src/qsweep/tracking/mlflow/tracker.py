@@ -16,7 +16,6 @@ from qsweep.tracking.settings import (
     TrackerError,
     TrackingConfig,
     public_uri,
-    resolved_uri,
     sync_command,
 )
 
@@ -52,7 +51,7 @@ class Tracker:
         self._enabled = config.enabled
         self._directory = directory
         self._outputs = outputs
-        self._target = TrackingTarget(resolved_uri(config.uri, outputs), config.experiment)
+        self._target = TrackingTarget.of(config, outputs)
         self._warn = warn or _to_stderr
         self._name = self._command = ""
         self._thread: threading.Thread | None = None
