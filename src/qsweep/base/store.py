@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from qsweep.base.contents import contradiction, problem
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
+from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
 from qsweep.base.keys import key_of

@@ -1,6 +1,7 @@
 """Run jobs, each in a process of its own, and say what became of each."""
 
 import contextlib
+import graphlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -234,8 +235,8 @@ def _check(jobs: Sequence[Job]) -> None:
         unknown = set(job.needs) - set(known)
         if unknown:
             raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
-    while known:
-        free = {name for name, needs in known.items() if not needs & set(known)}
-        if not free:
-            raise ValueError(f"jobs need each other in a circle: {', '.join(sorted(known))}")
-        known = {name: needs for name, needs in known.items() if name not in free}
+    try:
+        graphlib.TopologicalSorter(known).prepare()
+    except graphlib.CycleError as error:
+        circle = sorted(set(error.args[1]))
+        raise ValueError(f"jobs need each other in a circle: {', '.join(circle)}") from error
