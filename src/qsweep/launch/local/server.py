@@ -67,6 +67,10 @@ class _RunningJob:
 
 class _Server:
     def __init__(self, control: socket.socket, parent: int) -> None:
+        # Nothing of qsweep can be imported before the launching process has said from where.
+        from qsweep.launch import tree
+
+        self.tree = tree
         self.control = control
         self.parent = parent
         self.jobs: dict[int, _RunningJob] = {}
@@ -107,11 +111,9 @@ class _Server:
         elif "ask" in order:
             self._send({"ready": True})
         elif "kill" in order:
-            from qsweep.launch import tree
-
             for pid, job in self.jobs.items():
                 if job.number == order["kill"]:
-                    tree.kill_group(pid)
+                    self.tree.kill_group(pid)
         return True
 
     def _start(self, number: int, mark: str, descriptors: list[int]) -> None:
@@ -143,8 +145,6 @@ class _Server:
             os._exit(70)
 
     def _reap(self) -> None:
-        from qsweep.launch import tree
-
         while True:
             try:
                 # Look without reaping: as long as the leader is a zombie its pid stays taken, so
@@ -157,9 +157,9 @@ class _Server:
             pid = ended.si_pid
             job = self.jobs.pop(pid, None)
             if job is not None:
-                tree.kill_group(pid)
+                self.tree.kill_group(pid)
             _, status, usage = os.wait4(pid, 0)
-            tree.kill_orphans({pid: job.mark for pid, job in self.jobs.items()})
+            self.tree.kill_orphans({pid: job.mark for pid, job in self.jobs.items()})
             if job is not None:
                 self._send(
                     {
@@ -172,13 +172,11 @@ class _Server:
                 )
 
     def _kill_everything(self) -> None:
-        from qsweep.launch import tree
-
         for pid in self.jobs:
-            tree.kill_group(pid)
+            self.tree.kill_group(pid)
         give_up = time.monotonic() + 2.5
         while time.monotonic() < give_up:
-            tree.kill_orphans({})
+            self.tree.kill_orphans({})
             try:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(0.01)
