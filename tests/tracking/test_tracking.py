@@ -24,8 +24,9 @@ from helpers.trackers import (
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
 from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
-from qsweep.tracking.mlflow.runs import fingerprint, metric_prefix, sweep_run, trial_run
+from qsweep.tracking.mlflow.runs import metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 from qsweep.tracking.settings import public_uri, resolved_uri
 
@@ -399,6 +400,7 @@ def test_kill_9_in_the_middle_of_logging_doubles_nothing(outputs: Outputs, momen
 import os, signal
 from pathlib import Path
 from qsweep.tracking.mlflow.client import Client
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow.journal import Journal, TrackingTarget
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 def die(*_, **__):

@@ -8,7 +8,8 @@ from pathlib import Path
 from qsweep.base.errors import QsweepError
 from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command
-from qsweep.tracking.mlflow.journal import FILE, TrackingTarget, current_target, is_copy
+from qsweep.tracking.identity import FILE, is_copy
+from qsweep.tracking.mlflow.journal import TrackingTarget, current_target
 from qsweep.tracking.mlflow.sweeplog import recorded_target, sync_sweep
 from qsweep.tracking.settings import TrackerError, TrackingConfig
 

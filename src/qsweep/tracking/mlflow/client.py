@@ -11,10 +11,11 @@ from typing import Any
 from qsweep.base.databases import is_database, sqlite_path
 from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.connection import Connection
 from qsweep.tracking.mlflow.journal import TrackingTarget
-from qsweep.tracking.mlflow.runs import Run, fingerprint
+from qsweep.tracking.mlflow.runs import Run
 from qsweep.tracking.settings import TrackerError
 
 # Larger files stay where they are; the run says where.

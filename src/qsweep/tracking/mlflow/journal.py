@@ -1,17 +1,15 @@
 """``tracking.json``: what of a sweep is logged where; and the lock that keeps loggers apart."""
 
 import contextlib
-import re
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from qsweep.base.files import read_json, write_json
+from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
 from qsweep.base.typed_json import convert_or_none
+from qsweep.tracking.identity import FILE, is_copied, mapping_or_empty, read_notes, sweep_uid
 from qsweep.tracking.settings import (
     TrackingConfig,
     is_server,
@@ -19,8 +17,6 @@ from qsweep.tracking.settings import (
     resolved_uri,
     server_page,
 )
-
-FILE = "tracking.json"
 
 
 @dataclass(frozen=True)
@@ -161,42 +157,6 @@ class Journal:
             write_json(self._path, asdict(self._notes))
 
 
-def sweep_uid(directory: Path) -> str:
-    """A sweep's identity in trackers: the one that its folder has, or a new one.
-
-    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``.
-    """
-    return _stored_uid(directory) or uuid.uuid4().hex
-
-
-def is_copy(directory: Path) -> bool:
-    """Whether a folder is a copy of another beside it.
-
-    As such it is a sweep of its own once somebody goes on with it, and nothing until then.
-    """
-    return any(_is_copied(directory, content) for content in _identities(directory))
-
-
-def _stored_uid(directory: Path) -> str | None:
-    for content in _identities(directory):
-        if not _is_copied(directory, content):
-            return str(content["uid"])
-    return None
-
-
-def _identities(directory: Path) -> list[dict[str, Any]]:
-    contents = [_load(directory / name) for name in (FILE, "sweep.json")]
-    return [content for content in contents if _is_uid(content.get("uid"))]
-
-
-def _is_copied(directory: Path, content: dict[str, Any]) -> bool:
-    name = content.get("name")
-    if not isinstance(name, str) or name != Path(name).name or name in ("", directory.name):
-        return False
-    originals = _identities(directory.with_name(name))
-    return any(original["uid"] == content["uid"] for original in originals)
-
-
 def current_target(directory: Path) -> TrackingTarget | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
     return _read(directory).current
@@ -228,30 +188,16 @@ def logger_lock(directory: Path) -> FileLock:
 
 def _read(directory: Path) -> _Notes:
     """The notes of a sweep, without whatever in them is damaged, or another sweep's."""
-    stored, notes = _load(directory / FILE), _Notes(sweep_uid(directory), directory.name)
-    if _is_copied(directory, stored):
+    stored, notes = read_notes(directory / FILE), _Notes(sweep_uid(directory), directory.name)
+    if is_copied(directory, stored):
         return notes
     notes.current = convert_or_none(TrackingTarget, stored.get("current"))
     if stored.get("uid") != notes.uid:
         return notes
     notes.complete = convert_or_none(bool, stored.get("complete"))
-    logs = stored.get("logs")
-    for label, log in logs.items() if isinstance(logs, dict) else ():
+    for label, log in mapping_or_empty(stored.get("logs")).items():
         if isinstance(log, dict) and "runs" in log:
             found = convert_or_none(_TargetLog, log)
             if found is not None:  # else the tracker is asked
                 notes.logs[label] = found
     return notes
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _is_uid(value: Any) -> bool:
-    # It becomes part of a query.
-    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z-]{1,64}", value) is not None
