@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.results.model_names import models_apart
 from qsweep.results.traits import implied_by, traits
@@ -112,7 +112,7 @@ def alignment_markdown(records: Sequence[Record]) -> str:
     parts = []
     for square in alignments(records):
         lines = [
-            [f"calibrated on {c}", *(numbers.ratio(square.ratios[c, d]) for d in square.domains)]
+            [f"calibrated on {c}", *(cells.ratio(square.ratios[c, d]) for d in square.domains)]
             for c in square.domains
         ]
         gains = [
@@ -122,7 +122,7 @@ def alignment_markdown(records: Sequence[Record]) -> str:
         ]
         headings = ["perplexity ratio", *(f"on {d}" for d in square.domains)]
         parts.append(
-            f"### {numbers.markdown(square.name)}\n\n{table(headings, lines)}\n\n"
+            f"### {cells.markdown(square.name)}\n\n{table(headings, lines)}\n\n"
             f"**{square.verdict}.**\n\n" + "\n".join(gains)
         )
     return "## Calibration alignment\n\n" + "\n\n".join(parts) if parts else ""

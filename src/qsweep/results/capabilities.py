@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.alignment import alignment_markdown
 from qsweep.results.labels import named_apart
 from qsweep.tasks.capabilities import MARGIN, verdict
@@ -37,7 +37,7 @@ def worst_cell(record: Record, adjusted: Adjusted) -> str:
     if not worst:
         return ""
     sure = _is_loss(record, worst["capability"], adjusted)
-    return f"{worst['capability']} {numbers.percent(worst['retention'])}" + ("" if sure else "?")
+    return f"{worst['capability']} {cells.percent(worst['retention'])}" + ("" if sure else "?")
 
 
 def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
@@ -52,9 +52,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
         parts += [_tasks(named, table), _noted(named), _missing(named)]
     parts.append(alignment_markdown(records))
     parts = [part for part in parts if part]
-    return (
-        "\n\n".join([f"# What suffers: {numbers.markdown(name)}", *parts]) + "\n" if parts else ""
-    )
+    return "\n\n".join([f"# What suffers: {cells.markdown(name)}", *parts]) + "\n" if parts else ""
 
 
 def sentence(record: Record, adjusted: Adjusted) -> str:
@@ -100,13 +98,13 @@ def _kept_cell(found: Mapping[str, Any]) -> str:
         return "not measurable"
     low, high = found["retention_low"], found["retention_high"]
     dash = " to " if low < 0 else "-"
-    return f"{numbers.percent(found['retention'])} ({100 * low:.0f}{dash}{100 * high:.0f})"
+    return f"{cells.percent(found['retention'])} ({100 * low:.0f}{dash}{100 * high:.0f})"
 
 
 def _in_words(records: Sequence[Record], adjusted: Adjusted) -> str:
     lines = []
     for record in _quantized(records):
-        lines.append(f"- **{numbers.markdown(record['name'])}**: {sentence(record, adjusted)}.")
+        lines.append(f"- **{cells.markdown(record['name'])}**: {sentence(record, adjusted)}.")
         for name, found in record["capabilities"].items():
             p = adjusted.get((record["key"], name))
             tested = f" (p {p:.2g}, {found['samples']} samples)" if p is not None else ""
@@ -131,12 +129,12 @@ def _tasks(records: Sequence[Record], table: Any) -> str:
                     task["name"],
                     task["capability"],
                     record["name"],
-                    numbers.percent(task["score"]) if share else numbers.fixed(task["score"], 3),
+                    cells.percent(task["score"]) if share else cells.fixed(task["score"], 3),
                     interval,
-                    numbers.percent(task["chance"]),
+                    cells.percent(task["chance"]),
                     str(task["samples"]),
                     task["metric"],
-                    numbers.seconds(task["seconds"]),
+                    cells.seconds(task["seconds"]),
                 ]
             )
     lines.sort(key=lambda line: (line[1], line[0]))
@@ -151,7 +149,7 @@ def _noted(records: Sequence[Record]) -> str:
             facts = task.get("facts") or {}
             for name, words in COUNTED.items():
                 if facts.get(name):
-                    found[f"- {numbers.markdown(task['name'])}: {facts[name]} {words}"] = None
+                    found[f"- {cells.markdown(task['name'])}: {facts[name]} {words}"] = None
     return "## Told of the questions\n\n" + "\n".join(found) if found else ""
 
 
@@ -165,13 +163,13 @@ def missing_tasks(records: Iterable[Record]) -> list[str]:
                 reason = str(task["reason"]).removeprefix(f"{task['name']}: ")
                 found.setdefault((task["name"], reason), []).append(record["name"])
     return [
-        f"{name}: {numbers.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
+        f"{name}: {cells.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
         for (name, reason), trials in found.items()
     ]
 
 
 def _missing(records: Sequence[Record]) -> str:
-    lines = [f"- {numbers.markdown(line)}" for line in missing_tasks(records)]
+    lines = [f"- {cells.markdown(line)}" for line in missing_tasks(records)]
     return "## Not run\n\n" + "\n".join(lines) if lines else ""
 
 

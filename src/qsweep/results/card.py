@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import expected_range
 from qsweep.results import own_run
 from qsweep.results.markdown_table import table
@@ -18,9 +18,9 @@ def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name:
     """The README.md of an export. ``made`` is what the artifact's maker said of it."""
     parts = [
         _front_matter(record),
-        f"# {numbers.markdown(name)}",
-        f"{numbers.markdown(record['model'])}, quantized with {numbers.markdown(record['method'])} "
-        f"by {numbers.markdown(record['backend'])}. Made and measured by qsweep.",
+        f"# {cells.markdown(name)}",
+        f"{cells.markdown(record['model'])}, quantized with {cells.markdown(record['method'])} "
+        f"by {cells.markdown(record['backend'])}. Made and measured by qsweep.",
         "## How it was made",
         _made(record, made),
         "## What was measured",
@@ -54,7 +54,7 @@ def _made(record: Record, made: dict[str, Any]) -> str:
         f"{calibration.get('max_seq_len')} tokens, seed {calibration.get('seed')}"
         if record.get("calibration")
         else "none",
-        "quantized in": numbers.seconds(made.get("quantize_s")),
+        "quantized in": cells.seconds(made.get("quantize_s")),
         "versions": ", ".join(
             [
                 f"qsweep {environment.get('qsweep')}",
@@ -65,29 +65,27 @@ def _made(record: Record, made: dict[str, Any]) -> str:
         "trial": record["key"],
         "command": record.get("command"),
     }
-    return "\n".join(
-        f"- {name}: {numbers.markdown(value)}" for name, value in facts.items() if value
-    )
+    return "\n".join(f"- {name}: {cells.markdown(value)}" for name, value in facts.items() if value)
 
 
 def _measured(record: Record) -> str:
     artifact = record.get("artifact") or {}
     if only_own_run(record):
         return (
-            f"{own_run.sentence(record)}. {numbers.gigabytes(artifact.get('size_gb'))} GB of weights, "
-            f"{numbers.fixed(artifact.get('bpw_total'), 2)} bits per parameter of the whole model."
+            f"{own_run.sentence(record)}. {cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
+            f"{cells.fixed(artifact.get('bpw_total'), 2)} bits per parameter of the whole model."
         )
     lines = []
     for measurement in record["measurements"]:
         metrics, facts = measurement["metrics"], measurement["facts"]
-        span = numbers.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
+        span = cells.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
         lines.append(
             [
                 f"{measurement['corpus']} ({measurement['preset']})",
-                numbers.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
-                numbers.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
-                numbers.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
-                numbers.percent(metrics.get("top1_agreement")),
+                cells.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
+                cells.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
+                cells.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
+                cells.percent(metrics.get("top1_agreement")),
                 status_word(record, measurement),
                 str(facts.get("tokens_scored") or ""),
             ]
@@ -95,8 +93,8 @@ def _measured(record: Record) -> str:
     headings = ("text", "ppl", "ratio (95 %)", "KLD", "top-1", "verdict", "tokens")
     kept = kept_layers(artifact)
     size = (
-        f"{numbers.gigabytes(artifact.get('size_gb'))} GB of weights, "
-        f"{numbers.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers"
+        f"{cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
+        f"{cells.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers"
         f"{f', {kept} linear layers stayed in 16 bits' if kept else ''}."
     )
     expected = expected_range(record)
@@ -123,7 +121,7 @@ def _overrides(record: Record) -> str:
         if not windows_cut(measurement):
             found.pop("max_windows", None)
         if found:
-            return numbers.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
+            return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
     return ""
 
 

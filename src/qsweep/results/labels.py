@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import judged
 from qsweep.results.model_names import distinct_ends, models_apart
 from qsweep.results.record import Record
@@ -166,4 +166,4 @@ def _text(value: Any) -> str:
         return ",".join(_text(item) for item in value)
     if value is None or isinstance(value, (bool, dict)):
         return json.dumps(value, default=str)
-    return numbers.one_line(value)
+    return cells.one_line(value)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.base.version import __version__
 from qsweep.evaluate.verdicts import expected_range
 from qsweep.results import own_run
@@ -33,7 +33,7 @@ _HEADINGS = (
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
     """The page of one sweep: what ran, a table per corpus and preset, what did not run and why."""
     records = named_apart(records)
-    parts = [f"# {numbers.markdown(name)}", _introduction(records, command)]
+    parts = [f"# {cells.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
     parts += [_own_run(records), _speed(records), _unfinished(records), _sanity(records)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -41,15 +41,15 @@ def results_markdown(name: str, records: Sequence[Record], command: str = "") ->
 
 def _introduction(records: Sequence[Record], command: str) -> str:
     models = sorted({record["model"] for record in records})
-    lines = [f"- model: {numbers.markdown(', '.join(models))}"]
+    lines = [f"- model: {cells.markdown(', '.join(models))}"]
     if command:
         fence = "``" if "`" in command else "`"
-        lines.append(f"- command: {fence}{numbers.one_line(command)}{fence}")
+        lines.append(f"- command: {fence}{cells.one_line(command)}{fence}")
     lines.append(f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, qsweep {__version__}")
     lines.append(
         "- trials: " + ", ".join(f"{n} {status}" for status, n in counts(records).items() if n)
     )
-    lines += [f"- {numbers.markdown(line)}" for line in best_lines(records)]
+    lines += [f"- {cells.markdown(line)}" for line in best_lines(records)]
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
     floors = [floor for where, floor in noise_floors(records).items() if where[1:] == place]
     return "\n\n".join(
         [
-            f"## {numbers.markdown(corpus)}, preset {numbers.markdown(preset)}",
+            f"## {cells.markdown(corpus)}, preset {cells.markdown(preset)}",
             _protocol(facts, max(floors, default=None)),
             table(_HEADINGS, [_cells(*pair) for pair in shown]),
         ]
@@ -81,29 +81,29 @@ def _protocol(facts: Sequence[dict[str, Any]], floor: float | None) -> str:
         if values
     ]
     if floor is not None:
-        known.append(f"noise floor of KLD {numbers.divergence(floor)}")
-    return numbers.markdown("; ".join(known) or "as docs/protocol.md says") + "."
+        known.append(f"noise floor of KLD {cells.divergence(floor)}")
+    return cells.markdown("; ".join(known) or "as docs/protocol.md says") + "."
 
 
 def _cells(record: Record, measurement: dict[str, Any]) -> list[str]:
     metrics, artifact = measurement["metrics"], record.get("artifact") or {}
-    span = numbers.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
+    span = cells.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
     span = "" if record.get("reference") else span
     return [
         record["name"],
-        numbers.fixed(artifact.get("bpw"), 2),
-        numbers.gigabytes(artifact.get("size_gb")),
-        numbers.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
-        numbers.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        numbers.expected(expected_range(record)),
-        numbers.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
-        numbers.significant(metrics.get("kld_p99"), 3),
-        numbers.percent(metrics.get("top1_agreement")),
-        numbers.fixed(metrics.get("quality"), 3),
-        numbers.significant(metrics.get("quality_per_gb"), 4),
+        cells.fixed(artifact.get("bpw"), 2),
+        cells.gigabytes(artifact.get("size_gb")),
+        cells.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
+        cells.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
+        cells.expected(expected_range(record)),
+        cells.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
+        cells.significant(metrics.get("kld_p99"), 3),
+        cells.percent(metrics.get("top1_agreement")),
+        cells.fixed(metrics.get("quality"), 3),
+        cells.significant(metrics.get("quality_per_gb"), 4),
         status_word(record, measurement),
         ", ".join(artifact.get("runtimes") or ()),
-        numbers.seconds(total_seconds(record)),
+        cells.seconds(total_seconds(record)),
     ]
 
 
@@ -120,7 +120,7 @@ def _speed(records: Sequence[Record]) -> str:
 
 def _speed_cell(value: float | None) -> str:
     whole = value is not None and math.isfinite(value) and value == int(value)
-    return f"{value:.0f}" if whole else numbers.significant(value, 4)
+    return f"{value:.0f}" if whole else cells.significant(value, 4)
 
 
 def _own_run(records: Sequence[Record]) -> str:
@@ -134,8 +134,8 @@ def _own_run(records: Sequence[Record]) -> str:
 
 def _unfinished(records: Sequence[Record]) -> str:
     lines = [
-        f"- {record['status']}: {numbers.markdown(record['name'])}: "
-        f"{numbers.markdown(record.get('reason') or 'no reason recorded')}"
+        f"- {record['status']}: {cells.markdown(record['name'])}: "
+        f"{cells.markdown(record.get('reason') or 'no reason recorded')}"
         for record in ranked(records)
         if record["status"] != "finished"
     ]
@@ -146,7 +146,7 @@ def _sanity(records: Sequence[Record]) -> str:
     if not any(record["status"] == "finished" for record in records):
         return ""
     violations = check(records)
-    text = "\n".join(f"- **check:** {numbers.markdown(line)}" for line in violations)
+    text = "\n".join(f"- **check:** {cells.markdown(line)}" for line in violations)
     holds = (
         "All checks hold: more bits are never worse beyond noise, 8 bits are close to the "
         "reference, the reference equals itself."

@@ -7,7 +7,7 @@ trials stand apart and take no part in verdicts, checks and comparisons.
 
 from collections.abc import Iterable
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.record import Record
 from qsweep.results.rows import OWN_RUN, only_own_run, ranked
 
@@ -27,25 +27,23 @@ def _line(record: Record) -> list[str]:
     artifact = record.get("artifact") or {}
     return [
         record["name"],
-        numbers.fixed(artifact.get("bpw_total"), 2),
-        numbers.gigabytes(artifact.get("size_gb")),
+        cells.fixed(artifact.get("bpw_total"), 2),
+        cells.gigabytes(artifact.get("size_gb")),
         *_figures(record),
         ", ".join(artifact.get("runtimes") or ()),
-        numbers.one_line(only_own_run(record) or ""),
+        cells.one_line(only_own_run(record) or ""),
     ]
 
 
 def sentence(record: Record) -> str:
     """One such trial in one line: its figures, and why it has no others."""
     kld, top1 = _figures(record)
-    return (
-        f"{OWN_RUN}: KLD {kld} nats, top-1 {top1}; {numbers.one_line(only_own_run(record) or '')}"
-    )
+    return f"{OWN_RUN}: KLD {kld} nats, top-1 {top1}; {cells.one_line(only_own_run(record) or '')}"
 
 
 def _figures(record: Record) -> tuple[str, str]:
     speed = record.get("speed") or {}
     return (
-        numbers.with_error(speed.get("kld_native"), speed.get("kld_native_stderr")),
-        numbers.percent(speed.get("top1_agreement_native")),
+        cells.with_error(speed.get("kld_native"), speed.get("kld_native_stderr")),
+        cells.percent(speed.get("top1_agreement_native")),
     )

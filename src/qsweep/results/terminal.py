@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.base.files import shown
 from qsweep.evaluate.verdicts import expected_range, in_the_fields_table
 from qsweep.results import own_run
@@ -73,19 +73,19 @@ def columns(width: int, timed: bool = False) -> list[Column]:
     """
     everything = [
         Column("trial", lambda r: r["name"]),
-        Column("bpw", lambda r: numbers.fixed(_artifact(r, "bpw"), 2)),
-        Column("GB", lambda r: numbers.gigabytes(_artifact(r, "size_gb"))),
+        Column("bpw", lambda r: cells.fixed(_artifact(r, "bpw"), 2)),
+        Column("GB", lambda r: cells.gigabytes(_artifact(r, "size_gb"))),
         Column("ppl", _perplexity(width >= 100)),
-        Column("ratio", lambda r: numbers.ratio(primary_metric(r, "ppl_ratio"))),
+        Column("ratio", lambda r: cells.ratio(primary_metric(r, "ppl_ratio"))),
         Column("95 %", _interval, min_width=100),
-        Column("expected", lambda r: numbers.expected(expected_range(r)), min_width=100),
-        Column("KLD", lambda r: numbers.divergence(primary_metric(r, "kld"))),
-        Column("top-1", lambda r: numbers.percent(primary_metric(r, "top1_agreement"))),
-        Column("q/GB", lambda r: numbers.significant(primary_metric(r, "quality_per_gb"), 3), 110),
+        Column("expected", lambda r: cells.expected(expected_range(r)), min_width=100),
+        Column("KLD", lambda r: cells.divergence(primary_metric(r, "kld"))),
+        Column("top-1", lambda r: cells.percent(primary_metric(r, "top1_agreement"))),
+        Column("q/GB", lambda r: cells.significant(primary_metric(r, "quality_per_gb"), 3), 110),
         Column("suffers most", lambda r: r.get("suffers", "")),
         Column("verdict", status_word),
         Column("tok/s", _decode_speed, min_width=90),
-        Column("time", lambda r: numbers.seconds(total_seconds(r)), min_width=118 if timed else 90),
+        Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=118 if timed else 90),
     ]
     return [column for column in everything if width >= column.min_width]
 
@@ -144,7 +144,7 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
     lines = []
     for record in ranked(records):
         if record["status"] != "finished":
-            reason = numbers.one_line(record.get("reason") or "no reason recorded")
+            reason = cells.one_line(record.get("reason") or "no reason recorded")
             line = _styled(record["status"])
             lines.append(line.append(f": {record['name']}: {reason}", style="not bold default"))
         elif only_own_run(record):
@@ -176,14 +176,14 @@ def _styled(text: str) -> "Text":
 def _perplexity(with_error: bool) -> Callable[[Record], str]:
     def text(record: Record) -> str:
         error = primary_metric(record, "ppl_stderr") if with_error else None
-        return numbers.with_error(primary_metric(record, "ppl"), error)
+        return cells.with_error(primary_metric(record, "ppl"), error)
 
     return text
 
 
 def _interval(record: Record) -> str:
     low, high = (primary_metric(record, f"ppl_ratio_{end}") for end in ("low", "high"))
-    return "" if record.get("reference") else numbers.interval(low, high)
+    return "" if record.get("reference") else cells.interval(low, high)
 
 
 def _all_expected(records: Sequence[Record]) -> bool:
@@ -193,7 +193,7 @@ def _all_expected(records: Sequence[Record]) -> bool:
 
 
 def _decode_speed(record: Record) -> str:
-    return numbers.significant((record.get("speed") or {}).get("decode_tps"), 3)
+    return cells.significant((record.get("speed") or {}).get("decode_tps"), 3)
 
 
 def _artifact(record: Record, name: str) -> float | None:

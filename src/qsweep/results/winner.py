@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import BOUNDS
 
 MIN_WINDOWS = 8
@@ -142,7 +142,7 @@ def _too_wide(leader: Contender) -> str | None:
     if not low or not high or not math.log(high / low) > _SCALE:
         return None
     return (
-        f"its ratio may be anything from {numbers.ratio(low)} to {numbers.ratio(high)}, more than all "
+        f"its ratio may be anything from {cells.ratio(low)} to {cells.ratio(high)}, more than all "
         f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more_windows(leader)}"
     )
 
@@ -177,7 +177,7 @@ def _luck(leader: Contender, others: Sequence[Contender]) -> str:
         return ""
     return (
         f"it is the luckiest of {len(draws) + 1} draws that differ in their seed alone (ratio "
-        f"{numbers.ratio(min(ratios))} to {numbers.ratio(max(ratios))})"
+        f"{cells.ratio(min(ratios))} to {cells.ratio(max(ratios))})"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.base.files import write_bytes, write_text
 from qsweep.evaluate.metrics import quality
 from qsweep.evaluate.verdicts import BOUNDS
@@ -61,18 +61,18 @@ def answer_markdown(
 ) -> str:
     """The answer on one page."""
     parts = [
-        f"# {numbers.markdown(name)}: what to ship",
+        f"# {cells.markdown(name)}: what to ship",
         "\n".join(
             [
                 f"- search: {', '.join(map(str, objectives))}"
                 + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
-                f"- command: `{numbers.one_line(command)}`",
+                f"- command: `{cells.one_line(command)}`",
                 f"- {_spent(entries)}",
             ]
         ),
     ]
     if trouble:
-        parts.append(f"**{numbers.markdown(trouble)}**")
+        parts.append(f"**{cells.markdown(trouble)}**")
     parts.append(_untried(answer, entries, command_of))
     told: set[str] = set()
     for title, entry, doubt in _questions(answer):
@@ -81,9 +81,9 @@ def answer_markdown(
             parts.append(f"## {title}")
             parts.append(_same(entry) if again else _shown(entry, command_of))
             if doubt:
-                parts.append(f"**Open:** {numbers.markdown(doubt)}.")
+                parts.append(f"**Open:** {cells.markdown(doubt)}.")
             elif title == _BEST and answer.decision.note:
-                parts.append(f"Mind that {numbers.markdown(answer.decision.note)}.")
+                parts.append(f"Mind that {cells.markdown(answer.decision.note)}.")
             told.add(entry.key)
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
@@ -116,7 +116,7 @@ def _untried(answer: Answer, entries: Sequence[StudyTrial], command_of: CommandO
     if not answer.untried:
         return ""
     lines = [
-        f"- {numbers.markdown(entry.name)}: {numbers.markdown(entry.reason or 'no reason recorded')}\n"
+        f"- {cells.markdown(entry.name)}: {cells.markdown(entry.reason or 'no reason recorded')}\n"
         f"  `{command_of(entry.params)}`"
         for entry in answer.untried
     ]
@@ -136,27 +136,27 @@ def _shown(entry: StudyTrial, command_of: CommandOf) -> str:
 
 
 def _same(entry: StudyTrial) -> str:
-    return f"The same: {numbers.markdown(entry.name)}, {_verdict(entry)}."
+    return f"The same: {cells.markdown(entry.name)}, {_verdict(entry)}."
 
 
 def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
-    name = numbers.markdown(entry.name)
+    name = cells.markdown(entry.name)
     return (
         f"- {name}: `{command_of(entry.params)}`\n"
-        f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
+        f"  artifact: `{finding['artifact']}` (on {cells.markdown(str(finding['host']))})"
     )
 
 
 def _cells(entry: StudyTrial) -> list[str]:
     finding = entry.finding or {}
-    span = numbers.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
+    span = cells.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
     return [
         entry.name,
-        numbers.gigabytes(finding.get("size_gb")),
-        numbers.ratio(finding.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        numbers.fixed(finding.get("quality"), 3),
-        numbers.significant(finding.get("quality_per_gb"), 4),
+        cells.gigabytes(finding.get("size_gb")),
+        cells.ratio(finding.get("ppl_ratio")) + (f" ({span})" if span else ""),
+        cells.fixed(finding.get("quality"), 3),
+        cells.significant(finding.get("quality_per_gb"), 4),
         _verdict(entry),
         ", ".join(finding.get("runtimes") or ()),
     ]
@@ -203,8 +203,8 @@ def _terminal(
         entry = found[key]
         finding = entry.finding or {}
         lines.append(
-            f"  {entry.name}: {numbers.gigabytes(finding.get('size_gb'))} GB, ratio "
-            f"{numbers.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
+            f"  {entry.name}: {cells.gigabytes(finding.get('size_gb'))} GB, ratio "
+            f"{cells.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")
@@ -213,7 +213,7 @@ def _terminal(
     if answer.untried:
         first = answer.untried[0]
         lines.append(f"{_of_all(answer, entries)}")
-        lines.append(f"  the first: {first.name}: {numbers.one_line(first.reason or 'no reason')}")
+        lines.append(f"  the first: {first.name}: {cells.one_line(first.reason or 'no reason')}")
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
 from qsweep.results.rows import Row
@@ -129,11 +129,11 @@ def _mean(rows: Sequence[Row]) -> float:
 
 def _cell(rows: Sequence[Row], apart: str = " ") -> str:
     if len(rows) == 1:
-        span = numbers.interval(rows[0].get("ppl_ratio_low"), rows[0].get("ppl_ratio_high"))
+        span = cells.interval(rows[0].get("ppl_ratio_low"), rows[0].get("ppl_ratio_high"))
     else:
         ratios = [row["ppl_ratio"] for row in rows]
-        span = numbers.interval(min(ratios), max(ratios))
-    return numbers.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
+        span = cells.interval(min(ratios), max(ratios))
+    return cells.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
 
 
 def _setting(record: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
 from qsweep.results.html.data import Group, is_finite, verdict_of
@@ -99,7 +99,7 @@ def _suffers(group: Group) -> Iterator[Sentence]:
         (first, most), (second, next_) = corpora[0], corpora[1]
         number = len(group.quantized)
         over = "one trial" if number == 1 else f"geometric means over {number} quantized trials"
-        figures = f"ratio {numbers.ratio(most)} against {numbers.ratio(next_)} on {second}"
+        figures = f"ratio {cells.ratio(most)} against {cells.ratio(next_)} on {second}"
         if most / next_ > _ALIKE:
             yield Sentence("Suffers most", f"{first}: {figures}, {over}")
         else:
@@ -127,9 +127,9 @@ def _mean_ratios(group: Group) -> list[tuple[str, float]]:
 
 
 def _figures(row: Row) -> str:
-    span = numbers.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
-    ratio = f"perplexity ratio {numbers.ratio(row['ppl_ratio'])}" + (f" ({span})" if span else "")
-    return f"{ratio}, {numbers.gigabytes(row.get('size_gb'))} GB, verdict {verdict_of(row)}"
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    ratio = f"perplexity ratio {cells.ratio(row['ppl_ratio'])}" + (f" ({span})" if span else "")
+    return f"{ratio}, {cells.gigabytes(row.get('size_gb'))} GB, verdict {verdict_of(row)}"
 
 
 def _share(group: Group, row: Row) -> str:

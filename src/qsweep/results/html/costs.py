@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.front import front
 from qsweep.results.html.panel import (
@@ -56,7 +56,7 @@ def speed(group: Group) -> Panel | None:
     words = ["On the kernels that serve each artifact."]
     layers: list[Spec] = bands(domain)
     if reference is not None:
-        words.append(f"Dashed: the reference, {numbers.significant(reference, 3)}.")
+        words.append(f"Dashed: the reference, {cells.significant(reference, 3)}.")
         layers.append(
             {
                 "data": {"values": [{"speed": reference}]},
@@ -81,7 +81,7 @@ def speed(group: Group) -> Panel | None:
         title="Quality against speed",
         note=" ".join([*words, *broken(points, domain)]),
         alt="; ".join(
-            f"{row['label']}: {numbers.significant(row['decode_tps'], 3)} tokens per second"
+            f"{row['label']}: {cells.significant(row['decode_tps'], 3)} tokens per second"
             for row in sorted(rows, key=lambda r: -r["decode_tps"])[:12]
         ),
         spec={
@@ -108,8 +108,8 @@ def time_and_memory(group: Group) -> Panel | None:
             **point(row),
             "seconds": max(row["quantize_s"], 0.01),
             "memory": row["peak_memory_gb"],
-            "took": f"{numbers.seconds(row['quantize_s'])} to quantize, "
-            f"{numbers.seconds(row.get('evaluate_s'))} to measure",
+            "took": f"{cells.seconds(row['quantize_s'])} to quantize, "
+            f"{cells.seconds(row.get('evaluate_s'))} to measure",
         }
         for row in rows
     ]

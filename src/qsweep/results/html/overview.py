@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.html.answer import can_ship
 from qsweep.results.html.data import Group, is_finite, verdict_of
 from qsweep.results.html.front import front
@@ -57,7 +57,7 @@ def quality_against_size(group: Group) -> Panel | None:
         }
         for row in shown
     ]
-    front_numbers = [places.get(row["key"]) for row in shown]
+    numbers = [places.get(row["key"]) for row in shown]
     domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
     close = _close_up(points)
     many = len(points) > MANY
@@ -65,17 +65,15 @@ def quality_against_size(group: Group) -> Panel | None:
     if close is not None:
         left_out = [p["size"] for p in points if p["reference"]]
         words += [
-            f"The other axis does not start at 0: the reference, {numbers.significant(size, 3)} "
+            f"The other axis does not start at 0: the reference, {cells.significant(size, 3)} "
             f"{unit}, lies to the right of it."
             for size in left_out[:1]
         ]
-        front_numbers = [
-            n for p, n in zip(points, front_numbers, strict=True) if not p["reference"]
-        ]
+        numbers = [n for p, n in zip(points, numbers, strict=True) if not p["reference"]]
         points = [p for p in points if not p["reference"]]
     sizes = [p["size"] for p in points if p["size"] > 0]
     log = close is None and bool(sizes) and max(sizes) / min(sizes) > _LOG_SIZES
-    numbered = _numbers(points, front_numbers, close or (0.0, max(sizes, default=1.0)), domain)
+    numbered = _numbers(points, numbers, close or (0.0, max(sizes, default=1.0)), domain)
     axis = _size_axis(unit, close, log=log)
     return Panel(
         id="size",
@@ -84,7 +82,7 @@ def quality_against_size(group: Group) -> Panel | None:
         alt=(
             f"Scatter plot of {len(quantized)} quantized models: size in {unit} against perplexity "
             f"ratio. On the Pareto front, from the smallest: "
-            + "; ".join(f"{r['label']} {numbers.ratio(r['ppl_ratio'])}" for r in best[:12])
+            + "; ".join(f"{r['label']} {cells.ratio(r['ppl_ratio'])}" for r in best[:12])
         ),
         spec=_spec(points, numbered, domain, axis, many=many),
         headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),
@@ -99,13 +97,13 @@ def size_unit(largest_gb: float) -> tuple[str, float]:
 
 
 def _line(number: int, row: Row) -> list[str]:
-    span = numbers.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
     served = str(row.get("runtimes") or "").replace(" ", ", ")
     return [
         str(number),
         row["label"],
-        numbers.gigabytes(row["size_gb"]),
-        numbers.ratio(row["ppl_ratio"]) + (f" ({span})" if span else ""),
+        cells.gigabytes(row["size_gb"]),
+        cells.ratio(row["ppl_ratio"]) + (f" ({span})" if span else ""),
         verdict_of(row),
         served if can_ship(row) else f"{served or 'nothing'} (no serving runtime)",
     ]
@@ -174,7 +172,7 @@ def _numbers(
 
 def _spec(
     drawn: list[dict[str, Any]],
-    number_marks: list[dict[str, Any]],
+    numbers: list[dict[str, Any]],
     domain: tuple[float, float],
     x: Spec,
     *,
@@ -220,7 +218,7 @@ def _spec(
             },
             beyond_marks(x, **colour),
             {
-                "data": {"values": number_marks},
+                "data": {"values": numbers},
                 "mark": {"type": "text", "dx": 9, "dy": -9, "fontWeight": 700,
                          "color": "var(--ink)"},
                 "encoding": {

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.html.data import is_finite, verdict_of
 from qsweep.results.html.theme import BANDS, series_scales
 from qsweep.results.rows import Row
@@ -58,16 +58,16 @@ def point(row: Row) -> dict[str, Any]:
 
 def hover(row: Row) -> dict[str, str]:
     """The full setting and its figures, as the table writes them."""
-    span = numbers.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
     bits = (f"calibrated on {row['calibration']}" if row.get("calibration") else "", row["backend"])
     return {
         "h_setting": ", ".join(str(part) for part in bits if part),
-        "h_ratio": numbers.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        "h_ppl": numbers.with_error(row.get("ppl"), row.get("ppl_stderr")),
-        "h_size": f"{numbers.gigabytes(row.get('size_gb'))} GB, {numbers.fixed(row.get('bpw'), 2)} bpw"
+        "h_ratio": cells.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else ""),
+        "h_ppl": cells.with_error(row.get("ppl"), row.get("ppl_stderr")),
+        "h_size": f"{cells.gigabytes(row.get('size_gb'))} GB, {cells.fixed(row.get('bpw'), 2)} bpw"
         + (f", {row['kept_layers']} layers in 16 bits" if row.get("kept_layers") else ""),
-        "h_kld": numbers.with_error(row.get("kld"), row.get("kld_stderr")),
-        "h_top1": numbers.percent(row.get("top1_agreement")),
+        "h_kld": cells.with_error(row.get("kld"), row.get("kld_stderr")),
+        "h_top1": cells.percent(row.get("top1_agreement")),
         "h_verdict": "reference" if row.get("reference") else verdict_of(row),
     }
 
@@ -184,7 +184,7 @@ def broken(points: Sequence[dict[str, Any]], domain: tuple[float, float]) -> lis
     trials = "trial lies" if len(beyond) == 1 else "trials lie"
     return [
         f"The axis is broken: {len(beyond)} {trials} below it, at ▼ (ratio up to "
-        f"{numbers.ratio(max(beyond))})."
+        f"{cells.ratio(max(beyond))})."
     ]
 
 

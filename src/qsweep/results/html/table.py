@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.base import numbers
+from qsweep.base import numbers as cells
 from qsweep.results.html import capabilities
 from qsweep.results.html.answer import can_ship
 from qsweep.results.html.data import Group, is_finite, verdict_of
@@ -78,34 +78,34 @@ def _columns(names: Sequence[str], retained: dict[str, Any]) -> list[Column]:
             return retained.get(row["key"], {}).get(name, {}).get("retention")
 
         meaning = f"share of the reference's {name} score above chance that is left"
-        return Column(name, meaning, lambda row: numbers.percent(value(row)), value)
+        return Column(name, meaning, lambda row: cells.percent(value(row)), value)
 
     return [
         Column("trial", "model and setting", figure("label"), figure("label")),
         Column("format", "file format", lambda r: str(r.get("format") or ""), figure("format")),
         Column("bits", "nominal bits", lambda r: _plain(r.get("bits")), figure("bits")),
         Column("bpw", "bits per weight of the quantized layers, scales included",
-               lambda r: numbers.fixed(r.get("bpw"), 2), figure("bpw")),
+               lambda r: cells.fixed(r.get("bpw"), 2), figure("bpw")),
         Column("size GB", "bytes of all weight files / 1e9",
-               lambda r: numbers.gigabytes(r.get("size_gb")), figure("size_gb")),
+               lambda r: cells.gigabytes(r.get("size_gb")), figure("size_gb")),
         Column("ppl", "perplexity ± standard error over windows",
-               lambda r: numbers.with_error(r.get("ppl"), r.get("ppl_stderr")), figure("ppl")),
+               lambda r: cells.with_error(r.get("ppl"), r.get("ppl_stderr")), figure("ppl")),
         Column("ratio", "perplexity / the reference's, paired 95 % interval", _ratio,
                figure("ppl_ratio")),
         Column("expected", "the field's expected ratio", _expected, figure("expected_low")),
         Column("KLD", "mean KL divergence per token, nats ± standard error",
-               lambda r: numbers.with_error(r.get("kld"), r.get("kld_stderr")), figure("kld")),
+               lambda r: cells.with_error(r.get("kld"), r.get("kld_stderr")), figure("kld")),
         Column("KLD p99", "99th percentile over tokens, nats",
-               lambda r: numbers.significant(r.get("kld_p99"), 3), figure("kld_p99")),
+               lambda r: cells.significant(r.get("kld_p99"), 3), figure("kld_p99")),
         Column("top-1", "how often both prefer the same token",
-               lambda r: numbers.percent(r.get("top1_agreement")), figure("top1_agreement")),
+               lambda r: cells.percent(r.get("top1_agreement")), figure("top1_agreement")),
         *(retention(name) for name in names),
         Column("decode tok/s", "tokens per second, batch 1, on the serving kernel",
-               lambda r: numbers.significant(r.get("decode_tps"), 3), figure("decode_tps")),
+               lambda r: cells.significant(r.get("decode_tps"), 3), figure("decode_tps")),
         Column("prefill tok/s", "tokens per second of a long prompt",
-               lambda r: numbers.significant(r.get("prefill_tps"), 3), figure("prefill_tps")),
+               lambda r: cells.significant(r.get("prefill_tps"), 3), figure("prefill_tps")),
         Column("quality/GB", "quality (1: the reference, 0: ratio 1.20) per GB",
-               lambda r: numbers.significant(r.get("quality_per_gb"), 4), figure("quality_per_gb")),
+               lambda r: cells.significant(r.get("quality_per_gb"), 4), figure("quality_per_gb")),
         Column("verdict", "by the ratio; ? where its interval straddles a bound", _verdict,
                lambda r: -1 if r.get("reference") else r.get("ppl_ratio")),
         Column("calibration", "text the quantizer saw", lambda r: str(r.get("calibration") or ""),
@@ -113,7 +113,7 @@ def _columns(names: Sequence[str], retained: dict[str, Any]) -> list[Column]:
         Column("calibration tokens", "different tokens of that text that it saw, of those asked for",
                _calibration, figure("calibration_tokens_distinct")),
         Column("served by", "runtimes that load it", _served, figure("runtimes")),
-        Column("time", "to quantize and to measure", lambda r: numbers.seconds(_seconds(r)),
+        Column("time", "to quantize and to measure", lambda r: cells.seconds(_seconds(r)),
                _seconds),
         Column("measured on", "corpus, preset", _place, _place),
         Column("sweep", "which sweep", lambda r: str(r.get("sweep") or ""), figure("sweep")),
@@ -144,10 +144,10 @@ def _plain(value: Any) -> str:
 
 
 def _ratio(row: Row) -> str:
-    span = numbers.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
+    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
     if row.get("reference"):
         span = ""
-    return numbers.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else "")
+    return cells.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else "")
 
 
 def _expected(row: Row) -> str:
