@@ -43,7 +43,8 @@ def parse(cls: type[T], text: str | bytes, *, unknown: Unknown = "forbid") -> T:
 
     Args:
         cls: What is wanted. Fields with a default may be absent; a sequence is best a ``tuple``.
-        text: The JSON, infinities and NaN as Python's ``json`` writes them.
+        text: The JSON, infinities and NaN as Python's ``json`` writes them. Halves of surrogate
+            pairs become U+FFFD.
         unknown: ``ignore`` passes over names that the dataclasses do not have, as in files of which
             only a part is of interest.
 
@@ -52,6 +53,10 @@ def parse(cls: type[T], text: str | bytes, *, unknown: Unknown = "forbid") -> T:
     """
     from pydantic import ValidationError
 
+    if isinstance(text, bytes) and rb"\ud" in text:
+        text = text.decode(errors="replace")
+    if isinstance(text, str):
+        text = _LONE_SURROGATE.sub(r"\\ufffd", text)
     try:
         return adapter_of(cast("Any", cls)).validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
@@ -70,11 +75,8 @@ def parse(cls: type[T], text: str | bytes, *, unknown: Unknown = "forbid") -> T:
 
 
 def convert(cls: type[T], value: Any, *, unknown: Unknown = "forbid") -> T:
-    """The same for what a JSON text has been parsed to; see :func:`parse`.
-
-    Halves of surrogate pairs become U+FFFD, here and in :func:`read`.
-    """
-    return parse(cls, _LONE_SURROGATE.sub(r"\\ufffd", json.dumps(value)), unknown=unknown)
+    """The same for what a JSON text has been parsed to; see :func:`parse`."""
+    return parse(cls, json.dumps(value), unknown=unknown)
 
 
 def convert_or_none(cls: type[T], value: Any, *, unknown: Unknown = "ignore") -> T | None:
@@ -92,7 +94,4 @@ def read(cls: type[T], file: Path, *, unknown: Unknown = "forbid") -> T:
         OSError: it is missing, no regular file, or may not be read.
         JsonMismatch: it holds something else.
     """
-    text = read_regular(file)
-    if rb"\ud" in text:
-        text = _LONE_SURROGATE.sub(r"\\ufffd", text.decode(errors="replace")).encode()
-    return parse(cls, text, unknown=unknown)
+    return parse(cls, read_regular(file), unknown=unknown)
