@@ -139,10 +139,10 @@ class TableLab:
 
     def plan(self, overrides):
         """A trial that the table has."""
-        from qsweep.search.loop import Possible
+        from qsweep.search.loop import PlannedTrial
 
         row = self.rows[("full", key_of(overrides))]
-        return Possible(key_of(overrides), row["name"], overrides["quant"], {})
+        return PlannedTrial(key_of(overrides), row["name"], overrides["quant"], {})
 
     def run(self, batch):
         """Records of a batch; what was made or measured before costs nothing again."""
@@ -276,7 +276,7 @@ def replay(rows: list[dict], gguf: bool, seed: int, **options):
         Search(settings, where, objectives, [], lab, study).run()
     lab.entries, lab.objectives = study.entries(), objectives
     return lab, sum(
-        e.state == "complete" or (e.outcome is not None and e.outcome.fidelity == "few")
+        e.state == "complete" or (e.estimate is not None and e.estimate.fidelity == "few")
         for e in study.entries()
     )
 

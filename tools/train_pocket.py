@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from draw_splits import draw_splits
 from qsweep.models.tiny import text
 from qsweep.models.tiny.exercises import exercises
 
@@ -46,7 +47,7 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     if args.draw_splits:
-        text.SPLITS_FILE.write_text(json.dumps(text.draw_splits(QUOTAS), indent=1) + "\n")
+        text.SPLITS_FILE.write_text(json.dumps(draw_splits(QUOTAS), indent=1) + "\n")
     documents = training_documents(args.seed)
     tokenizer = train_tokenizer(documents)
     save_tokenizer(tokenizer, out)

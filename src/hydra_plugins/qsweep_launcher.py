@@ -67,6 +67,6 @@ class QsweepSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add the folder ``sweeps`` after ``conf``."""
-        from qsweep.base.shipped import folder
+        from qsweep.base.config_files import config_folder
 
-        search_path.append("qsweep", f"file://{folder('sweeps')}")
+        search_path.append("qsweep", f"file://{config_folder('sweeps')}")

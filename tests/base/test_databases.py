@@ -18,16 +18,16 @@ from helpers.trackers import Outputs, client_of, empty_database, record, runs_in
 from qsweep.base.databases import (
     DatabaseError,
     check_sqlite,
+    driver_message,
     sqlite_path,
     sqlite_url,
     with_driver,
-    words_of,
 )
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync, ui
 from qsweep.search.storage import open_storage
 from qsweep.tracking import TrackingConfig, ui_line
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import resolved_uri
 
 __all__ = ["empty_database"]  # a fixture
@@ -181,7 +181,7 @@ def test_postgresql_gets_the_driver_that_is_installed(tmp_path: Path):
     assert with_driver("mysql://h/d") == "mysql://h/d"
     said = Outputs(tmp_path, "postgresql+psycopg://me:s3cret@127.0.0.1:1/d").run(record())
     assert 'pip install "psycopg[binary]"' in said[-1] and "s3cret" not in " ".join(said)
-    assert words_of(ValueError("x (Background on this)")) == "x"
+    assert driver_message(ValueError("x (Background on this)")) == "x"
 
 
 def test_a_database_server_that_is_away_is_said_at_once(tmp_path: Path):
@@ -200,7 +200,7 @@ def test_postgresql_is_a_tracker_and_a_storage(tmp_path: Path, postgresql: str):
             connection.execute(text(f"CREATE DATABASE {name}"))
     tracker = postgresql.removesuffix("postgres") + "tracker"
     plain = tracker.replace("+pg8000", "")
-    pg, there = Outputs(tmp_path, plain), Place(tracker, "qsweep")
+    pg, there = Outputs(tmp_path, plain), TrackingTarget(tracker, "qsweep")
     assert pg.run(*TWO, timeout_s=200) == []
     assert len(runs_in(there)) == 3
     (pg.directory / "tracking.json").unlink()

@@ -188,7 +188,7 @@ def test_looking_seals_an_entry_of_version_1_as_well(store, entry):
 
 
 def test_a_seal_covers_what_json_changes_on_its_way(store):
-    odd = {"tuple": (1, 2), "names": {10: "b", 2: "a"}, "odd": float("inf"), "ä": "ü"}
+    odd = {"tuple": (1, 2), "names": {10: "b", 2: "a"}, "odd": float("inf"), "ä": "\udce4"}
     entry, _ = store.build("timings", odd, lambda out: {"found": odd})
     assert entry.path.name == key_of(odd)
     assert store.find("timings", key_of(odd)).content["found"]["tuple"] == [1, 2]

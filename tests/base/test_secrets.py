@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from qsweep.base.config_files import resolve_recorded
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden, hidden_tree, hidden_value, scrubbed, without_login
-from qsweep.base.written import resolved_again
 from qsweep.sweep.compose import plain
 from qsweep.sweep.session import command_line
 from qsweep.tracking import TrackingConfig, ui_line
@@ -123,10 +123,10 @@ def test_a_messages_quotation_of_a_part_is_scrubbed_too():
 
 
 def test_a_stream_hides_what_libraries_write(tmp_path):
-    from qsweep.base.hiding_stream import HidingStream
+    from qsweep.base.secrets import RedactingStream
 
     file = tmp_path / "log"
-    with HidingStream(file.open("wb"), encoding="utf-8") as stream:
+    with RedactingStream(file.open("wb"), encoding="utf-8") as stream:
         print("INFO: GET http://me:s3cretpw@h/x", "failed", file=stream)
     assert file.read_text() == "INFO: GET http://***@h/x failed\n"
 
@@ -179,10 +179,10 @@ def test_a_configuration_is_written_with_its_interpolations(monkeypatch):
     composed = plain(OmegaConf.create(given), OmegaConf)
     assert composed["number"] == 7 and composed["copy"]["deep"] == SECRET
     assert composed.written == {**given, "literal": "http://***@h", "same": 4}
-    assert resolved_again(composed.written, "part") == "http://me:s3cretpw@h"
-    assert resolved_again(composed.written, "literal") is None
+    assert resolve_recorded(composed.written, "part") == "http://me:s3cretpw@h"
+    assert resolve_recorded(composed.written, "literal") is None
     monkeypatch.delenv("PW")
-    assert resolved_again(composed.written, "part") is None
+    assert resolve_recorded(composed.written, "part") is None
 
 
 # whole sweeps: what is on disk and on the terminal

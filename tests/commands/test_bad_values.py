@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from qsweep.base.config_files import config_folder
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.base.shipped import folder
 from qsweep.commands.sweep import register_resolvers
 from qsweep.search.settings import search_config
 from qsweep.sweep.compose import plain
@@ -37,7 +37,7 @@ VALUES = {
 
 def composed(*overrides):
     register_resolvers()
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         return plain(compose("config", list(overrides)), OmegaConf)
 
 

@@ -14,7 +14,7 @@ import qsweep
 from helpers.machine import free_port
 from qsweep.commands import ui
 from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import resolved_uri
 
 
@@ -26,7 +26,7 @@ def test_without_results_it_says_what_makes_some(tmp_path, capsys):
 
 
 def test_a_port_that_is_taken_is_not_taken_for_ours(tmp_path, capsys):
-    Client(Place(resolved_uri(None, tmp_path), "qsweep"), tmp_path)
+    Client(TrackingTarget(resolved_uri(None, tmp_path), "qsweep"), tmp_path)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -34,7 +34,7 @@ def test_a_port_that_is_taken_is_not_taken_for_ours(tmp_path, capsys):
         assert ui.main(["--outputs", str(tmp_path), "--port", str(port), "--no-browser"]) == 1
     assert f"port {port} is taken; another: --port {port + 1}" in capsys.readouterr().err
     # Without a sweep's view, the address does not ask for one.
-    assert ui._page(Place(resolved_uri(None, tmp_path), "qsweep")) == (
+    assert ui._page(TrackingTarget(resolved_uri(None, tmp_path), "qsweep")) == (
         "#/experiments/1/runs?workflowType=machine_learning"
     )
     assert ui.main(["--outputs", str(tmp_path), "--experiment", "other", "--no-browser"]) == 2
@@ -43,9 +43,9 @@ def test_a_port_that_is_taken_is_not_taken_for_ours(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_it_serves_the_page_of_runs_until_it_is_ended(tmp_path):
-    client = Client(Place(resolved_uri(None, tmp_path), "qsweep"), tmp_path)
+    client = Client(TrackingTarget(resolved_uri(None, tmp_path), "qsweep"), tmp_path)
     client.parent("uid", "my-sweep", None, None)
-    client.show()
+    client.store_view()
     port = free_port()
     command = [sys.executable, "-m", "qsweep.ui", "--no-browser"]
     process = subprocess.Popen(

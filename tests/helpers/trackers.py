@@ -12,7 +12,7 @@ import pytest
 from qsweep.base.files import write_json
 from qsweep.results.write import write_results
 from qsweep.tracking import Tracker, TrackingConfig
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import resolved_uri
 
 
@@ -90,7 +90,7 @@ class Outputs:
     def __init__(self, root: Path, uri: str | None, name: str = "demo", experiment: str = "qsweep"):
         self.root, self.name = root, name
         self.config = TrackingConfig(uri=uri, experiment=experiment)
-        self.place = Place(resolved_uri(uri, root), experiment)
+        self.place = TrackingTarget(resolved_uri(uri, root), experiment)
         self.directory = root / "sweeps" / name
         self.said: list[str] = []
 
@@ -131,7 +131,7 @@ def client_of(uri: str):
     return MlflowClient(tracking_uri=uri)
 
 
-def runs_in(place: Place) -> list:
+def runs_in(place: TrackingTarget) -> list:
     client = client_of(place.uri)
     experiment = client.get_experiment_by_name(place.experiment)
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
@@ -140,7 +140,7 @@ def runs_in(place: Place) -> list:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory) -> Path:
     """A migrated, empty database: making one takes seconds, copying one does not."""
-    from qsweep.tracking.mlflow.client import create_database
+    from qsweep.tracking.mlflow.connection import create_database
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     create_database(path)

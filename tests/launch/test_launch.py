@@ -19,12 +19,12 @@ from qsweep.launch.local import slots as slots_module
 from qsweep.launch.local.slots import (
     Placement,
     Slots,
-    obstacle,
     parse_listing,
     parse_visible,
-    place,
+    place_job,
+    why_unplaceable,
 )
-from qsweep.launch.reasons import explain, explain_exit, last_words
+from qsweep.launch.reasons import explain, explain_exit, fatal_line
 
 HERE = Path(__file__).parent
 ONE = Slots(count=1)
@@ -475,7 +475,7 @@ TRACEBACK = (
     ],
 )  # fmt: skip
 def test_last_words(output, status, words):
-    assert last_words(output, status) == words
+    assert fatal_line(output, status) == words
 
 
 def test_a_preload_that_is_missing_is_left_to_the_jobs(job, server):
@@ -631,27 +631,27 @@ def test_auto_is_one_job_per_gpu_and_one_on_the_cpu(monkeypatch):
 
 def test_jobs_are_placed_on_free_gpus_only():
     slots = Slots(2, ("4", "7"))
-    first = place(slots, "auto", [])
-    second = place(slots, "cuda", [first])
+    first = place_job(slots, "auto", [])
+    second = place_job(slots, "cuda", [first])
     assert [first, second] == [Placement(("4",), "cuda:0"), Placement(("7",), "cuda:0")]
-    assert place(slots, "auto", [first, second]) is None
-    assert place(slots, "cuda:1", [first]) == second
-    assert place(slots, "cuda:1", [second]) is None
-    assert place(slots, "cpu", [first]) == Placement((), "cpu")
-    assert place(slots, "all", []) == Placement(("4", "7"), "cuda")
-    assert place(slots, "all", [first]) is None
-    assert place(slots, "auto", [place(slots, "all", [])]) is None
+    assert place_job(slots, "auto", [first, second]) is None
+    assert place_job(slots, "cuda:1", [first]) == second
+    assert place_job(slots, "cuda:1", [second]) is None
+    assert place_job(slots, "cpu", [first]) == Placement((), "cpu")
+    assert place_job(slots, "all", []) == Placement(("4", "7"), "cuda")
+    assert place_job(slots, "all", [first]) is None
+    assert place_job(slots, "auto", [place_job(slots, "all", [])]) is None
     assert second.environment == {"CUDA_VISIBLE_DEVICES": "7", "QSWEEP_DEVICE": "cuda:0"}
     shared = Slots(4, ("4", "7"), per_gpu=2)
-    assert place(shared, "auto", [first, second, first]) == second
+    assert place_job(shared, "auto", [first, second, first]) == second
 
 
 def test_devices_that_are_not_there_skip_the_job(server, job):
     results = run_jobs([job("echo", device="cuda:1")], slots=Slots(1), server=server)
     assert results["echo"].status == "skipped"
     assert results["echo"].reason == "device=cuda:1: no CUDA GPU is visible"
-    assert obstacle(Slots(1, ("0",)), "cuda:1").startswith("device=cuda:1: only 1 GPU(s)")
-    assert obstacle(Slots(1, ("0",)), "auto") is obstacle(Slots(1), "auto") is None
+    assert why_unplaceable(Slots(1, ("0",)), "cuda:1").startswith("device=cuda:1: only 1 GPU(s)")
+    assert why_unplaceable(Slots(1, ("0",)), "auto") is why_unplaceable(Slots(1), "auto") is None
 
 
 def test_pinned_gpu_reaches_the_job_under_its_own_name(run):

@@ -13,7 +13,7 @@ from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
 from qsweep.models.architecture import auto_class, empty_model, expert_counts, holds_experts
-from qsweep.models.facts import TensorInfo, _decoder_shapes, _linears, read_facts
+from qsweep.models.facts import TensorHeader, _decoder_shapes, _linears, read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
@@ -325,7 +325,7 @@ def test_names_tell_linear_layers_and_experts_as_modules_do():
             continue
         text = config.get_text_config().to_dict()
         tensors = {
-            name: TensorInfo(tuple(tensor.shape), "F32", Path())
+            name: TensorHeader(tuple(tensor.shape), "F32", Path())
             for name, tensor in model.state_dict().items()
         }
         experts = holds_experts(_decoder_shapes(tensors), expert_counts(text))

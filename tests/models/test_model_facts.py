@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from qsweep.base.errors import ConfigError
 from qsweep.models.facts import (
-    TensorInfo,
+    TensorHeader,
     _vocab_size,
     has_experts,
     read_facts,
@@ -41,7 +41,7 @@ def test_agrees_with_the_loaded_model(tiny_model, architecture):
 
 def test_of_several_vocabularies_the_texts_counts(tmp_path):
     def size(**shapes):
-        tensors = {name: TensorInfo(shape, "F32", tmp_path) for name, shape in shapes.items()}
+        tensors = {name: TensorHeader(shape, "F32", tmp_path) for name, shape in shapes.items()}
         return _vocab_size(tensors, {}, tmp_path)
 
     layer = "decoder.layers.0.feed_forward.output.weight"
@@ -51,7 +51,7 @@ def test_of_several_vocabularies_the_texts_counts(tmp_path):
     mixing = "rwkv.blocks.0.attention.output.weight"
     assert (
         _vocab_size(
-            {mixing: TensorInfo((128, 128), "F32", tmp_path)}, {"vocab_size": 4096}, tmp_path
+            {mixing: TensorHeader((128, 128), "F32", tmp_path)}, {"vocab_size": 4096}, tmp_path
         )
         == 4096
     )

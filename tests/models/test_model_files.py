@@ -15,7 +15,7 @@ from qsweep.base.store import Store
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts, readable_directory
-from qsweep.models.files import link_model, usual_directory, weight_files
+from qsweep.models.files import link_model, standard_directory, weight_files
 from qsweep.models.hub import content_hash
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
@@ -140,13 +140,13 @@ def test_the_hash_of_an_ordinary_directory_is_what_it_was(pocket_dir, shards, tm
     for path in (pocket_dir, shards):
         files = {f.name: sha256_of(f) for pattern in patterns for f in path.glob(pattern)}
         assert content_hash(path, Store(tmp_path)) == key_of(dict(sorted(files.items())))
-        assert usual_directory(path, tmp_path / "never") == path
+        assert standard_directory(path, tmp_path / "never") == path
 
 
 def test_weights_beside_the_checkpoint_are_out_of_others_reach(copy, tmp_path):
     # llama.cpp's converter takes every model*.safetensors.
     shutil.copy(weight_files(copy)[0], copy / "model.fp16.safetensors")
-    folder = usual_directory(copy, tmp_path / "folder")
+    folder = standard_directory(copy, tmp_path / "folder")
     assert folder != copy
     assert not (folder / "model.fp16.safetensors").exists()
     assert tensors_of(folder).keys() == tensors_of(copy).keys()
@@ -164,7 +164,7 @@ def test_shards_anywhere_get_the_names_that_everybody_knows(copy, tmp_path):
 
     rewrite(copy / INDEX, move)
     expected = loaded_by_transformers(copy)
-    folder = usual_directory(copy, tmp_path / "folder")
+    folder = standard_directory(copy, tmp_path / "folder")
     assert folder != copy
     assert {f.name for f in weight_files(folder)} == {f.name for f in folder.glob("model-*-of-*")}
     assert torch.equal(loaded_by_transformers(folder), expected)

@@ -6,13 +6,13 @@ import random
 
 import pytest
 
+from draw_splits import draw_splits
 from qsweep.models.tiny import MODEL_DIR
 from qsweep.models.tiny.exercises import GENERATORS, exercises
 from qsweep.models.tiny.text import (
     SPLITS_FILE,
     docstrings,
     documents,
-    draw_splits,
     modules,
     split_of,
     topics,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from qsweep.evaluate.metrics import quality, quality_per_gb
-from qsweep.search.loop import Possible, Search
+from qsweep.search.loop import PlannedTrial, Search
 from qsweep.search.objectives import parse_constraint, parse_objective
 from qsweep.search.settings import search_config
 from qsweep.search.space import Parameter, Space, When
@@ -44,7 +44,7 @@ class FormulaLab:
     def plan(self, overrides):
         if overrides["group_size"] == "100":
             return None
-        return Possible(_key(overrides), _name(overrides), overrides["quant"], {})
+        return PlannedTrial(_key(overrides), _name(overrides), overrides["quant"], {})
 
     def run(self, batch):
         return [self._run(overrides) for overrides in batch]

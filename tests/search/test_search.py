@@ -18,7 +18,7 @@ from search_lab import LARGE, SPACE, FormulaLab, make_search
 
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.search.answer import answer, infeasible, knee, pareto_front
-from qsweep.search.fidelity import Outcome, Rival, hopeless, promise, proxy_of
+from qsweep.search.fidelity import CompletedTrial, Estimate, most_promising, proxy_of, why_hopeless
 from qsweep.search.objectives import (
     parse_constraint,
     parse_objective,
@@ -27,7 +27,7 @@ from qsweep.search.objectives import (
 from qsweep.search.proposals import make_sampler
 from qsweep.search.settings import search_config
 from qsweep.search.storage import open_storage
-from qsweep.search.study import refuse_other
+from qsweep.search.study import require_same_study
 
 
 def memory():
@@ -97,35 +97,37 @@ def test_options_of_the_search_are_checked():
         make_sampler(search_config({"sampler_options": {"n_startup_trial": 3}}))
 
 
-# --- what is hopeless --------------------------------------------------------------------------
+# --- what is why_hopeless --------------------------------------------------------------------------
 
 GOALS = [parse_objective("size_gb"), parse_objective("quality")]
 
 
-def outcome(size, low, high, fidelity="few"):
+def estimate(size, low, high, fidelity="few"):
     span = (low, (low + high) / 2, high)
-    return Outcome(fidelity, {"size_gb": (size, size, size), "quality": span})
+    return Estimate(fidelity, {"size_gb": (size, size, size), "quality": span})
 
 
 def test_only_what_is_worse_at_its_optimistic_end_is_dropped():
-    rival = Rival(7, outcome(2.0, 0.80, 0.90))
-    assert "trial 7" in hopeless(outcome(2.0, 0.60, 0.79), [rival], GOALS, (), {})
-    assert hopeless(outcome(2.0, 0.60, 0.81), [rival], GOALS, (), {}) is None
+    rival = CompletedTrial(7, estimate(2.0, 0.80, 0.90))
+    assert "trial 7" in why_hopeless(estimate(2.0, 0.60, 0.79), [rival], GOALS, (), {})
+    assert why_hopeless(estimate(2.0, 0.60, 0.81), [rival], GOALS, (), {}) is None
     # smaller, so it may be on the front however bad it is
-    assert hopeless(outcome(1.9, 0.10, 0.20), [rival], GOALS, (), {}) is None
+    assert why_hopeless(estimate(1.9, 0.10, 0.20), [rival], GOALS, (), {}) is None
 
 
 def test_a_constraint_out_of_reach_drops_and_one_within_the_interval_does_not():
     bound = parse_constraint("quality >= 0.5")
-    assert "out of reach" in hopeless(outcome(1, 0.1, 0.4), [], GOALS, [bound], {})
-    assert hopeless(outcome(1, 0.1, 0.6), [], GOALS, [bound], {}) is None
+    assert "out of reach" in why_hopeless(estimate(1, 0.1, 0.4), [], GOALS, [bound], {})
+    assert why_hopeless(estimate(1, 0.1, 0.6), [], GOALS, [bound], {}) is None
 
 
 def test_nothing_is_dropped_where_nothing_is_known():
     record = FormulaLab()._run({"quant": "rtn", "bits": "4", "group_size": "32"})
     del record["measurements"][0]["metrics"]["ppl_ratio_low"]  # a single window has no interval
-    unknown = Outcome("few", spans(record, ("quality", "size_gb")))
-    assert hopeless(unknown, [Rival(1, outcome(0.1, 0.9, 1.0))], GOALS, (), {}) is None
+    unknown = Estimate("few", spans(record, ("quality", "size_gb")))
+    assert (
+        why_hopeless(unknown, [CompletedTrial(1, estimate(0.1, 0.9, 1.0))], GOALS, (), {}) is None
+    )
 
 
 def test_a_proxy_bounds_what_the_real_quantizer_can_reach():
@@ -152,7 +154,9 @@ def test_native_proxies_skip_the_propagation():
 
 
 def test_the_unknown_comes_first_then_what_the_fewest_dominate():
-    order = promise([outcome(2, 0.1, 0.2), None, outcome(1, 0.5, 0.9), outcome(3, 0.9, 1)], GOALS)
+    order = most_promising(
+        [estimate(2, 0.1, 0.2), None, estimate(1, 0.5, 0.9), estimate(3, 0.9, 1)], GOALS
+    )
     assert order[0] == 1 and order[-1] == 0
 
 
@@ -206,7 +210,7 @@ def test_a_sampler_on_rungs_learns_and_ends_by_its_budget():
     lab = FormulaLab()
     search = make_search(lab, memory(), LARGE, trials=30, objective="quality_per_gb")
     search.run()
-    quantized = [e for e in search.study.entries() if e.outcome and e.outcome.fidelity == "few"]
+    quantized = [e for e in search.study.entries() if e.estimate and e.estimate.fidelity == "few"]
     assert len(quantized) == 30
     best = answer(search.study.entries(), search.objectives, serving=True).best_per_gb
     assert best.finding["quality_per_gb"] > 0.9 * max(
@@ -300,7 +304,7 @@ def test_a_study_that_searched_something_else_is_refused():
     with pytest.raises(ConfigError, match=r"space\.bits = 2,3, now it is 2,4.*sweep=NEWNAME"):
         make_search(FormulaLab(), storage, identity={"space": {"bits": "2,4"}, "protocol": 1})
     with pytest.raises(ConfigError, match="protocol = 1, now it is 2"):
-        refuse_other("x", {"protocol": 1}, {"protocol": 2})
+        require_same_study("x", {"protocol": 1}, {"protocol": 2})
 
 
 def test_an_unreachable_storage_is_one_line_without_the_password(tmp_path):

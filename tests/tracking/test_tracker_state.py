@@ -13,7 +13,7 @@ from qsweep.base.databases import sqlite_url
 from qsweep.base.files import write_json
 from qsweep.commands import sync
 from qsweep.tracking import sweep_uid
-from qsweep.tracking.mlflow.journal import current_place, is_settled
+from qsweep.tracking.mlflow.journal import current_target, is_settled
 from qsweep.tracking.mlflow.sweeplog import sync_sweep
 
 __all__ = ["empty_database", "outputs"]  # fixtures
@@ -126,11 +126,11 @@ def test_a_sweep_killed_before_anything_was_whole(outputs: Outputs):
 import os, signal
 from pathlib import Path
 from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import Place
+from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.sweeplog import sync_sweep
 Client.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 root = Path({str(outputs.root)!r})
-sync_sweep(root / "sweeps" / "demo", Place({outputs.place.uri!r}, "qsweep"), root)
+sync_sweep(root / "sweeps" / "demo", TrackingTarget({outputs.place.uri!r}, "qsweep"), root)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
     assert done.returncode == -9 and len(outputs.runs()) == 2
@@ -220,9 +220,9 @@ def test_two_sweeps_at_once_make_one_experiment(tmp_path: Path, empty_database: 
     uri = sqlite_url(tmp_path / "shared.db")
     both = [Outputs(tmp_path / name, uri) for name in ("a", "b")]
     code = (
-        "import sys; from pathlib import Path; from qsweep.tracking.mlflow.journal import Place; "
+        "import sys; from pathlib import Path; from qsweep.tracking.mlflow.journal import TrackingTarget; "
         "from qsweep.tracking.mlflow.sweeplog import sync_sweep; d = Path(sys.argv[1]); "
-        "print(sync_sweep(d, Place(sys.argv[2], 'qsweep'), d.parents[1]))"
+        "print(sync_sweep(d, TrackingTarget(sys.argv[2], 'qsweep'), d.parents[1]))"
     )
     processes = []
     for number, each in enumerate(both):
@@ -240,4 +240,4 @@ def test_identities_of_a_folder(tmp_path: Path):
     assert sweep_uid(folder) == "u1"
     write_json(folder / "tracking.json", {"name": "a", "uid": "u2", "logs": {}})
     assert sweep_uid(folder) == "u2"
-    assert current_place(folder) is None
+    assert current_target(folder) is None

@@ -24,8 +24,9 @@ from helpers.trackers import (
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
 from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
-from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
-from qsweep.tracking.mlflow.runs import fingerprint, metric_prefix, sweep_run, trial_run
+from qsweep.tracking.identity import fingerprint
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
+from qsweep.tracking.mlflow.runs import metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 from qsweep.tracking.settings import public_uri, resolved_uri
 
@@ -148,7 +149,7 @@ def test_uris_are_absolute_and_hide_passwords(tmp_path: Path, monkeypatch):
     assert resolved_uri("sqlite:///x.db", Path("out")) == f"sqlite:///{tmp_path}/x.db"
     secret = "postgresql://me:s3cret@host/db"
     assert public_uri(secret) == "postgresql://me:***@host/db"
-    assert Place(secret, "e").label == "postgresql://me:***@host/db (e)"
+    assert TrackingTarget(secret, "e").label == "postgresql://me:***@host/db (e)"
     assert public_uri("http://[bad") == "http://[bad"
     assert ui_line(TrackingConfig(), tmp_path / "outputs") == (
         "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db"
@@ -164,7 +165,7 @@ def test_plain_folders_are_refused_before_anything_runs(uri):
 
 
 def test_a_password_stays_off_the_disk(tmp_path: Path, capsys):
-    place = Place("http://me:s3cret@127.0.0.1:1", "qsweep")
+    place = TrackingTarget("http://me:s3cret@127.0.0.1:1", "qsweep")
     (tmp_path / "sweeps" / "demo" / "trials").mkdir(parents=True)
     Journal(tmp_path / "sweeps" / "demo", place).open(complete=True)
     assert "s3cret" not in (tmp_path / "sweeps" / "demo" / "tracking.json").read_text()
@@ -399,13 +400,14 @@ def test_kill_9_in_the_middle_of_logging_doubles_nothing(outputs: Outputs, momen
 import os, signal
 from pathlib import Path
 from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import Journal, Place
+from qsweep.tracking.identity import fingerprint
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {owner}.{name} = die
 root = Path({str(outputs.root)!r})
-sync_sweep(root / "sweeps" / "demo", Place({outputs.place.uri!r}, "qsweep"), root)
+sync_sweep(root / "sweeps" / "demo", TrackingTarget({outputs.place.uri!r}, "qsweep"), root)
 """
     done = python("-c", code)
     assert done.returncode == -signal.SIGKILL, done.stderr

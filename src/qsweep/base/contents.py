@@ -1,12 +1,8 @@
-"""What manifests and records hold, checked field by field where no seal says that it is intact."""
+"""Checks of parsed JSON, field by field; whole files are for :mod:`qsweep.base.typed_json`."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
-
-from qsweep.base.files import read_json
 
 Check = Callable[[Any], bool]
 
@@ -51,39 +47,6 @@ def or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-def _is_size(value: Any) -> bool:
-    names = {"weight_bytes", "linear_bits", "linear_weights", "total_bits", "parameters"}
-    return is_mapping(value) and value.keys() == names and all(map(is_number, value.values()))
-
-
-# By kind of entry, the fields that it must have.
-_FIELDS: Mapping[str, Mapping[str, Check]] = {
-    "artifacts": {
-        "format": is_text,
-        "size": _is_size,
-        "runtimes": is_texts,
-        "details": is_mapping,
-    },
-    "measurements": {"metrics": has_figures, "facts": is_mapping, "evaluate_s": is_number},
-    "tasks": {"status": is_text, "reason": or_none(is_text)},
-    "texts": {"fingerprint": is_text},
-    "importances": {"shared_s": is_number},
-}
-_FINISHED_TASK: Mapping[str, Check] = {"seconds": is_number, "facts": is_mapping}
-
-
-def problem(kind: str, content: Any) -> str | None:
-    """What is wrong with the content of an entry's manifest, None if nothing is."""
-    if not is_mapping(content):
-        return "its content is no mapping"
-    fields = dict(_FIELDS.get(kind, {}))
-    if kind == "tasks" and content.get("status") == "finished":
-        fields |= _FINISHED_TASK
-    if kind != "models" and not has_figures(content):
-        return "holds something else where a number belongs"
-    return wrong_field(content, fields)
-
-
 def wrong_field(content: Mapping[str, Any], fields: Mapping[str, Check]) -> str | None:
     """Which field is missing or of another type than it should be, None if none is."""
     for name, check in fields.items():
@@ -92,22 +55,3 @@ def wrong_field(content: Mapping[str, Any], fields: Mapping[str, Check]) -> str 
         if not check(content[name]):
             return f"its {name} is of the wrong type"
     return None
-
-
-def contradiction(kind: str, path: Path, content: Mapping[str, Any]) -> str | None:
-    """Where a manifest without a seal says another thing than the files of its entry."""
-    if kind != "measurements":
-        return None
-    try:
-        numbers = read_json(path / "measurement.json")
-    except (OSError, ValueError) as error:
-        return str(error)
-    for name in ("metrics", "facts"):
-        # As text, since what is not a number differs from itself.
-        if not is_mapping(numbers) or _text(numbers.get(name)) != _text(content[name]):
-            return f"its {name} are not those of measurement.json"
-    return None
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -162,7 +162,7 @@ def check_server(url: str, tables: Collection[str] = ()) -> None:
         raise DatabaseError("is another program's database; make one of its own for this")
 
 
-def words_of(error: BaseException) -> str:
+def driver_message(error: BaseException) -> str:
     """What a driver says, without what SQLAlchemy wraps around it."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and cause not in causes:

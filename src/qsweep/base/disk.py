@@ -49,7 +49,7 @@ def disk_full(path: Path) -> str:
     return f"no space left on the disk of {path}: {_WAY_OUT}"
 
 
-def what_failed(error: OSError) -> str:
+def os_error_message(error: OSError) -> str:
     """The system's words, or what they mean: of a link to nothing it says that the file exists."""
     place = str(error.filename)
     if isinstance(error, FileExistsError) and os.path.islink(place) and not os.path.exists(place):
@@ -70,7 +70,7 @@ def check_writable(path: Path) -> None:
         if is_disk_full(error):
             raise ConfigError(disk_full(path)) from error
         raise ConfigError(
-            f"outputs_dir={path}: cannot be written ({what_failed(error)}); choose another"
+            f"outputs_dir={path}: cannot be written ({os_error_message(error)}); choose another"
         ) from error
 
 

@@ -48,14 +48,16 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _environment() -> dict[str, Any]:
+    import psutil
+
     return {
         "qsweep": __version__,
         **git_state(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpu_cores": _cpu_cores(),
-        "memory_gb": _memory_gb(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": gpus(),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "packages": package_versions(PACKAGES),
@@ -80,18 +82,18 @@ def git_state(folder: Path) -> dict[str, Any]:
     else's repository must not be labelled with that repository's commit.
     """
     unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
-    if _output("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py") is None:
+    if output_of("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py") is None:
         return unknown
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return unknown
-    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changed = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_dirty": bool(changed)}
 
 
 def gpus() -> list[dict[str, Any]]:
     """The GPUs that the driver lists, visible to this process or not; none without a driver."""
-    listing = _output(
+    listing = output_of(
         "nvidia-smi",
         "--query-gpu=name,memory.total,driver_version",
         "--format=csv,noheader,nounits",
@@ -110,8 +112,11 @@ def parse_gpus(listing: str) -> list[dict[str, Any]]:
     return found
 
 
-def _output(*command: str) -> str | None:
-    # None: the program is missing, fails or hangs (a wedged driver makes nvidia-smi wait for ever).
+def output_of(*command: str) -> str | None:
+    """What a program prints, stripped; None where it is missing or fails within 20 seconds.
+
+    A wedged driver makes nvidia-smi wait for ever.
+    """
     program = shutil.which(command[0])
     if program is None:
         return None
@@ -132,16 +137,3 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _cpu_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -1,7 +1,6 @@
 """Files on disk: atomic writes, stamps that tell whether a file is still what was written."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.locks import try_lock
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: temporary sibling, fsync, rename.
 
     The sibling is locked as long as its writer lives, so that others can tell what was left behind
-    (:mod:`qsweep.base.leftovers`).
+    (:mod:`qsweep.base.cleanup`).
 
     Raises:
         OSError: names ``path``.
@@ -129,7 +129,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         with temporary.open("wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_lock(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

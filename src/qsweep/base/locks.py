@@ -118,12 +118,12 @@ class FileLock:
 
     def _wait(self, descriptor: int) -> None:
         give_up = None if self.timeout_s is None else time.monotonic() + self.timeout_s
-        told, pause = "", _POLL_S
-        while not _try_lock(descriptor):
+        noticed, pause = "", _POLL_S
+        while not try_lock(descriptor):
             owner = owner_of(self.path) or "an unknown process"
-            if owner != told and self.notice is not None:
+            if owner != noticed and self.notice is not None:
                 self.notice(f"waiting for {owner}")
-                told = owner
+                noticed = owner
             left = pause if give_up is None else give_up - time.monotonic()
             if left <= 0:
                 waited = f"{self.timeout_s:g} s"
@@ -146,8 +146,13 @@ def device_lock(
 ) -> FileLock:
     """The lock to hold while timing something alone on a device, such as ``cuda:0`` or ``cpu``.
 
-    Whoever is to be kept apart must use the same directory and name on the same machine: the host's
-    name is part of the file's, since another machine's ``cuda:0`` is another device.
+    The host's name is part of the file's, since another machine's ``cuda:0`` is another device.
+
+    Args:
+        directory: Where the lock's file is; whoever is to be kept apart must use the same.
+        name: The device, and whatever else is to be had alone.
+        timeout_s: How long to wait for another owner, None for ever.
+        notice: Called with a line when a wait begins; see :class:`FileLock`.
     """
     safe = re.sub(r"[^\w.-]+", "-", f"{socket.gethostname()}-{name}")
     return FileLock(directory / f"device-{safe}.lock", timeout_s=timeout_s, notice=notice)
@@ -162,7 +167,8 @@ def owner_of(path: Path) -> str | None:
     return f"{pid} on {host}"
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, if nobody else does; raises OSError where its file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.files import FileStamp, read_json, stamp_of, verify, write_bytes
+from qsweep.base.typed_json import convert
 
 MANIFEST = "manifest.json"
 # 1 had neither seal nor kind.
@@ -27,6 +28,16 @@ class Entry:
     path: Path
     content: dict[str, Any]
     sealed: bool = True
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    version: int
+    identity: Any
+    content: Any
+    files: dict[str, FileStamp]
+    kind: str | None = None
+    seal: str | None = None
 
 
 def seal(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) -> None:
@@ -49,7 +60,7 @@ def seal(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) ->
     _write(path / MANIFEST, body)
 
 
-def seal_again(path: Path) -> None:
+def reseal(path: Path) -> None:
     """Put an entry of version 1, which was verified in full, under a seal as well.
 
     It keeps its date. Whatever happens meanwhile, one manifest or the other is in its place.
@@ -75,34 +86,32 @@ def open_entry(path: Path, *, full: bool = False) -> Entry:
         ArtifactCorrupt: says which file is missing, truncated, edited or one too many, or whose
             entry it is.
     """
-    manifest, stamps = _read(path)
-    kind, content = path.parent.name, manifest["content"]
-    if (own := _hash(manifest["identity"])[:32]) != path.name:
+    manifest, sealed = _read(path)
+    kind = path.parent.name
+    if (own := _hash(manifest.identity)[:32]) != path.name:
         raise ArtifactCorrupt(f"{path}: is another entry, {own}")
-    if manifest.get("kind", kind) != kind:
-        raise ArtifactCorrupt(f"{path}: is an entry of {manifest['kind']}")
-    if extra := set(_files(path)) - stamps.keys():
+    if manifest.kind not in (None, kind):
+        raise ArtifactCorrupt(f"{path}: is an entry of {manifest.kind}")
+    if extra := set(_files(path)) - manifest.files.keys():
         raise ArtifactCorrupt(f"{path}: {min(extra)} is no part of it")
-    for name, stamp in stamps.items():
+    for name, stamp in manifest.files.items():
         verify(path / name, stamp, full=full)
-    return Entry(path, content, "seal" in manifest)
+    return Entry(path, manifest.content, sealed)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, FileStamp]]:
+def _read(path: Path) -> tuple[_Manifest, bool]:
+    """A directory's manifest as it was written, and whether a seal protects it."""
     try:
-        manifest = read_json(path / MANIFEST)
-        stamps = {name: FileStamp(**stamp) for name, stamp in manifest["files"].items()}
-        body = {name: value for name, value in manifest.items() if name != "seal"}
-        unsealed = manifest["version"] == 1 and "seal" not in manifest
-        if not unsealed and manifest["seal"] != _hash(body):
-            raise ArtifactCorrupt(f"{path}: {MANIFEST} is not what was written")
-        return {
-            "identity": manifest["identity"],
-            "content": manifest["content"],
-            **manifest,
-        }, stamps
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        written = read_json(path / MANIFEST)
+        manifest = convert(_Manifest, written, unknown="ignore")
+    except (OSError, ValueError) as error:
         raise ArtifactCorrupt(f"{path}: no readable {MANIFEST} ({error})") from error
+    sealed = manifest.seal is not None or manifest.version != 1
+    # Of what was written, names in their order, not of what was understood.
+    body = {name: value for name, value in written.items() if name != "seal"}
+    if sealed and manifest.seal != _hash(body):
+        raise ArtifactCorrupt(f"{path}: {MANIFEST} is not what was written")
+    return replace(manifest, identity=written["identity"], content=written["content"]), sealed
 
 
 def _write(file: Path, body: dict[str, Any]) -> None:

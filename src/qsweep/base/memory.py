@@ -33,17 +33,14 @@ def peak_memory(device: str) -> dict[str, float]:
 
 def available_bytes() -> int:
     """Free memory of the host, within what a container may use of it."""
-    free = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-        free.append(int(found.split()[1]) * 1024)
+    import psutil
+
+    free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
         used = int((group / "memory.current").read_text(encoding="ascii"))
         # Files that were read and can be dropped at any time are counted as used.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(stat.get("inactive_file", 0)))
-    # Where nothing can be found out, assume a small machine.
-    return max(min(free, default=4 * 2**30), 0)
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
+    return max(free, 0)

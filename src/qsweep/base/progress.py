@@ -1,10 +1,6 @@
 """How far a step is: the callback that long work reports to."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 # Called with the name of the step and the share of it that is done, 0 to 1, or None if unknown.
 Progress = Callable[[str, float | None], None]

@@ -43,7 +43,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise ConfigError(f"{_at(where, name)}: no such option{nearest(name, names)}")
     _check_numbers(cls, values, where)
     try:
-        return _adapter(cast("Any", cls)).validate_python(dict(values))
+        return adapter_of(cast("Any", cls)).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
@@ -112,8 +112,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _adapter(cls: Any) -> "TypeAdapter[Any]":
-    # Making one takes ten times as long as using it.
+def adapter_of(cls: Any) -> "TypeAdapter[Any]":
+    """pydantic's validator of a type, kept: making one takes ten times as long as using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)

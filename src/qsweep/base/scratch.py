@@ -1,9 +1,10 @@
 """Folders for what nobody needs afterwards, which say whose they are."""
 
 import contextlib
-import fcntl
 import os
 import tempfile
+
+from qsweep.base.locks import try_lock
 
 PREFIX = "qsweep-"
 
@@ -12,7 +13,7 @@ class ScratchFolder(tempfile.TemporaryDirectory):
     """A folder below the system's one for temporary files, removed at the end.
 
     A process that is killed leaves it there. Its name holds the process's number and it is locked
-    as long as that lives, so that a later one can tell (:mod:`qsweep.base.leftovers`): a number alone
+    as long as that lives, so that a later one can tell (:mod:`qsweep.base.cleanup`): a number alone
     means another process in another container.
     """
 
@@ -20,7 +21,7 @@ class ScratchFolder(tempfile.TemporaryDirectory):
         super().__init__(prefix=f"{PREFIX}{os.getpid()}-")
         self._lock = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(self._lock)
 
     def cleanup(self) -> None:
         """Remove it; a second time does nothing."""

@@ -5,6 +5,7 @@ Everything that leaves the process (messages, commands, records, what a tracker 
 """
 
 import functools
+import io
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,6 +99,19 @@ def _secrets_in(values: tuple[str, ...]) -> tuple[str, ...]:
 def without_login(url: str) -> str:
     """A URL as a link for a browser, which asks for the login itself."""
     return re.sub(r"://[^\s/?#]*@", "://", hidden_value(url))
+
+
+class RedactingStream(io.TextIOWrapper):
+    """A text stream, such as a process's standard output, that shows no password to anybody.
+
+    What qsweep says is without secrets already. Tracebacks, warnings, libraries' own words and
+    Hydra's prints of a configuration are not.
+    """
+
+    def write(self, text: str) -> int:
+        """Write a text with ``***`` for every secret in it."""
+        super().write(hidden(text))
+        return len(text)
 
 
 class _Patterns:

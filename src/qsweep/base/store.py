@@ -3,7 +3,7 @@
 An entry is a directory that appears whole or not at all: it is made beside its place, sealed with a
 manifest of its files, flushed to disk and renamed. Two sweeps that want the same entry wait for one
 another on a lock; a killed maker leaves only a temporary directory, which the next one, or the next
-start (:mod:`qsweep.base.leftovers`), sweeps away.
+start (:mod:`qsweep.base.cleanup`), sweeps away.
 
 What is in its place but not what was written there counts as absent, and a line says so. The quick
 check (the manifest, sizes and time stamps of files) is for whether something is there; whoever
@@ -20,13 +20,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from qsweep.base.contents import contradiction, problem
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
+from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
 from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
-from qsweep.base.manifest import MANIFEST, Entry, open_entry, seal, seal_again
+from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
 
 __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
            "open_entry", "seal"]  # fmt: skip
@@ -45,7 +45,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._hashed: dict[Path, set[tuple[Any, ...]]] = {}
 
     def path(self, kind: Kind, key: str) -> Path:
@@ -65,7 +65,7 @@ class Store:
         entry = self._find(kind, key, full=full)
         if entry is not None and not entry.sealed:
             with contextlib.suppress(QsweepError, OSError), self.lock(kind, key, timeout_s=0):
-                seal_again(entry.path)
+                reseal(entry.path)
         return entry
 
     def require(self, kind: Kind, key: str) -> Entry:
@@ -91,8 +91,8 @@ class Store:
                 self._hashed[path] = state
             return entry
         except (ArtifactCorrupt, OSError) as error:
-            if os.path.lexists(path) and str(error) not in self._told:
-                self._told.add(str(error))
+            if os.path.lexists(path) and str(error) not in self._reported:
+                self._reported.add(str(error))
                 print(f"note: {error}; it counts as absent", file=sys.stderr, flush=True)
             return None
 
@@ -134,7 +134,7 @@ class Store:
             for entry in found.values():
                 if entry is not None and not entry.sealed:
                     with contextlib.suppress(OSError):  # it may lie on a disk that is read only
-                        seal_again(entry.path)
+                        reseal(entry.path)
             absent = {
                 key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
             }

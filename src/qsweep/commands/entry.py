@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qsweep.base.errors import ConfigError, QsweepError
-from qsweep.base.hiding_stream import HidingStream
-from qsweep.base.secrets import scrubbed
-from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
+from qsweep.base.secrets import RedactingStream, scrubbed
+from qsweep.launch.interrupts import (
+    SIGNALS,
+    Interrupted,
+    interrupted,
+    interruptible,
+    kill_all_and_exit,
+)
 
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
@@ -91,7 +96,7 @@ def _leave(code: int) -> None:
     """End the process now: threads in the middle of something would hold up an orderly exit."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    end_now(code)
+    kill_all_and_exit(code)
 
 
 def _code_of(error: KeyboardInterrupt) -> int:
@@ -140,7 +145,7 @@ def _open_streams() -> None:
 
 def _lasting(number: int, old: Any) -> io.TextIOWrapper:
     lines = number == 2 or (old is not None and old.line_buffering)
-    return HidingStream(
+    return RedactingStream(
         io.BufferedWriter(_Lasting(number, "w", closefd=False)),
         encoding=old.encoding if old is not None else "utf-8",
         errors="qsweep",

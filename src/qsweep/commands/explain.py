@@ -4,10 +4,10 @@ import re
 import shlex
 from typing import Any
 
+from qsweep.base.config_files import config_folder, options_by_choice
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.base.secrets import hidden
-from qsweep.base.shipped import folder, options_by_choice
 from qsweep.sweep.option_names import known_options
 
 _LONGEST = 400
@@ -77,7 +77,9 @@ def _missing(error: Any, text: str) -> str:
     if found := re.search(r"config directory '(.+)' exists", text):
         return f"--config-path={found.group(1)}: no such folder; --config-dir=DIR adds one"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
-        names = [p.stem for place in ("sweeps", "conf") for p in folder(place).glob("*.yaml")]
+        names = [
+            p.stem for place in ("sweeps", "conf") for p in config_folder(place).glob("*.yaml")
+        ]
         if found.group(1) in names:
             return f"--config-path: holds no {found.group(1)}.yaml; --config-dir=DIR adds a folder"
         return f"--config-name={found.group(1)}: no such file{nearest(found.group(1), names)}"

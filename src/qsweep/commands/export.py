@@ -140,9 +140,9 @@ def export(record: Record, store: Store, directory: Path) -> Path:
 
 
 def _add_companions(record: Record, out: Path) -> None:
-    from qsweep.base.written import resolved_again
+    from qsweep.base.config_files import resolve_recorded
 
-    path = resolved_again(record["config"], "model.path")
+    path = resolve_recorded(record["config"], "model.path")
     source = Path(path) if path else None
     if source is None or not source.is_dir():
         return

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
+from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.errors import QsweepError
-from qsweep.base.leftovers import sweep_away
 from qsweep.base.numbers import gigabytes
 from qsweep.base.schema import nearest
 from qsweep.commands.entry import Parser, command
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _tell(holdings, outputs)
-    if options.delete and (gone := sweep_away(outputs)):
+    if options.delete and (gone := remove_abandoned(outputs)):
         print(f"{len(gone)} leftovers of processes that were killed are removed")
     if before is None and not options.off_front:
         return 0

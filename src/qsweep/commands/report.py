@@ -62,7 +62,7 @@ def _log(outputs: Path, names: Sequence[str], written: Sequence[Path]) -> None:
 
     for name in names:
         try:
-            log_files(outputs / "sweeps" / name, outputs, written)
+            log_files(outputs / "sweeps" / name, written)
         except TrackerError as error:
             print(f"note: not logged to the run of {name}: {error}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from qsweep.launch.interrupts import finishing
 from qsweep.results.record_file import read_records
 from qsweep.search.answer import answer, infeasible
 from qsweep.search.fidelity import Fidelity
-from qsweep.search.loop import Possible, Record, Search
+from qsweep.search.loop import PlannedTrial, Record, Search
 from qsweep.search.objectives import (
     Constraint,
     check_measured,
@@ -25,7 +25,7 @@ from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
 from qsweep.search.space import Params, Space, overrides_of
 from qsweep.search.storage import open_storage, storage_errors
-from qsweep.search.study import Entry, Study
+from qsweep.search.study import Study, StudyTrial
 from qsweep.sweep.config import (
     SWEEP_WIDE,
     SweepConfig,
@@ -60,7 +60,7 @@ class HydraLab:
         """How many trials run at once."""
         return self._width or 1
 
-    def plan(self, overrides: Params) -> Possible | None:
+    def plan(self, overrides: Params) -> PlannedTrial | None:
         """A trial before anything runs; None if it cannot exist."""
         trial = trial_config(self._compose(overrides_of(overrides)))
         plans, refused = plan_all([trial], self._session.store, self._session.settings)
@@ -73,7 +73,7 @@ class HydraLab:
         plan = plans[key]
         if plan.is_reference:
             raise ConfigError("quant=none: the reference is measured anyway, and is no answer")
-        return Possible(key, trial.name, trial.quant.method, trial.resolved["quant"])
+        return PlannedTrial(key, trial.name, trial.quant.method, trial.resolved["quant"])
 
     def run(self, batch: Sequence[Params]) -> list[Record]:
         """Run trials; returns the record of each."""
@@ -235,7 +235,7 @@ def _protocol(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _adopt(session: Session, entries: Sequence[Entry]) -> None:
+def _adopt(session: Session, entries: Sequence[StudyTrial]) -> None:
     """Count in what earlier runs and other processes of the study left in the sweep's folder."""
     known = session.sweep.records
     keys = {entry.finding["record"] for entry in entries if entry.finding is not None}
@@ -247,7 +247,9 @@ def _adopt(session: Session, entries: Sequence[Entry]) -> None:
             session.tracker.log(record)
 
 
-def _trouble(entries: Sequence[Entry], constraints: Sequence[Any], lab: HydraLab) -> str | None:
+def _trouble(
+    entries: Sequence[StudyTrial], constraints: Sequence[Any], lab: HydraLab
+) -> str | None:
     done = [e for e in entries if e.state == "complete"]
     failed = [e for e in entries if e.state == "failed" and e.reason]
     if not done and failed:

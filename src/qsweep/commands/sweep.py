@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.config_files import config_folder, group_choices
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
-from qsweep.base.shipped import choices, folder
 from qsweep.commands.entry import Parser, command
 from qsweep.commands.explain import explain, refused_option
 from qsweep.sweep.option_names import chosen_quantizers, known_options
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError:
         raise
     except OSError as error:
-        from qsweep.base.disk import disk_full, is_disk_full, what_failed
+        from qsweep.base.disk import disk_full, is_disk_full, os_error_message
 
         if is_disk_full(error):
             place = Path(error.filename or ".").parent
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
+        raise ConfigError(f"{error.filename}: {os_error_message(error)}{hint}") from error
     return max((sweep.exit_code for sweep in _outcomes), default=0)
 
 
@@ -73,7 +73,7 @@ def _run_hydra() -> None:
     register_resolvers()
     try:
         _check_files(options)
-        options.overrides = [acceptable(one, choices()) for one in options.overrides]
+        options.overrides = [acceptable(one, group_choices()) for one in options.overrides]
         # Hydra finds that out too, but only where nothing is wrong with the rest.
         options.multirun = options.multirun or _is_multirun(options)
         _compose_and_run(options)
@@ -100,7 +100,7 @@ def _compose_and_run(options: Any) -> None:
                     args=given,
                     args_parser=_parser(),
                     task_function=run_one,
-                    config_path=str(folder("conf")),
+                    config_path=str(config_folder("conf")),
                     config_name="config",
                 )
             return
@@ -138,9 +138,9 @@ def _note(message: Warning | str, *_: Any) -> None:
 def _check_files(options: Any) -> None:
     """Refuse what Hydra would open and wait for: pipes and devices where a YAML file is expected."""
     given = [Path(place) for place in (options.config_dir, options.config_path) if place]
-    groups = ["", *choices(), *(o.lstrip("+").partition("=")[0] for o in options.overrides)]
+    groups = ["", *group_choices(), *(o.lstrip("+").partition("=")[0] for o in options.overrides)]
     name = f"{options.config_name}.yaml" if options.config_name else ""
-    for place in (*given, folder("sweeps"), folder("conf")):
+    for place in (*given, config_folder("sweeps"), config_folder("conf")):
         for file in [place / name, *(f for g in groups for f in (place / g).glob("*.yaml"))]:
             if file.exists() and not (file.is_file() or file.is_dir()):
                 raise ConfigError(f"{file}: is a pipe or a device, not a file")
@@ -156,7 +156,7 @@ def _is_multirun(arguments: Any) -> bool:
     if other or any(override.startswith("hydra.mode=") for override in arguments.overrides):
         return False
     places = [Path(arguments.config_dir)] if arguments.config_dir else []
-    for place in (*places, folder("sweeps")):
+    for place in (*places, config_folder("sweeps")):
         file = place / f"{arguments.config_name}.yaml"
         if file.is_file():
             try:

@@ -4,14 +4,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsweep.base.config_files import config_folder
 from qsweep.base.files import read_regular
-from qsweep.base.shipped import folder
 from qsweep.commands.entry import Parser, command
 
 
 def listing() -> list[tuple[str, str]]:
     """Names of the sweep files, and what the first comment of each says."""
-    return [(file.stem, first_comment(file)) for file in sorted(folder("sweeps").glob("*.yaml"))]
+    return [
+        (file.stem, first_comment(file)) for file in sorted(config_folder("sweeps").glob("*.yaml"))
+    ]
 
 
 def first_comment(file: Path) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from qsweep.base.errors import QsweepError
 from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command
-from qsweep.tracking.mlflow.journal import FILE, Place, current_place, is_copy
-from qsweep.tracking.mlflow.sweeplog import recorded_place, sync_sweep
-from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
+from qsweep.tracking.identity import FILE, is_copy
+from qsweep.tracking.mlflow.journal import TrackingTarget, current_target
+from qsweep.tracking.mlflow.sweeplog import recorded_target, sync_sweep
+from qsweep.tracking.settings import TrackerError, TrackingConfig
 
 
 @command
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logged, failed = 0, 0
     for directory in directories:
         try:
-            number = sync_sweep(directory, place or _own_place(directory, outputs), outputs)
+            number = sync_sweep(directory, place or _own_target(directory, outputs), outputs)
         except TrackerError as error:
             print(f"error: {directory.name}: {error}", file=sys.stderr)
             failed += 1
@@ -63,7 +64,7 @@ def _tracked(outputs: Path) -> list[Path]:
         directory
         for directory in sorted(outputs.glob("sweeps/*/"))
         if not is_copy(directory)
-        and ((directory / FILE).exists() or recorded_place(directory, outputs) is not None)
+        and ((directory / FILE).exists() or recorded_target(directory, outputs) is not None)
     ]
 
 
@@ -75,22 +76,23 @@ def _sweep(outputs: Path, name: str) -> Path:
     return known[name]
 
 
-def _place(options: argparse.Namespace, outputs: Path) -> Place | None:
+def _place(options: argparse.Namespace, outputs: Path) -> TrackingTarget | None:
     if options.uri is None:
         return None
-    config = TrackingConfig(uri=options.uri, experiment=options.experiment)
-    return Place(resolved_uri(config.uri, outputs), config.experiment)
+    return TrackingTarget.of(
+        TrackingConfig(uri=options.uri, experiment=options.experiment), outputs
+    )
 
 
-def _own_place(directory: Path, outputs: Path) -> Place:
-    noted = current_place(directory)
+def _own_target(directory: Path, outputs: Path) -> TrackingTarget:
+    noted = current_target(directory)
     if noted is None or is_hidden(noted.uri):
         # A password that came from the environment may be there again.
-        recorded = recorded_place(directory, outputs)
+        recorded = recorded_target(directory, outputs)
         if recorded and (noted is None or noted.label == recorded.label):
             noted = recorded
     if noted is None:
-        return Place(resolved_uri(None, outputs), TrackingConfig().experiment)
+        return TrackingTarget.of(TrackingConfig(), outputs)
     if is_hidden(noted.uri):
         raise TrackerError(
             f"the password of {noted.uri} is not kept on disk; give the whole URI with --uri"

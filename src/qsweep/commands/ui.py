@@ -21,8 +21,8 @@ from qsweep.base.databases import with_driver
 from qsweep.base.errors import QsweepError
 from qsweep.commands.entry import Parser, command
 from qsweep.launch.tree import kill_group
-from qsweep.tracking.mlflow.journal import Place
-from qsweep.tracking.settings import TrackingConfig, is_server, resolved_uri, server_page
+from qsweep.tracking.mlflow.journal import TrackingTarget
+from qsweep.tracking.settings import TrackingConfig, is_server, server_page
 
 _HOST = "127.0.0.1"
 _LAST_PORT = 65535
@@ -59,12 +59,12 @@ class ServerError(QsweepError):
     """MLflow's server does not start, or has ended."""
 
 
-def _place(options: argparse.Namespace, outputs: Path) -> Place:
+def _place(options: argparse.Namespace, outputs: Path) -> TrackingTarget:
     config = TrackingConfig(uri=options.tracking, experiment=options.experiment)
-    return Place(resolved_uri(config.uri, outputs), config.experiment)
+    return TrackingTarget.of(config, outputs)
 
 
-def _page(place: Place) -> str:
+def _page(place: TrackingTarget) -> str:
     from qsweep.tracking.mlflow.reader import Reader
     from qsweep.tracking.settings import TrackerError
 

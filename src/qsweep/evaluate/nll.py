@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
-from qsweep.base.nonfinite import origin
 from qsweep.evaluate.engine import Engine
 from qsweep.evaluate.measurement import PROTOCOL_VERSION, Measurement
 from qsweep.evaluate.metrics import Mean, perplexity, window_sums
+from qsweep.models.nonfinite import nonfinite_origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def require_finite(
         raise TrialFailed(
             f"the model's logits are not finite: {name} of {len(bad)} of {len(values)} tokens, "
             f"first in window {window} of {len(windows.ids)} (counted from 0)"
-            + (f"; {origin(model, windows.ids[window])}" if model is not None else "")
+            + (f"; {nonfinite_origin(model, windows.ids[window])}" if model is not None else "")
         )
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.files import write_json
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.facts import (
-    TensorInfo,
+    TensorHeader,
+    corrected_config,
     distinct_weights,
     read_config,
     read_tensors,
-    stated_config,
     weight_files,
 )
 from qsweep.models.files import saved_weight_files
@@ -63,7 +63,7 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
         out: The artifact's directory.
         settings: The ``quantization_config``.
     """
-    config = {**stated_config(source), "quantization_config": dict(settings)}
+    config = {**corrected_config(source), "quantization_config": dict(settings)}
     write_json(out / "config.json", config)
     write_json(out / "quantize_config.json", dict(settings))
     for pattern in _COMPANIONS:
@@ -89,7 +89,7 @@ def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
-def usual_dtype(tensors: Iterable[TensorInfo]) -> "torch.dtype":
+def usual_dtype(tensors: Iterable[TensorHeader]) -> "torch.dtype":
     """The floating-point dtype that most of a checkpoint's weights have; float32 if none."""
     import torch
 

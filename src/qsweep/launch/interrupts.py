@@ -52,14 +52,16 @@ class _Watch:
     def __init__(self) -> None:
         self.number: int | None = None
         self.shields = 0
-        self._heeded = False
+        self._acknowledged = False
         self._reminder = ""
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._before: dict[int, Any] = {}
         self._wakeup = -1
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._look, name="qsweep-interrupts", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch_signals, name="qsweep-interrupts", daemon=True
+        )
 
     def open(self) -> None:
         for number in SIGNALS:
@@ -78,22 +80,22 @@ class _Watch:
         self._thread.join()  # it sees the end of the pipe
         os.close(self._read)
 
-    def heed(self) -> None:
+    def acknowledge(self) -> None:
         """The main thread is on its way out: nothing is raised any more."""
-        self._heeded = self._heeded or self.number is not None
+        self._acknowledged = self._acknowledged or self.number is not None
 
     def raise_pending(self) -> None:
-        if self.number is not None and not self.shields and not self._heeded:
+        if self.number is not None and not self.shields and not self._acknowledged:
             raise Interrupted(self.number)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         # Once, and once more as a reminder: what cleans up must not be interrupted itself.
         if self.number is None or self._reminder == "sent":
             self.number = self.number or number
-            self._reminder = self._reminder and "told"
+            self._reminder = self._reminder and "received"
             self.raise_pending()
 
-    def _look(self) -> None:
+    def _watch_signals(self) -> None:
         """The thread: wait for the first signal, then for what comes of it."""
         first, since = self._next_signal(None), time.monotonic()
         mine = 0  # signals of this thread's own that it has yet to hear
@@ -104,16 +106,16 @@ class _Watch:
             if again and mine:
                 mine -= 1
             elif again and passed > _SAME_S:
-                end_now(128 + first)
-            heeded = self._heeded or self.shields > 0
-            if passed > _REMIND_S and not heeded and not self._reminder:
+                kill_all_and_exit(128 + first)
+            acknowledged = self._acknowledged or self.shields > 0
+            if passed > _REMIND_S and not acknowledged and not self._reminder:
                 self._reminder = "sent"
                 mine += 1
                 signal.pthread_kill(self._main, first)
             if passed > _CHILDREN_S:
                 tree.kill_descendants()
-            if passed > (_END_S if heeded else _CHILDREN_S):
-                end_now(128 + first)
+            if passed > (_END_S if acknowledged else _CHILDREN_S):
+                kill_all_and_exit(128 + first)
 
     def _next_signal(self, timeout: float | None) -> int | None:
         """The number of a signal, 0 if none comes in time; None when the watch is closed."""
@@ -144,7 +146,7 @@ os.register_at_fork(after_in_child=_forget_in_fork)
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """While this is open, signals end the command as said above; in the main thread alone."""
+    """While this is open, signals end the command as described above; in the main thread alone."""
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -165,7 +167,7 @@ def finishing() -> Iterator[None]:
     if watch is None:
         yield
         return
-    watch.heed()
+    watch.acknowledge()
     watch.shields += 1
     try:
         yield
@@ -185,13 +187,13 @@ def check() -> None:
         _watch.raise_pending()
 
 
-def heed() -> None:
+def acknowledge() -> None:
     """Say that the main thread is ending because of an interrupt: from now on none is raised."""
     if _watch is not None:
-        _watch.heed()
+        _watch.acknowledge()
 
 
-def end_now(code: int) -> None:
+def kill_all_and_exit(code: int) -> None:
     """End this process and everything that it started, without another word."""
     tree.kill_descendants()
     os._exit(code)

@@ -68,7 +68,7 @@ def explain_exit(status: int, *, kernel_oom: bool, log: Path | None = None) -> s
     return f"killed by signal {-status} ({name}); out of memory?"
 
 
-def last_words(output: str, status: int) -> str:
+def fatal_line(output: str, status: int) -> str:
     """The line with which a process that died said why; empty where it said nothing of the kind.
 
     The last line of an output is as likely a warning that some library gave long before.

@@ -32,7 +32,7 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def take_name(mark: str) -> None:
+def set_process_name(mark: str) -> None:
     """Name this process after its mark, for what it forks to inherit."""
     _prctl(_PR_SET_NAME, _name_of(mark).encode())
 
@@ -76,11 +76,11 @@ def descendants() -> list[int]:
 
 def state_of(pid: int) -> str | None:
     """A process's state in one letter, as ps has it (T: stopped, Z: dead); None if it is gone."""
-    fields = _stat_of(pid)
+    fields = stat_fields(pid)
     return fields[0] if fields else None
 
 
-def kill_strays(jobs: dict[int, str]) -> int:
+def kill_orphans(jobs: dict[int, str]) -> int:
     """Kill this process's children that are neither a job nor belong to a living one.
 
     ``jobs`` are the living jobs' pids and marks. Returns how many were killed. Their own children
@@ -134,11 +134,11 @@ def _numbers(directory: Path) -> list[int]:
 
 
 def _parent_of(pid: int) -> int | None:
-    fields = _stat_of(pid)
+    fields = stat_fields(pid)
     return int(fields[1]) if fields else None
 
 
-def _stat_of(pid: int) -> list[str]:
+def stat_fields(pid: int) -> list[str]:
     """What the kernel says of a process after its name: state, parent, …; nothing if it is gone."""
     try:
         # The name in brackets may itself hold spaces and brackets.

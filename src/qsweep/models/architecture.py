@@ -28,7 +28,7 @@ _TABLES = {
     ),
 }
 # How configurations call the number of experts.
-_EXPERT_KEYS = (
+EXPERT_KEYS = (
     "num_experts",
     "num_local_experts",
     "n_routed_experts",
@@ -115,7 +115,7 @@ def expert_counts(text: Mapping[str, Any]) -> set[int]:
     """
     return {
         text[key]
-        for key in _EXPERT_KEYS
+        for key in EXPERT_KEYS
         if isinstance(text.get(key), int) and not isinstance(text[key], bool) and text[key] > 1
     }
 

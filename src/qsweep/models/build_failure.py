@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from qsweep.base.errors import in_one_line
-from qsweep.models.config import leaves, shown
+from qsweep.base.schema import flat
+from qsweep.models.config import json_excerpt
 
 # More fields than these that all are in the way say nothing of each.
 _MOST_FIELDS = 3
@@ -36,15 +37,15 @@ def why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
     if isinstance(error, KeyError) and error.args:
         # Looked up in one of transformers' tables: of activations, of rotary embeddings.
         key = error.args[0]
-        saying = [n for n, value in leaves(config) if type(value) is type(key) and value == key]
-        if len(saying) == 1:
-            told = repr(key) if isinstance(key, str) else shown(key)
-            return f"{saying[0]} says {told}, which transformers {__version__} does not know"
+        fields = [n for n, value in flat(config) if type(value) is type(key) and value == key]
+        if len(fields) == 1:
+            value = repr(key) if isinstance(key, str) else json_excerpt(key)
+            return f"{fields[0]} says {value}, which transformers {__version__} does not know"
     reason = f"transformers cannot build this model ({_in_words(error)})"
-    named = {name.rpartition(".")[2] for name, _ in leaves(config)}
+    named = {name.rpartition(".")[2] for name, _ in flat(config)}
     if any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in named):
         return reason
-    guilty = [f"{name}, which is {shown(value)}" for name, value in _in_the_way(config)]
+    guilty = [f"{name}, which is {json_excerpt(value)}" for name, value in _in_the_way(config)]
     return f"{reason}; look at {' or '.join(guilty)}" if 0 < len(guilty) <= _MOST_FIELDS else reason
 
 
@@ -65,7 +66,7 @@ def _in_the_way(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if name == "model_type" or not _builds(_without(config, [name])):
             continue
-        inner = leaves(value, f"{name}.") if isinstance(value, Mapping) else ()
+        inner = flat(value, f"{name}.") if isinstance(value, Mapping) else ()
         parts = [(n, v) for n, v in inner if _builds(_without(config, n.split(".")))]
         yield from parts or [(name, value)]
 

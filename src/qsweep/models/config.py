@@ -4,6 +4,7 @@ Only what can be told from the numbers alone; whether they fit the weights is fo
 :mod:`qsweep.models.check`.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,19 +13,24 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import NotRegularFile, read_regular
+from qsweep.base.schema import flat
+from qsweep.models.architecture import EXPERT_KEYS
 
+# How configurations call what they count.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = (
+    *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim"),
+    *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"),
+)
+_INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 # Whole numbers, with the least that makes sense. Some architectures give one for each layer.
 _COUNTS = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim"), 1),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 1),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), 0),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 0),
-    **dict.fromkeys(("num_experts_per_tok", "moe_num_experts", "sliding_window"), 0),
+    **dict.fromkeys((*_LAYERS, *_WIDTHS), 1),
+    **dict.fromkeys((*_INNER_WIDTHS, *EXPERT_KEYS, "num_experts_per_tok", "sliding_window"), 0),
+    # A window of one token predicts nothing.
+    **dict.fromkeys(LENGTHS, 2),
 }
-# A window of one token predicts nothing.
-LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
-_COUNTS |= dict.fromkeys(LENGTHS, 2)
 # Numbers, and whether zero is one that makes sense.
 _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), True),
@@ -33,31 +39,32 @@ _NUMBERS = {
 # Of what a checkpoint has a tensor each, or a number each. Up to here they cost no more than a look
 # at the weights' names: parts that a checkpoint leaves out have sizes in its configuration, too.
 _MANY_LAYERS, _LARGE = 1000, 10_000_000
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_SIZES = (
-    *("hidden_size", "n_embd", "d_model", "vocab_size", "head_dim", "num_attention_heads"),
-    *("n_head", "n_heads", "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim"),
-    *("moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts"),
-    *("image_size", "patch_size", "num_channels"),
-)
+_SIZES = (*_WIDTHS, *_INNER_WIDTHS, *EXPERT_KEYS, "image_size", "patch_size", "num_channels")
 # What a model can be built in. Text alone: nothing else survives JSON.
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Parts of numbers, by kind of layer in some architectures.
 _ROTARY = ("rope_parameters", "rope_scaling")
 _PARTS = ("text_config", "llm_config")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_json(file: Path) -> Any:
     """The content of a JSON file of a model. Raises ConfigError where there is none to be read."""
     try:
-        return json.loads(read_regular(file).decode("utf-8"))
+        with file_errors(file):
+            return json.loads(read_regular(file).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def file_errors(file: Path) -> Iterator[None]:
+    """Say of a model's file in one line why it cannot be opened. Raises ConfigError."""
+    try:
+        yield
     except NotRegularFile as error:
         raise ConfigError(f"{file}: {error}; a model's files are read from here") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON ({error})") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -94,7 +101,9 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     """
     for part in _PARTS:
         if not isinstance(config.get(part) or {}, Mapping):
-            raise ConfigError(f"{file}: {part} is {shown(config[part])}, where an object belongs")
+            raise ConfigError(
+                f"{file}: {part} is {json_excerpt(config[part])}, where an object belongs"
+            )
     problem = next(_problems(config, text_config(config)), None)
     if problem is not None:
         raise ConfigError(f"{file}: {problem}")
@@ -120,7 +129,7 @@ def check_sizes(file: Path, config: Mapping[str, Any], shapes: Collection[Sequen
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int | float) and one > max(count, harmless):
                     raise ConfigError(
-                        f"{file}: {place}{name} is {shown(one)}, but there are {count} {what} in all"
+                        f"{file}: {place}{name} is {json_excerpt(one)}, but there are {count} {what} in all"
                     )
 
 
@@ -129,11 +138,15 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
         yield f"{place} is NaN, which is no setting"
     model_type, code = config.get("model_type"), config.get("auto_map")
     if not isinstance(model_type, str) and not (isinstance(code, Mapping) and "AutoConfig" in code):
-        wrong = "has no model_type" if model_type is None else f"model_type is {shown(model_type)}"
+        wrong = (
+            "has no model_type"
+            if model_type is None
+            else f"model_type is {json_excerpt(model_type)}"
+        )
         yield f"{wrong}, which says what architecture it is (llama, qwen3, …)"
     for place, part in _with_parts(config):
         if place and not isinstance(part.get("model_type") or "", str):
-            yield f"{place}model_type is {shown(part['model_type'])}, where a name belongs"
+            yield f"{place}model_type is {json_excerpt(part['model_type'])}, where a name belongs"
     if "transformers_weights" in config:
         yield (
             "transformers_weights names another file of weights, which only transformers reads; "
@@ -141,11 +154,11 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
         )
     tied = text.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
-        yield f"tie_word_embeddings is {shown(tied)}, where true or false belongs"
+        yield f"tie_word_embeddings is {json_excerpt(tied)}, where true or false belongs"
     for name in ("dtype", "torch_dtype"):
         value = text.get(name)
         if value is not None and value not in _DTYPES:
-            yield f"{name} is {shown(value)}, where one of {', '.join(_DTYPES)} belongs"
+            yield f"{name} is {json_excerpt(value)}, where one of {', '.join(_DTYPES)} belongs"
     for name, least in _COUNTS.items():
         value = text.get(name)
         for one in value if isinstance(value, list) else [value]:
@@ -154,22 +167,25 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
             # A whole number that is written with a point is for the architecture to judge.
             number = isinstance(one, int | float) and not isinstance(one, bool)
             if not number or (isinstance(one, float) and not one.is_integer()):
-                yield f"{name} is {shown(one)}, where a whole number belongs"
+                yield f"{name} is {json_excerpt(one)}, where a whole number belongs"
             elif one < (min(least, 0) if isinstance(value, list) else least):
-                yield f"{name} is {shown(one)}, which must be at least {least}"
-    rotary = [(f"{n}.{k}", v) for n in _ROTARY for k, v in leaves(text.get(n))]
-    for name, value in (*text.items(), *rotary):
+                yield f"{name} is {json_excerpt(one)}, which must be at least {least}"
+    parts = {n: text[n] for n in _ROTARY if isinstance(text.get(n), Mapping)}
+    for name, value in (*text.items(), *flat(parts)):
         zero = _NUMBERS.get(name.rpartition(".")[2])
         if zero is None or value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-            yield f"{name} is {shown(value)}, where a number belongs"
+            yield f"{name} is {json_excerpt(value)}, where a number belongs"
         elif value < 0 or (value == 0 and not zero):
-            yield f"{name} is {shown(value)}, which must be {'at least' if zero else 'above'} 0"
+            yield f"{name} is {json_excerpt(value)}, which must be {'at least' if zero else 'above'} 0"
     heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
         yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {pairs}"
-    experts, chosen = next((text[n] for n in _EXPERTS if text.get(n)), None), "num_experts_per_tok"
+    experts, chosen = (
+        next((text[n] for n in EXPERT_KEYS if text.get(n)), None),
+        "num_experts_per_tok",
+    )
     if isinstance(experts, int) and isinstance(text.get(chosen), int) and text[chosen] > experts:
         yield f"{chosen} is {text[chosen]}, of {experts} experts"
 
@@ -180,15 +196,6 @@ def _with_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
     for name, part in config.items():
         if name.endswith("_config") and isinstance(part, Mapping):
             yield f"{name}.", part
-
-
-def leaves(part: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a part by its dotted name, which begins with ``place``."""
-    for name, value in part.items() if isinstance(part, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{place}{name}.")
-        else:
-            yield f"{place}{name}", value
 
 
 def _not_a_number(place: str, value: Any) -> Iterator[str]:
@@ -202,7 +209,7 @@ def _not_a_number(place: str, value: Any) -> Iterator[str]:
             yield from _not_a_number(f"{place}[{number}]", inner)
 
 
-def shown(value: Any) -> str:
+def json_excerpt(value: Any) -> str:
     """A field's value as it stands in the file, cut where it is long."""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -15,15 +15,15 @@ from qsweep.models.config import LENGTHS, check_config, check_sizes, read_config
 from qsweep.models.files import (
     check_directory,
     index_file,
-    usual_directory,
+    standard_directory,
     weight_files,
     weight_map,
 )
-from qsweep.models.safetensors_header import DTYPE_BITS, TensorInfo, read_header, same_content
+from qsweep.models.safetensors_header import DTYPE_BITS, TensorHeader, read_header, same_content
 from qsweep.models.source import ModelFacts
 
 __all__ = [
-    "CONV1D_TYPES", "DTYPE_BITS", "TensorInfo", "distinct_weights", "has_experts", "read_config",
+    "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "read_config",
     "read_facts", "read_tensors", "text_config", "weight_files",
 ]  # fmt: skip
 
@@ -85,14 +85,14 @@ def has_experts(config: Mapping[str, Any]) -> bool:
     return bool(expert_counts(text_config(config)))
 
 
-def read_tensors(path: Path) -> dict[str, TensorInfo]:
+def read_tensors(path: Path) -> dict[str, TensorHeader]:
     """All tensors of a checkpoint by name, from the files' headers.
 
     Raises:
         ConfigError: a file is missing or damaged, holds a tensor that another one holds too, or
             lacks one that the index says it has.
     """
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorHeader] = {}
     for file in weight_files(path):
         header = read_header(file)
         if twice := next((name for name in header if name in tensors), None):
@@ -107,8 +107,8 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def distinct_weights(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> dict[str, TensorInfo]:
+    tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]
+) -> dict[str, TensorHeader]:
     """The tensors without a head that only repeats the embedding, and without constant buffers.
 
     A stored head that differs from the embedding is one of its own whatever the configuration says:
@@ -120,19 +120,19 @@ def distinct_weights(
     return kept
 
 
-def unties(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+def contradicts_tying(tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]) -> bool:
     """Whether a configuration says that the head is the embedding, and the weights that it is not."""
-    said = text_config(config).get("tie_word_embeddings")
-    return said is True and any(not same for _, same in _stored_heads(tensors))
+    tied = text_config(config).get("tie_word_embeddings")
+    return tied is True and any(not same for _, same in _stored_heads(tensors))
 
 
-def stated_config(path: Path) -> dict[str, Any]:
+def corrected_config(path: Path) -> dict[str, Any]:
     """The model's ``config.json``, put right where it says that the head is tied and it is not.
 
     Others than transformers believe the configuration and leave the stored head out.
     """
     config = read_config(path)
-    if not unties(read_tensors(path), config):
+    if not contradicts_tying(read_tensors(path), config):
         return config
     parts = {
         name: {**part, "tie_word_embeddings": False}
@@ -143,18 +143,20 @@ def stated_config(path: Path) -> dict[str, Any]:
 
 
 def readable_directory(path: Path, folder: Path) -> Path:
-    """The model for a library that reads the directory by itself; see :func:`usual_directory`."""
-    config = stated_config(path)
-    return usual_directory(path, folder, config if config != read_config(path) else None)
+    """The model for a library that reads the directory by itself; see :func:`standard_directory`."""
+    config = corrected_config(path)
+    return standard_directory(path, folder, config if config != read_config(path) else None)
 
 
-def _repeated_heads(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Iterator[str]:
+def _repeated_heads(
+    tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]
+) -> Iterator[str]:
     # Tied is transformers' default, so a configuration may leave it out.
     if text_config(config).get("tie_word_embeddings", True):
         yield from [head for head, same in _stored_heads(tensors) if same]
 
 
-def _stored_heads(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, bool]]:
+def _stored_heads(tensors: Mapping[str, TensorHeader]) -> Iterator[tuple[str, bool]]:
     # Each head of the embedding's shape, and whether it is the embedding.
     embedding = next((info for name, info in tensors.items() if _EMBEDDING.search(name)), None)
     for name, info in tensors.items():
@@ -164,11 +166,11 @@ def _stored_heads(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, bool
 
 
 @lru_cache(maxsize=64)
-def _same(one: TensorInfo, other: TensorInfo, *stamps: int) -> bool:
+def _same(one: TensorHeader, other: TensorHeader, *stamps: int) -> bool:
     return same_content(one, other)
 
 
-def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
+def other_linears(tensors: Mapping[str, TensorHeader]) -> list[str]:
     """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
     decoder = set(_in_decoder(tensors))
     return sorted(
@@ -180,7 +182,7 @@ def other_linears(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 
 def _decoder_shapes(
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, TensorHeader],
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in _in_decoder(tensors):
         yield name, tensors[name].shape
@@ -194,7 +196,7 @@ def _in_decoder(names: Iterable[str]) -> Iterator[str]:
 
 
 def _linears(
-    tensors: Mapping[str, TensorInfo], *, transposed: bool
+    tensors: Mapping[str, TensorHeader], *, transposed: bool
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     for name in _in_decoder(tensors):
         layer, shape = name.removesuffix(".weight"), tensors[name].shape
@@ -211,7 +213,7 @@ def _max_length(text: Mapping[str, Any], model_type: str) -> int:
     return _DEFAULT_LENGTHS.get(model_type, _FALLBACK_LENGTH)
 
 
-def _vocab_size(tensors: Mapping[str, TensorInfo], text: Mapping[str, Any], path: Path) -> int:
+def _vocab_size(tensors: Mapping[str, TensorHeader], text: Mapping[str, Any], path: Path) -> int:
     # What the head really has counts, not what a configuration says or leaves to a default. A layer's
     # own output is no head; of several, that of the text is the largest, and a voice's is small.
     for pattern in (_HEAD, _EMBEDDING):
@@ -243,7 +245,7 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_integers(tensors: Mapping[str, TensorHeader]) -> None:
     # transformers casts them, and codes without their scales are another model's weights.
     for name, info in tensors.items():
         weight = name.endswith((".weight", ".bias")) and not _BUFFER.search(name)
@@ -254,7 +256,7 @@ def _refuse_integers(tensors: Mapping[str, TensorInfo]) -> None:
             )
 
 
-def _refuse_odd_heads(tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_odd_heads(tensors: Mapping[str, TensorHeader]) -> None:
     # What tying them comes to is an error deep inside of transformers.
     outside = [n for n in tensors if not _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
     embedding = next((name for name in outside if _EMBEDDING.search(name)), None)

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qsweep.base.errors import ConfigError
-from qsweep.base.files import NotRegularFile, open_regular, write_json
-from qsweep.models.config import read_json
+from qsweep.base.files import open_regular, write_json
+from qsweep.models.config import file_errors, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Names by which everybody finds the weights who looks for files rather than reads the index.
-_USUAL = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
+_STANDARD_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 # What determines a model's numbers beside its weights: configuration, tokenizer, code.
 CONTENT = (
@@ -131,7 +131,7 @@ def check_directory(path: Path) -> None:
         )
 
 
-def usual_directory(path: Path, folder: Path, config: Mapping[str, Any] | None = None) -> Path:
+def standard_directory(path: Path, folder: Path, config: Mapping[str, Any] | None = None) -> Path:
     """A directory that holds the checkpoint alone, under the names that everybody knows.
 
     For libraries that look for files by themselves, each by rules of its own. It is ``path`` itself
@@ -144,7 +144,7 @@ def usual_directory(path: Path, folder: Path, config: Mapping[str, Any] | None =
     """
     there = {file.name for file in path.glob("*.safetensors")}
     names = [str(file.relative_to(path)) for file in weight_files(path)]
-    usual = there == set(names) and all(_USUAL.fullmatch(name) for name in names)
+    usual = there == set(names) and all(_STANDARD_NAME.fullmatch(name) for name in names)
     indexed = (path / _INDEX).exists() == (index_file(path) is not None)
     if usual and indexed and config is None:
         return path
@@ -167,7 +167,7 @@ def link_model(path: Path, folder: Path) -> None:
         (folder / _SINGLE).symlink_to(files[0].resolve())
         return
     names = [str(file.relative_to(path)) for file in files]
-    if not all(_USUAL.fullmatch(name) for name in names):
+    if not all(_STANDARD_NAME.fullmatch(name) for name in names):
         usual = [f"model-{n + 1:05}-of-{len(files):05}.safetensors" for n in range(len(files))]
     else:
         usual = names
@@ -180,12 +180,8 @@ def link_model(path: Path, folder: Path) -> None:
 
 
 def _regular(path: Path) -> Path:
-    try:
+    with file_errors(path):
         open_regular(path).close()
-    except NotRegularFile as error:
-        raise ConfigError(f"{path}: {error}; a model's files are read from here") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     return path
 
 

@@ -25,7 +25,7 @@ _LONGEST = 100_000_000
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorHeader:
     """One tensor of a safetensors file."""
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class TensorInfo:
         return self.count * DTYPE_BITS[self.dtype]
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
+def read_header(file: Path) -> dict[str, TensorHeader]:
     """The tensors of a safetensors file by name.
 
     Raises:
@@ -79,7 +79,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def same_content(one: TensorInfo, other: TensorInfo) -> bool:
+def same_content(one: TensorHeader, other: TensorHeader) -> bool:
     """Whether two tensors are equal, bit by bit; reads no further than to the first difference."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
@@ -96,7 +96,7 @@ def same_content(one: TensorInfo, other: TensorInfo) -> bool:
     return True
 
 
-def _tensor(name: str, entry: Any, file: Path, data: int) -> TensorInfo:
+def _tensor(name: str, entry: Any, file: Path, data: int) -> TensorHeader:
     if not isinstance(entry, Mapping) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError(f"{name} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -106,7 +106,7 @@ def _tensor(name: str, entry: Any, file: Path, data: int) -> TensorInfo:
         raise ValueError(f"{name} has the shape {json.dumps(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} has the offsets {json.dumps(offsets)}")
-    info = TensorInfo(tuple(shape), dtype, file, data + offsets[0])
+    info = TensorHeader(tuple(shape), dtype, file, data + offsets[0])
     if 8 * (offsets[1] - offsets[0]) != info.bits:
         raise ValueError(
             f"{name} has {offsets[1] - offsets[0]} bytes for the shape {list(shape)} in {dtype}"
@@ -114,7 +114,7 @@ def _tensor(name: str, entry: Any, file: Path, data: int) -> TensorInfo:
     return info
 
 
-def _require_no_gaps(tensors: Mapping[str, TensorInfo], data: int) -> None:
+def _require_no_gaps(tensors: Mapping[str, TensorHeader], data: int) -> None:
     end = data
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].bits)):
         if info.start != end:

@@ -16,7 +16,7 @@ from qsweep.results.traits import is_draw
 from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
-from qsweep.search.study import Entry
+from qsweep.search.study import StudyTrial
 
 Record = dict[str, Any]
 
@@ -44,12 +44,12 @@ class Answer:
         untried: of each combination that failed and was never measured, its last failure.
     """
 
-    front: list[Entry]
-    best_per_gb: Entry | None
-    knee: Entry | None
-    smallest: dict[str, Entry | None]
+    front: list[StudyTrial]
+    best_per_gb: StudyTrial | None
+    knee: StudyTrial | None
+    smallest: dict[str, StudyTrial | None]
     decision: Decision = Decision(None)
-    untried: list[Entry] = field(default_factory=list)
+    untried: list[StudyTrial] = field(default_factory=list)
 
 
 def finding_of(record: Record, params: Params) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
     }
 
 
-def answer(entries: Iterable[Entry], objectives: Sequence[Objective], serving: bool) -> Answer:
+def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], serving: bool) -> Answer:
     """The answer to a search, from its feasible entries.
 
     The front is that of the search's objectives; of size and quality where there is only one.
@@ -103,7 +103,7 @@ def answer(entries: Iterable[Entry], objectives: Sequence[Objective], serving: b
     )
 
 
-def named_apart(entries: Sequence[Entry]) -> list[Entry]:
+def named_apart(entries: Sequence[StudyTrial]) -> list[StudyTrial]:
     """Entries of which no two of different keys are called alike."""
     by_key = {e.key: {"params": {_option(k): v for k, v in e.params.items()}} for e in entries}
     names = {e.key: e.name for e in entries}
@@ -111,20 +111,20 @@ def named_apart(entries: Sequence[Entry]) -> list[Entry]:
     return [replace(entry, name=labels[entry.key]) for entry in entries]
 
 
-def untried(entries: Sequence[Entry]) -> list[Entry]:
+def untried(entries: Sequence[StudyTrial]) -> list[StudyTrial]:
     """Of each combination that failed, at whatever fidelity, and was never measured, the last entry."""
     measured = {e.key for e in entries if e.state != "failed"}
     failed = {e.key: e for e in entries if e.state == "failed" and e.key not in measured}
     return list(failed.values())
 
 
-def open_question(entry: Entry) -> str | None:
+def open_question(entry: StudyTrial) -> str | None:
     """Why what an entry's interval says is nothing; None where it says something."""
     one = _contender(entry)
     return None if one is None else says_nothing(one)
 
 
-def _contender(entry: Entry) -> Contender | None:
+def _contender(entry: StudyTrial) -> Contender | None:
     drawn = [name for name in entry.params if is_draw(_option(name))]
     kept = {name: value for name, value in entry.params.items() if name not in drawn}
     setting = repr(sorted(kept.items())) if drawn else ""
@@ -135,7 +135,9 @@ def _option(name: str) -> str:
     return name.lstrip("+~")
 
 
-def pareto_front(entries: Sequence[Entry], objectives: Sequence[Objective]) -> list[Entry]:
+def pareto_front(
+    entries: Sequence[StudyTrial], objectives: Sequence[Objective]
+) -> list[StudyTrial]:
     """The entries that no other is better than in one objective and no worse in the others.
 
     Smallest first; of equal ones the first.
@@ -155,7 +157,7 @@ def pareto_front(entries: Sequence[Entry], objectives: Sequence[Objective]) -> l
     return sorted(front, key=lambda e: _finding(e)["size_gb"])
 
 
-def knee(front: Sequence[Entry]) -> Entry | None:
+def knee(front: Sequence[StudyTrial]) -> StudyTrial | None:
     """Where a front of size and quality bends most: farthest above the line between its ends.
 
     Both axes are scaled to the front's own extent; a front of fewer than three has no knee.
@@ -174,7 +176,7 @@ def knee(front: Sequence[Entry]) -> Entry | None:
     return front[max(range(len(front)), key=lambda i: above[i])]
 
 
-def infeasible(entries: Iterable[Entry], constraints: Sequence[Constraint]) -> str | None:
+def infeasible(entries: Iterable[StudyTrial], constraints: Sequence[Constraint]) -> str | None:
     """Which constraint empties the feasible set, in one line; None if it is not empty."""
     done = [e for e in entries if e.state == "complete"]
     dropped = [e.reason or "" for e in entries if e.state == "dropped"]
@@ -194,7 +196,7 @@ def infeasible(entries: Iterable[Entry], constraints: Sequence[Constraint]) -> s
     return None
 
 
-def _point(entry: Entry, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+def _point(entry: StudyTrial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
     finding = _finding(entry)
     values = [finding.get(o.metric) for o in objectives]
     if any(v is None for v in values):
@@ -205,6 +207,6 @@ def _point(entry: Entry, objectives: Sequence[Objective]) -> tuple[float, ...] |
     return tuple(s * float(v) for s, v in zip(signs, values, strict=True))  # type: ignore[arg-type]
 
 
-def _finding(entry: Entry) -> Mapping[str, Any]:
+def _finding(entry: StudyTrial) -> Mapping[str, Any]:
     assert entry.finding is not None
     return entry.finding

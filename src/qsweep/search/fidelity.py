@@ -17,7 +17,7 @@ _SLOW = ("gptq", "awq")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Estimate:
     """What is known of a candidate: spans of the metrics that count, at some fidelity."""
 
     fidelity: Fidelity
@@ -25,14 +25,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Rival:
+class CompletedTrial:
     """A completed, feasible trial, by what it showed at the fidelity that others are dropped at."""
 
     number: int
-    outcome: Outcome
+    estimate: Estimate
 
 
-def quick_look(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -> Params:
+def first_windows_of(overrides: Mapping[str, str], windows: int, fidelity: Fidelity) -> Params:
     """A trial's overrides on its first windows only, without what is slow and decides nothing."""
     return {
         **overrides,
@@ -69,9 +69,9 @@ def proxy_of(
     return {**changed, "++quant.sequential": "false"} if method == "gptq" else changed
 
 
-def hopeless(
-    candidate: Outcome,
-    rivals: Sequence[Rival],
+def why_hopeless(
+    candidate: Estimate,
+    rivals: Sequence[CompletedTrial],
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
     references: Mapping[str, float],
@@ -80,6 +80,13 @@ def hopeless(
 
     It cannot where a constraint is out of reach, or where some rival at the *pessimistic* end of its
     own intervals is no worse in any objective and better in one.
+
+    Args:
+        candidate: What is known of it.
+        rivals: Completed trials, seen at the same fidelity.
+        objectives: What the search aims at.
+        constraints: What must hold.
+        references: The reference's figures, for constraints that are relative to it.
     """
     for constraint in constraints:
         best = constraint.best(candidate.spans[constraint.metric])
@@ -87,24 +94,28 @@ def hopeless(
             return f"{constraint} is out of reach ({best:.4g} at best)"
     for rival in rivals:
         pairs = [
-            (o, o.worst(rival.outcome.spans[o.metric]), o.best(candidate.spans[o.metric]))
+            (o, o.worst(rival.estimate.spans[o.metric]), o.best(candidate.spans[o.metric]))
             for o in objectives
         ]
         if any(o.better(best, worst) for o, worst, best in pairs):
             continue
         if any(o.better(worst, best) for o, worst, best in pairs):
-            told = ", ".join(f"{o.metric} {best:.4g} at best" for o, _, best in pairs)
-            return f"cannot beat trial {rival.number} ({told})"
+            limits = ", ".join(f"{o.metric} {best:.4g} at best" for o, _, best in pairs)
+            return f"cannot beat trial {rival.number} ({limits})"
     return None
 
 
-def promise(outcomes: Sequence[Outcome | None], objectives: Sequence[Objective]) -> list[int]:
+def most_promising(
+    estimates: Sequence[Estimate | None], objectives: Sequence[Objective]
+) -> list[int]:
     """Positions of candidates, most promising first: those that fewest others dominate.
 
     Optimistic ends are compared; what nothing is known of comes first. A front of several
     objectives is gone through from both of its ends and its middle, by the order of positions.
     """
-    points = [None if o is None else tuple(_cost(goal, o) for goal in objectives) for o in outcomes]
+    points = [
+        None if o is None else tuple(_cost(goal, o) for goal in objectives) for o in estimates
+    ]
 
     def dominated(point: tuple[float, ...] | None) -> int:
         if point is None:
@@ -119,6 +130,6 @@ def promise(outcomes: Sequence[Outcome | None], objectives: Sequence[Objective])
     return sorted(order, key=lambda i: order[i])
 
 
-def _cost(objective: Objective, outcome: Outcome) -> float:
-    best = objective.best(outcome.spans[objective.metric])
+def _cost(objective: Objective, estimate: Estimate) -> float:
+    best = objective.best(estimate.spans[objective.metric])
     return -best if objective.direction == "maximize" else best

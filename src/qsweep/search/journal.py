@@ -1,14 +1,20 @@
 """A study's journal file: one JSON object per line, appended by every process that shares it."""
 
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsweep.base.files import read_regular
+from qsweep.base.typed_json import JsonMismatch, parse
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
+
+
+@dataclass(frozen=True)
+class _Operation:
+    op_code: int
 
 
 class JournalDamaged(Exception):
@@ -58,8 +64,6 @@ def _cut(file: Path) -> None:
 def _check(content: bytes) -> None:
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
-            entry = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict) or not isinstance(entry.get("op_code"), int):
-            raise JournalDamaged(f"line {number} is none of a journal")
+            parse(_Operation, line, unknown="ignore")
+        except JsonMismatch as error:
+            raise JournalDamaged(f"line {number} is none of a journal") from error

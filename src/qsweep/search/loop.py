@@ -10,18 +10,26 @@ from typing import Any, Protocol
 from qsweep.base.errors import QsweepError
 from qsweep.results.rows import OWN_RUN, only_own_run, primary
 from qsweep.search.answer import finding_of
-from qsweep.search.fidelity import Fidelity, Outcome, Rival, hopeless, promise, proxy_of, quick_look
+from qsweep.search.fidelity import (
+    CompletedTrial,
+    Estimate,
+    Fidelity,
+    first_windows_of,
+    most_promising,
+    proxy_of,
+    why_hopeless,
+)
 from qsweep.search.objectives import Constraint, Objective, figure, spans
 from qsweep.search.proposals import Proposals
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
-from qsweep.search.study import Entry, Study, revealed
+from qsweep.search.study import Study, StudyTrial, with_secrets
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Possible:
+class PlannedTrial:
     """A trial that can exist. ``key`` tells trials apart; ``quant`` is its composed group."""
 
     key: str
@@ -30,14 +38,14 @@ class Possible:
     quant: Mapping[str, Any]
 
 
-class Lab(Protocol):
+class TrialRunner(Protocol):
     """What a search needs of the world: what is possible, and what comes out."""
 
     @property
     def width(self) -> int:
         """How many trials run at once."""
 
-    def plan(self, overrides: Params) -> Possible | None:
+    def plan(self, overrides: Params) -> PlannedTrial | None:
         """A trial before anything runs; None if it cannot exist. Raises ConfigError."""
 
     def run(self, batch: Sequence[Params]) -> list[Record]:
@@ -52,8 +60,8 @@ class Candidate:
     """A combination that can exist and has not been claimed."""
 
     params: Params
-    trial: Possible
-    outcome: Outcome | None = None
+    trial: PlannedTrial
+    estimate: Estimate | None = None
 
 
 class Search:
@@ -75,14 +83,14 @@ class Search:
         space: Space,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
-        lab: Lab,
+        lab: TrialRunner,
         study: Study,
         say: Callable[[str], None] = lambda line: None,
     ):
         self.settings, self.space, self.lab, self.study = settings, space, lab, study
         self.objectives, self.constraints, self._say = objectives, constraints, say
-        self._planned: dict[tuple[tuple[str, str], ...], Possible | None] = {}
-        self._screened: dict[str, Outcome | None] = {}
+        self._planned: dict[tuple[tuple[str, str], ...], PlannedTrial | None] = {}
+        self._screened: dict[str, Estimate | None] = {}
         names = [o.metric for o in objectives] + [c.metric for c in constraints]
         self._metrics = tuple(dict.fromkeys([*names, "size_gb", "ppl_ratio", "quality"]))
         limit = settings.enumerate_below
@@ -98,7 +106,7 @@ class Search:
         ``first`` are combinations to try before all others. Stops at an exception of the lab, with
         everything told to the study that was completed.
         """
-        orphans = [revealed(entry.params, self.space) for entry in self.study.recover()]
+        orphans = [with_secrets(entry.params, self.space) for entry in self.study.recover()]
         self._first = [*orphans, *first]
         with self.study.alive():
             while batch := self._claim_next():
@@ -119,7 +127,7 @@ class Search:
                 seen.add(trial.key)
                 yield Candidate(params, trial)
 
-    def _plan(self, params: Params) -> Possible | None:
+    def _plan(self, params: Params) -> PlannedTrial | None:
         key = tuple(params.items())
         if key not in self._planned:
             self._planned[key] = self.lab.plan(params)
@@ -137,13 +145,13 @@ class Search:
             if not pool:
                 return []
             hopeful = self._drop(self._screen(pool), entries)
-            order = promise([candidate.outcome for candidate in hopeful], self.objectives)
+            order = most_promising([candidate.estimate for candidate in hopeful], self.objectives)
             claimed = []
             for position in order:
                 candidate = hopeful[position]
                 trial = candidate.trial
                 number = self.study.claim(
-                    trial.key, trial.name, candidate.params, self.space, candidate.outcome
+                    trial.key, trial.name, candidate.params, self.space, candidate.estimate
                 )
                 if number is not None:
                     claimed.append((number, candidate))
@@ -155,7 +163,7 @@ class Search:
     def _width(self) -> int:
         return self.lab.width if self.settings.batch == "auto" else self.settings.batch
 
-    def _budget(self, entries: Sequence[Entry]) -> int:
+    def _budget(self, entries: Sequence[StudyTrial]) -> int:
         """How many more trials may be quantized; those dropped before it cost nothing."""
         limit = self.settings.trials
         if limit is None:
@@ -163,9 +171,9 @@ class Search:
                 return self._width()
             limit = _SAMPLED
         spent = [e for e in entries if self.study.is_taken(e) and e.reason not in _UNSPENT]
-        return limit - sum(e.outcome is None or e.outcome.fidelity != "proxy" for e in spent)
+        return limit - sum(e.estimate is None or e.estimate.fidelity != "proxy" for e in spent)
 
-    def _pool(self, width: int, taken: set[str], entries: Sequence[Entry]) -> list[Candidate]:
+    def _pool(self, width: int, taken: set[str], entries: Sequence[StudyTrial]) -> list[Candidate]:
         first = list(self._possible(iter(self._first), taken))[:width]
         if first:
             return first
@@ -194,22 +202,22 @@ class Search:
         if "proxy" in self.settings.rungs:
             new = [c for c in pool if c.trial.key not in self._screened]
             looks = [self._cheapest(candidate) for candidate in new]
-            for candidate, outcome in zip(new, self._look(looks), strict=True):
-                self._screened[candidate.trial.key] = outcome
+            for candidate, estimate in zip(new, self._look(looks), strict=True):
+                self._screened[candidate.trial.key] = estimate
         return [Candidate(c.params, c.trial, self._screened.get(c.trial.key)) for c in pool]
 
     def _cheapest(self, candidate: Candidate) -> Params:
         trial = candidate.trial
         proxy = proxy_of(candidate.params, trial.quant, trial.method, self.settings.proxy)
         if proxy is None:
-            return quick_look(candidate.params, self.settings.few_windows, "few")
-        return quick_look(proxy, self.settings.few_windows, "proxy")
+            return first_windows_of(candidate.params, self.settings.few_windows, "few")
+        return first_windows_of(proxy, self.settings.few_windows, "proxy")
 
-    def _look(self, jobs: Sequence[Params]) -> list[Outcome | None]:
+    def _look(self, jobs: Sequence[Params]) -> list[Estimate | None]:
         """Measure at low fidelity, equal jobs once; None for what did not finish."""
         distinct = {tuple(job.items()): job for job in jobs}
         records = dict(zip(distinct, self._run(list(distinct.values())), strict=True))
-        return [self._outcome(records[tuple(job.items())]) for job in jobs]
+        return [self._estimate(records[tuple(job.items())]) for job in jobs]
 
     def _run(self, batch: Sequence[Params]) -> list[Record]:
         """Run trials. Raises QsweepError where their reference is none to compare with."""
@@ -222,40 +230,40 @@ class Search:
                 raise QsweepError(f"{record['name']}: {why}: there is nothing to search for")
         return records
 
-    def _outcome(self, record: Record) -> Outcome | None:
+    def _estimate(self, record: Record) -> Estimate | None:
         if record["status"] != "finished":
             return None
         fidelity = record["fidelity"]
         keeps = self.settings.keeps if fidelity == "proxy" else None
-        return Outcome(fidelity, spans(record, self._metrics, keeps))
+        return Estimate(fidelity, spans(record, self._metrics, keeps))
 
-    def _drop(self, pool: Sequence[Candidate], entries: Sequence[Entry]) -> list[Candidate]:
+    def _drop(self, pool: Sequence[Candidate], entries: Sequence[StudyTrial]) -> list[Candidate]:
         rivals = self._rivals(entries)
         hopeful = []
         for candidate in pool:
-            outcome = candidate.outcome
-            reason = outcome and self._hopeless(outcome, rivals)
-            if outcome is not None and reason:
+            estimate = candidate.estimate
+            reason = estimate and self._why_hopeless(estimate, rivals)
+            if estimate is not None and reason:
                 trial = candidate.trial
                 self.study.drop_unclaimed(
-                    trial.key, trial.name, candidate.params, self.space, outcome, reason
+                    trial.key, trial.name, candidate.params, self.space, estimate, reason
                 )
             else:
                 hopeful.append(candidate)
         return hopeful
 
-    def _rivals(self, entries: Sequence[Entry]) -> list[Rival]:
+    def _rivals(self, entries: Sequence[StudyTrial]) -> list[CompletedTrial]:
         """Trials that others may be dropped for: feasible, and fit to be the answer."""
         return [
-            Rival(e.number, e.outcome)
+            CompletedTrial(e.number, e.estimate)
             for e in entries
-            if e.feasible and e.outcome is not None and e.finding is not None
+            if e.feasible and e.estimate is not None and e.finding is not None
             if e.finding["serves"] or not self.settings.serving
         ]
 
-    def _hopeless(self, outcome: Outcome, rivals: Sequence[Rival]) -> str | None:
-        references = self._references(outcome.fidelity)
-        return hopeless(outcome, rivals, self.objectives, self.constraints, references)
+    def _why_hopeless(self, estimate: Estimate, rivals: Sequence[CompletedTrial]) -> str | None:
+        references = self._references(estimate.fidelity)
+        return why_hopeless(estimate, rivals, self.objectives, self.constraints, references)
 
     def _references(self, fidelity: Fidelity) -> dict[str, float]:
         record = self.lab.reference(fidelity)
@@ -278,17 +286,17 @@ class Search:
         if "few" not in self.settings.rungs:
             return list(batch)
         windows = self.settings.few_windows
-        jobs = [quick_look(candidate.params, windows, "few") for _, candidate in batch]
+        jobs = [first_windows_of(candidate.params, windows, "few") for _, candidate in batch]
         left = []
         for (number, candidate), record in zip(batch, self._run(jobs), strict=True):
-            outcome = self._outcome(record)
-            if outcome is None:
+            estimate = self._estimate(record)
+            if estimate is None:
                 self.study.fail(number, record["reason"])
                 continue
-            known = candidate.outcome
+            known = candidate.estimate
             if known is None or known.fidelity == "proxy":
-                self.study.note(number, outcome)
-            reason = self._hopeless(outcome, self._rivals(self.study.entries()))
+                self.study.note(number, estimate)
+            reason = self._why_hopeless(estimate, self._rivals(self.study.entries()))
             if reason:
                 self.study.drop(number, reason)
                 self._say(f"{candidate.trial.name}: dropped after its first windows, {reason}")

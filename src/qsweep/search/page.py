@@ -14,7 +14,7 @@ from qsweep.results.rows import rows, to_csv
 from qsweep.search.answer import Answer, named_apart, open_question
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
-from qsweep.search.study import Entry
+from qsweep.search.study import StudyTrial
 from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
@@ -24,7 +24,7 @@ _HEADINGS = ("trial", "GB", "ratio (95 %)", "quality", "quality/GB", "verdict", 
 
 def write_page(
     sweep: Sweep,
-    entries: Sequence[Entry],
+    entries: Sequence[StudyTrial],
     answer: Answer,
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
@@ -52,7 +52,7 @@ def write_page(
 def answer_markdown(
     name: str,
     command: str,
-    entries: Sequence[Entry],
+    entries: Sequence[StudyTrial],
     answer: Answer,
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
@@ -99,7 +99,7 @@ def answer_markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _questions(answer: Answer) -> list[tuple[str, Entry | None, str | None]]:
+def _questions(answer: Answer) -> list[tuple[str, StudyTrial | None, str | None]]:
     """Questions, who answers each, and why that may not be believed."""
     leads = answer.decision.open and f"it leads, but {answer.decision.open}"
     questions = [(_BEST, answer.best_per_gb, leads)]
@@ -112,7 +112,7 @@ def _questions(answer: Answer) -> list[tuple[str, Entry | None, str | None]]:
     return questions
 
 
-def _untried(answer: Answer, entries: Sequence[Entry], command_of: CommandOf) -> str:
+def _untried(answer: Answer, entries: Sequence[StudyTrial], command_of: CommandOf) -> str:
     if not answer.untried:
         return ""
     lines = [
@@ -123,7 +123,7 @@ def _untried(answer: Answer, entries: Sequence[Entry], command_of: CommandOf) ->
     return f"## What could not be tried\n\n{_of_all(answer, entries)}.\n\n" + "\n".join(lines)
 
 
-def _of_all(answer: Answer, entries: Sequence[Entry]) -> str:
+def _of_all(answer: Answer, entries: Sequence[StudyTrial]) -> str:
     whole = len({entry.key for entry in entries})
     return (
         f"{len(answer.untried)} of {whole} combinations failed, so that the answer is that of the "
@@ -131,15 +131,15 @@ def _of_all(answer: Answer, entries: Sequence[Entry]) -> str:
     )
 
 
-def _shown(entry: Entry, command_of: CommandOf) -> str:
+def _shown(entry: StudyTrial, command_of: CommandOf) -> str:
     return f"{table(_HEADINGS, [_cells(entry)])}\n\n{_how(entry, command_of)}"
 
 
-def _same(entry: Entry) -> str:
+def _same(entry: StudyTrial) -> str:
     return f"The same: {cells.markdown(entry.name)}, {_verdict(entry)}."
 
 
-def _how(entry: Entry, command_of: CommandOf) -> str:
+def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
     name = cells.markdown(entry.name)
     return (
@@ -148,7 +148,7 @@ def _how(entry: Entry, command_of: CommandOf) -> str:
     )
 
 
-def _cells(entry: Entry) -> list[str]:
+def _cells(entry: StudyTrial) -> list[str]:
     finding = entry.finding or {}
     span = cells.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
     return [
@@ -162,15 +162,15 @@ def _cells(entry: Entry) -> list[str]:
     ]
 
 
-def _verdict(entry: Entry) -> str:
+def _verdict(entry: StudyTrial) -> str:
     finding = entry.finding or {}
     return f"{finding.get('verdict') or 'no verdict'}{'?' if finding.get('verdict_open') else ''}"
 
 
-def _spent(entries: Sequence[Entry]) -> str:
+def _spent(entries: Sequence[StudyTrial]) -> str:
     states = Counter(entry.state for entry in entries)
     early = sum(
-        e.state == "dropped" and e.outcome is not None and e.outcome.fidelity == "proxy"
+        e.state == "dropped" and e.estimate is not None and e.estimate.fidelity == "proxy"
         for e in entries
     )
     said = [
@@ -183,14 +183,14 @@ def _spent(entries: Sequence[Entry]) -> str:
 
 
 def _terminal(
-    answer: Answer, entries: Sequence[Entry], command_of: CommandOf, directory: Path
+    answer: Answer, entries: Sequence[StudyTrial], command_of: CommandOf, directory: Path
 ) -> str:
     whole = len({entry.key for entry in entries})
     tried = f"{whole - len(answer.untried)} of {whole} combinations that could be tried"
     lines = ["", f"what to ship, of the {tried}:" if answer.untried else "what to ship:"]
     shown: dict[str, list[str]] = {}
     doubts: dict[str, list[str]] = {}
-    found: dict[str, Entry] = {}
+    found: dict[str, StudyTrial] = {}
     for title, entry, doubt in _questions(answer):
         if entry is not None:
             word = title[0].lower() + title[1:]
@@ -217,7 +217,7 @@ def _terminal(
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
 
 
-def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
+def plot_front(done: Sequence[StudyTrial], answer: Answer, file: Path) -> None:
     """Size against quality: every full trial with its interval, the front, and the answers."""
     figure, axes = _canvas()
     for word, bound in ((word, quality(bound)) for bound, word in BOUNDS):
@@ -270,7 +270,9 @@ def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
     _save(figure, file)
 
 
-def plot_history(entries: Sequence[Entry], objectives: Sequence[Objective], file: Path) -> None:
+def plot_history(
+    entries: Sequence[StudyTrial], objectives: Sequence[Objective], file: Path
+) -> None:
     """Every objective by the number of the trial, with what was dropped and the best so far."""
     figure, axes = _canvas(len(objectives))
     for place, (panel, objective) in enumerate(zip(axes, objectives, strict=True)):
@@ -282,8 +284,8 @@ def plot_history(entries: Sequence[Entry], objectives: Sequence[Objective], file
         for value in y:
             best.append(value if not best or objective.better(value, best[-1]) else best[-1])
         panel.step(x, best, where="post", linewidth=1, label="best so far")
-        dropped = [e for e in entries if e.state == "dropped" and e.outcome is not None]
-        spans = [e.outcome.spans.get(objective.metric) for e in dropped if e.outcome is not None]
+        dropped = [e for e in entries if e.state == "dropped" and e.estimate is not None]
+        spans = [e.estimate.spans.get(objective.metric) for e in dropped if e.estimate is not None]
         points = [(e.number, s[1]) for e, s in zip(dropped, spans, strict=True) if s]
         if points:
             panel.plot(*zip(*points, strict=True), "x", markersize=4, color="0.6", label="dropped")
@@ -313,10 +315,10 @@ def _save(figure: Any, file: Path) -> None:
     write_bytes(file, image.getvalue())
 
 
-def _value(entry: Entry, name: str) -> float:
+def _value(entry: StudyTrial, name: str) -> float:
     return float((entry.finding or {})[name])
 
 
-def _end(entry: Entry, name: str) -> float:
+def _end(entry: StudyTrial, name: str) -> float:
     ratio = (entry.finding or {}).get(name)
     return _value(entry, "quality") if not ratio else quality(float(ratio))

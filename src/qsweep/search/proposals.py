@@ -14,7 +14,7 @@ from qsweep.base.schema import nearest
 from qsweep.search.objectives import Objective
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
-from qsweep.search.study import Entry, revealed, study_params
+from qsweep.search.study import StudyTrial, study_params, with_secrets
 
 _SAMPLERS = {
     "tpe": "TPESampler",
@@ -44,7 +44,7 @@ class Proposals:
         self._objectives = objectives
 
     def propose(
-        self, key_of: Callable[[Params], str | None], taken: set[str], entries: Sequence[Entry]
+        self, key_of: Callable[[Params], str | None], taken: set[str], entries: Sequence[StudyTrial]
     ) -> Params | None:
         """An untried combination; None if there is none left.
 
@@ -92,7 +92,7 @@ class Proposals:
                 return other
         return None
 
-    def _learn(self, entries: Sequence[Entry]) -> None:
+    def _learn(self, entries: Sequence[StudyTrial]) -> None:
         from optuna.trial import create_trial
 
         for entry in entries:
@@ -107,7 +107,7 @@ class Proposals:
                 self._scratch.tell(mine, values, state=None if values else _fail())
             elif values is not None:
                 labels, distributions = study_params(
-                    revealed(entry.params, self._space), self._space
+                    with_secrets(entry.params, self._space), self._space
                 )
                 self._scratch.add_trial(
                     create_trial(
@@ -141,13 +141,13 @@ def make_sampler(settings: SearchConfig) -> Any:
         return cls(**(options | settings.sampler_options))
 
 
-def _values(entry: Entry, objectives: Sequence[Objective]) -> list[float] | None:
+def _values(entry: StudyTrial, objectives: Sequence[Objective]) -> list[float] | None:
     """What a sampler may learn from an entry: of a dropped one, what the lower rung showed."""
     if entry.values is not None:
         return list(entry.values)
-    if entry.state != "dropped" or entry.outcome is None:
+    if entry.state != "dropped" or entry.estimate is None:
         return None
-    found = [entry.outcome.spans[o.metric][1] for o in objectives]
+    found = [entry.estimate.spans[o.metric][1] for o in objectives]
     return found if all(value == value for value in found) else None
 
 

@@ -17,11 +17,11 @@ from qsweep.base.databases import (
     check_server,
     check_sqlite,
     driver_advice,
+    driver_message,
     is_database,
     sqlite_path,
     sqlite_url,
     with_driver,
-    words_of,
 )
 from qsweep.base.disk import is_disk_full
 from qsweep.base.errors import ConfigError, QsweepError
@@ -160,7 +160,7 @@ def _put_aside(file: Path, why: str) -> None:
 def _words(error: Exception) -> str:
     if is_disk_full(error):
         return "no space left on its disk; free some"
-    return words_of(error)[:200] or type(error).__name__
+    return driver_message(error)[:200] or type(error).__name__
 
 
 def _server(url: str) -> Any:

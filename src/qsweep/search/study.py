@@ -13,14 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import flat
 from qsweep.base.secrets import hidden_tree, hidden_value
-from qsweep.search.attributes import is_intact
-from qsweep.search.fidelity import Outcome
+from qsweep.launch.tree import stat_fields
+from qsweep.search.attributes import Attributes, estimate_to_json, read_attributes
+from qsweep.search.fidelity import Estimate
 from qsweep.search.objectives import Objective
 from qsweep.search.space import Params, Space
 
@@ -34,7 +34,7 @@ _ALIVE_EVERY_S, _DEAD_AFTER_S = 30.0, 300.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class StudyTrial:
     """A trial of the study."""
 
     number: int
@@ -43,7 +43,7 @@ class Entry:
     name: str
     params: Params
     owner: str
-    outcome: Outcome | None
+    estimate: Estimate | None
     """At the highest fidelity below full."""
     values: tuple[float, ...] | None
     violations: dict[str, float]
@@ -81,13 +81,13 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self._label = name
-        self._read: dict[int, Entry] = {}
+        self._read: dict[int, StudyTrial] = {}
         self._ids: dict[int, int] = {}
         directions = [o.direction for o in objectives]
         existing = {s.study_name: s for s in optuna.get_all_study_summaries(storage, False)}
         if name in existing:
             stored = existing[name].user_attrs.get("qsweep.identity", {})
-            refuse_other(name, stored, identity)
+            require_same_study(name, stored, identity)
         self.optuna: OptunaStudy = optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
@@ -97,28 +97,38 @@ class Study:
                 warnings.simplefilter("ignore")  # experimental since 2023
                 self.optuna.set_metric_names([o.metric for o in objectives])
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[StudyTrial]:
         """All trials, the other processes' too. Finished ones are read once."""
         found = []
         for trial in self.optuna.get_trials(deepcopy=False):
             self._ids[trial.number] = trial._trial_id
             entry = self._read.get(trial.number)
             if entry is None:
-                entry = _entry(trial)
+                entry = _study_trial(trial)
                 if entry.state != "running":
                     self._read[trial.number] = entry
             found.append(entry)
         return found
 
     def claim(
-        self, key: str, name: str, params: Params, space: Space, outcome: Outcome | None = None
+        self, key: str, name: str, params: Params, space: Space, estimate: Estimate | None = None
     ) -> int | None:
         """Make a trial this process's own; None if another process was quicker.
 
         A trial appears with its key in one transaction, and of two with the same key the lower
         number counts: so no two processes run the same one.
+
+        Args:
+            key: What tells trials apart.
+            name: What messages call it.
+            params: The combination.
+            space: Where it is from, for the values that each parameter could have had.
+            estimate: What is known of it already.
+
+        Returns:
+            The trial's number.
         """
-        known = {} if outcome is None else {"outcome": _to_json(outcome)}
+        known = {} if estimate is None else {"outcome": estimate_to_json(estimate)}
         self._add("RUNNING", key, name, params, space, known)
         same = [entry for entry in self.entries() if entry.key == key]
         number = max(entry.number for entry in same if entry.owner == self.owner)
@@ -128,13 +138,13 @@ class Study:
                 return None
         return number
 
-    def is_taken(self, entry: Entry) -> bool:
+    def is_taken(self, entry: StudyTrial) -> bool:
         """Whether an entry keeps others from running the same; another process's failure does not."""
         return entry.state != "failed" or entry.owner == self.owner
 
-    def note(self, number: int, outcome: Outcome) -> None:
+    def note(self, number: int, estimate: Estimate) -> None:
         """Keep what a trial measured at lower fidelity."""
-        self._trial(number).set_user_attr("outcome", _to_json(outcome))
+        self._trial(number).set_user_attr("outcome", estimate_to_json(estimate))
 
     def complete(
         self,
@@ -143,7 +153,14 @@ class Study:
         violations: Mapping[str, float],
         finding: Mapping[str, Any],
     ) -> None:
-        """A trial is done and measured in full."""
+        """A trial is done and measured in full.
+
+        Args:
+            number: The trial's.
+            values: Of the objectives, in their order.
+            violations: By how much each constraint is missed, by its text; at most 0 where it holds.
+            finding: What the answer needs of it; see :mod:`qsweep.search.attributes`.
+        """
         trial = self._trial(number)
         trial.set_user_attr("finding", hidden_tree(finding))
         for name, excess in violations.items():
@@ -152,26 +169,23 @@ class Study:
 
     def drop(self, number: int, reason: str) -> None:
         """A claimed trial cannot win: it ends here."""
-        from optuna.trial import TrialState
-
-        self._trial(number).set_user_attr("reason", reason)
-        self.optuna.tell(number, state=TrialState.PRUNED)
+        self._end(number, "PRUNED", reason)
 
     def drop_unclaimed(
-        self, key: str, name: str, params: Params, space: Space, outcome: Outcome, reason: str
+        self, key: str, name: str, params: Params, space: Space, estimate: Estimate, reason: str
     ) -> None:
-        """Record that a candidate was dropped before it was quantized."""
-        attributes = {"outcome": _to_json(outcome), "reason": reason}
+        """Record that a candidate was dropped before it was quantized; arguments as of :meth:`claim`.
+
+        ``reason`` says in one line why it cannot win.
+        """
+        attributes = {"outcome": estimate_to_json(estimate), "reason": reason}
         self._add("PRUNED", key, name, params, space, attributes)
 
     def fail(self, number: int, reason: str) -> None:
         """A trial failed, or was given up."""
-        from optuna.trial import TrialState
+        self._end(number, "FAIL", reason)
 
-        self._trial(number).set_user_attr("reason", reason)
-        self.optuna.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
-    def recover(self) -> list[Entry]:
+    def recover(self) -> list[StudyTrial]:
         """Give up the trials of processes that died; they are free to be run again.
 
         A process of this host is dead if there is none of its number and start; one of another host
@@ -210,7 +224,7 @@ class Study:
                 if entry.state == "running" and entry.owner == self.owner:
                     self.fail(entry.number, "interrupted")
 
-    def _is_dead(self, entry: Entry) -> bool:
+    def _is_dead(self, entry: StudyTrial) -> bool:
         host, _, rest = entry.owner.partition(":")
         pid, _, started = rest.partition(":")
         if host == socket.gethostname() and pid.isdigit():
@@ -252,13 +266,20 @@ class Study:
             )
         )
 
+    def _end(self, number: int, state: str, reason: str) -> None:
+        from optuna.trial import TrialState
+
+        self._trial(number).set_user_attr("reason", reason)
+        # Another process may have given up a trial that failed.
+        self.optuna.tell(number, state=TrialState[state], skip_if_finished=state == "FAIL")
+
     def _trial(self, number: int) -> Any:
         import optuna
 
         return optuna.trial.Trial(self.optuna, self._ids[number])
 
 
-def refuse_other(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_same_study(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ConfigError, saying what changed, if a stored study is not the one that is wanted."""
     before, after = dict(flat(stored)), dict(flat(wanted))
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
@@ -272,7 +293,7 @@ def refuse_other(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]
         )
 
 
-def revealed(params: Params, space: Space) -> Params:
+def with_secrets(params: Params, space: Space) -> Params:
     """A stored combination with this process's own values where passwords were left out."""
     own = {(p.name, hidden_value(value)): value for p in space.parameters for value in p.values}
     return {name: own.get((name, value), value) for name, value in params.items()}
@@ -291,43 +312,25 @@ def study_params(params: Params, space: Space) -> tuple[dict[str, str], dict[str
     return labels, distributions
 
 
-def _entry(trial: "FrozenTrial") -> Entry:
-    attributes, state = trial.user_attrs, _STATES.get(trial.state.name, "running")
-    if not is_intact(attributes):
+def _study_trial(trial: "FrozenTrial") -> StudyTrial:
+    attributes = read_attributes(trial.user_attrs)
+    state = _STATES.get(trial.state.name, "running")
+    if attributes is None:
         # Free to be run again: what it measured is in the store.
-        attributes, state = {"reason": "what the study says of it is damaged"}, "failed"
-    outcome = attributes.get("outcome")
-    return Entry(
+        attributes, state = Attributes(reason="what the study says of it is damaged"), "failed"
+    return StudyTrial(
         number=trial.number,
         state=state,
-        key=attributes.get("key", ""),
-        name=attributes.get("name", ""),
-        params=attributes.get("params", {}),
-        owner=attributes.get("owner", ""),
-        outcome=_from_json(outcome) if outcome else None,
+        key=attributes.key,
+        name=attributes.name,
+        params=attributes.params,
+        owner=attributes.owner,
+        estimate=attributes.outcome.restored() if attributes.outcome else None,
         values=tuple(trial.values) if trial.values else None,
         violations=dict(trial.constraints),
-        finding=attributes.get("finding"),
-        reason=attributes.get("reason"),
+        finding=attributes.finding,
+        reason=attributes.reason,
     )
-
-
-def _to_json(outcome: Outcome) -> dict[str, Any]:
-    # JSON of databases has no infinity.
-    spans = {
-        name: [value if math.isfinite(value) else None for value in span]
-        for name, span in outcome.spans.items()
-    }
-    return {"fidelity": outcome.fidelity, "spans": spans}
-
-
-def _from_json(content: Mapping[str, Any]) -> Outcome:
-    unknown = (-math.inf, math.nan, math.inf)
-    spans: Any = {
-        name: tuple(u if v is None else v for v, u in zip(span, unknown, strict=True))
-        for name, span in content["spans"].items()
-    }
-    return Outcome(content["fidelity"], spans)
 
 
 def _finite(value: float) -> float:
@@ -336,9 +339,5 @@ def _finite(value: float) -> float:
 
 def _started(pid: int) -> str:
     """When a process of this host began, in clock ticks since boot; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
+    fields = stat_fields(pid)
+    return "" if not fields or fields[0] == "Z" else fields[19]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qsweep.base.config_files import group_choices
 from qsweep.base.errors import ConfigError
 from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
-from qsweep.base.shipped import choices
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
@@ -258,7 +258,7 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
         raise ConfigError("corpus: none chosen; for example corpus=python_docs")
     for name, spec in chosen.items():
         if "source" not in spec:
-            there = choices()["corpus"]
+            there = group_choices()["corpus"]
             raise ConfigError(
                 f"corpus.{name}: has no source; choose it with corpus=[{name}]"
                 if name in there

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qsweep.base.shipped import choices, folder, options_by_choice, values_of
+from qsweep.base.config_files import choice_values, config_folder, group_choices, options_by_choice
 
 
 def known_options(key: str) -> list[str]:
@@ -11,8 +11,8 @@ def known_options(key: str) -> list[str]:
 
     from qsweep.sweep.overrides import options_of
 
-    names = [name for name in choices() if name != "hydra"]
-    config = OmegaConf.load(folder("conf") / "config.yaml")
+    names = [name for name in group_choices() if name != "hydra"]
+    config = OmegaConf.load(config_folder("conf") / "config.yaml")
     names += [str(name) for name in config if name not in ("defaults", "hydra")]
     group = key.partition(".")[0]
     if group != key:
@@ -27,7 +27,7 @@ def chosen_quantizers(overrides: Sequence[str]) -> list[type]:
 
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
     names = given.get("quant", "gptq").split(",")
-    values = dict(values_of("quant"))
+    values = dict(choice_values("quant"))
     found = []
     for name in names:
         options = values.get(name.strip(), {})

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.disk import check_writable
 from qsweep.base.environment import environment
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
-from qsweep.base.leftovers import sweep_away
 from qsweep.base.locks import FileLock
 from qsweep.base.secrets import hidden_value
 from qsweep.base.store import Store
@@ -132,7 +132,7 @@ def open_session(
         sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
     )
     with contextlib.nullcontext() if shared else lock:
-        sweep_away(sweep.config.outputs_dir)
+        remove_abandoned(sweep.config.outputs_dir)
         write_json(
             sweep.directory / "sweep.json",
             {

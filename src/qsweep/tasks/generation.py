@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError, TrialFailed
-from qsweep.base.nonfinite import origin
+from qsweep.models.nonfinite import nonfinite_origin
 from qsweep.tasks.attention import (
     forget_length,
     is_recurrent,
@@ -291,7 +291,7 @@ class _FiniteLogits:
             row = int((~torch.isfinite(scores.amax(-1))).nonzero()[0, 0])
             raise TrialFailed(
                 f"the model's logits are not finite at step {step} of generation: "
-                + origin(self._lm.model, ids[row])
+                + nonfinite_origin(self._lm.model, ids[row])
             )
         return scores
 

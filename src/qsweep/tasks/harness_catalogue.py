@@ -10,14 +10,14 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qsweep.base.contents import is_mapping, is_text, is_texts
+from qsweep.base import typed_json
 from qsweep.base.errors import BackendUnavailable
-from qsweep.base.files import read_json, write_json
+from qsweep.base.files import write_json
 
 PACKAGE = "lm_eval"
 _LINE = re.compile(r"""^["']?(task|group|tag)["']?:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)
@@ -87,6 +87,13 @@ class Catalogue:
         return yaml.load(text, Loader)  # noqa: S506 - a safe loader's subclass
 
 
+@dataclass(frozen=True)
+class _Names:
+    tasks: dict[str, str]
+    groups: dict[str, str]
+    tags: dict[str, list[str]]
+
+
 @lru_cache(maxsize=4)
 def open_catalogue(cache: Path) -> Catalogue:
     """The catalogue of the installed harness, kept in ``cache``.
@@ -97,24 +104,11 @@ def open_catalogue(cache: Path) -> Catalogue:
     root, version = installed()
     file = cache / f"lm_eval-{version}.json"
     try:
-        content = read_json(file)
-    except (OSError, ValueError):
-        content = None
-    if not _is_catalogue(content):
-        content = search(root)
-        write_json(file, content)
-    return Catalogue(version, root, **content)
-
-
-def _is_catalogue(content: Any) -> bool:
-    # Of texts, and of lists of them: a cache that holds anything else is made again.
-    shapes = {"tasks": is_text, "groups": is_text, "tags": is_texts}
-    return (
-        is_mapping(content)
-        and content.keys() == shapes.keys()
-        and all(is_mapping(content[name]) for name in shapes)
-        and all(check(one) for name, check in shapes.items() for one in content[name].values())
-    )
+        names = typed_json.read(_Names, file)
+    except (OSError, ValueError):  # a cache that holds anything else is made again
+        names = _Names(**search(root))
+        write_json(file, asdict(names))
+    return Catalogue(version, root, names.tasks, names.groups, names.tags)
 
 
 def installed() -> tuple[Path, str]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError, TrialFailed
-from qsweep.base.nonfinite import origin
 from qsweep.evaluate.engine import batch_size, quick_memory
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
+from qsweep.models.nonfinite import nonfinite_origin
 from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
 from qsweep.tasks.requests import Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
@@ -139,7 +139,8 @@ def _score_batch(
     nll, greedy = scored.nll.double().cpu(), scored.greedy.cpu()
     if not bool(torch.isfinite(nll).all()):
         raise TrialFailed(
-            "the model's logits are not finite: " + origin(lm.model, _plain_ids(batch, nll))
+            "the model's logits are not finite: "
+            + nonfinite_origin(lm.model, _plain_ids(batch, nll))
         )
     ends = torch.tensor([len(branch.tokens) for branch in branches]).cumsum(0).tolist()
     for branch, end in zip(branches, ends, strict=True):

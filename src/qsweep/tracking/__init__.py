@@ -5,8 +5,8 @@ Results are on disk before anything is logged, and what is logged is noted besid
 nothing: the next run of any sweep, or ``python -m qsweep.sync``, logs exactly what is missing.
 """
 
-from qsweep.tracking.mlflow.journal import sweep_uid, ui_page
-from qsweep.tracking.mlflow.runs import fingerprint
+from qsweep.tracking.identity import fingerprint, sweep_uid
+from qsweep.tracking.mlflow.journal import ui_page
 from qsweep.tracking.mlflow.tracker import Tracker
 from qsweep.tracking.settings import TrackerError, TrackingConfig, ui_line
 

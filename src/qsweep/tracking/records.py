@@ -13,7 +13,9 @@ from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.html.data import SweepData, normalised
 from qsweep.results.record import Record
-from qsweep.tracking.mlflow.reader import Reader, tracker_place
+from qsweep.tracking.mlflow.journal import TrackingTarget
+from qsweep.tracking.mlflow.reader import Reader
+from qsweep.tracking.settings import TrackingConfig
 
 _CONNECTIONS = 8
 
@@ -26,7 +28,9 @@ class TrackedSweeps:
     """
 
     def __init__(self, uri: str, experiment: str, outputs: Path):
-        self._reader = Reader(tracker_place(uri, experiment, outputs))
+        self._reader = Reader(
+            TrackingTarget.of(TrackingConfig(uri=uri, experiment=experiment), outputs)
+        )
         self._runs: dict[str, str] = {}
         self._parents: dict[str, str] = {}
         self._folder = ScratchFolder()

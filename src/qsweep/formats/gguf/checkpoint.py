@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsweep.models.facts import TensorInfo, read_tensors
+from qsweep.models.facts import TensorHeader, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ class Checkpoint:
     """Where each tensor of a checkpoint lies."""
 
     path: Path
-    infos: dict[str, TensorInfo]
+    infos: dict[str, TensorHeader]
 
     @property
     def base_type(self) -> str:

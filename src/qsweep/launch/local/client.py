@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from qsweep.launch import tree
 from qsweep.launch.job import Job
 from qsweep.launch.local.server import MESSAGE_BYTES
-from qsweep.launch.reasons import explain_exit, last_words
+from qsweep.launch.reasons import explain_exit, fatal_line
 
 # Slow to import, and safe to fork after: none of them starts threads that matter or touches CUDA.
 PRELOAD = (
@@ -80,7 +80,7 @@ class Child:
 
 
 @dataclass(frozen=True)
-class Note:
+class ServerEvent:
     """Something that happened: one of a child's reports, or the end of the server itself."""
 
     kind: Literal["started", "progress", "ended", "refused", "lost"]
@@ -101,7 +101,7 @@ class ForkServer:
 
     def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
         self.preload = tuple(preload)
-        self.deaths_in_vain = 0
+        self.deaths_before_start = 0
         """How often in a row the server died without having started a job."""
         self._numbers = itertools.count()
         self._children: dict[int, Child] = {}
@@ -111,7 +111,7 @@ class ForkServer:
         self._errors: IO[bytes] | None = None
         self._ready = False
         self._silence = self._asked = self._looked = 0.0
-        self._doomed: set[int] = set()
+        self._being_killed: set[int] = set()
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -151,7 +151,7 @@ class ForkServer:
         self._control = ours
         self._ready = False
         self._silence, self._asked = 0.0, time.monotonic()
-        self._doomed = set()
+        self._being_killed = set()
         self._selector.register(ours, selectors.EVENT_READ, None)
         main_thread = threading.current_thread() is threading.main_thread()
         self._send(
@@ -191,22 +191,22 @@ class ForkServer:
 
     def kill(self, child: Child) -> None:
         """Kill a job and all that it started; its end is reported like any other."""
-        self._doomed.add(child.number)
+        self._being_killed.add(child.number)
         self._send({"kill": child.number})
 
-    def wait(self, timeout: float | None = None) -> list[Note]:
+    def wait(self, timeout: float | None = None) -> list[ServerEvent]:
         """What has happened, waiting for up to ``timeout`` seconds until something does."""
-        notes: list[Note] = []
+        events: list[ServerEvent] = []
         # The control socket first: a job has started before it reports.
         ready = sorted(self._selector.select(timeout), key=lambda entry: entry[0].data is not None)
         for key, _ in ready:
             if key.data is None:
-                notes += self._hear()
+                events += self._receive()
             elif key.data.number in self._children:
-                notes += self._hear_progress(key.data)
-        return notes + self._check_on_it()
+                events += self._receive_progress(key.data)
+        return events + self._check_server_responds()
 
-    def _check_on_it(self) -> list[Note]:
+    def _check_server_responds(self) -> list[ServerEvent]:
         """Kill the server if it has been silent for too long, and so end all that hangs on it."""
         if self._process is None:
             return []
@@ -216,9 +216,9 @@ class ForkServer:
         self._looked = now
         stopped = tree.state_of(self._process.pid) in ("T", "t")
         patience = _SILENT_S if self._ready else _IMPORT_S
-        if self._silence > (_STOPPED_S if stopped or self._doomed else patience):
+        if self._silence > (_STOPPED_S if stopped or self._being_killed else patience):
             what = "was stopped" if stopped else "did not answer"
-            return self._mourn(f"it {what} for {self._silence:.0f} s")
+            return self._report_server_death(f"it {what} for {self._silence:.0f} s")
         if self._ready and now - self._asked > _ASK_EVERY_S:
             self._asked = now
             self._send({"ask": True})
@@ -231,18 +231,18 @@ class ForkServer:
         children = list(self._children.values())
         # Closing the socket is the order; a server that is still importing would not hear it.
         self._disconnect()
-        self._bury(3.0 if self._ready else 0.0)
+        self._kill_server(3.0 if self._ready else 0.0)
         for child in children:
             child.close()
 
-    def _hear(self) -> list[Note]:
+    def _receive(self) -> list[ServerEvent]:
         assert self._control is not None
         try:
             message = self._control.recv(MESSAGE_BYTES)
         except OSError:
             message = b""
         if not message:
-            return self._mourn()
+            return self._report_server_death()
         self._silence = 0.0
         facts = json.loads(message)
         if "ready" in facts:
@@ -251,17 +251,17 @@ class ForkServer:
         kind: Any = next(kind for kind in ("started", "ended", "refused") if kind in facts)
         child = self._children[facts[kind]]
         if kind == "started":
-            self.deaths_in_vain = 0
+            self.deaths_before_start = 0
             child.pid = facts["pid"]
             child.started = time.time()
             if child.job.timeout_s is not None:
                 child.deadline = time.monotonic() + child.job.timeout_s
-            return [Note(kind, child)]
-        notes = self._hear_progress(child)
-        self._forget(child)
-        return [*notes, Note(kind, child, facts)]
+            return [ServerEvent(kind, child)]
+        events = self._receive_progress(child)
+        self._remove_child(child)
+        return [*events, ServerEvent(kind, child, facts)]
 
-    def _hear_progress(self, child: Child) -> list[Note]:
+    def _receive_progress(self, child: Child) -> list[ServerEvent]:
         """The last of the reports that have come in; nobody needs those before it."""
         last = None
         # Bounded, since a job may report faster than this reads.
@@ -280,18 +280,18 @@ class ForkServer:
         if last is None:
             return []
         step, share = json.loads(last)
-        return [Note("progress", child, {"step": step, "share": share})]
+        return [ServerEvent("progress", child, {"step": step, "share": share})]
 
-    def _mourn(self, silence: str | None = None) -> list[Note]:
+    def _report_server_death(self, silence: str | None = None) -> list[ServerEvent]:
         """The server died by itself, or is as good as dead: end what it leaves behind."""
         children = list(self._children.values())
-        self.deaths_in_vain += 1
+        self.deaths_before_start += 1
         self._disconnect()
         # Its socket closes a moment before it can be waited for; one that is silent is not.
-        reason = self._bury(0.5 if silence is None else 0.0)
+        reason = self._kill_server(0.5 if silence is None else 0.0)
         reason = silence or reason
-        return [Note("lost", child, {"reason": reason}) for child in children] or [
-            Note("lost", None, {"reason": reason})
+        return [ServerEvent("lost", child, {"reason": reason}) for child in children] or [
+            ServerEvent("lost", None, {"reason": reason})
         ]
 
     def _disconnect(self) -> None:
@@ -300,7 +300,7 @@ class ForkServer:
             self._control.close()
             self._control = None
 
-    def _bury(self, grace_s: float) -> str:
+    def _kill_server(self, grace_s: float) -> str:
         """Kill the server and what is left of its jobs. Returns why it died, in one line."""
         assert self._process is not None and self._errors is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -314,15 +314,15 @@ class ForkServer:
         if self._children and self._ready:
             tree.kill_marked({child.mark for child in self._children.values()})
         for child in list(self._children.values()):
-            self._forget(child)
+            self._remove_child(child)
         self._errors.seek(0)
-        words = last_words(self._errors.read().decode(errors="replace"), status)
+        last_line = fatal_line(self._errors.read().decode(errors="replace"), status)
         self._errors.close()
-        return "; ".join(filter(None, [explain_exit(status, kernel_oom=False), words]))
+        return "; ".join(filter(None, [explain_exit(status, kernel_oom=False), last_line]))
 
-    def _forget(self, child: Child) -> None:
+    def _remove_child(self, child: Child) -> None:
         self._children.pop(child.number, None)
-        self._doomed.discard(child.number)
+        self._being_killed.discard(child.number)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(child.progress)
 

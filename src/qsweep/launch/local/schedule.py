@@ -1,6 +1,7 @@
 """Run jobs, each in a process of its own, and say what became of each."""
 
 import contextlib
+import graphlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from typing import Any
 
 from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult, Status
-from qsweep.launch.local.client import Child, ForkServer, Note
-from qsweep.launch.local.slots import Placement, Slots, obstacle, place
+from qsweep.launch.local.client import Child, ForkServer, ServerEvent
+from qsweep.launch.local.slots import Placement, Slots, place_job, why_unplaceable
 from qsweep.launch.reasons import explain, explain_exit
 
 # A server that dies this often in a row without having started a job will not get better.
@@ -25,7 +26,7 @@ def ignore(*_: Any) -> None:
     """Take no notice."""
 
 
-def give_up(job: Job, result: JobResult) -> Sequence[Job]:
+def no_retry(job: Job, result: JobResult) -> Sequence[Job]:
     """Do not try again."""
     return ()
 
@@ -36,7 +37,7 @@ def run_jobs(
     slots: Slots,
     on_event: Callable[[Event], None] = ignore,
     on_done: Callable[[Job, JobResult], None] = ignore,
-    retry: Callable[[Job, JobResult], Sequence[Job]] = give_up,
+    retry: Callable[[Job, JobResult], Sequence[Job]] = no_retry,
     server: ForkServer | None = None,
 ) -> dict[str, JobResult]:
     """Run jobs in their order, as many at once as there are slots.
@@ -63,9 +64,9 @@ def run_jobs(
     names = {job.id: job.name for job in jobs}
     run = _Run(slots, used, on_event, on_done, retry, {job.id: job for job in jobs}, names)
     try:
-        run.to_the_end()
+        run.run_all()
     except BaseException:
-        interrupts.heed()
+        interrupts.acknowledge()
         used.close()
         raise
     if server is None:
@@ -86,30 +87,30 @@ class _Run:
     results: dict[str, JobResult] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
 
-    def to_the_end(self) -> None:
+    def run_all(self) -> None:
         while self.waiting or self.running:
             interrupts.check()
-            self._start_what_can()
+            self._start_ready_jobs()
             if not self.running:
                 continue
-            for note in self.server.wait(self._patience()):
-                self._take(note)
-            self._kill_the_late()
+            for event in self.server.wait(self._wait_timeout()):
+                self._handle_event(event)
+            self._kill_timed_out()
 
-    def _start_what_can(self) -> None:
+    def _start_ready_jobs(self) -> None:
         for job in list(self.waiting.values()):
             verdict = self._verdict_before_start(job)
             if verdict is not None:
                 del self.waiting[job.id]
                 self._finish(job, verdict)
             elif all(need in self.results for need in job.needs):
-                where = place(self.slots, job.device, list(self.running.values()))
+                where = place_job(self.slots, job.device, list(self.running.values()))
                 if where is not None:
                     del self.waiting[job.id]
                     self._start(job, where)
 
     def _verdict_before_start(self, job: Job) -> JobResult | None:
-        reason = obstacle(self.slots, job.device)
+        reason = why_unplaceable(self.slots, job.device)
         if reason is not None:
             return JobResult("skipped", reason=reason)
         for need in job.needs:
@@ -130,43 +131,45 @@ class _Run:
         else:
             self.running[child] = where
 
-    def _patience(self) -> float:
+    def _wait_timeout(self) -> float:
         deadlines = [child.deadline for child in self.running if child.deadline is not None]
         left = min(deadlines, default=math.inf) - time.monotonic()
         return min(max(left, 0.0), _LONGEST_WAIT_S)
 
-    def _kill_the_late(self) -> None:
+    def _kill_timed_out(self) -> None:
         for child in self.running:
             if child.deadline is not None and child.deadline <= time.monotonic():
                 child.deadline, child.timed_out = None, True
                 self.server.kill(child)
 
-    def _take(self, note: Note) -> None:
-        child = note.child
-        if note.kind == "lost":
-            self._lost(child, note.facts["reason"])
+    def _handle_event(self, event: ServerEvent) -> None:
+        child = event.child
+        if event.kind == "lost":
+            self._handle_server_death(child, event.facts["reason"])
         elif child is None:
             return
-        elif note.kind == "started":
+        elif event.kind == "started":
             self.on_event(Event("started", child.job))
-        elif note.kind == "progress":
-            facts = note.facts
+        elif event.kind == "progress":
+            facts = event.facts
             self.on_event(Event("progress", child.job, step=facts["step"], share=facts["share"]))
-        elif note.kind == "refused":
-            self._end(child, JobResult("failed", reason=note.facts["reason"]))
-        elif note.kind == "ended":
-            self._end(child, _result(child, note.facts))
+        elif event.kind == "refused":
+            self._record_end(child, JobResult("failed", reason=event.facts["reason"]))
+        elif event.kind == "ended":
+            self._record_end(child, _result(child, event.facts))
 
-    def _lost(self, child: Child | None, reason: str) -> None:
-        stuck = self.server.deaths_in_vain >= _STARTS
+    def _handle_server_death(self, child: Child | None, reason: str) -> None:
+        stuck = self.server.deaths_before_start >= _STARTS
         why = f"the process that starts jobs died: {reason}"
         if child is not None:
             losses = self.losses.get(child.job.id, 0) + (child.pid is not None)
             self.losses[child.job.id] = losses
             if child.timed_out:
-                self._end(child, JobResult("failed", reason=_late(child), started=child.started))
+                self._record_end(
+                    child, JobResult("failed", reason=_timeout_reason(child), started=child.started)
+                )
             elif stuck or losses >= _ATTEMPTS:
-                self._end(child, JobResult("failed", reason=why, started=child.started))
+                self._record_end(child, JobResult("failed", reason=why, started=child.started))
             else:
                 self.running.pop(child)
                 child.close()
@@ -177,7 +180,7 @@ class _Run:
                 del self.waiting[job.id]
                 self._finish(job, JobResult("failed", reason=why))
 
-    def _end(self, child: Child, result: JobResult) -> None:
+    def _record_end(self, child: Child, result: JobResult) -> None:
         self.running.pop(child)
         if child.outcome() is None and result.reason:
             # What the job could not write itself.
@@ -203,7 +206,7 @@ def _result(child: Child, facts: dict[str, Any]) -> JobResult:
     status: Status = "failed"
     result = reason = None
     if child.timed_out and not (outcome and facts["status"] == 0):
-        reason = _late(child)
+        reason = _timeout_reason(child)
     elif outcome is None or ("result" in outcome and facts["status"] != 0):
         reason = explain_exit(facts["status"], kernel_oom=facts["kernel_oom"], log=child.job.log)
     elif "result" in outcome:
@@ -220,7 +223,7 @@ def _result(child: Child, facts: dict[str, Any]) -> JobResult:
     )
 
 
-def _late(child: Child) -> str:
+def _timeout_reason(child: Child) -> str:
     return f"timed out after {child.job.timeout_s:g} s"
 
 
@@ -232,8 +235,8 @@ def _check(jobs: Sequence[Job]) -> None:
         unknown = set(job.needs) - set(known)
         if unknown:
             raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
-    while known:
-        free = {name for name, needs in known.items() if not needs & set(known)}
-        if not free:
-            raise ValueError(f"jobs need each other in a circle: {', '.join(sorted(known))}")
-        known = {name: needs for name, needs in known.items() if name not in free}
+    try:
+        graphlib.TopologicalSorter(known).prepare()
+    except graphlib.CycleError as error:
+        circle = sorted(set(error.args[1]))
+        raise ValueError(f"jobs need each other in a circle: {', '.join(circle)}") from error

@@ -57,7 +57,7 @@ def _preload(modules: list[str]) -> None:
     gc.freeze()
 
 
-class _Job:
+class _RunningJob:
     def __init__(self, number: int, mark: str) -> None:
         self.number = number
         self.mark = mark
@@ -67,9 +67,13 @@ class _Job:
 
 class _Server:
     def __init__(self, control: socket.socket, parent: int) -> None:
+        # Nothing of qsweep can be imported before the launching process has said from where.
+        from qsweep.launch import tree
+
+        self.tree = tree
         self.control = control
         self.parent = parent
-        self.jobs: dict[int, _Job] = {}
+        self.jobs: dict[int, _RunningJob] = {}
         self.wake_r, self.wake_w = os.pipe()
 
     def serve(self) -> None:
@@ -88,7 +92,7 @@ class _Server:
                 if self.wake_r in ready:
                     os.read(self.wake_r, 4096)
                     self._reap()
-                if self.control in ready and not self._obey():
+                if self.control in ready and not self._handle_message():
                     break
         except OSError:  # the launching process is gone
             pass
@@ -97,7 +101,7 @@ class _Server:
             # Tearing the imported libraries down would only take time.
             os._exit(0)
 
-    def _obey(self) -> bool:
+    def _handle_message(self) -> bool:
         message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 3)
         if not message:
             return False
@@ -107,11 +111,9 @@ class _Server:
         elif "ask" in order:
             self._send({"ready": True})
         elif "kill" in order:
-            from qsweep.launch import tree
-
             for pid, job in self.jobs.items():
                 if job.number == order["kill"]:
-                    tree.kill_group(pid)
+                    self.tree.kill_group(pid)
         return True
 
     def _start(self, number: int, mark: str, descriptors: list[int]) -> None:
@@ -125,7 +127,7 @@ class _Server:
         if pid == 0:
             self._become_job(server, descriptors)
         _close(descriptors)
-        self.jobs[pid] = _Job(number, mark)
+        self.jobs[pid] = _RunningJob(number, mark)
         self._send({"started": number, "pid": pid})
 
     def _become_job(self, server: int, descriptors: list[int]) -> None:
@@ -143,8 +145,6 @@ class _Server:
             os._exit(70)
 
     def _reap(self) -> None:
-        from qsweep.launch import tree
-
         while True:
             try:
                 # Look without reaping: as long as the leader is a zombie its pid stays taken, so
@@ -157,9 +157,9 @@ class _Server:
             pid = ended.si_pid
             job = self.jobs.pop(pid, None)
             if job is not None:
-                tree.kill_group(pid)
+                self.tree.kill_group(pid)
             _, status, usage = os.wait4(pid, 0)
-            tree.kill_strays({pid: job.mark for pid, job in self.jobs.items()})
+            self.tree.kill_orphans({pid: job.mark for pid, job in self.jobs.items()})
             if job is not None:
                 self._send(
                     {
@@ -172,13 +172,11 @@ class _Server:
                 )
 
     def _kill_everything(self) -> None:
-        from qsweep.launch import tree
-
         for pid in self.jobs:
-            tree.kill_group(pid)
+            self.tree.kill_group(pid)
         give_up = time.monotonic() + 2.5
         while time.monotonic() < give_up:
-            tree.kill_strays({})
+            self.tree.kill_orphans({})
             try:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(0.01)

@@ -5,13 +5,12 @@ Nothing here imports torch: asking it for the GPUs would initialise CUDA in the 
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qsweep.base.environment import output_of
 from qsweep.base.errors import ConfigError
 
 # Tells a job's process which device is its own.
@@ -84,7 +83,7 @@ def make_slots(
     )
 
 
-def obstacle(slots: Slots, device: str) -> str | None:
+def why_unplaceable(slots: Slots, device: str) -> str | None:
     """Why a job with this device can never run here, None if it can."""
     if device in ("auto", "cpu"):
         return None
@@ -95,7 +94,7 @@ def obstacle(slots: Slots, device: str) -> str | None:
     return None
 
 
-def place(slots: Slots, device: str, taken: Sequence[Placement]) -> Placement | None:
+def place_job(slots: Slots, device: str, taken: Sequence[Placement]) -> Placement | None:
     """Where a job may run now, given where others do; None if it has to wait.
 
     A job sees its GPU alone, hence as ``cuda:0``, whatever its number is outside.
@@ -145,15 +144,9 @@ def parse_listing(listing: str) -> list[str]:
 
 
 def _installed_gpus() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program:
-        try:
-            done = subprocess.run(  # noqa: S603
-                [program, "-L"], capture_output=True, text=True, timeout=20, check=True
-            )
-            return parse_listing(done.stdout)
-        except (OSError, subprocess.SubprocessError):
-            pass
+    listing = output_of("nvidia-smi", "-L")
+    if listing is not None:
+        return parse_listing(listing)
     return [str(n) for n in range(_count_devices())]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.base.hiding_stream import HidingStream
+from qsweep.base.secrets import RedactingStream
 from qsweep.launch import tree
 from qsweep.launch.reasons import OUT_OF_MEMORY, explain
 
@@ -37,7 +37,7 @@ def run(request: int, reply: int, progress: int, server: int) -> NoReturn:
         tree.die_with_parent()
         if os.getppid() != server:
             os._exit(1)
-        outcome = _attempt(request, socket.socket(fileno=progress))
+        outcome = _run_target(request, socket.socket(fileno=progress))
         text = json.dumps(outcome).encode()
         with open(reply, "wb", closefd=False) as file:
             file.write(text)
@@ -55,11 +55,11 @@ def run(request: int, reply: int, progress: int, server: int) -> NoReturn:
         os._exit(code)
 
 
-def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
+def _run_target(request: int, progress: socket.socket) -> dict[str, Any]:
     try:
         with open(request, "rb") as file:
             order = json.load(file)
-        _settle(order)
+        _set_up_process(order)
         result = _function(order["target"])(order["payload"], _reporter(progress))
         return {"result": _checked(result, order["target"])}
     except IncompatibleTrial as error:
@@ -74,7 +74,7 @@ def _attempt(request: int, progress: socket.socket) -> dict[str, Any]:
         return {"status": "failed", "reason": reason}
 
 
-def _settle(order: dict[str, Any]) -> None:
+def _set_up_process(order: dict[str, Any]) -> None:
     """Make the process what the launching one would have started by itself."""
     log = Path(order["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +93,13 @@ def _settle(order: dict[str, Any]) -> None:
     sys.path[:] = order["sys_path"]
     os.environ.clear()
     os.environ.update(order["environment"])
-    tree.take_name(os.environ[tree.MARK])
+    tree.set_process_name(os.environ[tree.MARK])
     if order["threads"]:
         _limit_threads(order["threads"])
 
 
 def _text_stream(descriptor: int) -> TextIO:
-    return HidingStream(
+    return RedactingStream(
         io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
         encoding="utf-8",
         errors="backslashreplace",

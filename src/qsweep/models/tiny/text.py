@@ -3,15 +3,13 @@
 The units are *topics* (entries of ``pydoc_data.topics``) and *modules* (files of the standard
 library). A unit belongs to exactly one split, and the docstrings of a module follow the module, so
 that no sentence of the test split was ever seen in training or in calibration. Which units are held
-out was drawn once by a hash of their names and is frozen in ``splits.json``: another Python version,
+out was drawn once by a hash of their names (tools/draw_splits.py) and is frozen in ``splits.json``: another Python version,
 whose modules have other sizes, would otherwise fill the quotas differently and hand text that the
 pocket model was trained on to the test split.
 """
 
 import ast
-import hashlib
 import sysconfig
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -39,14 +37,6 @@ _EXCLUDED = {
     "distutils",
     "__phello__",
 }
-# What may be held out: no stubs, no unit that would be most of its split by itself, and no module that
-# Python 3.12 or 3.13 removed, since the split should be the same on every supported version.
-_MIN_BYTES = 2000
-_MAX_SHARE = 0.25
-_REMOVED = set(
-    "aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap msilib nntplib pipes "
-    "smtpd sndhdr sre_compile sre_constants sre_parse sunau telnetlib uu xdrlib nturl2path".split()
-)
 
 
 def topics() -> dict[str, str]:
@@ -111,32 +101,3 @@ def _held_out() -> dict[str, Split]:
         return {unit: split for split, units in splits.items() for unit in units}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise QsweepError(f"{SPLITS_FILE}: unreadable ({error}); install qsweep again") from error
-
-
-def draw_splits(quotas: dict[Split, dict[str, int]]) -> dict[Split, list[str]]:
-    """Hold units out until each split has its bytes of ``topic`` and of ``module``.
-
-    Units come in the order of the SHA-256 of their names; one that would overfill the quota stays
-    in training, and so does one that is unfit to be held out. Used once, by
-    ``tools/train_pocket.py``.
-    """
-    drawn: dict[Split, list[str]] = {}
-    taken: set[str] = set()
-    for split, by_kind in quotas.items():
-        drawn[split] = []
-        for kind, texts in (("topic", topics()), ("module", modules())):
-            left = by_kind[kind]
-            for name in _hash_order(texts):
-                unit, size = f"{kind}:{name}", len(texts[name].encode())
-                low = _MIN_BYTES if kind == "module" else 0
-                high = min(left, int(by_kind[kind] * _MAX_SHARE))
-                if unit not in taken and name not in _REMOVED and low <= size <= high:
-                    left -= size
-                    taken.add(unit)
-                    drawn[split].append(unit)
-        drawn[split].sort()
-    return drawn
-
-
-def _hash_order(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qsweep.base.contents import is_mapping, is_text, wrong_field
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json, write_json
 from qsweep.base.locks import FileLock
+from qsweep.base.typed_json import convert_or_none
 from qsweep.quantizers.environments.install import InstallFailed, Step, installer_steps, run_step
 from qsweep.quantizers.environments.interpreter import ask, find_base
 from qsweep.quantizers.environments.spec import EnvSpec
@@ -25,6 +25,14 @@ MANIFEST = "qsweep-env.json"
 State = Literal["absent", "ready", "incomplete", "outdated"]
 # Called with the step that is under way and the installer's latest line.
 Notice = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What an environment's manifest must hold, beside others."""
+
+    python: str
+    packages: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,7 @@ class Environment:
             content = read_json(self.path / MANIFEST)
         except (OSError, ValueError):
             return None
-        fields = {"python": is_text, "packages": is_mapping}
-        return content if is_mapping(content) and not wrong_field(content, fields) else None
+        return content if convert_or_none(_Recorded, content) is not None else None
 
     def state(self) -> State:
         """Whether it is there, whole, and made from today's pins."""

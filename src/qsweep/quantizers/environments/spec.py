@@ -105,9 +105,9 @@ def spec_names() -> list[str]:
 
 def spec_folder() -> Path:
     """Where their files are."""
-    from qsweep.base.shipped import folder
+    from qsweep.base.config_files import config_folder
 
-    return folder("conf") / "quant" / "env"
+    return config_folder("conf") / "quant" / "env"
 
 
 def _read(file: Path) -> EnvSpec:

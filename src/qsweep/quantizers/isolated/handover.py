@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.files import write_json
-from qsweep.models.facts import stated_config
+from qsweep.models.facts import corrected_config
 from qsweep.models.files import link_model
 
 # Gemma 3's two kinds of layers, and what transformers 4 calls the base of the second.
@@ -21,7 +21,7 @@ def hand_over(source: Path, out: Path) -> None:
     """Lay out the checkpoint ``source`` in the new directory ``out`` for either generation."""
     link_model(source, out)
     (out / "config.json").unlink()
-    write_json(out / "config.json", both_spellings(stated_config(source)))
+    write_json(out / "config.json", both_spellings(corrected_config(source)))
 
 
 def both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:

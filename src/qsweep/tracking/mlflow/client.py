@@ -2,46 +2,24 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qsweep.base.databases import (
-    DatabaseError,
-    check_server,
-    check_sqlite,
-    is_database,
-    sqlite_path,
-    sqlite_url,
-    with_driver,
-)
+from qsweep.base.databases import is_database, sqlite_path
 from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow import views
-from qsweep.tracking.mlflow.calls import pages, tracker_errors
-from qsweep.tracking.mlflow.journal import Place
-from qsweep.tracking.mlflow.runs import Run, fingerprint
-from qsweep.tracking.settings import TrackerError, public_uri
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from qsweep.tracking.mlflow.connection import Connection
+from qsweep.tracking.mlflow.journal import TrackingTarget
+from qsweep.tracking.mlflow.runs import Run
+from qsweep.tracking.settings import TrackerError
 
 # Larger files stay where they are; the run says where.
 MAX_FILE_BYTES = 64 * 2**20
-# A dead server must cost seconds, not the minutes that MLflow waits by default. Variables that the
-# user has set win.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 # Tells the UI that runs, charts and columns come first, not the pages for traces of conversations.
 # MLflow 3.10 to 3.17 ask the browser's last choice instead, so addresses name it too (views.py).
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -49,23 +27,20 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _RECORD = "qsweep.record"
 # Runs of one trial that are looked at: other people's of the same name may be among them.
 _LOOKED_AT = 20
-_TABLES = ("experiments", "registered_models")
-_ABANDONED_S = 600
 _BATCH = {"params": 100, "tags": 100, "metrics": 800}
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-class Client:
+class Client(Connection):
     """A connection to one experiment of one tracker, made (store and experiment too) at once.
 
     Raises:
         TrackerError: one line; the constructor and every method.
     """
 
-    def __init__(self, place: Place, outputs: Path):
-        self._place = place
+    def __init__(self, target: TrackingTarget, outputs: Path):
+        super().__init__(target)
         with self._errors():
-            self._mlflow = connect(place.uri)
             self._experiment = self._find_experiment(outputs)
 
     def find_sweep(self, uid: str, name: str, records: Mapping[str, str]) -> str | None:
@@ -78,7 +53,14 @@ class Client:
             return self._find({"qsweep.sweep": uid}) or self._parent_holding(name, records)
 
     def parent(self, uid: str, name: str, started_ms: int | None, known: str | None) -> str:
-        """The sweep's run, found by ``known`` id or by its tag, else created."""
+        """The id of a sweep's run, found or created.
+
+        Args:
+            uid: The sweep's identity, by whose tag it is found.
+            name: What a new one is called.
+            started_ms: When a new one began, in milliseconds since 1970; None: now.
+            known: The id that it should have.
+        """
         with self._errors():
             if known and self._is_active(known):
                 return known
@@ -86,7 +68,7 @@ class Client:
             return self._find({"qsweep.sweep": uid}) or self._create(name, started_ms, tags)
 
     def state_of(self, parent: str) -> tuple[str | None, bool | None]:
-        """The identity that a sweep's run has, and whether the sweep came to its end; None: unsaid."""
+        """The identity that a sweep's run has, and whether the sweep came to its end; None: unknown."""
         with self._errors():
             tags = self._mlflow.get_run(parent).data.tags
             status = tags.get("status")
@@ -101,7 +83,7 @@ class Client:
         held: dict[str, tuple[str, str]] = {}
         with self._errors():
             for place in dict.fromkeys([parent, earlier or parent]):
-                for run in self._search({"mlflow.parentRunId": place}):
+                for run in self._tagged({"mlflow.parentRunId": place}):
                     tags, run_id = run.data.tags, str(run.info.run_id)
                     if place != parent:
                         self._mlflow.set_tag(run_id, "mlflow.parentRunId", parent)
@@ -110,7 +92,14 @@ class Client:
         return held
 
     def child(self, parent: str, key: str, run: Run, known: str | None) -> tuple[str, bool]:
-        """A trial's run below ``parent``, and whether it held this trial's record before."""
+        """The id of a trial's run, found or created, and whether it held the trial's record before.
+
+        Args:
+            parent: The sweep's run.
+            key: The trial's.
+            run: Name and start of a new one.
+            known: The id that it should have.
+        """
         with self._errors():
             if known and self._is_active(known):
                 return known, True
@@ -134,14 +123,14 @@ class Client:
             before = self._mlflow.get_run(run_id).data.params
             changed = {k: v for k, v in params.items() if before.get(k, v) != v}
             if changed:  # MLflow refuses to change a param
-                said = (f"{k}: {before[k]} -> {v}" for k, v in sorted(changed.items()))
-                tags["changed_params"] = one_line("; ".join(said))[:5000]
+                changes = (f"{k}: {before[k]} -> {v}" for k, v in sorted(changed.items()))
+                tags["changed_params"] = one_line("; ".join(changes))[:5000]
             params = {k: v for k, v in params.items() if k not in before}
             self._log_batches(run_id, run, params, tags, None if again else run.ended_ms or now)
             self._log_artifacts(run_id, run)
             self._mlflow.set_terminated(run_id, run.status, run.ended_ms or now)
 
-    def show(self) -> str:
+    def store_view(self) -> str:
         """Store qsweep's view of the experiment; returns its address within the UI."""
         with self._errors():
             self._tag_experiment(self._experiment, views.TAG, views.view())
@@ -195,12 +184,12 @@ class Client:
     def _find_experiment(self, outputs: Path) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = self._place.experiment
+        name = self._target.experiment
         found = self._mlflow.get_experiment_by_name(name)
         if found is None:
             # A database has no room for files: they lie beside it. A server decides for itself.
-            local = is_database(self._place.uri)
-            beside = (sqlite_path(self._place.uri) or outputs / "mlflow.db").parent / "mlruns"
+            local = is_database(self._target.uri)
+            beside = (sqlite_path(self._target.uri) or outputs / "mlflow.db").parent / "mlruns"
             try:
                 location = beside.as_uri() if local else None
                 return str(self._mlflow.create_experiment(name, location, tags=_EXPERIMENT_TAGS))
@@ -224,26 +213,23 @@ class Client:
             self._mlflow.set_experiment_tag(experiment, tag, value)
 
     def _find(self, tags: dict[str, str]) -> str | None:
-        run = next(iter(self._search(tags)), None)
+        run = next(iter(self._tagged(tags)), None)
         return None if run is None else str(run.info.run_id)
 
-    def _search(self, tags: dict[str, str]) -> Iterator[Any]:
+    def _tagged(self, tags: dict[str, str]) -> Iterator[Any]:
+        """The runs that have all of the tags, the newest first."""
         marks = {value: '"' if "'" in value else "'" for value in tags.values()}
         clauses = [
             f"tags.`{name}` = {marks[value]}{value}{marks[value]}"
             for name, value in tags.items()
             if marks[value] not in value  # with both, no query can say it
         ]
-        found = pages(
-            lambda token: self._mlflow.search_runs(
-                [self._experiment], " and ".join(clauses), page_token=token
-            )
-        )
+        found = self._search(self._experiment, " and ".join(clauses))
         return (run for run in found if tags.items() <= run.data.tags.items())
 
     def _parent_holding(self, name: str, records: Mapping[str, str]) -> str | None:
         for key, sha256 in records.items():
-            for run in islice(self._search({"qsweep.key": key, "sweep": name}), _LOOKED_AT):
+            for run in islice(self._tagged({"qsweep.key": key, "sweep": name}), _LOOKED_AT):
                 tags = run.data.tags
                 held = tags.get(_RECORD) or self._record_in(run.info.run_id)
                 if held == sha256 and "mlflow.parentRunId" in tags:
@@ -274,60 +260,6 @@ class Client:
                 return False
             raise
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self._experiment)
-
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return tracker_errors(self._place.uri)
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client, its database made if it is sqlite and not there."""
-    check_sqlite_tracker(uri)
-    path = sqlite_path(uri)
-    if path is None and is_database(uri):
-        check_server(uri, _TABLES)  # MLflow would try again for two minutes
-    if path is not None and not path.exists():
-        create_database(path)
-    return _client(uri)
-
-
-def check_sqlite_tracker(uri: str) -> None:
-    """Raise a TrackerError at once if a tracker's sqlite file can neither be opened nor made."""
-    path = sqlite_path(uri)
-    try:
-        if path is not None:
-            check_sqlite(path, _TABLES)
-    except DatabaseError as error:
-        raise TrackerError(f"MLflow at {public_uri(uri)}: {error}") from error
-
-
-def _client(uri: str) -> "MlflowClient":
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=with_driver(uri))
-
-
-def create_database(path: Path) -> None:
-    """Create MLflow's sqlite database, unless somebody else does meanwhile. Takes seconds."""
-    # The tables are made by a hundred migrations: a kill in between would leave a database that
-    # neither starts nor ends, and two sweeps at once would trip over each other. So it is made
-    # aside and appears whole; whoever comes second uses the first one's.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.tmp"):
-        if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
-            left_over.unlink(missing_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _client(sqlite_url(aside)).get_experiment("0")
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _stage(source: Path, target: Path) -> None:

@@ -1,16 +1,15 @@
 """``tracking.json``: what of a sweep is logged where; and the lock that keeps loggers apart."""
 
-import json
-import re
+import contextlib
 import threading
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from qsweep.base.files import read_regular, write_json
+from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
+from qsweep.base.typed_json import convert_or_none
+from qsweep.tracking.identity import FILE, is_copied, mapping_or_empty, read_notes, sweep_uid
 from qsweep.tracking.settings import (
     TrackingConfig,
     is_server,
@@ -19,20 +18,51 @@ from qsweep.tracking.settings import (
     server_page,
 )
 
-FILE = "tracking.json"
-
 
 @dataclass(frozen=True)
-class Place:
+class TrackingTarget:
     """A tracker and an experiment in it."""
 
     uri: str
     experiment: str
 
+    @classmethod
+    def of(cls, config: TrackingConfig, outputs: Path) -> "TrackingTarget":
+        """What a configuration means; the default tracker lies in ``outputs``."""
+        return cls(resolved_uri(config.uri, outputs), config.experiment)
+
     @property
     def label(self) -> str:
         """What files and messages call it: no password in it."""
         return f"{public_uri(self.uri)} ({self.experiment})"
+
+
+@dataclass(frozen=True)
+class _LoggedTrial:
+    run_id: str
+    record_sha256: str
+
+
+@dataclass
+class _TargetLog:
+    """What is logged at one target."""
+
+    runs: dict[str, _LoggedTrial] = field(default_factory=dict)
+    parent: str | None = None
+    summary: str | None = None
+    page: str | None = None
+
+
+@dataclass
+class _Notes:
+    """The content of ``tracking.json``: by the label of a target, what is logged there."""
+
+    uid: str
+    name: str
+    logs: dict[str, _TargetLog] = field(default_factory=dict)
+    complete: bool | None = None
+    current: TrackingTarget | None = None
+    version: int = 1
 
 
 class Journal:
@@ -43,52 +73,51 @@ class Journal:
     processes are kept apart by :func:`logger_lock`.
     """
 
-    def __init__(self, directory: Path, place: Place):
+    def __init__(self, directory: Path, target: TrackingTarget):
         self._path = directory / FILE
-        self._content = _read(directory)
-        self._place = place
+        self._notes = _read(directory)
+        self._target = target
         self._guard = threading.Lock()
-        self._log: dict[str, Any] = self._content["logs"].setdefault(place.label, {})
-        self._log.setdefault("runs", {})
+        self._log = self._notes.logs.setdefault(target.label, _TargetLog())
 
     @property
     def uid(self) -> str:
         """The sweep's identity in a tracker that many people share."""
-        return str(self._content["uid"])
+        return self._notes.uid
 
     @property
     def parent(self) -> str | None:
         """The parent run's id."""
-        return self._log.get("parent")
+        return self._log.parent
 
     @property
     def complete(self) -> bool | None:
         """Whether the sweep came to its end, or was killed; None if that is not known."""
-        return self._content.get("complete")
+        return self._notes.complete
 
     @property
     def summary(self) -> str | None:
         """Fingerprint of the records that the parent's summary was made of; None: not final."""
-        return self._log.get("summary")
+        return self._log.summary
 
     def run(self, key: str) -> tuple[str | None, str | None]:
         """A trial's run id and the fingerprint of the record logged in it."""
-        mark = self._log["runs"].get(key, {})
-        return mark.get("run_id"), mark.get("record_sha256")
+        trial = self._log.runs.get(key)
+        return (trial.run_id, trial.record_sha256) if trial else (None, None)
 
     def open(self, *, complete: bool) -> None:
         """Note that the sweep is under way (or over) and logs here."""
-        current = {"uri": public_uri(self._place.uri), "experiment": self._place.experiment}
-        with self._guard:
-            self._content |= {"complete": complete, "current": current}
-            self._write()
+        with self._change():
+            self._notes.complete = complete
+            self._notes.current = TrackingTarget(
+                public_uri(self._target.uri), self._target.experiment
+            )
 
     def set_parent(self, run_id: str, uid: str) -> None:
         """Note the parent run, and the identity that it has in the tracker."""
-        with self._guard:
-            self._content["uid"] = uid
-            self._log |= {"parent": run_id, "summary": None}
-            self._write()
+        with self._change():
+            self._notes.uid = uid
+            self._log.parent, self._log.summary = run_id, None
 
     def rebuild(self, held: Mapping[str, tuple[str, str]], *, complete: bool | None) -> None:
         """Put what the tracker holds in place of all marks.
@@ -97,82 +126,40 @@ class Journal:
             held: run id and fingerprint of the record by a trial's key.
             complete: whether the tracker says that the sweep came to its end.
         """
-        with self._guard:
-            if self._content.get("complete") is None and complete is not None:
-                self._content["complete"] = complete
-            self._log["runs"] = {
-                key: {"run_id": run_id, "record_sha256": sha256}
-                for key, (run_id, sha256) in held.items()
-            }
-            self._write()
+        with self._change():
+            if self._notes.complete is None:
+                self._notes.complete = complete
+            self._log.runs = {key: _LoggedTrial(*logged) for key, logged in held.items()}
 
     def mark(self, key: str, run_id: str, record_sha256: str) -> None:
         """Note that a trial's record is logged, wholly."""
-        with self._guard:
-            self._log["runs"][key] = {"run_id": run_id, "record_sha256": record_sha256}
-            self._write()
+        with self._change():
+            self._log.runs[key] = _LoggedTrial(run_id, record_sha256)
 
     def forget(self) -> None:
         """Forget what was logged: the tracker is not the one it was."""
-        self._log.clear()
-        self._log["runs"] = {}
+        self._log = self._notes.logs[self._target.label] = _TargetLog()
 
     def set_summary(self, summary: str) -> None:
         """Note that the parent's summary is logged and the parent has ended."""
-        with self._guard:
-            self._log["summary"] = summary
-            self._write()
+        with self._change():
+            self._log.summary = summary
 
     def set_page(self, page: str) -> None:
         """Note where in the UI the sweep's runs are."""
+        with self._change():
+            self._log.page = page
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
         with self._guard:
-            self._log["page"] = page
-            self._write()
-
-    def _write(self) -> None:
-        write_json(self._path, self._content)
+            yield
+            write_json(self._path, asdict(self._notes))
 
 
-def sweep_uid(directory: Path) -> str:
-    """A sweep's identity in trackers: the one that its folder has, or a new one.
-
-    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``.
-    """
-    return _stored_uid(directory) or uuid.uuid4().hex
-
-
-def is_copy(directory: Path) -> bool:
-    """Whether a folder is a copy of another beside it.
-
-    As such it is a sweep of its own once somebody goes on with it, and nothing until then.
-    """
-    return any(_is_copied(directory, content) for content in _identities(directory))
-
-
-def _stored_uid(directory: Path) -> str | None:
-    for content in _identities(directory):
-        if not _is_copied(directory, content):
-            return str(content["uid"])
-    return None
-
-
-def _identities(directory: Path) -> list[dict[str, Any]]:
-    contents = [_load(directory / name) for name in (FILE, "sweep.json")]
-    return [content for content in contents if _is_uid(content.get("uid"))]
-
-
-def _is_copied(directory: Path, content: dict[str, Any]) -> bool:
-    name = content.get("name")
-    if not isinstance(name, str) or name != Path(name).name or name in ("", directory.name):
-        return False
-    originals = _identities(directory.with_name(name))
-    return any(original["uid"] == content["uid"] for original in originals)
-
-
-def current_place(directory: Path) -> Place | None:
+def current_target(directory: Path) -> TrackingTarget | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
-    current = _read(directory).get("current")
-    return Place(**current) if current else None
+    return _read(directory).current
 
 
 def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | None:
@@ -180,19 +167,18 @@ def ui_page(config: TrackingConfig, directory: Path, outputs: Path) -> str | Non
 
     Where the tracker is no server, the host is the one that ``mlflow ui`` listens on by default.
     """
-    uri = resolved_uri(config.uri, outputs)
-    label = Place(uri, config.experiment).label
-    page = _read(directory)["logs"].get(label, {}).get("page")
-    host = server_page(uri) if is_server(uri) else "http://127.0.0.1:5000"
+    target = TrackingTarget.of(config, outputs)
+    page = _read(directory).logs.get(target.label, _TargetLog()).page
+    host = server_page(target.uri) if is_server(target.uri) else "http://127.0.0.1:5000"
     return f"{host}/{page}" if page else None
 
 
-def is_settled(directory: Path, place: Place) -> bool:
-    """Whether nothing of a sweep is missing at ``place``, as far as its own notes say."""
-    current = current_place(directory)
-    if current is None or current.label != place.label:
+def is_settled(directory: Path, target: TrackingTarget) -> bool:
+    """Whether nothing of a sweep is missing at ``target``, as far as its own notes say."""
+    notes = _read(directory)
+    if notes.current is None or notes.current.label != target.label:
         return True
-    return bool(_read(directory)["logs"].get(place.label, {}).get("summary"))
+    return bool(notes.logs.get(target.label, _TargetLog()).summary)
 
 
 def logger_lock(directory: Path) -> FileLock:
@@ -200,51 +186,18 @@ def logger_lock(directory: Path) -> FileLock:
     return FileLock(directory / ".tracking.lock", timeout_s=0)
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def _read(directory: Path) -> _Notes:
     """The notes of a sweep, without whatever in them is damaged, or another sweep's."""
-    stored, uid = _load(directory / FILE), sweep_uid(directory)
-    content: dict[str, Any] = {"version": 1, "uid": uid, "name": directory.name, "logs": {}}
-    if _is_copied(directory, stored):
-        return content
-    if stored.get("uid") != uid:
-        stored = {"current": stored.get("current")}
-    if isinstance(stored.get("complete"), bool):
-        content["complete"] = stored["complete"]
-    current = _mapping(stored.get("current"))
-    if _texts(current) and current.keys() >= {"uri", "experiment"}:
-        content["current"] = {name: current[name] for name in ("uri", "experiment")}
-    for label, log in _mapping(stored.get("logs")).items():
-        if _is_log(log):  # else the tracker is asked
-            content["logs"][label] = log
-    return content
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return _mapping(json.loads(read_regular(path).decode()))
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-
-def _is_log(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    runs = value.get("runs")
-    others = {name: text for name, text in value.items() if name != "runs" and text is not None}
-    whole = isinstance(runs, dict) and all(
-        _texts(mark) and {"run_id", "record_sha256"} <= mark.keys() for mark in runs.values()
-    )
-    return whole and _texts(others)
-
-
-def _is_uid(value: Any) -> bool:
-    # It becomes part of a query.
-    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z-]{1,64}", value) is not None
+    stored, notes = read_notes(directory / FILE), _Notes(sweep_uid(directory), directory.name)
+    if is_copied(directory, stored):
+        return notes
+    notes.current = convert_or_none(TrackingTarget, stored.get("current"))
+    if stored.get("uid") != notes.uid:
+        return notes
+    notes.complete = convert_or_none(bool, stored.get("complete"))
+    for label, log in mapping_or_empty(stored.get("logs")).items():
+        if isinstance(log, dict) and "runs" in log:
+            found = convert_or_none(_TargetLog, log)
+            if found is not None:  # else the tracker is asked
+                notes.logs[label] = found
+    return notes

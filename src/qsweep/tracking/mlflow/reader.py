@@ -8,32 +8,30 @@ from typing import Any
 from qsweep.base.databases import sqlite_path
 from qsweep.base.secrets import is_hidden
 from qsweep.tracking.mlflow import views
-from qsweep.tracking.mlflow.calls import pages, tracker_errors
-from qsweep.tracking.mlflow.client import connect
-from qsweep.tracking.mlflow.journal import Journal, Place, current_place
-from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
+from qsweep.tracking.mlflow.connection import Connection
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, current_target
+from qsweep.tracking.settings import TrackerError
 
 
-class Reader:
+class Reader(Connection):
     """The runs of one experiment. All errors are TrackerErrors."""
 
-    def __init__(self, place: Place):
-        self._place = place
-        database = sqlite_path(place.uri)
+    def __init__(self, target: TrackingTarget):
+        database = sqlite_path(target.uri)
         if database is not None and not database.exists():
             raise TrackerError(f"no MLflow database {database}")
+        super().__init__(target)
         with self._errors():
-            self._mlflow = connect(place.uri)
-            found = self._mlflow.get_experiment_by_name(place.experiment)
+            found = self._mlflow.get_experiment_by_name(target.experiment)
         if found is None:
-            raise TrackerError(f"no experiment {place.experiment!r} at {self.label}")
+            raise TrackerError(f"no experiment {target.experiment!r} at {self.label}")
         self._experiment = str(found.experiment_id)
         self._viewed = views.TAG in found.tags
 
     @property
     def label(self) -> str:
         """The tracker and the experiment, as messages call them."""
-        return self._place.label
+        return self._target.label
 
     @property
     def page(self) -> str:
@@ -42,11 +40,13 @@ class Reader:
 
     def parents(self) -> list[Any]:
         """The sweeps' runs, the newest first."""
-        return self._search("tags.`qsweep.sweep` != ''")
+        with self._errors():
+            return list(self._search(self._experiment, "tags.`qsweep.sweep` != ''"))
 
     def children(self, parent: str) -> list[Any]:
         """The trials' runs of a sweep."""
-        return self._search(f"tags.`mlflow.parentRunId` = '{parent}'")
+        with self._errors():
+            return list(self._search(self._experiment, f"tags.`mlflow.parentRunId` = '{parent}'"))
 
     def fetch(self, run_id: str, path: str, folder: Path) -> Path | None:
         """One of a run's files, downloaded into a folder; None if the run has no such file."""
@@ -61,40 +61,17 @@ class Reader:
             for file in files:
                 self._mlflow.log_artifact(run_id, str(file))
 
-    def _search(self, clause: str) -> list[Any]:
-        with self._errors():
-            return list(
-                pages(
-                    lambda token: self._mlflow.search_runs(
-                        [self._experiment],
-                        clause,
-                        max_results=1000,
-                        order_by=["attributes.start_time DESC"],
-                        page_token=token,
-                    )
-                )
-            )
 
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return tracker_errors(self._place.uri)
-
-
-def tracker_place(uri: str, experiment: str, outputs: Path) -> Place:
-    """The place that a URI given by the user means. Raises ConfigError."""
-    config = TrackingConfig(uri=uri, experiment=experiment)
-    return Place(resolved_uri(config.uri, outputs), config.experiment)
-
-
-def log_files(directory: Path, outputs: Path, files: Sequence[Path]) -> None:
+def log_files(directory: Path, files: Sequence[Path]) -> None:
     """Put files among the artifacts of a sweep's run; nothing where the sweep is not tracked.
 
     Raises:
         TrackerError: the tracker cannot be reached.
     """
-    place = current_place(directory)
-    if place is None:
+    target = current_target(directory)
+    if target is None:
         return
-    run = Journal(directory, place).parent
-    if run is None or is_hidden(place.uri):
+    run = Journal(directory, target).parent
+    if run is None or is_hidden(target.uri):
         return
-    Reader(place).attach(run, files)
+    Reader(target).attach(run, files)

@@ -3,25 +3,26 @@
 import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from qsweep.base import typed_json
+from qsweep.base.config_files import resolve_recorded
 from qsweep.base.databases import sqlite_path
 from qsweep.base.errors import QsweepError
-from qsweep.base.files import read_json
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
-from qsweep.base.written import resolved_again
 from qsweep.results import record_file
 from qsweep.results.labels import named_apart
 from qsweep.results.record import Record
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
-from qsweep.tracking.mlflow.runs import fingerprint, milliseconds, sweep_run, trial_run
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
+from qsweep.tracking.mlflow.runs import milliseconds, sweep_run, trial_run
 from qsweep.tracking.settings import (
     RefusedError,
     TrackerError,
     TrackingConfig,
-    resolved_uri,
 )
 
 # For how many records a tracker is asked whether it knows them.
@@ -37,9 +38,9 @@ class SweepLog:
         TrackerError: the tracker cannot be reached, or another process is logging this sweep.
     """
 
-    def __init__(self, directory: Path, place: Place, outputs: Path):
+    def __init__(self, directory: Path, target: TrackingTarget, outputs: Path):
         self._directory = directory
-        self._place = place
+        self._target = target
         self._outputs = outputs
         self._lock = logger_lock(directory)
         try:
@@ -51,8 +52,8 @@ class SweepLog:
             raise TrackerError(str(error)) from error
         self._client: Client | None = None
         self._parent = ""
-        self.journal = Journal(directory, place)
-        database = sqlite_path(place.uri)
+        self.journal = Journal(directory, target)
+        database = sqlite_path(target.uri)
         if database is not None and not database.exists():
             self.journal.forget()
 
@@ -72,8 +73,8 @@ class SweepLog:
         """
         if self._client is not None:
             return False
-        client = Client(self._place, self._outputs)
-        started = milliseconds(_sweep_facts(self._directory)[2])
+        client = Client(self._target, self._outputs)
+        started = milliseconds(_sweep_facts(self._directory).started)
         noted, uid = self.journal.parent, self.journal.uid
         known = noted or client.find_sweep(uid, name, _fingerprints(self._directory))
         self._parent = client.parent(uid, name, started, known)
@@ -87,7 +88,7 @@ class SweepLog:
             uid = theirs or uid
         client.reopen(self._parent)
         self.journal.set_parent(self._parent, uid)
-        self.journal.set_page(client.show())
+        self.journal.set_page(client.store_view())
         self._client = client
         return emptied
 
@@ -118,7 +119,11 @@ class SweepLog:
     ) -> None:
         """Log the sweep's own figures and end its run, unless that has been done.
 
-        ``settled`` false leaves a note that something is still missing.
+        Args:
+            name: The sweep's.
+            command: What started it.
+            records: All of its trials'.
+            settled: False leaves a note that something is still missing.
         """
         if self.journal.summary == _summary(records, bool(self.journal.complete)):
             return
@@ -163,7 +168,7 @@ def read_records(directory: Path) -> list[Record]:
     return records
 
 
-def recorded_place(directory: Path, outputs: Path) -> Place | None:
+def recorded_target(directory: Path, outputs: Path) -> TrackingTarget | None:
     """Where the first readable record says that it was to be logged; None: nowhere.
 
     A password that was left out, or is no longer in the environment, stays hidden.
@@ -174,27 +179,27 @@ def recorded_place(directory: Path, outputs: Path) -> Place | None:
         if not isinstance(tracking, dict) or tracking.get("enabled") is not True:
             continue
         uri, experiment = (
-            resolved_again(config, f"tracking.{name}") or tracking.get(name)
+            resolve_recorded(config, f"tracking.{name}") or tracking.get(name)
             for name in ("uri", "experiment")
         )
         with contextlib.suppress(QsweepError, TypeError, AttributeError):
             chosen = TrackingConfig(uri=uri, experiment=str(experiment))
-            return Place(resolved_uri(chosen.uri, outputs), chosen.experiment)
+            return TrackingTarget.of(chosen, outputs)
     return None
 
 
-def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
+def sync_sweep(directory: Path, target: TrackingTarget, outputs: Path) -> int:
     """Log what is missing of a sweep that no process is running; returns how many trials that was.
 
     Raises:
         TrackerError: the tracker cannot be reached or refuses a trial, or the sweep is running.
     """
     records = read_records(directory)
-    log = SweepLog(directory, place, outputs)
+    log = SweepLog(directory, target, outputs)
     try:
         logged, refused = log.log_missing(records)
-        name, command, _ = _sweep_facts(directory)
-        log.finish(name, command, records, settled=not refused)
+        facts = _sweep_facts(directory)
+        log.finish(facts.name, hidden(facts.command), records, settled=not refused)
     finally:
         log.close()
     if refused:
@@ -202,12 +207,20 @@ def sync_sweep(directory: Path, place: Place, outputs: Path) -> int:
     return len(logged)
 
 
-def _sweep_facts(directory: Path) -> tuple[str, str, str]:
+@dataclass(frozen=True)
+class _SweepFacts:
+    """What ``sweep.json`` says of a sweep; ``started`` is an ISO 8601 moment."""
+
+    name: str
+    command: str = ""
+    started: str = ""
+
+
+def _sweep_facts(directory: Path) -> _SweepFacts:
     try:
-        facts = read_json(directory / "sweep.json")
-        return str(facts["name"]), hidden(str(facts["command"])), str(facts["started"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return directory.name, "", ""
+        return typed_json.read(_SweepFacts, directory / "sweep.json", unknown="ignore")
+    except (OSError, ValueError):
+        return _SweepFacts(directory.name)
 
 
 def _fingerprints(directory: Path) -> dict[str, str]:

@@ -9,14 +9,13 @@ from pathlib import Path
 from qsweep.base.secrets import hidden
 from qsweep.launch import interrupts
 from qsweep.results.record import Record
-from qsweep.tracking.mlflow.client import check_sqlite_tracker
-from qsweep.tracking.mlflow.journal import Place, is_settled
+from qsweep.tracking.mlflow.connection import check_sqlite_tracker
+from qsweep.tracking.mlflow.journal import TrackingTarget, is_settled
 from qsweep.tracking.mlflow.sweeplog import SweepLog, read_records, sync_sweep
 from qsweep.tracking.settings import (
     TrackerError,
     TrackingConfig,
     public_uri,
-    resolved_uri,
     sync_command,
 )
 
@@ -52,7 +51,7 @@ class Tracker:
         self._enabled = config.enabled
         self._directory = directory
         self._outputs = outputs
-        self._place = Place(resolved_uri(config.uri, outputs), config.experiment)
+        self._target = TrackingTarget.of(config, outputs)
         self._warn = warn or _to_stderr
         self._name = self._command = ""
         self._thread: threading.Thread | None = None
@@ -81,7 +80,7 @@ class Tracker:
             # Somebody is logging this sweep's earlier run, or the disk is full: tried again later.
             self._trouble = str(error)
         try:
-            check_sqlite_tracker(self._place.uri)
+            check_sqlite_tracker(self._target.uri)
         except TrackerError as error:
             self._trouble = str(error)
             self._say_once()
@@ -121,7 +120,7 @@ class Tracker:
         if self._done.is_set() and not interrupted:
             self._thread.join(_OTHERS_S)
         if self._trouble or not self._done.is_set():
-            why = self._trouble or f"MLflow at {public_uri(self._place.uri)} is slow"
+            why = self._trouble or f"MLflow at {public_uri(self._target.uri)} is slow"
             self._warn(f"{why}; to log what is missing: {sync_command(self._outputs)}")
 
     def _work(self) -> None:
@@ -180,16 +179,16 @@ class Tracker:
         self._trouble = ""
 
     def _open(self) -> SweepLog:
-        self._log = SweepLog(self._directory, self._place, self._outputs)
+        self._log = SweepLog(self._directory, self._target, self._outputs)
         self._log.journal.open(complete=self._final is not None and not self._interrupted)
         return self._log
 
     def _log_others(self) -> None:
         # What earlier sweeps could not log; one that is running logs itself, and says so.
         for notes in sorted(self._directory.parent.glob("*/tracking.json")):
-            if notes.parent != self._directory and not is_settled(notes.parent, self._place):
+            if notes.parent != self._directory and not is_settled(notes.parent, self._target):
                 try:
-                    sync_sweep(notes.parent, self._place, self._outputs)
+                    sync_sweep(notes.parent, self._target, self._outputs)
                 except (TrackerError, OSError):
                     continue
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.files import write_json
-from qsweep.base.leftovers import sweep_away
 from qsweep.base.locks import FileLock
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.store import Store
@@ -68,17 +68,17 @@ def test_what_a_live_process_makes_is_left_alone_and_goes_once_it_is_dead(
     outputs = tmp_path / "out"
     (entry,) = (outputs / "store/artifacts").glob(".*.tmp")
     (folder,) = scratch.iterdir()
-    assert sweep_away(outputs) == []
+    assert remove_abandoned(outputs) == []
     assert (entry / "work/half").exists() and folder.exists()
     maker.send_signal(signal.SIGKILL)
     maker.wait()
-    assert sorted(sweep_away(outputs)) == sorted([entry, folder])
+    assert sorted(remove_abandoned(outputs)) == sorted([entry, folder])
     assert not entry.exists() and not folder.exists()
 
 
 def test_a_stopped_process_is_a_live_one(tmp_path, maker):
     maker.send_signal(signal.SIGSTOP)
-    assert sweep_away(tmp_path / "out") == []
+    assert remove_abandoned(tmp_path / "out") == []
 
 
 def test_files_of_dead_writers_go_wherever_they_are_written(tmp_path, scratch):
@@ -105,7 +105,7 @@ def test_files_of_dead_writers_go_wherever_they_are_written(tmp_path, scratch):
     kept += [outputs / f"sweeps/t/.mine.{os.getppid()}.tmp"]  # that process lives
     for path in kept:
         path.write_text("somebody's own")
-    assert sorted(sweep_away(outputs)) == sorted([*left, *entries, folder])
+    assert sorted(remove_abandoned(outputs)) == sorted([*left, *entries, folder])
     assert all(path.exists() for path in kept)
 
 
@@ -113,9 +113,9 @@ def test_a_number_that_another_process_has_by_now_protects_nothing(tmp_path, scr
     file = tmp_path / "out" / f".x.{os.getpid()}.tmp"
     file.parent.mkdir()
     file.write_text("half")
-    assert sweep_away(tmp_path / "out") == []
+    assert remove_abandoned(tmp_path / "out") == []
     os.utime(file, (1e9, 1e9))  # long before this process began
-    assert sweep_away(tmp_path / "out") == [file]
+    assert remove_abandoned(tmp_path / "out") == [file]
 
 
 def test_what_is_locked_in_another_container_is_in_use(tmp_path, scratch):
@@ -125,9 +125,9 @@ def test_what_is_locked_in_another_container_is_in_use(tmp_path, scratch):
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert sweep_away(tmp_path / "out") == []
+    assert remove_abandoned(tmp_path / "out") == []
     os.close(descriptor)
-    assert sweep_away(tmp_path / "out") == [folder]
+    assert remove_abandoned(tmp_path / "out") == [folder]
 
 
 def test_an_entry_under_a_lock_stays(tmp_path, scratch):
@@ -140,8 +140,8 @@ def test_an_entry_under_a_lock_stays(tmp_path, scratch):
         Store(outputs / "store").lock("references", "abc"),
         FileLock(conversion.with_name("abc.lock")),
     ):
-        assert sweep_away(outputs) == []
-    assert sorted(sweep_away(outputs)) == sorted([half, conversion])
+        assert remove_abandoned(outputs) == []
+    assert sorted(remove_abandoned(outputs)) == sorted([half, conversion])
 
 
 def test_a_link_is_removed_and_what_it_points_to_stays(tmp_path, scratch):
@@ -151,7 +151,7 @@ def test_a_link_is_removed_and_what_it_points_to_stays(tmp_path, scratch):
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
     (scratch / f"qsweep-{dead_pid()}-abcd1234").symlink_to(target)
-    sweep_away(tmp_path / "out")
+    remove_abandoned(tmp_path / "out")
     assert target.is_dir() and not link.is_symlink()
 
 
@@ -184,6 +184,6 @@ def test_a_writer_that_is_killed_leaves_a_file_that_goes(tmp_path, scratch):
     file = tmp_path / "out/sweeps/t/sweep.json"
     subprocess.run([sys.executable, "-c", script, str(file)])
     (left,) = file.parent.iterdir()
-    assert sweep_away(tmp_path / "out") == [left]
+    assert remove_abandoned(tmp_path / "out") == [left]
     write_json(file, {})
     assert [p.name for p in file.parent.iterdir()] == ["sweep.json"]

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def origin(model: "PreTrainedModel", ids: "Tensor") -> str:
+def nonfinite_origin(model: "PreTrainedModel", ids: "Tensor") -> str:
     """The first module, in the order of computation, that makes non-finite numbers of finite ones.
 
     Args:

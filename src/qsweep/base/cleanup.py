@@ -5,7 +5,6 @@ files and scratch folders by a lock on themselves, and by the number of their pr
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import tempfile
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import get_args
 
 from qsweep.base.errors import QsweepError
-from qsweep.base.locks import FileLock
+from qsweep.base.locks import FileLock, try_lock
 from qsweep.base.scratch import PREFIX
 from qsweep.base.store import Kind, Store, delete
 
 _OWNED = re.compile(rf"\..+\.(\d+)\.tmp|{PREFIX}(\d+)-\w+")
 
 
-def sweep_away(outputs: Path) -> list[Path]:
+def remove_abandoned(outputs: Path) -> list[Path]:
     """Remove what nobody will ever finish, below ``outputs`` and among temporary files.
 
     Returns what was removed. What cannot be removed stays, without a word.
@@ -47,12 +46,9 @@ def is_in_use(path: Path) -> bool:
         return True
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def _entries(store: Store) -> Iterator[tuple[Path, FileLock]]:
