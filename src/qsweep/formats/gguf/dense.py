@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import Container
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.reader import GGUFFile, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
@@ -47,6 +48,20 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
         else LazyWeight(_Original(name, checkpoint))
         for name in checkpoint.infos
     }
+
+
+class GGUFContainer(Container):
+    """One file, ``model.gguf``, and how the checkpoint lies in it in the artifact's details."""
+
+    name = "gguf"
+    timed_by = "llama.cpp"
+
+    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
+        """See :func:`dense_state_dict`."""
+        return dense_state_dict(artifact, source)
+
+
+CONTAINER = GGUFContainer()
 
 
 def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:

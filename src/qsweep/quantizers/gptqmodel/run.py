@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ConfigError
 from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.packed import PackedContainer, is_split, kept_settings
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.packed import Packing, kept_layers, kept_settings, runtimes
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _META = ("quantizer", "damp_percent", "damp_auto_increment", "act_group_aware", 
 
 
 def quantize(
-    packing: Packing,
+    container: PackedContainer,
     options: dict[str, Any],
     model: SourceModel,
     calibration: CalibrationTokens | None,
@@ -37,28 +37,28 @@ def quantize(
     ``options`` are keyword arguments of GPTQModel's ``QuantizeConfig``. Raises ConfigError where
     calibration text is missing, or the device is not one that GPTQModel can be told to use.
     """
-    from qsweep.formats.hf import is_split, packed_size, restore_dtypes, write_frame
+    from qsweep.formats.hf import restore_dtypes, write_frame
 
     if calibration is None or not calibration.samples:
-        raise ConfigError(f"{packing} needs calibration text, and got none")
+        raise ConfigError(f"{container.name} needs calibration text, and got none")
     progress("import gptqmodel", None)
     _prepare_process(model.device)
     work = out / "work"
     dtype = _compute_dtype(model, options["bits"])
     try:
-        settings, details = _run(packing, options, model, dtype, calibration, work, progress)
+        settings, details = _run(container, options, model, dtype, calibration, work, progress)
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, settings)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    names = runtimes(packing, options["bits"], options["group_size"], options["sym"])
+    names = container.runtimes(options["bits"], options["group_size"], options["sym"])
     if is_split(model.path, out):
         names = tuple(name for name in names if name != "transformers")
     return Artifact(
         path=out,
-        format=packing,
-        size=packed_size(out),
+        format=container.name,
+        size=container.size(out),
         runtimes=names,
         details={
             "gptqmodel": importlib.metadata.version("gptqmodel"),
@@ -100,7 +100,7 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
 
 
 def _run(
-    packing: Packing,
+    container: PackedContainer,
     options: dict[str, Any],
     source: SourceModel,
     dtype: "torch.dtype",
@@ -111,18 +111,20 @@ def _run(
     # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
+    packing = container.name
+
     from qsweep.models.facts import readable_directory
     from qsweep.quantizers.gptqmodel.awq_search import corrected_awq
     from qsweep.quantizers.gptqmodel.fixes import corrected, corrected_definition
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
-    kept = kept_layers(packing, options["group_size"], source.facts.linears)
+    kept = container.kept_layers(options["group_size"], source.facts.linears)
     left = kept_settings(kept)
     config = QuantizeConfig(
         **options,
         dynamic=left.get("dynamic"),
-        quant_method=packing,
+        quant_method=container.name,
         device=source.device.partition(":")[0],
         offload_to_disk=offload,
         offload_to_disk_path=str(work / "offload") if offload else None,

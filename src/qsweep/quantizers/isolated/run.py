@@ -11,7 +11,7 @@ from typing import Any
 from qsweep.base.errors import ConfigError, TrialFailed
 from qsweep.base.names import file_word
 from qsweep.base.progress import Progress
-from qsweep.formats.artifact import Artifact, Format, Size
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.process import WORKERS, run_worker
@@ -41,7 +41,7 @@ class Recipe:
 
     worker: str
     environment: str
-    writes: Format
+    writes: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
     @property
@@ -204,15 +204,15 @@ def _require_agreement(recipe: Recipe, answer: dict[str, Any], work: Path) -> No
 
 def _frame(recipe: Recipe, source: Path, saved: Path, out: Path, settings: dict[str, Any]) -> Size:
     """Take over the saved weights; tokenizer and configuration are the source's own."""
-    from qsweep.formats.compressed_tensors import compressed_size
-    from qsweep.formats.hf import packed_size, restore_dtypes, write_frame
+    from qsweep.formats.container import container
+    from qsweep.formats.hf import restore_dtypes, write_frame
 
     try:
         restore_dtypes(source, saved, out)
     except ConfigError as error:
         raise TrialFailed(f"{recipe.environment} saved no weights ({error})") from error
     write_frame(source, out, settings)
-    return compressed_size(out) if recipe.writes == "compressed-tensors" else packed_size(out)
+    return container(recipe.writes).size(out)
 
 
 def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:

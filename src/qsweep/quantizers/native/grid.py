@@ -22,7 +22,6 @@ from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.names import by_checkpoint_name
-from qsweep.quantizers.native.options import AWQOptions, NativeOptions
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
@@ -36,7 +35,7 @@ from qsweep.quantizers.native.walk import (
     rounds_needed,
     run_layer,
 )
-from qsweep.quantizers.protocol import PassResult
+from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
@@ -48,7 +47,7 @@ _Grids = dict[str, Grid]
 def run(
     model: SourceModel,
     calibration: CalibrationTokens | None,
-    configurations: Sequence[tuple[NativeOptions, Path]],
+    configurations: Sequence[tuple[SharedPass, Path]],
     progress: Progress,
     *,
     importance: bool = False,
@@ -69,9 +68,7 @@ def run(
     network = load_network(model)
     decoder = find_decoder(network)
     jobs: list[GPTQJob | AWQJob] = [
-        AWQJob(quantizer, out, model.facts)
-        if isinstance(quantizer, AWQOptions)
-        else GPTQJob(quantizer, out, model.facts)
+        (AWQJob if quantizer.method == "awq" else GPTQJob)(quantizer.options(), out, model.facts)
         for quantizer, out in configurations
     ]
     progress("embed", None)

@@ -1,4 +1,4 @@
-"""One configuration in the making: what it makes of each decoder layer, and what it writes."""
+"""One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,18 @@ from torch import nn
 from qsweep.base.errors import TrialFailed
 from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.gptq import format_of
 from qsweep.formats.packing import Grid
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
-from qsweep.quantizers.native.options import AWQOptions, GPTQOptions
 from qsweep.quantizers.native.rounding import Scheme
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
-from qsweep.quantizers.native.writer import Checkpoint
-from qsweep.quantizers.packed import fits
+from qsweep.quantizers.native.writer import PackedCheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,21 @@ class Layer:
 class GPTQJob:
     """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
 
-    def __init__(self, quantizer: GPTQOptions, out: Path, facts: ModelFacts):
-        options = quantizer.options()
+    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
         self.sequential: bool = options["sequential"]
         self.compares: bool = options["gptaq_alpha"] > 0
         self.seconds = 0.0
         self._options = options
-        # Version 1 stores zero points less 1, and loaders disagree on what becomes of 0.
-        format = "gptq" if options["sym"] else "gptq_v2"
-        settings = _common_settings("gptq", format, options) | {
+        settings = _common_settings("gptq", format_of(options["sym"]), options) | {
             "desc_act": options["desc_act"],
             "sym": options["sym"],
             "true_sequential": options["sequential"],
         }
         for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
             settings["meta"][name] = options[name]
-        self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
+        self._checkpoint = PackedCheckpointWriter(
+            out, facts.path, GPTQ_CONTAINER, settings, options["sym"]
+        )
         self._losses: dict[str, float] = {}
         self._damping: dict[str, float] = {}
 
@@ -71,7 +71,7 @@ class GPTQJob:
     def fits(self, weight: torch.Tensor) -> bool:
         """Whether a linear layer's weight [outputs, inputs] can be packed."""
         outputs, inputs = weight.shape
-        return fits("gptq", self._options["group_size"], (outputs, inputs))
+        return GPTQ_CONTAINER.fits(self._options["group_size"], (outputs, inputs))
 
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
@@ -162,16 +162,18 @@ def _solve(
 class AWQJob:
     """An AWQ configuration. ``seconds`` is the time spent for it alone."""
 
-    def __init__(self, quantizer: AWQOptions, out: Path, facts: ModelFacts):
+    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
         self.seconds = 0.0
-        self._options = quantizer.options()
-        self._scheme = Scheme(self._options["bits"], self._options["sym"])
-        settings = _common_settings("awq", "gemm", self._options) | {
+        self._options = options
+        self._scheme = Scheme(options["bits"], options["sym"])
+        settings = _common_settings("awq", "gemm", options) | {
             "desc_act": False,
             "version": "gemm",
-            "zero_point": not self._options["sym"],
+            "zero_point": not options["sym"],
         }
-        self._checkpoint = Checkpoint(out, facts.path, "awq", settings, self._options["sym"])
+        self._checkpoint = PackedCheckpointWriter(
+            out, facts.path, AWQ_CONTAINER, settings, options["sym"]
+        )
         self._losses: dict[str, float] = {}
         self._scaling: dict[str, dict[str, Any]] = {}
 
@@ -224,7 +226,7 @@ class AWQJob:
 
     def _fits(self, weight: torch.Tensor) -> bool:
         outputs, inputs = weight.shape
-        return fits("awq", self._options["group_size"], (outputs, inputs))
+        return AWQ_CONTAINER.fits(self._options["group_size"], (outputs, inputs))
 
     def _keep(self, name: str, module: nn.Module, weight: torch.Tensor) -> None:
         stored = weight.T if is_transposed(module) else weight
