@@ -42,11 +42,13 @@ class Container:
         name: As in :attr:`Artifact.format`.
         quantized: Whether the weights are codes rather than numbers.
         timed_by: The runtime that can be timed from here, if there is one.
+        counts_files: Whether :meth:`size` can tell from files alone which layers are quantized.
     """
 
     name: str
     quantized: bool = True
     timed_by: TimedBy | None = None
+    counts_files: bool = True
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any] | None:
         """The dense weights by the names of the checkpoint ``source``, each made on demand.
@@ -67,7 +69,7 @@ class Container:
 
     def size(self, path: Path) -> Size:
         """Count what an artifact in the directory ``path`` stores, from its files alone."""
-        raise NotImplementedError(f"{self.name} artifacts are counted where they are made")
+        raise NotImplementedError
 
 
 @lru_cache(maxsize=64)

@@ -160,6 +160,7 @@ class CheckpointContainer(Container):
     name = "hf"
     quantized = False
     timed_by = "transformers"
+    counts_files = False
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
         """Transformers reads them by itself."""

@@ -55,6 +55,7 @@ class GGUFContainer(Container):
 
     name = "gguf"
     timed_by = "llama.cpp"
+    counts_files = False
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :func:`dense_state_dict`."""

@@ -144,8 +144,8 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
     """
     notice(step.name, "")
     with log.open("ab") as file, _requirements_file(step) as more:
-        said = [*map(hidden_value, step.command), *map(hidden_value, step.requirements)]
-        file.write(f"$ {shlex.join(said)}\n".encode())
+        shown = [*map(hidden_value, step.command), *map(hidden_value, step.requirements)]
+        file.write(f"$ {shlex.join(shown)}\n".encode())
         file.flush()
         begin = file.tell()
         process = subprocess.Popen(  # noqa: S603 - commands from the environment's own file

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qsweep.base.errors import BackendUnavailable
+from qsweep.base.errors import BackendUnavailable, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gptq import format_of
@@ -13,26 +13,40 @@ from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions
 from qsweep.text.calibration import CalibrationTokens
 
-# Raised when what is done beside GPTQModel's own work changes an artifact.
-_REVISION = 1
+# Models whose inputs its AWQ scales without what comes before making up for it, so that they are
+# broken before anything is rounded: by the norm behind the attention instead of the one before the
+# MLP (Gemma, as in https://github.com/casper-hansen/AutoAWQ/issues/529), through a GELU (GPT-NeoX,
+# Phi), or with no norm at all in its description of the model (Phi-3).
+UNSCALABLE = frozenset(("gemma2", "gemma3", "gemma3_text", "gpt_neox", "phi", "phi3"))
 
 
 @dataclass(frozen=True)
 class _GPTQModelQuantizer(GroupedOptions):
-    """A quantizer of GPTQModel's; fields have its names."""
+    """A quantizer of GPTQModel's; fields have its names.
+
+    Attributes:
+        revision: Raised when what is done beside GPTQModel's own work changes an artifact.
+    """
 
     backend: ClassVar[str] = "gptqmodel"
+    revision: ClassVar[int]
 
     def version(self) -> str:
         """GPTQModel's version and the revision of this module."""
         try:
-            return f"{importlib.metadata.version('gptqmodel')}+{_REVISION}"
+            return f"{importlib.metadata.version('gptqmodel')}+{self.revision}"
         except importlib.metadata.PackageNotFoundError:
             return "missing"
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what the format cannot hold, and a missing library. Raises IncompatibleTrial."""
         super().check(model)
+        # Before a library is asked for that could not do it either.
+        if self.method == "awq" and model.model_type in UNSCALABLE:
+            raise IncompatibleTrial(
+                f"gptqmodel's awq scales layers of {model.model_type} that nothing before makes up "
+                "for, which breaks the model; quant.backend=native finds out what does"
+            )
         self._require_backend()
 
     def settings(self) -> dict[str, Any]:
@@ -65,6 +79,8 @@ class GPTQ(_GPTQModelQuantizer, GPTQOptions):
     False
     """
 
+    revision: ClassVar[int] = 1
+
     def options(self) -> dict[str, Any]:
         """The effective options: a single group has nothing to order."""
         options = super().options()
@@ -78,6 +94,8 @@ class GPTQ(_GPTQModelQuantizer, GPTQOptions):
 @dataclass(frozen=True)
 class AWQ(_GPTQModelQuantizer, AWQOptions):
     """AWQ: input channels with strong activations are scaled up before rounding."""
+
+    revision: ClassVar[int] = 2
 
     def settings(self) -> dict[str, Any]:
         """See the base class."""

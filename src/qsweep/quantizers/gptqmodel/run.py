@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import shutil
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +110,8 @@ def _run(
     # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-    packing = container.name
-
     from qsweep.models.facts import readable_directory
-    from qsweep.quantizers.gptqmodel.awq_search import corrected_awq
-    from qsweep.quantizers.gptqmodel.fixes import corrected, corrected_definition
+    from qsweep.quantizers.gptqmodel.patches import patched
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
@@ -131,13 +127,12 @@ def _run(
         compute_device_filter=lambda devices: devices[:1],
         auto_forward_data_parallel=False,
     )
-    with corrected_definition(source.facts.model_type) if packing == "awq" else nullcontext():
-        model = GPTQModel.load(
-            str(readable_directory(source.path, work / "source")),
-            config,
-            dtype=dtype,
-            trust_remote_code=source.trust_remote_code,
-        )
+    model = GPTQModel.load(
+        str(readable_directory(source.path, work / "source")),
+        config,
+        dtype=dtype,
+        trust_remote_code=source.trust_remote_code,
+    )
     layers = model.model.config.get_text_config().num_hidden_layers
     model.subset_callback = _Reporter(progress, layers)
     samples = [
@@ -145,11 +140,8 @@ def _run(
     ]
     # Short samples go together: many small products take longer than one.
     batch = max(1, _BATCH_TOKENS // max(len(ids) for ids in calibration.samples))
-    with ExitStack() as stack:
-        if packing == "awq":
-            stack.enter_context(corrected_awq())
-        unscaled = stack.enter_context(corrected(model, awq=packing == "awq"))
-        backend = BACKEND.AWQ_TORCH if packing == "awq" else BACKEND.GPTQ_TORCH
+    with patched(model, awq=container.name == "awq"):
+        backend = BACKEND[f"{container.name.upper()}_TORCH"]
         log = model.quantize(samples, batch_size=batch, backend=backend)
     progress("pack", None)
     model.save(str(work / "saved"))
@@ -159,8 +151,6 @@ def _run(
     if kept:
         settings |= left
         details["kept_layers"] = sorted(kept)
-    if unscaled:
-        details["unscaled"] = sorted(unscaled)
     return settings, details
 
 

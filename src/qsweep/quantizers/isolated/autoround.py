@@ -21,7 +21,7 @@ from qsweep.quantizers.isolated.run import Recipe, quantize
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
-    from qsweep.quantizers.gguf.base import Base
+    from qsweep.quantizers.gguf.base import UnquantizedFile
 
 _ENVIRONMENT = "autoround"
 # The llama.cpp types that it tunes for and writes, and which of them a width means.
@@ -159,12 +159,12 @@ class AutoRound(IsolatedQuantizer):
 
 
 def _take_over(
-    model: SourceModel, base: "Base", type_: FileType, saved: Path, out: Path
+    model: SourceModel, base: "UnquantizedFile", type_: FileType, saved: Path, out: Path
 ) -> tuple[Size, dict[str, Any]]:
     """Move the one file that was saved into its place, and prove that it can be read back."""
     from qsweep.formats.gguf.dense import MODEL_FILE
     from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.quantizers.gguf import framed
+    from qsweep.quantizers.gguf import gguf_artifact
     from qsweep.quantizers.gguf.foreign import difference
 
     found = sorted(saved.rglob("*.gguf"))
@@ -179,5 +179,5 @@ def _take_over(
         )
     forgotten = {"agrees": False, "reason": f"its file lacks {', '.join(base.added)}"}
     more = {"llama_cpp": forgotten, "metadata_added": {}} if base.added else {}
-    made = framed(model, base, type_, out, more)
+    made = gguf_artifact(model, base, type_, out, more)
     return made.size, made.details

@@ -15,6 +15,7 @@ from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.process import WORKERS, run_worker
+from qsweep.quantizers.reference import reference_logits
 from qsweep.text.calibration import CalibrationTokens
 
 # Makes an artifact's size and details of the folder of what the worker saved.
@@ -133,7 +134,7 @@ def _prepare(
     save_file({"input_ids": tokens}, work / "tokens.safetensors")
     progress("handshake", None)
     window = tokens[:1, :_PROBE_TOKENS].contiguous()
-    logits = _own_logits(model, window, getattr(torch, dtype))
+    logits = reference_logits(model, window[0].tolist(), dtype)
     save_file({"input_ids": window, "logits": logits}, work / "probe.safetensors")
     return {
         "model": str(work / "model"),
@@ -154,32 +155,6 @@ def _dtype(recipe: Recipe, model: SourceModel) -> str:
 
     found = resolve_dtype("auto", model.device, model.path)
     return found if found in recipe.dtypes else recipe.dtypes[0]
-
-
-def _own_logits(model: SourceModel, window: Any, dtype: Any) -> Any:
-    """Logits [tokens, vocabulary] of the unquantized model, as qsweep's own engine reads it."""
-    import gc
-
-    import torch
-
-    from qsweep.formats.dense import load_dense
-    from qsweep.formats.hf import reference_artifact
-
-    engine = load_dense(
-        reference_artifact(model.facts),
-        model.path,
-        dtype=dtype,
-        device=model.device,
-        trust_remote_code=model.trust_remote_code,
-    )
-    with torch.no_grad():
-        logits = engine(window.to(model.device)).logits[0].float().cpu().contiguous()
-    # The worker needs the memory next.
-    del engine
-    gc.collect()
-    if model.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return logits
 
 
 def _require_agreement(recipe: Recipe, answer: dict[str, Any], work: Path) -> None:
