@@ -53,7 +53,14 @@ CONTAINER = AWQContainer()
 def unpack_awq(
     qweight: "torch.Tensor", qzeros: "torch.Tensor", scales: "torch.Tensor", bits: int
 ) -> Grid:
-    """Read the three tensors of an AWQ layer; shapes as in the module's docstring."""
+    """Read an AWQ layer.
+
+    Args:
+        qweight: Codes, int32 [in, out * bits / 32].
+        qzeros: Zero points, int32 [groups, out * bits / 32].
+        scales: [groups, out].
+        bits: Bits per code.
+    """
     outputs = scales.shape[1]
     codes, zeros = unpack(qweight, bits, outputs), unpack(qzeros, bits, outputs)
     if bits == 4:
@@ -62,7 +69,7 @@ def unpack_awq(
 
 
 def pack_awq(grid: Grid, bits: int) -> dict[str, "torch.Tensor"]:
-    """The three tensors of an AWQ layer: qweight, qzeros and scales (float16)."""
+    """The inverse of :func:`unpack_awq`: qweight, qzeros and scales (float16)."""
     import torch
 
     codes, zeros = grid.codes.T, grid.zeros.T

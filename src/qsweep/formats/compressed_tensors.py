@@ -62,7 +62,16 @@ def unpack_compressed(
     weight_zero_point: "torch.Tensor | None" = None,
     weight_g_idx: "torch.Tensor | None" = None,
 ) -> Grid:
-    """Read the tensors of a layer; shapes as in the module's docstring."""
+    """Read a layer.
+
+    Args:
+        weight_packed: Codes, int32 [out, in * bits / 32].
+        weight_scale: [out, groups].
+        weight_shape: (out, in).
+        bits: Bits per code.
+        weight_zero_point: Zero points, int32 [out * bits / 32, groups]; None if in the middle.
+        weight_g_idx: The group of each input, [in]; None if groups are consecutive.
+    """
     import torch
 
     outputs, inputs = (int(size) for size in weight_shape)

@@ -67,7 +67,16 @@ def unpack_gptq(
     bits: int,
     version: int = 1,
 ) -> Grid:
-    """Read the four tensors of a GPTQ layer; shapes as in the module's docstring."""
+    """Read a GPTQ layer.
+
+    Args:
+        qweight: Codes, int32 [in * bits / 32, out].
+        qzeros: Zero points, int32 [groups, out * bits / 32].
+        scales: [groups, out].
+        g_idx: The group of each input, [in].
+        bits: Bits per code.
+        version: 1 where zero points are stored less 1.
+    """
     import torch
 
     inputs, outputs = g_idx.shape[0], scales.shape[1]
@@ -81,7 +90,7 @@ def unpack_gptq(
 
 
 def pack_gptq(grid: Grid, bits: int, version: int = 1) -> dict[str, "torch.Tensor"]:
-    """The four tensors of a GPTQ layer: qweight, qzeros, scales (float16) and g_idx."""
+    """The inverse of :func:`unpack_gptq`: qweight, qzeros, scales (float16) and g_idx."""
     import torch
 
     inputs, groups = grid.codes.shape[1], grid.scales.shape[1]

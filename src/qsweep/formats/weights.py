@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,9 @@ def unpacked_weights(
                 if names[needed] not in handles:
                     raise ArtifactCorrupt(f"{path}: {layer} has no {needed}")
             found = {p: (handles[full], full) for p, full in names.items() if full in handles}
-            state[f"{layer}.weight"] = LazyWeight(_Unpacking(found, unpack, device, transposed))
+            state[f"{layer}.weight"] = LazyWeight(
+                partial(_unpack, found, unpack, device, transposed)
+            )
         elif f"{layer}.{parts[0]}" not in handles or part not in (*parts, *optional):
             state[name] = handle.get_slice(name)
     if not any(name.endswith(f".{parts[0]}") for name in handles):
@@ -86,27 +89,15 @@ def unpacked_weights(
     return state
 
 
-class _Unpacking:
-    """Reads one layer's tensors and gives its dense weight, float32."""
+def _unpack(
+    tensors: "Mapping[str, tuple[Any, str]]",
+    unpack: "Callable[..., Grid]",
+    device: str,
+    transposed: bool,
+) -> "torch.Tensor":
+    import torch
 
-    def __init__(
-        self,
-        tensors: Mapping[str, tuple[Any, str]],
-        unpack: "Callable[..., Grid]",
-        device: str,
-        transposed: bool,
-    ):
-        self._tensors, self._unpack = tensors, unpack
-        self._device, self._transposed = device, transposed
-
-    def __call__(self) -> "torch.Tensor":
-        import torch
-
-        # float32: the cast to the model's dtype is transformers', with all other weights.
-        weight = self._unpack(
-            **{
-                part: handle.get_tensor(name).to(self._device)
-                for part, (handle, name) in self._tensors.items()
-            }
-        ).dense(torch.float32)
-        return weight.T if self._transposed else weight
+    read = {part: file.get_tensor(name).to(device) for part, (file, name) in tensors.items()}
+    # float32: the cast to the model's dtype is transformers', with all other weights.
+    weight = unpack(**read).dense(torch.float32)
+    return weight.T if transposed else weight

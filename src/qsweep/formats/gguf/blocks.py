@@ -65,9 +65,16 @@ def gather(
     *,
     turned: bool = False,
 ) -> "torch.Tensor":
-    """The source of shape ``shape`` from the tensors that ``read`` gives by name.
+    """A tensor put together from blocks of rows.
 
-    ``turned``: the blocks tell of the source with its last two axes swapped.
+    Args:
+        shape: Its shape.
+        blocks: Where its rows lie.
+        read: Gives a tensor of the file by its name.
+        turned: Whether the blocks tell of it with its last two axes swapped.
+
+    Returns:
+        [*shape], of the stored tensors' dtype.
     """
     import torch
 

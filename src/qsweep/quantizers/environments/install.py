@@ -68,7 +68,13 @@ class Step:
 
 
 def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "auto") -> list[Step]:
-    """The commands that make ``path`` the environment ``spec``, with ``base`` as its Python.
+    """The commands that make an environment.
+
+    Args:
+        spec: What is in it.
+        base: The Python that it is made with.
+        path: Its folder.
+        installer: ``pip``, ``uv``, or ``auto`` to choose.
 
     Raises:
         ConfigError: There is no such installer, or uv is asked for and not here.

@@ -160,8 +160,13 @@ def require_runnable(
 ) -> None:
     """Refuse a file of which nothing could be measured.
 
-    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can
-    run; ``own_run`` is whether that is asked for, and ``agreement`` tells whether it can.
+    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can run.
+
+    Args:
+        name: The model's name, for the message.
+        unexplained: What no rule leads back; None if all is.
+        agreement: Whether llama.cpp can run the file, as measured.
+        own_run: Whether its run is asked for.
 
     Raises:
         UnknownLayout: the line names the tensor, and what to do.
@@ -181,7 +186,15 @@ def require_runnable(
 def gguf_artifact(
     model: SourceModel, base: "UnquantizedFile", type_: FileType, out: Path, details: dict[str, Any]
 ) -> Artifact:
-    """The artifact around the quantized file in ``out``: layout, tokenizer, what it stores."""
+    """Write what belongs beside a quantized file, and count what it stores.
+
+    Args:
+        model: The unquantized model.
+        base: Its conversion.
+        type_: What was written.
+        out: The directory with the quantized file.
+        details: What else is worth reporting.
+    """
     from safetensors.torch import save_file
 
     from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE

@@ -31,10 +31,18 @@ def quantize(
     out: Path,
     progress: Progress,
 ) -> Artifact:
-    """Quantize ``model`` into the empty directory ``out``.
+    """Quantize a model with GPTQModel.
 
-    ``options`` are keyword arguments of GPTQModel's ``QuantizeConfig``. Raises ConfigError where
-    calibration text is missing, or the device is not one that GPTQModel can be told to use.
+    Args:
+        container: What is written.
+        options: Keyword arguments of GPTQModel's ``QuantizeConfig``.
+        model: The unquantized model.
+        calibration: The token ids that it may see.
+        out: The artifact's empty directory.
+        progress: Told of the layers done.
+
+    Raises:
+        ConfigError: Calibration text is missing, or GPTQModel cannot be told to use the device.
     """
     from qsweep.formats.hf import restore_dtypes, write_frame
 
