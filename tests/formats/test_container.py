@@ -11,7 +11,8 @@ from qsweep.base.errors import QsweepError
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import _MODULES, container
 from qsweep.formats.dense import load_dense
-from qsweep.formats.hf import write_frame
+from qsweep.formats.hf import reference_artifact, write_frame
+from qsweep.models.facts import read_facts
 
 # Another package with a container of its own: weights as halves, under other names.
 MODULE = """
@@ -62,6 +63,14 @@ def other_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", _MODULES)
 def test_each_row_leads_to_the_container_of_that_name(name):
     assert container(name).name == name
+
+
+def test_an_unquantized_checkpoint_is_counted_from_its_files(pocket_dir):
+    facts = read_facts(pocket_dir, "pocket")
+    assert container("hf").size(pocket_dir) == reference_artifact(facts).size
+    assert container("hf").size(pocket_dir).linear_weights == sum(
+        rows * columns for rows, columns in facts.linears.values()
+    )
 
 
 def test_an_unknown_name_is_told_with_the_nearest(other_package):

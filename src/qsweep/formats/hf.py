@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
-from qsweep.formats.artifact import Artifact
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import Container, checkpoint_size
 from qsweep.formats.packed import PARTS
 from qsweep.models.facts import (
     TensorInfo,
+    read_facts,
     read_tensors,
     stated_config,
 )
@@ -160,10 +161,13 @@ class CheckpointContainer(Container):
     name = "hf"
     quantized = False
     timed_by = "transformers"
-    counts_files = False
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
         """Transformers reads them by itself."""
+
+    def size(self, path: Path) -> Size:
+        """See :meth:`Container.size`; all linear layers count as quantized."""
+        return _size(path, read_facts(path, path.name).linears)
 
 
 CONTAINER = CheckpointContainer()
@@ -177,6 +181,9 @@ def reference_artifact(facts: ModelFacts) -> Artifact:
     Raises:
         ConfigError: The weight files are no longer there.
     """
-    linears = {f"{name}.weight" for name in facts.linears}
-    size = checkpoint_size(facts.path, lambda name, info: info.count if name in linears else None)
-    return Artifact(facts.path, "hf", size, UNQUANTIZED_RUNTIMES)
+    return Artifact(facts.path, "hf", _size(facts.path, facts.linears), UNQUANTIZED_RUNTIMES)
+
+
+def _size(path: Path, linears: Iterable[str]) -> Size:
+    weights = {f"{name}.weight" for name in linears}
+    return checkpoint_size(path, lambda name, info: info.count if name in weights else None)
