@@ -13,6 +13,8 @@ from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions
 from qsweep.text.calibration import CalibrationTokens
 
+# Raised when what is done beside GPTQModel's own work changes an artifact.
+_REVISION = 2
 # Models whose inputs its AWQ scales without what comes before making up for it, so that they are
 # broken before anything is rounded: by the norm behind the attention instead of the one before the
 # MLP (Gemma, as in https://github.com/casper-hansen/AutoAWQ/issues/529), through a GELU (GPT-NeoX,
@@ -22,19 +24,14 @@ UNSCALABLE = frozenset(("gemma2", "gemma3", "gemma3_text", "gpt_neox", "phi", "p
 
 @dataclass(frozen=True)
 class _GPTQModelQuantizer(GroupedOptions):
-    """A quantizer of GPTQModel's; fields have its names.
-
-    Attributes:
-        revision: Raised when what is done beside GPTQModel's own work changes an artifact.
-    """
+    """A quantizer of GPTQModel's; fields have its names."""
 
     backend: ClassVar[str] = "gptqmodel"
-    revision: ClassVar[int]
 
     def version(self) -> str:
         """GPTQModel's version and the revision of this module."""
         try:
-            return f"{importlib.metadata.version('gptqmodel')}+{self.revision}"
+            return f"{importlib.metadata.version('gptqmodel')}+{_REVISION}"
         except importlib.metadata.PackageNotFoundError:
             return "missing"
 
@@ -79,8 +76,6 @@ class GPTQ(_GPTQModelQuantizer, GPTQOptions):
     False
     """
 
-    revision: ClassVar[int] = 1
-
     def options(self) -> dict[str, Any]:
         """The effective options: a single group has nothing to order."""
         options = super().options()
@@ -94,8 +89,6 @@ class GPTQ(_GPTQModelQuantizer, GPTQOptions):
 @dataclass(frozen=True)
 class AWQ(_GPTQModelQuantizer, AWQOptions):
     """AWQ: input channels with strong activations are scaled up before rounding."""
-
-    revision: ClassVar[int] = 2
 
     def settings(self) -> dict[str, Any]:
         """See the base class."""

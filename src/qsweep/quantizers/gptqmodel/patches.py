@@ -1,4 +1,4 @@
-"""What of GPTQModel 7.6 has to be changed for it to run here: no patch changes what it searches for.
+"""What of GPTQModel 7.6's AWQ has to be changed for it to run here; GPTQ runs as it is.
 
 Each stays for as long as tests/quantizers/test_gptqmodel_patches.py shows that it is needed; that
 file fails where a newer GPTQModel does without one. Architectures that its AWQ gets wrong are
@@ -7,7 +7,7 @@ refused (``UNSCALABLE`` beside) rather than put right: a second opinion is the l
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import BackendUnavailable
@@ -25,23 +25,8 @@ _EXPECTED = {
 
 
 @contextmanager
-def patched(model: Any, *, awq: bool) -> Iterator[None]:
-    """Quantize ``model``, as GPTQModel loaded it, within this context.
-
-    Raises:
-        BackendUnavailable: The installed GPTQModel is built differently.
-    """
-    with ExitStack() as stack:
-        if awq:
-            stack.enter_context(patched_awq())
-        else:
-            replay_by_layer_type(model)
-        yield
-
-
-@contextmanager
 def patched_awq() -> Iterator[None]:
-    """Let AWQ run in float32 on a CPU, and in a fifth of its time.
+    """Let AWQ run in float32 on a CPU, and in a fifth of its time; what it searches for stays its own.
 
     Its portable kernel does not pack float32. What its scale search takes for a copy of the weights
     are the weights themselves, where they are float32 on a CPU: every candidate would be tried on
@@ -174,7 +159,3 @@ def _compute_best_clip(
             lambda values: self._pseudo_quantize_tensor_into(values, values),
             [1 - step / n_grid for step in range(int(max_shrink * n_grid))],
         )
-
-
-def replay_by_layer_type(model: Any) -> None:
-    """PENDING."""

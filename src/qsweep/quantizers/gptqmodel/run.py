@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def _run(
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     from qsweep.models.facts import readable_directory
-    from qsweep.quantizers.gptqmodel.patches import patched
+    from qsweep.quantizers.gptqmodel.patches import patched_awq
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
@@ -148,7 +149,7 @@ def _run(
     ]
     # Short samples go together: many small products take longer than one.
     batch = max(1, _BATCH_TOKENS // max(len(ids) for ids in calibration.samples))
-    with patched(model, awq=container.name == "awq"):
+    with patched_awq() if container.name == "awq" else nullcontext():
         backend = BACKEND[f"{container.name.upper()}_TORCH"]
         log = model.quantize(samples, batch_size=batch, backend=backend)
     progress("pack", None)
