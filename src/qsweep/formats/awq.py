@@ -69,7 +69,7 @@ def unpack_awq(
 
 
 def pack_awq(grid: Grid, bits: int) -> dict[str, "torch.Tensor"]:
-    """The inverse of :func:`unpack_awq`: qweight, qzeros and scales (float16)."""
+    """The inverse of :func:`unpack_awq`: its three tensors by name, scales [groups, out] in float16."""
     import torch
 
     codes, zeros = grid.codes.T, grid.zeros.T

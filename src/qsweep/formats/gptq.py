@@ -90,7 +90,7 @@ def unpack_gptq(
 
 
 def pack_gptq(grid: Grid, bits: int, version: int = 1) -> dict[str, "torch.Tensor"]:
-    """The inverse of :func:`unpack_gptq`: qweight, qzeros, scales (float16) and g_idx."""
+    """The inverse of :func:`unpack_gptq`: its four tensors by name, scales [groups, out] in float16."""
     import torch
 
     inputs, groups = grid.codes.shape[1], grid.scales.shape[1]

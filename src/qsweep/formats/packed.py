@@ -42,11 +42,19 @@ class PackedContainer(Container):
     holds_conv1d: bool = True
 
     def pack(self, grid: "Grid", settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
-        """A layer's tensors by their parts; ``settings`` is the ``quantization_config``."""
+        """Pack a layer.
+
+        Args:
+            grid: A matrix [out, in].
+            settings: The ``quantization_config``.
+
+        Returns:
+            The layer's tensors by their parts, shaped as the container's module says.
+        """
         raise NotImplementedError
 
     def unpack(self, settings: Mapping[str, Any], **tensors: "torch.Tensor") -> "Grid":
-        """The inverse of :meth:`pack`."""
+        """The inverse of :meth:`pack`; gives a matrix [out, in]."""
         raise NotImplementedError
 
     def packs(self, shape: tuple[int, int]) -> bool:

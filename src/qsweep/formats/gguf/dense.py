@@ -96,7 +96,7 @@ def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...])
         shape: The tensor's shape in the checkpoint.
 
     Returns:
-        float32 of that shape.
+        float32 [*shape].
     """
     import torch
 

@@ -53,7 +53,8 @@ def dequantize(
         file: The file.
         name: The tensor's name in it.
         dtype: What float32 values are rounded to at the end.
-        index: Picks one matrix of a stack, such as one expert, and only that is read.
+        index: Picks one matrix of a stack [n, rows, columns], such as one expert, and only that is
+            read.
 
     Raises:
         BackendUnavailable: neither ggml's library nor the package ``gguf`` is installed.

@@ -191,7 +191,7 @@ def _image(source: "torch.Tensor", value: Rule) -> "torch.Tensor":
 
 
 def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
-    """A tensor that is stored unquantized, mapped from the file in its own type."""
+    """A tensor [...] that is stored unquantized, mapped from the file in its own type and shape."""
     import torch
 
     info = file.tensors[name]

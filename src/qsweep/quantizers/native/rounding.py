@@ -71,13 +71,13 @@ def encode(
     """The nearest codes.
 
     Args:
-        weights: float32 of any shape.
+        weights: float32 [..., n].
         scale: Scales that broadcast against it.
         zero: Zero points that broadcast against it.
         top: The largest code.
 
     Returns:
-        0..top, float32 of the weights' shape.
+        0..top, float32 [..., n].
     """
     return (weights / scale).round_().add_(zero).clamp_(0, top)
 

@@ -54,7 +54,7 @@ class PackedCheckpointWriter:
         self._packed.add(name)
 
     def add_plain(self, name: str, tensor: torch.Tensor) -> None:
-        """Add a tensor as it is, in the unquantized checkpoint's dtype, unless it was added."""
+        """Add a tensor [...] as it is, in the unquantized checkpoint's dtype, unless it was added."""
         if name in self._done:
             return
         self._done.add(name)
