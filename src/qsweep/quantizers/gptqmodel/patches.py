@@ -28,10 +28,13 @@ _EXPECTED = {
 def patched_awq() -> Iterator[None]:
     """Let AWQ run in float32 on a CPU, and in a fifth of its time; what it searches for stays its own.
 
-    Its portable kernel does not pack float32. What its scale search takes for a copy of the weights
-    are the weights themselves, where they are float32 on a CPU: every candidate would be tried on
-    the ruins of the one before. Its clip search multiplies activations and weights element by
-    element, which takes four fifths of all the time; the same sums are matrix products.
+    - What its scale search takes for a copy of the weights are the weights themselves, where they
+      are float32 on a CPU: every candidate would be tried on the ruins of the one before. The code
+      it comes from has the same mistake: https://github.com/mit-han-lab/llm-awq/issues/163.
+    - Its portable kernel does not pack float32, as the fused ones do by now:
+      https://github.com/ModelCloud/GPTQModel/pull/2531. Codes of 8 bits need it.
+    - Its clip search multiplies activations and weights element by element, which takes four fifths
+      of all the time; the same sums are matrix products.
 
     Raises:
         BackendUnavailable: The installed GPTQModel is built differently.
