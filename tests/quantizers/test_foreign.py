@@ -328,6 +328,10 @@ def test_a_quantizer_of_your_own_is_two_files(tmp_path):
     assert mine.version() != before
     with pytest.raises(ConfigError, match="no such file"):
         build_quantizer(values | {"worker": str(tmp_path / "none.py")})
+    with pytest.raises(ConfigError, match=r"quant.writes=gtpq: no container 'gtpq'.*gptq"):
+        build_quantizer(values | {"writes": "gtpq"})
+    with pytest.raises(ConfigError, match="quant.writes=gguf: a worker saves gptq, awq"):
+        build_quantizer(values | {"writes": "gguf"})
     with pytest.raises(ConfigError, match="quant.env.name"):
         Custom("mine", script, "gptq")
 

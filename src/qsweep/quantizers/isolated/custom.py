@@ -47,7 +47,10 @@ class Custom:
         except QsweepError as error:
             raise ConfigError(f"quant.writes={self.writes}: {error}") from error
         if not known.counts_files:
-            raise ConfigError(f"quant.writes={self.writes}: no format that a worker can save")
+            raise ConfigError(
+                f"quant.writes={self.writes}: a worker saves gptq, awq or compressed-tensors, or "
+                "another package's container"
+            )
         if not self.env.name:
             raise ConfigError("quant.env.name: which environment the worker runs in has no value")
 
