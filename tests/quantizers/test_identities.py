@@ -78,7 +78,7 @@ def _identity(name: str, options: dict[str, Any], cls: Any, more: dict[str, Any]
         if version.startswith(f"{_installed(package)}+") or version == _installed(package):
             version = package + version.removeprefix(_installed(package))
     found = [made.method, made.backend, made.uses_calibration, made.options(), version]
-    return json.dumps([name, options, *found], sort_keys=True)
+    return json.dumps([name, options, *found])
 
 
 def _installed(package: str) -> str:
