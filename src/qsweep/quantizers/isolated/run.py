@@ -101,7 +101,7 @@ def quantize(
     except TrialFailed as error:
         raise TrialFailed(f"{error}; log: {_keep_log(log, env, recipe)}") from error
     finally:
-        _show(log)
+        _print_log(log)
         shutil.rmtree(work, ignore_errors=True)
     details = {
         "environment": env.version(recipe.environment),
@@ -199,7 +199,7 @@ def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:
     return kept
 
 
-def _show(log: Path) -> None:
+def _print_log(log: Path) -> None:
     # Into the trial's own log, among all else that was printed.
     if log.exists():
         sys.stdout.write(log.read_text(encoding="utf-8", errors="backslashreplace"))

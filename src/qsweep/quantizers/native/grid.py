@@ -31,7 +31,7 @@ from qsweep.quantizers.native.walk import (
     advance,
     capture,
     find_stages,
-    home_of,
+    resting_device,
     rounds_needed,
     run_layer,
 )
@@ -76,10 +76,10 @@ def run(
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
-    home = home_of(chunks, 2 + walking + kept, model.device)
-    chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
+    place = resting_device(chunks, 2 + walking + kept, model.device)
+    chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
     config = network.config.get_text_config()
-    text = _Text(jobs, chunks, probe, config, importance=importance)
+    text = _CalibrationText(jobs, chunks, probe, config, importance=importance)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
@@ -99,7 +99,7 @@ def run(
     return PassResult(artifacts, matrix or None, shared_s)
 
 
-class _Text:
+class _CalibrationText:
     """The calibration text on its way through the model, once for every set of weights."""
 
     def __init__(

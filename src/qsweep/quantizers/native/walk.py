@@ -88,7 +88,7 @@ def capture(
     return chunks, probe
 
 
-def home_of(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
+def resting_device(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
     """Where hidden states rest between layers, if there are ``texts`` of them: where they fit."""
     size = texts * sum(chunk.hidden.nbytes for chunk in chunks)
     place = torch.device(device)
