@@ -27,7 +27,7 @@ from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.models.tiny import MODEL_DIR
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
-from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, NativeOptions, quantize_grid
+from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.text.calibration import CalibrationTokens
 from qsweep.text.corpora import calibration_samples, load_documents
 from qsweep.text.corpus import CorpusConfig
@@ -75,7 +75,7 @@ def _native(
     *,
     sequential: bool | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
-    quantizers: list[NativeOptions] = []
+    quantizers: list[NativeAWQ | NativeGPTQ] = []
     if "gptq" in methods:
         quantizers += [NativeGPTQ(bits, size, sequential=sequential) for bits, size in sizes]
     if "awq" in methods:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from origin import Clock, origin
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.files import write_bytes
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
@@ -172,6 +173,11 @@ def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Na
                     keep(row, "native", one)
     if "gptqmodel" in arguments.sides:
         for row in missing("gptqmodel"):
+            try:
+                row.gptqmodel().check(model.facts)
+            except IncompatibleTrial as error:
+                print(f"{row.key}, gptqmodel: {error}", flush=True)
+                continue
             keep(row, "gptqmodel", bench.alone(row.gptqmodel(), row.seed))
 
 

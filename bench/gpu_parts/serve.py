@@ -110,8 +110,9 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
     import torch
     from safetensors import safe_open
 
+    from qsweep.formats.awq import CONTAINER
     from qsweep.models.facts import weight_files
-    from qsweep.quantizers.native.writer import Checkpoint
+    from qsweep.quantizers.native.writer import PackedCheckpointWriter
     from qsweep.quantizers.rtn import round_to_grid
 
     settings = {
@@ -125,7 +126,7 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
         "lm_head": False,
         "pack_dtype": "int32",
     }
-    checkpoint = Checkpoint(out, facts.path, "awq", settings, sym=False)
+    checkpoint = PackedCheckpointWriter(out, facts.path, CONTAINER, settings, sym=False)
     for file in weight_files(facts.path):
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping
@@ -140,9 +141,9 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
 
 def _kernel(artifact: Any, device: str) -> str:
     from qsweep.evaluate.speed import _load_gptqmodel
+    from qsweep.formats.container import container
 
-    if artifact.format == "gguf":
-        return "llama.cpp"
-    if artifact.format == "hf":
-        return "transformers"
-    return kernel_class(_load_gptqmodel(artifact, device, False))
+    runtime = container(artifact.format).timed_by
+    if runtime == "gptqmodel":
+        return kernel_class(_load_gptqmodel(artifact, device, False))
+    return str(runtime)

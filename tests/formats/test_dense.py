@@ -9,9 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.formats.artifact import Artifact, Size
-from qsweep.formats.dense import load_dense, packed_state_dict
-from qsweep.formats.hf import ShardWriter, packed_size, reference_artifact
-from qsweep.formats.packing import pack_awq
+from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
+from qsweep.formats.awq import pack_awq
+from qsweep.formats.container import container
+from qsweep.formats.dense import load_dense
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.hf import ShardWriter, reference_artifact
 from qsweep.models.facts import read_facts, weight_files
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN, round_to_grid
@@ -98,7 +101,7 @@ def test_awq_layout(llama, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
     (tmp_path / "gptq").mkdir()
     as_gptq = RTN(group_size=64).quantize(SourceModel(llama, "cpu"), None, tmp_path / "gptq")
-    as_awq = Artifact(tmp_path, "awq", packed_size(tmp_path))
+    as_awq = Artifact(tmp_path, "awq", AWQ_CONTAINER.size(tmp_path))
     first, second = (load_dense(a, llama.path, **FLOAT) for a in (as_gptq, as_awq))
     assert torch.equal(logits(first), logits(second))
     assert as_awq.size.linear_weights == as_gptq.size.linear_weights
@@ -114,14 +117,14 @@ def test_sharded_artifact(llama, rounded, tmp_path):
     writer.close()
     shutil.copy(rounded.path / "config.json", shards)
     assert len(weight_files(shards)) > 2
-    sharded = Artifact(shards, "gptq", packed_size(shards))
+    sharded = Artifact(shards, "gptq", GPTQ_CONTAINER.size(shards))
     assert sharded.size.linear_bits == rounded.size.linear_bits
     whole, parts = (load_dense(a, llama.path, **FLOAT) for a in (rounded, sharded))
     assert torch.equal(logits(whole), logits(parts))
 
 
 def test_state_is_lazy_and_complete(llama, rounded):
-    state = packed_state_dict(rounded, llama.path, "cpu")
+    state = container(rounded.format).dense_weights(rounded, llama.path, "cpu")
     assert set(state) == set(load_file(weight_files(llama.path)[0]))
     weight = state["model.layers.0.mlp.up_proj.weight"][...]
     assert weight.shape == (512, 256)

@@ -5,16 +5,9 @@ import os
 import pytest
 import torch
 
-from qsweep.formats.packing import (
-    BITS,
-    Grid,
-    pack,
-    pack_awq,
-    pack_gptq,
-    unpack,
-    unpack_awq,
-    unpack_gptq,
-)
+from qsweep.formats.awq import pack_awq, unpack_awq
+from qsweep.formats.gptq import pack_gptq, unpack_gptq
+from qsweep.formats.packing import BITS, Grid, pack, unpack
 
 
 def make_grid(bits, outputs=32, inputs=64, group_size=16, order=None, seed=0):

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
+from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.hf import reference_artifact
+from qsweep.formats.packed import kept_settings
 from qsweep.models.architecture import auto_class, empty_model, expert_counts, holds_experts
 from qsweep.models.facts import TensorHeader, _decoder_shapes, _linears, read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
+from qsweep.quantizers.grouped import check_packing
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.graph import find_decoder, is_experts, is_linear
 from qsweep.quantizers.native.walk import capture
-from qsweep.quantizers.packed import check_packing, fits, kept_settings
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 
@@ -103,7 +106,7 @@ def test_dense_hybrids_are_quantized_and_what_is_no_linear_layer_stays(
     for quantizer in (RTN(group_size=32), NativeGPTQ(group_size=32), NativeAWQ(group_size=32)):
         artifact, model = quantized(quantizer, facts, tmp_path / quantizer.method)
         kept = artifact.details.get("kept_layers", [])
-        assert kept == sorted(n for n, s in facts.linears.items() if not fits("gptq", 32, s))
+        assert kept == sorted(n for n, s in facts.linears.items() if not GPTQ_CONTAINER.fits(32, s))
         packed = own.keys() - set(kept)
         assert artifact.size.linear_weights == sum(own[n].weight.numel() for n in packed)
         assert artifact.size.bpw < 5
@@ -157,7 +160,7 @@ def facts_of(linears, model_type="llama", experts=False):
 def test_a_minority_of_odd_layers_stays_and_a_majority_is_refused(packing):
     def check(odd, group_size=128):
         linears = {"layers.0.a": (1024, 1024), "layers.0.b": odd}
-        check_packing(packing, packing, 4, group_size, facts_of(linears))
+        check_packing(packing, container(packing), 4, group_size, facts_of(linears))
 
     for odd in ((4, 1024), (40, 1024), (1024, 96), (1020, 512)):
         check(odd)
@@ -166,7 +169,9 @@ def test_a_minority_of_odd_layers_stays_and_a_majority_is_refused(packing):
     with pytest.raises(IncompatibleTrial, match=r"divide the 1056 inputs of .*: (16, )?32, -1$"):
         check((1024, 1056))
     with pytest.raises(IncompatibleTrial, match="rtn leaves such layers in 16 bits"):
-        check_packing("x", packing, 4, 128, facts_of({"a": (512, 512), "b": (4, 512)}), whole=True)
+        check_packing(
+            "x", container(packing), 4, 128, facts_of({"a": (512, 512), "b": (4, 512)}), whole=True
+        )
 
 
 @pytest.mark.parametrize(

@@ -129,13 +129,13 @@ def test_a_pass_leaves_gradients_on_and_autocast_off(tiny_model, tmp_path):
 
 def test_statistics_that_nobody_uses_are_let_go(tiny_model, tmp_path, monkeypatch):
     kept = []
-    solve = native_grid._Text._solve
+    solve = native_grid._CalibrationText._solve
 
     def watched(self, index, layer, shared, plain):
         kept.append(len(shared))
         solve(self, index, layer, shared, plain)
 
-    monkeypatch.setattr(native_grid._Text, "_solve", watched)
+    monkeypatch.setattr(native_grid._CalibrationText, "_solve", watched)
     path = tiny_model("llama")
     walking, sharing = NativeGPTQ(3, 64, gptaq_alpha=0.5), NativeGPTQ(8, 64)
     quantize(path, [walking, NativeAWQ(4, 64)], tmp_path / "walking")

@@ -17,6 +17,7 @@ from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.footprint import GPUMemory, Memory, ResidentMemory, TorchMemory
 from qsweep.evaluate.serving import kld_native
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import container
 
 __all__ = ["kld_native", "measure_speed"]
 
@@ -42,7 +43,7 @@ def can_time(artifact: Artifact) -> bool:
 
     vLLM alone serves compressed-tensors as they are; elsewhere they would be unpacked first.
     """
-    return artifact.format != "compressed-tensors"
+    return container(artifact.format).timed_by is not None
 
 
 def measure_speed(
@@ -127,7 +128,8 @@ def _warm_up(engine: Engine, prompt: list[int], decode_tokens: int) -> int:
 def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Iterator[Engine]:
     import torch
 
-    if artifact.format == "gguf":
+    runtime = container(artifact.format).timed_by
+    if runtime == "llama.cpp":
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import NativeModel
 
@@ -140,19 +142,20 @@ def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Ite
         ) as model:
             yield _LlamaCpp(model)
         return
-    load = _load_transformers if artifact.format == "hf" else _load_gptqmodel
+    load = _load_gptqmodel if runtime == "gptqmodel" else _load_transformers
     with torch.inference_mode():
         yield _Transformers(load(artifact, device, trusted), device)
 
 
 def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
     """Import what serves the artifact, so that its memory and time do not count."""
-    if artifact.format == "gguf":
+    runtime = container(artifact.format).timed_by
+    if runtime == "llama.cpp":
         from qsweep.formats.gguf.native import can_use_gpu
 
         can_use_gpu()
         return
-    if artifact.format != "hf":
+    if runtime == "gptqmodel":
         _gptqmodel()
     from transformers import AutoConfig
 
@@ -195,8 +198,7 @@ def _load_gptqmodel(artifact: Artifact, device: str, trusted: bool) -> Any:
     library = _gptqmodel()
     backend = library.BACKEND.AUTO
     if device == "cpu":
-        kinds = {"awq": library.BACKEND.AWQ_TORCH, "gptq": library.BACKEND.GPTQ_TORCH}
-        backend = kinds[artifact.format]
+        backend = library.BACKEND[f"{artifact.format.upper()}_TORCH"]
     model = library.GPTQModel.load(
         str(artifact.path), device=device, backend=backend, trust_remote_code=trusted
     ).model.eval()
@@ -261,7 +263,7 @@ class _LlamaCpp:
 def _on_gpu(artifact: Artifact, device: str) -> bool:
     if not device.startswith("cuda"):
         return False
-    if artifact.format != "gguf":
+    if container(artifact.format).timed_by != "llama.cpp":
         return True
     from qsweep.formats.gguf.native import can_use_gpu
 
@@ -271,4 +273,5 @@ def _on_gpu(artifact: Artifact, device: str) -> bool:
 def _memory(artifact: Artifact, device: str) -> Memory:
     if not _on_gpu(artifact, device):
         return ResidentMemory()
-    return GPUMemory(device) if artifact.format == "gguf" else TorchMemory(device)
+    outside_torch = container(artifact.format).timed_by == "llama.cpp"
+    return GPUMemory(device) if outside_torch else TorchMemory(device)

@@ -6,13 +6,11 @@ is said of it here.
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qsweep.base.files import write_bytes, write_json
 
-__all__ = ["Artifact", "Format", "Size", "from_content", "to_content", "write_bytes", "write_json"]
-
-Format = Literal["hf", "gptq", "awq", "gguf", "compressed-tensors"]
+__all__ = ["Artifact", "Size", "from_content", "to_content", "write_bytes", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,12 @@ class Size:
 class Artifact:
     """A model on disk, quantized or not.
 
-    ``details`` holds what a backend wants to report: tensor types really used, loss per layer,
+    ``format`` names its container (:mod:`qsweep.formats.container`). ``details`` holds what a backend wants to report: tensor types really used, loss per layer,
     library versions. ``runtimes`` names what can serve the artifact.
     """
 
     path: Path
-    format: Format
+    format: str
     size: Size
     runtimes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)

@@ -5,7 +5,6 @@ will live, so an 8B model never exists twice.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,9 @@ from qsweep.base.errors import (
 )
 from qsweep.base.numbers import one_line
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.hf import fused_with
-from qsweep.formats.weights import LazyWeight, open_weights, quantization_settings
+from qsweep.formats.container import container
 from qsweep.models.architecture import auto_class, empty_model, load_model
-from qsweep.models.facts import CONV1D_TYPES, read_config, read_tensors, text_config
+from qsweep.models.facts import read_config, read_tensors, text_config
 from qsweep.models.load_report import report, unmerged
 
 if TYPE_CHECKING:
@@ -62,18 +60,7 @@ def load_dense(
             that the architecture has.
         QsweepError: The same of the unquantized model, or transformers does not know it.
     """
-    if artifact.format == "hf":
-        state = None
-    elif artifact.format == "gguf":
-        from qsweep.formats.gguf.dense import dense_state_dict
-
-        state = dense_state_dict(artifact, source)
-    elif artifact.format == "compressed-tensors":
-        from qsweep.formats.compressed_tensors import compressed_state_dict
-
-        state = compressed_state_dict(artifact, device)
-    else:
-        state = packed_state_dict(artifact, source, device)
+    state = container(artifact.format).dense_weights(artifact, source, device)
     places = device_map or {"": device}
     model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
     left_out: Any = _require_fit(artifact, source, model, state, info)
@@ -84,91 +71,6 @@ def load_dense(
     if auto_class(model.config.to_dict()) != "AutoModelForCausalLM":
         _require_text_alone(model, source)
     return model
-
-
-def packed_state_dict(artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
-    """The dense weights of a GPTQ or AWQ artifact, by name, each read and unpacked on demand.
-
-    Values are :class:`LazyWeight` or safetensors slices: ``value[...]`` gives the tensor.
-
-    Raises:
-        ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
-    """
-    settings = quantization_settings(artifact.path)
-    transposed = read_config(source).get("model_type") in CONV1D_TYPES
-    handles = open_weights(artifact.path)
-    state: dict[str, Any] = {}
-    for name, handle in handles.items():
-        layer, _, part = name.rpartition(".")
-        if part == "qweight":
-            state[f"{layer}.weight"] = LazyWeight(
-                _Unpacker(layer, handles, artifact, settings, device, transposed)
-            )
-        elif f"{layer}.qweight" not in handles or part == "bias":
-            state[name] = handle.get_slice(name)
-    if not any(name.endswith(".qweight") for name in handles):
-        raise ArtifactCorrupt(f"{artifact.path}: no quantized layer in its weight files")
-    return _fuse(state, source)
-
-
-def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
-    # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
-    original = read_tensors(source)
-    joined: dict[str, Any] = {}
-    for name, value in state.items():
-        fused = fused_with(name.removesuffix(".weight"))
-        if fused is None or f"{fused[0]}.weight" not in original:
-            joined[name] = value
-            continue
-        parts = [state[f"{part}.weight"] for part in fused[1]]
-        joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
-    return joined
-
-
-def _concatenate(parts: list[Any]) -> "torch.Tensor":
-    import torch
-
-    return torch.cat([part[...] for part in parts])
-
-
-class _Unpacker:
-    """Reads one layer's tensors and gives its dense weight."""
-
-    def __init__(
-        self,
-        layer: str,
-        handles: Mapping[str, Any],
-        artifact: Artifact,
-        settings: Mapping[str, Any],
-        device: str,
-        transposed: bool,
-    ):
-        parts = ("qweight", "qzeros", "scales") + (("g_idx",) if artifact.format == "gptq" else ())
-        missing = [part for part in parts if f"{layer}.{part}" not in handles]
-        if missing:
-            raise ArtifactCorrupt(f"{artifact.path}: {layer} has no {missing[0]}")
-        self._tensors = {part: (handles[f"{layer}.{part}"], f"{layer}.{part}") for part in parts}
-        self._bits = int(settings["bits"])
-        version_2 = "gptq_v2" in (settings.get("checkpoint_format"), settings.get("format"))
-        self._version = 2 if version_2 else 1
-        self._device, self._transposed = device, transposed
-
-    def __call__(self) -> "torch.Tensor":
-        import torch
-
-        from qsweep.formats.packing import unpack_awq, unpack_gptq
-
-        tensors = {
-            part: handle.get_tensor(name).to(self._device)
-            for part, (handle, name) in self._tensors.items()
-        }
-        if "g_idx" in tensors:
-            grid = unpack_gptq(**tensors, bits=self._bits, version=self._version)
-        else:
-            grid = unpack_awq(**tensors, bits=self._bits)
-        # float32: the cast to the model's dtype is transformers', with all other weights.
-        weight = grid.dense(torch.float32)
-        return weight.T if self._transposed else weight
 
 
 def _load(
@@ -220,7 +122,7 @@ def _load(
 
 
 def _unfit(artifact: Artifact, problem: str) -> QsweepError:
-    kind = QsweepError if artifact.format == "hf" else ArtifactCorrupt
+    kind = ArtifactCorrupt if container(artifact.format).quantized else QsweepError
     return kind(f"{artifact.path}: weights do not fit the model ({problem})")
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.container import Container, checkpoint_size
+from qsweep.formats.packed import PARTS
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
-    distinct_weights,
-    read_config,
+    read_facts,
     read_tensors,
-    weight_files,
 )
 from qsweep.models.files import saved_weight_files
 from qsweep.models.source import ModelFacts
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 4_000_000_000
-# What a packed layer consists of; its weight has in_features x out_features elements.
-_PACKED = ("qweight", "qzeros", "scales", "g_idx")
-# The same in compressed-tensors, as far as it is floating point.
+# Of a packed layer in compressed-tensors, as far as it is floating point.
 _COMPRESSED = ("weight_scale",)
-# Projections that some models have fused and GPTQModel splits, with their parts in order.
-_FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 _COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -72,23 +68,6 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
                 shutil.copyfile(file, out / file.name)
 
 
-def is_split(source: Path, out: Path) -> bool:
-    """Whether a checkpoint has in parts what its source, and so transformers, has fused."""
-    original, saved = read_tensors(source), read_tensors(out)
-    layers = (name.removesuffix(".qweight") for name in saved if name.endswith(".qweight"))
-    found = (fused_with(layer) for layer in layers)
-    return any(fused is not None and f"{fused[0]}.weight" in original for fused in found)
-
-
-def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
-    """The fused projection that a layer may be a part of, and all its parts in order."""
-    head, _, last = layer.rpartition(".")
-    for whole, parts in _FUSED.items():
-        if last in parts:
-            return f"{head}.{whole}", tuple(f"{head}.{part}" for part in parts)
-    return None
-
-
 def usual_dtype(tensors: Iterable[TensorHeader]) -> "torch.dtype":
     """The floating-point dtype that most of a checkpoint's weights have; float32 if none."""
     import torch
@@ -115,7 +94,7 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping
                 tensor = handle.get_tensor(name)
                 if tensor.is_floating_point() and name.rpartition(".")[2] not in (
-                    *_PACKED,
+                    *PARTS,
                     *_COMPRESSED,
                 ):
                     info = original.get(name)
@@ -167,28 +146,6 @@ class ShardWriter:
         return self._out / f"part-{number}.safetensors"
 
 
-def packed_size(path: Path) -> Size:
-    """Count what a GPTQ or AWQ checkpoint stores, from the headers of its files."""
-    tensors = distinct_weights(read_tensors(path), read_config(path))
-    linear_bits = linear_weights = other = 0
-    for name, info in tensors.items():
-        layer, _, part = name.rpartition(".")
-        if part not in _PACKED or f"{layer}.qweight" not in tensors:
-            other += info.count
-            continue
-        linear_bits += info.bits
-        if part == "qweight":
-            inputs = tensors.get(f"{layer}.g_idx", info).shape[0]
-            linear_weights += inputs * tensors[f"{layer}.scales"].shape[1]
-    return Size(
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
-        linear_bits=linear_bits,
-        linear_weights=linear_weights,
-        total_bits=sum(info.bits for info in tensors.values()),
-        parameters=other + linear_weights,
-    )
-
-
 def _write_index(out: Path, places: Mapping[str, str], total: int) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     text = json.dumps(index, indent=1) + "\n"
@@ -196,6 +153,24 @@ def _write_index(out: Path, places: Mapping[str, str], total: int) -> None:
 
 
 UNQUANTIZED_RUNTIMES = ("transformers", "vllm")
+
+
+class CheckpointContainer(Container):
+    """An unquantized checkpoint, as transformers loads it."""
+
+    name = "hf"
+    quantized = False
+    timed_by = "transformers"
+
+    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
+        """Transformers reads them by itself."""
+
+    def size(self, path: Path) -> Size:
+        """See :meth:`Container.size`; all linear layers count as quantized."""
+        return _size(path, read_facts(path, path.name).linears)
+
+
+CONTAINER = CheckpointContainer()
 
 
 def reference_artifact(facts: ModelFacts) -> Artifact:
@@ -206,15 +181,9 @@ def reference_artifact(facts: ModelFacts) -> Artifact:
     Raises:
         ConfigError: The weight files are no longer there.
     """
-    from qsweep.models.facts import distinct_weights, read_config, read_tensors, weight_files
+    return Artifact(facts.path, "hf", _size(facts.path, facts.linears), UNQUANTIZED_RUNTIMES)
 
-    tensors = distinct_weights(read_tensors(facts.path), read_config(facts.path))
-    linears = [tensors[f"{name}.weight"] for name in facts.linears]
-    size = Size(
-        weight_bytes=sum(file.stat().st_size for file in weight_files(facts.path)),
-        linear_bits=sum(info.bits for info in linears),
-        linear_weights=sum(info.count for info in linears),
-        total_bits=sum(info.bits for info in tensors.values()),
-        parameters=sum(info.count for info in tensors.values()),
-    )
-    return Artifact(facts.path, "hf", size, UNQUANTIZED_RUNTIMES)
+
+def _size(path: Path, linears: Iterable[str]) -> Size:
+    weights = {f"{name}.weight" for name in linears}
+    return checkpoint_size(path, lambda name, info: info.count if name in weights else None)

@@ -47,7 +47,7 @@ def measure_importance(
 
 
 def save(matrix: "Mapping[str, torch.Tensor]", folder: Path) -> None:
-    """Write the matrix into a folder."""
+    """Write the matrix, float32 [in_features] of each linear layer, into a folder."""
     from safetensors.torch import save_file
 
     # Layers that share an input share its values, and a file holds no tensor twice.

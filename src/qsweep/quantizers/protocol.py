@@ -54,10 +54,16 @@ class Quantizer(Protocol):
         out: Path,
         progress: Progress = silent,
     ) -> Artifact:
-        """Quantize ``model`` into the empty directory ``out``, in a standard format.
+        """Quantize a model into a directory, in a standard format.
 
-        Returns the artifact with its size counted; the caller writes the manifest and moves the
-        directory into the store.
+        Args:
+            model: The unquantized model.
+            calibration: Token ids; None where :attr:`uses_calibration` is false.
+            out: An empty directory, which the caller seals and moves into the store.
+            progress: Told of the steps.
+
+        Returns:
+            The artifact with its size counted.
         """
 
 
@@ -119,5 +125,10 @@ class SharedPass(Quantizer, Protocol):
     ) -> PassResult:
         """Quantize each configuration into its empty directory; this one is among them.
 
-        With ``importance`` the calibration text's importance matrix is wanted, too.
+        Args:
+            model: The unquantized model.
+            calibration: Token ids.
+            configurations: Quantizers and their directories.
+            progress: Told of the steps.
+            importance: Whether the calibration text's importance matrix is wanted, too.
         """

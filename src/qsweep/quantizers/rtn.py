@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.packed import (
-    Sym,
-    check_packing,
-    check_values,
-    kept_layers,
-    kept_settings,
-    resolve_sym,
-    runtimes,
-)
+from qsweep.formats.gptq import CONTAINER, format_of
+from qsweep.formats.packed import PackedContainer, kept_settings
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -25,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RTN:
+class RTN(GroupedOptions):
     """Each weight becomes the nearest point of its group's grid, in a GPTQ checkpoint.
 
     ``sym`` auto means false: a zero point per group, as in the baseline of the papers.
@@ -34,32 +28,14 @@ class RTN:
     {'bits': 3, 'group_size': 128, 'sym': False}
     """
 
-    bits: int = 4
-    group_size: int = 128
-    sym: Sym = None
-
     method: ClassVar[str] = "rtn"
     backend: ClassVar[str] = "qsweep"
     uses_calibration: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_values(self.bits, self.group_size, self.sym)
-
-    def options(self) -> dict[str, Any]:
-        """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "sym": resolve_sym(self.sym, auto=False),
-        }
+    container: ClassVar[PackedContainer] = CONTAINER
 
     def version(self) -> str:
         """The revision of this module."""
         return "1"
-
-    def check(self, model: ModelFacts) -> None:
-        """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
-        check_packing(self.method, "gptq", self.bits, self.group_size, model)
 
     def quantize(
         self,
@@ -72,15 +48,13 @@ class RTN:
         import torch
         from safetensors import safe_open
 
-        from qsweep.formats.hf import ShardWriter, packed_size, write_frame
-        from qsweep.formats.packing import pack_gptq
+        from qsweep.formats.hf import ShardWriter, write_frame
         from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors, weight_files
 
-        sym = resolve_sym(self.sym, auto=False)
-        version = 1 if sym else 2
-        kept = kept_layers("gptq", self.group_size, model.facts.linears)
+        kept = self.container.kept_layers(self.group_size, model.facts.linears)
         linears = model.facts.linears.keys() - set(kept)
         transposed = model.facts.model_type in CONV1D_TYPES
+        settings = _settings(self.bits, self.group_size, self.symmetric)
         writer, done = ShardWriter(out), 0
         for file in weight_files(model.path):
             with safe_open(file, framework="pt", device="cpu") as handle:
@@ -91,20 +65,19 @@ class RTN:
                         continue
                     weight = tensor.to(model.device, torch.float32)
                     weight = weight.T if transposed else weight
-                    grid = round_to_grid(weight, self.bits, self.group_size, sym)
-                    for part, packed in pack_gptq(grid, self.bits, version).items():
+                    grid = round_to_grid(weight, self.bits, self.group_size, self.symmetric)
+                    for part, packed in self.container.pack(grid, settings).items():
                         writer.add(f"{layer}.{part}", packed)
                     done += 1
                     progress("round", done / len(linears))
         writer.close()
         left = kept_settings([*kept, *other_linears(read_tensors(model.path))])
-        settings = _settings(self.bits, self.group_size, sym, version) | left
-        write_frame(model.path, out, settings)
+        write_frame(model.path, out, settings | left)
         return Artifact(
             path=out,
-            format="gptq",
-            size=packed_size(out),
-            runtimes=runtimes("gptq", self.bits, self.group_size, sym),
+            format=self.container.name,
+            size=self.container.size(out),
+            runtimes=self.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
 
@@ -133,8 +106,8 @@ def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool)
     return Grid(codes.to(torch.uint8).view_as(weight), zeros.to(torch.uint8), scales)
 
 
-def _settings(bits: int, group_size: int, sym: bool, version: int) -> dict[str, Any]:
-    name = "gptq" if version == 1 else "gptq_v2"
+def _settings(bits: int, group_size: int, sym: bool) -> dict[str, Any]:
+    name = format_of(sym)
     return {
         "quant_method": "gptq",
         "checkpoint_format": name,

@@ -65,9 +65,16 @@ def gather(
     *,
     turned: bool = False,
 ) -> "torch.Tensor":
-    """The source of shape ``shape`` from the tensors that ``read`` gives by name.
+    """A tensor put together from blocks of rows.
 
-    ``turned``: the blocks tell of the source with its last two axes swapped.
+    Args:
+        shape: Its shape.
+        blocks: Where its rows lie.
+        read: Gives a tensor of the file by its name.
+        turned: Whether the blocks tell of it with its last two axes swapped.
+
+    Returns:
+        [*shape], of the stored tensors' dtype.
     """
     import torch
 
@@ -91,7 +98,7 @@ def gather(
 def find_blocks(
     source: "torch.Tensor", stored: "Mapping[str, torch.Tensor]"
 ) -> tuple[bool, tuple[Block, ...]] | None:
-    """Where each row of ``source`` lies in the tensors ``stored``, by name.
+    """Where each row of ``source`` [..., columns] lies in the tensors ``stored``, by name.
 
     Returns whether the source's last two axes have to be swapped first, and the blocks; None if
     some row is nowhere. What is returned has been compared, number by number.
@@ -110,6 +117,8 @@ def find_blocks(
 
 def find_scales(source: "torch.Tensor", stored: "torch.Tensor", name: str) -> tuple[Block, ...]:
     """Ranges of rows that the file holds multiplied by a number each; empty if that is not it.
+
+    ``source`` is [..., columns], ``stored`` as many numbers of the file's tensor ``name``.
 
     The products hold to within float32's rounding, or exactly once rounded to the stored type.
     """

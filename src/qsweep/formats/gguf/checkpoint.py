@@ -26,7 +26,7 @@ class Checkpoint:
         return {"BF16": "bf16", "F16": "f16"}.get(only, "f32")
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Every tensor with its name, file by file."""
+        """Every tensor [...] with its name, file by file, in its own dtype."""
         from safetensors import safe_open
 
         for path in sorted({info.file for info in self.infos.values()}):
@@ -35,7 +35,7 @@ class Checkpoint:
                     yield name, file.get_tensor(name)
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor."""
+        """One tensor [...] in its own dtype."""
         from safetensors import safe_open
 
         with safe_open(self.infos[name].file, framework="pt") as file:

@@ -1,11 +1,13 @@
 """From a GGUF artifact back to the weights of the Hugging Face model it was made from."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import Container
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.reader import GGUFFile, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
@@ -20,8 +22,8 @@ ORDERS_FILE = "layout.safetensors"
 def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
     """The dense weights of an artifact under the names of the checkpoint ``source``.
 
-    Values are :class:`~qsweep.formats.weights.LazyWeight`: ``value[...]`` dequantizes one tensor to float32,
-    in the layout of the checkpoint. What the file does not hold, such as the vision part of a model
+    Values are :class:`~qsweep.formats.weights.LazyWeight`: ``value[...]`` dequantizes one tensor to
+    float32, in the layout of the checkpoint. What the file does not hold, such as the vision part of a model
     whose text part it is, comes from the checkpoint itself.
 
     Raises:
@@ -42,11 +44,28 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
             if tensor not in file.tensors:
                 raise ArtifactCorrupt(f"{file.path}: has no tensor {tensor}")
     return {
-        name: LazyWeight(_Restored(name, layout, file, checkpoint.infos[name].shape))
-        if name in layout.rules
-        else LazyWeight(_Original(name, checkpoint))
-        for name in checkpoint.infos
+        name: LazyWeight(
+            partial(weight_of, name, layout, file, info.shape)
+            if name in layout.rules
+            else partial(checkpoint.tensor, name)
+        )
+        for name, info in checkpoint.infos.items()
     }
+
+
+class GGUFContainer(Container):
+    """One file, ``model.gguf``, and how the checkpoint lies in it in the artifact's details."""
+
+    name = "gguf"
+    timed_by = "llama.cpp"
+    counts_files = False
+
+    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
+        """See :func:`dense_state_dict`."""
+        return dense_state_dict(artifact, source)
+
+
+CONTAINER = GGUFContainer()
 
 
 def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
@@ -65,10 +84,19 @@ def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
 
 
 def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...]) -> "torch.Tensor":
-    """The checkpoint's tensor ``name`` of shape ``shape``, float32, from a quantized file.
+    """One tensor of a checkpoint, dequantized and brought back into the checkpoint's layout.
 
     llama.cpp drops leading axes of one when it quantizes: a stack of one is no stack in the file.
     What has another number of weights keeps the shape that it has there.
+
+    Args:
+        name: The tensor's name in the checkpoint.
+        layout: Where it lies in the file.
+        file: The quantized file.
+        shape: The tensor's shape in the checkpoint.
+
+    Returns:
+        float32 [*shape].
     """
     import torch
 
@@ -80,23 +108,3 @@ def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...])
 
     found = layout.weight(name, read)
     return found.reshape(shape) if found.numel() == math.prod(shape) else found
-
-
-class _Restored:
-    """Dequantizes one tensor and brings it back into the checkpoint's layout."""
-
-    def __init__(self, name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...]):
-        self.name, self.layout, self.file, self.shape = name, layout, file, shape
-
-    def __call__(self) -> "torch.Tensor":
-        return weight_of(self.name, self.layout, self.file, self.shape)
-
-
-class _Original:
-    """Reads one tensor from the checkpoint."""
-
-    def __init__(self, name: str, checkpoint: Checkpoint):
-        self.name, self.checkpoint = name, checkpoint
-
-    def __call__(self) -> "torch.Tensor":
-        return self.checkpoint.tensor(self.name)

@@ -47,10 +47,14 @@ class _TypeTraits(ctypes.Structure):
 def dequantize(
     file: GGUFFile, name: str, dtype: "torch.dtype", index: int | None = None
 ) -> "torch.Tensor":
-    """A tensor of a file as a dense one of ``dtype`` (on the CPU), in its own shape.
+    """A tensor of a file as a dense one on the CPU, in its own shape.
 
-    Values are those of float32, rounded to ``dtype`` at the end. ``index`` picks one matrix of a
-    stack, such as one expert, and only that is read.
+    Args:
+        file: The file.
+        name: The tensor's name in it.
+        dtype: What float32 values are rounded to at the end.
+        index: Picks one matrix of a stack [n, rows, columns], such as one expert, and only that is
+            read.
 
     Raises:
         BackendUnavailable: neither ggml's library nor the package ``gguf`` is installed.

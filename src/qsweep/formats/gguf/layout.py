@@ -39,9 +39,14 @@ def derive(
 ) -> Layout:
     """Find and prove the rule of every tensor, on an unquantized conversion.
 
-    ``groups`` are pairs of names in the checkpoint and names in the file made from them,
-    ``skipped`` names that the converter left out on purpose, ``linears`` names of weights that may
-    not be. What no rule leads to is the checkpoint's own when the file is measured.
+    What no rule leads to is the checkpoint's own when the file is measured.
+
+    Args:
+        checkpoint: The model.
+        file: Its unquantized conversion.
+        groups: Pairs of names in the checkpoint and names in the file made from them.
+        skipped: Names that the converter left out on purpose.
+        linears: Names of weights that may not be left out.
 
     Raises:
         UnknownLayout: names a tensor that no rule explains, and carries the rules of the others.
@@ -186,7 +191,7 @@ def _image(source: "torch.Tensor", value: Rule) -> "torch.Tensor":
 
 
 def stored_tensor(file: "GGUFFile", name: str) -> "torch.Tensor":
-    """A tensor that is stored unquantized, mapped from the file in its own type."""
+    """A tensor [...] that is stored unquantized, mapped from the file in its own type and shape."""
     import torch
 
     info = file.tensors[name]

@@ -23,7 +23,7 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class GGUFTensor:
     """One tensor: ``shape`` in PyTorch's order (rows first), ``offset`` from the file's start."""
 
     name: str
@@ -51,7 +51,7 @@ class GGUFFile:
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, GGUFTensor]
 
     def bytes_of(self, name: str) -> "torch.Tensor":
         """A tensor's bytes, uint8 [nbytes], mapped from the file rather than read."""
@@ -99,7 +99,7 @@ def _parse(path: Path, data: mmap.mmap) -> GGUFFile:
         places.append((name, tuple(reversed(sizes)), TENSOR_TYPES[number], offset))
     alignment = metadata.get("general.alignment", 32)
     start = -(-cursor.at // alignment) * alignment
-    infos = [TensorInfo(name, shape, type_, start + at) for name, shape, type_, at in places]
+    infos = [GGUFTensor(name, shape, type_, start + at) for name, shape, type_, at in places]
     return GGUFFile(path, metadata, {info.name: info for info in infos})
 
 

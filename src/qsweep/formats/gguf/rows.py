@@ -13,7 +13,7 @@ View = tuple[tuple[int, ...], tuple[int, ...]]
 def to_file(
     source: "torch.Tensor", shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> "torch.Tensor":
-    """Rows viewed in ``shape``, with its axes then in the order ``axes``."""
+    """Rows [n, ...] viewed in ``shape``, whose product is n, with its axes then in the order ``axes``."""
     rest = source.shape[1:]
     tail = tuple(range(len(shape), len(shape) + len(rest)))
     return source.reshape(*shape, *rest).permute(*axes, *tail).reshape(source.shape)
@@ -22,7 +22,7 @@ def to_file(
 def from_file(
     stored: "torch.Tensor", shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> "torch.Tensor":
-    """The inverse of :func:`to_file`."""
+    """The inverse of :func:`to_file`: rows [n, ...]."""
     back = sorted(range(len(axes)), key=axes.__getitem__)
     return to_file(stored, tuple(shape[a] for a in axes), tuple(back))
 

@@ -55,7 +55,7 @@ class Layout:
     def weight(
         self, name: str, read: "Callable[[str, int | None], torch.Tensor]"
     ) -> "torch.Tensor":
-        """The checkpoint's tensor ``name``, dense.
+        """The checkpoint's tensor ``name`` [...], dense, in its own shape.
 
         ``read`` gives a tensor of the file by its name, or the one matrix of a stack by its index.
         """
@@ -67,7 +67,7 @@ class Layout:
         return _number_back(rule, stored)
 
     def restore(self, name: str, stored: "torch.Tensor") -> "torch.Tensor":
-        """The checkpoint's tensor ``name`` from the one that the file holds in its place, dense.
+        """The checkpoint's tensor ``name`` [...] from the one that the file holds in its place, dense.
 
         Of a stack, ``stored`` is the one matrix that the rule's ``slice`` names.
         """

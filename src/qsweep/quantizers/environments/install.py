@@ -68,7 +68,13 @@ class Step:
 
 
 def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "auto") -> list[Step]:
-    """The commands that make ``path`` the environment ``spec``, with ``base`` as its Python.
+    """The commands that make an environment.
+
+    Args:
+        spec: What is in it.
+        base: The Python that it is made with.
+        path: Its folder.
+        installer: ``pip``, ``uv``, or ``auto`` to choose.
 
     Raises:
         ConfigError: There is no such installer, or uv is asked for and not here.
@@ -144,8 +150,8 @@ def run_step(step: Step, log: Path, notice: Callable[[str, str], None]) -> None:
     """
     notice(step.name, "")
     with log.open("ab") as file, _requirements_file(step) as more:
-        said = [*map(hidden_value, step.command), *map(hidden_value, step.requirements)]
-        file.write(f"$ {shlex.join(said)}\n".encode())
+        shown = [*map(hidden_value, step.command), *map(hidden_value, step.requirements)]
+        file.write(f"$ {shlex.join(shown)}\n".encode())
         file.flush()
         begin = file.tell()
         process = subprocess.Popen(  # noqa: S603 - commands from the environment's own file

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.gguf.reader import GGUFFile
-    from qsweep.quantizers.gguf.base import Base
+    from qsweep.quantizers.gguf.base import UnquantizedFile
 
 # Types that so far only llama.cpp itself reads.
 _NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
@@ -136,7 +136,7 @@ class GGUF:
                 matrix = _importance(model, calibration, base, progress)
             progress("quantize", None)
             quantize_file(base.path, out / MODEL_FILE, type_, matrix)
-        return framed(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
+        return gguf_artifact(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
 
 
 def require_converter(model: ModelFacts) -> None:
@@ -160,8 +160,13 @@ def require_runnable(
 ) -> None:
     """Refuse a file of which nothing could be measured.
 
-    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can
-    run; ``own_run`` is whether that is asked for, and ``agreement`` tells whether it can.
+    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can run.
+
+    Args:
+        name: The model's name, for the message.
+        unexplained: What no rule leads back; None if all is.
+        agreement: Whether llama.cpp can run the file, as measured.
+        own_run: Whether its run is asked for.
 
     Raises:
         UnknownLayout: the line names the tensor, and what to do.
@@ -178,10 +183,18 @@ def require_runnable(
         )
 
 
-def framed(
-    model: SourceModel, base: "Base", type_: FileType, out: Path, details: dict[str, Any]
+def gguf_artifact(
+    model: SourceModel, base: "UnquantizedFile", type_: FileType, out: Path, details: dict[str, Any]
 ) -> Artifact:
-    """The artifact around the quantized file in ``out``: layout, tokenizer, what it stores."""
+    """Write what belongs beside a quantized file, and count what it stores.
+
+    Args:
+        model: The unquantized model.
+        base: Its conversion.
+        type_: What was written.
+        out: The directory with the quantized file.
+        details: What else is worth reporting.
+    """
     from safetensors.torch import save_file
 
     from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
@@ -201,7 +214,7 @@ def framed(
     )
 
 
-def runtimes(type_: FileType, base: "Base") -> tuple[str, ...]:
+def runtimes(type_: FileType, base: "UnquantizedFile") -> tuple[str, ...]:
     """What serves a file; nothing where llama.cpp computes another function from it."""
     if not base.agreement["agrees"]:
         return ()
@@ -209,7 +222,7 @@ def runtimes(type_: FileType, base: "Base") -> tuple[str, ...]:
 
 
 def _importance(
-    model: SourceModel, calibration: CalibrationTokens, base: "Base", progress: Progress
+    model: SourceModel, calibration: CalibrationTokens, base: "UnquantizedFile", progress: Progress
 ) -> "dict[str, torch.Tensor]":
     from qsweep.quantizers.importance import measure_importance
 
@@ -219,7 +232,9 @@ def _importance(
     return _by_tensor(found, base)
 
 
-def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, torch.Tensor]":
+def _by_tensor(
+    found: "Mapping[str, torch.Tensor]", base: "UnquantizedFile"
+) -> "dict[str, torch.Tensor]":
     """Importance of input channels by tensor of the file: of a stack, matrix after matrix.
 
     Where the file's columns are not the layer's inputs, or part of a stack has seen no text, there
@@ -248,7 +263,7 @@ def _by_tensor(found: "Mapping[str, torch.Tensor]", base: "Base") -> "dict[str, 
     return matrix
 
 
-def _linear_tensors(facts: ModelFacts, base: "Base") -> set[str]:
+def _linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:
     """Names in the file of the decoder's linear layers; none where not all are known."""
     rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
     known = [rule for rule in rules if rule is not None]
@@ -271,7 +286,7 @@ def _details(
     file: "GGUFFile",
     linears: set[str],
     type_: FileType,
-    base: "Base",
+    base: "UnquantizedFile",
 ) -> dict[str, Any]:
     from qsweep.formats.gguf.rules import to_json
 

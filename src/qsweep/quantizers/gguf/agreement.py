@@ -6,7 +6,6 @@ numbers. So the unquantized file is run on one window beside the model itself.
 """
 
 import contextlib
-import gc
 import json
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ArtifactCorrupt, QsweepError, TrialFailed
 from qsweep.formats.gguf.reader import read_gguf
 from qsweep.formats.gguf.types import FILE_TYPES
+from qsweep.models.devices import resolve_dtype
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.reference import reference_logits
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ def measure_agreement(file: Path, type_: str, model: SourceModel, work: Path) ->
         found = _run(file, ids, Path(folder))
         if isinstance(found, str):
             return Agreement(None, limit, reason=found)
-    expected = _own_logits(model, ids, wide)
+    dtype = "float32" if wide else resolve_dtype("auto", model.device, model.path)
+    expected = reference_logits(model, ids, dtype)
     shared = min(expected.shape[1], found.shape[1])
     p, q = (x[:, :shared].double().log_softmax(-1) for x in (expected, found))
     kld = float((p.exp() * (p - q)).sum(-1).mean())
@@ -103,31 +105,6 @@ def _window(file: Path, model: SourceModel) -> list[int]:
         size = min(size, len(read_gguf(file).metadata.get("tokenizer.ggml.tokens") or range(size)))
     count = max(2, min(_TOKENS, model.facts.max_length))
     return [(11 + 7919 * i) % size for i in range(count)]
-
-
-def _own_logits(model: SourceModel, ids: list[int], wide: bool) -> "torch.Tensor":
-    import torch
-
-    from qsweep.formats.dense import load_dense
-    from qsweep.formats.hf import reference_artifact
-    from qsweep.models.devices import resolve_dtype
-
-    dtype = "float32" if wide else resolve_dtype("auto", model.device, model.path)
-    engine = load_dense(
-        reference_artifact(model.facts),
-        model.path,
-        dtype=getattr(torch, dtype),
-        device=model.device,
-        trust_remote_code=model.trust_remote_code,
-    )
-    window = torch.tensor([ids], device=model.device)
-    with torch.inference_mode():
-        logits = engine(window, use_cache=False).logits[0].float().cpu()
-    del engine
-    gc.collect()
-    if model.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return logits
 
 
 def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
@@ -154,10 +131,10 @@ def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
         return load_file(answer)["logits"].clone()
     print(done.stdout, file=sys.stderr)
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(_REASON)] or [
+    reasons = [line for line in lines if line.startswith(_REASON)] or [
         line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()
     ]
-    line = told[-1].removeprefix(_REASON) if told else f"ended with code {done.returncode}"
+    line = reasons[-1].removeprefix(_REASON) if reasons else f"ended with code {done.returncode}"
     # Neither this temporary file's place nor that of the source it was compiled from.
     source, assertion, rest = line.replace(f"{file}: ", "").partition("GGML_ASSERT")
     return Path(source).name + assertion + rest if assertion else source

@@ -43,7 +43,7 @@ _IN_USE_S = 3600
 
 
 @dataclass(frozen=True)
-class Base:
+class UnquantizedFile:
     """An unquantized file and how the checkpoint lies in it.
 
     ``added`` is the metadata that the converter forgot, ``agreement`` what
@@ -60,7 +60,7 @@ class Base:
 
 
 @contextmanager
-def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
+def unquantized(model: SourceModel, out: Path) -> Iterator[UnquantizedFile]:
     """Convert ``model``, or find it converted; temporary files go into the directory ``out``.
 
     Small conversions stay in ``.conversions`` beside ``out``, so that the other types of a sweep
@@ -104,7 +104,9 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[Base]:
     yield base
 
 
-def _compared(base: Base, model: SourceModel, place: Path, work: Path) -> Base:
+def _compared(
+    base: UnquantizedFile, model: SourceModel, place: Path, work: Path
+) -> UnquantizedFile:
     """Once per model: what was measured outlives the conversion; a failure is tried again."""
     file = place.with_name(f"{place.name}.agreement-{AGREEMENT_VERSION}.json")
     with contextlib.suppress(OSError, ValueError):
@@ -116,7 +118,7 @@ def _compared(base: Base, model: SourceModel, place: Path, work: Path) -> Base:
     return replace(base, agreement=found.content())
 
 
-def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
+def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> UnquantizedFile:
     from safetensors.torch import save_file
 
     path, links = folder / "base.gguf", folder / "source" / model.path.name
@@ -141,10 +143,10 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Base:
         "unexplained": unexplained,
     }
     (folder / _LAYOUT).write_text(json.dumps(content))
-    return Base(path, layout, checkpoint, notes.added, unexplained=unexplained)
+    return UnquantizedFile(path, layout, checkpoint, notes.added, unexplained=unexplained)
 
 
-def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
+def _open(checkpoint: Checkpoint, folder: Path) -> UnquantizedFile | None:
     from safetensors.torch import load_file
 
     try:
@@ -159,7 +161,9 @@ def _open(checkpoint: Checkpoint, folder: Path) -> Base | None:
     content = read_json(folder / _LAYOUT)
     layout = from_json(content["tensors"], checkpoint.infos, orders)
     unexplained = content.get("unexplained")
-    return Base(folder / "base.gguf", layout, checkpoint, content["added"], unexplained=unexplained)
+    return UnquantizedFile(
+        folder / "base.gguf", layout, checkpoint, content["added"], unexplained=unexplained
+    )
 
 
 def _identity(model: SourceModel) -> dict[str, Any]:

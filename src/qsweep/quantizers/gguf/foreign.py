@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qsweep.formats.gguf.reader import GGUFFile
-    from qsweep.quantizers.gguf.base import Base
+    from qsweep.quantizers.gguf.base import UnquantizedFile
 
 # Root mean square error of a quantized tensor, as a share of its own. Two bits reach 0.4; rows in
 # another order are off by the square root of 2.
 _LARGEST_ERROR = 0.8
 
 
-def difference(base: "Base", file: "GGUFFile") -> str | None:
+def difference(base: "UnquantizedFile", file: "GGUFFile") -> str | None:
     """What is in a quantized file where our own conversion would have something else, or None.
 
     The rules that lead back to the checkpoint (:mod:`qsweep.formats.gguf.layout`) are proven on our own

@@ -1,154 +1,95 @@
-"""GPTQ and AWQ through GPTQModel, on CPU and CUDA.
-
-GPTQ: Frantar et al. 2022, https://arxiv.org/abs/2210.17323. AWQ: Lin et al. 2023,
-https://arxiv.org/abs/2306.00978.
-"""
+"""GPTQ and AWQ through GPTQModel, on CPU and CUDA: a second opinion, as the library gives it."""
 
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qsweep.base.errors import BackendUnavailable
+from qsweep.base.errors import BackendUnavailable, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.gptq import format_of
 from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.packed import (
-    Sym,
-    check_damp,
-    check_packing,
-    check_values,
-    resolve_sym,
-)
+from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions
 from qsweep.text.calibration import CalibrationTokens
 
 # Raised when what is done beside GPTQModel's own work changes an artifact.
-_REVISION = 1
+_REVISION = 2
+# Models whose inputs its AWQ scales without what comes before making up for it, so that they are
+# broken before anything is rounded: by the norm behind the attention instead of the one before the
+# MLP (Gemma, as in https://github.com/casper-hansen/AutoAWQ/issues/529), through a GELU (GPT-NeoX,
+# Phi), or with no norm at all in its description of the model (Phi-3).
+UNSCALABLE = frozenset(("gemma2", "gemma3", "gemma3_text", "gpt_neox", "phi", "phi3"))
 
 
 @dataclass(frozen=True)
-class GPTQ:
-    """GPTQ: each column's rounding error is made up for by the columns not rounded yet.
+class _GPTQModelQuantizer(GroupedOptions):
+    """A quantizer of GPTQModel's; fields have its names."""
 
-    Fields have GPTQModel's names. ``sym`` auto means true. ``act_group_aware`` orders columns by
-    their activation without a permutation at run time; ``desc_act``, which needs one, excludes it,
-    and a single group has nothing to order.
+    backend: ClassVar[str] = "gptqmodel"
+
+    def version(self) -> str:
+        """GPTQModel's version and the revision of this module."""
+        try:
+            return f"{importlib.metadata.version('gptqmodel')}+{_REVISION}"
+        except importlib.metadata.PackageNotFoundError:
+            return "missing"
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what the format cannot hold, and a missing library. Raises IncompatibleTrial."""
+        super().check(model)
+        # Before a library is asked for that could not do it either.
+        if self.method == "awq" and model.model_type in UNSCALABLE:
+            raise IncompatibleTrial(
+                f"gptqmodel's awq scales layers of {model.model_type} that nothing before makes up "
+                "for, which breaks the model; quant.backend=native finds out what does"
+            )
+        self._require_backend()
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of GPTQModel's ``QuantizeConfig``."""
+        raise NotImplementedError
+
+    def quantize(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        out: Path,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """Write a GPTQ checkpoint (an asymmetric one in version 2), or AWQ's in GEMM layout."""
+        self._require_backend()
+        from qsweep.quantizers.gptqmodel.run import quantize
+
+        return quantize(self.container, self.settings(), model, calibration, out, progress)
+
+    def _require_backend(self) -> None:
+        if self.version() == "missing":
+            raise BackendUnavailable('gptqmodel is not installed: pip install "qsweep[gptqmodel]"')
+
+
+@dataclass(frozen=True)
+class GPTQ(_GPTQModelQuantizer, GPTQOptions):
+    """GPTQ: each column's rounding error is made up for by the columns not rounded yet.
 
     >>> GPTQ(bits=3, desc_act=True).options()["act_group_aware"]
     False
     """
 
-    bits: int = 4
-    group_size: int = 128
-    desc_act: bool = False
-    act_group_aware: bool = True
-    sym: Sym = None
-    damp_percent: float = 0.05
-
-    method: ClassVar[str] = "gptq"
-    backend: ClassVar[str] = "gptqmodel"
-    uses_calibration: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_values(self.bits, self.group_size, self.sym)
-        check_damp(self.damp_percent)
-
     def options(self) -> dict[str, Any]:
-        """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "desc_act": self.desc_act,
-            "act_group_aware": (
-                self.act_group_aware and not self.desc_act and self.group_size != -1
-            ),
-            "sym": resolve_sym(self.sym, auto=True),
-            "damp_percent": self.damp_percent,
-        }
+        """The effective options: a single group has nothing to order."""
+        options = super().options()
+        return options | {"act_group_aware": options["act_group_aware"] and self.group_size != -1}
 
-    def version(self) -> str:
-        """GPTQModel's version and the revision of this module."""
-        return _version()
-
-    def check(self, model: ModelFacts) -> None:
-        """Refuse what the format cannot hold, and a missing library. Raises IncompatibleTrial."""
-        check_packing(self.method, "gptq", self.bits, self.group_size, model)
-        _require_backend()
-
-    def quantize(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        out: Path,
-        progress: Progress = silent,
-    ) -> Artifact:
-        """Write a GPTQ checkpoint; asymmetric ones in version 2, which stores every zero point."""
-        options = self.options()
-        _require_backend()
-        from qsweep.quantizers.gptqmodel.run import quantize
-
-        # Version 1 stores zero points less 1, and loaders disagree on what becomes of 0.
-        options["format"] = "gptq" if options["sym"] else "gptq_v2"
-        return quantize("gptq", options, model, calibration, out, progress)
+    def settings(self) -> dict[str, Any]:
+        """See the base class."""
+        return {**self.options(), "format": format_of(self.symmetric)}
 
 
 @dataclass(frozen=True)
-class AWQ:
-    """AWQ: input channels with strong activations are scaled up before rounding.
+class AWQ(_GPTQModelQuantizer, AWQOptions):
+    """AWQ: input channels with strong activations are scaled up before rounding."""
 
-    Fields have GPTQModel's names. ``sym`` auto means false.
-    """
-
-    bits: int = 4
-    group_size: int = 128
-    sym: Sym = None
-
-    method: ClassVar[str] = "awq"
-    backend: ClassVar[str] = "gptqmodel"
-    uses_calibration: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_values(self.bits, self.group_size, self.sym)
-
-    def options(self) -> dict[str, Any]:
-        """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "sym": resolve_sym(self.sym, auto=False),
-        }
-
-    def version(self) -> str:
-        """GPTQModel's version and the revision of this module."""
-        return _version()
-
-    def check(self, model: ModelFacts) -> None:
-        """Refuse what the format cannot hold, and a missing library. Raises IncompatibleTrial."""
-        check_packing(self.method, "awq", self.bits, self.group_size, model)
-        _require_backend()
-
-    def quantize(
-        self,
-        model: SourceModel,
-        calibration: CalibrationTokens | None,
-        out: Path,
-        progress: Progress = silent,
-    ) -> Artifact:
-        """Write an AWQ checkpoint in GEMM layout."""
-        options = {**self.options(), "desc_act": False, "format": "gemm"}
-        _require_backend()
-        from qsweep.quantizers.gptqmodel.run import quantize
-
-        return quantize("awq", options, model, calibration, out, progress)
-
-
-def _version() -> str:
-    try:
-        return f"{importlib.metadata.version('gptqmodel')}+{_REVISION}"
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _require_backend() -> None:
-    if _version() == "missing":
-        raise BackendUnavailable('gptqmodel is not installed: pip install "qsweep[gptqmodel]"')
+    def settings(self) -> dict[str, Any]:
+        """See the base class."""
+        return {**self.options(), "desc_act": False, "format": "gemm"}

@@ -3,15 +3,15 @@
 import importlib.metadata
 import os
 import shutil
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.packed import PackedContainer, is_split, kept_settings
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.packed import Packing, kept_layers, kept_settings, runtimes
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -25,40 +25,48 @@ _META = ("quantizer", "damp_percent", "damp_auto_increment", "act_group_aware", 
 
 
 def quantize(
-    packing: Packing,
+    container: PackedContainer,
     options: dict[str, Any],
     model: SourceModel,
     calibration: CalibrationTokens | None,
     out: Path,
     progress: Progress,
 ) -> Artifact:
-    """Quantize ``model`` into the empty directory ``out``.
+    """Quantize a model with GPTQModel.
 
-    ``options`` are keyword arguments of GPTQModel's ``QuantizeConfig``. Raises ConfigError where
-    calibration text is missing, or the device is not one that GPTQModel can be told to use.
+    Args:
+        container: What is written.
+        options: Keyword arguments of GPTQModel's ``QuantizeConfig``.
+        model: The unquantized model.
+        calibration: The token ids that it may see.
+        out: The artifact's empty directory.
+        progress: Told of the layers done.
+
+    Raises:
+        ConfigError: Calibration text is missing, or GPTQModel cannot be told to use the device.
     """
-    from qsweep.formats.hf import is_split, packed_size, restore_dtypes, write_frame
+    from qsweep.formats.hf import restore_dtypes, write_frame
 
     if calibration is None or not calibration.samples:
-        raise ConfigError(f"{packing} needs calibration text, and got none")
+        raise ConfigError(f"{container.name} needs calibration text, and got none")
     progress("import gptqmodel", None)
     _prepare_process(model.device)
     work = out / "work"
     dtype = _compute_dtype(model, options["bits"])
     try:
-        settings, details = _run(packing, options, model, dtype, calibration, work, progress)
+        settings, details = _run(container, options, model, dtype, calibration, work, progress)
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, settings)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    names = runtimes(packing, options["bits"], options["group_size"], options["sym"])
+    names = container.runtimes(options["bits"], options["group_size"], options["sym"])
     if is_split(model.path, out):
         names = tuple(name for name in names if name != "transformers")
     return Artifact(
         path=out,
-        format=packing,
-        size=packed_size(out),
+        format=container.name,
+        size=container.size(out),
         runtimes=names,
         details={
             "gptqmodel": importlib.metadata.version("gptqmodel"),
@@ -100,7 +108,7 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
 
 
 def _run(
-    packing: Packing,
+    container: PackedContainer,
     options: dict[str, Any],
     source: SourceModel,
     dtype: "torch.dtype",
@@ -112,30 +120,28 @@ def _run(
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     from qsweep.models.facts import readable_directory
-    from qsweep.quantizers.gptqmodel.awq_search import corrected_awq
-    from qsweep.quantizers.gptqmodel.fixes import corrected, corrected_definition
+    from qsweep.quantizers.gptqmodel.patches import patched_awq
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
-    kept = kept_layers(packing, options["group_size"], source.facts.linears)
+    kept = container.kept_layers(options["group_size"], source.facts.linears)
     left = kept_settings(kept)
     config = QuantizeConfig(
         **options,
         dynamic=left.get("dynamic"),
-        quant_method=packing,
+        quant_method=container.name,
         device=source.device.partition(":")[0],
         offload_to_disk=offload,
         offload_to_disk_path=str(work / "offload") if offload else None,
         compute_device_filter=lambda devices: devices[:1],
         auto_forward_data_parallel=False,
     )
-    with corrected_definition(source.facts.model_type) if packing == "awq" else nullcontext():
-        model = GPTQModel.load(
-            str(readable_directory(source.path, work / "source")),
-            config,
-            dtype=dtype,
-            trust_remote_code=source.trust_remote_code,
-        )
+    model = GPTQModel.load(
+        str(readable_directory(source.path, work / "source")),
+        config,
+        dtype=dtype,
+        trust_remote_code=source.trust_remote_code,
+    )
     layers = model.model.config.get_text_config().num_hidden_layers
     model.subset_callback = _Reporter(progress, layers)
     samples = [
@@ -143,11 +149,8 @@ def _run(
     ]
     # Short samples go together: many small products take longer than one.
     batch = max(1, _BATCH_TOKENS // max(len(ids) for ids in calibration.samples))
-    with ExitStack() as stack:
-        if packing == "awq":
-            stack.enter_context(corrected_awq())
-        unscaled = stack.enter_context(corrected(model, awq=packing == "awq"))
-        backend = BACKEND.AWQ_TORCH if packing == "awq" else BACKEND.GPTQ_TORCH
+    with patched_awq() if container.name == "awq" else nullcontext():
+        backend = BACKEND[f"{container.name.upper()}_TORCH"]
         log = model.quantize(samples, batch_size=batch, backend=backend)
     progress("pack", None)
     model.save(str(work / "saved"))
@@ -157,8 +160,6 @@ def _run(
     if kept:
         settings |= left
         details["kept_layers"] = sorted(kept)
-    if unscaled:
-        details["unscaled"] = sorted(unscaled)
     return settings, details
 
 

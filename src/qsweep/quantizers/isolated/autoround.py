@@ -4,22 +4,24 @@ Cheng et al. 2023, https://arxiv.org/abs/2309.05516: rounding and clipping of ea
 by signed gradient descent on the layer's output.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gguf.types import FileType, file_type
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.packed import PackedContainer
 from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.environments.choice import EnvChoice
-from qsweep.quantizers.isolated.run import REVISION, Recipe, quantize
-from qsweep.quantizers.packed import Sym, check_packing, check_values, resolve_sym, runtimes
+from qsweep.quantizers.isolated.base import IsolatedQuantizer
+from qsweep.quantizers.isolated.run import Recipe, quantize
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
-    from qsweep.quantizers.gguf.base import Base
+    from qsweep.quantizers.gguf.base import UnquantizedFile
 
 _ENVIRONMENT = "autoround"
 # The llama.cpp types that it tunes for and writes, and which of them a width means.
@@ -30,7 +32,7 @@ _BY_BITS = {2: "Q2_K_S", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q
 
 
 @dataclass(frozen=True)
-class AutoRound:
+class AutoRound(IsolatedQuantizer):
     """AutoRound, saved in the format that ``export`` names.
 
     ``sym`` auto means true for gptq and false for awq. AWQ's format takes 4 bits. For gguf,
@@ -38,18 +40,15 @@ class AutoRound:
     ``sym`` are the type's own then.
     """
 
-    bits: int = 4
-    group_size: int = 128
-    sym: Sym = None
     export: Literal["gptq", "awq", "gguf"] = "gptq"
     type: str | None = None
     iters: int = 200
     seed: int = 0
-    env: EnvChoice = field(default_factory=EnvChoice)
 
     method: ClassVar[str] = "autoround"
     backend: ClassVar[str] = "auto-round"
-    uses_calibration: ClassVar[bool] = True
+    label: ClassVar[str] = "autoround"
+    recipe: ClassVar[Recipe] = Recipe("run_autoround", _ENVIRONMENT, "gptq")
 
     def __post_init__(self) -> None:
         gguf = self.export == "gguf"
@@ -57,7 +56,7 @@ class AutoRound:
             if self.type is not None:
                 file_type(self.type)
         else:
-            check_values(self.bits, self.group_size, self.sym)
+            super().__post_init__()
             if self.type is not None:
                 raise ConfigError(f"quant.type={self.type}: a GGUF type; quant.export=gguf")
         # Without tuning it rounds to nearest, after a search of its own for GGUF's scales.
@@ -70,6 +69,16 @@ class AutoRound:
         name = self.type or _BY_BITS.get(self.bits)
         return file_type(name) if name else None
 
+    @property
+    def container(self) -> PackedContainer:  # type: ignore[override]
+        """GPTQ's or AWQ's, as ``export`` says."""
+        return AWQ_CONTAINER if self.export == "awq" else GPTQ_CONTAINER
+
+    @property
+    def sym_by_default(self) -> bool:  # type: ignore[override]
+        """GPTQ's checkpoints are symmetric."""
+        return self.export == "gptq"
+
     def options(self) -> dict[str, Any]:
         """The effective options."""
         tuning = {"export": self.export, "iters": self.iters, "seed": self.seed}
@@ -77,20 +86,29 @@ class AutoRound:
             type_ = self.file_type
             named = {"bits": type_.bits, "type": type_.name} if type_ else {"bits": self.bits}
             return named | tuning
-        sym = resolve_sym(self.sym, auto=self.export == "gptq")
-        return {"bits": self.bits, "group_size": self.group_size, "sym": sym} | tuning
-
-    def version(self) -> str:
-        """Versions of the environment, and the revision of what is done around it."""
-        return f"{self.env.version(_ENVIRONMENT)}+{REVISION}"
+        return super().options() | tuning
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what the format cannot hold, and a missing environment. Raises IncompatibleTrial."""
         if self.export == "gguf":
             self._check_gguf(model)
+            self.env.require(_ENVIRONMENT)
         else:
-            self._check_packed(self.export, model)
-        self.env.require(_ENVIRONMENT)
+            super().check(model)
+
+    @property
+    def packed_bits(self) -> int:
+        """As AWQ it exports 4 bits only."""
+        return 4 if self.export == "awq" else self.bits
+
+    def refuse(self, model: ModelFacts) -> None:
+        """What its export cannot write. Raises IncompatibleTrial."""
+        if self.export == "awq" and self.bits != 4:
+            raise IncompatibleTrial(f"autoround exports AWQ at 4 bits only, not {self.bits}")
+        if self.export == "gptq" and not self.symmetric:
+            raise IncompatibleTrial(
+                "autoround exports GPTQ in version 1, which loses zero points of 0: sym=true"
+            )
 
     def quantize(
         self,
@@ -101,10 +119,11 @@ class AutoRound:
     ) -> Artifact:
         """Write a GPTQ or AWQ checkpoint, or ``model.gguf``."""
         options = self.options()
-        recipe = Recipe("run_autoround", _ENVIRONMENT, self.export)
+        recipe = replace(self.recipe, writes=self.export)
         if self.export != "gguf":
-            served = runtimes(self.export, self.bits, self.group_size, options["sym"])
-            return quantize(recipe, self.env, options, model, calibration, out, progress, served)
+            return quantize(
+                recipe, self.env, options, model, calibration, out, progress, self.runtimes
+            )
         assert (type_ := self.file_type) is not None
         from qsweep.formats.gguf.reader import read_gguf
         from qsweep.quantizers.gguf import require_runnable
@@ -120,19 +139,8 @@ class AutoRound:
             served = () if base.added else runtimes_of(type_, base)
             return quantize(
                 recipe, self.env, options | {"pre_tokenizer": known}, model, calibration, out,
-                progress, served, lambda saved: _taken_over(model, base, type_, saved, out),
+                progress, served, lambda saved: _take_over(model, base, type_, saved, out),
             )  # fmt: skip
-
-    def _check_packed(self, form: Literal["gptq", "awq"], model: ModelFacts) -> None:
-        sym = self.options()["sym"]
-        bits = 4 if form == "awq" else self.bits
-        check_packing("autoround", form, bits, self.group_size, model, whole=True)
-        if form == "awq" and self.bits != 4:
-            raise IncompatibleTrial(f"autoround exports AWQ at 4 bits only, not {self.bits}")
-        if form == "gptq" and not sym:
-            raise IncompatibleTrial(
-                "autoround exports GPTQ in version 1, which loses zero points of 0: sym=true"
-            )
 
     def _check_gguf(self, model: ModelFacts) -> None:
         from qsweep.quantizers.gguf import require_converter
@@ -150,13 +158,13 @@ class AutoRound:
         require_converter(model)
 
 
-def _taken_over(
-    model: SourceModel, base: "Base", type_: FileType, saved: Path, out: Path
+def _take_over(
+    model: SourceModel, base: "UnquantizedFile", type_: FileType, saved: Path, out: Path
 ) -> tuple[Size, dict[str, Any]]:
     """Move the one file that was saved into its place, and prove that it can be read back."""
     from qsweep.formats.gguf.dense import MODEL_FILE
     from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.quantizers.gguf import framed
+    from qsweep.quantizers.gguf import gguf_artifact
     from qsweep.quantizers.gguf.foreign import difference
 
     found = sorted(saved.rglob("*.gguf"))
@@ -171,5 +179,5 @@ def _taken_over(
         )
     forgotten = {"agrees": False, "reason": f"its file lacks {', '.join(base.added)}"}
     more = {"llama_cpp": forgotten, "metadata_added": {}} if base.added else {}
-    made = framed(model, base, type_, out, more)
+    made = gguf_artifact(model, base, type_, out, more)
     return made.size, made.details

@@ -3,11 +3,12 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import container
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.run import Recipe, quantize
@@ -21,7 +22,7 @@ class Custom:
     Attributes:
         method: What tables call it.
         worker: The script; when it changes, artifacts are made anew.
-        writes: The format of what it saves.
+        writes: The container of what it saves: gptq, awq, compressed-tensors or another package's.
         settings: What it is told; ``bits`` and ``group_size`` fill the columns of that name.
         runtimes: What can serve its artifacts.
         env: Its environment; ``name`` must be given.
@@ -29,7 +30,7 @@ class Custom:
 
     method: str
     worker: Path
-    writes: Literal["gptq", "awq", "compressed-tensors"]
+    writes: str
     settings: dict[str, Any] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ()
     env: EnvChoice = field(default_factory=EnvChoice)
@@ -41,6 +42,15 @@ class Custom:
         object.__setattr__(self, "worker", Path(self.worker).expanduser().absolute())
         if not self.worker.is_file():
             raise ConfigError(f"quant.worker={self.worker}: no such file")
+        try:
+            known = container(self.writes)
+        except QsweepError as error:
+            raise ConfigError(f"quant.writes={self.writes}: {error}") from error
+        if not known.counts_files:
+            raise ConfigError(
+                f"quant.writes={self.writes}: a worker saves gptq, awq or compressed-tensors, or "
+                "another package's container"
+            )
         if not self.env.name:
             raise ConfigError("quant.env.name: which environment the worker runs in has no value")
 

@@ -11,10 +11,11 @@ from typing import Any
 from qsweep.base.errors import ConfigError, TrialFailed
 from qsweep.base.names import file_word
 from qsweep.base.progress import Progress
-from qsweep.formats.artifact import Artifact, Format, Size
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
 from qsweep.quantizers.isolated.process import WORKERS, run_worker
+from qsweep.quantizers.reference import reference_logits
 from qsweep.text.calibration import CalibrationTokens
 
 # Makes an artifact's size and details of the folder of what the worker saved.
@@ -41,7 +42,7 @@ class Recipe:
 
     worker: str
     environment: str
-    writes: Format
+    writes: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
     @property
@@ -100,7 +101,7 @@ def quantize(
     except TrialFailed as error:
         raise TrialFailed(f"{error}; log: {_keep_log(log, env, recipe)}") from error
     finally:
-        _show(log)
+        _print_log(log)
         shutil.rmtree(work, ignore_errors=True)
     details = {
         "environment": env.version(recipe.environment),
@@ -133,7 +134,7 @@ def _prepare(
     save_file({"input_ids": tokens}, work / "tokens.safetensors")
     progress("handshake", None)
     window = tokens[:1, :_PROBE_TOKENS].contiguous()
-    logits = _own_logits(model, window, getattr(torch, dtype))
+    logits = reference_logits(model, window[0].tolist(), dtype)
     save_file({"input_ids": window, "logits": logits}, work / "probe.safetensors")
     return {
         "model": str(work / "model"),
@@ -154,32 +155,6 @@ def _dtype(recipe: Recipe, model: SourceModel) -> str:
 
     found = resolve_dtype("auto", model.device, model.path)
     return found if found in recipe.dtypes else recipe.dtypes[0]
-
-
-def _own_logits(model: SourceModel, window: Any, dtype: Any) -> Any:
-    """Logits [tokens, vocabulary] of the unquantized model, as qsweep's own engine reads it."""
-    import gc
-
-    import torch
-
-    from qsweep.formats.dense import load_dense
-    from qsweep.formats.hf import reference_artifact
-
-    engine = load_dense(
-        reference_artifact(model.facts),
-        model.path,
-        dtype=dtype,
-        device=model.device,
-        trust_remote_code=model.trust_remote_code,
-    )
-    with torch.no_grad():
-        logits = engine(window.to(model.device)).logits[0].float().cpu().contiguous()
-    # The worker needs the memory next.
-    del engine
-    gc.collect()
-    if model.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return logits
 
 
 def _require_agreement(recipe: Recipe, answer: dict[str, Any], work: Path) -> None:
@@ -204,15 +179,15 @@ def _require_agreement(recipe: Recipe, answer: dict[str, Any], work: Path) -> No
 
 def _frame(recipe: Recipe, source: Path, saved: Path, out: Path, settings: dict[str, Any]) -> Size:
     """Take over the saved weights; tokenizer and configuration are the source's own."""
-    from qsweep.formats.compressed_tensors import compressed_size
-    from qsweep.formats.hf import packed_size, restore_dtypes, write_frame
+    from qsweep.formats.container import container
+    from qsweep.formats.hf import restore_dtypes, write_frame
 
     try:
         restore_dtypes(source, saved, out)
     except ConfigError as error:
         raise TrialFailed(f"{recipe.environment} saved no weights ({error})") from error
     write_frame(source, out, settings)
-    return compressed_size(out) if recipe.writes == "compressed-tensors" else packed_size(out)
+    return container(recipe.writes).size(out)
 
 
 def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:
@@ -224,7 +199,7 @@ def _keep_log(log: Path, env: EnvChoice, recipe: Recipe) -> Path:
     return kept
 
 
-def _show(log: Path) -> None:
+def _print_log(log: Path) -> None:
     # Into the trial's own log, among all else that was printed.
     if log.exists():
         sys.stdout.write(log.read_text(encoding="utf-8", errors="backslashreplace"))

@@ -2,11 +2,10 @@
 
 ``walk.py`` runs a model layer by layer, ``stats.py`` gathers what goes into its linear layers,
 ``gptq.py`` and ``awq.py`` are the methods on plain matrices, ``fold.py`` finds where AWQ's scales
-can go, ``writer.py`` writes checkpoints, and ``grid.py`` brings them together. Only ``options.py`` and
+can go, ``writer.py`` writes checkpoints, and ``grid.py`` brings them together. Only
 ``quantizers.py`` can be imported without torch.
 """
 
-from qsweep.quantizers.native.options import NativeOptions
 from qsweep.quantizers.native.quantizers import NativeAWQ, NativeGPTQ, quantize_grid
 
-__all__ = ["NativeAWQ", "NativeGPTQ", "NativeOptions", "quantize_grid"]
+__all__ = ["NativeAWQ", "NativeGPTQ", "quantize_grid"]

@@ -61,7 +61,15 @@ class Fold:
 def find_folds(
     layer: nn.Module, stages: Sequence[Stage], probe: Chunk, index: int, config: Any
 ) -> list[Fold | None]:
-    """For each stage what absorbs its inverse scales; None where nothing does."""
+    """For each stage what absorbs its inverse scales; None where nothing does.
+
+    Args:
+        layer: A decoder layer.
+        stages: Its stages, in running order.
+        probe: A few tokens to try candidates on.
+        index: The layer's number.
+        config: The text model's configuration, for the numbers of heads.
+    """
     norms = _norms_before(layer, stages, probe, index)
     before = run_layer(layer, probe, index).float()
     change = before - probe.hidden.to(before.device).float()

@@ -88,7 +88,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def raw_weight(module: nn.Module) -> torch.Tensor:
-    """A module's own ``weight``, in the order in which it is stored."""
+    """A module's own ``weight``, as it is stored: [out, in], of a ``Conv1D`` [in, out], of a norm [n]."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight

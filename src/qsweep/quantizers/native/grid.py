@@ -22,7 +22,6 @@ from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.names import by_checkpoint_name
-from qsweep.quantizers.native.options import AWQOptions, NativeOptions
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
@@ -32,11 +31,11 @@ from qsweep.quantizers.native.walk import (
     advance,
     capture,
     find_stages,
-    home_of,
+    resting_device,
     rounds_needed,
     run_layer,
 )
-from qsweep.quantizers.protocol import PassResult
+from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
@@ -48,7 +47,7 @@ _Grids = dict[str, Grid]
 def run(
     model: SourceModel,
     calibration: CalibrationTokens | None,
-    configurations: Sequence[tuple[NativeOptions, Path]],
+    configurations: Sequence[tuple[SharedPass, Path]],
     progress: Progress,
     *,
     importance: bool = False,
@@ -69,9 +68,7 @@ def run(
     network = load_network(model)
     decoder = find_decoder(network)
     jobs: list[GPTQJob | AWQJob] = [
-        AWQJob(quantizer, out, model.facts)
-        if isinstance(quantizer, AWQOptions)
-        else GPTQJob(quantizer, out, model.facts)
+        (AWQJob if quantizer.method == "awq" else GPTQJob)(quantizer.options(), out, model.facts)
         for quantizer, out in configurations
     ]
     progress("embed", None)
@@ -79,10 +76,10 @@ def run(
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
-    home = home_of(chunks, 2 + walking + kept, model.device)
-    chunks = [replace(chunk, hidden=chunk.hidden.to(home)) for chunk in chunks]
+    place = resting_device(chunks, 2 + walking + kept, model.device)
+    chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
     config = network.config.get_text_config()
-    text = _Text(jobs, chunks, probe, config, importance=importance)
+    text = _CalibrationText(jobs, chunks, probe, config, importance=importance)
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
@@ -102,7 +99,7 @@ def run(
     return PassResult(artifacts, matrix or None, shared_s)
 
 
-class _Text:
+class _CalibrationText:
     """The calibration text on its way through the model, once for every set of weights."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One configuration in the making: what it makes of each decoder layer, and what it writes."""
+"""One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,19 @@ from torch import nn
 from qsweep.base.errors import TrialFailed
 from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.gptq import format_of
+from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import Grid
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
-from qsweep.quantizers.native.options import AWQOptions, GPTQOptions
 from qsweep.quantizers.native.rounding import Scheme
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Stage
-from qsweep.quantizers.native.writer import Checkpoint
-from qsweep.quantizers.packed import fits
+from qsweep.quantizers.native.writer import PackedCheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -34,58 +36,102 @@ class Layer:
     full_name: Callable[[str], str]
 
 
-class GPTQJob:
-    """A GPTQ configuration. ``seconds`` is the time spent for it alone."""
+class _Job:
+    """One configuration and its checkpoint. ``seconds`` is the time spent for it alone."""
 
-    def __init__(self, quantizer: GPTQOptions, out: Path, facts: ModelFacts):
-        options = quantizer.options()
+    def __init__(
+        self,
+        container: PackedContainer,
+        options: Mapping[str, Any],
+        settings: dict[str, Any],
+        out: Path,
+        facts: ModelFacts,
+    ):
+        self.seconds = 0.0
+        self._container, self._options = container, options
+        self._checkpoint = PackedCheckpointWriter(
+            out, facts.path, container, settings, options["sym"]
+        )
+        self._losses: dict[str, float] = {}
+
+    def fits(self, weight: torch.Tensor) -> bool:
+        """Whether a linear layer's weight [outputs, inputs] can be packed."""
+        outputs, inputs = weight.shape
+        return self._container.fits(self._options["group_size"], (outputs, inputs))
+
+    def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
+        """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
+        details = {
+            "loss": dict(self._losses),
+            "quantize_s": round(self.seconds, 3),
+            **common,
+            "torch": torch.__version__,
+            **self._found(),
+        }
+        return self._checkpoint.finish(model, details)
+
+    def _found(self) -> dict[str, Any]:
+        """What else is worth reporting."""
+        return {}
+
+    def _group_size(self, channels: int) -> int:
+        size: int = self._options["group_size"]
+        return channels if size == -1 else size
+
+    def _add(self, name: str, grid: Grid, losses: torch.Tensor) -> None:
+        """Take a finished linear layer in; ``losses`` [rows]."""
+        self._checkpoint.add_linear(name, grid)
+        # Inputs were checked before, so that a loss which is not finite is the weights' doing.
+        self._losses[name] = total = float(losses.sum())
+        if not math.isfinite(total):
+            raise TrialFailed(
+                f"{name}: its weights are not finite (NaN or infinite); fetch the model again"
+            )
+
+
+class GPTQJob(_Job):
+    """A GPTQ configuration."""
+
+    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
         self.sequential: bool = options["sequential"]
         self.compares: bool = options["gptaq_alpha"] > 0
-        self.seconds = 0.0
-        self._options = options
-        # Version 1 stores zero points less 1, and loaders disagree on what becomes of 0.
-        format = "gptq" if options["sym"] else "gptq_v2"
-        settings = _common_settings("gptq", format, options) | {
+        settings = _common_settings("gptq", format_of(options["sym"]), options) | {
             "desc_act": options["desc_act"],
             "sym": options["sym"],
             "true_sequential": options["sequential"],
         }
         for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
             settings["meta"][name] = options[name]
-        self._checkpoint = Checkpoint(out, facts.path, "gptq", settings, options["sym"])
-        self._losses: dict[str, float] = {}
+        super().__init__(GPTQ_CONTAINER, options, settings, out, facts)
         self._damping: dict[str, float] = {}
 
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
-        options, size = self._options, self._options["group_size"]
+        options = self._options
         return gptq.Settings(
             scheme=Scheme(options["bits"], options["sym"], options["scale_search"]),
-            group_size=channels if size == -1 else size,
+            group_size=self._group_size(channels),
             desc_act=options["desc_act"],
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
         )
 
-    def fits(self, weight: torch.Tensor) -> bool:
-        """Whether a linear layer's weight [outputs, inputs] can be packed."""
-        outputs, inputs = weight.shape
-        return fits("gptq", self._options["group_size"], (outputs, inputs))
-
     def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
-        """Take a finished linear layer in; ``losses`` [rows]."""
-        self._checkpoint.add_linear(name, grid)
-        self._losses[name] = _total(name, losses)
+        """Take a finished linear layer in.
+
+        Args:
+            name: Its name in the model.
+            grid: What it became.
+            losses: float32 [rows].
+            damp: The share of the mean diagonal that was added in the end.
+        """
+        self._add(name, grid, losses)
         if damp != self._options["damp_percent"]:
             self._damping[name] = damp
 
-    def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
-        """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
-        details = _details(self._losses, self.seconds, common)
-        if self._damping:
-            details["damp_raised"] = self._damping
-        return self._checkpoint.finish(model, details)
+    def _found(self) -> dict[str, Any]:
+        return {"damp_raised": self._damping} if self._damping else {}
 
 
 def solve_stage(
@@ -159,20 +205,17 @@ def _solve(
     return results
 
 
-class AWQJob:
-    """An AWQ configuration. ``seconds`` is the time spent for it alone."""
+class AWQJob(_Job):
+    """An AWQ configuration."""
 
-    def __init__(self, quantizer: AWQOptions, out: Path, facts: ModelFacts):
-        self.seconds = 0.0
-        self._options = quantizer.options()
-        self._scheme = Scheme(self._options["bits"], self._options["sym"])
-        settings = _common_settings("awq", "gemm", self._options) | {
+    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
+        settings = _common_settings("awq", "gemm", options) | {
             "desc_act": False,
             "version": "gemm",
-            "zero_point": not self._options["sym"],
+            "zero_point": not options["sym"],
         }
-        self._checkpoint = Checkpoint(out, facts.path, "awq", settings, self._options["sym"])
-        self._losses: dict[str, float] = {}
+        super().__init__(AWQ_CONTAINER, options, settings, out, facts)
+        self._scheme = Scheme(options["bits"], options["sym"])
         self._scaling: dict[str, dict[str, Any]] = {}
 
     def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:
@@ -182,7 +225,7 @@ class AWQJob:
         """
         modules = dict(layer.module.named_modules())
         weights = {name: weight_of(modules[name]) for s in layer.stages for name in s.linears}
-        quantized = {name for name, weight in weights.items() if self._fits(weight)}
+        quantized = {name for name, weight in weights.items() if self.fits(weight)}
         applied: list[torch.Tensor | None] = []
         for stage, seen, fold in zip(layer.stages, stats, folds, strict=True):
             rounded = [weights[name] for name in stage.linears if name in quantized]
@@ -213,26 +256,14 @@ class AWQJob:
                     self._group_size(stage.channels),
                     clip=self._options["clip"],
                 )
-                self._checkpoint.add_linear(layer.full_name(name), grid)
-                self._losses[layer.full_name(name)] = _total(layer.full_name(name), losses)
+                self._add(layer.full_name(name), grid, losses)
 
-    def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
-        """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
-        details = _details(self._losses, self.seconds, common)
-        details["scaling"] = self._scaling
-        return self._checkpoint.finish(model, details)
-
-    def _fits(self, weight: torch.Tensor) -> bool:
-        outputs, inputs = weight.shape
-        return fits("awq", self._options["group_size"], (outputs, inputs))
+    def _found(self) -> dict[str, Any]:
+        return {"scaling": self._scaling}
 
     def _keep(self, name: str, module: nn.Module, weight: torch.Tensor) -> None:
         stored = weight.T if is_transposed(module) else weight
         self._checkpoint.add_plain(f"{name}.weight", stored.contiguous())
-
-    def _group_size(self, channels: int) -> int:
-        size: int = self._options["group_size"]
-        return channels if size == -1 else size
 
     def _fold(
         self,
@@ -268,25 +299,4 @@ def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> di
         "lm_head": False,
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"qsweep:{__version__}"]},
-    }
-
-
-def _total(name: str, losses: torch.Tensor) -> float:
-    # Inputs were checked before, so that a loss which is not finite is the weights' doing.
-    total = float(losses.sum())
-    if not math.isfinite(total):
-        raise TrialFailed(
-            f"{name}: its weights are not finite (NaN or infinite); fetch the model again"
-        )
-    return total
-
-
-def _details(
-    losses: Mapping[str, float], seconds: float, common: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "loss": dict(losses),
-        "quantize_s": round(seconds, 3),
-        **common,
-        "torch": torch.__version__,
     }

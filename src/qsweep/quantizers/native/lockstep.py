@@ -42,30 +42,30 @@ def in_lockstep(
     walkers = [_Walker(function) for function in functions]
     try:
         for walker in walkers:
-            walker.go_on()
+            walker.resume()
         while waiting := [walker for walker in walkers if not walker.done]:
-            answers = list(answer([walker.said for walker in waiting]))
+            answers = list(answer([walker.output for walker in waiting]))
             if len(answers) != len(waiting):
                 raise ValueError(f"{len(answers)} answers to {len(waiting)} questions")
             # They are large: nothing holds one but who asked for it.
             for walker in waiting:
-                walker.told = answers.pop(0)
-                walker.go_on()
+                walker.answer = answers.pop(0)
+                walker.resume()
     finally:
         for walker in walkers:
-            walker.give_up()
-    return [walker.said for walker in walkers], [walker.seconds for walker in walkers]
+            walker.abandon()
+    return [walker.output for walker in walkers], [walker.seconds for walker in walkers]
 
 
 class _Walker:
     """A function in a greenlet.
 
-    ``said`` is its last question, or its result once it is done; ``told`` the answer it is to get.
+    ``output`` is its last question, or its result once it is done; ``answer`` what it is to get for it.
     """
 
     def __init__(self, function: Callable[..., Any]):
-        self.said: Any = None
-        self.told: Any = None
+        self.output: Any = None
+        self.answer: Any = None
         self.seconds = 0.0
         self._greenlet = greenlet(partial(function, self._ask))
 
@@ -73,19 +73,19 @@ class _Walker:
     def done(self) -> bool:
         return bool(self._greenlet.dead)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Until it asks again or returns."""
         started = time.perf_counter()
-        self.said = None
-        self.said = self._greenlet.switch()
+        self.output = None
+        self.output = self._greenlet.switch()
         self.seconds += time.perf_counter() - started
 
     def _ask(self, question: Any) -> Any:
         self._greenlet.parent.switch(question)
-        answer, self.told = self.told, None
+        answer, self.answer = self.answer, None
         return answer
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Unwind it, where it is not done."""
         if not self.done:
             self._greenlet.throw(GreenletExit)

@@ -1,20 +1,62 @@
 """The native backend's quantizers: GPTQ and AWQ, alone or many in one pass over a model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar, Literal
 
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
+from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
-from qsweep.models.source import SourceModel
-from qsweep.quantizers.native.options import AWQOptions, GPTQOptions, NativeOptions
+from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions, check_packing
+from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
+SEARCHES = ("range", "mse", "loss")
+# GPTQ's loop over columns takes as many together, which lie in one group.
+_COLUMNS_AT_ONCE = 32
 
-class _InOnePass:
-    """Quantizers that one pass over the model serves together."""
+
+@dataclass(frozen=True)
+class _NativeQuantizer(GroupedOptions):
+    """A quantizer by qsweep itself; one pass over a model serves all of them together.
+
+    Attributes:
+        revision: Raised whenever the same options give another result; quantizers/importance.py has
+            a number of its own, for where the calibration text's way through the model changes.
+    """
+
+    backend: ClassVar[str] = "native"
+    revision: ClassVar[int]
+
+    def version(self) -> str:
+        """The version of qsweep, and the revision of this quantizer."""
+        return f"{__version__}+{self.revision}"
+
+    @property
+    def pass_name(self) -> str:
+        """All configurations of this backend can be made together."""
+        return self.backend
+
+    def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
+        """Host memory of a pass, and what this configuration adds."""
+        options = self.options()
+        # Weights and hidden states in float32; twice the states while a layer makes new ones.
+        inputs = Counter(width for _, width in model.linears.values())
+        states = 2 * 4 * tokens * (inputs.most_common(1)[0][0] if inputs else 0)
+        widest = max(inputs, default=0)
+        # A layer's activations twice: where it runs, and where configurations wait inside it.
+        itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
+        if options.get("gptaq_alpha", 0) > 0:
+            # What goes into one layer's stages: attention, its output and gate and up are narrow.
+            itself += 4 * 4 * tokens * widest
+        # Finished layers wait for their file to be full.
+        waiting = min(model.parameters * (self.bits + 1) // 8, SHARD_BYTES)
+        return itself, waiting + (states if options.get("sequential") else 0)
 
     def quantize(
         self,
@@ -24,8 +66,7 @@ class _InOnePass:
         progress: Progress = silent,
     ) -> Artifact:
         """Quantize one configuration; see :func:`quantize_grid`."""
-        own = cast(NativeOptions, self)
-        return quantize_grid(model, calibration, [(own, out)], progress)[0]
+        return quantize_grid(model, calibration, [(self, out)], progress)[0]
 
     def quantize_together(
         self,
@@ -39,32 +80,90 @@ class _InOnePass:
         """See :func:`quantize_grid`."""
         from qsweep.quantizers.native.grid import run
 
-        own = cast(Sequence[tuple[NativeOptions, Path]], configurations)
-        return run(model, calibration, own, progress, importance=importance)
+        return run(model, calibration, configurations, progress, importance=importance)
 
 
 @dataclass(frozen=True)
-class NativeGPTQ(_InOnePass, GPTQOptions):
+class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     """GPTQ by qsweep itself.
+
+    Attributes:
+        scale_search: ``range``: a group's extremes; ``mse``: shrunk to the least |error|^2.4;
+            ``loss``: to the least error weighted as GPTQ's own loss weighs a column.
+        sequential: Let every stage see what quantizing the stages before made of its inputs; else
+            all configurations share the unquantized model's statistics, which is quick and worse
+            at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
+        gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
+            quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
 
     >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
     True
     """
 
+    scale_search: str = "range"
+    sequential: bool | Literal["auto"] = "auto"
+    gptaq_alpha: float = 0.0
+
+    revision: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale_search not in SEARCHES:
+            raise ConfigError(
+                f"quant.scale_search={self.scale_search}: must be one of {', '.join(SEARCHES)}"
+            )
+        if self.sequential != "auto" and not isinstance(self.sequential, bool):
+            raise ConfigError(f"quant.sequential={self.sequential}: must be true, false or auto")
+        if not 0 <= self.gptaq_alpha <= 1:
+            raise ConfigError(f"quant.gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
+
+    def options(self) -> dict[str, Any]:
+        """The effective options. With one group per output, both orders are the same."""
+        sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
+        options = super().options() | {
+            "scale_search": self.scale_search,
+            "sequential": sequential,
+            "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
+        }
+        if self.desc_act and self.group_size == -1:
+            options |= {"desc_act": False, "act_group_aware": True}
+        return options
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
+        size, multiple = self.group_size, _COLUMNS_AT_ONCE
+        check_packing(self.method, self.container, self.bits, size, model, multiple=multiple)
+        if size % multiple and size != -1:
+            raise IncompatibleTrial(
+                f"gptq: group_size={size}: the native backend solves {multiple} columns at a time; "
+                f"take a multiple of {multiple}, or quant.backend=gptqmodel"
+            )
+
 
 @dataclass(frozen=True)
-class NativeAWQ(_InOnePass, AWQOptions):
+class NativeAWQ(_NativeQuantizer, AWQOptions):
     """AWQ by qsweep itself.
+
+    Attributes:
+        clip: Shrink the range of a group of weights where that lowers the loss.
 
     >>> NativeAWQ(bits=4, group_size=64).options()["sym"]
     False
     """
 
+    clip: bool = True
+
+    revision: ClassVar[int] = 4
+
+    def options(self) -> dict[str, Any]:
+        """The effective options."""
+        return super().options() | {"clip": self.clip}
+
 
 def quantize_grid(
     model: SourceModel,
     calibration: CalibrationTokens | None,
-    configurations: Sequence[tuple[NativeOptions, Path]],
+    configurations: Sequence[tuple[SharedPass, Path]],
     progress: Progress = silent,
 ) -> list[Artifact]:
     """Quantize every configuration into its directory with one pass over the model.

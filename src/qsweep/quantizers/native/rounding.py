@@ -68,7 +68,17 @@ def find_grid(
 def encode(
     weights: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int
 ) -> torch.Tensor:
-    """Codes 0..top as float32; ``scale`` and ``zero`` must broadcast against ``weights``."""
+    """The nearest codes.
+
+    Args:
+        weights: float32 [..., n].
+        scale: Scales that broadcast against it.
+        zero: Zero points that broadcast against it.
+        top: The largest code.
+
+    Returns:
+        0..top, float32 [..., n].
+    """
     return (weights / scale).round_().add_(zero).clamp_(0, top)
 
 

@@ -150,6 +150,8 @@ def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 def quick_output_loss(gram: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """:func:`output_loss` for many errors and one Gram matrix, in bfloat16 where that is fast.
 
+    ``gram`` is H [channels, channels]; what is returned takes E [rows, channels] and gives [rows].
+
     Often one direction outweighs all others, since inputs have a mean or few tokens are huge. Errors
     that avoid it have a small loss, which the rounding of that direction would drown. So it is taken
     out: with h the row of H that belongs to the strongest channel, u = h / |h| and a = u^T H u, the

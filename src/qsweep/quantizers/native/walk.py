@@ -88,7 +88,7 @@ def capture(
     return chunks, probe
 
 
-def home_of(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
+def resting_device(chunks: Sequence[Chunk], texts: int, device: str) -> torch.device:
     """Where hidden states rest between layers, if there are ``texts`` of them: where they fit."""
     size = texts * sum(chunk.hidden.nbytes for chunk in chunks)
     place = torch.device(device)
@@ -152,6 +152,12 @@ def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, shari
 
     Each has weights and the factor of a Gram matrix. One that walks through layers of its own also
     has that Gram matrix, and the activations of a forward that waits.
+
+    Args:
+        layer: The decoder layer.
+        chunks: The calibration text.
+        walking: How many configurations walk through layers of their own.
+        sharing: How many share the unquantized model's statistics.
     """
     weights = [raw_weight(linear) for linear in linears_of(layer).values()]
     if not weights:

@@ -6,29 +6,34 @@ from typing import Any
 import torch
 
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.hf import ShardWriter, packed_size, usual_dtype, write_frame
-from qsweep.formats.packing import Grid, pack_awq, pack_gptq
+from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
+from qsweep.formats.packed import PackedContainer, kept_settings
+from qsweep.formats.packing import Grid
 from qsweep.models.facts import read_tensors
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.limits import SHARD_BYTES
-from qsweep.quantizers.packed import Packing, kept_settings, runtimes
 
 
-class Checkpoint:
-    """A quantized checkpoint in the making.
+class PackedCheckpointWriter:
+    """Writes a quantized checkpoint, layer by layer.
 
     Args:
         out: An existing, empty directory.
         source: The unquantized model's directory.
-        packing: How codes are packed.
+        container: How codes are packed.
         settings: The ``quantization_config``, with ``bits``, ``group_size`` and ``format``.
         sym: Whether all zero points are in the middle.
     """
 
     def __init__(
-        self, out: Path, source: Path, packing: Packing, settings: dict[str, Any], sym: bool
+        self,
+        out: Path,
+        source: Path,
+        container: PackedContainer,
+        settings: dict[str, Any],
+        sym: bool,
     ):
-        self._out, self._source, self._packing = out, source, packing
+        self._out, self._source, self._container = out, source, container
         self._settings, self._sym = settings, sym
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
@@ -43,19 +48,13 @@ class Checkpoint:
 
     def add_linear(self, name: str, grid: Grid) -> None:
         """Pack and add a linear layer's weight; ``name`` without ``.weight``."""
-        bits = self._settings["bits"]
-        if self._packing == "gptq":
-            version = 2 if self._settings["format"] == "gptq_v2" else 1
-            parts = pack_gptq(grid, bits, version)
-        else:
-            parts = pack_awq(grid, bits)
-        for part, tensor in parts.items():
+        for part, tensor in self._container.pack(grid, self._settings).items():
             self._shards.add(f"{name}.{part}", tensor)
         self._done.add(f"{name}.weight")
         self._packed.add(name)
 
     def add_plain(self, name: str, tensor: torch.Tensor) -> None:
-        """Add a tensor as it is, in the unquantized checkpoint's dtype, unless it was added."""
+        """Add a tensor [...] as it is, in the unquantized checkpoint's dtype, unless it was added."""
         if name in self._done:
             return
         self._done.add(name)
@@ -80,10 +79,11 @@ class Checkpoint:
         if kept:
             details = details | {"kept_layers": kept}
         write_frame(self._source, self._out, self._settings | kept_settings([*kept, *others]))
-        serving = runtimes(
-            self._packing, self._settings["bits"], self._settings["group_size"], self._sym
+        serving = self._container.runtimes(
+            self._settings["bits"], self._settings["group_size"], self._sym
         )
-        return Artifact(self._out, self._packing, packed_size(self._out), serving, details)
+        size = self._container.size(self._out)
+        return Artifact(self._out, self._container.name, size, serving, details)
 
     def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
         # The linear layers of the decoder that were not packed, and the parts of the model beside

@@ -22,7 +22,8 @@ def quantize(job: qsweep_worker.Job) -> dict:
         """Its scale search with weights that are kept apart while candidates are tried.
 
         What it takes for a copy of them, ``state_dict()`` moved to the CPU, is the weights
-        themselves where they are on the CPU already: the first candidate would stay in them.
+        themselves where they are on the CPU already: the first candidate would stay in them
+        (https://github.com/mit-han-lab/llm-awq/issues/163).
         """
 
         def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *others, **more):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
-from qsweep.formats.compressed_tensors import compressed_state_dict, unpack_compressed
+from qsweep.formats.compressed_tensors import CONTAINER, unpack_compressed
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
@@ -328,6 +328,10 @@ def test_a_quantizer_of_your_own_is_two_files(tmp_path):
     assert mine.version() != before
     with pytest.raises(ConfigError, match="no such file"):
         build_quantizer(values | {"worker": str(tmp_path / "none.py")})
+    with pytest.raises(ConfigError, match=r"quant.writes=gtpq: no container 'gtpq'.*gptq"):
+        build_quantizer(values | {"writes": "gtpq"})
+    with pytest.raises(ConfigError, match="quant.writes=gguf: a worker saves gptq, awq"):
+        build_quantizer(values | {"writes": "gguf"})
     with pytest.raises(ConfigError, match="quant.env.name"):
         Custom("mine", script, "gptq")
 
@@ -545,6 +549,6 @@ def test_llmcompressor_end_to_end(quantizer, pocket_dir, tmp_path, text):
         check=True,
         capture_output=True,
     )
-    own = compressed_state_dict(found.artifact, "cpu")
+    own = CONTAINER.dense_weights(found.artifact, pocket_dir, "cpu")
     for name, tensor in load_file(theirs).items():
         assert torch.equal(own[name][...], tensor), name

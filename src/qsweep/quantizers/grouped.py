@@ -1,0 +1,199 @@
+"""The options that quantizers of GPTQ and AWQ checkpoints share, and what such files cannot hold.
+
+Nothing heavy is imported.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
+from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.packed import PackedContainer
+from qsweep.formats.packing import BITS
+from qsweep.models.architecture import NO_EXPERTS
+from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config
+from qsweep.models.source import ModelFacts
+
+Sym = bool | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class GroupedOptions:
+    """Bits per code, weights per scale, and whether zero stands in the middle of the grid.
+
+    Attributes:
+        bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
+        group_size: Weights per scale; -1 for one scale per output.
+        sym: Fix the zero point in the middle; ``auto`` (or None) does where ``sym_by_default``.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    sym: Sym = None
+
+    method: ClassVar[str]
+    uses_calibration: ClassVar[bool] = True
+    container: ClassVar[PackedContainer]
+    sym_by_default: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.bits < 1:
+            raise ConfigError(f"bits={self.bits}: must be at least 1")
+        if self.group_size != -1 and self.group_size < 1:
+            raise ConfigError(
+                f"group_size={self.group_size}: must be -1 (one group per row) or positive"
+            )
+        if self.sym not in (True, False, "auto", None):
+            raise ConfigError(f"sym={self.sym}: must be true, false or auto")
+
+    @property
+    def symmetric(self) -> bool:
+        """``sym`` with auto (or None) replaced."""
+        return self.sym if isinstance(self.sym, bool) else self.sym_by_default
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What can serve the checkpoint, by name."""
+        return self.container.runtimes(self.bits, self.group_size, self.symmetric)
+
+    def options(self) -> dict[str, Any]:
+        """The effective options."""
+        return {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse what the checkpoint cannot hold. Raises IncompatibleTrial."""
+        check_packing(self.method, self.container, self.bits, self.group_size, model)
+
+
+@dataclass(frozen=True)
+class GPTQOptions(GroupedOptions):
+    """GPTQ's options (Frantar et al. 2022, https://arxiv.org/abs/2210.17323), as GPTQModel names them.
+
+    Attributes:
+        desc_act: Round the columns with the most active inputs first, across groups.
+        act_group_aware: The same within groups, and group by group, which needs no permutation at
+            run time; off where ``desc_act`` is on.
+        damp_percent: Share of the mean diagonal that is added to the Gram matrix.
+    """
+
+    desc_act: bool = False
+    act_group_aware: bool = True
+    damp_percent: float = 0.05
+
+    method: ClassVar[str] = "gptq"
+    container: ClassVar[PackedContainer] = GPTQ_CONTAINER
+    sym_by_default: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.damp_percent < 1:
+            raise ConfigError(f"quant.damp_percent={self.damp_percent}: must be between 0 and 1")
+
+    def options(self) -> dict[str, Any]:
+        """The effective options."""
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "desc_act": self.desc_act,
+            "act_group_aware": self.act_group_aware and not self.desc_act,
+            "sym": self.symmetric,
+            "damp_percent": self.damp_percent,
+        }
+
+
+@dataclass(frozen=True)
+class AWQOptions(GroupedOptions):
+    """AWQ's options (Lin et al. 2023, https://arxiv.org/abs/2306.00978)."""
+
+    method: ClassVar[str] = "awq"
+    container: ClassVar[PackedContainer] = AWQ_CONTAINER
+
+
+def check_packing(
+    method: str,
+    container: PackedContainer,
+    bits: int,
+    group_size: int,
+    model: ModelFacts,
+    *,
+    whole: bool = False,
+    multiple: int = 1,
+) -> None:
+    """Refuse bits, group sizes and shapes that a checkpoint of that format cannot hold.
+
+    A minority of linear layers that do not fit stay in 16 bits
+    (:meth:`~qsweep.formats.packed.PackedContainer.kept_layers`); what most of the weights do not
+    fit is refused.
+
+    Args:
+        method: What the message calls the quantizer.
+        container: How codes are packed.
+        bits: Bits per code.
+        group_size: Weights per scale, or -1.
+        model: The model.
+        whole: Whether every layer must fit, because the quantizer cannot be told to leave one out.
+        multiple: What the quantizer wants group sizes to be a multiple of.
+
+    Raises:
+        IncompatibleTrial: With the layer and what would fit it.
+    """
+    if bits not in BITS:
+        more = "; gguf has 5 and 6" if bits in (5, 6) else ""
+        raise IncompatibleTrial(f"{method} writes 2, 3, 4 or 8 bits, not {bits}{more}")
+    if not model.linears:
+        raise IncompatibleTrial(f"{method}: no linear layers found in {model.name}")
+    if has_experts(read_config(model.path)) if model.experts is None else model.experts:
+        raise IncompatibleTrial(f"{method}: {model.name} is {NO_EXPERTS}")
+    if model.model_type in CONV1D_TYPES and not container.holds_conv1d:
+        raise IncompatibleTrial(
+            f"{method}: {model.model_type}'s layers are Conv1D, which AWQ does not handle; "
+            "gptq and rtn do"
+        )
+    valid = _best_group_sizes(container, multiple, model)
+    kept = container.kept_layers(group_size, model.linears)
+    if kept and (whole or 2 * _weights(model, kept) >= _weights(model, model.linears)):
+        _refuse(method, container, group_size, model, valid, whole=whole)
+    if group_size not in (-1, *container.group_sizes):
+        raise IncompatibleTrial(
+            f"{method}: no kernel runs group_size={group_size}; for this model: {valid}"
+        )
+
+
+def _weights(model: ModelFacts, names: Iterable[str]) -> int:
+    return sum(math.prod(model.linears[name]) for name in names)
+
+
+def _best_group_sizes(container: PackedContainer, multiple: int, model: ModelFacts) -> str:
+    """The group sizes that leave the fewest weights in 16 bits, for a message."""
+    sizes = (*(size for size in container.group_sizes if size % multiple == 0), -1)
+    left = {size: _weights(model, container.kept_layers(size, model.linears)) for size in sizes}
+    return ", ".join(str(size) for size, count in left.items() if count == min(left.values()))
+
+
+def _refuse(
+    method: str,
+    container: PackedContainer,
+    group_size: int,
+    model: ModelFacts,
+    valid: str,
+    *,
+    whole: bool,
+) -> None:
+    odd = [name for name, shape in model.linears.items() if not container.packs(shape)]
+    minority = 2 * _weights(model, odd) < _weights(model, model.linears)
+    if odd and (whole or not minority):
+        outputs, inputs = model.linears[odd[0]]
+        way_out = "; quant=rtn leaves such layers in 16 bits" if minority else ""
+        raise IncompatibleTrial(
+            f"{method} packs {container.packed_sides} by 32, but {odd[0]} is {outputs} x {inputs}"
+            f"{way_out}"
+        )
+    for layer, shape in model.linears.items():
+        if layer not in odd and not container.fits(group_size, shape):
+            raise IncompatibleTrial(
+                f"{method}: group_size={group_size} does not divide the {shape[1]} inputs of "
+                f"{layer}; for this model: {valid}"
+            )
