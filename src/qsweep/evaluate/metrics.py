@@ -8,7 +8,6 @@ one over windows.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from qsweep.evaluate.verdicts import BOUNDS
@@ -156,32 +155,13 @@ def quality_per_gb(value: float, size_gb: float) -> float:
     return value / size_gb if value > 0 else value
 
 
-@lru_cache
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence.
+    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence."""
+    from scipy.special import stdtrit
 
-    With t = sqrt(v) tan(a), P(|T| < t) = int_0^a cos^(v-1) / int_0^(pi/2) cos^(v-1): both by
-    Simpson's rule, the equation by bisection. Good to six digits.
-    """
     if freedom < 1:
         raise ValueError("at least one degree of freedom")
-    if freedom > 100_000:
-        return student_t(100_000, confidence)
-    # All of the mass lies within a few 1/sqrt(v) of 0, where the grid must be fine.
-    end = min(math.pi / 2, 40 / math.sqrt(freedom))
-
-    def mass(angle: float, steps: int = 2000) -> float:
-        width = angle / steps
-        inner = sum(
-            (4 if i % 2 else 2) * math.cos(i * width) ** (freedom - 1) for i in range(1, steps)
-        )
-        return (1 + inner + max(math.cos(angle), 0.0) ** (freedom - 1)) * width / 3
-
-    whole, low, high = mass(end), 0.0, end
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mass(middle) < confidence * whole else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _exp(value: float) -> float:
