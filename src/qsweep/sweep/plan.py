@@ -27,7 +27,7 @@ from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
 from qsweep.text.stored import Text, text_of
 from qsweep.text.vocabulary import require_embeddings
-from qsweep.text.windows import PRESETS, Preset
+from qsweep.text.windows import PRESETS, Preset, preset_key
 
 _SPEED_PROTOCOL = 1
 
@@ -282,7 +282,7 @@ def _protocol(
 ) -> dict[str, Any]:
     return {
         "text": setting.texts[corpus.name].fingerprint,
-        "preset": preset,
+        "preset": preset_key(preset),
         "overrides": effective_preset(trial.eval, preset).overrides,
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],

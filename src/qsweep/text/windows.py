@@ -5,7 +5,7 @@ precedes them in the window) is what the presets differ in; docs/protocol.md des
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +64,34 @@ class Preset:
 
 
 PRESETS = {
-    "gptq": Preset("gptq", context=2048),
+    "paper": Preset("paper", context=2048),
     "llamacpp": Preset("llamacpp", context=512, joiner="", scoring="second half"),
     "strided": Preset("strided", context=1024, stride=512, scoring="new"),
 }
+# What ``paper`` was called first, after the GPTQ paper; it remains so in the keys of measurements,
+# which would all be made anew under another name.
+PRESET_ALIASES = {"gptq": "paper"}
+_NAMES_IN_KEYS = {name: alias for alias, name in PRESET_ALIASES.items()}
+
+
+def preset_name(name: str) -> str:
+    """A preset's name, also where it is called by an alias: in a configuration, in an old record."""
+    return PRESET_ALIASES.get(name, name)
+
+
+def preset_key(name: str) -> str:
+    """What a preset is called in keys of measurements."""
+    return _NAMES_IN_KEYS.get(name, name)
+
+
+def with_preset_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed configuration whose ``eval.presets`` are called by their names, each once."""
+    evaluation = config.get("eval")
+    presets = evaluation.get("presets") if isinstance(evaluation, Mapping) else None
+    if not isinstance(presets, (list, tuple)) or not all(isinstance(n, str) for n in presets):
+        return dict(config)
+    names = list(dict.fromkeys(map(preset_name, presets)))
+    return {**config, "eval": {**evaluation, "presets": names}}  # type: ignore[dict-item]
 
 
 @dataclass(frozen=True, eq=False)
