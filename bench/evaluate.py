@@ -284,9 +284,9 @@ def body_alone(model, windows) -> None:
     """What no perplexity can be faster than: the same windows through the body, in qsweep's batches."""
     import torch
 
-    from qsweep.evaluate.engine import batch_size, open_engine, quick_memory
+    from qsweep.evaluate.engine import batch_size, keep_freed_memory, open_engine
 
-    with torch.inference_mode(), quick_memory(model.device):
+    with torch.inference_mode(), keep_freed_memory(model.device):
         batch = batch_size(open_engine(model, windows), windows.ids.shape[1])
         for ids in windows.ids.to(model.device).split(batch):
             model.model(input_ids=ids, use_cache=False)

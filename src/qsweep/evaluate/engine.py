@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
-from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split
+from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split_model
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Engine:
 def open_engine(model: "PreTrainedModel", windows: "Windows") -> Engine:
     """Split a model into body and head if that gives its own logits on the first window's begin."""
     ids = windows.ids[:1, :_CHECKED_TOKENS].to(model.device)
-    if found := split(model, ids):
+    if found := split_model(model, ids):
         return Engine(model, *found)
     logits = model(input_ids=ids[:, :1], use_cache=False).logits
     return Engine(model, None, KeptLogits(logits.shape[-1], logits.device))
@@ -114,7 +114,7 @@ def run_windows(
         end = min(begin + batch, count)
         first, last = offsets[begin], offsets[end]
         try:
-            with never_packed():
+            with without_packing_check():
                 features = engine.features(ids[begin:end])
             chosen = rows[first:last]
             local = (chosen - begin * context).to(features.device)
@@ -147,7 +147,7 @@ def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, l
 
 
 @contextlib.contextmanager
-def never_packed() -> Iterator[None]:
+def without_packing_check() -> Iterator[None]:
     """Spare transformers the question whether a window holds several sequences: none does.
 
     It looks for them in the position ids before every forward that has neither mask nor cache, and
@@ -168,7 +168,7 @@ def never_packed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quick_memory(device: Any) -> Iterator[None]:
+def keep_freed_memory(device: Any) -> Iterator[None]:
     """Let the C library keep what is freed, while a CPU computes.
 
     By default glibc returns buffers of some megabytes to the system, and gets them back page by

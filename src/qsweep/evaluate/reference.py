@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_json
 from qsweep.base.progress import Progress, silent
-from qsweep.evaluate.engine import open_engine, quick_memory, run_windows
-from qsweep.evaluate.head import KeptLogits, OutputHead, agree, load_output_head
+from qsweep.evaluate.engine import keep_freed_memory, open_engine, run_windows
+from qsweep.evaluate.head import KeptLogits, OutputHead, load_output_head, logits_agree
 from qsweep.evaluate.measurement import Measurement
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
@@ -185,7 +185,7 @@ def build_reference(
     with (
         _Writer(out, count, shard_bytes) as writer,
         torch.inference_mode(),
-        quick_memory(model.device),
+        keep_freed_memory(model.device),
     ):
         engine = open_engine(model, windows)
         head, tile = engine.head, choose_tile([engine.head])
@@ -262,7 +262,7 @@ def open_reference(
     )
     with torch.inference_mode():
         rebuilt = head.logits(reference.features(slice(0, len(probe))).to(device)).cpu()
-    if not agree(rebuilt, probe, dtype):
+    if not logits_agree(rebuilt, probe, dtype):
         raise QsweepError(
             f"{source}: its output head does not give the logits that were cached for it; "
             f"if the model was changed, delete {path}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from qsweep.base.errors import BackendUnavailable
 from qsweep.base.progress import Progress, silent
-from qsweep.evaluate.footprint import GPUMemory, Memory, ResidentMemory, TorchMemory
+from qsweep.evaluate.footprint import GPUMemory, MemoryMeter, ResidentMemory, TorchMemory
 from qsweep.evaluate.serving import kld_native
 from qsweep.formats.artifact import Artifact
 
@@ -27,7 +27,7 @@ REPEATS = 3
 _DECODE_S = 3.0
 
 
-class Engine(Protocol):
+class SequenceRunner(Protocol):
     """Something that runs one sequence and has finished when its methods return."""
 
     def prefill(self, tokens: list[int]) -> None:
@@ -113,7 +113,7 @@ def measure_speed(
     }
 
 
-def _warm_up(engine: Engine, prompt: list[int], decode_tokens: int) -> int:
+def _warm_up(engine: SequenceRunner, prompt: list[int], decode_tokens: int) -> int:
     """Let kernels be compiled and caches filled; returns how many tokens to decode in a repeat."""
     engine.prefill(prompt)
     engine.decode(2)
@@ -124,7 +124,9 @@ def _warm_up(engine: Engine, prompt: list[int], decode_tokens: int) -> int:
 
 
 @contextlib.contextmanager
-def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Iterator[Engine]:
+def _engine(
+    artifact: Artifact, device: str, context: int, trusted: bool
+) -> Iterator[SequenceRunner]:
     import torch
 
     if artifact.format == "gguf":
@@ -268,7 +270,7 @@ def _on_gpu(artifact: Artifact, device: str) -> bool:
     return can_use_gpu()
 
 
-def _memory(artifact: Artifact, device: str) -> Memory:
+def _memory(artifact: Artifact, device: str) -> MemoryMeter:
     if not _on_gpu(artifact, device):
         return ResidentMemory()
     return GPUMemory(device) if artifact.format == "gguf" else TorchMemory(device)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import QsweepError, TrialFailed
 from qsweep.base.nonfinite import origin
 from qsweep.tasks.attention import (
-    forget_length,
     is_recurrent,
     of_layers,
+    reset_rope_length,
     rope_boundaries,
     rounding,
 )
@@ -64,7 +64,7 @@ def generate(
         cached = not rows or not is_recurrent(lm.model) or _runs_cached(lm, min(rows, key=len))
         padded, several = True, size > 1
         if several:
-            padded, several = _together(lm, rows, min(new, default=1), cached)
+            padded, several = _batching_allowed(lm, rows, min(new, default=1), cached)
         size = size if several else 1
         while begin < len(order):
             first = order[begin]
@@ -139,7 +139,7 @@ def _runs_cached(lm: TextModel, prompt: list[int]) -> bool:
     return True
 
 
-def _together(
+def _batching_allowed(
     lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool
 ) -> tuple[bool, bool]:
     """Whether prompts may be filled up on the left, and whether several may be decoded at once.
@@ -153,13 +153,13 @@ def _together(
     fixed = not is_recurrent(lm.model) and not any(
         rope_boundaries(lm.model.config.get_text_config())
     )
-    if fixed and _as_alone(lm, [order[-1], order[0]], new, cached):
+    if fixed and _steps_match_alone(lm, [order[-1], order[0]], new, cached):
         return True, True
     pair = next((p for p in pairwise(order) if len(p[0]) == len(p[1]) and p[0] != p[1]), None)
-    return False, pair is not None and _as_alone(lm, pair, new, cached)
+    return False, pair is not None and _steps_match_alone(lm, pair, new, cached)
 
 
-def _as_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
+def _steps_match_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
     # Whether prompts that are decoded together begin as each does alone.
     import torch
 
@@ -190,7 +190,7 @@ def _first_steps(
     pad = _pad(lm)
     ids, mask = _left_padded(rows, pad)
     model: Any = lm.model
-    forget_length(model)
+    reset_rope_length(model)
     found = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),
@@ -240,7 +240,7 @@ def _generate(
     if sampling.do_sample:
         torch.manual_seed(0)
     model: Any = lm.model
-    forget_length(model)
+    reset_rope_length(model)
     produced = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),

@@ -14,7 +14,7 @@ from qsweep.base.progress import Progress
 from qsweep.tasks.harness_catalogue import Leaf
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
-from qsweep.tasks.text_model import steps
+from qsweep.tasks.text_model import labelled
 
 # The capability of a task or group whose name begins so; the longest counts.
 _CAPABILITY = {
@@ -111,7 +111,7 @@ class HarnessTask:
         if self.options.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=self.options.num_fewshot)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        adapter = harness_model(lm, steps(progress, f"task {self.name}"))
+        adapter = harness_model(lm, labelled(progress, f"task {self.name}"))
         found = evaluator.evaluate(
             lm=adapter,
             task_dict={"tasks": {self.name: task}},
@@ -140,7 +140,7 @@ class HarnessTask:
         try:
             task = _load_task(self.leaf)
         except Exception as error:  # whatever datasets, the hub's client and tasks may raise
-            raise TaskUnavailable(f"{self.name}: {_in_words(error, self.leaf)}") from error
+            raise TaskUnavailable(f"{self.name}: {_one_line_of(error, self.leaf)}") from error
         if getattr(task, "UNSAFE_CODE", False) and not self.options.unsafe_code:
             raise TaskUnavailable(
                 f"{self.name}: the harness would run generated code without a sandbox; use "
@@ -285,7 +285,7 @@ def install_advice(module: str) -> str:
     return "its README in lm-evaluation-harness names the package to install"
 
 
-def _in_words(error: Exception, leaf: Leaf) -> str:
+def _one_line_of(error: Exception, leaf: Leaf) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, ModuleNotFoundError):
         return f"needs the module {error.name}: {install_advice(str(error.name))}"

@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError, TrialFailed
 from qsweep.base.nonfinite import origin
-from qsweep.evaluate.engine import batch_size, quick_memory
+from qsweep.evaluate.engine import batch_size, keep_freed_memory
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
-from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
+from qsweep.tasks.attention import (
+    full_attention_span,
+    keeps_rope_length,
+    reset_rope_length,
+    rounding,
+)
 from qsweep.tasks.requests import Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
 from qsweep.tasks.text_model import TextModel
@@ -52,7 +57,7 @@ def score_pairs(
         raise QsweepError("an empty continuation has no likelihood: no token is there to be scored")
     results: list[Likelihood | None] = [None] * len(pairs)
     lm.count("contexts_cut", sum(pair.length > lm.max_length for pair in pairs))
-    with torch.inference_mode(), quick_memory(lm.model.device):
+    with torch.inference_mode(), keep_freed_memory(lm.model.device):
         span = full_attention_span(lm.model, lm.engine.body)
         rows = make_rows(pairs, lm.max_length, _longest_row(lm), span, lm.start)
         shared = [row for row in rows if row.extent <= span]
@@ -120,7 +125,7 @@ def _score_batch(
     import torch
 
     inputs = _inputs(lm, batch, prefix)
-    forget_length(lm.model)
+    reset_rope_length(lm.model)
     features = _features(lm, inputs, prefix, cache, len(batch))
     width = inputs.ids.shape[1]
     at: list[int] = []
@@ -271,7 +276,7 @@ def _short_cuts_hold(lm: TextModel, rows: Sequence[Row], prefix: int) -> bool:
         while order:
             size = max(1, _rows_at_once(lm, order[0], prefix))
             batch, order = order[:size], order[size:]
-            if not _as_alone(lm, batch, batch, prefix, cache):
+            if not _scores_match_alone(lm, batch, batch, prefix, cache):
                 return False
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
@@ -290,12 +295,12 @@ def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
     shorter = [row for row in batched if row.length < batched[0].length]
     if not shorter:
         return True  # nothing is padded
-    if remembers_length(lm.model):
+    if keeps_rope_length(lm.model):
         return False
     long = batched[0]
     try:
         return all(
-            _as_alone(lm, [long, row], [row], 0, None)
+            _scores_match_alone(lm, [long, row], [row], 0, None)
             for row in {shorter[0], shorter[len(shorter) // 2], shorter[-1]}
         )
     except torch.OutOfMemoryError:
@@ -303,7 +308,7 @@ def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
         return False
 
 
-def _as_alone(
+def _scores_match_alone(
     lm: TextModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
 ) -> bool:
     # Whether a batch's continuations score as each does alone, in one text without a cache.

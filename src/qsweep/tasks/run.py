@@ -50,7 +50,7 @@ def missing(plans: Sequence[TaskPlan], store: Store) -> list[TaskPlan]:
     return [plan for plan in plans if not _finished(_find(store, plan.key))]
 
 
-def incomparable(plans: Sequence[TaskPlan], store: Store) -> bool:
+def lacks_reference(plans: Sequence[TaskPlan], store: Store) -> bool:
     """Whether the reference has no result at all of some task, not even that it failed."""
     return any(_find(store, plan.reference_key) is None for plan in plans)
 

@@ -86,7 +86,7 @@ def open_text(
             raw: Any = stack.enter_context(source)
             if unpack is not None:
                 raw = stack.enter_context(unpack(raw))
-            with decoded(raw, newline) as text:
+            with decode_stream(raw, newline) as text:
                 yield text
     except UnicodeDecodeError as error:
         place = f"byte {error.start}" if unpack is None else "once decompressed"
@@ -99,7 +99,7 @@ def open_text(
         raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
-def decoded(raw: IO[bytes], newline: str | None = None) -> IO[str]:
+def decode_stream(raw: IO[bytes], newline: str | None = None) -> IO[str]:
     """Bytes as text: UTF-8, with or without a byte order mark, UTF-16 or UTF-32 with one."""
     buffered: Any = raw if hasattr(raw, "peek") else io.BufferedReader(_Readable(raw))
     begin = buffered.peek(4)[:4]

@@ -179,7 +179,7 @@ def make_windows(
         ConfigError: The text is empty or too short for one window, or there is no BOS token where
             one is asked for.
     """
-    preset = within(preset, max_length)
+    preset = limited_to_model(preset, max_length)
     rule = bos_rule(tokenizer, model_type, bos)
     ids = token_ids(preset.joiner.join(documents), tokenizer)
     if not ids:
@@ -237,7 +237,7 @@ def _added_ids(tokenizer: Any) -> list[int]:
     return next((full[:at] for at in starts if full[at : at + len(bare)] == bare), [])
 
 
-def within(preset: Preset, max_length: int) -> Preset:
+def limited_to_model(preset: Preset, max_length: int) -> Preset:
     """A preset as a model that reads so many tokens at once is measured by. Raises ConfigError."""
     context = min(preset.context, max_length)
     stride = preset.stride

@@ -15,8 +15,8 @@ from typing import Any
 from qsweep.base.scratch import ScratchFolder
 from qsweep.tasks.sandbox import cgroup, walls
 from qsweep.tasks.sandbox.inside.confine import can_filter
-from qsweep.tasks.sandbox.inside.judge import LOST
-from qsweep.tasks.sandbox.process import Confined, Limits, resource_limits, start, watch
+from qsweep.tasks.sandbox.inside.judge import DISCONNECTED
+from qsweep.tasks.sandbox.process import Limits, SandboxedProcess, resource_limits, start, watch
 from qsweep.tasks.task import TaskUnavailable
 
 # Users that no system gives to anybody: of 2^31 numbers, those that not even systemd hands out.
@@ -26,7 +26,7 @@ _OVERHEAD = 32 << 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """Whether a program came through its test without an exception, else why not."""
 
     passed: bool
@@ -78,7 +78,7 @@ def find_sandbox(*, unsafe: bool = False) -> Sandbox:
 
 def run_program(
     sandbox: Sandbox, program: str, limits: Limits | None = None, *, test: str = ""
-) -> Outcome:
+) -> ProgramResult:
     """Run one Python program to its end, then its test; up to the first limit that either meets.
 
     The test runs in a process of its own, with the program's global names as if it stood below it.
@@ -88,7 +88,7 @@ def run_program(
     limits = limits or Limits()
     command = sandbox.command(limits.scratch_bytes)
     if command is None:
-        return Outcome(False, f"{sandbox.name} is not installed")
+        return ProgramResult(False, f"{sandbox.name} is not installed")
     token = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
         lent = contextlib.ExitStack()
@@ -104,7 +104,7 @@ def run_program(
                 [ends[1], verdict_in],
             ),
         ]
-        processes: list[Confined] = []
+        processes: list[SandboxedProcess] = []
         try:
             for order, descriptors in roles:
                 group = stack.enter_context(_group(sandbox, limits))
@@ -113,21 +113,21 @@ def run_program(
                 stack.callback(process.end)
                 processes.append(process)
         except OSError as error:
-            return Outcome(False, f"cannot start: {error.strerror}")
+            return ProgramResult(False, f"cannot start: {error.strerror}")
         lent.close()
         printed, said, stopped = watch(processes, output, verdict, limits)
         text = printed.decode(errors="replace")
         if stopped:
-            return Outcome(False, stopped, text)
+            return ProgramResult(False, stopped, text)
         if said == token.encode():
-            return Outcome(True, "passed", text)
+            return ProgramResult(True, "passed", text)
         if said.startswith(b"!"):
-            return Outcome(False, said[1:].decode(errors="replace"), text)
+            return ProgramResult(False, said[1:].decode(errors="replace"), text)
         # The test says that the program is gone, or is gone itself.
-        gone = processes[0] if said == LOST.encode() else processes[1]
+        gone = processes[0] if said == DISCONNECTED.encode() else processes[1]
         gone.settle()
         gone.end()
-        return Outcome(False, gone.ending(limits), text)
+        return ProgramResult(False, gone.ending(limits), text)
 
 
 def run_programs(
@@ -135,7 +135,7 @@ def run_programs(
     programs: Sequence[tuple[str, str]],
     limits: Limits | None = None,
     progress: Callable[[float], None] = lambda _: None,
-) -> list[Outcome]:
+) -> list[ProgramResult]:
     """Run many pairs of program and test, as many at a time as there are cores.
 
     Returns outcomes in the programs' order.
@@ -143,7 +143,7 @@ def run_programs(
     done = 0
     outcomes = []
 
-    def run(pair: tuple[str, str]) -> Outcome:
+    def run(pair: tuple[str, str]) -> ProgramResult:
         return run_program(sandbox, pair[0], limits, test=pair[1])
 
     with ThreadPoolExecutor(_cores()) as pool:
@@ -163,7 +163,7 @@ def _pipe(stack: contextlib.ExitStack, lent: contextlib.ExitStack) -> tuple[int,
 
 def _group(
     sandbox: Sandbox, limits: Limits
-) -> "contextlib.AbstractContextManager[cgroup.Group | None]":
+) -> "contextlib.AbstractContextManager[cgroup.ControlGroup | None]":
     if sandbox.name == "none":
         return contextlib.nullcontext()
     return cgroup.limited(limits.memory_bytes + limits.scratch_bytes + _OVERHEAD)
