@@ -410,7 +410,7 @@ def test_logits_that_are_not_finite_name_the_window(pocket_dir, cut):
 
 def test_a_batch_that_does_not_fit_is_halved(model, cut):
     windows = cut()
-    engine = open_engine(model, windows)
+    engine = open_engine(model, windows.ids)
     seen = []
 
     class Tight(Engine):
@@ -432,7 +432,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, cut):
 
 def test_not_even_one_window(model, cut):
     windows = cut()
-    engine = open_engine(model, windows)
+    engine = open_engine(model, windows.ids)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

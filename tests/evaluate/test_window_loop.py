@@ -77,7 +77,7 @@ def test_transformers_is_kept_from_asking_whether_windows_are_packed(model, monk
 
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", ask)
     network = model[0]
-    before = open_engine(network, some_windows(1))
+    before = open_engine(network, some_windows(1).ids)
     asked.clear()
     measured = measure(network, some_windows(3), batch=1, engine=before)
     assert not asked

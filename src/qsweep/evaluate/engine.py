@@ -52,9 +52,14 @@ class Engine:
         return run_body(self.model, self.body, ids).flatten(0, 1)
 
 
-def open_engine(model: "PreTrainedModel", windows: "Windows") -> Engine:
-    """Split a model into body and head if that gives its own logits on the first window's begin."""
-    ids = windows.ids[:1, :_CHECKED_TOKENS].to(model.device)
+def open_engine(model: "PreTrainedModel", ids: "Tensor") -> Engine:
+    """Split a model into body and head if that gives its own logits on some tokens.
+
+    Args:
+        model: In evaluation mode, on its device.
+        ids: Any tokens, int64 [b, n]; the first of the first row are taken.
+    """
+    ids = ids[:1, :_CHECKED_TOKENS].to(model.device)
     if found := split_model(model, ids):
         return Engine(model, *found)
     logits = model(input_ids=ids[:, :1], use_cache=False).logits

@@ -159,6 +159,13 @@ def load_output_head(
 
     Where their names cannot be matched, the whole model is loaded on the CPU and its body dropped.
 
+    Args:
+        source: The checkpoint's directory.
+        body: The dotted name of its body.
+        dtype: The head's.
+        device: Where the head computes.
+        trust_remote_code: Whether Python code in ``source`` may run.
+
     Raises:
         CannotSplit: The model's forward cannot be split.
     """

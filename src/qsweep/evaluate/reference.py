@@ -175,6 +175,13 @@ def build_reference(
     Body and head are checked on the first window: if together they do not give the model's own
     logits, the logits are kept instead.
 
+    Args:
+        model: The unquantized model, in evaluation mode, on its device.
+        windows: What is scored.
+        out: An existing directory.
+        progress: Told how far the pass is.
+        shard_bytes: As much goes into one file.
+
     Raises:
         TrialFailed: A logit is not finite, or memory does not suffice for a single window.
     """
@@ -187,7 +194,7 @@ def build_reference(
         torch.inference_mode(),
         keep_freed_memory(model.device),
     ):
-        engine = open_engine(model, windows)
+        engine = open_engine(model, windows.ids)
         head, tile = engine.head, choose_tile([engine.head])
         kept = {
             "nll": torch.empty(count, device=head.device),

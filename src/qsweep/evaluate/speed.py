@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from qsweep.base.errors import BackendUnavailable
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.footprint import GPUMemory, MemoryMeter, ResidentMemory, TorchMemory
-from qsweep.evaluate.serving import kld_native
+from qsweep.evaluate.serving import kld_native, load_on
 from qsweep.formats.artifact import Artifact
 
 __all__ = ["kld_native", "measure_speed"]
@@ -142,9 +142,12 @@ def _engine(
         ) as model:
             yield _LlamaCpp(model)
         return
-    load = _load_transformers if artifact.format == "hf" else _load_gptqmodel
     with torch.inference_mode():
-        yield _Transformers(load(artifact, device, trusted), device)
+        if artifact.format == "hf":
+            model = load_on(device, artifact.path, trusted)
+        else:
+            model = _load_gptqmodel(artifact, device, trusted)
+        yield _Transformers(model, device)
 
 
 def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
@@ -175,22 +178,6 @@ def _gptqmodel() -> Any:
     import gptqmodel
 
     return gptqmodel
-
-
-def _load_transformers(artifact: Artifact, device: str, trusted: bool) -> Any:
-    import torch
-    from transformers import AutoConfig
-
-    from qsweep.models.architecture import load_model
-
-    return load_model(
-        artifact.path,
-        AutoConfig.from_pretrained(artifact.path, trust_remote_code=trusted),
-        dtype=torch.float32 if device == "cpu" else "auto",
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=trusted,
-    ).eval()
 
 
 def _load_gptqmodel(artifact: Artifact, device: str, trusted: bool) -> Any:

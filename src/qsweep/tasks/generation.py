@@ -40,6 +40,12 @@ def generate(
     A prompt has half of the context at least, and what is not wanted for new tokens; one that is
     longer loses its begin.
 
+    Args:
+        lm: The model.
+        prompts: Token ids; an empty one begins with the model's start token.
+        sampling: How much is generated, and how.
+        progress: Told the share that is done.
+
     Raises:
         QsweepError: The context is too short for a prompt and a new token.
         TrialFailed: A logit is not finite (the line names the step), or memory does not suffice for

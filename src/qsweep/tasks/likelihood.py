@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class _Scored:
-    nll: "Tensor"
-    greedy: "Tensor"
-
-
 def score_pairs(
     lm: TextModel, pairs: Sequence[Pair], progress: Callable[[float], None]
 ) -> list[Likelihood]:
@@ -59,7 +53,7 @@ def score_pairs(
     lm.count("contexts_cut", sum(pair.length > lm.max_length for pair in pairs))
     with torch.inference_mode(), keep_freed_memory(lm.model.device):
         span = full_attention_span(lm.model, lm.engine.body)
-        rows = make_rows(pairs, lm.max_length, _longest_row(lm), span, lm.start)
+        rows = make_rows(pairs, lm.max_length, max(1024, lm.max_length), span, lm.start)
         shared = [row for row in rows if row.extent <= span]
         apart = [row for row in rows if row.extent > span]
         prefix = common_prefix(shared)
@@ -73,10 +67,6 @@ def score_pairs(
         _run(lm, shared, prefix, checked, results, lambda done: progress(share * done))
         _run(lm, apart, 0, False, results, lambda done: progress(share + (1 - share) * done))
     return [result for result in results if result is not None]
-
-
-def _longest_row(lm: TextModel) -> int:
-    return max(1024, lm.max_length)
 
 
 def _run(
@@ -140,8 +130,7 @@ def _score_batch(
             branches.append(branch)
     device = features.device
     chosen = features.flatten(0, 1).index_select(0, torch.tensor(at, device=device))
-    scored = _score(lm, chosen, torch.tensor(targets, device=device))
-    nll, greedy = scored.nll.double().cpu(), scored.greedy.cpu()
+    nll, greedy = _score(lm, chosen, torch.tensor(targets, device=device))
     if not bool(torch.isfinite(nll).all()):
         raise TrialFailed(
             "the model's logits are not finite: " + origin(lm.model, _plain_ids(batch, nll))
@@ -213,9 +202,13 @@ def _features(lm: TextModel, inputs: _Inputs, prefix: int, cache: Any, rows: int
         more |= {"past_key_values": _expanded(cache, rows), "use_cache": True}
     else:
         more["use_cache"] = False
-    if lm.engine.body is None:
-        return lm.model(input_ids=inputs.ids, **more).logits
-    return lm.model.get_submodule(lm.engine.body)(input_ids=inputs.ids, **more)[0]
+    found = _body(lm)(input_ids=inputs.ids, **more)
+    return found.logits if lm.engine.body is None else found[0]
+
+
+def _body(lm: TextModel) -> Any:
+    # What makes the features: the whole model where it could not be split.
+    return lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
 
 
 def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor", "Tensor"]]:
@@ -225,8 +218,7 @@ def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor"
 
     cache = DynamicCache(config=lm.model.config.get_text_config())
     ids = torch.tensor([prefix], device=lm.model.device)
-    body = lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
-    body(input_ids=ids, past_key_values=cache, use_cache=True)
+    _body(lm)(input_ids=ids, past_key_values=cache, use_cache=True)
     layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
@@ -240,7 +232,11 @@ def _expanded(cache: Sequence[tuple["Tensor", "Tensor"]], rows: int) -> Any:
     return found
 
 
-def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> _Scored:
+def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    """NLL of each target, float64 [n], and whether it is the likeliest token, bool [n]; on the CPU.
+
+    Features are [n, width], targets int64 [n].
+    """
     import torch
 
     head = lm.engine.head
@@ -252,7 +248,7 @@ def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> _Scored:
         assert found.first is not None
         nll.append(found.nll)
         greedy.append(found.first == targets[part])
-    return _Scored(torch.cat(nll), torch.cat(greedy))
+    return torch.cat(nll).double().cpu(), torch.cat(greedy).cpu()
 
 
 def _rows_at_once(lm: TextModel, row: Row, prefix: int) -> int:

@@ -105,7 +105,15 @@ def start(
 ) -> SandboxedProcess:
     """Start a sandboxed interpreter on an order, which it reads from its standard input.
 
-    ``output`` takes what it prints, ``descriptors`` are what it is lent besides. Raises OSError.
+    Args:
+        command: Starts the interpreter.
+        order: Its role and what it needs, plain data.
+        group: The control group that it enters, if any.
+        output: File descriptor that takes what it prints.
+        descriptors: File descriptors that it is lent besides.
+
+    Raises:
+        OSError: It cannot be started.
     """
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(order).encode())
@@ -129,6 +137,12 @@ def watch(
     """Read until the verdict is there or a limit is met: output, verdict, which limit it was.
 
     A verdict is there when its pipe ends: whoever holds it has written it, or is gone.
+
+    Args:
+        processes: What is watched for its memory.
+        output: File descriptor of what they print.
+        verdict: File descriptor of the verdict.
+        limits: When to stop.
     """
     deadline = time.monotonic() + limits.wall_s
     look = time.monotonic() + _LOOK_EVERY_S

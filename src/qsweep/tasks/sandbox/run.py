@@ -84,6 +84,12 @@ def run_program(
     The test runs in a process of its own, with the program's global names as if it stood below it.
     Nothing that the program does in its process makes a test pass, but for what it returns. Without
     a test it passes where it comes to its end, and has only its own word for that.
+
+    Args:
+        sandbox: How both are cut off.
+        program: Python's text.
+        limits: For either process.
+        test: Python's text, which raises where the program is wrong.
     """
     limits = limits or Limits()
     command = sandbox.command(limits.scratch_bytes)
@@ -136,22 +142,27 @@ def run_programs(
     limits: Limits | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[ProgramResult]:
-    """Run many pairs of program and test, as many at a time as there are cores.
+    """Run many programs, as many at a time as there are cores.
 
-    Returns outcomes in the programs' order.
+    Args:
+        sandbox: How they are cut off.
+        programs: Pairs of program and test, see :func:`run_program`.
+        limits: For each.
+        progress: Told the share that is done.
+
+    Returns:
+        Outcomes in the programs' order.
     """
-    done = 0
-    outcomes = []
+    results = []
 
     def run(pair: tuple[str, str]) -> ProgramResult:
         return run_program(sandbox, pair[0], limits, test=pair[1])
 
     with ThreadPoolExecutor(_cores()) as pool:
-        for outcome in pool.map(run, programs):
-            outcomes.append(outcome)
-            done += 1
-            progress(done / len(programs))
-    return outcomes
+        for result in pool.map(run, programs):
+            results.append(result)
+            progress(len(results) / len(programs))
+    return results
 
 
 def _pipe(stack: contextlib.ExitStack, lent: contextlib.ExitStack) -> tuple[int, int]:

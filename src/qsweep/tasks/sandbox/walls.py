@@ -77,17 +77,7 @@ def unshare(user: int | None, scratch_bytes: int) -> list[str] | None:
     found = {name: shutil.which(name, path=path) for name in needed}
     if not all(found.values()):
         return None
-    command = [
-        "setpriv",
-        "--pdeathsig=KILL",
-        "unshare",
-        "--mount",
-        "--pid",
-        "--net",
-        "--ipc",
-        "--uts",
-        "--fork",
-    ]
+    command = "setpriv --pdeathsig=KILL unshare --mount --pid --net --ipc --uts --fork".split()
     command += ["--kill-child=KILL"] + (["--user", "--map-root-user"] if user is None else [])
     script = "\n".join(_mounts(scratch_bytes))
     environment = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]

@@ -83,7 +83,14 @@ class Peer:
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Have the other side do something; raises what it raises."""
+        """Have the other side do something; raises what it raises.
+
+        Args:
+            operation: What: see :meth:`_perform`.
+            target: The object that it is done to.
+            args: Arguments, of which plain data cross by value.
+            kwargs: Arguments by name.
+        """
         return self._ask(operation, lambda: self._encode(target), args, kwargs or {})
 
     def ask(self, number: int, operation: str, args: Sequence[Any]) -> Any:

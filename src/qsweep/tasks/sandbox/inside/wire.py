@@ -144,9 +144,13 @@ def encode(
     memory: SharedContainers | None = None,
     depth: int = 0,
 ) -> Any:
-    """A value as JSON; ``reference`` says how what is no plain data is referred to.
+    """A value as JSON.
 
-    With a ``memory``, containers that it knows are named by their numbers, and others get one.
+    Args:
+        value: Anything.
+        reference: Says how what is no plain data is referred to.
+        memory: Containers that it knows are named by their numbers, and others get one.
+        depth: How deep the value is nested in others.
     """
     kind = type(value)
     if value is None or kind in (bool, str):
@@ -175,7 +179,7 @@ def encode(
 def contents(
     value: Any, reference: Callable[[Any], Any], memory: SharedContainers | None, depth: int = 0
 ) -> Any:
-    """What a container holds, encoded."""
+    """What a container holds, encoded; arguments as for :func:`encode`."""
     if memory is not None and (number := memory.number(value)) is not None:
         memory.note(number)
 
@@ -235,7 +239,14 @@ def _decode(message: Any, reference: Callable[[Any], Any], memory: SharedContain
 def fill(
     value: Any, content: Any, reference: Callable[[Any], Any], memory: SharedContainers
 ) -> None:
-    """Let a container hold what :func:`contents` wrote, and nothing else."""
+    """Let a container hold what :func:`contents` wrote, and nothing else.
+
+    Args:
+        value: The container, which is changed.
+        content: What it shall hold, encoded.
+        reference: The object that a reference means.
+        memory: The containers that both sides know.
+    """
     if isinstance(value, bytearray):
         value[:] = bytes.fromhex(content)
     elif isinstance(value, dict):
