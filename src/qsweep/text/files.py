@@ -101,25 +101,10 @@ def open_text(
 
 def decode_stream(raw: IO[bytes], newline: str | None = None) -> IO[str]:
     """Bytes as text: UTF-8, with or without a byte order mark, UTF-16 or UTF-32 with one."""
-    buffered: Any = raw if hasattr(raw, "peek") else io.BufferedReader(_Readable(raw))
+    buffered: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)  # type: ignore[arg-type]
     begin = buffered.peek(4)[:4]
     encoding = next((name for mark, name in _MARKS if begin.startswith(mark)), "utf-8-sig")
     return io.TextIOWrapper(buffered, encoding=encoding, newline=newline)
-
-
-class _Readable(io.RawIOBase):
-    """What only has ``read``, such as one of pyarrow's streams, for a buffered reader."""
-
-    def __init__(self, source: Any):
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def read_text(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qsweep.tasks.sandbox import usage
 from qsweep.tasks.sandbox.cgroup import ControlGroup
-from qsweep.tasks.sandbox.walls import SCRATCH, SCRATCH_FILES
+from qsweep.tasks.sandbox.isolation import SCRATCH, SCRATCH_FILES
 
 # How often the memory of all processes is added up: what a core can fill meanwhile is 0.1 GB or so.
 _LOOK_EVERY_S = 0.05

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from qsweep.base.scratch import ScratchFolder
-from qsweep.tasks.sandbox import cgroup, walls
+from qsweep.tasks.sandbox import cgroup, isolation
 from qsweep.tasks.sandbox.inside.confine import can_filter
 from qsweep.tasks.sandbox.inside.judge import DISCONNECTED
 from qsweep.tasks.sandbox.process import Limits, SandboxedProcess, resource_limits, start, watch
@@ -43,12 +43,12 @@ class Sandbox:
     def command(self, scratch_bytes: int) -> list[str] | None:
         """The command line of an isolated interpreter; None where it cannot be had."""
         if self.name == "none":
-            return walls.unprotected(walls.interpreter())
+            return isolation.interpreter()
         root = os.geteuid() == 0
         user = _FIRST_USER + random.randrange(_USERS) if root else None  # noqa: S311
-        make = {"bubblewrap": walls.bubblewrap, "unshare": walls.unshare}[self.name]
+        make = {"bubblewrap": isolation.bubblewrap, "unshare": isolation.unshare}[self.name]
         prefix = make(user, scratch_bytes)
-        return None if prefix is None else [*prefix, *walls.interpreter()]
+        return None if prefix is None else [*prefix, *isolation.interpreter()]
 
 
 def find_sandbox(*, unsafe: bool = False) -> Sandbox:
@@ -182,7 +182,7 @@ def _group(
 
 def _common(sandbox: Sandbox, limits: Limits, stack: contextlib.ExitStack) -> dict[str, Any]:
     confined = sandbox.name != "none"
-    scratch = walls.SCRATCH
+    scratch = isolation.SCRATCH
     if not confined:
         scratch = stack.enter_context(ScratchFolder())
     return {

@@ -28,7 +28,7 @@ def exceeds_file_count(pid: int, folder: str, limit: int) -> bool:
     """Whether more than ``limit`` files lie in the file system of ``folder``, as a process sees it.
 
     Empty ones take memory that no process is charged with. ``pid`` is the first process of the
-    sandbox; those that see this machine's own folder, as until the walls stand, do not count.
+    sandbox; those that see this machine's own folder, as until it is cut off, do not count.
     """
     for member in _family(pid):
         seen = f"/proc/{member}/root{folder}"

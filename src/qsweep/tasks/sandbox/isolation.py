@@ -1,4 +1,4 @@
-"""The walls: command lines that start an interpreter cut off from the machine around it.
+"""Command lines that start an interpreter cut off from the machine around it.
 
 Either bubblewrap, or util-linux's ``unshare`` with a few mounts. Both give an own tree of processes
 (killed as one), no network, a read-only system without home directories, and a scratch directory of
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -157,8 +157,3 @@ def _help(program: str) -> str:
         ).stdout
     except OSError:
         return ""
-
-
-def unprotected(command: Sequence[str]) -> list[str]:
-    """No walls at all; what ``eval.unsafe_code=true`` falls back on."""
-    return list(command)
