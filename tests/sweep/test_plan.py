@@ -10,7 +10,7 @@ from helpers.configs import composed
 from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
-from qsweep.sweep.config import trial_config
+from qsweep.sweep.config import EvalConfig, trial_config
 from qsweep.sweep.plan import find_setting, make_plan
 
 GGUF = ["quant=gguf", "eval.kld_native=true"]
@@ -113,6 +113,7 @@ def test_a_presets_alias_is_the_preset_and_its_key_is_what_it_was(planned):
         assert [step.preset for step in plan.measurements] == ["paper"]
         assert plan.trial.resolved["eval"]["presets"] == ["paper"]
         assert plan.trial.written["eval"]["presets"] == ["paper"]
+    assert EvalConfig(presets=("strided", "gptq")).presets == ("strided", "paper")
     # stores of earlier versions are hit
     assert planned().measurements[0].identity["preset"] == "gptq"
 
@@ -216,7 +217,7 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
 
     script = (
         "import sys; from pathlib import Path; from test_config import composed\n"
-        "from qsweep.sweep.config import trial_config; from qsweep.base.store import Store\n"
+        "from qsweep.sweep.config import EvalConfig, trial_config; from qsweep.base.store import Store\n"
         "from qsweep.sweep.plan import find_setting, make_plan\n"
         "trial = trial_config(composed('quant=rtn', 'device=cpu', 'corpus=python_code'))\n"
         f"setting = find_setting(trial, Path({str(pocket_dir)!r}), Store(Path({str(tmp_path)!r})))\n"

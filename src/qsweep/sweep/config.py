@@ -14,7 +14,7 @@ from qsweep.base.shipped import choices
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
-from qsweep.text.windows import PRESET_ALIASES, PRESETS, with_preset_names
+from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
 from qsweep.tracking import TrackingConfig
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
@@ -70,6 +70,8 @@ class EvalConfig:
     unsafe_code: bool = False
 
     def __post_init__(self):
+        names = tuple(dict.fromkeys(map(preset_name, self.presets)))
+        object.__setattr__(self, "presets", names)  # frozen
         if not self.presets:
             raise ConfigError("eval.presets: name at least one of " + ", ".join(PRESETS))
         for preset in self.presets:
