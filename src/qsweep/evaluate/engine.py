@@ -140,8 +140,10 @@ def run_windows(
 
 
 def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, list[int]]":
-    # Where the predictions of scored tokens lie, counted over all positions of all windows, and how
-    # many precede each window's.
+    """Where the predictions of scored tokens lie, and how many precede each window's.
+
+    Places are counted over all positions of all windows, int64 [tokens].
+    """
     import torch
 
     context = windows.ids.shape[1]

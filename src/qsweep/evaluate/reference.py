@@ -84,7 +84,7 @@ class Shards:
         ]
 
     def read(self, tokens: slice) -> "Tensor":
-        """Rows of a contiguous range of tokens."""
+        """Features of a contiguous range of tokens: [n, width]."""
         import torch
 
         found, start = [], 0
@@ -112,6 +112,7 @@ class _Writer:
         self.ends: list[int] = []
 
     def add(self, features: "Tensor") -> None:
+        """Take the next features, [n, width]."""
         import torch
 
         while len(features):

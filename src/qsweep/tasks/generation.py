@@ -190,7 +190,7 @@ def _steps_match_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cache
 def _first_steps(
     lm: TextModel, rows: Sequence[list[int]], steps: int, cached: bool
 ) -> "list[Tensor]":
-    # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
+    """Log-probabilities of the first tokens after each prompt: per step float32 [rows, vocab]."""
     from transformers import GenerationConfig
 
     pad = _pad(lm)
@@ -273,7 +273,7 @@ def _pad(lm: TextModel) -> int:
 
 
 def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]":
-    # Ids and mask, both [b, n].
+    """Ids and attention mask, both int64 [b, n], filled up on the left."""
     import torch
 
     width = max(len(ids) for ids in batch)
@@ -289,6 +289,7 @@ class _FiniteLogits:
         self._lm, self._prompt = lm, prompt
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
+        """Ids int64 [b, n] so far and the next token's logits [b, vocab], handed on as they are."""
         import torch
 
         # A row whose highest logit is a number has neither NaN nor +inf; -inf alone is a mask.
@@ -313,6 +314,7 @@ def _stop_at(tokenizer: Any, until: Sequence[str], prompt: int) -> Any:
         """Ends a row once one of the stop texts is in what was generated."""
 
         def __call__(self, input_ids: "Tensor", scores: Any, **_: Any) -> "Tensor":
+            """Whether each row is over, bool [b]: ids so far, int64 [b, n]."""
             if not stops:
                 return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             begin = max(prompt, input_ids.shape[1] - longest)

@@ -224,6 +224,7 @@ def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor"
 
 
 def _expanded(cache: Sequence[tuple["Tensor", "Tensor"]], rows: int) -> Any:
+    """A cache for so many rows: keys and values [1, heads, n, size] -> [rows, heads, n, size]."""
     from transformers import DynamicCache
 
     found = DynamicCache()
@@ -329,7 +330,7 @@ def _texts(row: Row) -> Iterator[Row]:
 
 
 def _plain_ids(batch: Sequence[Row], nll: "Tensor") -> "torch.Tensor":
-    # The text of the first continuation whose NLL is not finite.
+    """The ids, int64 [n], up to the first continuation with an NLL [tokens] that is not finite."""
     import torch
 
     bad = int((~torch.isfinite(nll)).nonzero()[0, 0])

@@ -52,7 +52,7 @@ def paired_replicates(
 
 
 def interval(value: float, replicates: "NDArray") -> Estimate:
-    """The percentile interval of a value's bootstrap replicates."""
+    """The 95 % percentile interval of a value's bootstrap replicates, float [replicates]."""
     import numpy
 
     low, high = numpy.quantile(replicates, [0.025, 0.975])

@@ -252,7 +252,7 @@ def limited_to_model(preset: Preset, max_length: int) -> Preset:
 def _blocks(
     stream: list[int], preset: Preset, prefix: list[int]
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
-    # Non-overlapping windows; what remains at the end is dropped.
+    """Windows without overlap; what remains at the end is dropped: see :func:`_overlapping`."""
     import torch
 
     inner = preset.context - len(prefix)
@@ -277,8 +277,14 @@ def _blocks(
 def _overlapping(
     stream: list[int], preset: Preset, prefix: list[int]
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
-    # Windows begin at multiples of the stride; a token is scored in the first that holds it, where
-    # its context is longest. As https://huggingface.co/docs/transformers/perplexity does.
+    """Windows that begin at multiples of the stride.
+
+    A token is scored in the first that holds it, where its context is longest. As
+    https://huggingface.co/docs/transformers/perplexity does.
+
+    Returns:
+        Ids [windows, context], first scored position and length of each [windows], all int64.
+    """
     import torch
 
     assert preset.stride is not None
