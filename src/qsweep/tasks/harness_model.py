@@ -28,7 +28,7 @@ class DenseModel(TemplateLM):
     def __init__(self, lm: LanguageModel, progress: Callable[[float], None]):
         super().__init__()
         self._lm, self._progress = lm, progress
-        self.tokenizer, self.max_length, self.device = lm.tokenizer, lm.max_length, lm.model.device
+        self.tokenizer, self.max_length, self._device = lm.tokenizer, lm.max_length, lm.model.device
         self.rolling_tokens: dict[str, int] = {}
 
     @property
