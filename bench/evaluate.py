@@ -30,9 +30,9 @@ sys.path.insert(0, str(SRC))
 CONTENDERS = {
     "script": "usual script: batch 1, window 1024, stride 512, full logits",
     "lm-eval": "lm-evaluation-harness, rolling log-likelihood, batch 1",
-    "gptq": "qsweep, preset gptq",
+    "gptq": "qsweep, preset paper",
     "strided": "qsweep, preset strided",
-    "divergence": "qsweep, preset gptq, with divergence",
+    "divergence": "qsweep, preset paper, with divergence",
     "floor": "floor of gptq: transformer body alone",
     "floor-strided": "floor of strided: transformer body alone",
 }
@@ -230,7 +230,7 @@ def prepare(name: str, model, tokenizer, options: argparse.Namespace) -> Callabl
         return lambda: usual_script(model, ids.to(model.device))
     if name == "lm-eval":
         return rolling(model, tokenizer, text, min(limit, 2048))
-    preset = PRESETS["strided" if "strided" in name else "gptq"]
+    preset = PRESETS["strided" if "strided" in name else "paper"]
     windows = make_windows([text], tokenizer, preset, limit)
     if name.startswith("floor"):
         return lambda: body_alone(model, windows)
@@ -284,10 +284,10 @@ def body_alone(model, windows) -> None:
     """What no perplexity can be faster than: the same windows through the body, in qsweep's batches."""
     import torch
 
-    from qsweep.evaluate.engine import batch_size, open_engine, quick_memory
+    from qsweep.evaluate.engine import batch_size, keep_freed_memory, open_engine
 
-    with torch.inference_mode(), quick_memory(model.device):
-        batch = batch_size(open_engine(model, windows), windows.ids.shape[1])
+    with torch.inference_mode(), keep_freed_memory(model.device):
+        batch = batch_size(open_engine(model, windows.ids), windows.ids.shape[1])
         for ids in windows.ids.to(model.device).split(batch):
             model.model(input_ids=ids, use_cache=False)
 

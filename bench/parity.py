@@ -217,7 +217,7 @@ class Bench:
             )
         )
         length = min(model.facts.max_length, arguments.length)
-        preset = PRESETS["gptq"].override(context=length, max_windows=arguments.windows)
+        preset = PRESETS["paper"].override(context=length, max_windows=arguments.windows)
         test = load_documents(CorpusConfig("python", "python", split="test"))
         self._windows = make_windows(test, tokenizer, preset, length, model.facts.model_type)
         self._model = model

@@ -179,7 +179,7 @@ class TableLab:
             "measurements": [
                 {
                     "corpus": "python_docs",
-                    "preset": "gptq",
+                    "preset": "paper",
                     "primary": True,
                     "metrics": row["metrics"],
                     "verdict": row["verdict"],

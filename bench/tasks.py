@@ -135,13 +135,13 @@ def compare(
     """Time both sides on one task; the harness by the batch size that suits it best."""
     from lm_eval.models.huggingface import HFLM
 
-    from qsweep.tasks.harness_model import harness_model
+    from qsweep.tasks.harness_model import DenseModel
     from qsweep.tasks.model import LanguageModel
 
     clock = time.process_time if options.processor_time else time.perf_counter
 
     def ours() -> Any:
-        return harness_model(LanguageModel(model, tokenizer, context), lambda _: None)
+        return DenseModel(LanguageModel(model, tokenizer, context), lambda _: None)
 
     def theirs(batch: int) -> Callable[[], Any]:
         return lambda: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)

@@ -40,7 +40,7 @@ def _evaluate(lab: Lab, shape: str, ceiling: Ceiling) -> None:
     count = _WINDOWS[shape] // (4 if lab.quick and lab.on_gpu else 1)
     windows = random_windows(count, context, config.vocab_size)
     with torch.inference_mode():
-        batch = batch_size(open_engine(model, windows), context)
+        batch = batch_size(open_engine(model, windows.ids), context)
     lab.add(shape, "windows in a batch", batch, f"x {context} tokens")
     size = model.dtype.itemsize
     plain = evaluation_work(config, count, context, batch, size)

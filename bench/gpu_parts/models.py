@@ -117,14 +117,14 @@ def miniature(architecture: str, path: Path) -> Path:
 
 
 def random_windows(count: int, context: int, vocabulary: int) -> Any:
-    """Windows of random ids, every position but the first scored, as the preset gptq does."""
+    """Windows of random ids, every position but the first scored, as the preset ``paper`` does."""
     import torch
 
     from qsweep.text.windows import PRESETS, Windows
 
     ids = torch.randint(vocabulary, (count, context), generator=torch.Generator().manual_seed(0))
     full = torch.full((count,), context)
-    preset = PRESETS["gptq"].override(context=context)
+    preset = PRESETS["paper"].override(context=context)
     return Windows(ids, torch.ones_like(full), full, preset, "none")
 
 

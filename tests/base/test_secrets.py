@@ -145,14 +145,14 @@ def test_a_command_and_the_line_for_the_ui_hold_none():
 
 
 def test_the_store_holds_no_token_of_a_data_sets_address():
-    from qsweep.text.corpora import identity
+    from qsweep.text.corpora import corpus_identity
     from qsweep.text.corpus import CorpusConfig
 
     where = "https://me:s3cretpw@h/a.jsonl?sig=s3cretpw"
     with_token = CorpusConfig("x", "datasets", dataset="json", data_files=[where])
-    assert SECRET not in str(identity(with_token))
+    assert SECRET not in str(corpus_identity(with_token))
     plain_files = CorpusConfig("x", "datasets", dataset="json", data_files=["https://h/a.jsonl"])
-    assert identity(plain_files)["data_files"] == ["https://h/a.jsonl"]
+    assert corpus_identity(plain_files)["data_files"] == ["https://h/a.jsonl"]
 
 
 def test_an_experiment_that_holds_a_password_is_refused():

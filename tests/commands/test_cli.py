@@ -69,6 +69,7 @@ def test_the_job_configuration_is_printed():
         (["device=cuba"], "device=cuba: not a device; did you mean 'cuda'"),
         (["device=cuda:7"], "device=cuda:7"),
         (["eval.presets=[gtpq]"], "did you mean 'gptq'?"),
+        (["eval.presets=[papre]"], "did you mean 'paper'?"),
         (["eval.primary=wikitext2"], "eval.primary=wikitext2: not among the corpora"),
         (["n_jobs=0"], "n_jobs=0: a number from 1, or auto"),
         (["timeout_s=-1"], "timeout_s=-1"),

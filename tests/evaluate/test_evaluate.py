@@ -26,7 +26,7 @@ from qsweep.evaluate.scoring import Tile, score_against, token_parts
 from qsweep.text.windows import PRESETS, make_windows
 
 CONTEXT = 96
-OVERRIDES = {"gptq": {}, "llamacpp": {}, "strided": {"stride": 40}}
+OVERRIDES = {"paper": {}, "llamacpp": {}, "strided": {"stride": 40}}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def rounded(pocket_dir):
 
 @pytest.fixture(scope="module")
 def cut(tokenizer, text):
-    def make(preset="gptq", windows=5):
+    def make(preset="paper", windows=5):
         chosen = PRESETS[preset].override(context=CONTEXT, max_windows=windows, **OVERRIDES[preset])
         return make_windows(text, tokenizer, chosen, 1024)
 
@@ -98,7 +98,7 @@ def losses_of(model, ids, first, last):
     return functional.cross_entropy(logits[first - 1 : last - 1], targets, reduction="none")
 
 
-def plain_gptq(model, stream, context):
+def plain_paper(model, stream, context):
     return [
         losses_of(model, stream[a : a + context], 1, context)
         for a in range(0, len(stream) - context + 1, context)
@@ -139,7 +139,7 @@ def test_perplexity_is_a_plain_loops(preset, model, tokenizer, text, cut):
     found = measure(model, windows)
     joined = ("" if preset == "llamacpp" else "\n\n").join(text)
     stream = tokenizer(joined)["input_ids"]
-    loop = {"gptq": plain_gptq, "llamacpp": plain_llamacpp, "strided": plain_strided}[preset]
+    loop = {"paper": plain_paper, "llamacpp": plain_llamacpp, "strided": plain_strided}[preset]
     losses = loop(model, stream, CONTEXT, *OVERRIDES[preset].values())
     together = torch.cat(losses)
     torch.testing.assert_close(found.arrays["token_nll"].double(), together, rtol=1e-4, atol=1e-4)
@@ -149,7 +149,7 @@ def test_perplexity_is_a_plain_loops(preset, model, tokenizer, text, cut):
     sums = torch.stack([part.sum() for part in losses])
     torch.testing.assert_close(found.arrays["window_nll"], sums, rtol=1e-5, atol=1e-3)
     assert 1 < found.metrics["ppl"] < 500
-    if preset == "gptq":
+    if preset == "paper":
         means = [float(part.mean()) for part in losses]
         error = numpy.std(means, ddof=1) / math.sqrt(len(means)) * found.metrics["ppl"]
         assert found.metrics["ppl_stderr"] == pytest.approx(error, rel=1e-3)
@@ -159,7 +159,7 @@ def test_perplexity_is_a_plain_loops(preset, model, tokenizer, text, cut):
 def test_other_architectures(architecture, tiny_model, tokenizer, text, tmp_path):
     path = tiny_model(architecture)
     model = load(path)
-    windows = make_windows(text, tokenizer, PRESETS["gptq"].override(64, max_windows=3), 512)
+    windows = make_windows(text, tokenizer, PRESETS["paper"].override(64, max_windows=3), 512)
     losses = torch.cat([losses_of(model, ids, 1, 64) for ids in windows.ids.tolist()])
     found = measure(model, windows, cached(model, windows, tmp_path, path))
     assert found.metrics["ppl"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
@@ -213,7 +213,7 @@ def test_divergence_is_torchs(preset, model, rounded, cut, tmp_path, source):
     agreement = torch.cat(same).double()
     assert metrics["top1_agreement"] == pytest.approx(float(agreement.mean()), abs=1e-9)
     assert metrics["true_prob_rms"] == pytest.approx(float(change.square().mean().sqrt()), rel=1e-3)
-    if preset == "gptq":
+    if preset == "paper":
         means = [float(part.mean()) for part in kld]
         assert metrics["kld_stderr"] == pytest.approx(
             numpy.std(means, ddof=1) / math.sqrt(len(means)), rel=1e-3
@@ -410,7 +410,7 @@ def test_logits_that_are_not_finite_name_the_window(pocket_dir, cut):
 
 def test_a_batch_that_does_not_fit_is_halved(model, cut):
     windows = cut()
-    engine = open_engine(model, windows)
+    engine = open_engine(model, windows.ids)
     seen = []
 
     class Tight(Engine):
@@ -432,7 +432,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, cut):
 
 def test_not_even_one_window(model, cut):
     windows = cut()
-    engine = open_engine(model, windows)
+    engine = open_engine(model, windows.ids)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -167,7 +167,8 @@ def test_a_perplexity_beyond_floats_is_infinite_and_no_error():
 
 
 def test_paired_interval_is_scipys_t_interval_of_the_differences():
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     draw = numpy.random.default_rng(1)
     reference = draw.normal(3.0, 0.6, size=12)  # windows differ a lot
     measured = reference + draw.normal(0.05, 0.01, size=12)  # and together
@@ -205,10 +206,35 @@ def test_students_t_is_the_tables(freedom, value):
 
 def test_students_t_becomes_the_normal_distributions():
     assert student_t(100_000) == pytest.approx(1.95996, abs=1e-4)
-    assert student_t(10**9) == student_t(100_000)
+    assert student_t(10**9) == pytest.approx(1.959964, abs=1e-6)
     assert student_t(10, 0.99) == pytest.approx(3.1693, abs=1e-4)
     with pytest.raises(ValueError, match="degree of freedom"):
         student_t(0)
+
+
+# As stored measurements have them: computed by Simpson's rule and bisection, before scipy did it.
+@pytest.mark.parametrize(
+    ("freedom", "value"),
+    [
+        (1, 12.706204736244276),
+        (2, 4.302652729749229),
+        (3, 3.1824463052782153),
+        (9, 2.2621571627979575),
+        (93, 1.9858018143504614),
+        (140, 1.977053719654412),
+        (1000, 1.9623390808138594),
+    ],
+)
+def test_students_t_is_what_earlier_measurements_were_made_with(freedom, value):
+    assert student_t(freedom) == pytest.approx(value, rel=1e-11)
+
+
+def test_a_paired_interval_is_that_of_earlier_measurements():
+    sums, reference = torch.tensor([100.0, 120.5, 98.25, 130]), torch.tensor([99, 118, 98, 129.5])
+    found = ppl_ratio(sums, reference, torch.full((4,), 40))
+    assert found.value == pytest.approx(1.0269184276577525, rel=1e-12)
+    assert found.low == pytest.approx(0.9865634276217082, rel=1e-12)
+    assert found.high == pytest.approx(1.0689241335504238, rel=1e-12)
 
 
 def test_quantiles_are_numpys_also_for_more_values_than_torch_takes():

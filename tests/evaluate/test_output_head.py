@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from qsweep.evaluate.head import (
+    CannotSplit,
     KeptLogits,
-    NoShortcut,
     OutputHead,
-    agree,
     load_output_head,
+    logits_agree,
     possible_bodies,
     run_body,
-    split,
+    split_model,
 )
 
 SMALL = {
@@ -83,7 +83,7 @@ def ids():
 def test_body_and_head_give_the_models_own_logits(architecture, ids):
     model = make(architecture)
     own = model(input_ids=ids).logits[0]
-    found = split(model, ids)
+    found = split_model(model, ids)
     assert found is not None, "the split was not found"
     body, head = found
     hidden = run_body(model, body, ids)[0]
@@ -104,13 +104,13 @@ def test_the_bare_matrix_product_would_be_wrong_for_these(architecture, ids):
     model = make(architecture)
     hidden = run_body(model, "model", ids)[0]
     bare = hidden @ model.get_output_embeddings().weight.T
-    assert not agree(bare, model(input_ids=ids).logits[0], torch.float32)
+    assert not logits_agree(bare, model(input_ids=ids).logits[0], torch.float32)
 
 
 @torch.inference_mode()
 def test_a_soft_cap_caps(ids):
     model = make("gemma2")
-    _, head = split(model, ids)
+    _, head = split_model(model, ids)
     hidden = run_body(model, "model", ids)[0]
     capped = head.logits(hidden)
     assert capped.abs().max() <= 3
@@ -123,7 +123,7 @@ def test_a_soft_cap_caps(ids):
 def test_a_head_is_loaded_without_its_body(architecture, ids, tmp_path):
     model = make(architecture, torch.bfloat16)
     model.save_pretrained(tmp_path)
-    body, _ = split(model, ids)
+    body, _ = split_model(model, ids)
     head = load_output_head(tmp_path, body, torch.bfloat16, "cpu")
     hidden = run_body(model, body, ids)[0]
     own = model(input_ids=ids).logits[0]
@@ -134,7 +134,7 @@ def test_a_head_is_loaded_without_its_body(architecture, ids, tmp_path):
 @torch.inference_mode()
 def test_wider_states_are_computed_in_their_own_dtype(ids):
     model = make("llama", torch.bfloat16)
-    _, head = split(model, ids)
+    _, head = split_model(model, ids)
     hidden = run_body(model, "model", ids)[0]
     expected = hidden.float() @ model.lm_head.weight.float().T
     torch.testing.assert_close(head.logits(hidden.float()), expected)
@@ -156,13 +156,13 @@ def test_a_model_whose_logits_are_more_than_head_of_body_is_not_split(ids):
     plain = make("llama")
     model = Crooked(plain.config).eval()
     model.load_state_dict(plain.state_dict())
-    assert split(model, ids) is None
+    assert split_model(model, ids) is None
 
 
 def test_a_model_without_a_head_of_its_own_is_refused():
     model = make("llama")
     model.lm_head = None
-    with pytest.raises(NoShortcut):
+    with pytest.raises(CannotSplit):
         OutputHead(model, "model")
 
 
@@ -174,13 +174,13 @@ def test_agreement_is_up_to_rounding_of_the_largest_logit():
     own = torch.randn(5, 9) * 10
     scale = float(own.abs().max())
     eps = torch.finfo(torch.bfloat16).eps
-    assert agree(own + 7 * eps * scale, own, torch.bfloat16)
-    assert not agree(own + 9 * eps * scale, own, torch.bfloat16)
-    assert not agree(own + 7 * eps * scale, own, torch.float32)
-    assert not agree(own[:, :8], own, torch.float32)
+    assert logits_agree(own + 7 * eps * scale, own, torch.bfloat16)
+    assert not logits_agree(own + 9 * eps * scale, own, torch.bfloat16)
+    assert not logits_agree(own + 7 * eps * scale, own, torch.float32)
+    assert not logits_agree(own[:, :8], own, torch.float32)
     broken = own.clone()
     broken[0, 0] = float("nan")
-    assert not agree(broken, broken, torch.float32)
+    assert not logits_agree(broken, broken, torch.float32)
 
 
 def test_kept_logits_are_copied_so_that_they_can_be_worked_on():

@@ -95,14 +95,14 @@ def test_the_median_and_the_warm_up(tiny_model, monkeypatch):
     clock = iter(range(1000))
     seconds = {"now": 0.0}
 
-    class Engine:
+    class SequenceRunner:
         def prefill(self, tokens):
             seconds["now"] += [100, 1, 9, 2][min(next(clock), 3)]
 
         def decode(self, count):
             seconds["now"] += count * 0.5
 
-    monkeypatch.setattr(speed, "_engine", lambda *_: contextlib.nullcontext(Engine()))
+    monkeypatch.setattr(speed, "_engine", lambda *_: contextlib.nullcontext(SequenceRunner()))
     monkeypatch.setattr(speed, "_import_libraries", lambda *_: None)
     monkeypatch.setattr(speed.time, "perf_counter", lambda: seconds["now"])
     source = tiny_model("llama")

@@ -8,7 +8,7 @@ from transformers import masking_utils
 
 from qsweep.evaluate import build_reference, measure, open_reference, reference_measurement
 from qsweep.evaluate.engine import open_engine
-from qsweep.evaluate.head import split
+from qsweep.evaluate.head import split_model
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
@@ -77,7 +77,7 @@ def test_transformers_is_kept_from_asking_whether_windows_are_packed(model, monk
 
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", ask)
     network = model[0]
-    before = open_engine(network, some_windows(1))
+    before = open_engine(network, some_windows(1).ids)
     asked.clear()
     measured = measure(network, some_windows(3), batch=1, engine=before)
     assert not asked
@@ -123,6 +123,6 @@ def test_out_of_memory_is_not_taken_for_another_architecture(model):
     hook = network.get_output_embeddings().register_forward_pre_hook(starve)
     try:
         with pytest.raises(torch.OutOfMemoryError):
-            split(network, some_windows(1).ids)
+            split_model(network, some_windows(1).ids)
     finally:
         hook.remove()

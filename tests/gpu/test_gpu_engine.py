@@ -71,7 +71,7 @@ def test_nothing_in_the_loop_waits_for_the_device(source, cuda, tmp_path, shard_
     def watch(_, done):
         torch.cuda.set_sync_debug_mode("error" if done is not None and done < 1 else "default")
 
-    engine = open_engine(model, windows)
+    engine = open_engine(model, windows.ids)
     try:
         build_reference(model, windows, tmp_path, watch, shard_bytes=shard_bytes)
         reference = open_reference(tmp_path, source, cuda, torch.bfloat16)
@@ -87,7 +87,7 @@ def test_a_cache_made_through_pinned_memory_is_what_was_computed(source, cuda, t
     model = load(source, cuda, torch.bfloat16)
     reference = referenced(model, windows, source, torch.bfloat16, tmp_path)
     with torch.inference_mode():
-        engine = open_engine(model, windows)
+        engine = open_engine(model, windows.ids)
         size = batch_size(engine, windows.ids.shape[1])
         own = engine.features(windows.ids[:size].to(cuda)).cpu()
     width = windows.ids.shape[1]

@@ -63,7 +63,7 @@ def shown(records, width: int, *, terminal: bool) -> str:
     return out.getvalue()
 
 
-def measurement(ratio: float, half: float, size_gb: float, place=("python_docs", "gptq"), **more):
+def measurement(ratio: float, half: float, size_gb: float, place=("python_docs", "paper"), **more):
     quality = min(1.0, 1 - math.log(ratio) / math.log(1.2))
     metrics = {
         "ppl": 18.0 * ratio,
@@ -82,7 +82,7 @@ def measurement(ratio: float, half: float, size_gb: float, place=("python_docs",
     return {
         "corpus": place[0],
         "preset": place[1],
-        "primary": place == ("python_docs", "gptq"),
+        "primary": place == ("python_docs", "paper"),
         "key": "m",
         "metrics": metrics,
         "facts": {"windows": 41, "tokens_scored": 41943},

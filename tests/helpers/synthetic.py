@@ -10,7 +10,7 @@ from qsweep.evaluate.verdicts import verdict
 
 _FACTS = {
     "batch": 4, "bos": "stream", "context": 2048, "device_type": "cuda", "dtype": "bfloat16",
-    "head": "split", "overrides": {}, "preset": "gptq", "protocol": 1, "windows": 141,
+    "head": "split", "overrides": {}, "preset": "paper", "protocol": 1, "windows": 141,
     "tokens_scored": 288627,
 }  # fmt: skip
 _GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0"}
@@ -128,7 +128,7 @@ def _finish(record, ratios, log_ratio, size, bpw, format_, served, more):
         measured.append(
             {
                 "corpus": corpus,
-                "preset": "gptq",
+                "preset": "paper",
                 "primary": not measured,
                 "key": f"{record['key']}-{corpus}",
                 "metrics": metrics,

@@ -25,7 +25,7 @@ def record(
         return {
             "corpus": corpus,
             "preset": preset,
-            "primary": (corpus, preset) == ("python_docs", "gptq"),
+            "primary": (corpus, preset) == ("python_docs", "paper"),
             "key": "m",
             "metrics": {
                 "ppl": 18.0 * ratio * factor,
@@ -63,9 +63,9 @@ def record(
         if measured
         else None,
         "measurements": [
-            measurement("python_docs", "gptq", 1.0),
+            measurement("python_docs", "paper", 1.0),
             measurement("python_docs", "strided", 0.9),
-            measurement("python_code", "gptq", 0.5),
+            measurement("python_code", "paper", 0.5),
         ]
         if measured
         else [],

@@ -21,7 +21,7 @@ def measurement(folder, corpus, per_token, seed=0):
     ppl = float((nll.sum() / counts.sum()).exp())
     reference = float(hard.mean().exp())
     metrics = {"ppl": ppl, "ppl_ratio": ppl / reference}
-    return {"corpus": corpus, "preset": "gptq", "metrics": metrics, "file": str(folder)}
+    return {"corpus": corpus, "preset": "paper", "metrics": metrics, "file": str(folder)}
 
 
 def trial(folder, calibration, costs):

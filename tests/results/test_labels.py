@@ -13,7 +13,7 @@ BASE = {
     "calibration": {"name": "python", "source": "python", "split": "calibration",
                     "num_samples": 32, "max_seq_len": 512, "seed": 0},
     "corpus": {"python_docs": {"source": "python", "kind": "docs", "max_bytes": None}},
-    "eval": {"presets": ["gptq"], "max_windows": None, "dtype": "auto", "tasks": []},
+    "eval": {"presets": ["paper"], "max_windows": None, "dtype": "auto", "tasks": []},
     "quant": {"_target_": "x", "bits": 3, "damp_percent": 0.05},
     "device": "auto", "bits": 3, "seed": 0, "sweep": None, "outputs_dir": "o",
     "tracking": {"uri": "http://user:hunter2@host", "enabled": True},
@@ -45,7 +45,7 @@ def labels(*changes):
         ([{"calibration.num_samples": 8}, {}], [" num_samples=8", " num_samples=32"]),
         ([{"calibration.max_seq_len": 64}, {}], [" max_seq_len=64", " max_seq_len=512"]),
         ([{"eval.max_windows": 8}, {}], [" max_windows=8", ""]),
-        ([{"eval.presets": ["llamacpp"]}, {}], [" presets=llamacpp", " presets=gptq"]),
+        ([{"eval.presets": ["llamacpp"]}, {}], [" presets=llamacpp", " presets=paper"]),
         ([{"model.revision": "v2"}, {}], [" revision=v2", " revision=main"]),
         ([{"device": "cpu"}, {}], [" device=cpu", " device=auto"]),
         (

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.damage import JUNK, with_text_for_numbers
 from helpers.synthetic import synthetic
+from qsweep.results import comparable
 from qsweep.results.html.data import normalised
 from qsweep.results.record_file import read_record
 
@@ -21,6 +22,20 @@ def file(tmp_path):
 def test_what_a_sweep_writes_is_a_record(record, file):
     file.write_text(json.dumps(record))
     assert read_record(file) == json.loads(json.dumps(record))
+
+
+def test_an_older_versions_record_calls_the_preset_by_its_name_of_today(file):
+    new = synthetic(60)[0]
+    new["config"] = {"eval": {"presets": ["paper"]}}
+    old = json.loads(json.dumps(new).replace('"paper"', '"gptq"'))
+    assert old["measurements"][0]["preset"] == old["measurements"][0]["facts"]["preset"] == "gptq"
+    file.write_text(json.dumps(old))
+    assert read_record(file) == json.loads(json.dumps(new))
+    # so that the two stand in one table
+    assert comparable.measured_by(read_record(file)["measurements"][0]) == comparable.measured_by(
+        new["measurements"][0]
+    )
+    assert normalised(old)["measurements"] == normalised(new)["measurements"]
 
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)

@@ -283,7 +283,7 @@ def test_what_is_no_record_is_none(content):
 
 def test_records_of_an_older_version_with_missing_fields_are_shown():
     old = {"key": "k", "status": "finished", "measurements": [
-        {"corpus": "c", "preset": "gptq", "metrics": {"ppl": 5.0, "ppl_ratio": 1.1}},
+        {"corpus": "c", "preset": "paper", "metrics": {"ppl": 5.0, "ppl_ratio": 1.1}},
         {"corpus": "c"}, "nonsense"], "artifact": {"size_gb": 1.0}}  # fmt: skip
     page = render([SweepData("old", "", [normalised(old), normalised(reference())])])
     assert "measured by protocol unknown" in page and "1.100" in page

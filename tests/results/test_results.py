@@ -51,7 +51,7 @@ def degradation():
 
 def test_csv_has_the_promised_columns_first_and_one_row_per_place():
     records = sweep()
-    second = measurement(1.09, 0.01, 0.0063, place=("python_code", "gptq"))
+    second = measurement(1.09, 0.01, 0.0063, place=("python_code", "paper"))
     records[2]["measurements"].append(second)
     table = list(csv.DictReader(io.StringIO(to_csv(rows(records)))))
     assert ",".join(COLUMNS) == ISSUE_COLUMNS
@@ -209,7 +209,7 @@ def test_results_are_written_as_csv_and_markdown(tmp_path: Path):
     assert text.startswith("# demo\n")
     assert "`python -m qsweep -m bits=3,4,8`" in text
     assert "4 finished, 1 failed, 1 skipped" in text
-    assert "## python_docs, preset gptq" in text
+    assert "## python_docs, preset paper" in text
     assert "windows 41" in text
     assert "- failed: pocket awq 8-bit: killed by signal 9 \\| out of memory?" in text
     assert "All checks hold" in text

@@ -102,7 +102,7 @@ class FormulaLab:
             "measurements": [
                 {
                     "corpus": "text",
-                    "preset": "gptq",
+                    "preset": "paper",
                     "primary": True,
                     "metrics": metrics,
                     "verdict": verdict,

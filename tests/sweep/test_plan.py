@@ -10,7 +10,7 @@ from helpers.configs import composed
 from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
-from qsweep.sweep.config import trial_config
+from qsweep.sweep.config import EvalConfig, trial_config
 from qsweep.sweep.plan import find_setting, make_plan
 
 GGUF = ["quant=gguf", "eval.kld_native=true"]
@@ -105,6 +105,19 @@ def test_a_key_is_of_what_determines_the_result_and_of_nothing_else(planned, ove
     assert changed(planned(), planned(*overrides)) == expected
 
 
+def test_a_presets_alias_is_the_preset_and_its_key_is_what_it_was(planned):
+    first = planned("eval.presets=[paper]")
+    for presets in ("[gptq]", "[gptq,paper]"):
+        plan = planned(f"eval.presets={presets}")
+        assert changed(first, plan) == set()
+        assert [step.preset for step in plan.measurements] == ["paper"]
+        assert plan.trial.resolved["eval"]["presets"] == ["paper"]
+        assert plan.trial.written["eval"]["presets"] == ["paper"]
+    assert EvalConfig(presets=("strided", "gptq")).presets == ("strided", "paper")
+    # stores of earlier versions are hit
+    assert planned().measurements[0].identity["preset"] == "gptq"
+
+
 def test_a_stride_counts_for_the_preset_that_has_one(planned):
     strided = "eval.presets=[strided]"
     first, second = planned(strided), planned(strided, "eval.stride=8")
@@ -185,7 +198,7 @@ def test_the_reference_of_a_trial_is_the_trial_without_quantization(planned):
     reference, alone = plan.reference(), planned("quant=none", "eval.presets=[gptq,strided]")
     assert reference.key == alone.key != plan.key
     assert reference.reference() is reference and reference.is_reference
-    assert [m.preset for m in reference.measurements] == ["gptq", "strided"]
+    assert [m.preset for m in reference.measurements] == ["paper", "strided"]
     assert [m.primary for m in reference.measurements] == [True, False]
     # all of a model's trials share the reference's cache
     assert [m.reference for m in plan.measurements] == [
@@ -204,7 +217,7 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
 
     script = (
         "import sys; from pathlib import Path; from helpers.configs import composed\n"
-        "from qsweep.sweep.config import trial_config; from qsweep.base.store import Store\n"
+        "from qsweep.sweep.config import EvalConfig, trial_config; from qsweep.base.store import Store\n"
         "from qsweep.sweep.plan import find_setting, make_plan\n"
         "trial = trial_config(composed('quant=rtn', 'device=cpu', 'corpus=python_code'))\n"
         f"setting = find_setting(trial, Path({str(pocket_dir)!r}), Store(Path({str(tmp_path)!r})))\n"

@@ -36,7 +36,7 @@ def asked(tmp_path, pocket_dir, capsys):
         (["quant=rtn", "calibration.max_seq_len=10000000"], ""),  # it sees no text
         (["quant=gptq", "calibration.max_seq_len=10000000"], "samples are of 1024"),
         (["quant=gptq", "calibration.max_seq_len=1024"], ""),
-        (["quant=rtn", "eval.stride=8"], "changes nothing: preset gptq has no stride"),
+        (["quant=rtn", "eval.stride=8"], "changes nothing: preset paper has no stride"),
         (["quant=rtn", "eval.stride=8", "eval.presets=[gptq,strided]"], ""),
         (["quant=rtn", "eval.presets=[strided]", "eval.context=16"], ""),  # half of it, by default
     ],

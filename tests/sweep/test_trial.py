@@ -46,7 +46,7 @@ def test_two_presets_of_one_text_are_two_measurements(planned):
     store, plan = planned("quant=none", "eval.presets=[gptq,llamacpp,strided]")
     run_trial(plan, store, silent)
     found = finished_record(plan, store)["measurements"]
-    assert [m["preset"] for m in found] == ["gptq", "llamacpp", "strided"]
+    assert [m["preset"] for m in found] == ["paper", "llamacpp", "strided"]
     assert [m["facts"]["tokens_scored"] for m in found] == [126, 62, 63 + 32]
     assert all(m["metrics"]["kld"] == 0 for m in found)
 

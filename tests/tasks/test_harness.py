@@ -11,7 +11,6 @@ from qsweep.base.progress import silent
 from qsweep.tasks import harness_catalogue
 from qsweep.tasks.harness import HarnessTask, capability_of
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue, search
-from qsweep.tasks.harness_model import sampling
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.requests import Sampling
 from qsweep.tasks.suite import find_tasks, require_chat_template
@@ -268,9 +267,9 @@ def test_capabilities_by_the_longest_prefix():
 
 
 def test_generation_options_in_our_terms():
-    assert sampling({"until": "\n", "max_gen_toks": 9}) == Sampling(9, ("\n",))
-    assert sampling({"do_sample": False, "temperature": 0.0}) == Sampling(256)
-    drawn = sampling({"do_sample": True, "temperature": 0.8, "top_p": 0.9})
+    assert Sampling.of_harness({"until": "\n", "max_gen_toks": 9}) == Sampling(9, ("\n",))
+    assert Sampling.of_harness({"do_sample": False, "temperature": 0.0}) == Sampling(256)
+    drawn = Sampling.of_harness({"do_sample": True, "temperature": 0.8, "top_p": 0.9})
     assert drawn.do_sample and drawn.temperature == 0.8 and drawn.top_p == 0.9
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from qsweep.tasks.sandbox import Limits, run_program
-from qsweep.tasks.sandbox.inside.wire import Channel, Lost, decode, encode
+from qsweep.tasks.sandbox.inside.wire import Channel, Disconnected, decode, encode
 
 PROGRAM = """
 import collections, math
@@ -165,12 +165,12 @@ def test_what_no_encoder_writes_is_refused():
     for message in ([], {"is": "nothing"}, {"is": "int", "of": "zz"}, {"is": "list", "of": 5},
                     {"is": "dict", "of": [[1]]}, {"is": "set", "of": [{"is": "list", "of": []}]},
                     {"is": "__import__", "of": "os"}, 1.5):  # fmt: skip
-        with pytest.raises(Lost):
+        with pytest.raises(Disconnected):
             decode(message, lambda _: None)
     deep = None
     for _ in range(5000):
         deep = {"is": "list", "of": [deep]}
-    with pytest.raises(Lost):
+    with pytest.raises(Disconnected):
         decode(deep, lambda _: None)
 
 
@@ -196,8 +196,8 @@ def test_a_broken_message_is_a_lost_channel(content):
     with theirs:
         theirs.sendall(content)
         theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(Lost):
-            Channel(ours.detach(), lambda request: request).hear()
+        with pytest.raises(Disconnected):
+            Channel(ours.detach(), lambda request: request).receive_first()
 
 
 def test_either_side_may_ask_while_it_waits():
@@ -206,7 +206,7 @@ def test_either_side_may_ask_while_it_waits():
     second = Channel(theirs.detach(), lambda n: second.call(n - 1) + 1 if n else 0)
 
     def serve():
-        with pytest.raises(Lost):
+        with pytest.raises(Disconnected):
             second.serve_for_ever()
 
     thread = threading.Thread(target=serve)

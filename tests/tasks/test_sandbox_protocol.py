@@ -14,7 +14,7 @@ def say(message=None, raw=None, announced=None):
         except OSError: pass
 def ask(operation, args, target=('yours', 0)):
     say({'ask': {'changed': [], 'of': [operation, ref(*target), args, {}]}})
-def tell(of, **more): say({'answer': {'changed': [], 'of': of, **more}})
+def send_first(of, **more): say({'answer': {'changed': [], 'of': of, **more}})
 def ref(*of): return {'is': 'reference', 'of': list(of)}
 def box(number, *items): return {'is': 'list', 'number': number, 'of': list(items)}
 """

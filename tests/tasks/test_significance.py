@@ -33,6 +33,34 @@ def test_mcnemar_holds_for_numbers_beyond_a_float():
     assert mcnemar(9_900, 10_100) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
 
 
+# As records of earlier versions have them, which summed the tail in logarithms.
+@pytest.mark.parametrize(
+    ("better", "worse", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 9, 0.1459960937500003),
+        (2, 17, 0.0007286071777343732),
+        (40, 61, 0.04604406692934282),
+        (150, 210, 0.001834007417096024),
+    ],
+)
+def test_mcnemars_p_is_that_of_earlier_records(better, worse, p):
+    assert mcnemar(better, worse) == pytest.approx(p, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("score", "count", "low", "high"),
+    [
+        (0.6, 200, 0.5308367198423567, 0.6653942148238507),
+        (1 / 3, 12, 0.13812009012485987, 0.6093779130595061),
+        (1.0, 12, 0.7575059904469021, 1.0),
+    ],
+)
+def test_wilsons_interval_is_that_of_earlier_records(score, count, low, high):
+    found = wilson(score, count)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
 def test_holm_by_hand():
     # Sorted .01 .02 .03 .04 times 4, 3, 2, 1, then never falling.
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])

@@ -205,7 +205,7 @@ def test_nonfinite_logits_fail_a_perplexity_with_the_layer_too(tiny_model):
 
     lm = broken(tiny_model("llama"), "model.layers.0.self_attn.o_proj.weight")
     windows = make_windows(
-        ["some words " * 400], lm.tokenizer, PRESETS["gptq"].override(context=64), 512, "llama"
+        ["some words " * 400], lm.tokenizer, PRESETS["paper"].override(context=64), 512, "llama"
     )
     with pytest.raises(TrialFailed, match=r"model\.layers\.0\.self_attn\.o_proj"):
         measure(lm.model, windows)

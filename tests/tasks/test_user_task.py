@@ -166,21 +166,21 @@ def test_a_key_says_more_only_where_older_figures_were_wrong(tmp_path, pocket_di
     import shutil
 
     from qsweep.models.facts import read_facts
-    from qsweep.tasks.revisions import revisions
+    from qsweep.tasks.revisions import key_revisions
 
     facts = read_facts(pocket_dir, "pocket")
     call = {"q": "    return g(", "choices": [")", "x)"], "answer": ")"}
-    assert revisions(load(tmp_path), facts) == {}
-    assert revisions(load(tmp_path, [call]), facts) == {}  # a blank stands between
-    assert revisions(load(tmp_path, [call], separator=""), facts).keys() == {"cut"}
+    assert key_revisions(load(tmp_path), facts) == {}
+    assert key_revisions(load(tmp_path, [call]), facts) == {}  # a blank stands between
+    assert key_revisions(load(tmp_path, [call], separator=""), facts).keys() == {"cut"}
     exact = {"type": "exact_match", "choices": None}
-    assert revisions(load(tmp_path, **exact), facts) == {}
-    assert revisions(load(tmp_path, **exact, max_new_tokens=600), facts).keys() == {"room"}
+    assert key_revisions(load(tmp_path, **exact), facts) == {}
+    assert key_revisions(load(tmp_path, **exact, max_new_tokens=600), facts).keys() == {"room"}
     model = tmp_path / "sliding"
     shutil.copytree(pocket_dir, model)
     config = json.loads((model / "config.json").read_text())
     for sliding, said in ((128, {"full_attention_span": 128}), (4096, {}), (None, {})):
         (model / "config.json").write_text(json.dumps({**config, "sliding_window": sliding}))
         found = dataclasses.replace(facts, path=model)
-        assert revisions(load(tmp_path), found) == said
-        assert revisions(load(tmp_path, **exact), found) == {}
+        assert key_revisions(load(tmp_path), found) == said
+        assert key_revisions(load(tmp_path, **exact), found) == {}

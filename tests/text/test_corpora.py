@@ -12,13 +12,13 @@ from qsweep.base.store import Store
 from qsweep.text.corpora import (
     calibration_samples,
     check_amount,
-    covered,
-    identity,
+    corpus_identity,
+    covered_positions,
     load_documents,
     text_fingerprint,
 )
 from qsweep.text.corpus import CorpusConfig
-from qsweep.text.stored import text_of
+from qsweep.text.stored import stored_text
 
 LINES = ["First document.", "", "Drittes, mit Ümläuten: 日本語"]
 CHAT = [
@@ -209,30 +209,30 @@ def test_the_fingerprint_knows_where_documents_end():
 def test_the_identity_follows_the_file_and_what_is_taken_of_it_but_not_the_name(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
-    before = identity(file(path))
-    assert identity(CorpusConfig("other", "file", path=str(path))) == before
-    assert identity(file(path, max_bytes=2)) != before
+    before = corpus_identity(file(path))
+    assert corpus_identity(CorpusConfig("other", "file", path=str(path))) == before
+    assert corpus_identity(file(path, max_bytes=2)) != before
     os.utime(path, ns=(1, 1))
-    assert identity(file(path)) != before
+    assert corpus_identity(file(path)) != before
 
 
 def test_a_text_is_loaded_once_and_again_when_its_file_changed(tmp_path):
     store, path = Store(tmp_path / "store"), tmp_path / "a.txt"
     path.write_text("one \ud83d".encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
-    first = text_of(file(path), store)
+    first = stored_text(file(path), store)
     assert first.documents() == [path.read_text()]
     stamp = (first.path / "documents.json").stat().st_mtime_ns
-    again = text_of(file(path), store)
+    again = stored_text(file(path), store)
     assert again == first
     assert (again.path / "documents.json").stat().st_mtime_ns == stamp
     path.write_text("two")
-    changed = text_of(file(path), store)
+    changed = stored_text(file(path), store)
     assert changed.documents() == ["two"]
     assert changed.fingerprint != first.fingerprint
     # the same text from another file is the same text
     copy = tmp_path / "copy.txt"
     copy.write_text("two")
-    assert text_of(file(copy), store).fingerprint == changed.fingerprint
+    assert stored_text(file(copy), store).fingerprint == changed.fingerprint
 
 
 # calibration samples
@@ -302,7 +302,7 @@ def test_a_lone_surrogate_becomes_the_replacement_character_and_is_told(tmp_path
     expected = ["half \ufffd of one, and a whole \U0001f600"]
     assert load_documents(file(path)) == expected
     assert capsys.readouterr().err.count("1 lone surrogates") == 1
-    assert text_of(file(path), Store(tmp_path / "store")).documents() == expected
+    assert stored_text(file(path), Store(tmp_path / "store")).documents() == expected
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.CSV", "t.tsv"])
@@ -317,7 +317,7 @@ def test_a_column_of_a_table(tmp_path, name):
     assert load_documents(file(path, field="body")) == [*LINES, 'two\nlines, "quoted"']
     with pytest.raises(ConfigError, match=r"no column 'bodi'; did you mean 'body'"):
         load_documents(file(path, field="bodi"))
-    assert identity(file(path, field="body"))["read_as"] == ["table"]
+    assert corpus_identity(file(path, field="body"))["read_as"] == ["table"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
@@ -362,13 +362,13 @@ def test_binary_files_and_pipes_are_refused_at_once(tmp_path):
         with pytest.raises(ConfigError, match="is a (pipe|device), not a regular file"):
             load_documents(file(given))
         with pytest.raises(ConfigError, match="not a regular file"):
-            identity(file(given))
+            corpus_identity(file(given))
 
 
 def test_long_known_files_keep_their_identity(tmp_path):
     for name in ("a.txt", "a.jsonl", "a.json", "a.md", "a.rst"):
         (tmp_path / name).write_text("{}")
-        assert "read_as" not in identity(file(tmp_path / name))
+        assert "read_as" not in corpus_identity(file(tmp_path / name))
 
 
 def test_odd_json_is_one_line(tmp_path):
@@ -395,12 +395,12 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_while_planning(tmp_
     (model / "tokenizer.json").write_text(json.dumps(content))
     store, path = Store(tmp_path / "store"), tmp_path / "a.txt"
     path.write_text("nothing of it")
-    require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
+    require_embeddings(model, 4096, [("mine", stored_text(file(path), store))])
     path.write_text("a <new> word, now")
     with pytest.raises(
         ConfigError, match=r"mine: the text holds '<new>', .* token 4096 in .*tokenizer.json"
     ):
-        require_embeddings(model, 4096, [("mine", text_of(file(path), store))])
+        require_embeddings(model, 4096, [("mine", stored_text(file(path), store))])
     with pytest.raises(ConfigError, match=r"lies beyond the embedding's 4000 rows"):
         require_embeddings(model, 4000, [])
     require_embeddings(pocket_dir, 4096, [])
@@ -411,7 +411,7 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_while_planning(tmp_
     [([0], 5), ([0, 0, 0], 5), ([0, 2, 1], 5), ([9, 0], 3), ([3, 0, 50, 51, 4], 7)],
 )
 def test_windows_cover_what_lies_in_any_of_them(starts, length):
-    assert covered(starts, length) == len({s + i for s in starts for i in range(length)})
+    assert covered_positions(starts, length) == len({s + i for s in starts for i in range(length)})
 
 
 def test_samples_tell_how_much_of_the_text_they_hold(tokenizer):

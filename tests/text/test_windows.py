@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsweep.base.errors import ConfigError
-from qsweep.text.windows import PRESETS, Preset, bos_ids, bos_rule, make_windows, token_ids
+from qsweep.text.windows import (
+    PRESETS,
+    Preset,
+    bos_ids,
+    bos_rule,
+    make_windows,
+    preset_key,
+    preset_name,
+    token_ids,
+    with_preset_names,
+)
 
 DOCUMENTS = ["One sentence about nothing. " * 40, "", "def f(x):\n    return x + 1\n" * 60]
 
@@ -71,11 +81,11 @@ def with_bos(pocket_dir, tmp_path_factory):
     return AutoTokenizer.from_pretrained(path)
 
 
-# the gptq preset
+# the preset of the papers
 
 
-def test_gptq_windows_follow_each_other_and_the_rest_is_dropped():
-    windows = cut(1000, Preset("gptq", context=300))
+def test_windows_of_the_papers_preset_follow_each_other_and_the_rest_is_dropped():
+    windows = cut(1000, Preset("paper", context=300))
     assert windows.ids.tolist() == [list(range(a, a + 300)) for a in (0, 300, 600)]
     assert windows.tokens_scored == 3 * 299
     assert [token for token, _ in scored(windows)][:2] == [1, 2]
@@ -83,21 +93,21 @@ def test_gptq_windows_follow_each_other_and_the_rest_is_dropped():
 
 
 def test_documents_are_joined_by_a_blank_line_and_tokenized_once(tokenizer):
-    windows = make_windows(DOCUMENTS, tokenizer, PRESETS["gptq"].override(context=64), 1024)
+    windows = make_windows(DOCUMENTS, tokenizer, PRESETS["paper"].override(context=64), 1024)
     stream = tokenizer("\n\n".join(DOCUMENTS))["input_ids"]
     assert windows.ids.flatten().tolist() == stream[: len(stream) // 64 * 64]
     assert windows.bos == "none"
 
 
 def test_the_context_is_lowered_to_the_models_limit():
-    windows = cut(1000, PRESETS["gptq"], max_length=128)
+    windows = cut(1000, PRESETS["paper"], max_length=128)
     assert windows.ids.shape == (1000 // 128, 128)
     assert windows.facts()["context"] == 128
     assert windows.facts()["overrides"] == {}
 
 
 def test_bos_stands_once_at_the_begin_of_the_stream(with_bos):
-    windows = make_windows(DOCUMENTS, with_bos, PRESETS["gptq"].override(context=64), 1024)
+    windows = make_windows(DOCUMENTS, with_bos, PRESETS["paper"].override(context=64), 1024)
     # exactly what tokenizing the joined text as anyone would gives
     stream = with_bos("\n\n".join(DOCUMENTS))["input_ids"]
     assert stream[0] == 0 and 0 not in stream[1:]
@@ -107,7 +117,7 @@ def test_bos_stands_once_at_the_begin_of_the_stream(with_bos):
 
 def test_gemma_gets_bos_in_every_window_and_no_text_is_lost():
     tokenizer = Digits(adds=[1000], bos=1000)
-    windows = cut(1000, Preset("gptq", context=101), tokenizer, model_type="gemma3_text")
+    windows = cut(1000, Preset("paper", context=101), tokenizer, model_type="gemma3_text")
     assert windows.bos == "window"
     assert windows.ids[:, 0].eq(1000).all()
     assert windows.ids[:, 1:].flatten().tolist() == list(range(1000))
@@ -238,9 +248,9 @@ def test_only_the_first_windows(name):
 
 
 def test_facts_say_what_was_scored():
-    facts = cut(1000, PRESETS["gptq"].override(context=100)).facts()
+    facts = cut(1000, PRESETS["paper"].override(context=100)).facts()
     assert facts == {
-        "preset": "gptq",
+        "preset": "paper",
         "overrides": {"context": 100},
         "context": 100,
         "windows": 10,
@@ -261,17 +271,34 @@ def test_the_fingerprint_follows_the_ids_and_what_is_scored():
     assert cut(1000, half).fingerprint != first.fingerprint
 
 
+def test_the_default_preset_has_an_older_name():
+    assert [preset_name(name) for name in ("gptq", "paper", "strided")] == [
+        "paper",
+        "paper",
+        "strided",
+    ]
+    # in keys all presets are called what they always were
+    assert [preset_key(name) for name in PRESETS] == ["gptq", "llamacpp", "strided"]
+    config = {"bits": 4, "eval": {"presets": ["strided", "gptq", "paper"], "limit": None}}
+    assert with_preset_names(config) == {
+        "bits": 4,
+        "eval": {"presets": ["strided", "paper"], "limit": None},
+    }
+    for other in ({"eval": {"presets": "gptq"}}, {"eval": None}, {}, {"eval": {"presets": [4]}}):
+        assert with_preset_names(other) == other
+
+
 def test_an_override_equal_to_the_preset_is_none():
-    assert PRESETS["gptq"].override(context=2048).overrides == {}
-    assert PRESETS["gptq"].override(stride=7) == PRESETS["gptq"]
+    assert PRESETS["paper"].override(context=2048).overrides == {}
+    assert PRESETS["paper"].override(stride=7) == PRESETS["paper"]
 
 
 @pytest.mark.parametrize(
     ("documents", "preset", "message"),
     [
-        ([], "gptq", "the text is empty"),
+        ([], "paper", "the text is empty"),
         ([""], "llamacpp", "the text is empty"),
-        (numbers(100), "gptq", "too short: 100 tokens, and one window of preset gptq takes 2048"),
+        (numbers(100), "paper", "too short: 100 tokens, and one window of preset paper takes 2048"),
         (numbers(500), "llamacpp", "too short: 500 tokens, .* takes 512; .*lower eval.context"),
         (numbers(1), "strided", "too short: one token"),
     ],

@@ -228,7 +228,7 @@ def _identity(
 
 def _protocol(plan: Plan) -> dict[str, Any]:
     return {
-        f"{step.corpus.name} ({step.preset})": {
+        f"{step.corpus.name} ({step.identity['preset']})": {
             k: v for k, v in step.identity.items() if k != "artifact"
         }
         for step in plan.measurements

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
-from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split
+from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split_model
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +52,15 @@ class Engine:
         return run_body(self.model, self.body, ids).flatten(0, 1)
 
 
-def open_engine(model: "PreTrainedModel", windows: "Windows") -> Engine:
-    """Split a model into body and head if that gives its own logits on the first window's begin."""
-    ids = windows.ids[:1, :_CHECKED_TOKENS].to(model.device)
-    if found := split(model, ids):
+def open_engine(model: "PreTrainedModel", ids: "Tensor") -> Engine:
+    """Split a model into body and head if that gives its own logits on some tokens.
+
+    Args:
+        model: In evaluation mode, on its device.
+        ids: Any tokens, int64 [b, n]; the first of the first row are taken.
+    """
+    ids = ids[:1, :_CHECKED_TOKENS].to(model.device)
+    if found := split_model(model, ids):
         return Engine(model, *found)
     logits = model(input_ids=ids[:, :1], use_cache=False).logits
     return Engine(model, None, KeptLogits(logits.shape[-1], logits.device))
@@ -114,7 +119,7 @@ def run_windows(
         end = min(begin + batch, count)
         first, last = offsets[begin], offsets[end]
         try:
-            with never_packed():
+            with without_packing_check():
                 features = engine.features(ids[begin:end])
             chosen = rows[first:last]
             local = (chosen - begin * context).to(features.device)
@@ -135,8 +140,10 @@ def run_windows(
 
 
 def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, list[int]]":
-    # Where the predictions of scored tokens lie, counted over all positions of all windows, and how
-    # many precede each window's.
+    """Where the predictions of scored tokens lie, and how many precede each window's.
+
+    Places are counted over all positions of all windows, int64 [tokens].
+    """
     import torch
 
     context = windows.ids.shape[1]
@@ -147,7 +154,7 @@ def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, l
 
 
 @contextlib.contextmanager
-def never_packed() -> Iterator[None]:
+def without_packing_check() -> Iterator[None]:
     """Spare transformers the question whether a window holds several sequences: none does.
 
     It looks for them in the position ids before every forward that has neither mask nor cache, and
@@ -168,7 +175,7 @@ def never_packed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quick_memory(device: Any) -> Iterator[None]:
+def keep_freed_memory(device: Any) -> Iterator[None]:
     """Let the C library keep what is freed, while a CPU computes.
 
     By default glibc returns buffers of some megabytes to the system, and gets them back page by

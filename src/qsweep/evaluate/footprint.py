@@ -11,7 +11,7 @@ from typing import Protocol
 _STATUS = Path("/proc/self/status")
 
 
-class Memory(Protocol):
+class MemoryMeter(Protocol):
     """Something that was told when to begin watching."""
 
     def peak_bytes(self) -> int:

@@ -4,7 +4,7 @@ A causal language model is a *body* (embeddings, layers, last norm) and what its
 body's output: the linear output head, and around it whatever the architecture wants: soft-caps
 (Gemma 2), multipliers (Cohere), divisors (Granite), scaled inputs (MiniCPM). Here that forward is run
 as it is, on given hidden states instead of a body's, and perhaps with the head cut to a part of the
-vocabulary. Whoever uses this checks it once against the model's own logits with :func:`agree`.
+vocabulary. Whoever uses this checks it once against the model's own logits with :func:`logits_agree`.
 """
 
 import copy
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class NoShortcut(QsweepError):
+class CannotSplit(QsweepError):
     """The model's forward cannot be split into a body and a head."""
 
 
@@ -42,20 +42,20 @@ class OutputHead:
             body: The dotted name of its body, one of :func:`possible_bodies`.
 
         Raises:
-            NoShortcut: It has no output head beside its body.
+            CannotSplit: It has no output head beside its body.
         """
         import torch
 
         linear = model.get_output_embeddings()
         name = next((n for n, m in model.named_children() if m is linear), None)
         if linear is None or name is None or name == body.partition(".")[0]:
-            raise NoShortcut(f"{type(model).__name__}: its output head is not told apart")
+            raise CannotSplit(f"{type(model).__name__}: its output head is not told apart")
         self.vocab = int(linear.weight.shape[0])
         self.device = linear.weight.device
         self.sliceable = type(linear) is torch.nn.Linear and self.device.type != "meta"
-        self._given = _given(model.get_submodule(body))
-        self._slice = _slice(linear) if self.sliceable else None
-        self._shell = _exchange(model, body, self._given)
+        self._given = _body_stub(model.get_submodule(body))
+        self._slice = _sliceable_linear(linear) if self.sliceable else None
+        self._shell = _with_submodule(model, body, self._given)
         if self._slice is not None:
             self._shell._modules[name] = self._slice
 
@@ -97,7 +97,7 @@ class KeptLogits:
         return features[:, start:stop].to(self.device, torch.float32, copy=True)
 
 
-def split(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHead] | None:
+def split_model(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHead] | None:
     """Tell a model's body from its head, and check that the two together are the model.
 
     Args:
@@ -121,7 +121,7 @@ def split(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHead] | N
             raise  # says nothing of the model, though it is a RuntimeError
         except (QsweepError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             continue
-        if agree(torch.cat(parts, dim=1), own, hidden.dtype):
+        if logits_agree(torch.cat(parts, dim=1), own, hidden.dtype):
             return body, head
     return None
 
@@ -141,7 +141,7 @@ def run_body(model: "PreTrainedModel", body: str, ids: "Tensor") -> "Tensor":
     return model.get_submodule(body)(input_ids=ids, use_cache=False)[0]
 
 
-def agree(logits: "Tensor", own: "Tensor", dtype: "torch.dtype") -> bool:
+def logits_agree(logits: "Tensor", own: "Tensor", dtype: "torch.dtype") -> bool:
     """Whether rebuilt logits [n, vocab] are the model's own, up to rounding in its dtype."""
     import torch
 
@@ -159,15 +159,22 @@ def load_output_head(
 
     Where their names cannot be matched, the whole model is loaded on the CPU and its body dropped.
 
+    Args:
+        source: The checkpoint's directory.
+        body: The dotted name of its body.
+        dtype: The head's.
+        device: Where the head computes.
+        trust_remote_code: Whether Python code in ``source`` may run.
+
     Raises:
-        NoShortcut: The model's forward cannot be split.
+        CannotSplit: The model's forward cannot be split.
     """
     import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     model = empty_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    if not _fill(model, source, body, dtype, device):
+    if not _load_all_but_body(model, source, body, dtype, device):
         model = load_model(source, config, dtype=dtype, trust_remote_code=trust_remote_code)
         model.set_submodule(body, torch.nn.Identity())
         model = model.to(device)  # type: ignore[arg-type]
@@ -175,7 +182,7 @@ def load_output_head(
     return OutputHead(model, body)
 
 
-def _fill(
+def _load_all_but_body(
     model: "PreTrainedModel", source: Path, body: str, dtype: "torch.dtype", device: str
 ) -> bool:
     # Give a model on the meta device the weights of all that is not its body.
@@ -227,19 +234,19 @@ def _stored_names(model: "PreTrainedModel", name: str, stored: list[str]) -> Ite
             yield similar[0]
 
 
-def _exchange(model: Any, path: str, replacement: Any) -> Any:
+def _with_submodule(model: Any, path: str, replacement: Any) -> Any:
     # A shallow copy of a module in which one descendant is another; the original stays as it is.
     name, _, rest = path.partition(".")
     shell = copy.copy(model)
-    child = _exchange(model._modules[name], rest, replacement) if rest else replacement
+    child = _with_submodule(model._modules[name], rest, replacement) if rest else replacement
     shell.__dict__["_modules"] = {**model._modules, name: child}
     return shell
 
 
-def _given(body: Any) -> Any:
+def _body_stub(body: Any) -> Any:
     from torch import nn
 
-    class Given(nn.Module):
+    class BodyStub(nn.Module):
         """A body whose output is given. Its settings are the real one's, its parts are gone."""
 
         hidden = None
@@ -253,14 +260,14 @@ def _given(body: Any) -> Any:
                 raise AttributeError(f"{name} is not there: the body is replaced")
             return value
 
-    return Given()
+    return BodyStub()
 
 
-def _slice(linear: Any) -> Any:
+def _sliceable_linear(linear: Any) -> Any:
     from torch import nn
     from torch.nn.functional import linear as apply
 
-    class Slice(nn.Module):
+    class SliceableLinear(nn.Module):
         """A linear layer of which only the outputs in ``span`` are computed."""
 
         span: tuple[int, int] | None = None
@@ -279,7 +286,7 @@ def _slice(linear: Any) -> Any:
             except AttributeError:
                 return getattr(linear, name)
 
-    return Slice()
+    return SliceableLinear()
 
 
 class _BodyOutput:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import Progress, silent
-from qsweep.evaluate.engine import Engine, open_engine, quick_memory, run_windows
+from qsweep.evaluate.engine import Engine, keep_freed_memory, open_engine, run_windows
 from qsweep.evaluate.measurement import Measurement
 from qsweep.evaluate.metrics import clustered_mean, quantiles, rms, window_sums
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts, with_error
@@ -48,8 +48,8 @@ def measure(
 
     if reference is not None and reference.fingerprint != windows.fingerprint:
         raise ArtifactCorrupt("the cached reference was measured on other windows")
-    with torch.inference_mode(), quick_memory(model.device):
-        engine = engine or open_engine(model, windows)
+    with torch.inference_mode(), keep_freed_memory(model.device):
+        engine = engine or open_engine(model, windows.ids)
         tokens, batch = _score(engine, windows, reference, progress, batch, tile)
     for name, values in tokens.items():
         require_finite(values, windows, name, model)

@@ -8,7 +8,6 @@ one over windows.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from qsweep.evaluate.verdicts import BOUNDS
@@ -42,7 +41,7 @@ def kl_divergence(reference: "Tensor", measured: "Tensor") -> "Tensor":
 
 
 def shared_vocabulary(first: "Tensor", second: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """Both logits cut to the vocabulary that they share, from its begin."""
+    """Both logits [..., vocab] cut to the vocabulary that they share, from its begin."""
     shared = min(first.shape[-1], second.shape[-1])
     return first[..., :shared], second[..., :shared]
 
@@ -72,7 +71,7 @@ class Mean:
 
 
 def clustered_mean(sums: "Tensor", counts: "Tensor") -> Mean:
-    """Mean per token of windows with these sums and token counts, its error over windows.
+    """Mean per token of windows with these sums and token counts [windows], its error over windows.
 
     The mean is the ratio sum(S)/sum(n); its error is the linearised ratio estimator's,
     sqrt(W/(W-1) * sum (S_w - n_w mean)^2) / sum(n) (Cochran, Sampling Techniques, 6.3 and 9A.7),
@@ -97,7 +96,10 @@ def window_sums(values: "Tensor", counts: "Tensor") -> "Tensor":
 
 
 def perplexity(sums: "Tensor", counts: "Tensor") -> Mean:
-    """exp(sum of NLL / number of tokens), its error by the delta method: ppl * error of the log."""
+    """exp(sum of NLL / number of tokens) of sums in nats and token counts, both [windows].
+
+    Its error is the delta method's: ppl * error of the logarithm.
+    """
     log = clustered_mean(sums, counts)
     value = _exp(log.value)
     return Mean(value, None if log.stderr is None else value * log.stderr)
@@ -116,7 +118,8 @@ def ppl_ratio(sums: "Tensor", reference_sums: "Tensor", counts: "Tensor") -> Rat
     """Perplexity ratio of two models on the same windows: exp(mean d ± t sd/sqrt(W)).
 
     d is a window's mean difference of NLL; windows weigh by their scored tokens. Pairing removes
-    what is common to both models, how hard each window's text is.
+    what is common to both models, how hard each window's text is. Sums of NLL in nats and counts of
+    tokens are [windows].
     """
     difference = clustered_mean(sums.double() - reference_sums.double(), counts)
     if difference.stderr is None:
@@ -128,7 +131,7 @@ def ppl_ratio(sums: "Tensor", reference_sums: "Tensor", counts: "Tensor") -> Rat
 
 
 def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
-    """Median, p90, p99, p999 and max of per-token values, linearly interpolated."""
+    """Median, p90, p99, p999 and max of per-token values [tokens], linearly interpolated."""
     import numpy
 
     shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -137,7 +140,7 @@ def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
 
 
 def rms(values: "Tensor") -> float:
-    """Root of the mean square."""
+    """Root of the mean square of values [tokens]."""
     return float(values.double().square().mean().sqrt())
 
 
@@ -156,32 +159,13 @@ def quality_per_gb(value: float, size_gb: float) -> float:
     return value / size_gb if value > 0 else value
 
 
-@lru_cache
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence.
+    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence."""
+    from scipy.special import stdtrit
 
-    With t = sqrt(v) tan(a), P(|T| < t) = int_0^a cos^(v-1) / int_0^(pi/2) cos^(v-1): both by
-    Simpson's rule, the equation by bisection. Good to six digits.
-    """
     if freedom < 1:
         raise ValueError("at least one degree of freedom")
-    if freedom > 100_000:
-        return student_t(100_000, confidence)
-    # All of the mass lies within a few 1/sqrt(v) of 0, where the grid must be fine.
-    end = min(math.pi / 2, 40 / math.sqrt(freedom))
-
-    def mass(angle: float, steps: int = 2000) -> float:
-        width = angle / steps
-        inner = sum(
-            (4 if i % 2 else 2) * math.cos(i * width) ** (freedom - 1) for i in range(1, steps)
-        )
-        return (1 + inner + max(math.cos(angle), 0.0) ** (freedom - 1)) * width / 3
-
-    whole, low, high = mass(end), 0.0, end
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mass(middle) < confidence * whole else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _exp(value: float) -> float:

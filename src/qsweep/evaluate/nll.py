@@ -39,9 +39,16 @@ def require_finite(
     name: str = "nll",
     model: "PreTrainedModel | None" = None,
 ) -> None:
-    """Raise TrialFailed for a value [tokens] that is not finite.
+    """Refuse values that are not finite.
 
-    The line names the first window with one and, given the model, the layer where they begin.
+    Args:
+        values: One per scored token, float [tokens].
+        windows: Where the tokens are from.
+        name: What the values are.
+        model: Given, the line names the layer where they begin.
+
+    Raises:
+        TrialFailed: One is not; the line names the first window with one.
     """
     import torch
 

@@ -46,7 +46,7 @@ def noise_floor(
     sample = windows.select(range(min(len(windows.ids), max(_WINDOWS, usual))))
     cached = reference.begin(sample)
     with torch.inference_mode():
-        engine = open_engine(model, windows)
+        engine = open_engine(model, windows.ids)
 
     def against(model: "PreTrainedModel", batch: int, engine: Engine | None) -> float:
         found = measure(model, sample, cached, batch=batch, engine=engine)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_json
 from qsweep.base.progress import Progress, silent
-from qsweep.evaluate.engine import open_engine, quick_memory, run_windows
-from qsweep.evaluate.head import KeptLogits, OutputHead, agree, load_output_head
+from qsweep.evaluate.engine import keep_freed_memory, open_engine, run_windows
+from qsweep.evaluate.head import KeptLogits, OutputHead, load_output_head, logits_agree
 from qsweep.evaluate.measurement import Measurement
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
@@ -84,7 +84,7 @@ class Shards:
         ]
 
     def read(self, tokens: slice) -> "Tensor":
-        """Rows of a contiguous range of tokens."""
+        """Features of a contiguous range of tokens: [n, width]."""
         import torch
 
         found, start = [], 0
@@ -112,6 +112,7 @@ class _Writer:
         self.ends: list[int] = []
 
     def add(self, features: "Tensor") -> None:
+        """Take the next features, [n, width]."""
         import torch
 
         while len(features):
@@ -175,6 +176,13 @@ def build_reference(
     Body and head are checked on the first window: if together they do not give the model's own
     logits, the logits are kept instead.
 
+    Args:
+        model: The unquantized model, in evaluation mode, on its device.
+        windows: What is scored.
+        out: An existing directory.
+        progress: Told how far the pass is.
+        shard_bytes: As much goes into one file.
+
     Raises:
         TrialFailed: A logit is not finite, or memory does not suffice for a single window.
     """
@@ -185,9 +193,9 @@ def build_reference(
     with (
         _Writer(out, count, shard_bytes) as writer,
         torch.inference_mode(),
-        quick_memory(model.device),
+        keep_freed_memory(model.device),
     ):
-        engine = open_engine(model, windows)
+        engine = open_engine(model, windows.ids)
         head, tile = engine.head, choose_tile([engine.head])
         kept = {
             "nll": torch.empty(count, device=head.device),
@@ -262,7 +270,7 @@ def open_reference(
     )
     with torch.inference_mode():
         rebuilt = head.logits(reference.features(slice(0, len(probe))).to(device)).cpu()
-    if not agree(rebuilt, probe, dtype):
+    if not logits_agree(rebuilt, probe, dtype):
         raise QsweepError(
             f"{source}: its output head does not give the logits that were cached for it; "
             f"if the model was changed, delete {path}"

@@ -63,7 +63,15 @@ class Scores:
 def score(
     head: "Head", features: "Tensor", targets: "Tensor", tile: Tile, *, first: bool = False
 ) -> Scores:
-    """NLL of each target: features [n, width], targets int64 [n]; n at most ``tile.tokens``."""
+    """NLL of each target.
+
+    Args:
+        head: Makes logits of features.
+        features: [n, width].
+        targets: int64 [n].
+        tile: n is at most ``tile.tokens``.
+        first: Ask for the most likely token and its probability as well.
+    """
     parts = _Parts(targets)
     for start in range(0, head.vocab, tile.vocabulary):
         stop = min(start + tile.vocabulary, head.vocab)

@@ -48,20 +48,11 @@ def kld_native(
         ``ppl_ratio_native``; and ``native_tokens``, how many they are.
     """
     import torch
-    from transformers import AutoConfig
 
     from qsweep.formats.gguf.dense import MODEL_FILE
     from qsweep.formats.gguf.native import NativeModel, can_use_gpu
-    from qsweep.models.architecture import load_model
 
-    reference = load_model(
-        source,
-        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code),
-        dtype=torch.float32 if device == "cpu" else "auto",
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-    ).eval()
+    reference = load_on(device, source, trust_remote_code)
     gpu = torch.device(device).index or 0 if device != "cpu" and can_use_gpu() else None
     chosen = _spread(len(windows.ids), max(2, max_tokens // windows.ids.shape[1]))
     found = []
@@ -76,6 +67,23 @@ def kld_native(
             progress("kld native", done / len(chosen))
             found.append(_compare_window(reference, native, windows, index, device))
     return _summary(torch.stack(found))
+
+
+def load_on(device: str, source: Path, trust_remote_code: bool) -> Any:
+    """A checkpoint of transformers', in float32 on the CPU, else in its own dtype."""
+    import torch
+    from transformers import AutoConfig
+
+    from qsweep.models.architecture import load_model
+
+    return load_model(
+        source,
+        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code),
+        dtype=torch.float32 if device == "cpu" else "auto",
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    ).eval()
 
 
 def _compare_window(

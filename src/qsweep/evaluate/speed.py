@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from qsweep.base.errors import BackendUnavailable
 from qsweep.base.progress import Progress, silent
-from qsweep.evaluate.footprint import GPUMemory, Memory, ResidentMemory, TorchMemory
-from qsweep.evaluate.serving import kld_native
+from qsweep.evaluate.footprint import GPUMemory, MemoryMeter, ResidentMemory, TorchMemory
+from qsweep.evaluate.serving import kld_native, load_on
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
 
@@ -28,7 +28,7 @@ REPEATS = 3
 _DECODE_S = 3.0
 
 
-class Engine(Protocol):
+class SequenceRunner(Protocol):
     """Something that runs one sequence and has finished when its methods return."""
 
     def prefill(self, tokens: list[int]) -> None:
@@ -114,7 +114,7 @@ def measure_speed(
     }
 
 
-def _warm_up(engine: Engine, prompt: list[int], decode_tokens: int) -> int:
+def _warm_up(engine: SequenceRunner, prompt: list[int], decode_tokens: int) -> int:
     """Let kernels be compiled and caches filled; returns how many tokens to decode in a repeat."""
     engine.prefill(prompt)
     engine.decode(2)
@@ -125,7 +125,9 @@ def _warm_up(engine: Engine, prompt: list[int], decode_tokens: int) -> int:
 
 
 @contextlib.contextmanager
-def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Iterator[Engine]:
+def _engine(
+    artifact: Artifact, device: str, context: int, trusted: bool
+) -> Iterator[SequenceRunner]:
     import torch
 
     runtime = container(artifact.format).timed_by
@@ -142,9 +144,12 @@ def _engine(artifact: Artifact, device: str, context: int, trusted: bool) -> Ite
         ) as model:
             yield _LlamaCpp(model)
         return
-    load = _load_gptqmodel if runtime == "gptqmodel" else _load_transformers
     with torch.inference_mode():
-        yield _Transformers(load(artifact, device, trusted), device)
+        if runtime == "gptqmodel":
+            model = _load_gptqmodel(artifact, device, trusted)
+        else:
+            model = load_on(device, artifact.path, trusted)
+        yield _Transformers(model, device)
 
 
 def _import_libraries(artifact: Artifact, source: Path, trusted: bool) -> None:
@@ -176,22 +181,6 @@ def _gptqmodel() -> Any:
     import gptqmodel
 
     return gptqmodel
-
-
-def _load_transformers(artifact: Artifact, device: str, trusted: bool) -> Any:
-    import torch
-    from transformers import AutoConfig
-
-    from qsweep.models.architecture import load_model
-
-    return load_model(
-        artifact.path,
-        AutoConfig.from_pretrained(artifact.path, trust_remote_code=trusted),
-        dtype=torch.float32 if device == "cpu" else "auto",
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=trusted,
-    ).eval()
 
 
 def _load_gptqmodel(artifact: Artifact, device: str, trusted: bool) -> Any:
@@ -270,7 +259,7 @@ def _on_gpu(artifact: Artifact, device: str) -> bool:
     return can_use_gpu()
 
 
-def _memory(artifact: Artifact, device: str) -> Memory:
+def _memory(artifact: Artifact, device: str) -> MemoryMeter:
     if not _on_gpu(artifact, device):
         return ResidentMemory()
     outside_torch = container(artifact.format).timed_by == "llama.cpp"

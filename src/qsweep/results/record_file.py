@@ -16,6 +16,7 @@ from qsweep.base.contents import (
 )
 from qsweep.base.files import read_json
 from qsweep.base.secrets import hidden_tree
+from qsweep.text.windows import preset_name, with_preset_names
 
 # Options that rows are told apart by.
 _OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
@@ -80,7 +81,27 @@ def read_record(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = is_record(content) and all(map(is_measurement, content.get("measurements") or []))
-    return content if whole else None
+    return with_preset_names_now(content) if whole else None
+
+
+def with_preset_names_now(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of an older version, its presets called as they are today."""
+    found = dict(record)
+    if is_mapping(record.get("config")):
+        found["config"] = with_preset_names(record["config"])
+    if record.get("measurements"):
+        found["measurements"] = list(map(_with_preset_name, record["measurements"]))
+    return found
+
+
+def _with_preset_name(measurement: Any) -> Any:
+    if not is_measurement(measurement):
+        return measurement
+    found = {**measurement, "preset": preset_name(measurement["preset"])}
+    facts = measurement.get("facts")
+    if facts and isinstance(facts.get("preset"), str):
+        found["facts"] = {**facts, "preset": preset_name(facts["preset"])}
+    return found
 
 
 def read_records(directory: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:

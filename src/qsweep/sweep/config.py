@@ -14,11 +14,11 @@ from qsweep.base.secrets import hidden_tree
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
+from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
 from qsweep.tracking import TrackingConfig
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
 SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
-PRESET_NAMES = ("gptq", "llamacpp", "strided")
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
 
@@ -52,7 +52,7 @@ class EvalConfig:
     ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone.
     """
 
-    presets: tuple[str, ...] = ("gptq",)
+    presets: tuple[str, ...] = ("paper",)
     primary: str | None = None
     divergence: bool = True
     noise_floor: bool = True
@@ -70,12 +70,14 @@ class EvalConfig:
     unsafe_code: bool = False
 
     def __post_init__(self):
+        names = tuple(dict.fromkeys(map(preset_name, self.presets)))
+        object.__setattr__(self, "presets", names)  # frozen
         if not self.presets:
-            raise ConfigError("eval.presets: name at least one of " + ", ".join(PRESET_NAMES))
+            raise ConfigError("eval.presets: name at least one of " + ", ".join(PRESETS))
         for preset in self.presets:
-            if preset not in PRESET_NAMES:
+            if preset not in PRESETS:
                 raise ConfigError(
-                    f"eval.presets: no preset {preset!r}{nearest(preset, PRESET_NAMES)}"
+                    f"eval.presets: no preset {preset!r}{nearest(preset, (*PRESETS, *PRESET_ALIASES))}"
                 )
         for name in ("context", "stride", "max_windows", "limit", "batch_size"):
             value = getattr(self, name)
@@ -136,6 +138,8 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
         ConfigError: one line that names the option and, for a typo, the nearest right word.
     """
     corpora = _corpora(_group(resolved, "corpus"))
+    written = getattr(resolved, "written", None) or hidden_tree(resolved)
+    resolved = with_preset_names(resolved)
     trial = TrialConfig(
         model=build(ModelConfig, _group(resolved, "model"), "model"),
         quant=quantizer(_group(resolved, "quant")),
@@ -143,8 +147,8 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
         corpora=corpora,
         eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
         device=check_device(str(resolved.get("device", "auto"))),
-        resolved=dict(resolved),
-        written=getattr(resolved, "written", None) or hidden_tree(resolved),
+        resolved=resolved,
+        written=with_preset_names(written),
     )
     names = [c.name for c in corpora]
     if trial.primary not in names:

@@ -22,12 +22,12 @@ from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer
 from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
-from qsweep.tasks.revisions import revisions
+from qsweep.tasks.revisions import key_revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
-from qsweep.text.stored import Text, text_of
+from qsweep.text.stored import Text, stored_text
 from qsweep.text.vocabulary import require_embeddings
-from qsweep.text.windows import PRESETS, Preset
+from qsweep.text.windows import PRESETS, Preset, preset_key
 
 _SPEED_PROTOCOL = 1
 
@@ -141,8 +141,10 @@ def find_setting(
     """
     device = device or resolve_device(trial.device)
     facts = read_facts(model, trial.model.name)
-    texts = {corpus.name: text_of(corpus, store) for corpus in trial.corpora}
-    calibration = text_of(trial.calibration.text, store) if trial.quant.uses_calibration else None
+    texts = {corpus.name: stored_text(corpus, store) for corpus in trial.corpora}
+    calibration = (
+        stored_text(trial.calibration.text, store) if trial.quant.uses_calibration else None
+    )
     calibrated = [] if calibration is None else [(trial.calibration.text.name, calibration)]
     require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
     tasks = _find_tasks(trial, model, store)
@@ -154,7 +156,7 @@ def find_setting(
         texts=texts,
         calibration=calibration,
         tasks=tasks,
-        task_revisions=tuple(revisions(task, facts) for task in tasks),
+        task_revisions=tuple(key_revisions(task, facts) for task in tasks),
     )
 
 
@@ -282,7 +284,7 @@ def _protocol(
 ) -> dict[str, Any]:
     return {
         "text": setting.texts[corpus.name].fingerprint,
-        "preset": preset,
+        "preset": preset_key(preset),
         "overrides": effective_preset(trial.eval, preset).overrides,
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],

@@ -22,7 +22,7 @@ from qsweep.sweep.plan import (
     sample_length,
 )
 from qsweep.text.corpora import check_amount
-from qsweep.text.windows import within
+from qsweep.text.windows import limited_to_model
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
             f"windows are of {limit}"
         )
     for preset in trial.eval.presets:
-        within(effective_preset(trial.eval, preset), limit)
+        limited_to_model(effective_preset(trial.eval, preset), limit)
     if trial.eval.stride is not None and "strided" not in trial.eval.presets:
         presets = ", ".join(trial.eval.presets)
         _note(f"eval.stride={trial.eval.stride} changes nothing: preset {presets} has no stride")

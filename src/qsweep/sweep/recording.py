@@ -168,7 +168,7 @@ def _measurement(step: Any, entry: Any, size_gb: float) -> Record:
         "primary": step.primary,
         "key": step.key,
         "metrics": metrics,
-        "facts": entry.content["facts"],
+        "facts": {**entry.content["facts"], "preset": step.preset},
         "verdict": verdict,
         "file": str(entry.path),
     }

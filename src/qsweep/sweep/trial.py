@@ -19,7 +19,7 @@ from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
 from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
-from qsweep.tasks.run import incomparable, missing, run_tasks
+from qsweep.tasks.run import lacks_reference, missing, run_tasks
 from qsweep.text.vocabulary import require_rows
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         time_artifact(plan, artifact, store, progress)
         return
     measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
-    if not measured or missing(plan.tasks, store) or incomparable(plan.tasks, store):
+    if not measured or missing(plan.tasks, store) or lacks_reference(plan.tasks, store):
         measure_all(plan, artifact, store, progress)
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)

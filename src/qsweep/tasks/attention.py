@@ -99,7 +99,7 @@ def of_layers(config: Any, name: str) -> list[Any]:
         return [getattr(layer, name, None) for layer in config.per_layer_config]
 
 
-def remembers_length(model: "PreTrainedModel") -> bool:
+def keeps_rope_length(model: "PreTrainedModel") -> bool:
     """Whether rotary frequencies go by the longest text that was run, until a short one is."""
     config = model.config.get_text_config()
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -107,11 +107,11 @@ def remembers_length(model: "PreTrainedModel") -> bool:
     return "dynamic" in kinds
 
 
-def forget_length(model: "PreTrainedModel") -> None:
-    """Have a model run the next text as if it were the first: see :func:`remembers_length`."""
+def reset_rope_length(model: "PreTrainedModel") -> None:
+    """Have a model run the next text as if it were the first: see :func:`keeps_rope_length`."""
     import torch
 
-    if remembers_length(model):
+    if keeps_rope_length(model):
         run: Any = model
         run(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
 

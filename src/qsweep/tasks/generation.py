@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import QsweepError, TrialFailed
 from qsweep.models.nonfinite import nonfinite_origin
 from qsweep.tasks.attention import (
-    forget_length,
     is_recurrent,
     of_layers,
+    reset_rope_length,
     rope_boundaries,
     rounding,
 )
@@ -40,6 +40,12 @@ def generate(
     A prompt has half of the context at least, and what is not wanted for new tokens; one that is
     longer loses its begin.
 
+    Args:
+        lm: The model.
+        prompts: Token ids; an empty one begins with the model's start token.
+        sampling: How much is generated, and how.
+        progress: Told the share that is done.
+
     Raises:
         QsweepError: The context is too short for a prompt and a new token.
         TrialFailed: A logit is not finite (the line names the step), or memory does not suffice for
@@ -64,7 +70,7 @@ def generate(
         cached = not rows or not is_recurrent(lm.model) or _runs_cached(lm, min(rows, key=len))
         padded, several = True, size > 1
         if several:
-            padded, several = _together(lm, rows, min(new, default=1), cached)
+            padded, several = _batching_allowed(lm, rows, min(new, default=1), cached)
         size = size if several else 1
         while begin < len(order):
             first = order[begin]
@@ -139,7 +145,7 @@ def _runs_cached(lm: TextModel, prompt: list[int]) -> bool:
     return True
 
 
-def _together(
+def _batching_allowed(
     lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool
 ) -> tuple[bool, bool]:
     """Whether prompts may be filled up on the left, and whether several may be decoded at once.
@@ -153,13 +159,13 @@ def _together(
     fixed = not is_recurrent(lm.model) and not any(
         rope_boundaries(lm.model.config.get_text_config())
     )
-    if fixed and _as_alone(lm, [order[-1], order[0]], new, cached):
+    if fixed and _steps_match_alone(lm, [order[-1], order[0]], new, cached):
         return True, True
     pair = next((p for p in pairwise(order) if len(p[0]) == len(p[1]) and p[0] != p[1]), None)
-    return False, pair is not None and _as_alone(lm, pair, new, cached)
+    return False, pair is not None and _steps_match_alone(lm, pair, new, cached)
 
 
-def _as_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
+def _steps_match_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) -> bool:
     # Whether prompts that are decoded together begin as each does alone.
     import torch
 
@@ -184,13 +190,13 @@ def _as_alone(lm: TextModel, rows: Sequence[list[int]], new: int, cached: bool) 
 def _first_steps(
     lm: TextModel, rows: Sequence[list[int]], steps: int, cached: bool
 ) -> "list[Tensor]":
-    # Log-probabilities of the first tokens after each prompt, step by step, [rows, vocab].
+    """Log-probabilities of the first tokens after each prompt: per step float32 [rows, vocab]."""
     from transformers import GenerationConfig
 
     pad = _pad(lm)
     ids, mask = _left_padded(rows, pad)
     model: Any = lm.model
-    forget_length(model)
+    reset_rope_length(model)
     found = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),
@@ -240,7 +246,7 @@ def _generate(
     if sampling.do_sample:
         torch.manual_seed(0)
     model: Any = lm.model
-    forget_length(model)
+    reset_rope_length(model)
     produced = model.generate(
         input_ids=ids.to(lm.model.device),
         attention_mask=mask.to(lm.model.device),
@@ -267,7 +273,7 @@ def _pad(lm: TextModel) -> int:
 
 
 def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]":
-    # Ids and mask, both [b, n].
+    """Ids and attention mask, both int64 [b, n], filled up on the left."""
     import torch
 
     width = max(len(ids) for ids in batch)
@@ -283,6 +289,7 @@ class _FiniteLogits:
         self._lm, self._prompt = lm, prompt
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
+        """Ids int64 [b, n] so far and the next token's logits [b, vocab], handed on as they are."""
         import torch
 
         # A row whose highest logit is a number has neither NaN nor +inf; -inf alone is a mask.
@@ -307,6 +314,7 @@ def _stop_at(tokenizer: Any, until: Sequence[str], prompt: int) -> Any:
         """Ends a row once one of the stop texts is in what was generated."""
 
         def __call__(self, input_ids: "Tensor", scores: Any, **_: Any) -> "Tensor":
+            """Whether each row is over, bool [b]: ids so far, int64 [b, n]."""
             if not stops:
                 return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             begin = max(prompt, input_ids.shape[1] - longest)

@@ -14,41 +14,20 @@ from qsweep.base.progress import Progress
 from qsweep.tasks.harness_catalogue import Leaf
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
-from qsweep.tasks.text_model import steps
+from qsweep.tasks.text_model import labelled
 
-# The capability of a task or group whose name begins so; the longest counts.
+# Capabilities and what the names of their tasks and groups begin with; the longest counts.
+_PREFIXES = {
+    "knowledge": "mmlu triviaqa nq_open sciq openbookqa truthfulqa",
+    "chinese": "ceval cmmlu",
+    "code": "humaneval mbpp",
+    "math": "gsm8k hendrycks_math minerva_math mathqa asdiv arithmetic",
+    "reasoning": "bbh arc ai2_arc gpqa musr winogrande piqa boolq logiqa commonsense_qa",
+    "instruction": "ifeval",
+    "completion": "hellaswag lambada wikitext c4",
+}
 _CAPABILITY = {
-    "mmlu": "knowledge",
-    "triviaqa": "knowledge",
-    "nq_open": "knowledge",
-    "sciq": "knowledge",
-    "openbookqa": "knowledge",
-    "truthfulqa": "knowledge",
-    "ceval": "chinese",
-    "cmmlu": "chinese",
-    "humaneval": "code",
-    "mbpp": "code",
-    "gsm8k": "math",
-    "hendrycks_math": "math",
-    "minerva_math": "math",
-    "mathqa": "math",
-    "asdiv": "math",
-    "arithmetic": "math",
-    "bbh": "reasoning",
-    "arc": "reasoning",
-    "ai2_arc": "reasoning",
-    "gpqa": "reasoning",
-    "musr": "reasoning",
-    "winogrande": "reasoning",
-    "piqa": "reasoning",
-    "boolq": "reasoning",
-    "logiqa": "reasoning",
-    "commonsense_qa": "reasoning",
-    "ifeval": "instruction",
-    "hellaswag": "completion",
-    "lambada": "completion",
-    "wikitext": "completion",
-    "c4": "completion",
+    prefix: capability for capability, words in _PREFIXES.items() for prefix in words.split()
 }
 # Of a task's metrics the one that is compared: the first of these that it has.
 _METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1", "em", "f1")
@@ -105,13 +84,13 @@ class HarnessTask:
         """Let the harness ask and score it."""
         from lm_eval import evaluator
 
-        from qsweep.tasks.harness_model import harness_model
+        from qsweep.tasks.harness_model import DenseModel
 
         task = self._load()
         if self.options.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=self.options.num_fewshot)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        adapter = harness_model(lm, steps(progress, f"task {self.name}"))
+        adapter = DenseModel(lm, labelled(progress, f"task {self.name}"))
         found = evaluator.evaluate(
             lm=adapter,
             task_dict={"tasks": {self.name: task}},
@@ -140,7 +119,7 @@ class HarnessTask:
         try:
             task = _load_task(self.leaf)
         except Exception as error:  # whatever datasets, the hub's client and tasks may raise
-            raise TaskUnavailable(f"{self.name}: {_in_words(error, self.leaf)}") from error
+            raise TaskUnavailable(f"{self.name}: {_one_line_of(error, self.leaf)}") from error
         if getattr(task, "UNSAFE_CODE", False) and not self.options.unsafe_code:
             raise TaskUnavailable(
                 f"{self.name}: the harness would run generated code without a sandbox; use "
@@ -285,7 +264,7 @@ def install_advice(module: str) -> str:
     return "its README in lm-evaluation-harness names the package to install"
 
 
-def _in_words(error: Exception, leaf: Leaf) -> str:
+def _one_line_of(error: Exception, leaf: Leaf) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, ModuleNotFoundError):
         return f"needs the module {error.name}: {install_advice(str(error.name))}"

@@ -12,7 +12,7 @@ from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.requests import Sampling
 from qsweep.tasks.sandbox import Limits, find_sandbox, run_programs
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
-from qsweep.tasks.text_model import steps
+from qsweep.tasks.text_model import labelled
 
 Kind = Literal["multiple_choice", "exact_match", "regex", "code"]
 KINDS: tuple[Kind, ...] = ("multiple_choice", "exact_match", "regex", "code")
@@ -176,7 +176,7 @@ class ItemTask:
             for item, prompt in zip(items, prompts, strict=True)
         ]
         flat = [pair for of_item in pairs for pair in of_item]
-        found = iter(lm.loglikelihoods(flat, steps(progress, f"task {self.name}")))
+        found = iter(lm.loglikelihoods(flat, labelled(progress, f"task {self.name}")))
         lm.count("choices_alike", sum(len(set(of_item)) < len(of_item) for of_item in pairs))
         scores, said = [], []
         for item, of_item in zip(items, pairs, strict=True):
@@ -202,7 +202,7 @@ class ItemTask:
         texts = lm.generate(
             [lm.encode(prompt) for prompt in prompts],
             sampling,
-            steps(progress, f"task {self.name}"),
+            labelled(progress, f"task {self.name}"),
         )
         facts = {"max_new_tokens": self.format.max_new_tokens}
         if self.kind == "code":
@@ -235,7 +235,7 @@ class ItemTask:
             for item, text in zip(items, texts, strict=True)
         ]
         outcomes = run_programs(
-            sandbox, programs, Limits(), steps(progress, f"task {self.name}, run")
+            sandbox, programs, Limits(), labelled(progress, f"task {self.name}, run")
         )
         said = [
             {"program": text, "outcome": outcome.reason}

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError, TrialFailed
-from qsweep.evaluate.engine import batch_size, quick_memory
+from qsweep.evaluate.engine import batch_size, keep_freed_memory
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
 from qsweep.models.nonfinite import nonfinite_origin
-from qsweep.tasks.attention import forget_length, full_attention_span, remembers_length, rounding
+from qsweep.tasks.attention import (
+    full_attention_span,
+    keeps_rope_length,
+    reset_rope_length,
+    rounding,
+)
 from qsweep.tasks.requests import Likelihood, Pair
 from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
 from qsweep.tasks.text_model import TextModel
@@ -27,12 +32,6 @@ from qsweep.tasks.text_model import TextModel
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class _Scored:
-    nll: "Tensor"
-    greedy: "Tensor"
 
 
 def score_pairs(
@@ -52,9 +51,9 @@ def score_pairs(
         raise QsweepError("an empty continuation has no likelihood: no token is there to be scored")
     results: list[Likelihood | None] = [None] * len(pairs)
     lm.count("contexts_cut", sum(pair.length > lm.max_length for pair in pairs))
-    with torch.inference_mode(), quick_memory(lm.model.device):
+    with torch.inference_mode(), keep_freed_memory(lm.model.device):
         span = full_attention_span(lm.model, lm.engine.body)
-        rows = make_rows(pairs, lm.max_length, _longest_row(lm), span, lm.start)
+        rows = make_rows(pairs, lm.max_length, max(1024, lm.max_length), span, lm.start)
         shared = [row for row in rows if row.extent <= span]
         apart = [row for row in rows if row.extent > span]
         prefix = common_prefix(shared)
@@ -68,10 +67,6 @@ def score_pairs(
         _run(lm, shared, prefix, checked, results, lambda done: progress(share * done))
         _run(lm, apart, 0, False, results, lambda done: progress(share + (1 - share) * done))
     return [result for result in results if result is not None]
-
-
-def _longest_row(lm: TextModel) -> int:
-    return max(1024, lm.max_length)
 
 
 def _run(
@@ -120,7 +115,7 @@ def _score_batch(
     import torch
 
     inputs = _inputs(lm, batch, prefix)
-    forget_length(lm.model)
+    reset_rope_length(lm.model)
     features = _features(lm, inputs, prefix, cache, len(batch))
     width = inputs.ids.shape[1]
     at: list[int] = []
@@ -135,8 +130,7 @@ def _score_batch(
             branches.append(branch)
     device = features.device
     chosen = features.flatten(0, 1).index_select(0, torch.tensor(at, device=device))
-    scored = _score(lm, chosen, torch.tensor(targets, device=device))
-    nll, greedy = scored.nll.double().cpu(), scored.greedy.cpu()
+    nll, greedy = _score(lm, chosen, torch.tensor(targets, device=device))
     if not bool(torch.isfinite(nll).all()):
         raise TrialFailed(
             "the model's logits are not finite: "
@@ -209,9 +203,13 @@ def _features(lm: TextModel, inputs: _Inputs, prefix: int, cache: Any, rows: int
         more |= {"past_key_values": _expanded(cache, rows), "use_cache": True}
     else:
         more["use_cache"] = False
-    if lm.engine.body is None:
-        return lm.model(input_ids=inputs.ids, **more).logits
-    return lm.model.get_submodule(lm.engine.body)(input_ids=inputs.ids, **more)[0]
+    found = _body(lm)(input_ids=inputs.ids, **more)
+    return found.logits if lm.engine.body is None else found[0]
+
+
+def _body(lm: TextModel) -> Any:
+    # What makes the features: the whole model where it could not be split.
+    return lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
 
 
 def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor", "Tensor"]]:
@@ -221,13 +219,13 @@ def _prefix_cache(lm: TextModel, prefix: tuple[int, ...]) -> list[tuple["Tensor"
 
     cache = DynamicCache(config=lm.model.config.get_text_config())
     ids = torch.tensor([prefix], device=lm.model.device)
-    body = lm.model if lm.engine.body is None else lm.model.get_submodule(lm.engine.body)
-    body(input_ids=ids, past_key_values=cache, use_cache=True)
+    _body(lm)(input_ids=ids, past_key_values=cache, use_cache=True)
     layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
 
 def _expanded(cache: Sequence[tuple["Tensor", "Tensor"]], rows: int) -> Any:
+    """A cache for so many rows: keys and values [1, heads, n, size] -> [rows, heads, n, size]."""
     from transformers import DynamicCache
 
     found = DynamicCache()
@@ -236,7 +234,11 @@ def _expanded(cache: Sequence[tuple["Tensor", "Tensor"]], rows: int) -> Any:
     return found
 
 
-def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> _Scored:
+def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    """NLL of each target, float64 [n], and whether it is the likeliest token, bool [n]; on the CPU.
+
+    Features are [n, width], targets int64 [n].
+    """
     import torch
 
     head = lm.engine.head
@@ -248,7 +250,7 @@ def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> _Scored:
         assert found.first is not None
         nll.append(found.nll)
         greedy.append(found.first == targets[part])
-    return _Scored(torch.cat(nll), torch.cat(greedy))
+    return torch.cat(nll).double().cpu(), torch.cat(greedy).cpu()
 
 
 def _rows_at_once(lm: TextModel, row: Row, prefix: int) -> int:
@@ -272,7 +274,7 @@ def _short_cuts_hold(lm: TextModel, rows: Sequence[Row], prefix: int) -> bool:
         while order:
             size = max(1, _rows_at_once(lm, order[0], prefix))
             batch, order = order[:size], order[size:]
-            if not _as_alone(lm, batch, batch, prefix, cache):
+            if not _scores_match_alone(lm, batch, batch, prefix, cache):
                 return False
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
@@ -291,12 +293,12 @@ def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
     shorter = [row for row in batched if row.length < batched[0].length]
     if not shorter:
         return True  # nothing is padded
-    if remembers_length(lm.model):
+    if keeps_rope_length(lm.model):
         return False
     long = batched[0]
     try:
         return all(
-            _as_alone(lm, [long, row], [row], 0, None)
+            _scores_match_alone(lm, [long, row], [row], 0, None)
             for row in {shorter[0], shorter[len(shorter) // 2], shorter[-1]}
         )
     except torch.OutOfMemoryError:
@@ -304,7 +306,7 @@ def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
         return False
 
 
-def _as_alone(
+def _scores_match_alone(
     lm: TextModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
 ) -> bool:
     # Whether a batch's continuations score as each does alone, in one text without a cache.
@@ -329,7 +331,7 @@ def _texts(row: Row) -> Iterator[Row]:
 
 
 def _plain_ids(batch: Sequence[Row], nll: "Tensor") -> "torch.Tensor":
-    # The text of the first continuation whose NLL is not finite.
+    """The ids, int64 [n], up to the first continuation with an NLL [tokens] that is not finite."""
     import torch
 
     bad = int((~torch.isfinite(nll)).nonzero()[0, 0])

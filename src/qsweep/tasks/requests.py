@@ -1,10 +1,8 @@
 """What a task asks of a model, and what it is told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class Pair:
         return len(self.context) + len(self.continuation) - 1
 
 
+# What the harness generates where a task does not say how much.
+MAX_NEW_TOKENS = 256
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a continuation is drawn. Greedy unless a task demands otherwise."""
@@ -47,3 +49,18 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+
+    @classmethod
+    def of_harness(cls, options: Mapping[str, Any]) -> "Sampling":
+        """What lm-evaluation-harness's ``generation_kwargs`` mean."""
+        until = options.get("until") or []
+        temperature = float(options.get("temperature") or 0.0)
+        limit = options.get("max_gen_toks") or options.get("max_new_tokens") or MAX_NEW_TOKENS
+        return cls(
+            max_new_tokens=int(limit),
+            until=tuple([until] if isinstance(until, str) else until),
+            do_sample=bool(options.get("do_sample")) and temperature > 0,
+            temperature=temperature or 1.0,
+            top_p=float(options.get("top_p") or 1.0),
+            top_k=int(options.get("top_k") or 0),
+        )

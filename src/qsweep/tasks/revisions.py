@@ -16,7 +16,7 @@ from qsweep.tasks.items import ItemTask
 from qsweep.tasks.task import Task
 
 
-def revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
+def key_revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
     """What a task's key says beside its identity, on one model.
 
     Args:

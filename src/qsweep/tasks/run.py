@@ -4,7 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def missing(plans: Sequence[TaskPlan], store: Store) -> list[TaskPlan]:
     return [plan for plan in plans if not _finished(_find(store, plan.key))]
 
 
-def incomparable(plans: Sequence[TaskPlan], store: Store) -> bool:
+def lacks_reference(plans: Sequence[TaskPlan], store: Store) -> bool:
     """Whether the reference has no result at all of some task, not even that it failed."""
     return any(_find(store, plan.reference_key) is None for plan in plans)
 
@@ -63,50 +63,56 @@ def run_tasks(
 ) -> None:
     """Bring every task's result into the store. A task that cannot be run leaves its reason there.
 
+    Args:
+        plans: The trial's tasks; those with a result are left out.
+        store: Where results go.
+        open_model: Loads the dense model; called once, and only if some task can be run.
+        progress: Told of each task.
+
     Raises:
         TrialFailed: The model itself is broken, or memory does not suffice.
     """
-    lm: LanguageModel | None = None
+    opened = cache(open_model)
     for plan in missing(plans, store):
         store.remove("tasks", plan.key)
         base = _find(store, plan.reference_key)
         if base is not None and base.content["status"] == "failed":
             # Nothing could be compared, and it would fail for the same reason again.
-            store.build("tasks", plan.identity, partial(_fail, str(base.content["reason"])))
-            continue
+            found = _failure(str(base.content["reason"]))
+            store.build("tasks", plan.identity, lambda _, found=found: found)
+        else:
+            make = partial(_run_task, plan.task, opened, progress)
+            store.build("tasks", plan.identity, make)
 
-        def make(out: Path, task: Task = plan.task) -> dict[str, Any]:
-            nonlocal lm
-            started = time.perf_counter()
-            try:
-                task.prepare()
-                lm = lm or open_model()
-                progress(f"task {task.name}", 0.0)
-                always = dict(lm.facts)
-                try:
-                    result = task.run(lm, progress)
-                finally:
-                    of_task, lm.facts = lm.facts, always
-            except TrialFailed as error:
-                raise TrialFailed(f"task {task.name}: {error}") from error
-            except ArtifactCorrupt:
-                raise
-            except QsweepError as error:
-                return _failure(str(error))
-            except Exception as error:  # a task of others may raise anything; the rest stand
-                traceback.print_exc()
-                first = next(iter(str(error).splitlines()), "")
-                return _failure(hidden(f"{task.name}: {type(error).__name__}: {first}"))
-            result.facts = {**of_task, **result.facts}
-            save_result(result, out)
-            return {
-                "status": "finished",
-                "reason": None,
-                "seconds": time.perf_counter() - started,
-                "facts": result.facts,
-            }
 
-        store.build("tasks", plan.identity, make)
+def _run_task(
+    task: Task, open_model: Callable[[], "LanguageModel"], progress: Progress, out: Path
+) -> dict[str, Any]:
+    """Ask a model one task and save its result; what the store keeps of it, or why it failed."""
+    started = time.perf_counter()
+    try:
+        task.prepare()
+        lm = open_model()
+        progress(f"task {task.name}", 0.0)
+        always = dict(lm.facts)
+        try:
+            result = task.run(lm, progress)
+        finally:
+            of_task, lm.facts = lm.facts, always
+    except TrialFailed as error:
+        raise TrialFailed(f"task {task.name}: {error}") from error
+    except ArtifactCorrupt:
+        raise
+    except QsweepError as error:
+        return _failure(str(error))
+    except Exception as error:  # a task of others may raise anything; the rest stand
+        traceback.print_exc()
+        first = next(iter(str(error).splitlines()), "")
+        return _failure(hidden(f"{task.name}: {type(error).__name__}: {first}"))
+    result.facts = {**of_task, **result.facts}
+    save_result(result, out)
+    seconds = time.perf_counter() - started
+    return {"status": "finished", "reason": None, "seconds": seconds, "facts": result.facts}
 
 
 def task_records(
@@ -176,10 +182,6 @@ def _find(store: Store, key: str) -> Entry | None:
 
 def _finished(entry: Entry | None) -> bool:
     return entry is not None and entry.content["status"] == "finished"
-
-
-def _fail(reason: str, out: Path) -> dict[str, Any]:
-    return _failure(reason)
 
 
 def _failure(reason: str) -> dict[str, Any]:

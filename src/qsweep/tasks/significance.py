@@ -52,7 +52,7 @@ def paired_replicates(
 
 
 def interval(value: float, replicates: "NDArray") -> Estimate:
-    """The percentile interval of a value's bootstrap replicates."""
+    """The 95 % percentile interval of a value's bootstrap replicates, float [replicates]."""
     import numpy
 
     low, high = numpy.quantile(replicates, [0.025, 0.975])
@@ -66,17 +66,9 @@ def mcnemar(better: int, worse: int) -> float:
         better: Samples that only the measured model gets right.
         worse: Samples that only the reference gets right.
     """
-    changed, fewer = better + worse, min(better, worse)
-    if changed == 0:
-        return 1.0
-    # In logarithms: 2^-n underflows from about a thousand changes on.
-    logs = [
-        math.lgamma(changed + 1) - math.lgamma(k + 1) - math.lgamma(changed - k + 1)
-        for k in range(fewer + 1)
-    ]
-    top = max(logs)
-    tail = sum(math.exp(log - top) for log in logs)
-    return min(1.0, 2 * math.exp(top + math.log(tail) - changed * math.log(2)))
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def sign_flip(differences: Sequence[float], replicates: int = 20_000) -> float:
@@ -131,7 +123,10 @@ def samples_needed(changed: float, loss: float) -> int:
 
 
 def wilson(score: float, count: int) -> Estimate:
-    """Wilson's 95 % interval of a share (or of a mean of scores between 0 and 1)."""
+    """Wilson's 95 % interval of a share, or of a mean of scores between 0 and 1.
+
+    scipy's own takes whole counts only.
+    """
     z2 = _Z_LEVEL**2
     middle = (score + z2 / (2 * count)) / (1 + z2 / count)
     spread = score * (1 - score) / count + z2 / (4 * count**2)

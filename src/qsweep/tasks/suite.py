@@ -20,18 +20,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 # Asks for a task of lm-evaluation-harness by its own name, where qsweep has one of that name too.
 HARNESS_PREFIX = "harness:"
-_KNOWN = (
-    "mmlu",
-    "ceval",
-    "cmmlu",
-    "gsm8k",
-    "ifeval",
-    "arc",
-    "arc_challenge",
-    "hellaswag",
-    "winogrande",
-    "bbh",
-    "wikitext",
+_KNOWN = tuple(
+    "mmlu ceval cmmlu gsm8k ifeval arc arc_challenge hellaswag winogrande bbh wikitext".split()
 )
 
 

@@ -55,15 +55,10 @@ class TextModel:
         """The model split into body and head, so that only scored positions become logits."""
         import torch
 
-        from qsweep.evaluate.engine import Engine
-        from qsweep.evaluate.head import KeptLogits, split
+        from qsweep.evaluate.engine import open_engine
 
-        ids = torch.arange(1, 33, device=self.model.device)[None]
         with torch.inference_mode():
-            if found := split(self.model, ids):
-                return Engine(self.model, *found)
-            logits = self.model(input_ids=ids[:, :1], use_cache=False).logits
-        return Engine(self.model, None, KeptLogits(logits.shape[-1], logits.device))
+            return open_engine(self.model, torch.arange(1, 33)[None])
 
     @property
     def start_token(self) -> int:
@@ -153,6 +148,6 @@ def no_chat_template(model: str) -> str:
     return f"{model} has no chat template (a base model?); set eval.chat_template=false"
 
 
-def steps(progress: Progress, label: str) -> Callable[[float], None]:
+def labelled(progress: Progress, label: str) -> Callable[[float], None]:
     """A progress callback with its label filled in."""
     return lambda done: progress(label, done)

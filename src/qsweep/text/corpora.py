@@ -45,7 +45,7 @@ def load_documents(config: CorpusConfig) -> list[str]:
     return documents
 
 
-def identity(config: CorpusConfig) -> dict[str, Any]:
+def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
     """What identifies a corpus without reading it: changes whenever its text may have changed.
 
     Size and time stamp of files, the Python version of its own text, repository and revision of a
@@ -132,7 +132,7 @@ def calibration_samples(
     starts = [draw.randrange(len(ids) - length + 1) for _ in range(num_samples)]
     return CalibrationTokens(
         [prefix + ids[start : start + length] for start in starts],
-        distinct=covered(starts, length),
+        distinct=covered_positions(starts, length),
     )
 
 
@@ -148,10 +148,10 @@ def check_amount(num_samples: int, length: int) -> None:
         )
 
 
-def covered(starts: Sequence[int], length: int) -> int:
+def covered_positions(starts: Sequence[int], length: int) -> int:
     """How many places windows of one length cover together, wherever they begin.
 
-    >>> covered([0, 2, 10], 4)
+    >>> covered_positions([0, 2, 10], 4)
     10
     """
     count, end = 0, 0

@@ -86,7 +86,7 @@ def open_text(
             raw: Any = stack.enter_context(source)
             if unpack is not None:
                 raw = stack.enter_context(unpack(raw))
-            with decoded(raw, newline) as text:
+            with decode_stream(raw, newline) as text:
                 yield text
     except UnicodeDecodeError as error:
         place = f"byte {error.start}" if unpack is None else "once decompressed"
@@ -99,27 +99,12 @@ def open_text(
         raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
-def decoded(raw: IO[bytes], newline: str | None = None) -> IO[str]:
+def decode_stream(raw: IO[bytes], newline: str | None = None) -> IO[str]:
     """Bytes as text: UTF-8, with or without a byte order mark, UTF-16 or UTF-32 with one."""
-    buffered: Any = raw if hasattr(raw, "peek") else io.BufferedReader(_Readable(raw))
+    buffered: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)  # type: ignore[arg-type]
     begin = buffered.peek(4)[:4]
     encoding = next((name for mark, name in _MARKS if begin.startswith(mark)), "utf-8-sig")
     return io.TextIOWrapper(buffered, encoding=encoding, newline=newline)
-
-
-class _Readable(io.RawIOBase):
-    """What only has ``read``, such as one of pyarrow's streams, for a buffered reader."""
-
-    def __init__(self, source: Any):
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def read_text(path: Path) -> str:

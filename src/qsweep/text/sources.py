@@ -113,7 +113,7 @@ def _documents(config: "CorpusConfig", dataset: str, streaming: bool) -> list[st
     except QsweepError:
         raise
     except Exception as error:  # whatever datasets, the hub's client and its transport may raise
-        raise _in_words(error, where, config) from error
+        raise _one_line_of(error, where, config) from error
 
 
 def _hub_answers(config: "CorpusConfig") -> bool:
@@ -126,7 +126,7 @@ def _hub_answers(config: "CorpusConfig") -> bool:
     try:
         HfApi().dataset_info(str(config.dataset), revision=config.revision, timeout=10)
     except HfHubHTTPError as error:
-        raise _in_words(error, f"{config.name}: dataset {config.dataset}", config) from error
+        raise _one_line_of(error, f"{config.name}: dataset {config.dataset}", config) from error
     except Exception:  # the transport's own kinds: no name, no route, no answer
         return False
     return True
@@ -145,7 +145,7 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _in_words(error: Exception, where: str, config: "CorpusConfig") -> QsweepError:
+def _one_line_of(error: Exception, where: str, config: "CorpusConfig") -> QsweepError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qsweep.base.files import read_json
 from qsweep.base.store import Entry, Store
-from qsweep.text.corpora import identity, load_documents, text_fingerprint
+from qsweep.text.corpora import corpus_identity, load_documents, text_fingerprint
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.files import without_surrogates
 
@@ -26,7 +26,7 @@ class Text:
         return [without_surrogates(document) for document in documents]  # kept so, once
 
 
-def text_of(config: CorpusConfig, store: Store) -> Text:
+def stored_text(config: CorpusConfig, store: Store) -> Text:
     """Load a corpus, or find it as it was loaded before.
 
     Raises whatever :func:`qsweep.text.corpora.load_documents` raises.
@@ -38,5 +38,5 @@ def text_of(config: CorpusConfig, store: Store) -> Text:
         return {"fingerprint": text_fingerprint(documents)}
 
     entry: Entry
-    entry, _ = store.build("texts", identity(config), load)
+    entry, _ = store.build("texts", corpus_identity(config), load)
     return Text(entry.path, entry.content["fingerprint"])

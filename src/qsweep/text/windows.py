@@ -5,7 +5,7 @@ precedes them in the window) is what the presets differ in; docs/protocol.md des
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +64,34 @@ class Preset:
 
 
 PRESETS = {
-    "gptq": Preset("gptq", context=2048),
+    "paper": Preset("paper", context=2048),
     "llamacpp": Preset("llamacpp", context=512, joiner="", scoring="second half"),
     "strided": Preset("strided", context=1024, stride=512, scoring="new"),
 }
+# What ``paper`` was called first, after the GPTQ paper; it remains so in the keys of measurements,
+# which would all be made anew under another name.
+PRESET_ALIASES = {"gptq": "paper"}
+_NAMES_IN_KEYS = {name: alias for alias, name in PRESET_ALIASES.items()}
+
+
+def preset_name(name: str) -> str:
+    """A preset's name, also where it is called by an alias: in a configuration, in an old record."""
+    return PRESET_ALIASES.get(name, name)
+
+
+def preset_key(name: str) -> str:
+    """What a preset is called in keys of measurements."""
+    return _NAMES_IN_KEYS.get(name, name)
+
+
+def with_preset_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed configuration whose ``eval.presets`` are called by their names, each once."""
+    evaluation = config.get("eval")
+    presets = evaluation.get("presets") if isinstance(evaluation, Mapping) else None
+    if not isinstance(presets, (list, tuple)) or not all(isinstance(n, str) for n in presets):
+        return dict(config)
+    names = list(dict.fromkeys(map(preset_name, presets)))
+    return {**config, "eval": {**evaluation, "presets": names}}  # type: ignore[dict-item]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +179,7 @@ def make_windows(
         ConfigError: The text is empty or too short for one window, or there is no BOS token where
             one is asked for.
     """
-    preset = within(preset, max_length)
+    preset = limited_to_model(preset, max_length)
     rule = bos_rule(tokenizer, model_type, bos)
     ids = token_ids(preset.joiner.join(documents), tokenizer)
     if not ids:
@@ -213,7 +237,7 @@ def _added_ids(tokenizer: Any) -> list[int]:
     return next((full[:at] for at in starts if full[at : at + len(bare)] == bare), [])
 
 
-def within(preset: Preset, max_length: int) -> Preset:
+def limited_to_model(preset: Preset, max_length: int) -> Preset:
     """A preset as a model that reads so many tokens at once is measured by. Raises ConfigError."""
     context = min(preset.context, max_length)
     stride = preset.stride
@@ -228,7 +252,7 @@ def within(preset: Preset, max_length: int) -> Preset:
 def _blocks(
     stream: list[int], preset: Preset, prefix: list[int]
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
-    # Non-overlapping windows; what remains at the end is dropped.
+    """Windows without overlap; what remains at the end is dropped: see :func:`_overlapping`."""
     import torch
 
     inner = preset.context - len(prefix)
@@ -253,8 +277,14 @@ def _blocks(
 def _overlapping(
     stream: list[int], preset: Preset, prefix: list[int]
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
-    # Windows begin at multiples of the stride; a token is scored in the first that holds it, where
-    # its context is longest. As https://huggingface.co/docs/transformers/perplexity does.
+    """Windows that begin at multiples of the stride.
+
+    A token is scored in the first that holds it, where its context is longest. As
+    https://huggingface.co/docs/transformers/perplexity does.
+
+    Returns:
+        Ids [windows, context], first scored position and length of each [windows], all int64.
+    """
     import torch
 
     assert preset.stride is not None

@@ -13,6 +13,7 @@ from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.html.data import SweepData, normalised
 from qsweep.results.record import Record
+from qsweep.text.windows import preset_key
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.reader import Reader
 from qsweep.tracking.settings import TrackingConfig
@@ -51,9 +52,14 @@ class TrackedSweeps:
 
     def arrays(self, record: Record, measurement: dict[str, Any]) -> Path | None:
         """A measurement's per-token arrays, fetched from the trial's run."""
-        place = f"measurements/{measurement['corpus']}-{measurement['preset']}/arrays.safetensors"
         run = self._runs.get(record["key"])
-        return self._reader.fetch(run, place, Path(self._folder.name)) if run else None
+        name = measurement["preset"]
+        for preset in dict.fromkeys((name, preset_key(name))):  # an older version's run
+            place = f"measurements/{measurement['corpus']}-{preset}/arrays.safetensors"
+            found = self._reader.fetch(run, place, Path(self._folder.name)) if run else None
+            if found is not None:
+                return found
+        return None
 
     def log(self, names: Sequence[str], files: Sequence[Path]) -> None:
         """Put a report's files among the artifacts of the sweeps' runs."""

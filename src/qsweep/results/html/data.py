@@ -11,7 +11,7 @@ from qsweep.results.comparable import IDENTITY, apart, measured_by
 from qsweep.results.labels import labelled, numbered, told_apart
 from qsweep.results.model_names import models_apart
 from qsweep.results.record import Record
-from qsweep.results.record_file import is_measurement, is_record
+from qsweep.results.record_file import is_measurement, is_record, with_preset_names_now
 from qsweep.results.rows import Row, primary, rows
 
 _TEXTS = ("name", "model", "method", "backend")
@@ -110,7 +110,7 @@ class Group:
     @property
     def title(self) -> str:
         """Models, corpus and preset in a few words, and what else others of these do not share."""
-        how = f"{self.facts.get('preset') or 'gptq'}{self.apart and f', {self.apart}'}"
+        how = f"{self.facts.get('preset') or 'paper'}{self.apart and f', {self.apart}'}"
         return f"{', '.join(self.models)} on {self.corpus} ({how})"
 
 
@@ -189,7 +189,7 @@ def normalised(content: Any) -> Record | None:
     """
     if not is_record(content):
         return None
-    record = dict(content)
+    record = with_preset_names_now(content)
     for name in _TEXTS:
         record[name] = str(record.get(name) or "unknown")
     for name in ("artifact", "speed"):

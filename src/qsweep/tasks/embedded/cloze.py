@@ -7,11 +7,10 @@ words alone do not give the answer away.
 
 import random
 import re
-from collections.abc import Sequence
 
+from qsweep.tasks.embedded.tables import CHOICES, choice_item
 from qsweep.tasks.items import Item
 
-_CHOICES = 4
 _CONTEXT = {"docs": 160, "code": 240}
 # Characters of a continuation, and how far a distractor's may be from them.
 _SHORTEST, _LONGEST, _TOLERANCE = 12, 30, 5
@@ -50,10 +49,8 @@ def _item(text: str, kind: str, rng: random.Random) -> Item | None:
         near = abs(len(other) - len(answer)) <= _TOLERANCE
         if other and near and other not in (answer, *wrong) and abs(place - at) > size:
             wrong.append(other)
-        if len(wrong) == _CHOICES - 1:
-            choices = [answer, *wrong]
-            rng.shuffle(choices)
-            return Item(prompt=text[start:at], answer=answer, choices=tuple(choices))
+        if len(wrong) == CHOICES - 1:
+            return choice_item(text[start:at], answer, wrong, rng)
     return None
 
 
@@ -77,10 +74,3 @@ def _boundary(text: str, at: int, kind: str) -> int:
 
 def _clean(text: str, kind: str) -> str:
     return re.sub(r"\s+", " ", text) if kind == "docs" else text
-
-
-def fingerprint(items: Sequence[Item]) -> str:
-    """A hash of the items, which depend on the Python version."""
-    import hashlib
-
-    return hashlib.sha256("".join(item.id for item in items).encode()).hexdigest()[:16]

@@ -3,16 +3,15 @@
 import random
 
 from qsweep.models.tiny.exercises import Exercise, exercises
+from qsweep.tasks.embedded.tables import CHOICES, choice_item
 from qsweep.tasks.items import Item
-
-_CHOICES = 4
 
 
 def arithmetic(count: int, seed: int) -> list[Item]:
     """Sums, differences and products of small numbers, each against three near misses."""
     rng = random.Random(f"arithmetic {seed}")  # noqa: S311 - not for cryptography
     kinds = ("addition", "subtraction", "multiplication")
-    return [_number(exercise, rng) for exercise in _drawn(kinds, count, seed)]
+    return [_number(e.question, int(e.answer), rng) for e in _drawn(kinds, count, seed)]
 
 
 def transitive(count: int, seed: int) -> list[Item]:
@@ -69,15 +68,12 @@ def _repetition(rng: random.Random) -> Item:
     shown = [pattern[i % period] for i in range(length)]
     right = pattern[length % period]
     others = [w for w in pattern if w != right]
-    others += rng.sample([w for w in _WORDS if w not in pattern], _CHOICES - 1 - len(others))
-    choices = [right, *others]
-    rng.shuffle(choices)
-    return Item(", ".join(shown) + ",", right, tuple(choices))
+    others += rng.sample([w for w in _WORDS if w not in pattern], CHOICES - 1 - len(others))
+    return choice_item(", ".join(shown) + ",", right, others, rng)
 
 
 def _next(shown: list[int], right: int, rng: random.Random) -> Item:
-    exercise = Exercise("sequence", ", ".join(map(str, shown)) + ",", str(right))
-    return _number(exercise, rng)
+    return _number(", ".join(map(str, shown)) + ",", right, rng)
 
 
 _WORDS = "red blue green black white yellow cat dog bird fish sun moon star tree stone".split()
@@ -95,11 +91,8 @@ def _drawn(kinds: tuple[str, ...], count: int, seed: int) -> list[Exercise]:
     return list(found.values())
 
 
-def _number(exercise: Exercise, rng: random.Random) -> Item:
-    right = int(exercise.answer)
+def _number(prompt: str, right: int, rng: random.Random) -> Item:
     steps = [1, -1, 2, -2, 10, -10, 11, -9, 9, -11]
     rng.shuffle(steps)
     wrong = [right + step for step in steps if right + step >= 0]
-    choices = [str(number) for number in (right, *wrong[: _CHOICES - 1])]
-    rng.shuffle(choices)
-    return Item(exercise.question, exercise.answer, tuple(choices))
+    return choice_item(prompt, str(right), [str(n) for n in wrong[: CHOICES - 1]], rng)

@@ -4,13 +4,8 @@ import random
 import re
 from collections.abc import Callable
 
+from qsweep.tasks.embedded.tables import table
 from qsweep.tasks.items import Item
-
-_WORDS = (
-    "river stone window garden paper bridge candle forest market pencil silver summer winter table "
-    "bottle planet letter island mirror ticket basket button carpet dragon engine finger guitar "
-    "hammer jacket kitten ladder monkey needle orange pepper rabbit saddle tunnel valley wallet"
-).split()
 
 
 def instructions(count: int, seed: int) -> list[Item]:
@@ -30,22 +25,22 @@ def _ask(text: str, answer: str, pattern: str | None = None) -> Item:
 
 
 def _capitals(rng: random.Random) -> Item:
-    word = rng.choice(_WORDS)
+    word = rng.choice(table("words"))
     return _ask(f'Write the word "{word}" in capital letters.', word.upper())
 
 
 def _repeat(rng: random.Random) -> Item:
-    word, times = rng.choice(_WORDS), rng.choice((("twice", 2), ("three times", 3)))
+    word, times = rng.choice(table("words")), rng.choice((("twice", 2), ("three times", 3)))
     return _ask(f'Write the word "{word}" {times[0]}.', " ".join([word] * times[1]))
 
 
 def _quote(rng: random.Random) -> Item:
-    word = rng.choice(_WORDS)
+    word = rng.choice(table("words"))
     return _ask(f"Put the word {word} into double quotes.", f'"{word}"')
 
 
 def _first_letter(rng: random.Random) -> Item:
-    word = rng.choice(_WORDS)
+    word = rng.choice(table("words"))
     return _ask(f'Write only the first letter of the word "{word}".', word[0])
 
 
@@ -57,13 +52,13 @@ def _count(rng: random.Random) -> Item:
 
 
 def _list(rng: random.Random) -> Item:
-    words = rng.sample(_WORDS, 3)
+    words = rng.sample(table("words"), 3)
     text = f"Write the words {words[0]}, {words[1]} and {words[2]}, separated by semicolons."
     return _ask(text, "; ".join(words))
 
 
 def _end(rng: random.Random) -> Item:
-    word, end = rng.sample(_WORDS, 2)
+    word, end = rng.sample(table("words"), 2)
     text = f'Write the word "{word}" and end with the word "{end}".'
     return _ask(text, f"{word} {end}", rf"^\s*{word}\b.*\b{end}\W*$")
 

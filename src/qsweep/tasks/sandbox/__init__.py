@@ -2,7 +2,7 @@
 
 from qsweep.tasks.sandbox.process import Limits
 from qsweep.tasks.sandbox.run import (
-    Outcome,
+    ProgramResult,
     Sandbox,
     find_sandbox,
     memory_bounds,
@@ -12,7 +12,7 @@ from qsweep.tasks.sandbox.run import (
 
 __all__ = [
     "Limits",
-    "Outcome",
+    "ProgramResult",
     "Sandbox",
     "find_sandbox",
     "memory_bounds",

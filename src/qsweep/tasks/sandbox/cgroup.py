@@ -24,11 +24,11 @@ _ENTER = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
 # A group can be removed once all of its processes are gone.
 _REMOVE_WITHIN_S = 2.0
 # Groups that could not be removed in time.
-_late: set[Path] = set()
+_not_removed_yet: set[Path] = set()
 
 
 @dataclass(frozen=True)
-class Group:
+class ControlGroup:
     """A control group with a bound on its memory."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def limited(memory: int) -> Iterator[Group | None]:
+def limited(memory: int) -> Iterator[ControlGroup | None]:
     """A new group that may hold ``memory`` bytes; None where none can be had."""
     parent = _parent()
     if parent is None:
@@ -71,8 +71,8 @@ def _parent() -> Path | None:
     """The folder in which groups can be made, found by making one and running something in it."""
     if shutil.which("sh") is None:
         return None
-    for place in _places():
-        _sweep(place)
+    for place in _candidate_folders():
+        _remove_stale(place)
         try:
             group = _make(place, 64 << 20)
         except OSError:
@@ -89,7 +89,7 @@ def _parent() -> Path | None:
     return None
 
 
-def _places() -> Iterator[Path]:
+def _candidate_folders() -> Iterator[Path]:
     """Folders that might do, nearest first: the process's own group and those around it."""
     with contextlib.suppress(OSError, ValueError):
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -110,9 +110,9 @@ def _places() -> Iterator[Path]:
                     yield from (p for p in (folder, *folder.parents) if p.is_relative_to(mount))
 
 
-def _make(parent: Path, memory: int) -> Group:
+def _make(parent: Path, memory: int) -> ControlGroup:
     """Make a group. Raises OSError where that is not permitted, or memory is not controlled."""
-    group = Group(parent / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}")
+    group = ControlGroup(parent / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}")
     group.folder.mkdir()
     try:
         if (group.folder / "memory.max").exists():
@@ -134,14 +134,14 @@ def _try_to_write(file: Path, value: int) -> None:
         file.write_text(str(value))
 
 
-def _remove(group: Group) -> None:
+def _remove(group: ControlGroup) -> None:
     deadline = time.monotonic() + _REMOVE_WITHIN_S
-    for folder in list(_late):
+    for folder in list(_not_removed_yet):
         _try_to_remove(folder)
     while not _try_to_remove(group.folder):
         if time.monotonic() > deadline:
             # The kernel still takes apart what it held: with the next group, or at the end.
-            _late.add(group.folder)
+            _not_removed_yet.add(group.folder)
             return
         time.sleep(0.005)
 
@@ -153,19 +153,19 @@ def _try_to_remove(folder: Path) -> bool:
         pass
     except OSError:
         return False
-    _late.discard(folder)
+    _not_removed_yet.discard(folder)
     return True
 
 
 @atexit.register
 def _remove_late() -> None:
     deadline = time.monotonic() + _REMOVE_WITHIN_S
-    for folder in list(_late):
+    for folder in list(_not_removed_yet):
         while not _try_to_remove(folder) and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
-def _sweep(parent: Path) -> None:
+def _remove_stale(parent: Path) -> None:
     """Remove what processes that were killed have left, here and in the groups beside."""
     with contextlib.suppress(OSError):
         for folder in (*parent.glob(f"{_PREFIX}*"), *parent.parent.glob(f"*/{_PREFIX}*")):

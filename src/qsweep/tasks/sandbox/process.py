@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsweep.tasks.sandbox import usage
-from qsweep.tasks.sandbox.cgroup import Group
-from qsweep.tasks.sandbox.walls import SCRATCH, SCRATCH_FILES
+from qsweep.tasks.sandbox.cgroup import ControlGroup
+from qsweep.tasks.sandbox.isolation import SCRATCH, SCRATCH_FILES
 
 # How often the memory of all processes is added up: what a core can fill meanwhile is 0.1 GB or so.
 _LOOK_EVERY_S = 0.05
@@ -54,11 +54,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Confined:
+class SandboxedProcess:
     """A process that was started in the sandbox, and the control group that it is in, if any."""
 
     process: "subprocess.Popen[bytes]"
-    group: Group | None
+    group: ControlGroup | None
 
     def settle(self) -> None:
         """Give one that has ended inside a moment to tell of it outside."""
@@ -72,14 +72,14 @@ class Confined:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def holds_more(self, limits: Limits) -> bool:
+    def exceeds_memory(self, limits: Limits) -> bool:
         """Whether it and all that it started hold more memory than they may."""
         if self.group is not None and self.group.ran_out():
             return True
         pid = self.process.pid
-        if self.group is None and usage.keeps_more_files(pid, SCRATCH, SCRATCH_FILES):
+        if self.group is None and usage.exceeds_file_count(pid, SCRATCH, SCRATCH_FILES):
             return True
-        return usage.holds_more(pid, limits.memory_bytes)
+        return usage.exceeds_memory(pid, limits.memory_bytes)
 
     def ending(self, limits: Limits) -> str:
         """How it ended, in words, once it has ended."""
@@ -99,13 +99,21 @@ class Confined:
 def start(
     command: Sequence[str],
     order: Mapping[str, Any],
-    group: Group | None,
+    group: ControlGroup | None,
     output: int,
     descriptors: Sequence[int],
-) -> Confined:
+) -> SandboxedProcess:
     """Start a sandboxed interpreter on an order, which it reads from its standard input.
 
-    ``output`` takes what it prints, ``descriptors`` are what it is lent besides. Raises OSError.
+    Args:
+        command: Starts the interpreter.
+        order: Its role and what it needs, plain data.
+        group: The control group that it enters, if any.
+        output: File descriptor that takes what it prints.
+        descriptors: File descriptors that it is lent besides.
+
+    Raises:
+        OSError: It cannot be started.
     """
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(order).encode())
@@ -120,15 +128,21 @@ def start(
             cwd="/",
             start_new_session=True,
         )
-    return Confined(process, group)
+    return SandboxedProcess(process, group)
 
 
 def watch(
-    processes: Sequence[Confined], output: int, verdict: int, limits: Limits
+    processes: Sequence[SandboxedProcess], output: int, verdict: int, limits: Limits
 ) -> tuple[bytes, bytes, str]:
     """Read until the verdict is there or a limit is met: output, verdict, which limit it was.
 
     A verdict is there when its pipe ends: whoever holds it has written it, or is gone.
+
+    Args:
+        processes: What is watched for its memory.
+        output: File descriptor of what they print.
+        verdict: File descriptor of the verdict.
+        limits: When to stop.
     """
     deadline = time.monotonic() + limits.wall_s
     look = time.monotonic() + _LOOK_EVERY_S
@@ -144,7 +158,7 @@ def watch(
                 stopped = f"timed out after {limits.wall_s:g} s"
             if now >= look:
                 look = now + _LOOK_EVERY_S
-                if any(process.holds_more(limits) for process in processes):
+                if any(process.exceeds_memory(limits) for process in processes):
                     stopped = out_of_memory(limits)
             for key, _ in selector.select(max(min(deadline, look) - now, 0)):
                 stopped = _take(key.fd, read[key.fd], limits, selector) or stopped

@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from qsweep.base.scratch import ScratchFolder
-from qsweep.tasks.sandbox import cgroup, walls
+from qsweep.tasks.sandbox import cgroup, isolation
 from qsweep.tasks.sandbox.inside.confine import can_filter
-from qsweep.tasks.sandbox.inside.judge import LOST
-from qsweep.tasks.sandbox.process import Confined, Limits, resource_limits, start, watch
+from qsweep.tasks.sandbox.inside.judge import DISCONNECTED
+from qsweep.tasks.sandbox.process import Limits, SandboxedProcess, resource_limits, start, watch
 from qsweep.tasks.task import TaskUnavailable
 
 # Users that no system gives to anybody: of 2^31 numbers, those that not even systemd hands out.
@@ -26,7 +26,7 @@ _OVERHEAD = 32 << 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """Whether a program came through its test without an exception, else why not."""
 
     passed: bool
@@ -43,12 +43,12 @@ class Sandbox:
     def command(self, scratch_bytes: int) -> list[str] | None:
         """The command line of an isolated interpreter; None where it cannot be had."""
         if self.name == "none":
-            return walls.unprotected(walls.interpreter())
+            return isolation.interpreter()
         root = os.geteuid() == 0
         user = _FIRST_USER + random.randrange(_USERS) if root else None  # noqa: S311
-        make = {"bubblewrap": walls.bubblewrap, "unshare": walls.unshare}[self.name]
+        make = {"bubblewrap": isolation.bubblewrap, "unshare": isolation.unshare}[self.name]
         prefix = make(user, scratch_bytes)
-        return None if prefix is None else [*prefix, *walls.interpreter()]
+        return None if prefix is None else [*prefix, *isolation.interpreter()]
 
 
 def find_sandbox(*, unsafe: bool = False) -> Sandbox:
@@ -78,17 +78,23 @@ def find_sandbox(*, unsafe: bool = False) -> Sandbox:
 
 def run_program(
     sandbox: Sandbox, program: str, limits: Limits | None = None, *, test: str = ""
-) -> Outcome:
+) -> ProgramResult:
     """Run one Python program to its end, then its test; up to the first limit that either meets.
 
     The test runs in a process of its own, with the program's global names as if it stood below it.
     Nothing that the program does in its process makes a test pass, but for what it returns. Without
     a test it passes where it comes to its end, and has only its own word for that.
+
+    Args:
+        sandbox: How both are cut off.
+        program: Python's text.
+        limits: For either process.
+        test: Python's text, which raises where the program is wrong.
     """
     limits = limits or Limits()
     command = sandbox.command(limits.scratch_bytes)
     if command is None:
-        return Outcome(False, f"{sandbox.name} is not installed")
+        return ProgramResult(False, f"{sandbox.name} is not installed")
     token = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
         lent = contextlib.ExitStack()
@@ -104,7 +110,7 @@ def run_program(
                 [ends[1], verdict_in],
             ),
         ]
-        processes: list[Confined] = []
+        processes: list[SandboxedProcess] = []
         try:
             for order, descriptors in roles:
                 group = stack.enter_context(_group(sandbox, limits))
@@ -113,21 +119,21 @@ def run_program(
                 stack.callback(process.end)
                 processes.append(process)
         except OSError as error:
-            return Outcome(False, f"cannot start: {error.strerror}")
+            return ProgramResult(False, f"cannot start: {error.strerror}")
         lent.close()
         printed, said, stopped = watch(processes, output, verdict, limits)
         text = printed.decode(errors="replace")
         if stopped:
-            return Outcome(False, stopped, text)
+            return ProgramResult(False, stopped, text)
         if said == token.encode():
-            return Outcome(True, "passed", text)
+            return ProgramResult(True, "passed", text)
         if said.startswith(b"!"):
-            return Outcome(False, said[1:].decode(errors="replace"), text)
+            return ProgramResult(False, said[1:].decode(errors="replace"), text)
         # The test says that the program is gone, or is gone itself.
-        gone = processes[0] if said == LOST.encode() else processes[1]
+        gone = processes[0] if said == DISCONNECTED.encode() else processes[1]
         gone.settle()
         gone.end()
-        return Outcome(False, gone.ending(limits), text)
+        return ProgramResult(False, gone.ending(limits), text)
 
 
 def run_programs(
@@ -135,23 +141,28 @@ def run_programs(
     programs: Sequence[tuple[str, str]],
     limits: Limits | None = None,
     progress: Callable[[float], None] = lambda _: None,
-) -> list[Outcome]:
-    """Run many pairs of program and test, as many at a time as there are cores.
+) -> list[ProgramResult]:
+    """Run many programs, as many at a time as there are cores.
 
-    Returns outcomes in the programs' order.
+    Args:
+        sandbox: How they are cut off.
+        programs: Pairs of program and test, see :func:`run_program`.
+        limits: For each.
+        progress: Told the share that is done.
+
+    Returns:
+        Outcomes in the programs' order.
     """
-    done = 0
-    outcomes = []
+    results = []
 
-    def run(pair: tuple[str, str]) -> Outcome:
+    def run(pair: tuple[str, str]) -> ProgramResult:
         return run_program(sandbox, pair[0], limits, test=pair[1])
 
     with ThreadPoolExecutor(_cores()) as pool:
-        for outcome in pool.map(run, programs):
-            outcomes.append(outcome)
-            done += 1
-            progress(done / len(programs))
-    return outcomes
+        for result in pool.map(run, programs):
+            results.append(result)
+            progress(len(results) / len(programs))
+    return results
 
 
 def _pipe(stack: contextlib.ExitStack, lent: contextlib.ExitStack) -> tuple[int, int]:
@@ -163,7 +174,7 @@ def _pipe(stack: contextlib.ExitStack, lent: contextlib.ExitStack) -> tuple[int,
 
 def _group(
     sandbox: Sandbox, limits: Limits
-) -> "contextlib.AbstractContextManager[cgroup.Group | None]":
+) -> "contextlib.AbstractContextManager[cgroup.ControlGroup | None]":
     if sandbox.name == "none":
         return contextlib.nullcontext()
     return cgroup.limited(limits.memory_bytes + limits.scratch_bytes + _OVERHEAD)
@@ -171,7 +182,7 @@ def _group(
 
 def _common(sandbox: Sandbox, limits: Limits, stack: contextlib.ExitStack) -> dict[str, Any]:
     confined = sandbox.name != "none"
-    scratch = walls.SCRATCH
+    scratch = isolation.SCRATCH
     if not confined:
         scratch = stack.enter_context(ScratchFolder())
     return {

@@ -14,7 +14,7 @@ from pathlib import Path
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def holds_more(pid: int, limit: int) -> bool:
+def exceeds_memory(pid: int, limit: int) -> bool:
     """Whether a process and all that descend from it hold more than ``limit`` bytes of memory.
 
     Resident pages are counted in microseconds, but those that forks share once for each of them:
@@ -24,11 +24,11 @@ def holds_more(pid: int, limit: int) -> bool:
     return sum(map(_resident, family)) > limit and sum(map(_share, family)) > limit
 
 
-def keeps_more_files(pid: int, folder: str, limit: int) -> bool:
+def exceeds_file_count(pid: int, folder: str, limit: int) -> bool:
     """Whether more than ``limit`` files lie in the file system of ``folder``, as a process sees it.
 
     Empty ones take memory that no process is charged with. ``pid`` is the first process of the
-    sandbox; those that see this machine's own folder, as until the walls stand, do not count.
+    sandbox; those that see this machine's own folder, as until it is cut off, do not count.
     """
     for member in _family(pid):
         seen = f"/proc/{member}/root{folder}"

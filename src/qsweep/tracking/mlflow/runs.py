@@ -30,7 +30,7 @@ from qsweep.results.rows import (
 # Older servers refuse longer ones.
 _LONGEST_PARAM, _LONGEST_TAG = 500, 5000
 # The preset that needs no name: stable metric names must not depend on what else was measured.
-_DEFAULT_PRESET = "gptq"
+_DEFAULT_PRESET = "paper"
 # So that only runs with results are FINISHED: a skipped trial never was one.
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "skipped": "KILLED"}
 _OPTION_NAMES = ("bits", "group_size", "desc_act", "act_group_aware", "sym", "type", "damp_percent")

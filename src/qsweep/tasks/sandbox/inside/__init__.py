@@ -11,17 +11,7 @@ import zlib
 from pathlib import Path
 
 _PACKAGE = "qsweep.tasks.sandbox.inside"
-_MODULES = (
-    "wire",
-    "standin",
-    "library",
-    "permit",
-    "printed",
-    "peer",
-    "confine",
-    "candidate",
-    "judge",
-)
+_MODULES = "wire standin library permissions capture peer confine candidate judge".split()
 # Standard input holds the order as JSON: which role, and what it needs.
 _START = """
 import binascii, json, marshal, sys, types, zlib

@@ -6,9 +6,9 @@ import os
 import sys
 from typing import Any
 
+from qsweep.tasks.sandbox.inside.capture import print_last_frames
 from qsweep.tasks.sandbox.inside.peer import Peer
-from qsweep.tasks.sandbox.inside.printed import print_last_lines
-from qsweep.tasks.sandbox.inside.wire import Lost
+from qsweep.tasks.sandbox.inside.wire import Disconnected
 
 
 def main(order: dict[str, Any]) -> None:
@@ -17,7 +17,7 @@ def main(order: dict[str, Any]) -> None:
     The outcome is decided elsewhere: nothing that the program can reach here says that it passed.
     """
     own = os.getpid()
-    peer = Peer(order["channel"], generous=True)
+    peer = Peer(order["channel"], unrestricted=True)
     space: dict[str, Any] = {"__name__": "__main__"}
     try:
         exec(compile(order["program"], "program.py", "exec"), space)  # noqa: S102 - a sandbox's point
@@ -25,17 +25,17 @@ def main(order: dict[str, Any]) -> None:
         if os.getpid() == own:
             with contextlib.suppress(BaseException):
                 sys.stdout.flush()
-                print_last_lines()
-            with contextlib.suppress(Lost):
-                peer.channel.tell(peer.describe(error))
+                print_last_frames()
+            with contextlib.suppress(Disconnected):
+                peer.channel.send_first(peer.describe(error))
         os._exit(1)
     if os.getpid() == own:  # a fork of it has nothing to lend
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
         builtins.input = peer.input  # type: ignore[assignment]
         peer.names = lambda name: _lend(name, space[name])
-        with contextlib.suppress(Lost):
-            peer.channel.tell({"changed": [], "of": None})
+        with contextlib.suppress(Disconnected):
+            peer.channel.send_first({"changed": [], "of": None})
             peer.channel.serve_for_ever()
     # Whatever threads and exit handlers the program left have no say.
     os._exit(0)

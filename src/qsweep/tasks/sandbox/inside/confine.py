@@ -38,9 +38,9 @@ _REFUSED: dict[str, dict[str, int]] = {
 _CLONE3 = 435
 # By machine: AUDIT_ARCH_*, clone, mmap, socket.
 _MACHINES = {"x86_64": (0xC000003E, 56, 9, 41), "aarch64": (0xC00000B7, 220, 222, 198)}
-# AF_UNIX, AF_INET, AF_INET6 end at the walls. Others do not: AF_VSOCK reaches the host of a virtual
-# machine from every network namespace, AF_ALG the kernel's own ciphers.
-_WALLED_FAMILIES = (1, 2, 10)
+# AF_UNIX, AF_INET, AF_INET6 end at the network namespace. Others do not: AF_VSOCK reaches the host
+# of a virtual machine from every one, AF_ALG the kernel's own ciphers.
+_NAMESPACED_FAMILIES = (1, 2, 10)
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: see clone(2).
 _NEW_NAMESPACE = 0x7E020000
 _MAP_SHARED = 0x01
@@ -109,7 +109,7 @@ def _program(machine: str) -> bytes:
         lines += _where(_EQUAL, number, errno.EPERM)
     lines += _with_argument(clone, 0, _NEW_NAMESPACE)
     lines += _with_argument(mmap, 3, _MAP_SHARED)
-    lines += _with_one_of(socket, 0, _WALLED_FAMILIES)
+    lines += _with_one_of(socket, 0, _NAMESPACED_FAMILIES)
     return b"".join([*lines, _step(_RETURN, _ALLOW)])
 
 

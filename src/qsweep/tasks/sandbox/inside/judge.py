@@ -7,13 +7,13 @@ import os
 import sys
 from typing import Any
 
+from qsweep.tasks.sandbox.inside.capture import print_last_frames
 from qsweep.tasks.sandbox.inside.peer import Peer
-from qsweep.tasks.sandbox.inside.printed import print_last_lines
-from qsweep.tasks.sandbox.inside.wire import Lost
+from qsweep.tasks.sandbox.inside.wire import Disconnected
 
 _ONLY_AST = 0x400  # ast.PyCF_ONLY_AST, without a module that no test needs
 # Said where the program's process has ended: how, is known outside.
-LOST = "?"
+DISCONNECTED = "?"
 
 
 class _Builtins(dict[str, Any]):
@@ -49,7 +49,7 @@ class Names(dict[str, Any]):
                 self[name] = getattr(builtins, name)
             raise
         except (TypeError, ValueError) as error:
-            raise Lost("a name that has no value") from error
+            raise Disconnected("a name that has no value") from error
         if kind != "module":
             return value
         if value != name or name not in sys.stdlib_module_names:
@@ -84,17 +84,17 @@ def _used(tree: Any) -> set[str]:
 def main(order: dict[str, Any]) -> None:
     """Run ``order["test"]``; only one that ends on its own, without an exception, earns the token."""
     own = os.getpid()
-    peer = Peer(order["channel"], generous=False)
+    peer = Peer(order["channel"], unrestricted=False)
     try:
-        peer.outcome(peer.channel.hear())
+        peer.outcome(peer.channel.receive_first())
         exec(compile(order["test"], "test.py", "exec"), Names(peer, order["test"]))  # noqa: S102
         # Whoever catches every exception has not seen the program come through.
-        words = LOST if peer.lost else order["token"]
-    except Lost:
-        words = LOST
+        words = DISCONNECTED if peer.lost else order["token"]
+    except Disconnected:
+        words = DISCONNECTED
     except BaseException as error:
         with contextlib.suppress(BaseException):
-            print_last_lines()
+            print_last_frames()
         line = next(iter(str(error).splitlines()), "")
         words = f"!{type(error).__name__}: {line}"[:301]
     if os.getpid() == own:

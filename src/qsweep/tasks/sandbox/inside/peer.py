@@ -13,29 +13,29 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from qsweep.tasks.sandbox.inside.capture import PrintCapture
 from qsweep.tasks.sandbox.inside.library import (
     arguments,
     is_pythons_exception,
     library_class,
     make_error,
 )
-from qsweep.tasks.sandbox.inside.permit import permit
-from qsweep.tasks.sandbox.inside.printed import Printed
+from qsweep.tasks.sandbox.inside.permissions import check_permitted
 from qsweep.tasks.sandbox.inside.standin import (
-    SOLID,
+    CONTENT_READERS,
     bindable,
+    builtin_base,
     coroutine,
     describe_class,
     generator,
     make_class,
-    solid,
     subclass,
 )
 from qsweep.tasks.sandbox.inside.wire import (
     PLAIN_CLASSES,
     Channel,
-    Lost,
-    Memory,
+    Disconnected,
+    SharedContainers,
     contents,
     decode,
     encode,
@@ -57,21 +57,21 @@ class Peer:
 
     Args:
         descriptor: The channel's socket.
-        generous: Whether the other side may do anything with this side's objects. Else it may call
+        unrestricted: Whether the other side may do anything with this side's objects. Else it may call
             functions, advance iterators, and use what the test's own classes define.
     """
 
-    def __init__(self, descriptor: int, *, generous: bool):
+    def __init__(self, descriptor: int, *, unrestricted: bool):
         self.channel = Channel(descriptor, self.answer)
         self.lost = False
         self.names: Callable[[str], Any] | None = None
         """Looks up a global name for the other side."""
-        self._generous = generous
+        self._unrestricted = unrestricted
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
         self._their_numbers: dict[int, int] = {}
-        self._memory = Memory(int(generous))
+        self._memory = SharedContainers(int(unrestricted))
         self._dropped: list[int] = []
         self._depth = 0
         self._loop: Any = None
@@ -83,7 +83,14 @@ class Peer:
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Have the other side do something; raises what it raises."""
+        """Have the other side do something; raises what it raises.
+
+        Args:
+            operation: What: see :meth:`_perform`.
+            target: The object that it is done to.
+            args: Arguments, of which plain data cross by value.
+            kwargs: Arguments by name.
+        """
         return self._ask(operation, lambda: self._encode(target), args, kwargs or {})
 
     def ask(self, number: int, operation: str, args: Sequence[Any]) -> Any:
@@ -104,7 +111,7 @@ class Peer:
     ) -> Any:
         try:
             with self.channel.turn, self._exchange():
-                message = self._told(
+                message = self._outgoing(
                     lambda: [
                         operation,
                         target(),
@@ -113,14 +120,14 @@ class Peer:
                     ]
                 )
                 return self.outcome(self.channel.call(message))
-        except Lost:
+        except Disconnected:
             self.lost = True
             raise
 
     @contextlib.contextmanager
     def _exchange(self) -> Iterator[None]:
         # Between two exchanges of the test's, nobody is in the middle of anything.
-        if self._depth == 0 and not self._generous:
+        if self._depth == 0 and not self._unrestricted:
             self._dropped = self._memory.excess()
             self._memory.forget(self._dropped)
         self._depth += 1
@@ -129,7 +136,7 @@ class Peer:
         finally:
             self._depth -= 1
 
-    def _told(self, encoded: Callable[[], Any]) -> dict[str, Any]:
+    def _outgoing(self, encoded: Callable[[], Any]) -> dict[str, Any]:
         # A message, behind what has changed in the containers that both sides know.
         before = len(self._memory.values)
         try:
@@ -144,38 +151,38 @@ class Peer:
             self._memory.forget(list(self._memory.values)[before:])
             raise
 
-    def _heard(self, message: dict[str, Any]) -> Any:
+    def _incoming(self, message: dict[str, Any]) -> Any:
         try:
             self._memory.forget(message.get("dropped", ()))
             for number, content in message["changed"]:
                 fill(self._memory.values[number], content, self._object, self._memory)
             return message["of"]
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Lost("a change of nothing") from error
+            raise Disconnected("a change of nothing") from error
 
     def outcome(self, answer: Any) -> Any:
         """What an answer says: a value, or an exception, which is raised; what was printed."""
         if not isinstance(answer, dict):
-            raise Lost("an answer that says nothing")
+            raise Disconnected("an answer that says nothing")
         if isinstance(printed := answer.get("printed"), str) and printed:
             sys.stdout.write(printed)
-        what = self._decode(self._heard(answer))
+        what = self._decode(self._incoming(answer))
         if "raised" not in answer:
             return what
-        raise what if isinstance(what, BaseException) else Lost("an exception that is none")
+        raise what if isinstance(what, BaseException) else Disconnected("an exception that is none")
 
     def answer(self, request: Any) -> dict[str, Any]:
         """Do what the other side asks for."""
-        printed = Printed(sys.stdout)
+        printed = PrintCapture(sys.stdout)
         try:
-            operation, target, args, kwargs = self._heard(request)
+            operation, target, args, kwargs = self._incoming(request)
             target = target if operation in ("name", "input") else self._target(target)
             args = [self._decode(value) for value in args]
             kwargs = {name: self._decode(value) for name, value in kwargs.items()}
             with contextlib.redirect_stdout(printed):
                 value = self._perform(operation, target, args, kwargs)
-            found = self._told(lambda: self._encode(value))
-        except Lost:
+            found = self._outgoing(lambda: self._encode(value))
+        except Disconnected:
             raise
         except BaseException as error:
             # SystemExit too: to the test it is one failure among others.
@@ -185,7 +192,7 @@ class Peer:
     def describe(self, error: BaseException) -> dict[str, Any]:
         """An exception for the other side, as an answer."""
         try:
-            return self._told(lambda: self._encode(error)) | {"raised": True}
+            return self._outgoing(lambda: self._encode(error)) | {"raised": True}
         except Exception:
             words = f"{type(error).__name__}, which cannot be told of"
             return {"changed": [], "of": self._encode(RuntimeError(words)), "raised": True}
@@ -197,8 +204,8 @@ class Peer:
             return builtins.input(*args)
         if operation == "describe" and isinstance(target, type):
             return describe_class(target)
-        if not self._generous:
-            permit(operation, target, args)
+        if not self._unrestricted:
+            check_permitted(operation, target, args)
         if operation == "call":
             return target(*args, **kwargs)
         if operation == "do":
@@ -237,7 +244,7 @@ class Peer:
             return ["yours", self._their_numbers[id(value)]]
         # A program's function is run by the program, exec too: the test would run it on a text of
         # the program's choice.
-        named = isinstance(value, type) or not self._generous
+        named = isinstance(value, type) or not self._unrestricted
         name = getattr(value, "__name__", None) if named else None
         if isinstance(name, str) and getattr(builtins, name, None) is value:
             return ["builtin", name]
@@ -253,8 +260,8 @@ class Peer:
         for word, there in (("generator", types.GeneratorType), ("coroutine", _Awaitable)):
             if isinstance(value, there):
                 return [word, number]
-        base = solid(kind)
-        content = None if base is None else self._encode(SOLID[base](value))
+        base = builtin_base(kind)
+        content = None if base is None else self._encode(CONTENT_READERS[base](value))
         return ["mine", number, self._number(kind), content]
 
     def _number(self, value: Any) -> int:
@@ -269,7 +276,7 @@ class Peer:
             return self._objects[int(what)] if int(what) >= 0 else _no_such()
         if kind == "builtin":
             found = vars(builtins).get(what)
-            return found if self._generous or isinstance(found, type) else _no_such()
+            return found if self._unrestricted or isinstance(found, type) else _no_such()
         if kind == "library":
             return library_class(what, more[0])
         if int(what) not in self._theirs:
@@ -288,7 +295,7 @@ class Peer:
         if kind == "error":
             return make_error(self._decode(more[0]), self._decode(more[1]), self._decode(more[2]))
         made = self._object(["class", more[0]])
-        base = solid(made)
+        base = builtin_base(made)
         if base is None:
             return object.__new__(made)
         content = self._decode(more[1])
@@ -303,14 +310,14 @@ class Peer:
         try:
             said = self.ask(number, "describe", ())
             return make_class(self, said, [_class(base) for base in said["bases"]])
-        except Lost:
+        except Disconnected:
             raise
         except BaseException as error:
-            raise Lost("a class that cannot be told of") from error
+            raise Disconnected("a class that cannot be told of") from error
 
     def _target(self, message: Any) -> Any:
         # A test's own built-in functions are not for the program to call: exec is one of them.
-        if not self._generous and message["of"][0] != "yours":
+        if not self._unrestricted and message["of"][0] != "yours":
             raise TypeError("only what the test has handed over can be used")
         return self._decode(message)
 

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qsweep.tasks.sandbox.inside.wire import Lost
+from qsweep.tasks.sandbox.inside.wire import Disconnected
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
            "lshift", "rshift", "divmod")  # fmt: skip
@@ -26,7 +26,7 @@ _OWN = SPECIAL | frozenset(f"__{name}__" for name in (
     "copy", "deepcopy", "traceback", "cause", "context", "suppress_context", "setstate",
 ))  # fmt: skip
 # Classes whose instances hold content that C code reads past every method, and how it is had.
-SOLID: dict[type, Callable[[Any], Any]] = {
+CONTENT_READERS: dict[type, Callable[[Any], Any]] = {
     int: int.__index__,
     float: float.__float__,
     complex: complex.__complex__,
@@ -48,9 +48,9 @@ _KINDS: tuple[type, ...] = (
 _LOOKALIKES = {kind.__name__: kind for kind in _KINDS}
 
 
-def solid(kind: type) -> type | None:
+def builtin_base(kind: type) -> type | None:
     """The class of Python's own that holds an instance's content, if it is one of those above."""
-    return next((base for base in kind.__mro__ if base in SOLID), None)
+    return next((base for base in kind.__mro__ if base in CONTENT_READERS), None)
 
 
 def describe_class(kind: type) -> dict[str, Any]:
@@ -174,10 +174,12 @@ def make_class(peer: Any, said: Any, bases: list[Any]) -> type:
     """The class that stands for one of the other side, as :func:`describe_class` tells of it.
 
     Raises:
-        Lost: There cannot be such a class.
+        Disconnected: There cannot be such a class.
     """
     # Python's own classes in C hold what a stand-in does not have, but for those that get it.
-    solids = (b if isinstance(b, StandInClass) or _is_exception(b) else solid(b) for b in bases)
+    solids = (
+        b if isinstance(b, StandInClass) or _is_exception(b) else builtin_base(b) for b in bases
+    )
     above = tuple(dict.fromkeys(base for base in solids if base is not None))
     if not any(isinstance(base, StandInClass) for base in above):
         above = (StandIn, *above)
@@ -197,7 +199,7 @@ def make_class(peer: Any, said: Any, bases: list[Any]) -> type:
     try:
         made = type.__new__(StandInClass, str(said["name"])[:200], above, space)
     except (TypeError, ValueError) as error:
-        raise Lost("a class that cannot be") from error
+        raise Disconnected("a class that cannot be") from error
     for name in space:
         if isinstance(space[name], _Forward):
             space[name].owner = made

@@ -68,11 +68,11 @@ def is_late(kind: type) -> bool:
     return module is not None and getattr(module, kind.__name__, None) is kind
 
 
-class Lost(Exception):  # noqa: N818 - it is no error of the program's
+class Disconnected(Exception):  # noqa: N818 - it is no error of the program's
     """The other side has ended, or does not keep to the protocol."""
 
 
-class Memory:
+class SharedContainers:
     """The containers that have crossed lately: what is one object here is one object there.
 
     Each has a number that both sides know, and a note of what it held when it crossed last.
@@ -96,7 +96,7 @@ class Memory:
         if number is None:
             number, self._next = self._next, self._next + 2
         elif number in self.values:
-            raise Lost("a number given twice")
+            raise Disconnected("a number given twice")
         self.values[number] = value  # which keeps its id from being another's
         self._numbers[id(value)] = number
         return number
@@ -139,11 +139,18 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def encode(
-    value: Any, reference: Callable[[Any], Any], memory: Memory | None = None, depth: int = 0
+    value: Any,
+    reference: Callable[[Any], Any],
+    memory: SharedContainers | None = None,
+    depth: int = 0,
 ) -> Any:
-    """A value as JSON; ``reference`` says how what is no plain data is referred to.
+    """A value as JSON.
 
-    With a ``memory``, containers that it knows are named by their numbers, and others get one.
+    Args:
+        value: Anything.
+        reference: Says how what is no plain data is referred to.
+        memory: Containers that it knows are named by their numbers, and others get one.
+        depth: How deep the value is nested in others.
     """
     kind = type(value)
     if value is None or kind in (bool, str):
@@ -170,9 +177,9 @@ def encode(
 
 
 def contents(
-    value: Any, reference: Callable[[Any], Any], memory: Memory | None, depth: int = 0
+    value: Any, reference: Callable[[Any], Any], memory: SharedContainers | None, depth: int = 0
 ) -> Any:
-    """What a container holds, encoded."""
+    """What a container holds, encoded; arguments as for :func:`encode`."""
     if memory is not None and (number := memory.number(value)) is not None:
         memory.note(number)
 
@@ -189,10 +196,12 @@ def contents(
     return pairs
 
 
-def decode(message: Any, reference: Callable[[Any], Any], memory: Memory | None = None) -> Any:
-    """The value that :func:`encode` wrote. Raises :class:`Lost` for what it never writes."""
+def decode(
+    message: Any, reference: Callable[[Any], Any], memory: SharedContainers | None = None
+) -> Any:
+    """The value that :func:`encode` wrote. Raises :class:`Disconnected` for what it never writes."""
     try:
-        return _decode(message, reference, memory or Memory())
+        return _decode(message, reference, memory or SharedContainers())
     except (
         ArithmeticError,
         AttributeError,
@@ -201,10 +210,10 @@ def decode(message: Any, reference: Callable[[Any], Any], memory: Memory | None 
         TypeError,
         ValueError,
     ) as e:
-        raise Lost(f"a message that says nothing ({type(e).__name__})") from e
+        raise Disconnected(f"a message that says nothing ({type(e).__name__})") from e
 
 
-def _decode(message: Any, reference: Callable[[Any], Any], memory: Memory) -> Any:
+def _decode(message: Any, reference: Callable[[Any], Any], memory: SharedContainers) -> Any:
     if message is None or type(message) in (bool, str, int):
         return message
     kind, content = message["is"], message["of"]
@@ -227,8 +236,17 @@ def _decode(message: Any, reference: Callable[[Any], Any], memory: Memory) -> An
     return value
 
 
-def fill(value: Any, content: Any, reference: Callable[[Any], Any], memory: Memory) -> None:
-    """Let a container hold what :func:`contents` wrote, and nothing else."""
+def fill(
+    value: Any, content: Any, reference: Callable[[Any], Any], memory: SharedContainers
+) -> None:
+    """Let a container hold what :func:`contents` wrote, and nothing else.
+
+    Args:
+        value: The container, which is changed.
+        content: What it shall hold, encoded.
+        reference: The object that a reference means.
+        memory: The containers that both sides know.
+    """
     if isinstance(value, bytearray):
         value[:] = bytes.fromhex(content)
     elif isinstance(value, dict):
@@ -274,11 +292,11 @@ class Channel:
         while True:
             self._respond(self._receive())
 
-    def tell(self, answer: Any) -> None:
+    def send_first(self, answer: Any) -> None:
         """Send an answer that nobody has asked for yet: the first one."""
         self._send({"answer": answer})
 
-    def hear(self) -> Any:
+    def receive_first(self) -> Any:
         """The answer to no question: the first one."""
         return self._receive().get("answer")
 
@@ -294,18 +312,18 @@ class Channel:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
-            raise Lost("it has ended") from error
+            raise Disconnected("it has ended") from error
 
     def _receive(self) -> dict[str, Any]:
         size = int.from_bytes(self._read(8), "big")
         if size > _LIMIT:
-            raise Lost("a message that is too long")
+            raise Disconnected("a message that is too long")
         try:
             message = json.loads(self._read(size))
         except (ValueError, RecursionError) as error:
-            raise Lost("a message that is no JSON") from error
+            raise Disconnected("a message that is no JSON") from error
         if not isinstance(message, dict):
-            raise Lost("a message that is no request and no answer")
+            raise Disconnected("a message that is no request and no answer")
         return message
 
     def _read(self, size: int) -> bytes:
@@ -314,8 +332,8 @@ class Channel:
             try:
                 part = os.read(self._descriptor, min(size - len(parts), 1 << 20))
             except OSError as error:
-                raise Lost("it has ended") from error
+                raise Disconnected("it has ended") from error
             if not part:
-                raise Lost("it has ended")
+                raise Disconnected("it has ended")
             parts += part
         return bytes(parts)

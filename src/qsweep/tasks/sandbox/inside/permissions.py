@@ -3,14 +3,14 @@
 import types
 from typing import Any
 
-from qsweep.tasks.sandbox.inside.standin import SOLID, SPECIAL
+from qsweep.tasks.sandbox.inside.standin import CONTENT_READERS, SPECIAL
 
 # What may be asked of every object of the test.
 _EVERYWHERE = ("__iter__", "__next__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 _REFUSED = "an object of the test is used for more than calling it"
 
 
-def permit(operation: str, target: Any, args: list[Any]) -> None:
+def check_permitted(operation: str, target: Any, args: list[Any]) -> None:
     """Refuse what the program may not do with an object of the test.
 
     From a function's ``__globals__`` or a class's ``__init__`` a way leads to everything else: names
@@ -39,4 +39,4 @@ def _defines(target: Any, kind: type, name: str) -> bool:
     if name in getattr(target, "__dict__", ()):
         return True
     owner = next((base for base in kind.__mro__ if name in vars(base)), None)
-    return owner is None or owner in (*SOLID, object) or owner.__module__ == "__main__"
+    return owner is None or owner in (*CONTENT_READERS, object) or owner.__module__ == "__main__"

@@ -1,4 +1,4 @@
-"""The walls: command lines that start an interpreter cut off from the machine around it.
+"""Command lines that start an interpreter cut off from the machine around it.
 
 Either bubblewrap, or util-linux's ``unshare`` with a few mounts. Both give an own tree of processes
 (killed as one), no network, a read-only system without home directories, and a scratch directory of
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,17 +77,7 @@ def unshare(user: int | None, scratch_bytes: int) -> list[str] | None:
     found = {name: shutil.which(name, path=path) for name in needed}
     if not all(found.values()):
         return None
-    command = [
-        "setpriv",
-        "--pdeathsig=KILL",
-        "unshare",
-        "--mount",
-        "--pid",
-        "--net",
-        "--ipc",
-        "--uts",
-        "--fork",
-    ]
+    command = "setpriv --pdeathsig=KILL unshare --mount --pid --net --ipc --uts --fork".split()
     command += ["--kill-child=KILL"] + (["--user", "--map-root-user"] if user is None else [])
     script = "\n".join(_mounts(scratch_bytes))
     environment = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
@@ -167,8 +157,3 @@ def _help(program: str) -> str:
         ).stdout
     except OSError:
         return ""
-
-
-def unprotected(command: Sequence[str]) -> list[str]:
-    """No walls at all; what ``eval.unsafe_code=true`` falls back on."""
-    return list(command)

@@ -7,7 +7,7 @@ from typing import Any
 _PRINTED = 32768
 
 
-class Printed(io.TextIOBase):
+class PrintCapture(io.TextIOBase):
     """Collects what is printed, up to a bound; the rest goes where it would have gone."""
 
     def __init__(self, beyond: Any):
@@ -33,7 +33,7 @@ class Printed(io.TextIOBase):
         return "".join(self._parts)
 
 
-def print_last_lines() -> None:
+def print_last_frames() -> None:
     """Where the exception that is being handled was raised, to the standard error."""
     import traceback  # which most programs do without
 
