@@ -25,7 +25,7 @@ from qsweep.text.vocabulary import require_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from qsweep.evaluate import Measurement, Reference
+    from qsweep.evaluate import Reference, WindowScores
     from qsweep.tasks.model import LanguageModel
     from qsweep.text.windows import Windows
 
@@ -146,7 +146,7 @@ def measure_reference(
     windows: "Windows",
     store: Store,
     progress: Progress,
-) -> "Measurement":
+) -> "WindowScores":
     """Measure the reference itself; its states become the cache that others are compared with."""
     from qsweep.evaluate import build_reference, measure, noise_floor, reference_measurement
 
