@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from helpers.typed import on_disk
 from qsweep.evaluate import WindowScores, save_measurement
 from qsweep.results.alignment import alignment_markdown, alignments
+
+alignment_markdown, alignments = map(on_disk, (alignment_markdown, alignments))
 
 WINDOWS = 40
 

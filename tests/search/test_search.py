@@ -16,6 +16,7 @@ import pytest
 import search_lab
 from search_lab import LARGE, SPACE, FormulaLab, make_search
 
+from helpers.typed import on_disk
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.search.answer import answer, infeasible, knee, pareto_front
 from qsweep.search.fidelity import Outcome, Rival, hopeless, promise, proxy_of
@@ -28,6 +29,8 @@ from qsweep.search.proposals import make_sampler
 from qsweep.search.settings import search_config
 from qsweep.search.storage import open_storage
 from qsweep.search.study import refuse_other
+
+spans = on_disk(spans)
 
 
 def memory():

@@ -21,6 +21,7 @@ from helpers.trackers import (
     start_server,
     wait_until,
 )
+from helpers.typed import on_disk
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
 from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
@@ -28,6 +29,8 @@ from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
 from qsweep.tracking.mlflow.runs import fingerprint, metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 from qsweep.tracking.settings import public_uri, resolved_uri
+
+fingerprint, sweep_run, trial_run = map(on_disk, (fingerprint, sweep_run, trial_run))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:

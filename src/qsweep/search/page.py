@@ -9,9 +9,19 @@ from qsweep.base import numbers as cells
 from qsweep.base.files import write_bytes, write_text
 from qsweep.evaluate.metrics import quality
 from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.columns.column import Column
+from qsweep.results.columns.table import (
+    PPL_RATIO,
+    PPL_RATIO_HIGH,
+    PPL_RATIO_LOW,
+    QUALITY,
+    SIZE_GB,
+    VERDICT,
+)
+from qsweep.results.columns.views import cells_of, headings
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
-from qsweep.search.answer import Answer, named_apart, open_question
+from qsweep.search.answer import Answer, named_apart, open_question, row_of
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
@@ -19,7 +29,6 @@ from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"
-_HEADINGS = ("trial", "GB", "ratio (95 %)", "quality", "quality/GB", "verdict", "served by")
 
 
 def write_page(
@@ -88,7 +97,7 @@ def answer_markdown(
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
         parts.append(f"## The front of {' and '.join(str(g) for g in goals)}")
-        parts.append(table(_HEADINGS, [_cells(entry) for entry in answer.front]))
+        parts.append(_table(answer.front))
         others = [entry for entry in answer.front if entry.key not in told]
         parts.append("\n".join(_how(entry, command_of) for entry in others))
     if len(objectives) == 1:
@@ -132,7 +141,7 @@ def _of_all(answer: Answer, entries: Sequence[Entry]) -> str:
 
 
 def _shown(entry: Entry, command_of: CommandOf) -> str:
-    return f"{table(_HEADINGS, [_cells(entry)])}\n\n{_how(entry, command_of)}"
+    return f"{_table([entry])}\n\n{_how(entry, command_of)}"
 
 
 def _same(entry: Entry) -> str:
@@ -148,23 +157,12 @@ def _how(entry: Entry, command_of: CommandOf) -> str:
     )
 
 
-def _cells(entry: Entry) -> list[str]:
-    finding = entry.finding or {}
-    span = cells.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
-    return [
-        entry.name,
-        cells.gigabytes(finding.get("size_gb")),
-        cells.ratio(finding.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        cells.fixed(finding.get("quality"), 3),
-        cells.significant(finding.get("quality_per_gb"), 4),
-        _verdict(entry),
-        ", ".join(finding.get("runtimes") or ()),
-    ]
+def _table(entries: Sequence[Entry]) -> str:
+    return table(headings("search"), [cells_of(row_of(entry), "search") for entry in entries])
 
 
 def _verdict(entry: Entry) -> str:
-    finding = entry.finding or {}
-    return f"{finding.get('verdict') or 'no verdict'}{'?' if finding.get('verdict_open') else ''}"
+    return VERDICT.cell(row_of(entry))
 
 
 def _spent(entries: Sequence[Entry]) -> str:
@@ -201,10 +199,10 @@ def _terminal(
         doubts[answer.best_per_gb.key].append(f"mind that {answer.decision.note}")
     for key, titles in shown.items():
         entry = found[key]
-        finding = entry.finding or {}
+        row = row_of(entry)
         lines.append(
-            f"  {entry.name}: {cells.gigabytes(finding.get('size_gb'))} GB, ratio "
-            f"{cells.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
+            f"  {entry.name}: {SIZE_GB.cell(row)} GB, ratio "
+            f"{cells.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}: {'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")
@@ -226,17 +224,17 @@ def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
             f"{word} above", (0.01, bound), xycoords=("axes fraction", "data"), fontsize=7,
             color="0.45", ha="left", va="bottom",
         )  # fmt: skip
-    shown = [e for e in done if (e.finding or {}).get("quality") is not None]
-    floor = min((_value(e, "quality") for e in answer.front), default=0.0)
+    shown = [e for e in done if (e.finding or {}).get(QUALITY.name) is not None]
+    floor = min((_value(e, QUALITY) for e in answer.front), default=0.0)
     bottom = min(-0.15, floor - 0.1)
     kinds = sorted({e.name.split()[1] for e in shown if len(e.name.split()) > 1})
     for kind in kinds:
         mine = [e for e in shown if e.name.split()[1] == kind]
-        low = [_end(e, "ppl_ratio_high") for e in mine]
-        high = [_end(e, "ppl_ratio_low") for e in mine]
-        y = [_value(e, "quality") for e in mine]
+        low = [_end(e, PPL_RATIO_HIGH) for e in mine]
+        high = [_end(e, PPL_RATIO_LOW) for e in mine]
+        y = [_value(e, QUALITY) for e in mine]
         axes.errorbar(
-            [_value(e, "size_gb") for e in mine],
+            [_value(e, SIZE_GB) for e in mine],
             y,
             yerr=[
                 [max(v - a, 0.0) for v, a in zip(y, low, strict=True)],
@@ -244,10 +242,10 @@ def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
             ],
             fmt="o", markersize=4, linewidth=0.8, label=kind,
         )  # fmt: skip
-    line = [e for e in answer.front if (e.finding or {}).get("quality") is not None]
+    line = [e for e in answer.front if (e.finding or {}).get(QUALITY.name) is not None]
     axes.plot(
-        [_value(e, "size_gb") for e in line],
-        [_value(e, "quality") for e in line],
+        [_value(e, SIZE_GB) for e in line],
+        [_value(e, QUALITY) for e in line],
         color="0.3", linewidth=1.2, zorder=1, label="front",
     )  # fmt: skip
     for entry, marker, label in (
@@ -260,7 +258,7 @@ def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
     ):
         if entry is not None:
             axes.scatter(
-                [_value(entry, "size_gb")], [_value(entry, "quality")], s=130, marker=marker,
+                [_value(entry, SIZE_GB)], [_value(entry, QUALITY)], s=130, marker=marker,
                 facecolors="none", edgecolors="black", zorder=3, label=f"{label}: {entry.name}",
             )  # fmt: skip
     axes.set_ylim(bottom, 1.08)
@@ -313,10 +311,10 @@ def _save(figure: Any, file: Path) -> None:
     write_bytes(file, image.getvalue())
 
 
-def _value(entry: Entry, name: str) -> float:
-    return float((entry.finding or {})[name])
+def _value(entry: Entry, column: Column) -> float:
+    return float((entry.finding or {})[column.name])
 
 
-def _end(entry: Entry, name: str) -> float:
-    ratio = (entry.finding or {}).get(name)
-    return _value(entry, "quality") if not ratio else quality(float(ratio))
+def _end(entry: Entry, column: Column) -> float:
+    ratio = (entry.finding or {}).get(column.name)
+    return _value(entry, QUALITY) if not ratio else quality(float(ratio))
