@@ -3,9 +3,8 @@
 import functools
 from dataclasses import replace
 
-from qsweep.results.columns.table import TABLE
+from qsweep.results.columns.column import TABLE
 from qsweep.results.html.data import SweepData
-from qsweep.results.record import Record
 from qsweep.results.record_file import record_of
 
 
@@ -50,7 +49,3 @@ def table(records) -> list[dict]:
 
     return [values(row) for row in rows(typed(records))]
 
-
-def is_record(value) -> bool:
-    """Whether it is one already."""
-    return isinstance(value, Record)

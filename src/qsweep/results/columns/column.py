@@ -54,7 +54,7 @@ class Column:
         write: Prints it with what belongs to it, where these do not suffice.
         sort: What a page's rows are sorted by, where that is not its value.
         tables: The tables that show it, with its heading there.
-        hover: What it is called where a page tells of a trial that one points at.
+        hover: What it is called where a page tells of a trial that one points at, and its place there.
         csv: Whether ``results.csv`` has it.
         view: Its kind (``metrics``, ``tags``, ``params``) and its place in MLflow's list of runs.
         best: Whether a sweep's own run in MLflow has it of the sweep's best trial.
@@ -75,7 +75,7 @@ class Column:
     write: Callable[[Row], str] | None = None
     sort: Callable[[Row], Any] | None = None
     tables: Mapping[Table, str | Shown] = field(default_factory=dict)
-    hover: str = ""
+    hover: tuple[str, int] | None = None
     csv: bool = False
     view: tuple[str, int] | None = None
     best: bool = False

@@ -179,13 +179,13 @@ KEPT_LAYERS = add(Column(
     "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None, csv=True))
 PPL: Column = add(of_measurement(
     "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True, error="ppl_stderr",
-    hover="perplexity", tables={
+    hover=("perplexity", 4), tables={
         "markdown": "ppl", "html": "ppl", "card": "ppl",
         "terminal": Shown("ppl", 100, narrow=lambda row: cells.with_error(PPL.get(row), None))}))
 PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows", csv=True))
 PPL_RATIO: Column = add(of_measurement(
     "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True, best=True,
-    by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"), hover="ratio (95 %)",
+    by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"), hover=("ratio (95 %)", 3),
     view=("metrics", 6), tables={
         "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)", "search": "ratio (95 %)",
         "terminal": Shown("ratio", cell=lambda row: cells.ratio(PPL_RATIO.get(row)))}))
@@ -201,7 +201,7 @@ EXPECTED_LOW = add(Column(
 EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", _expected(1), csv=True))
 KLD: Column = add(of_measurement(
     "kld", "mean KL divergence per token, nats ± standard error", unit="nat", better="down",
-    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True, hover="KLD, nats",
+    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True, hover=("KLD, nats", 6),
     view=("metrics", 7), tables={
         "markdown": "KLD", "html": "KLD", "card": "KLD",
         "terminal": Shown("KLD", cell=lambda row: cells.divergence(KLD.get(row)))}))
@@ -223,7 +223,7 @@ NOISE_FLOOR = add(Column(
     lambda row: row.noise_floor, "nat", csv=True, text=cells.divergence))
 TOP1_AGREEMENT = add(of_measurement(
     "top1_agreement", "how often both prefer the same token", unit="share", better="up",
-    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True, hover="top-1 agreement",
+    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True, hover=("top-1 agreement", 7),
     view=("metrics", 8), tables={t: "top-1" for t in ("terminal", "markdown", "html", "card")}))
 TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr", "its standard error, over windows"))
 TRUE_PROB_RMS = add(of_measurement(
@@ -256,7 +256,7 @@ WORST_RETENTION = add(Column(
     "worst_retention", "how much of it", "trial", _worst("retention"), "share", csv=True, text=cells.percent))
 VERDICT = add(Column(
     "verdict", "by the ratio; ? where its interval straddles a bound", "measurement", _measured("verdict"),
-    csv=True, write=_status_word, hover="verdict", view=("tags", 5),
+    csv=True, write=_status_word, hover=("verdict", 2), view=("tags", 5),
     sort=lambda row: -1 if row.record.reference else PPL_RATIO.get(row),
     tables={t: "verdict" for t in ("terminal", "markdown", "html", "card", "search")}))
 VERDICT_OPEN = add(Column(
@@ -321,8 +321,8 @@ TOKENS_SCORED = add(Column(
     tables={"card": "tokens"}))
 WINDOWS = add(Column("windows", "windows that they lie in", "measurement", _fact("windows"), csv=True))
 SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
-SETTING = add(Column("setting", "calibration and backend", "trial", _setting, hover="made by"))
-SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", _size, hover="size"))
+SETTING = add(Column("setting", "calibration and backend", "trial", _setting, hover=("made by", 1)))
+SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", _size, hover=("size", 5)))
 for _name, _meaning in {
     "name": "the trial's own name", "reference": "whether it is the unquantized model",
     "fidelity": "full, or what a search measured in its place", "reason": "why it did not finish",

@@ -57,12 +57,13 @@ def point(row: Row) -> dict[str, Any]:
 
 def tooltip() -> list[Spec]:
     """The hover of :func:`point`."""
-    shown = {"label": "trial", **{name: column.hover for name, column in _hovers().items()}}
+    shown = {"label": "trial", **{name: c.hover[0] for name, c in _hovers().items() if c.hover}}
     return [{"field": name, "type": "nominal", "title": title} for name, title in shown.items()]
 
 
 def _hovers() -> dict[str, Column]:
-    return {f"h_{column.name}": column for column in TABLE if column.hover}
+    found = sorted((column.hover[1], n) for n, column in enumerate(TABLE) if column.hover)
+    return {f"h_{TABLE[n].name}": TABLE[n] for _, n in found}
 
 
 def series_encoding(names: Iterable[str], title: str = "method") -> Spec:
