@@ -48,4 +48,3 @@ def table(records) -> list[dict]:
     from qsweep.results.rows import rows
 
     return [values(row) for row in rows(typed(records))]
-

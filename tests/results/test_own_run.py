@@ -24,7 +24,8 @@ from qsweep.formats.gguf.rules import to_json  # noqa: E402
 from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.results.answers import answers  # noqa: E402
 from qsweep.results.checks import check  # noqa: E402
-from qsweep.results.columns.table import KLD_NATIVE, TOP1_AGREEMENT_NATIVE, status_word  # noqa: E402
+from qsweep.results.columns.derived import status_word  # noqa: E402
+from qsweep.results.columns.table import KLD_NATIVE, TOP1_AGREEMENT_NATIVE  # noqa: E402
 from qsweep.results.html.data import SweepData  # noqa: E402
 from qsweep.results.html.page import render  # noqa: E402
 from qsweep.results.record import Row  # noqa: E402

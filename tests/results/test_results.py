@@ -14,7 +14,8 @@ from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import is_open, verdict
 from qsweep.results.answers import answers
 from qsweep.results.checks import check
-from qsweep.results.columns.table import PROMISED, status_word
+from qsweep.results.columns.derived import status_word
+from qsweep.results.columns.table import PROMISED
 from qsweep.results.markdown import results_markdown
 from qsweep.results.rows import counts, ranked, rows, to_csv
 from qsweep.results.write import write_results

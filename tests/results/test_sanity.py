@@ -9,7 +9,7 @@ from helpers.typed import on_disk, table, typed
 from qsweep.evaluate.verdicts import predicts_nothing
 from qsweep.results.answers import answers
 from qsweep.results.checks import check, grid_of
-from qsweep.results.columns.table import status_word
+from qsweep.results.columns.derived import status_word
 from qsweep.results.html.data import SweepData
 from qsweep.results.html.page import render
 from qsweep.results.judged import judged

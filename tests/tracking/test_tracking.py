@@ -21,7 +21,7 @@ from helpers.trackers import (
     start_server,
     wait_until,
 )
-from helpers.typed import on_disk
+from helpers.typed import on_disk, typed
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
 from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qsweep.results.columns.table import status_word
+from qsweep.results.columns.derived import status_word
 from qsweep.results.comparable import apart, measured_by
 from qsweep.results.model_names import models_apart
 from qsweep.results.record import Record, Row

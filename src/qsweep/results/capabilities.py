@@ -147,8 +147,8 @@ def _noted(records: Sequence[Record]) -> str:
     for record in records:
         for task in record.tasks or ():
             for name, words in COUNTED.items():
-                if task.facts.get(name):
-                    found[f"- {cells.markdown(task.name)}: {task.facts[name]} {words}"] = None
+                if number := (task.facts or {}).get(name):
+                    found[f"- {cells.markdown(task.name)}: {number} {words}"] = None
     return "## Told of the questions\n\n" + "\n".join(found) if found else ""
 
 

@@ -10,7 +10,7 @@ from qsweep.base.version import __version__
 from qsweep.results import own_run
 from qsweep.results.answers import best_lines
 from qsweep.results.checks import check
-from qsweep.results.columns.table import OWN_RUN
+from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import cells_of, headings
 from qsweep.results.labels import named_apart
 from qsweep.results.markdown_table import table

@@ -7,7 +7,8 @@ trials stand apart and take no part in verdicts, checks and comparisons.
 
 from collections.abc import Iterable
 
-from qsweep.results.columns.table import BECAUSE, KLD_NATIVE, OWN_RUN, TOP1_AGREEMENT_NATIVE
+from qsweep.results.columns.derived import OWN_RUN
+from qsweep.results.columns.table import BECAUSE, KLD_NATIVE, TOP1_AGREEMENT_NATIVE
 from qsweep.results.columns.views import cells_of
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import ranked

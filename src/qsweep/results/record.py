@@ -65,8 +65,8 @@ class Measurement:
     facts: Mapping[str, Any] = field(default_factory=dict)
     verdict: str | None = None
     file: str | None = None
-    reference_ppl: Number | None = field(default=None, metadata={"omitted": True})
-    no_verdict: str | None = field(default=None, metadata={"omitted": True})
+    reference_ppl: Number | None = None
+    no_verdict: str | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -116,23 +116,23 @@ class TaskScore:
     parts: int = 1
     seconds: Number = 0.0
     keys: tuple[str, ...] = ()
-    metric: str | None = field(default=None, metadata={"omitted": True})
-    score: Number | None = field(default=None, metadata={"omitted": True})
-    chance: Number | None = field(default=None, metadata={"with": "metric"})
-    samples: int | None = field(default=None, metadata={"omitted": True})
-    reference_score: Number | None = field(default=None, metadata={"omitted": True})
-    measurable: bool | None = field(default=None, metadata={"omitted": True})
-    score_low: Number | None = field(default=None, metadata={"omitted": True})
-    score_high: Number | None = field(default=None, metadata={"omitted": True})
-    difference: Number | None = field(default=None, metadata={"omitted": True})
-    difference_low: Number | None = field(default=None, metadata={"omitted": True})
-    difference_high: Number | None = field(default=None, metadata={"omitted": True})
-    p: Number | None = field(default=None, metadata={"omitted": True})
-    test: str | None = field(default=None, metadata={"omitted": True})
-    retention: Number | None = field(default=None, metadata={"omitted": True})
-    retention_low: Number | None = field(default=None, metadata={"omitted": True})
-    retention_high: Number | None = field(default=None, metadata={"omitted": True})
-    facts: Mapping[str, Any] = field(default_factory=dict, metadata={"with": "metric"})
+    metric: str | None = None
+    score: Number | None = None
+    chance: Number | None = None
+    samples: int | None = None
+    reference_score: Number | None = None
+    measurable: bool | None = None
+    score_low: Number | None = None
+    score_high: Number | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    p: Number | None = None
+    test: str | None = None
+    retention: Number | None = None
+    retention_low: Number | None = None
+    retention_high: Number | None = None
+    facts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,18 +147,18 @@ class CapabilityResult:
     """
 
     measurable: bool = False
-    tasks: tuple[str, ...] | None = field(default=None, metadata={"omitted": True})
-    at_chance: tuple[str, ...] | None = field(default=None, metadata={"omitted": True})
-    retention: Number | None = field(default=None, metadata={"omitted": True})
-    retention_low: Number | None = field(default=None, metadata={"omitted": True})
-    retention_high: Number | None = field(default=None, metadata={"omitted": True})
-    difference: Number | None = field(default=None, metadata={"omitted": True})
-    difference_low: Number | None = field(default=None, metadata={"omitted": True})
-    difference_high: Number | None = field(default=None, metadata={"omitted": True})
-    p: Number | None = field(default=None, metadata={"omitted": True})
-    test: str | None = field(default=None, metadata={"omitted": True})
-    samples: int | None = field(default=None, metadata={"omitted": True})
-    samples_needed: int | None = field(default=None, metadata={"omitted": True})
+    tasks: tuple[str, ...] | None = None
+    at_chance: tuple[str, ...] | None = None
+    retention: Number | None = None
+    retention_low: Number | None = None
+    retention_high: Number | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    p: Number | None = None
+    test: str | None = None
+    samples: int | None = None
+    samples_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -209,33 +209,31 @@ class Record:
     fidelity: str = "full"
     config: Mapping[str, Any] = field(default_factory=dict)
     model_hash: str | None = None
-    vocab_size: Number | None = field(default=None, metadata={"finished": True})
+    vocab_size: Number | None = None
     reason: str | None = None
     artifact: ArtifactFacts | None = None
     measurements: tuple[Measurement, ...] = ()
     speed: Speed | None = None
-    tasks: tuple[TaskScore, ...] | None = field(default=None, metadata={"omitted": True})
-    capabilities: Mapping[str, CapabilityResult] | None = field(
-        default=None, metadata={"omitted": True}
-    )
-    suffers_most: Worst | None = field(default=None, metadata={"with": "tasks"})
+    tasks: tuple[TaskScore, ...] | None = None
+    capabilities: Mapping[str, CapabilityResult] | None = None
+    suffers_most: Worst | None = None
     quantize_s: Number | None = None
     shared_s: Number | None = None
-    calibration_tokens: CalibrationTokens | None = field(default=None, metadata={"finished": True})
+    calibration_tokens: CalibrationTokens | None = None
     evaluate_s: Number | None = None
     peak_memory_gb: Number | None = None
     peak_host_memory_gb: Number | None = None
-    device: str | None = field(default=None, metadata={"finished": True})
-    dtype: str | None = field(default=None, metadata={"finished": True})
-    sweep: str | None = field(default=None, metadata={"omitted": True})
-    command: str | None = field(default=None, metadata={"omitted": True})
+    device: str | None = None
+    dtype: str | None = None
+    sweep: str | None = None
+    command: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
-    log: str | None = field(default=None, metadata={"omitted": True})
-    cached: bool | None = field(default=None, metadata={"omitted": True})
-    implied: bool | None = field(default=None, metadata={"omitted": True})
-    seconds: Number | None = field(default=None, metadata={"omitted": True})
-    started: str | None = field(default=None, metadata={"omitted": True})
-    ended: str | None = field(default=None, metadata={"omitted": True})
+    log: str | None = None
+    cached: bool | None = None
+    implied: bool | None = None
+    seconds: Number | None = None
+    started: str | None = None
+    ended: str | None = None
 
     @property
     def finished(self) -> bool:

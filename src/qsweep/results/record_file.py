@@ -17,7 +17,16 @@ from qsweep.base.files import read_json, write_json
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.columns.views import UnknownFigure, check_figures
 from qsweep.results.judged import judged
-from qsweep.results.record import Figures, Measurement, Record, Speed
+from qsweep.results.record import (
+    ArtifactFacts,
+    CalibrationTokens,
+    Figures,
+    Measurement,
+    Record,
+    Speed,
+    TaskScore,
+    Worst,
+)
 
 VERSION = 2
 """Of the JSON; records of before there was a number are of version 1 and of the same shape."""
@@ -25,6 +34,13 @@ VERSION = 2
 T = TypeVar("T")
 # Options that rows are told apart by.
 _OPTIONS = ("bits", "group_size", "desc_act", "sym", "type")
+# Fields that version 1 wrote of every trial, and of finished ones, whether or not they had a value:
+# the shape is kept, and with it what a tracker knows a record by.
+_RECORD = (
+    "reason", "calibration", "model_hash", "artifact", "speed", "quantize_s", "shared_s",
+    "evaluate_s", "peak_memory_gb", "peak_host_memory_gb",
+)  # fmt: skip
+_FINISHED = ("vocab_size", "calibration_tokens", "device", "dtype")
 
 
 class NotARecord(QsweepError):
@@ -69,7 +85,7 @@ def without_damage(content: Any) -> Record | None:
 
 def content_of(record: Record) -> dict[str, Any]:
     """A record as JSON; :func:`record_of` reads it to an equal one."""
-    return {"version": VERSION, **_plain(record, finished=record.finished)}
+    return {"version": VERSION, **_plain(record)}
 
 
 def read_record(file: Path) -> Record | None:
@@ -161,25 +177,32 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return {name: _value(inner[1], item, f"{where}.{name}") for name, item in value.items()}
 
 
-def _plain(value: Any, *, finished: bool = True) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Speed):
         return dict(value.figures)
     if dataclasses.is_dataclass(value):
-        content = {}
-        for one in dataclasses.fields(value):
-            inner, rule = getattr(value, one.name), one.metadata
-            omitted = rule.get("omitted") or ("finished" in rule and not finished)
-            if (inner is None and omitted) or (
-                "with" in rule and getattr(value, rule["with"]) is None
-            ):
-                continue
-            content[one.name] = _plain(inner)
-        return content
+        kept = _written_empty(value)
+        return {k: _plain(v) for k, v in vars(value).items() if v is not None or k in kept}
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return value
+
+
+def _written_empty(value: Any) -> tuple[str, ...]:
+    """The fields that are written as null where they are empty; others are then left out."""
+    if isinstance(value, Record):
+        more = ("suffers_most",) * (value.tasks is not None) + _FINISHED * value.finished
+        return (*_RECORD, *more)
+    if isinstance(value, TaskScore):
+        return ("reason", "chance") if value.metric else ("reason",)
+    return {
+        ArtifactFacts: ("key", "path", "format", "size_gb", "bpw", "bpw_total"),
+        Measurement: ("key", "verdict", "file"),
+        Worst: ("retention",),
+        CalibrationTokens: ("asked", "distinct"),
+    }.get(type(value), ())
 
 
 def _refuse(where: str, wanted: str, value: Any) -> Any:

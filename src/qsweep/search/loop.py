@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsweep.base.errors import QsweepError
-from qsweep.results.columns.table import OWN_RUN
+from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.record import Record
 from qsweep.search.answer import finding_of
 from qsweep.search.fidelity import Fidelity, Outcome, Rival, hopeless, promise, proxy_of, quick_look

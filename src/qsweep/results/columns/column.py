@@ -104,7 +104,7 @@ class Column:
         return self.text(value) + (f" ({span})" if span else "")
 
     def _other(self, row: Row, name: str) -> Any:
-        return _figures(row, self.of).get(name)
+        return figures(row, self.of).get(name)
 
 
 TABLE: list[Column] = []
@@ -139,14 +139,14 @@ def of_measurement(name: str, meaning: str, **more: Any) -> Column:
     """A figure that every measurement has, by its name among the ``metrics``."""
     more = {"figure": True, **more}
     return Column(
-        name, meaning, "measurement", lambda row: _figures(row, "measurement").get(name), **more
+        name, meaning, "measurement", lambda row: figures(row, "measurement").get(name), **more
     )
 
 
 def of_speed(name: str, meaning: str, **more: Any) -> Column:
     """A figure of a timing on the serving kernel, by its name there."""
     more = {"figure": True, **more}
-    return Column(name, meaning, "speed", lambda row: _figures(row, "speed").get(name), **more)
+    return Column(name, meaning, "speed", lambda row: figures(row, "speed").get(name), **more)
 
 
 def of_result(of: Of, name: str, meaning: str, **more: Any) -> Column:
@@ -154,7 +154,8 @@ def of_result(of: Of, name: str, meaning: str, **more: Any) -> Column:
     return Column(name, meaning, of, lambda result: getattr(result, name), figure=True, **more)
 
 
-def _figures(row: Row, of: str) -> Mapping[str, Any]:
+def figures(row: Row, of: str) -> Mapping[str, Any]:
+    """The figures of a row's measurement or of its timing."""
     if of == "speed":
         return row.record.speed.figures if row.record.speed else {}
     return row.measurement.metrics if row.measurement else {}

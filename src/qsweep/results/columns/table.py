@@ -1,7 +1,7 @@
 """The one table of all that results tell: each row is a figure or a fact, with all that is to know.
 
-``results.csv``, ``results.md``, the terminal's table, the report's page, the card of an export, MLflow's
-metrics and view, a search's objectives and bounds and ``docs/metrics.md`` are made from it. A new
+``results.csv``, ``results.md``, the terminal's table, the report's page, the card of an export,
+MLflow's metrics and view, a search's objectives and bounds and ``docs/metrics.md`` are made from it. A new
 metric is a function that measures it and a row here. Rows stand in the order in which tables show
 them; :data:`CSV_ORDER` has that of ``results.csv``.
 """
@@ -9,7 +9,7 @@ them; :data:`CSV_ORDER` has that of ``results.csv``.
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.evaluate.verdicts import is_open
+from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
     Shown,
@@ -21,112 +21,8 @@ from qsweep.results.columns.column import (
     of_speed,
     of_trial,
 )
-from qsweep.results.record import Measurement, Record, Row
+from qsweep.results.record import Row
 from qsweep.tasks.task import CAPABILITIES
-
-# Instead of a verdict, where no dense model can be made of a file.
-OWN_RUN = "llama.cpp's own run only"
-
-
-def fixed(digits: int) -> Any:
-    """Prints so many decimals."""
-    return lambda value: cells.fixed(value, digits)
-
-
-def significant(digits: int) -> Any:
-    """Prints so many significant digits."""
-    return lambda value: cells.significant(value, digits)
-
-
-# --- what is derived from a row ----------------------------------------------------------------
-
-
-def _measured(name: str) -> Any:
-    return lambda row: None if row.measurement is None else getattr(row.measurement, name)
-
-
-def _fact(name: str) -> Any:
-    return lambda row: None if row.measurement is None else row.measurement.facts.get(name)
-
-
-def _verdict_open(row: Row) -> bool | None:
-    if PPL_RATIO.get(row) is None:
-        return None
-    return is_open(PPL_RATIO_LOW.get(row), PPL_RATIO_HIGH.get(row))
-
-
-def _status_word(row: Row) -> str:
-    return status_word(row.record, row.measurement)
-
-
-def status_word(record: Record, measurement: Measurement | None = None) -> str:
-    """A finished trial's verdict, else its status; ``usually?`` where that verdict is open.
-
-    The primary measurement's verdict unless another measurement is given.
-    """
-    if not record.finished:
-        return record.status
-    if record.reference:
-        return "reference"
-    if record.only_own_run:
-        return OWN_RUN
-    measurement = measurement or record.primary
-    if measurement is not None and measurement.no_verdict:
-        return "no verdict"
-    if measurement is None or not measurement.verdict:
-        return "finished"
-    is_sure = not _verdict_open(Row(record, measurement))
-    return measurement.verdict if is_sure else f"{measurement.verdict}?"
-
-
-def _no_verdict(row: Row) -> str | None:
-    if row.measurement is not None:
-        return row.measurement.no_verdict
-    reason = row.record.only_own_run
-    return f"{OWN_RUN}: {reason}" if reason else None
-
-
-def _expected(end: int) -> Any:
-    return lambda row: None if row.record.expected is None else row.record.expected[end]
-
-
-def _worst(name: str) -> Any:
-    return lambda row: getattr(row.record.suffers_most, name, None)
-
-
-def _calibration(name: str) -> Any:
-    return lambda row: getattr(row.record.calibration_tokens, name, None)
-
-
-def _seen(row: Row) -> str:
-    asked, distinct = CALIBRATION_TOKENS.get(row), CALIBRATION_TOKENS_DISTINCT.get(row)
-    return "" if not asked or distinct is None else f"{distinct} of {asked}"
-
-
-def _served(row: Row) -> str:
-    words = ", ".join(row.record.runtimes)
-    return words if row.record.can_serve or not words else f"{words} (no server)"
-
-
-def _interval(row: Row) -> str:
-    span = cells.interval(PPL_RATIO_LOW.get(row), PPL_RATIO_HIGH.get(row))
-    return "" if row.record.reference else span
-
-
-def _model_path(row: Row) -> str | None:
-    return row.record.model_config.get("path") or row.record.model_config.get("repo")
-
-
-def _size(row: Row) -> str:
-    kept = KEPT_LAYERS.get(row)
-    more = f", {kept} layers in 16 bits" if kept else ""
-    return f"{SIZE_GB.cell(row)} GB, {BPW.cell(row)} bpw{more}"
-
-
-def _setting(row: Row) -> str:
-    text = row.record.calibration
-    parts = (f"calibrated on {text}" if text else "", row.record.backend)
-    return ", ".join(part for part in parts if part)
 
 
 def retention(capability: str) -> Column:
@@ -137,7 +33,8 @@ def retention(capability: str) -> Column:
         return None if found is None else found.retention
 
     return Column(
-        f"retention_{capability}", f"share of the reference's {capability} score above chance that is left",
+        f"retention_{capability}",
+        f"share of the reference's {capability} score above chance that is left",
         "trial", get, "share", "up", "name tasks in eval.tasks", csv=True, text=cells.percent,
         tables={"html": capability},
     )  # fmt: skip
@@ -149,7 +46,8 @@ def retention(capability: str) -> Column:
 LABEL = add(Column(
     "label", "model and setting, and whatever else sets a row apart from all others", "row",
     lambda row: row.label, csv=True,
-    tables={"terminal": "trial", "markdown": "trial", "html": "trial", "search": "trial", "own_run": "trial"},
+    tables={"terminal": "trial", "markdown": "trial", "html": "trial", "search": "trial",
+    "own_run": "trial"},
 ))
 STATUS = add(of_trial("status", "finished, failed or skipped", csv=True))
 MODEL = add(of_trial("model", "the model's name", csv=True))
@@ -164,58 +62,73 @@ DESC_ACT = add(of_options(
 SYM = add(of_options("sym", "whether the grid lies symmetrically around 0", csv=True))
 TYPE = add(of_options("type", "llama.cpp's type", csv=True))
 BPW = add(of_artifact(
-    "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit", better="down",
-    csv=True, text=fixed(2), best=True, view=("metrics", 10),
+    "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit",
+    better="down",
+    csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
     tables={"terminal": "bpw", "markdown": "bpw", "html": "bpw"}))
 BPW_TOTAL = add(of_artifact(
-    "bpw_total", "all stored bits per parameter of the whole model", figure=True, unit="bit", better="down",
-    csv=True, text=fixed(2), tables={"own_run": "bpw total"}))
+    "bpw_total", "all stored bits per parameter of the whole model", figure=True, unit="bit",
+    better="down",
+    csv=True, text=derived.fixed(2), tables={"own_run": "bpw total"}))
 SIZE_GB = add(of_artifact(
     "size_gb", "bytes of all weight files / 1e9", figure=True, unit="GB", better="down", csv=True,
     text=cells.gigabytes, best=True, view=("metrics", 9),
-    tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB", "own_run": "size GB"}))
+    tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
+    "own_run": "size GB"}))
 KEPT_LAYERS = add(Column(
-    "kept_layers", "linear layers that stayed in 16 bits, because the format cannot hold their shape",
-    "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None, csv=True))
+    "kept_layers",
+    "linear layers that stayed in 16 bits, because the format cannot hold their shape",
+    "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None,
+    csv=True))
 PPL: Column = add(of_measurement(
-    "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True, error="ppl_stderr",
+    "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True,
+    error="ppl_stderr",
     hover=("perplexity", 4), tables={
         "markdown": "ppl", "html": "ppl", "card": "ppl",
         "terminal": Shown("ppl", 100, narrow=lambda row: cells.with_error(PPL.get(row), None))}))
-PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows", csv=True))
+PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows",
+    csv=True))
 PPL_RATIO: Column = add(of_measurement(
-    "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True, best=True,
-    by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"), hover=("ratio (95 %)", 3),
+    "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True,
+    best=True,
+    by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
+    hover=("ratio (95 %)", 3),
     view=("metrics", 6), tables={
-        "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)", "search": "ratio (95 %)",
+        "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)",
+        "search": "ratio (95 %)",
         "terminal": Shown("ratio", cell=lambda row: cells.ratio(PPL_RATIO.get(row)))}))
 PPL_RATIO_LOW = add(of_measurement("ppl_ratio_low", "low end of the ratio's interval", csv=True))
 PPL_RATIO_HIGH = add(of_measurement("ppl_ratio_high", "high end of the ratio's interval", csv=True))
 PPL_RATIO_INTERVAL = add(Column(
-    "ppl_ratio_interval", "the ratio's paired 95 % interval", "row", _interval,
+    "ppl_ratio_interval", "the ratio's paired 95 % interval", "row", derived.interval,
     tables={"terminal": Shown("95 %", 100)}))
 EXPECTED_LOW = add(Column(
-    "expected_low", "the field's expected ratio", "trial", _expected(0), csv=True,
+    "expected_low", "the field's expected ratio", "trial", derived.expected(0), csv=True,
     write=lambda row: cells.expected(row.record.expected),
     tables={"terminal": Shown("expected", 100), "markdown": "expected", "html": "expected"}))
-EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", _expected(1), csv=True))
+EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", derived.expected(1),
+    csv=True))
 KLD: Column = add(of_measurement(
     "kld", "mean KL divergence per token, nats ± standard error", unit="nat", better="down",
-    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True, hover=("KLD, nats", 6),
+    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True,
+    hover=("KLD, nats", 6),
     view=("metrics", 7), tables={
         "markdown": "KLD", "html": "KLD", "card": "KLD",
         "terminal": Shown("KLD", cell=lambda row: cells.divergence(KLD.get(row)))}))
-KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows", csv=True))
+KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows",
+    csv=True))
 KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
     add(of_measurement(
-        f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down", needs="set eval.divergence=true",
-        csv=True, text=significant(3), tables=tables))
+        f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down",
+        needs="set eval.divergence=true",
+        csv=True, text=derived.significant(3), tables=tables))
     for end, words, tables in (
         ("median", "median", {}), ("p90", "90th percentile", {}),
         ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
         ("p999", "99.9th percentile", {}), ("max", "largest", {})))
 KLD_FLOOR_DTYPE = add(of_measurement(
-    "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32", unit="nat"))
+    "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
+    unit="nat"))
 KLD_FLOOR_BATCH = add(of_measurement(
     "kld_floor_batch", "mean |KLD| of the reference from itself at another batch size", unit="nat"))
 NOISE_FLOOR = add(Column(
@@ -223,72 +136,92 @@ NOISE_FLOOR = add(Column(
     lambda row: row.noise_floor, "nat", csv=True, text=cells.divergence))
 TOP1_AGREEMENT = add(of_measurement(
     "top1_agreement", "how often both prefer the same token", unit="share", better="up",
-    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True, hover=("top-1 agreement", 7),
+    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True,
+    hover=("top-1 agreement", 7),
     view=("metrics", 8), tables={t: "top-1" for t in ("terminal", "markdown", "html", "card")}))
-TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr", "its standard error, over windows"))
+TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
+    "its standard error, over windows"))
 TRUE_PROB_RMS = add(of_measurement(
     "true_prob_rms", "root mean square change of the true token's probability"))
 KLD_NATIVE = add(of_speed(
-    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error", unit="nat",
+    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error",
+    unit="nat",
     better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
     tables={"own_run": "KLD"}))
 KLD_NATIVE_STDERR = add(of_speed("kld_native_stderr", "its standard error, over windows"))
 TOP1_AGREEMENT_NATIVE = add(of_speed(
-    "top1_agreement_native", "how often that run prefers the reference's token", unit="share", csv=True,
+    "top1_agreement_native", "how often that run prefers the reference's token", unit="share",
+    csv=True,
     text=cells.percent, tables={"own_run": "top-1"}))
 PPL_RATIO_NATIVE = add(of_speed("ppl_ratio_native", "perplexity of that run / the reference's"))
 NATIVE_TOKENS = add(of_speed("native_tokens", "tokens that it was measured on", unit="token"))
 RETENTIONS = tuple(add(retention(capability)) for capability in CAPABILITIES)
 QUALITY = add(of_measurement(
-    "quality", "1: the reference, 0: a ratio of 1.20", better="up", csv=True, text=fixed(3), best=True,
+    "quality", "1: the reference, 0: a ratio of 1.20", better="up", csv=True,
+    text=derived.fixed(3), best=True,
     tables={"markdown": "quality", "search": "quality"}))
 QUALITY_PER_GB: Column = add(of_measurement(
-    "quality_per_gb", "quality (1: the reference, 0: ratio 1.20) per GB", unit="1/GB", better="up", csv=True,
-    text=significant(4), best=True, by_bits=True, view=("metrics", 11), tables={
+    "quality_per_gb", "quality (1: the reference, 0: ratio 1.20) per GB", unit="1/GB",
+    better="up", csv=True,
+    text=derived.significant(4), best=True, by_bits=True, view=("metrics", 11), tables={
         "markdown": "quality/GB", "html": "quality/GB", "search": "quality/GB",
         "terminal": Shown("q/GB", 110, lambda row: cells.significant(QUALITY_PER_GB.get(row), 3))}))
 SUFFERS = add(Column(
     "suffers", "the capability of which least was kept; ? where that may be chance", "row",
     lambda row: row.suffers, tables={"terminal": "suffers most"}))
 WORST_CAPABILITY = add(Column(
-    "worst_capability", "the capability of which least was kept", "trial", _worst("capability"), csv=True))
+    "worst_capability", "the capability of which least was kept", "trial",
+    derived.field_of("suffers_most", "capability"), csv=True))
 WORST_RETENTION = add(Column(
-    "worst_retention", "how much of it", "trial", _worst("retention"), "share", csv=True, text=cells.percent))
+    "worst_retention", "how much of it", "trial", derived.field_of("suffers_most", "retention"),
+    "share", csv=True, text=cells.percent))
 VERDICT = add(Column(
-    "verdict", "by the ratio; ? where its interval straddles a bound", "measurement", _measured("verdict"),
-    csv=True, write=_status_word, hover=("verdict", 2), view=("tags", 5),
+    "verdict", "by the ratio; ? where its interval straddles a bound", "measurement",
+    derived.measured("verdict"),
+    csv=True, write=lambda row: derived.status_word(row.record, row.measurement),
+    hover=("verdict", 2), view=("tags", 5),
     sort=lambda row: -1 if row.record.reference else PPL_RATIO.get(row),
     tables={t: "verdict" for t in ("terminal", "markdown", "html", "card", "search")}))
 VERDICT_OPEN = add(Column(
-    "verdict_open", "whether the ratio's interval straddles a bound", "measurement", _verdict_open, csv=True))
+    "verdict_open", "whether the ratio's interval straddles a bound", "measurement",
+    derived.verdict_open, csv=True))
 VERDICT_SURE = add(of_measurement(
     "verdict_sure", "whether the whole interval gets the same verdict", figure=False))
-NO_VERDICT = add(Column("no_verdict", "why there is no verdict", "measurement", _no_verdict, csv=True))
+NO_VERDICT = add(Column("no_verdict", "why there is no verdict", "measurement",
+    derived.no_verdict, csv=True))
 DECODE_TPS = add(of_speed(
     "decode_tps", "tokens per second, batch 1, on the serving kernel", unit="token/s", better="up",
-    needs="add eval=speed", csv=True, text=significant(3),
+    needs="add eval=speed", csv=True, text=derived.significant(3),
     tables={"terminal": Shown("tok/s", 90), "html": "decode tok/s"}))
 PREFILL_TPS = add(of_speed(
-    "prefill_tps", "tokens per second of a long prompt", unit="token/s", better="up", needs="add eval=speed",
-    csv=True, text=significant(3), tables={"html": "prefill tok/s"}))
+    "prefill_tps", "tokens per second of a long prompt", unit="token/s", better="up",
+    needs="add eval=speed",
+    csv=True, text=derived.significant(3), tables={"html": "prefill tok/s"}))
 PEAK_MEMORY_GB_SPEED = add(of_speed(
-    "peak_memory_gb_speed", "peak memory of serving it, weights and cache included", unit="GB", csv=True))
+    "peak_memory_gb_speed", "peak memory of serving it, weights and cache included", unit="GB",
+    csv=True))
 LOAD_S = add(of_speed("load_s", "time to load it for serving", unit="s"))
-PREFILL_TOKENS = add(of_speed("prefill_tokens", "length of the prompt that was timed", unit="token"))
+PREFILL_TOKENS = add(of_speed("prefill_tokens", "length of the prompt that was timed",
+    unit="token"))
 DECODE_TOKENS = add(of_speed("decode_tokens", "how many tokens were then generated", unit="token"))
 SPEED_ON_GPU = add(of_speed("speed_on_gpu", "whether the kernel ran on a GPU: 1 or 0"))
 CALIBRATION = add(of_trial(
-    "calibration", "text the quantizer saw", csv=True, view=("tags", 15), tables={"html": "calibration"}))
+    "calibration", "text the quantizer saw", csv=True, view=("tags", 15),
+    tables={"html": "calibration"}))
 CALIBRATION_TOKENS = add(Column(
-    "calibration_tokens", "tokens of it that were asked for", "trial", _calibration("asked"), "token", csv=True))
+    "calibration_tokens", "tokens of it that were asked for", "trial",
+    derived.field_of("calibration_tokens", "asked"), "token", csv=True))
 CALIBRATION_TOKENS_DISTINCT = add(Column(
-    "calibration_tokens_distinct", "different tokens of that text that it saw, of those asked for", "trial",
-    _calibration("distinct"), "token", csv=True, write=_seen, tables={"html": "calibration tokens"}))
+    "calibration_tokens_distinct",
+    "different tokens of that text that it saw, of those asked for", "trial",
+    derived.field_of("calibration_tokens", "distinct"), "token", csv=True,
+    write=derived.tokens_seen, tables={"html": "calibration tokens"}))
 RUNTIMES = add(Column(
-    "runtimes", "runtimes that load it", "artifact", lambda row: " ".join(row.record.runtimes), csv=True,
+    "runtimes", "runtimes that load it", "artifact", lambda row: " ".join(row.record.runtimes),
+    csv=True,
     write=lambda row: ", ".join(row.record.runtimes), tables={
         "markdown": "served by", "search": "served by", "own_run": "served by",
-        "html": Shown("served by", cell=_served)}))
+        "html": Shown("served by", cell=derived.served_by)}))
 BECAUSE = add(Column(
     "only_own_run", "why there is nothing but llama.cpp's own run", "trial",
     lambda row: row.record.only_own_run, tables={"own_run": "because"}))
@@ -296,51 +229,67 @@ TIME = add(Column(
     "total_s", "to quantize and to measure", "trial", lambda row: row.record.total_seconds, "s",
     text=cells.seconds, tables={"terminal": Shown("time", 90), "markdown": "time", "html": "time"}))
 QUANTIZE_S = add(of_trial(
-    "quantize_s", "time to quantize", figure=True, unit="s", better="down", csv=True, text=cells.seconds,
+    "quantize_s", "time to quantize", figure=True, unit="s", better="down", csv=True,
+    text=cells.seconds,
     view=("metrics", 16)))
 SHARED_S = add(of_trial(
-    "shared_s", "how much of it was spent on what other trials share", figure=True, unit="s", csv=True))
+    "shared_s", "how much of it was spent on what other trials share", figure=True, unit="s",
+    csv=True))
 EVALUATE_S = add(of_trial(
-    "evaluate_s", "time to measure", figure=True, unit="s", better="down", csv=True, text=cells.seconds))
+    "evaluate_s", "time to measure", figure=True, unit="s", better="down", csv=True,
+    text=cells.seconds))
 SECONDS = add(of_trial("seconds", "time that the trial took in all", figure=True, unit="s"))
 PEAK_MEMORY_GB = add(of_trial(
-    "peak_memory_gb", "peak memory of quantizing and measuring, on the device", figure=True, unit="GB",
+    "peak_memory_gb", "peak memory of quantizing and measuring, on the device", figure=True,
+    unit="GB",
     better="down", csv=True))
 PEAK_HOST_MEMORY_GB = add(of_trial(
     "peak_host_memory_gb", "the same, on the host", figure=True, unit="GB", csv=True))
-CORPUS = add(Column("corpus", "text that was measured", "measurement", _measured("corpus"), csv=True))
-PRESET = add(Column("preset", "in which windows", "measurement", _measured("preset"), csv=True))
+CORPUS = add(Column("corpus", "text that was measured", "measurement", derived.measured("corpus"),
+    csv=True))
+PRESET = add(Column("preset", "in which windows", "measurement", derived.measured("preset"),
+    csv=True))
 PRIMARY = add(Column(
-    "primary", "whether the trial's verdict rests on it", "measurement", _measured("primary"), csv=True))
+    "primary", "whether the trial's verdict rests on it", "measurement",
+    derived.measured("primary"), csv=True))
 MEASURED_ON = add(Column(
     "measured_on", "corpus, preset", "measurement",
     lambda row: row.measurement and f"{row.measurement.corpus} ({row.measurement.preset})",
     tables={"html": "measured on"}))
 TOKENS_SCORED = add(Column(
-    "tokens_scored", "tokens whose likelihood counts", "measurement", _fact("tokens_scored"), "token", csv=True,
+    "tokens_scored", "tokens whose likelihood counts", "measurement",
+    derived.fact("tokens_scored"), "token", csv=True,
     tables={"card": "tokens"}))
-WINDOWS = add(Column("windows", "windows that they lie in", "measurement", _fact("windows"), csv=True))
+WINDOWS = add(Column("windows", "windows that they lie in", "measurement",
+    derived.fact("windows"), csv=True))
 SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
-SETTING = add(Column("setting", "calibration and backend", "trial", _setting, hover=("made by", 1)))
-SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", _size, hover=("size", 5)))
+SETTING = add(Column("setting", "calibration and backend", "trial", derived.setting,
+    hover=("made by", 1)))
+SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", derived.size,
+    hover=("size", 5)))
 for _name, _meaning in {
     "name": "the trial's own name", "reference": "whether it is the unquantized model",
     "fidelity": "full, or what a search measured in its place", "reason": "why it did not finish",
-    "implied": "whether it ran for others' sake alone", "device": "where it ran", "dtype": "in which dtype",
+    "implied": "whether it ran for others' sake alone", "device": "where it ran",
+    "dtype": "in which dtype",
     "model_hash": "of the model's content", "key": "of the trial", "log": "its log",
 }.items():
     add(of_trial(_name, _meaning, csv=True))
-MODEL_PATH = add(Column("model_path", "where the model came from", "trial", _model_path, csv=True))
+MODEL_PATH = add(Column("model_path", "where the model came from", "trial", derived.model_path,
+    csv=True))
 ARTIFACT = add(Column(
     "artifact", "the folder with what was made", "artifact",
     lambda row: row.record.artifact and row.record.artifact.path, csv=True))
 
 SCORE = add(of_result("task", "score", "the task's score", unit="share"))
 TASK_P = add(of_result("task", "p", "p of no difference to the reference, not corrected"))
-RETENTION = add(of_result("capability", "retention", "share of the reference's score above chance that is left"))
+RETENTION = add(of_result("capability", "retention",
+    "share of the reference's score above chance that is left"))
 for _name, _meaning in {
-    "retention_low": "low end of its 95 % interval", "retention_high": "high end of its 95 % interval",
-    "difference": "mean difference to the reference's score", "p": "p of no difference, not corrected",
+    "retention_low": "low end of its 95 % interval",
+    "retention_high": "high end of its 95 % interval",
+    "difference": "mean difference to the reference's score",
+    "p": "p of no difference, not corrected",
 }.items():
     add(of_result("capability", _name, _meaning))
 

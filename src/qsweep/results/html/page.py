@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from qsweep.base.version import __version__
 from qsweep.results import own_run
-from qsweep.results.columns.table import OWN_RUN
+from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options
 from qsweep.results.html.answer import Sentence, answers, nothing
