@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.locks import device_lock
 from qsweep.base.progress import silent
@@ -81,3 +81,18 @@ def test_speed_is_measured_on_what_serves_and_the_device_is_locked_meanwhile(pla
     assert figures["kld_native"] != measured["kld"]
     # without the timing the trial is not finished
     assert finished_record(dataclasses.replace(plan, timing={"other": 1}), store) is None
+
+
+def test_a_figure_that_no_column_has_fails_the_trial_and_is_not_kept(planned, monkeypatch):
+    from qsweep import evaluate
+
+    store, plan = planned("quant=rtn")
+    run_trial(plan.reference(), store, silent)
+    really = evaluate.compare
+    monkeypatch.setattr(evaluate, "compare", lambda *both: {**really(*both), "ear": 0.9})
+    with pytest.raises(
+        QsweepError, match=r"no column of results/columns/table\.py is called 'ear'"
+    ):
+        run_trial(plan, store, silent)
+    assert finished_record(plan, store) is None
+    assert store.find("measurements", plan.measurements[0].key) is None

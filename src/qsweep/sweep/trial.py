@@ -17,6 +17,7 @@ from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
+from qsweep.results.columns.views import check_figures
 from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.tasks.run import incomparable, missing, run_tasks
@@ -90,6 +91,7 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
                 result.metrics.update(
                     compare(result, read_measurement(store.require("measurements", base.key).path))
                 )
+            check_figures("measurement", result.metrics)
             save_measurement(result, out)
             return {
                 "metrics": result.metrics,
@@ -224,6 +226,7 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
                 device=setting.device,
                 trust_remote_code=trusted,
             )
+        check_figures("speed", figures)
         return figures
 
     store.build("timings", timing, make)

@@ -1,9 +1,9 @@
 """The one table of all that results tell: each row is a figure or a fact, with all that is to know.
 
 ``results.csv``, ``results.md``, the terminal's table, the report's page, the card of an export,
-MLflow's metrics and view, a search's objectives and bounds and ``docs/metrics.md`` are made from it. A new
-metric is a function that measures it and a row here. Rows stand in the order in which tables show
-them; :data:`CSV_ORDER` has that of ``results.csv``.
+MLflow's metrics and view, a search's objectives and bounds and ``docs/metrics.md`` are made from it.
+A new metric is a function that measures it and a row here. Rows stand in the order in which tables
+show them; :data:`CSV_ORDER` has that of ``results.csv``.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ LABEL = add(Column(
     "label", "model and setting, and whatever else sets a row apart from all others", "row",
     lambda row: row.label, csv=True,
     tables={"terminal": "trial", "markdown": "trial", "html": "trial", "search": "trial",
-    "own_run": "trial"},
+            "own_run": "trial"},
 ))
 STATUS = add(of_trial("status", "finished, failed or skipped", csv=True))
 MODEL = add(of_trial("model", "the model's name", csv=True))
@@ -63,18 +63,16 @@ SYM = add(of_options("sym", "whether the grid lies symmetrically around 0", csv=
 TYPE = add(of_options("type", "llama.cpp's type", csv=True))
 BPW = add(of_artifact(
     "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit",
-    better="down",
-    csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
+    better="down", csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
     tables={"terminal": "bpw", "markdown": "bpw", "html": "bpw"}))
 BPW_TOTAL = add(of_artifact(
     "bpw_total", "all stored bits per parameter of the whole model", figure=True, unit="bit",
-    better="down",
-    csv=True, text=derived.fixed(2), tables={"own_run": "bpw total"}))
+    better="down", csv=True, text=derived.fixed(2), tables={"own_run": "bpw total"}))
 SIZE_GB = add(of_artifact(
     "size_gb", "bytes of all weight files / 1e9", figure=True, unit="GB", better="down", csv=True,
     text=cells.gigabytes, best=True, view=("metrics", 9),
     tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
-    "own_run": "size GB"}))
+            "own_run": "size GB"}))
 KEPT_LAYERS = add(Column(
     "kept_layers",
     "linear layers that stayed in 16 bits, because the format cannot hold their shape",
@@ -82,18 +80,15 @@ KEPT_LAYERS = add(Column(
     csv=True))
 PPL: Column = add(of_measurement(
     "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True,
-    error="ppl_stderr",
-    hover=("perplexity", 4), tables={
+    error="ppl_stderr", hover=("perplexity", 4), tables={
         "markdown": "ppl", "html": "ppl", "card": "ppl",
         "terminal": Shown("ppl", 100, narrow=lambda row: cells.with_error(PPL.get(row), None))}))
 PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows",
     csv=True))
 PPL_RATIO: Column = add(of_measurement(
     "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True,
-    best=True,
-    by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
-    hover=("ratio (95 %)", 3),
-    view=("metrics", 6), tables={
+    best=True, by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
+    hover=("ratio (95 %)", 3), view=("metrics", 6), tables={
         "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)",
         "search": "ratio (95 %)",
         "terminal": Shown("ratio", cell=lambda row: cells.ratio(PPL_RATIO.get(row)))}))
@@ -111,8 +106,7 @@ EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", derived
 KLD: Column = add(of_measurement(
     "kld", "mean KL divergence per token, nats ± standard error", unit="nat", better="down",
     needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True,
-    hover=("KLD, nats", 6),
-    view=("metrics", 7), tables={
+    hover=("KLD, nats", 6), view=("metrics", 7), tables={
         "markdown": "KLD", "html": "KLD", "card": "KLD",
         "terminal": Shown("KLD", cell=lambda row: cells.divergence(KLD.get(row)))}))
 KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows",
@@ -120,8 +114,7 @@ KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence,
 KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
     add(of_measurement(
         f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down",
-        needs="set eval.divergence=true",
-        csv=True, text=derived.significant(3), tables=tables))
+        needs="set eval.divergence=true", csv=True, text=derived.significant(3), tables=tables))
     for end, words, tables in (
         ("median", "median", {}), ("p90", "90th percentile", {}),
         ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
@@ -151,15 +144,13 @@ KLD_NATIVE = add(of_speed(
 KLD_NATIVE_STDERR = add(of_speed("kld_native_stderr", "its standard error, over windows"))
 TOP1_AGREEMENT_NATIVE = add(of_speed(
     "top1_agreement_native", "how often that run prefers the reference's token", unit="share",
-    csv=True,
-    text=cells.percent, tables={"own_run": "top-1"}))
+    csv=True, text=cells.percent, tables={"own_run": "top-1"}))
 PPL_RATIO_NATIVE = add(of_speed("ppl_ratio_native", "perplexity of that run / the reference's"))
 NATIVE_TOKENS = add(of_speed("native_tokens", "tokens that it was measured on", unit="token"))
 RETENTIONS = tuple(add(retention(capability)) for capability in CAPABILITIES)
 QUALITY = add(of_measurement(
     "quality", "1: the reference, 0: a ratio of 1.20", better="up", csv=True,
-    text=derived.fixed(3), best=True,
-    tables={"markdown": "quality", "search": "quality"}))
+    text=derived.fixed(3), best=True, tables={"markdown": "quality", "search": "quality"}))
 QUALITY_PER_GB: Column = add(of_measurement(
     "quality_per_gb", "quality (1: the reference, 0: ratio 1.20) per GB", unit="1/GB",
     better="up", csv=True,
@@ -218,8 +209,7 @@ CALIBRATION_TOKENS_DISTINCT = add(Column(
     write=derived.tokens_seen, tables={"html": "calibration tokens"}))
 RUNTIMES = add(Column(
     "runtimes", "runtimes that load it", "artifact", lambda row: " ".join(row.record.runtimes),
-    csv=True,
-    write=lambda row: ", ".join(row.record.runtimes), tables={
+    csv=True, write=lambda row: ", ".join(row.record.runtimes), tables={
         "markdown": "served by", "search": "served by", "own_run": "served by",
         "html": Shown("served by", cell=derived.served_by)}))
 BECAUSE = add(Column(
@@ -230,8 +220,7 @@ TIME = add(Column(
     text=cells.seconds, tables={"terminal": Shown("time", 90), "markdown": "time", "html": "time"}))
 QUANTIZE_S = add(of_trial(
     "quantize_s", "time to quantize", figure=True, unit="s", better="down", csv=True,
-    text=cells.seconds,
-    view=("metrics", 16)))
+    text=cells.seconds, view=("metrics", 16)))
 SHARED_S = add(of_trial(
     "shared_s", "how much of it was spent on what other trials share", figure=True, unit="s",
     csv=True))
@@ -241,8 +230,7 @@ EVALUATE_S = add(of_trial(
 SECONDS = add(of_trial("seconds", "time that the trial took in all", figure=True, unit="s"))
 PEAK_MEMORY_GB = add(of_trial(
     "peak_memory_gb", "peak memory of quantizing and measuring, on the device", figure=True,
-    unit="GB",
-    better="down", csv=True))
+    unit="GB", better="down", csv=True))
 PEAK_HOST_MEMORY_GB = add(of_trial(
     "peak_host_memory_gb", "the same, on the host", figure=True, unit="GB", csv=True))
 CORPUS = add(Column("corpus", "text that was measured", "measurement", derived.measured("corpus"),
@@ -258,8 +246,7 @@ MEASURED_ON = add(Column(
     tables={"html": "measured on"}))
 TOKENS_SCORED = add(Column(
     "tokens_scored", "tokens whose likelihood counts", "measurement",
-    derived.fact("tokens_scored"), "token", csv=True,
-    tables={"card": "tokens"}))
+    derived.fact("tokens_scored"), "token", csv=True, tables={"card": "tokens"}))
 WINDOWS = add(Column("windows", "windows that they lie in", "measurement",
     derived.fact("windows"), csv=True))
 SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
@@ -294,15 +281,19 @@ for _name, _meaning in {
     add(of_result("capability", _name, _meaning))
 
 # The columns that were promised, in their order; more may follow.
-PROMISED = tuple(
-    "status model method backend bits group_size desc_act sym type calibration corpus preset bpw bpw_total "
-    "size_gb ppl ppl_stderr ppl_ratio ppl_ratio_low ppl_ratio_high kld kld_stderr kld_p99 top1_agreement "
-    "quality quality_per_gb verdict quantize_s evaluate_s peak_memory_gb reason key artifact".split())
+PROMISED = tuple((
+    "status model method backend bits group_size desc_act sym type calibration corpus preset "
+    "bpw bpw_total size_gb ppl ppl_stderr ppl_ratio ppl_ratio_low ppl_ratio_high kld kld_stderr "
+    "kld_p99 top1_agreement quality quality_per_gb verdict quantize_s evaluate_s peak_memory_gb "
+    "reason key artifact "
+).split())
 CSV_ORDER = (*PROMISED, *(
-    "name reference primary verdict_open expected_low expected_high kld_median kld_p90 kld_p999 kld_max "
-    "noise_floor tokens_scored windows format runtimes peak_host_memory_gb prefill_tps decode_tps "
-    "peak_memory_gb_speed kld_native device dtype sweep log shared_s fidelity worst_capability "
-    "worst_retention".split()), *(column.name for column in RETENTIONS), *(
-    "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct no_verdict implied "
-    "label top1_agreement_native".split()))
+    "name reference primary verdict_open expected_low expected_high kld_median kld_p90 kld_p999 "
+    "kld_max noise_floor tokens_scored windows format runtimes peak_host_memory_gb prefill_tps "
+    "decode_tps peak_memory_gb_speed kld_native device dtype sweep log shared_s fidelity "
+    "worst_capability worst_retention "
+).split(), *(column.name for column in RETENTIONS), *(
+    "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
+    "no_verdict implied label top1_agreement_native "
+).split())
 # fmt: on

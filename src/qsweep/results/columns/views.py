@@ -6,7 +6,7 @@ from typing import Any
 from qsweep.base.contents import is_number
 from qsweep.base.errors import QsweepError
 from qsweep.results.columns.column import TABLE, Column, Table, plain
-from qsweep.results.columns.table import CSV_ORDER
+from qsweep.results.columns.table import CSV_ORDER, VERDICT
 from qsweep.results.record import Record, Row
 
 
@@ -67,6 +67,8 @@ def check_figures(of: str, found: Mapping[str, Any], where: str = "") -> None:
     known = {column.name: column for column in TABLE if column.of == of}
     for name, value in found.items():
         place = f"{where}: " if where else ""
+        if name == VERDICT.name:
+            continue  # it lies among them, and a record keeps it beside them
         if name not in known:
             raise UnknownFigure(
                 f"{place}no column of results/columns/table.py is called {name!r}: a figure of a {of} needs one"
