@@ -3,25 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from qsweep.base import numbers as cells
 from qsweep.base.files import write_bytes, write_text
-from qsweep.evaluate.metrics import quality
-from qsweep.evaluate.verdicts import BOUNDS
-from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import (
     PPL_RATIO,
-    PPL_RATIO_HIGH,
-    PPL_RATIO_LOW,
-    QUALITY,
     SIZE_GB,
     VERDICT,
 )
 from qsweep.results.columns.views import cells_of, headings
+from qsweep.results.html.vega import png
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
 from qsweep.search.answer import Answer, named_apart, open_question, row_of
+from qsweep.search.charts import front_spec, history_spec
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import Entry
@@ -53,8 +48,11 @@ def write_page(
     write_text(directory / "answer.md", text)
     done = [e for e in entries if e.state == "complete" and e.finding is not None]
     if done:
-        plot_front(done, answer, directory / "front.png")
-        plot_history(entries, objectives, directory / "history.png")
+        for name, spec in (
+            ("front", front_spec(done, answer)),
+            ("history", history_spec(entries, objectives)),
+        ):
+            write_bytes(directory / f"{name}.png", png(spec, width=720))
     return _terminal(answer, entries, command_of, directory)
 
 
@@ -213,108 +211,3 @@ def _terminal(
         lines.append(f"{_of_all(answer, entries)}")
         lines.append(f"  the first: {first.name}: {cells.one_line(first.reason or 'no reason')}")
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
-
-
-def plot_front(done: Sequence[Entry], answer: Answer, file: Path) -> None:
-    """Size against quality: every full trial with its interval, the front, and the answers."""
-    figure, axes = _canvas()
-    for word, bound in ((word, quality(bound)) for bound, word in BOUNDS):
-        axes.axhline(bound, color="0.8", linewidth=0.8, zorder=0)
-        axes.annotate(
-            f"{word} above", (0.01, bound), xycoords=("axes fraction", "data"), fontsize=7,
-            color="0.45", ha="left", va="bottom",
-        )  # fmt: skip
-    shown = [e for e in done if (e.finding or {}).get(QUALITY.name) is not None]
-    floor = min((_value(e, QUALITY) for e in answer.front), default=0.0)
-    bottom = min(-0.15, floor - 0.1)
-    kinds = sorted({e.name.split()[1] for e in shown if len(e.name.split()) > 1})
-    for kind in kinds:
-        mine = [e for e in shown if e.name.split()[1] == kind]
-        low = [_end(e, PPL_RATIO_HIGH) for e in mine]
-        high = [_end(e, PPL_RATIO_LOW) for e in mine]
-        y = [_value(e, QUALITY) for e in mine]
-        axes.errorbar(
-            [_value(e, SIZE_GB) for e in mine],
-            y,
-            yerr=[
-                [max(v - a, 0.0) for v, a in zip(y, low, strict=True)],
-                [max(b - v, 0.0) for v, b in zip(y, high, strict=True)],
-            ],
-            fmt="o", markersize=4, linewidth=0.8, label=kind,
-        )  # fmt: skip
-    line = [e for e in answer.front if (e.finding or {}).get(QUALITY.name) is not None]
-    axes.plot(
-        [_value(e, SIZE_GB) for e in line],
-        [_value(e, QUALITY) for e in line],
-        color="0.3", linewidth=1.2, zorder=1, label="front",
-    )  # fmt: skip
-    for entry, marker, label in (
-        (
-            answer.best_per_gb,
-            "*",
-            "best per GB" if answer.decision.open is None else "leads per GB",
-        ),
-        (answer.knee, "D", "knee"),
-    ):
-        if entry is not None:
-            axes.scatter(
-                [_value(entry, SIZE_GB)], [_value(entry, QUALITY)], s=130, marker=marker,
-                facecolors="none", edgecolors="black", zorder=3, label=f"{label}: {entry.name}",
-            )  # fmt: skip
-    axes.set_ylim(bottom, 1.08)
-    axes.set_xlabel("size, GB")
-    axes.set_ylabel("quality (1: reference, 0: problematic)")
-    axes.legend(fontsize=7, loc="lower right")
-    _save(figure, file)
-
-
-def plot_history(entries: Sequence[Entry], objectives: Sequence[Objective], file: Path) -> None:
-    """Every objective by the number of the trial, with what was dropped and the best so far."""
-    figure, axes = _canvas(len(objectives))
-    for place, (panel, objective) in enumerate(zip(axes, objectives, strict=True)):
-        done = [e for e in entries if e.state == "complete" and e.values is not None]
-        x = [e.number for e in done]
-        y = [e.values[place] for e in done if e.values is not None]
-        panel.plot(x, y, "o", markersize=4, label="full")
-        best: list[float] = []
-        for value in y:
-            best.append(value if not best or objective.better(value, best[-1]) else best[-1])
-        panel.step(x, best, where="post", linewidth=1, label="best so far")
-        dropped = [e for e in entries if e.state == "dropped" and e.outcome is not None]
-        spans = [e.outcome.spans.get(objective.metric) for e in dropped if e.outcome is not None]
-        points = [(e.number, s[1]) for e, s in zip(dropped, spans, strict=True) if s]
-        if points:
-            panel.plot(*zip(*points, strict=True), "x", markersize=4, color="0.6", label="dropped")
-        if y:
-            margin = 0.15 * (max(y) - min(y) or abs(y[0]) or 1.0)
-            panel.set_ylim(min(y) - margin, max(y) + margin)
-        panel.set_ylabel(str(objective))
-        panel.legend(fontsize=7)
-    axes[-1].set_xlabel("trial")
-    _save(figure, file)
-
-
-def _canvas(panels: int | None = None) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.6 if panels is None else 2.6 * panels), layout="constrained")
-    if panels is None:
-        return figure, figure.subplots()
-    return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-
-
-def _save(figure: Any, file: Path) -> None:
-    import io
-
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    write_bytes(file, image.getvalue())
-
-
-def _value(entry: Entry, column: Column) -> float:
-    return float((entry.finding or {})[column.name])
-
-
-def _end(entry: Entry, column: Column) -> float:
-    ratio = (entry.finding or {}).get(column.name)
-    return _value(entry, QUALITY) if not ratio else quality(float(ratio))
