@@ -7,7 +7,7 @@ from qsweep.evaluate.metrics import quality
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.columns.table import PPL_RATIO_HIGH, PPL_RATIO_LOW, QUALITY, SIZE_GB
 from qsweep.results.html.panel import Spec
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 from qsweep.search.answer import Answer, row_of
 from qsweep.search.objectives import Objective
 from qsweep.search.study import Entry
@@ -34,12 +34,7 @@ def front_spec(done: Sequence[Entry], answer: Answer) -> Spec:
         "title": "quality (1: reference, 0: problematic)",
         "scale": {"domain": [bottom, 1.08], "nice": False, "clamp": True},
     }
-    colour = {
-        "field": "kind",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": kinds, "range": palette(len(kinds))},
-    }
+    colour = colour_by("kind", kinds)
     place = {"x": x, "y": y}
     return {
         "height": 400,

@@ -7,7 +7,7 @@ from qsweep.base import numbers as cells
 from qsweep.results.columns.table import RETENTION
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 from qsweep.results.record import CapabilityResult, Record
 
 # More than these cannot be told apart.
@@ -71,12 +71,7 @@ def panel(group: Group) -> Panel | None:
         p["high"] = p["high"] if is_finite(p["high"]) else p["retention"]
     count = len(measured)
     cut = f" {len(chosen)} of {count} trials." if count > len(chosen) else ""
-    colour = {
-        "field": "label",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": chosen, "range": palette(len(chosen))},
-    }
+    colour = colour_by("label", chosen)
     offset = {"yOffset": {"field": "label", "type": "nominal", "scale": {"domain": chosen}}}
     x = {
         "type": "quantitative",

@@ -23,7 +23,7 @@ from qsweep.results.html.panel import (
     series_encoding,
     tooltip,
 )
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 
 _LAYER_TRIALS = 6
 
@@ -209,12 +209,7 @@ def layer_loss(group: Group) -> Panel | None:
                     "axis": {"format": "~g", "tickCount": 5},
                     "title": "loss, log scale",
                 },
-                "color": {
-                    "field": "label",
-                    "type": "nominal",
-                    "title": None,
-                    "scale": {"domain": names, "range": palette(len(names))},
-                },
+                "color": colour_by("label", names),
                 "tooltip": [
                     {"field": "label", "title": "trial"},
                     {"field": "layer", "title": "layer"},

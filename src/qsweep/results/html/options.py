@@ -20,7 +20,7 @@ from qsweep.results.html.panel import (
     series_encoding,
     tooltip,
 )
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 from qsweep.results.record import Record, Row
 
 # More lines than this in one picture cannot be followed.
@@ -220,14 +220,7 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
     domain = ratio_domain(points, clip=False)
     y = {"field": "y", "type": "quantitative"}
     names = sorted({p["pair"] for p in points})
-    colour = {
-        "color": {
-            "field": "pair",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": names, "range": palette(len(names))},
-        }
-    }
+    colour = {"color": colour_by("pair", names)}
     # Below: beside the pairs' legend there is no room for it.
     key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)", "orient": "bottom"}
     shape = {"shape": {"field": "order", "type": "nominal", "title": None, "legend": key}}

@@ -10,7 +10,7 @@ from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.results.columns.table import KLD, KLD_MEDIAN, KLD_P99, PPL_RATIO
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 from qsweep.results.record import Measurement, Record, Row
 
 if TYPE_CHECKING:
@@ -168,15 +168,6 @@ def _by_confidence(label: str, kld: "np.ndarray", sure: "np.ndarray") -> list[di
     return made
 
 
-def _colour(names: list[str]) -> Spec:
-    return {
-        "field": "label",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": names, "range": palette(len(names))},
-    }
-
-
 def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
     return {
         "height": 300,
@@ -201,7 +192,7 @@ def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
                 "axis": {"format": "~%", "values": decades(v["share"] for v in values)},
                 "title": "share of tokens beyond, log scale",
             },
-            "color": _colour(names),
+            "color": colour_by("label", names),
             "strokeDash": {"field": "label", "type": "nominal", "scale": {"domain": names}},
             "tooltip": [
                 {"field": "label", "title": "trial"},
@@ -230,7 +221,7 @@ def _confidence(values: list[dict[str, Any]], names: list[str]) -> Spec:
     return {
         "height": 300,
         "data": {"values": values},
-        "encoding": {"x": x, **offset, "color": _colour(names)},
+        "encoding": {"x": x, **offset, "color": colour_by("label", names)},
         "layer": [
             {
                 "mark": {"type": "rule", "strokeWidth": 2},
