@@ -93,9 +93,30 @@ class Speed:
     figures: Figures
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """One task on the trial's model beside its reference; figures are None where it did not run.
+@dataclass(frozen=True, kw_only=True)
+class BesideReference:
+    """Answers beside the reference's; each figure is None where there is none.
+
+    Attributes:
+        retention: (score - chance) / (reference_score - chance), with its 95 % interval.
+        difference: To the reference's score, with its 95 % interval.
+        p: Of no difference, by ``test``, not corrected for other comparisons.
+    """
+
+    retention: Number | None = None
+    retention_low: Number | None = None
+    retention_high: Number | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    p: Number | None = None
+    test: str | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore(BesideReference):
+    """One task on the trial's model; figures are None where it did not run.
 
     Attributes:
         name: What it was asked for by.
@@ -104,9 +125,6 @@ class TaskScore:
         reason: Why it, or a part of it, did not run.
         metric: What a score is: ``acc``, ``perplexity`` and so on.
         score: With ``score_low`` and ``score_high``, its 95 % interval.
-        difference: To the reference's score, with its 95 % interval.
-        p: Of no difference, by ``test``, not corrected for other comparisons.
-        retention: (score - chance) / (reference_score - chance), with its 95 % interval.
     """
 
     name: str
@@ -119,25 +137,16 @@ class TaskScore:
     metric: str | None = None
     score: Number | None = None
     chance: Number | None = None
-    samples: int | None = None
     reference_score: Number | None = None
     measurable: bool | None = None
     score_low: Number | None = None
     score_high: Number | None = None
-    difference: Number | None = None
-    difference_low: Number | None = None
-    difference_high: Number | None = None
-    p: Number | None = None
-    test: str | None = None
-    retention: Number | None = None
-    retention_low: Number | None = None
-    retention_high: Number | None = None
     facts: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class CapabilityResult:
-    """What a trial kept of one capability, over its tasks. Figures as :class:`TaskScore` has them.
+@dataclass(frozen=True, kw_only=True)
+class CapabilityResult(BesideReference):
+    """What a trial kept of one capability, over its tasks.
 
     Attributes:
         measurable: Whether the reference is so far above chance that a loss could be seen.
@@ -149,15 +158,6 @@ class CapabilityResult:
     measurable: bool = False
     tasks: tuple[str, ...] | None = None
     at_chance: tuple[str, ...] | None = None
-    retention: Number | None = None
-    retention_low: Number | None = None
-    retention_high: Number | None = None
-    difference: Number | None = None
-    difference_low: Number | None = None
-    difference_high: Number | None = None
-    p: Number | None = None
-    test: str | None = None
-    samples: int | None = None
     samples_needed: int | None = None
 
 
