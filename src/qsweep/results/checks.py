@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qsweep.results.columns.table import (
     BITS,
@@ -96,8 +96,7 @@ def _reference(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _close_to_reference(rows: Iterable[Row]) -> Iterator[str]:
-    for row in _quantized(rows):
-        value, high, low = PPL_RATIO.get(row), *_interval(row)
+    for row, value, low, high in map(_measured, _quantized(rows)):
         if not math.isfinite(value) or value <= 0:
             yield f"{row.label}: its perplexity ratio is {value}"
         elif high < 1 - 0.01:
@@ -107,18 +106,20 @@ def _close_to_reference(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _more_bits(rows: Iterable[Row]) -> Iterator[str]:
-    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    families: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     for row in _quantized(rows):
         if BITS.get(row) is not None:
             for family in _families(row):
-                families[family, _other_options(row.record)].append(row)
+                families[family, _other_options(row.record)].append(_measured(row))
     seen = set()
     for alike in families.values():
         for less, more in itertools.permutations(alike, 2):
-            pair = (less.key, more.key)
-            if BITS.get(less) < BITS.get(more) and pair not in seen and _worse(more, less):
+            pair = (less.row.key, more.row.key)
+            fewer = BITS.get(less.row) < BITS.get(more.row)
+            if fewer and pair not in seen and _worse(more, less):
                 seen.add(pair)
-                yield f"{more.label} is worse than {less.label} ({_figures(more, less)})"
+                words = f"{more.row.label} is worse than {less.row.label}"
+                yield f"{words} ({_figures(more.row, less.row)})"
 
 
 def _rounding(rows: Iterable[Row]) -> Iterator[str]:
@@ -132,7 +133,7 @@ def _rounding(rows: Iterable[Row]) -> Iterator[str]:
         if row.record.method not in CALIBRATED:
             continue
         for base in baselines.get(repr(grid_of(row.record.options)), ()):
-            if _worse(row, base):
+            if _worse(_measured(row), _measured(base)):
                 words = f"{row.label} is worse than {base.label}, the baseline"
                 yield f"{words} ({_figures(row, base)})"
                 break
@@ -177,25 +178,32 @@ def _quantized(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def _worse(row: Row, than: Row) -> bool:
-    value, other = PPL_RATIO.get(row), PPL_RATIO.get(than)
-    if not value > 0 or not other > 0:
-        return False  # told elsewhere
-    noise = math.hypot(_half_width(row), _half_width(than))
-    return math.log(value) - math.log(other) > max(noise, _EQUAL)
+class Measured(NamedTuple):
+    """A row with its ratio, and the ends of that; 0 and infinity where nothing is known of them."""
+
+    row: Row
+    value: float
+    low: float
+    high: float
 
 
-def _half_width(row: Row) -> float:
-    high, low = _interval(row)
-    return (math.log(high) - math.log(low)) / 2 if low > 0 else math.inf
-
-
-def _interval(row: Row) -> tuple[float, float]:
+def _measured(row: Row) -> Measured:
     # A single window has no interval: nothing can then be told from noise.
-    high, low = PPL_RATIO_HIGH.get(row), PPL_RATIO_LOW.get(row)
+    low, high = PPL_RATIO_LOW.get(row), PPL_RATIO_HIGH.get(row)
     if high is None or low is None or not math.isfinite(high) or not math.isfinite(low):
-        return math.inf, 0.0
-    return high, low
+        low, high = 0.0, math.inf
+    return Measured(row, PPL_RATIO.get(row), low, high)
+
+
+def _worse(one: Measured, than: Measured) -> bool:
+    if not one.value > 0 or not than.value > 0:
+        return False  # told elsewhere
+    noise = math.hypot(_half_width(one), _half_width(than))
+    return math.log(one.value) - math.log(than.value) > max(noise, _EQUAL)
+
+
+def _half_width(one: Measured) -> float:
+    return (math.log(one.high) - math.log(one.low)) / 2 if one.low > 0 else math.inf
 
 
 def _families(row: Row) -> tuple[str, ...]:

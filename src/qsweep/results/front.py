@@ -20,7 +20,9 @@ def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, ...] | No
     usable.sort(key=lambda pair: pair[0])
     kept: list[tuple[tuple[float, ...], T]] = []
     for found, item in usable:
-        # Whoever beats another comes before it in this order.
-        if not any(all(a <= b for a, b in zip(other, found, strict=True)) for other, _ in kept):
+        # Whoever beats another comes before it in this order; of two things, the last one kept has
+        # the least of the second.
+        rivals = kept[-1:] if len(found) == 2 else kept
+        if not any(all(a <= b for a, b in zip(other, found, strict=True)) for other, _ in rivals):
             kept.append((found, item))
     return [item for _, item in kept]

@@ -5,7 +5,6 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from qsweep.base.numbers import one_line
@@ -89,11 +88,10 @@ def noise_floors(records: Iterable[Record]) -> dict[tuple[str, str, str], float]
 def _rows_of(
     record: Record, floors: Mapping[tuple[str, str, str], float], named: Record
 ) -> list[Row]:
-    common = Row(record, label=named.name)
     if not record.finished or not record.measurements:
-        return [common]
+        return [Row(record, label=named.name)]
     return [
-        replace(common, measurement=m, noise_floor=floors.get((named.model, *m.place)))
+        Row(record, m, named.name, noise_floor=floors.get((named.model, *m.place)))
         for m in sorted(record.measurements, key=lambda m: not m.primary)
     ]
 

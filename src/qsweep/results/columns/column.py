@@ -139,14 +139,24 @@ def of_measurement(name: str, meaning: str, **more: Any) -> Column:
     """A figure that every measurement has, by its name among the ``metrics``."""
     more = {"figure": True, **more}
     return Column(
-        name, meaning, "measurement", lambda row: figures(row, "measurement").get(name), **more
+        name,
+        meaning,
+        "measurement",
+        lambda row: row.measurement.metrics.get(name) if row.measurement else None,
+        **more,
     )
 
 
 def of_speed(name: str, meaning: str, **more: Any) -> Column:
     """A figure of a timing on the serving kernel, by its name there."""
     more = {"figure": True, **more}
-    return Column(name, meaning, "speed", lambda row: figures(row, "speed").get(name), **more)
+    return Column(
+        name,
+        meaning,
+        "speed",
+        lambda row: row.record.speed.figures.get(name) if row.record.speed else None,
+        **more,
+    )
 
 
 def of_result(of: Of, name: str, meaning: str, **more: Any) -> Column:

@@ -46,16 +46,23 @@ class Group:
         several = len(self.models) > 1
         methods = {(r.method, r.backend) for r in self.records}
         twice = {m for m, b in methods if sum(m == other for other, _ in methods) > 1}
-        found = []
-        for row in rows(self.records):
+        found, names = rows(self.records), []
+        for row in found:
             record = row.record
             series = (
                 f"{record.method} ({record.backend})" if record.method in twice else record.method
             )
             series = "reference" if record.reference else series
             label = record.name if several else record.name.removeprefix(f"{record.model} ")
-            found.append(replace(row, label=label, series=series))
-        return _told_apart(found, {r.key: r for r in self.records})
+            names.append((label, series))
+        labels = _told_apart(
+            {row.key: label for row, (label, _) in zip(found, names, strict=True)},
+            {r.key: r for r in self.records},
+        )
+        return [
+            replace(row, label=labels[row.key], series=series)
+            for row, (_, series) in zip(found, names, strict=True)
+        ]
 
     @cached_property
     def primary_rows(self) -> list[Row]:
@@ -208,9 +215,7 @@ def varied(rows_: Sequence[Row], column: Column) -> list[Any]:
     return sorted(values, key=lambda v: (isinstance(v, str), v if is_finite(v) else 0, str(v)))
 
 
-def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
+def _told_apart(labels: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
     # By what else they differ in, and only where that is nothing, by the sweep.
-    labels = labelled({row.key: row.label for row in found}, records)
-    labels = told_apart(labels, records, lambda record: {"sweep": record.sweep})
-    labels = numbered(labels)
-    return [replace(row, label=labels[row.key]) for row in found]
+    labels = labelled(labels, records)
+    return numbered(told_apart(labels, records, lambda record: {"sweep": record.sweep}))
