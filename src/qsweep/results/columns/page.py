@@ -29,7 +29,11 @@ is made from (`python -m qsweep.results.columns.page > docs/metrics.md`). A name
 `search.constraints` aim at; for those, *better* says which way, and any other figure takes a direction
 in words: `load_s down`. In MLflow, figures of a corpus are also called `CORPUS/ppl` (or
 `CORPUS/PRESET/ppl` for all but the default preset), those of a task `task/NAME/score`, those of a
-capability `capability/NAME/retention`, and a sweep's own run has the best trial's as `best_ppl`."""
+capability `capability/NAME/retention`, and a sweep's own run has the best trial's as `best_ppl`.
+
+To add a metric, write the function that measures it, put its result among a measurement's `metrics`
+(`qsweep.evaluate`) or a timing's figures, and give it a row in that table: everything else follows.
+A figure without a row fails the trial that measured it, and the line names it."""
 
 
 def metrics_markdown() -> str:
