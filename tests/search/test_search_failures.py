@@ -56,7 +56,8 @@ def test_what_fails_at_lower_fidelity_is_a_row_and_counts_as_for_a_sweep():
     sweep.records = {"r": typed(reference()), "g": typed(done)}
     assert sweep.exit_code == 0
     lost = trial("gptq 3-bit", "gptq", bits=3, fidelity="few", reason="no space left on the disk")
-    sweep.screening = {"x": lost, "y": trial("gptq 8-bit", "gptq", 1.0, bits=8, fidelity="few")}
+    few = trial("gptq 8-bit", "gptq", 1.0, bits=8, fidelity="few")
+    sweep.screening = {"x": typed(lost), "y": typed(few)}
     assert sweep.exit_code == 1
     text = shown(sweep.shown, 120, terminal=False)
     assert "failed: pocket gptq 3-bit (first windows): no space left on the disk" in text

@@ -12,7 +12,7 @@ _TITLES = {
     "capability": "Of each capability",
     "row": "Of a row of a table",
 }
-_PREFIX = {"measurement": "CORPUS/", "task": "task/NAME/", "capability": "capability/NAME/"}
+_PREFIX = {"task": "task/NAME/", "capability": "capability/NAME/"}
 _TABLES = {
     "terminal": "terminal",
     "markdown": "results.md",
@@ -57,7 +57,7 @@ def _line(column: Column) -> list[str]:
     places += ["MLflow"] if column.figure else []
     meaning = f"{column.meaning}; {column.needs}" if column.needs else column.meaning
     return [
-        _PREFIX.get(column.of, "") * (column.of in ("task", "capability")) + column.name,
+        _PREFIX.get(column.of, "") + column.name,
         meaning,
         column.unit,
         {"up": "more", "down": "less"}.get(column.better or "", ""),

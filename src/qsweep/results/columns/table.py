@@ -178,7 +178,7 @@ VERDICT_OPEN = add(Column(
     derived.verdict_open, csv=True))
 VERDICT_SURE = add(of_measurement(
     "verdict_sure", "whether the whole interval gets the same verdict", figure=False))
-NO_VERDICT = add(Column("no_verdict", "why there is no verdict", "measurement",
+NO_VERDICT = add(Column("no_verdict", "why there is no verdict", "trial",
     derived.no_verdict, csv=True))
 DECODE_TPS = add(of_speed(
     "decode_tps", "tokens per second, batch 1, on the serving kernel", unit="token/s", better="up",
