@@ -56,8 +56,9 @@ def _measure(count: int) -> dict[str, Any]:
     from helpers.synthetic import synthetic
     from qsweep.results.html import write_report
     from qsweep.results.html.data import SweepData
+    from qsweep.results.record_file import record_of
 
-    records = synthetic(count)
+    records = [record_of(content) for content in synthetic(count)]
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         started = time.perf_counter()

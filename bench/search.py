@@ -146,7 +146,9 @@ class TableLab:
 
     def run(self, batch):
         """Records of a batch; what was made or measured before costs nothing again."""
-        return [self._run(overrides) for overrides in batch]
+        from qsweep.results.record_file import record_of
+
+        return [record_of(self._run(overrides)) for overrides in batch]
 
     def reference(self, fidelity):
         """None: no constraint here refers to it."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from qsweep.commands.export import main as export_main
 from qsweep.commands.prune import choose, moment
 from qsweep.commands.prune import main as prune_main
 from qsweep.results.holdings import look
+from qsweep.results.record import ArtifactFacts
+from qsweep.results.record_file import content_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,18 +54,18 @@ def test_an_export_holds_the_measured_weights_and_a_card_with_the_figures(
     out = tmp_path / "winner"
     assert export_main(["rtn 8-bit g128", str(out), "--outputs", str(outputs)]) == 0
     record = find_trial(outputs, "rtn 8-bit g128")
-    stored = Store(outputs / "store").path("artifacts", record["artifact"]["key"])
+    stored = Store(outputs / "store").path("artifacts", record.artifact.key)
     assert (out / "model.safetensors").read_bytes() == (stored / "model.safetensors").read_bytes()
     assert {"config.json", "tokenizer.json", "generation_config.json"} <= {
         p.name for p in out.iterdir()
     }
     card = (out / "README.md").read_text()
-    metrics = record["measurements"][0]["metrics"]
+    metrics = record.measurements[0].metrics
     assert f"{metrics['ppl_ratio']:.3f}" in card and "bits=8" in card
-    assert record["command"].split("outputs_dir")[0].strip() in card.replace("\\", "")
+    assert record.command.split("outputs_dir")[0].strip() in card.replace("\\", "")
     assert "quick look" in card and "AutoModelForCausalLM" in card
     # rounding to nearest is not among what vllm is known to load
-    assert ("vllm serve" in card) == ("vllm" in record["artifact"]["runtimes"])
+    assert ("vllm serve" in card) == ("vllm" in record.runtimes)
     assert str(out) in capsys.readouterr().out
 
 
@@ -74,7 +77,7 @@ def test_an_exported_model_gives_the_logits_that_were_measured(outputs, tmp_path
 
     record = find_trial(outputs, "rtn 3-bit g32")
     store = Store(outputs / "store")
-    entry = store.find("artifacts", record["artifact"]["key"])
+    entry = store.find("artifacts", record.artifact.key)
     out = export(record, store, tmp_path / "model")
     ids = torch.arange(64).unsqueeze(0)
     logits = [
@@ -100,7 +103,7 @@ def test_export_refuses_what_it_cannot_do_in_one_line(outputs, tmp_path, capsys)
 def test_export_never_hands_out_a_damaged_artifact(outputs, tmp_path):
     record = find_trial(outputs, "rtn 8-bit g128")
     store = Store(outputs / "store")
-    weights = store.path("artifacts", record["artifact"]["key"]) / "model.safetensors"
+    weights = store.path("artifacts", record.artifact.key) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -116,13 +119,14 @@ def test_a_gguf_card_names_the_file_and_brings_a_modelfile(outputs, tmp_path):
     entry, _ = store.build(
         "artifacts", identity, lambda out: (out / "model.gguf").write_bytes(b"GGUF") and {} or {}
     )
-    record["artifact"] |= {"key": entry.path.name, "format": "gguf", "runtimes": ["llama.cpp"]}
+    made = ArtifactFacts(key=entry.path.name, format="gguf", runtimes=("llama.cpp",))
+    record = replace(record, artifact=made)
     out = export(record, store, tmp_path / "My Model")
     assert (out / "Modelfile").read_text() == "FROM ./model.gguf\n"
     card = (out / "README.md").read_text()
     assert "llama-server -m model.gguf" in card and "ollama create my-model" in card
     assert (out / "tokenizer.json").is_file()
-    record["artifact"]["runtimes"] = []
+    record = replace(record, artifact=replace(made, runtimes=()))
     card = (export(record, store, tmp_path / "Other") / "README.md").read_text()
     assert "llama-server" not in card and "Nothing serves this file" in card
 
@@ -142,7 +146,7 @@ def test_prune_tells_and_deletes_nothing_unless_asked(outputs, capsys):
 
 
 def test_prune_keeps_the_front_and_all_measurements(outputs):
-    beaten = find_trial(outputs, "rtn 8-bit g32")
+    beaten = content_of(find_trial(outputs, "rtn 8-bit g32"))
     beaten["measurements"][0]["metrics"]["ppl_ratio"] = 2.0
     write_json(outputs / "sweeps/grid/trials" / f"{beaten['key']}.json", beaten)
     holdings = look(outputs)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from qsweep.base.errors import ArtifactCorrupt, TrialFailed
 from qsweep.evaluate import (
-    Measurement,
+    WindowScores,
     build_reference,
     compare,
     measure,
@@ -453,7 +453,7 @@ def test_a_measurement_is_read_as_it_was_written(model, cut, tmp_path):
     (tmp_path / "arrays.safetensors").write_bytes(b"")
     with pytest.raises(ArtifactCorrupt, match="not a measurement"):
         read_measurement(tmp_path)
-    assert isinstance(again, Measurement)
+    assert isinstance(again, WindowScores)
 
 
 def test_parts_are_nearly_equal_and_never_too_large():

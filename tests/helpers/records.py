@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from helpers.typed import typed
 from qsweep.evaluate.verdicts import verdict
 from qsweep.results.terminal import print_results
 
@@ -59,7 +60,7 @@ def reference(**more):
 def shown(records, width: int, *, terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, highlight=False)
-    print_results(records, Path("outputs/sweeps/demo"), console)
+    print_results(typed(records), Path("outputs/sweeps/demo"), console)
     return out.getvalue()
 
 

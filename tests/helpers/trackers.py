@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.typed import typed
 from qsweep.base.files import write_json
 from qsweep.results.write import write_results
 from qsweep.tracking import Tracker, TrackingConfig
@@ -108,9 +109,9 @@ class Outputs:
         tracker.start(self.name, "python -m qsweep")
         for content in records:
             self.write(content)
-            tracker.log(content)
-        write_results(self.directory, list(records))
-        tracker.finish(list(records), **finish)
+            tracker.log(typed(content))
+        write_results(self.directory, typed(records))
+        tracker.finish(typed(records), **finish)
         return self.said
 
     def runs(self) -> list:

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from qsweep.evaluate import Measurement, save_measurement
+from helpers.typed import on_disk
+from qsweep.evaluate import WindowScores, save_measurement
 from qsweep.results.alignment import alignment_markdown, alignments
+
+alignment_markdown, alignments = map(on_disk, (alignment_markdown, alignments))
 
 WINDOWS = 40
 
@@ -17,7 +20,7 @@ def measurement(folder, corpus, per_token, seed=0):
     folder.mkdir(parents=True)
     counts = torch.full((WINDOWS,), 100)
     arrays = {"window_nll": nll, "window_tokens": counts}
-    save_measurement(Measurement({}, arrays, {}), folder)
+    save_measurement(WindowScores({}, arrays, {}), folder)
     ppl = float((nll.sum() / counts.sum()).exp())
     reference = float(hard.mean().exp())
     metrics = {"ppl": ppl, "ppl_ratio": ppl / reference}

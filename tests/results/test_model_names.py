@@ -3,9 +3,12 @@
 import pytest
 
 from helpers.records import reference, trial
+from helpers.typed import on_disk, table
 from qsweep.results.checks import check
 from qsweep.results.model_names import distinct_ends, models_apart
-from qsweep.results.rows import noise_floors, rows
+from qsweep.results.rows import noise_floors
+
+check, models_apart, noise_floors = map(on_disk, (check, models_apart, noise_floors))
 
 
 def of(path, model_hash, *records):
@@ -44,21 +47,21 @@ def test_the_shortest_end_that_tells_paths_apart(paths, ends):
 @pytest.mark.parametrize("hashes", [("1" * 8, "2" * 8), (None, None)])
 def test_models_of_one_name_are_called_by_their_paths(hashes):
     named = models_apart(two(hashes=hashes))
-    assert {r["model"] for r in named} == {"a/final", "b/final"}
-    assert {r["name"] for r in named} >= {"a/final none", "b/final gptq 3-bit"}
+    assert {r.model for r in named} == {"a/final", "b/final"}
+    assert {r.name for r in named} >= {"a/final none", "b/final gptq 3-bit"}
     assert models_apart(named) == named
 
 
 def test_a_directory_whose_content_changed_is_two_models():
     named = models_apart(two("/runs/final", "/runs/final"))
-    assert {r["model"] for r in named} == {"final (111111)", "final (222222)"}
+    assert {r.model for r in named} == {"final (111111)", "final (222222)"}
 
 
 def test_one_model_keeps_its_name_wherever_it_lies_and_whoever_recorded_it():
     same = two(hashes=("1" * 8, "1" * 8))
-    assert {r["model"] for r in models_apart(same)} == {"final"}
+    assert {r.model for r in models_apart(same)} == {"final"}
     older = two("/runs/a/final", "/runs/a/final", hashes=("1" * 8, None))
-    assert {r["model"] for r in models_apart(older)} == {"final"}
+    assert {r.model for r in models_apart(older)} == {"final"}
 
 
 def test_no_check_pairs_models_and_each_has_its_own_noise_floor():
@@ -68,5 +71,5 @@ def test_no_check_pairs_models_and_each_has_its_own_noise_floor():
     records[0]["measurements"][0]["metrics"]["kld_floor_dtype"] = 0.001
     records[2]["measurements"][0]["metrics"]["kld_floor_dtype"] = 0.5
     assert len(noise_floors(records)) == 2
-    floors = {row["model_path"]: row["noise_floor"] for row in rows(records)}
+    floors = {row["model_path"]: row["noise_floor"] for row in table(records)}
     assert floors == {"/runs/a/final": 0.001, "/runs/b/final": 0.5}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 pytest.importorskip("llama_cpp")
 
 
+from helpers.typed import values  # noqa: E402
 from qsweep.base.errors import BackendUnavailable, UnknownLayout  # noqa: E402
 from qsweep.base.manifest import seal  # noqa: E402
 from qsweep.base.progress import silent
@@ -22,9 +24,12 @@ from qsweep.formats.gguf.rules import to_json  # noqa: E402
 from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.results.answers import answers  # noqa: E402
 from qsweep.results.checks import check  # noqa: E402
+from qsweep.results.columns.derived import status_word  # noqa: E402
+from qsweep.results.columns.table import KLD_NATIVE, TOP1_AGREEMENT_NATIVE  # noqa: E402
 from qsweep.results.html.data import SweepData  # noqa: E402
 from qsweep.results.html.page import render  # noqa: E402
-from qsweep.results.rows import rows, status_word, to_csv  # noqa: E402
+from qsweep.results.record import Row  # noqa: E402
+from qsweep.results.rows import rows, to_csv  # noqa: E402
 from qsweep.results.terminal import print_results  # noqa: E402
 from qsweep.sweep.artifacts import obtain_artifact, source_model  # noqa: E402
 from qsweep.sweep.recording import finished_record  # noqa: E402
@@ -99,10 +104,10 @@ def test_what_no_rule_explains_is_skipped_with_advice_that_works(unexplained):
     assert native.artifact_key == plan.artifact_key
     run_trial(native, store, silent)
     record = finished_record(native, store)
-    assert record["status"] == "finished" and record["measurements"] == []
-    assert 0 < record["speed"]["kld_native"] < 0.02
-    assert record["speed"]["top1_agreement_native"] > 0.9
-    assert record["artifact"]["runtimes"] == ["llama.cpp", "ollama"]
+    assert record.finished and record.measurements == ()
+    assert 0 < KLD_NATIVE.get(Row(record)) < 0.02
+    assert TOP1_AGREEMENT_NATIVE.get(Row(record)) > 0.9
+    assert record.runtimes == ("llama.cpp", "ollama")
     # Who does not ask for that run still gets nothing, of the file that is there now.
     with pytest.raises(UnknownLayout, match=line):
         run_trial(plan, store, silent)
@@ -124,20 +129,21 @@ def test_a_row_of_llama_cpps_own_run_says_so_everywhere_and_is_compared_with_non
     run_trial(plan, store, silent)
     record = finished_record(plan, store)
     records = [finished_record(plan.reference(), store), record]
-    for found in records:
-        found |= {"ended": None, "environment": {}, "command": "qsweep"}
+    records = [replace(found, command="qsweep") for found in records]
+    record = records[1]
     assert status_word(record) == "llama.cpp's own run only"
     assert answers(records) == []
     assert not [line for line in check(records) if "Q4_K_M" in line]
-    assert record["artifact"]["details"]["imatrix_entries"] == 2 * 7 - 2
+    assert record.details["imatrix_entries"] == 2 * 7 - 2
     # Two of its linear layers cannot be told, so neither can the bits of all.
-    assert record["artifact"]["bpw"] is None and record["artifact"]["bpw_total"] > 4
-    (row,) = [row for row in rows(records) if not row["reference"]]
+    assert record.artifact.bpw is None and record.artifact.bpw_total > 4
+    (shown,) = [row for row in rows(records) if not row.record.reference]
+    row = values(shown)
     assert row["kld_native"] > 0 and row["no_verdict"] == f"llama.cpp's own run only: {REASON}"
     assert row["expected_low"] is None
     absent = ("ppl", "ppl_ratio", "kld", "top1_agreement", "quality", "quality_per_gb", "verdict")
     assert not any(row.get(name) for name in absent)
-    assert to_csv([row]).count("own run only") == 1
+    assert to_csv([shown]).count("own run only") == 1
     page = results_markdown("s", records)
     assert "## llama.cpp's own run only" in page and REASON.partition("_")[0] in page
     with contextlib.chdir(tmp_path):
@@ -149,7 +155,7 @@ def test_a_row_of_llama_cpps_own_run_says_so_everywhere_and_is_compared_with_non
     assert "own run only</h3>" in html and REASON in html
     tags = runs._trial_tags(record)
     assert tags["verdict"] == "none" and tags["no_verdict"] == row["no_verdict"]
-    assert dict(runs._figures(record))["kld_native"] == record["speed"]["kld_native"]
+    assert dict(runs._figures(record))["kld_native"] == KLD_NATIVE.get(Row(record))
     assert "bpw" not in dict(runs._headline(record))
     card = (export(record, store, tmp_path / "exported") / "README.md").read_text()
     assert "own run only: KLD" in card and "llama-server" in card

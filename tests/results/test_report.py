@@ -1,6 +1,7 @@
 """The report's page: what it says, what it draws, and what it must never do."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,20 +9,26 @@ import subprocess
 import pytest
 
 from helpers.synthetic import reference, synthetic
+from helpers.typed import on_disk, typed
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
 from qsweep.commands.report import main
+from qsweep.results.front import pareto_front
 from qsweep.results.html import report_sweep, write_report
 from qsweep.results.html.answer import answers
-from qsweep.results.html.data import SweepData, groups, merge, normalised, why_apart
-from qsweep.results.html.front import front
+from qsweep.results.html.data import SweepData, groups, merge, why_apart
 from qsweep.results.html.overview import quality_against_size
 from qsweep.results.html.packing import columns, packed
 from qsweep.results.html.page import in_script, render
 from qsweep.results.html.panel import ratio_domain, ticks
 from qsweep.results.html.theme import LIGHT
 from qsweep.results.html.tokens import divergence_by_token
+from qsweep.results.record_file import without_damage
 from qsweep.results.sources import sweeps_in
+
+report_sweep, write_report, groups, merge, render = map(
+    on_disk, (report_sweep, write_report, groups, merge, render)
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -54,7 +61,13 @@ def test_the_front_holds_what_nothing_beats_in_both():
         {"size_gb": size, "ppl_ratio": ratio}
         for size, ratio in ((4, 1.2), (5, 1.1), (5, 1.3), (6, 1.1), (7, 1.05), (8, float("nan")))
     ]
-    assert [(r["size_gb"], r["ppl_ratio"]) for r in front(rows)] == [(4, 1.2), (5, 1.1), (7, 1.05)]
+
+    def point(row):
+        found = (row["size_gb"], row["ppl_ratio"])
+        return None if math.isnan(found[1]) else found
+
+    front = pareto_front(rows, point)
+    assert [(r["size_gb"], r["ppl_ratio"]) for r in front] == [(4, 1.2), (5, 1.1), (7, 1.05)]
 
 
 def test_the_answer_counts_only_what_a_serving_runtime_loads():
@@ -78,7 +91,7 @@ def test_what_suffers_most_is_a_capability_where_tasks_ran_else_a_corpus():
 
 def test_trials_of_one_name_are_told_apart_by_what_they_differ_in():
     rows = one_group(synthetic(200)).primary_rows
-    labels = [row["label"] for row in rows]
+    labels = [row.label for row in rows]
     assert len(set(labels)) == len(labels)
     assert "gptq 4-bit g128 c4" in labels
 
@@ -113,7 +126,7 @@ def test_sweeps_on_other_tokens_or_protocols_are_told_apart_and_not_drawn_togeth
 def test_sweeps_that_share_trials_hold_each_once_and_name_both_sweeps():
     records = merge([sweep(5, "a"), sweep(5, "b")])
     assert len(records) == 5
-    assert {record["sweep"] for record in records} == {"a, b"}
+    assert {record.sweep for record in records} == {"a, b"}
 
 
 @pytest.mark.parametrize("records", [[], [synthetic(60)[14]]], ids=["empty", "only failures"])
@@ -278,14 +291,14 @@ def test_colours_in_the_style_sheet_and_in_pictures_are_the_same():
     ids=["null", "number", "list", "empty", "key", "no status"],
 )
 def test_what_is_no_record_is_none(content):
-    assert normalised(content) is None
+    assert without_damage(content) is None
 
 
 def test_records_of_an_older_version_with_missing_fields_are_shown():
     old = {"key": "k", "status": "finished", "measurements": [
         {"corpus": "c", "preset": "paper", "metrics": {"ppl": 5.0, "ppl_ratio": 1.1}},
         {"corpus": "c"}, "nonsense"], "artifact": {"size_gb": 1.0}}  # fmt: skip
-    page = render([SweepData("old", "", [normalised(old), normalised(reference())])])
+    page = render([SweepData("old", "", [without_damage(old), without_damage(reference())])])
     assert "measured by protocol unknown" in page and "1.100" in page
 
 
@@ -393,8 +406,8 @@ def test_a_sweep_is_read_back_from_its_tracker_and_the_report_is_logged_there(tm
     tracker = Tracker(config, directory, tmp_path)
     tracker.start("grid", "python -m qsweep -m quant=gptq")
     for record in records:
-        tracker.log({**record, "sweep": "grid"})
-    tracker.finish(records)
+        tracker.log(typed({**record, "sweep": "grid"}))
+    tracker.finish(typed(records))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     page = ui_page(config, directory, tmp_path)
     assert page == (

@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 from helpers.records import measurement, reference, shown, trial
+from helpers.typed import on_disk, table, typed, values
 from qsweep.base import numbers as cells
-from qsweep.evaluate.verdicts import expected_range, is_open, verdict
+from qsweep.evaluate.verdicts import is_open, verdict
 from qsweep.results.answers import answers
 from qsweep.results.checks import check
+from qsweep.results.columns.derived import status_word
+from qsweep.results.columns.table import PROMISED
 from qsweep.results.markdown import results_markdown
-from qsweep.results.rows import COLUMNS, counts, ranked, rows, status_word, to_csv
+from qsweep.results.rows import counts, ranked, rows, to_csv
 from qsweep.results.write import write_results
+
+answers, check, results_markdown, counts, ranked, rows, status_word, write_results = map(
+    on_disk, (answers, check, results_markdown, counts, ranked, rows, status_word, write_results)
+)
 
 ISSUE_COLUMNS = (
     "status,model,method,backend,bits,group_size,desc_act,sym,type,calibration,corpus,preset,bpw,"
@@ -53,15 +60,15 @@ def test_csv_has_the_promised_columns_first_and_one_row_per_place():
     records = sweep()
     second = measurement(1.09, 0.01, 0.0063, place=("python_code", "paper"))
     records[2]["measurements"].append(second)
-    table = list(csv.DictReader(io.StringIO(to_csv(rows(records)))))
-    assert ",".join(COLUMNS) == ISSUE_COLUMNS
+    written = list(csv.DictReader(io.StringIO(to_csv(rows(records)))))
+    assert ",".join(PROMISED) == ISSUE_COLUMNS
     assert to_csv(rows(records)).startswith(ISSUE_COLUMNS + ",")
-    assert len(table) == 7
-    assert [r["corpus"] for r in table if r["key"] == "key-gptq 4-bit"] == [
+    assert len(written) == 7
+    assert [r["corpus"] for r in written if r["key"] == "key-gptq 4-bit"] == [
         "python_docs",
         "python_code",
     ]
-    four = next(r for r in table if r["key"] == "key-gptq 4-bit")
+    four = next(r for r in written if r["key"] == "key-gptq 4-bit")
     assert float(four["ppl"]) == 18.0 * 1.063
     assert (four["bits"], four["group_size"], four["sym"], four["desc_act"]) == (
         "4",
@@ -77,14 +84,14 @@ def test_every_row_shows_the_noise_floor_that_the_reference_measured():
     records = sweep()
     floors = {"kld_floor_batch": 1e-6, "kld_floor_dtype": 0.0012}
     records[0]["measurements"][0]["metrics"] |= floors
-    finished = [row for row in rows(records) if row["status"] == "finished"]
+    finished = [row for row in table(records) if row["status"] == "finished"]
     assert {row["noise_floor"] for row in finished} == {0.0012}
     assert "noise floor of KLD 0.0012" in results_markdown("demo", records)
-    assert {row.get("noise_floor") for row in rows(sweep())} == {None}
+    assert {row.get("noise_floor") for row in table(sweep())} == {None}
 
 
 def test_rows_are_sorted_by_quality_per_gb_with_the_unfinished_last():
-    names = [row["name"] for row in rows(sweep())]
+    names = [row["name"] for row in table(sweep())]
     assert names == [
         "pocket gptq 8-bit",
         "pocket gptq 4-bit",
@@ -96,8 +103,8 @@ def test_rows_are_sorted_by_quality_per_gb_with_the_unfinished_last():
 
 
 def test_a_failed_trial_has_one_row_without_figures():
-    row = next(r for r in rows(sweep()) if r["status"] == "failed")
-    assert not {"ppl", "kld", "quality", "verdict", "corpus"} & row.keys()
+    row = next(r for r in rows(sweep()) if r.record.status == "failed")
+    assert not {"ppl", "kld", "quality", "verdict", "corpus"} & values(row).keys()
     text = to_csv([row])
     assert "killed by signal 9 | out of memory?" in text
     assert len(text.splitlines()) == 2
@@ -106,7 +113,7 @@ def test_a_failed_trial_has_one_row_without_figures():
 def test_quality_that_is_not_a_number_sorts_below_every_number():
     broken = trial("gptq 2-bit", "gptq", 1.5, bits=2)
     broken["measurements"][0]["metrics"] |= {"ppl": math.inf, "quality_per_gb": math.nan}
-    assert ranked([broken, *sweep()])[4]["name"] == "pocket gptq 2-bit"
+    assert ranked([broken, *sweep()])[4].name == "pocket gptq 2-bit"
     assert ",inf," in to_csv(rows([broken]))
 
 
@@ -117,7 +124,7 @@ def test_csv_cells_cannot_be_formulas(text):
 
 
 def test_negative_numbers_stay_numbers():
-    row = rows([trial("x", "gptq", 1.5, bits=3)])[0] | {"group_size": -1}
+    row = rows([trial("x", "gptq", 1.5, options={"bits": 3, "group_size": -1})])[0]
     read = next(csv.DictReader(io.StringIO(to_csv([row]))))
     assert read["group_size"] == "-1"
     assert float(read["quality"]) < 0
@@ -125,9 +132,9 @@ def test_negative_numbers_stay_numbers():
 
 def test_best_counts_only_what_a_serving_runtime_loads():
     records = sweep()
-    assert answers(records)[0].record["name"] == "pocket gptq 8-bit"
+    assert answers(records)[0].record.name == "pocket gptq 8-bit"
     records[3]["artifact"]["runtimes"] = ["gptqmodel"]
-    assert answers(records)[0].record["name"] == "pocket gptq 4-bit"
+    assert answers(records)[0].record.name == "pocket gptq 4-bit"
     assert answers([reference()]) == []
     assert counts(records) == {"finished": 4, "failed": 1, "skipped": 1}
 
@@ -164,9 +171,9 @@ def test_a_verdict_whose_interval_straddles_a_bound_says_so():
 
 def test_nothing_is_expected_of_a_k_quant_that_fell_back():
     record = trial("gguf", "gguf", 1.1, options={"bits": 4, "type": "Q4_K_M"})
-    assert expected_range(record) == (1.05, 1.12)
+    assert typed(record).expected == (1.05, 1.12)
     record["artifact"]["details"] = {"fallback": {"Q5_0": 30}}
-    assert expected_range(record) is None
+    assert typed(record).expected is None
 
 
 # cells
@@ -202,8 +209,8 @@ def test_markdown_cells_hold_no_markup():
 
 
 def test_results_are_written_as_csv_and_markdown(tmp_path: Path):
-    table, page = write_results(tmp_path / "demo", sweep(), "python -m qsweep -m bits=3,4,8")
-    assert (table.name, page.name) == ("results.csv", "results.md")
+    csv_file, page = write_results(tmp_path / "demo", sweep(), "python -m qsweep -m bits=3,4,8")
+    assert (csv_file.name, page.name) == ("results.csv", "results.md")
     assert not list((tmp_path / "demo").glob(".*"))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# demo\n")

@@ -5,16 +5,22 @@ import math
 import pytest
 
 from helpers.records import reference, shown, trial
-from qsweep.evaluate.verdicts import judged, predicts_nothing
+from helpers.typed import on_disk, table, typed
+from qsweep.evaluate.verdicts import predicts_nothing
 from qsweep.results.answers import answers
 from qsweep.results.checks import check, grid_of
+from qsweep.results.columns.derived import status_word
 from qsweep.results.html.data import SweepData
 from qsweep.results.html.page import render
+from qsweep.results.judged import judged
 from qsweep.results.markdown import results_markdown
-from qsweep.results.rows import rows, status_word
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import trial_config
 from qsweep.tracking.mlflow.runs import trial_run
+
+answers, check, results_markdown, render, status_word, judged, trial_run = map(
+    on_disk, (answers, check, results_markdown, render, status_word, judged, trial_run)
+)
 
 # --- equal options -------------------------------------------------------------------------------
 
@@ -135,10 +141,10 @@ def test_nothing_runs_that_no_check_needs(pocket_dir, trials):
 def test_what_ran_for_a_comparison_is_marked_and_wins_nothing():
     partner = rounded(True, implied=True, size_gb=0.001)
     records = [reference(), partner, solved(ratio=1.02)]
-    assert answers(records)[0].record["method"] == "gptq"
+    assert answers(records)[0].record.method == "gptq"
     text = shown(records, 120, terminal=False)
     assert "(check)" in text and "most quality per GB: pocket gptq 4-bit (yes)" in text
-    assert [row["implied"] for row in rows(records) if row["method"] == "rtn"] == [True]
+    assert [row["implied"] for row in table(records) if row["method"] == "rtn"] == [True]
 
 
 # --- a reference that means nothing --------------------------------------------------------------
@@ -183,7 +189,7 @@ def test_nothing_is_claimed_against_a_reference_that_predicts_nothing(ppl, store
     records = at(ppl, stored=stored)
     lines = check(records)
     assert len(lines) == 1 and "predicts nothing" in lines[0] and "no verdict" in lines[0]
-    for row in rows(records):
+    for row in table(records):
         assert row["verdict"] is None and "quality" not in row and "quality_per_gb" not in row
         assert "predicts nothing" in row["no_verdict"]
     assert answers(records) == []
@@ -199,7 +205,7 @@ def test_nothing_is_claimed_against_a_reference_that_predicts_nothing(ppl, store
 
 def test_a_good_reference_leaves_a_record_as_it_is_and_judging_twice_is_judging_once():
     good, bad = trial("gptq 4-bit", "gptq", 1.01, bits=4), at(4.5e13)[1]
-    assert judged(good) is good
+    assert judged(good := typed(good)) is good
     assert judged(judged(bad)) == judged(bad)
     assert status_word(judged(bad)) == "no verdict"
 
@@ -220,7 +226,7 @@ def test_a_calibration_text_that_repeats_itself_is_told():
     short = trial("gptq 4-bit", "gptq", 1.05, bits=4, **seen)
     (line,) = check([short])
     assert "496 different tokens where 63232 were asked for (0.8 %)" in line and "mine" in line
-    (row,) = rows([short])
+    (row,) = table([short])
     assert (row["calibration_tokens"], row["calibration_tokens_distinct"]) == (63232, 496)
     fine = short | {"calibration_tokens": {"asked": 16384, "distinct": 15000}}
     assert check([fine]) == [] and check([short | {"calibration_tokens": None}]) == []

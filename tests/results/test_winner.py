@@ -7,14 +7,18 @@ import pytest
 
 from helpers.records import reference, trial
 from helpers.synthetic import synthetic
+from helpers.typed import on_disk, typed
 from qsweep.results.answers import best_lines
-from qsweep.results.html.data import SweepData, groups, merge
-from qsweep.results.html.front import front
+from qsweep.results.html.data import SweepData, front, groups, merge
 from qsweep.results.labels import named_apart
 from qsweep.results.markdown import results_markdown
-from qsweep.results.rows import windows_cut
+from qsweep.results.record import Figures, Measurement
 from qsweep.results.winner import MIN_WINDOWS, contender, decide, says_nothing, sentence
 from qsweep.tracking.mlflow.runs import sweep_run
+
+best_lines, groups, merge, named_apart, results_markdown, sweep_run = map(
+    on_disk, (best_lines, groups, merge, named_apart, results_markdown, sweep_run)
+)
 
 
 def one(key, ratio, half, size_gb=1.0, *, windows=40, setting="", **more):
@@ -110,16 +114,13 @@ def test_a_draw_wins_against_another_setting_only_if_all_draws_do():
 def test_all_that_is_shown_of_a_sweep_says_the_same(tmp_path):
     from qsweep.results.answers import answers
     from qsweep.results.html.answer import answers as page_answers
-    from qsweep.results.html.data import groups
-    from qsweep.results.markdown import results_markdown
-    from qsweep.tracking.mlflow.runs import sweep_run
 
     for windows, decided in ((141, True), (2, False)):
         records = synthetic(2)
         for record in records:
             for measurement in record["measurements"]:
                 measurement["facts"] |= {"windows": windows, "overrides": {"max_windows": windows}}
-        (answer,) = answers(records)
+        (answer,) = answers(typed(records))
         assert answer.is_best is decided
         run = sweep_run("s", "c", records, tmp_path, complete=True)
         (group,) = groups(records)
@@ -210,9 +211,9 @@ def test_what_ran_for_a_check_is_in_the_table_and_on_no_front():
     check["artifact"]["size_gb"] = 0.001
     own = measured("gptq 4-bit", 1.02, "own") | {"sweep": "one"}
     (group,) = groups([check, own])
-    assert [row["key"] for row in group.rows] == ["check", "own"]
-    assert [row["key"] for row in front(group.quantized)] == ["own"]
-    assert [row["key"] for row in group.primary_rows] == ["own"]
+    assert [row.key for row in group.rows] == ["check", "own"]
+    assert [row.key for row in front(group.quantized)] == ["own"]
+    assert [row.key for row in group.primary_rows] == ["own"]
     run = sweep_run("s", "", [reference(), check, own], Path("/nowhere"), complete=True)
     assert not [point.name for point in run.metrics if "rtn" in point.name]
     # asked for by another sweep, it is one of the results
@@ -220,7 +221,7 @@ def test_what_ran_for_a_check_is_in_the_table_and_on_no_front():
     for order in ([check, asked], [asked, check]):
         sweeps = [SweepData(record["sweep"], "", [record]) for record in order]
         (merged,) = merge(sweeps)
-        assert merged["implied"] is False
+        assert merged.implied is False
 
 
 def test_a_shorthand_is_no_second_difference():
@@ -230,7 +231,7 @@ def test_a_shorthand_is_no_second_difference():
         text = {"name": "t.txt", "path": f"/{place}/t.txt"}
         record["config"] = {"corpus": {"file": text, "path": text["path"], "field": "text"}}
         made.append(record)
-    assert [r["name"] for r in named_apart(made)] == [
+    assert [r.name for r in named_apart(made)] == [
         "pocket gptq 4-bit path=a/t.txt",
         "pocket gptq 4-bit path=b/t.txt",
     ]
@@ -249,7 +250,8 @@ def test_a_shorthand_is_no_second_difference():
     ],
 )
 def test_a_most_that_a_text_does_not_reach_cuts_nothing(windows, overrides, cut):
-    assert windows_cut({"facts": {"windows": windows, "overrides": overrides}}) is cut
+    facts = {"windows": windows, "overrides": overrides}
+    assert Measurement("c", "p", Figures(), facts=facts).windows_cut is cut
 
 
 def test_groups_of_one_text_are_called_by_what_sets_them_apart():

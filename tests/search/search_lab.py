@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from qsweep.evaluate.metrics import quality, quality_per_gb
+from qsweep.results.record import ArtifactFacts, Record
+from qsweep.results.record_file import record_of
 from qsweep.search.loop import PlannedTrial, Search
 from qsweep.search.objectives import parse_constraint, parse_objective
 from qsweep.search.settings import search_config
@@ -47,10 +49,10 @@ class FormulaLab:
         return PlannedTrial(_key(overrides), _name(overrides), overrides["quant"], {})
 
     def run(self, batch):
-        return [self._run(overrides) for overrides in batch]
+        return [record_of(self._run(overrides)) for overrides in batch]
 
     def reference(self, fidelity):
-        return {"artifact": {"size_gb": 16.0}, "measurements": [], "name": "reference"}
+        return Record("r", "finished", "reference", artifact=ArtifactFacts(size_gb=16.0))
 
     def log_ratio(self, overrides):
         bits, group = int(overrides["bits"]), int(overrides["group_size"])

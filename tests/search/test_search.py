@@ -16,6 +16,7 @@ import pytest
 import search_lab
 from search_lab import LARGE, SPACE, FormulaLab, make_search
 
+from helpers.typed import on_disk
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.search.answer import answer, infeasible, knee, pareto_front
 from qsweep.search.fidelity import CompletedTrial, Estimate, most_promising, proxy_of, why_hopeless
@@ -28,6 +29,8 @@ from qsweep.search.proposals import make_sampler
 from qsweep.search.settings import search_config
 from qsweep.search.storage import open_storage
 from qsweep.search.study import require_same_study
+
+spans = on_disk(spans)
 
 
 def memory():

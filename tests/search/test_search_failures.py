@@ -5,6 +5,7 @@ import pytest
 from search_lab import SPACE, FormulaLab, make_search
 
 from helpers.records import reference, shown, trial
+from helpers.typed import typed
 from qsweep.base.errors import QsweepError
 from qsweep.search.answer import answer, untried
 from qsweep.search.page import _terminal, answer_markdown
@@ -52,10 +53,11 @@ def test_what_failed_once_and_was_measured_later_was_tried():
 def test_what_fails_at_lower_fidelity_is_a_row_and_counts_as_for_a_sweep():
     sweep = Sweep(config=None, name="s", command="c")  # type: ignore[arg-type]
     done = trial("gptq 4-bit", "gptq", 1.02, bits=4)
-    sweep.records = {"r": reference(), "g": done}
+    sweep.records = {"r": typed(reference()), "g": typed(done)}
     assert sweep.exit_code == 0
     lost = trial("gptq 3-bit", "gptq", bits=3, fidelity="few", reason="no space left on the disk")
-    sweep.screening = {"x": lost, "y": trial("gptq 8-bit", "gptq", 1.0, bits=8, fidelity="few")}
+    few = trial("gptq 8-bit", "gptq", 1.0, bits=8, fidelity="few")
+    sweep.screening = {"x": typed(lost), "y": typed(few)}
     assert sweep.exit_code == 1
     text = shown(sweep.shown, 120, terminal=False)
     assert "failed: pocket gptq 3-bit (first windows): no space left on the disk" in text

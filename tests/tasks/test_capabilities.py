@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from helpers.typed import on_disk
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.results.capabilities import adjusted_p, capabilities_markdown, worst_cell
 from qsweep.tasks.capabilities import (
@@ -14,6 +15,10 @@ from qsweep.tasks.capabilities import (
     verdict,
 )
 from qsweep.tasks.task import TaskResult, read_result, save_result
+
+adjusted_p, capabilities_markdown, worst_cell = map(
+    on_disk, (adjusted_p, capabilities_markdown, worst_cell)
+)
 
 
 def result(right, total, chance=0.25, changed=()):
@@ -146,7 +151,13 @@ def record(key, changed, reference=False):
 def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     records = [record("none", 0, reference=True), record("rtn 3", 60), record("rtn 8", 3)]
     records[1]["tasks"].append(
-        {"name": "mmlu", "capability": "knowledge", "reason": "mmlu: no data", "seconds": 0.0}
+        {
+            "name": "mmlu",
+            "capability": "knowledge",
+            "reason": "mmlu: no data",
+            "seconds": 0.0,
+            "status": "failed",
+        }
     )
     adjusted = adjusted_p(records)
     assert len(adjusted) == 4  # two trials by two measurable capabilities; the reference is none

@@ -21,6 +21,7 @@ from helpers.trackers import (
     start_server,
     wait_until,
 )
+from helpers.typed import on_disk, typed
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
 from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
@@ -29,6 +30,8 @@ from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
 from qsweep.tracking.mlflow.runs import metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 from qsweep.tracking.settings import public_uri, resolved_uri
+
+fingerprint, sweep_run, trial_run = map(on_disk, (fingerprint, sweep_run, trial_run))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
@@ -247,11 +250,12 @@ def test_going_on_logs_nothing_twice_and_does_not_even_import_mlflow(outputs: Ou
     code = f"""
 import json, sys
 from pathlib import Path
+from qsweep.results.record_file import record_of
 from qsweep.tracking import Tracker, TrackingConfig
 root = Path({str(outputs.root)!r})
 tracker = Tracker(TrackingConfig(), root / "sweeps" / "demo", root)
 tracker.start("demo", "c")
-records = [dict(json.loads(p.read_text()), cached=True, ended=None)
+records = [record_of(dict(json.loads(p.read_text()), cached=True, ended=None))
            for p in sorted((root / "sweeps/demo/trials").glob("*.json"))]
 for record in records:
     tracker.log(record)
@@ -299,8 +303,8 @@ def test_runs_of_one_name_are_told_apart_at_the_end(outputs: Outputs):
 def test_nothing_is_logged_where_tracking_is_off(tmp_path: Path):
     tracker = Tracker(TrackingConfig(enabled=False), tmp_path, tmp_path)
     tracker.start("demo", "c")
-    tracker.log(record())
-    tracker.finish([record()])
+    tracker.log(typed(record()))
+    tracker.finish([typed(record())])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,7 +332,7 @@ def test_an_experiment_says_what_kind_it_is_and_keeps_what_somebody_chose(output
 def test_the_view_is_there_while_the_sweep_still_runs(outputs: Outputs):
     outputs.write(record())
     log = SweepLog(outputs.directory, outputs.place, outputs.root)
-    log.log_missing([record()])
+    log.log_missing([typed(record())])
     log.close()
     page = ui_page(outputs.config, outputs.directory, outputs.root)
     assert page and page.startswith("http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=")
@@ -517,16 +521,16 @@ def test_a_server_that_dies_in_mid_sweep_loses_nothing(tmp_path: Path, monkeypat
         tracker.start("demo", "python -m qsweep")
         first = record("k1")
         outputs.write(first)
-        tracker.log(first)
+        tracker.log(typed(first))
         wait_until(lambda: outputs.children().get("k1") and is_marked(outputs, "k1"))
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         records = [first, record("k2", bits=3), record("k3", "failed", bits=8)]
         for content in records[1:]:
             outputs.write(content)
-            tracker.log(content)
+            tracker.log(typed(content))
         began = time.monotonic()
-        tracker.finish(records)
+        tracker.finish(typed(records))
         assert time.monotonic() - began < 40
         assert "connection refused" in said[0]
         assert sync.main(["--outputs", str(outputs.root)]) == 1

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"{record['name']}: {written}\nhow to serve it: {written / 'README.md'}")
+    print(f"{record.name}: {written}\nhow to serve it: {written / 'README.md'}")
     return 0
 
 
@@ -60,23 +60,23 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
     chosen = [sweeps[sweep]] if sweep is not None else list(sweeps.values())
     records: dict[str, Record] = {}
     for record in (r for directory in chosen for r in read_sweep(directory).records):
-        if record["key"] not in records or not record.get("implied"):
-            records[record["key"]] = record  # asked for once is asked for
-    finished = [r for r in records.values() if r["status"] == "finished" and not r.get("reference")]
+        if record.key not in records or not record.implied:
+            records[record.key] = record  # asked for once is asked for
+    finished = [r for r in records.values() if r.finished and not r.reference]
     if not finished:
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
         return _best(finished)
-    found = [r for r in finished if r["key"].startswith(word)] if len(word) >= 4 else []
+    found = [r for r in finished if r.key.startswith(word)] if len(word) >= 4 else []
     # As a table calls it, and where that is not enough to tell, as its trial does.
     shown = named_apart(finished)
-    labelled = {r["key"] for r in shown if word in (r["name"], _setting(r))}
-    found = found or [r for r in finished if r["key"] in labelled]
-    found = found or [r for r in finished if word in (r["name"], _setting(r))]
+    labelled = {r.key for r in shown if word in (r.name, _setting(r))}
+    found = found or [r for r in finished if r.key in labelled]
+    found = found or [r for r in finished if word in (r.name, _setting(r))]
     if len(found) > 1:
         raise QsweepError(
             f"{word!r} means {len(found)} trials; give a key: "
-            + ", ".join(f"{r['key'][:12]} ({r.get('calibration') or r['backend']})" for r in found)
+            + ", ".join(f"{r.key[:12]} ({r.calibration or r.backend})" for r in found)
         )
     if not found:
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
@@ -90,7 +90,7 @@ def _best(records: Sequence[Record]) -> Record:
         raise QsweepError("no artifact here is one that a serving runtime loads")
     if len(found) > 1:
         leaders = ", ".join(
-            f"{one.record['name']} ({one.record['key'][:12]}{one.measured and ', ' + one.measured})"
+            f"{one.record.name} ({one.record.key[:12]}{one.measured and ', ' + one.measured})"
             for one in found
         )
         raise QsweepError(
@@ -98,9 +98,9 @@ def _best(records: Sequence[Record]) -> Record:
             f"give a key, or one sweep: {leaders}"
         )
     if not found[0].is_best:
-        line = sentence(found[0].decision, found[0].record["name"])
+        line = sentence(found[0].decision, found[0].record.name)
         print(f"note: {line}; it is exported all the same", file=sys.stderr)
-    return next(r for r in records if r["key"] == found[0].record["key"])
+    return next(r for r in records if r.key == found[0].record.key)
 
 
 def export(record: Record, store: Store, directory: Path) -> Path:
@@ -112,12 +112,11 @@ def export(record: Record, store: Store, directory: Path) -> Path:
     directory = directory.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise QsweepError(f"{directory} is not empty: choose a new directory")
-    artifact = record.get("artifact") or {}
-    entry = store.find("artifacts", str(artifact.get("key")), full=True)
+    key = record.artifact.key if record.artifact else None
+    entry = store.find("artifacts", str(key), full=True)
     if entry is None:
-        command = record.get("command")
-        again = f"; to make it again: {command}" if command else ""
-        raise QsweepError(f"the artifact of {record['name']} is pruned or damaged{again}")
+        again = f"; to make it again: {record.command}" if record.command else ""
+        raise QsweepError(f"the artifact of {record.name} is pruned or damaged{again}")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.exporting")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -142,7 +141,7 @@ def export(record: Record, store: Store, directory: Path) -> Path:
 def _add_companions(record: Record, out: Path) -> None:
     from qsweep.base.config_files import resolve_recorded
 
-    path = resolve_recorded(record["config"], "model.path")
+    path = resolve_recorded(dict(record.config), "model.path")
     source = Path(path) if path else None
     if source is None or not source.is_dir():
         return
@@ -153,7 +152,7 @@ def _add_companions(record: Record, out: Path) -> None:
 
 
 def _setting(record: Record) -> str:
-    return str(record["name"]).removeprefix(f"{record['model']} ")
+    return record.name.removeprefix(f"{record.model} ")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import itertools
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base.disk import check_writable
@@ -11,10 +11,11 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.secrets import hidden_value
 from qsweep.launch import ForkServer, make_slots
 from qsweep.launch.interrupts import finishing
+from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
 from qsweep.search.answer import answer, infeasible
 from qsweep.search.fidelity import Fidelity
-from qsweep.search.loop import PlannedTrial, Record, Search
+from qsweep.search.loop import PlannedTrial, Search
 from qsweep.search.objectives import (
     Constraint,
     check_measured,
@@ -84,7 +85,7 @@ class HydraLab:
         self._launched += len(jobs)
         records = [result.return_value for result in results]
         for record in records:
-            if not isinstance(record, Mapping) or "status" not in record:
+            if not isinstance(record, Record):
                 raise ConfigError(
                     "hydra/launcher: it returns no records; use hydra/launcher=qsweep"
                 )
@@ -94,7 +95,7 @@ class HydraLab:
         """The reference's record, once something has been measured at that fidelity."""
         sweep = self._session.sweep
         records = sweep.records if fidelity == "full" else sweep.screening
-        return next((r for r in records.values() if r.get("reference")), None)
+        return next((r for r in records.values() if r.reference), None)
 
 
 @storage_errors()
@@ -242,7 +243,7 @@ def _adopt(session: Session, entries: Sequence[StudyTrial]) -> None:
     for file, record in read_records(session.sweep.directory):
         if record is None or file.stem in known:
             continue
-        if file.stem in keys or record.get("reference"):
+        if file.stem in keys or record.reference:
             known[file.stem] = record
             session.tracker.log(record)
 

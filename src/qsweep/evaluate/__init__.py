@@ -4,7 +4,7 @@ from qsweep.evaluate.compare import compare
 from qsweep.evaluate.measure import measure
 from qsweep.evaluate.measurement import (
     PROTOCOL_VERSION,
-    Measurement,
+    WindowScores,
     read_measurement,
     save_measurement,
 )
@@ -18,7 +18,7 @@ from qsweep.evaluate.reference import (
 
 __all__ = [
     "PROTOCOL_VERSION",
-    "Measurement",
+    "WindowScores",
     "Reference",
     "build_reference",
     "compare",

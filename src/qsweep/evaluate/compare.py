@@ -3,12 +3,12 @@
 from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.evaluate.measurement import Measurement
+from qsweep.evaluate.measurement import WindowScores
 from qsweep.evaluate.metrics import ppl_ratio, quality
 from qsweep.evaluate.verdicts import is_open, verdict
 
 
-def compare(measured: Measurement, reference: Measurement) -> dict[str, Any]:
+def compare(measured: WindowScores, reference: WindowScores) -> dict[str, Any]:
     """Figures relative to the reference.
 
     Returns:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import Engine, keep_freed_memory, open_engine, run_windows
-from qsweep.evaluate.measurement import Measurement
+from qsweep.evaluate.measurement import WindowScores
 from qsweep.evaluate.metrics import clustered_mean, quantiles, rms, window_sums
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts, with_error
 from qsweep.evaluate.scoring import Tile, choose_tile, score, score_against, token_parts
@@ -27,7 +27,7 @@ def measure(
     batch: int | None = None,
     tile: Tile | None = None,
     engine: Engine | None = None,
-) -> Measurement:
+) -> WindowScores:
     """Measure a dense model on token windows.
 
     Args:

@@ -17,7 +17,7 @@ _NUMBERS, _ARRAYS = "measurement.json", "arrays.safetensors"
 
 
 @dataclass
-class Measurement:
+class WindowScores:
     """One model on one set of windows.
 
     Attributes:
@@ -36,7 +36,7 @@ class Measurement:
     facts: dict[str, Any]
 
 
-def save_measurement(measurement: Measurement, directory: Path) -> None:
+def save_measurement(measurement: WindowScores, directory: Path) -> None:
     """Write a measurement into an existing directory."""
     from safetensors.torch import save_file
 
@@ -47,7 +47,7 @@ def save_measurement(measurement: Measurement, directory: Path) -> None:
     write_json(directory / _NUMBERS, {"metrics": measurement.metrics, "facts": measurement.facts})
 
 
-def read_measurement(directory: Path) -> Measurement:
+def read_measurement(directory: Path) -> WindowScores:
     """Read what :func:`save_measurement` wrote.
 
     Raises:
@@ -59,6 +59,6 @@ def read_measurement(directory: Path) -> Measurement:
     try:
         numbers = read_json(directory / _NUMBERS)
         arrays = load_file(directory / _ARRAYS)
-        return Measurement(dict(numbers["metrics"]), arrays, dict(numbers["facts"]))
+        return WindowScores(dict(numbers["metrics"]), arrays, dict(numbers["facts"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactCorrupt(f"{directory}: not a measurement ({error})") from error

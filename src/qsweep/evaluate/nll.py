@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.engine import Engine
-from qsweep.evaluate.measurement import PROTOCOL_VERSION, Measurement
+from qsweep.evaluate.measurement import PROTOCOL_VERSION, WindowScores
 from qsweep.evaluate.metrics import Mean, perplexity, window_sums
 from qsweep.models.nonfinite import nonfinite_origin
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from qsweep.text.windows import Windows
 
 
-def nll_measurement(windows: "Windows", nll: "Tensor", facts: dict[str, Any]) -> Measurement:
+def nll_measurement(windows: "Windows", nll: "Tensor", facts: dict[str, Any]) -> WindowScores:
     """What follows from the NLL of each scored token, float32 [tokens], alone."""
     sums, counts = window_sums(nll, windows.counts), windows.counts
     arrays = {"window_nll": sums, "window_tokens": counts, "token_nll": nll}
-    return Measurement(with_error("ppl", perplexity(sums, counts)), arrays, facts)
+    return WindowScores(with_error("ppl", perplexity(sums, counts)), arrays, facts)
 
 
 def run_facts(engine: Engine, batch: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qsweep.base.files import read_json, write_json
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import keep_freed_memory, open_engine, run_windows
 from qsweep.evaluate.head import KeptLogits, OutputHead, load_output_head, logits_agree
-from qsweep.evaluate.measurement import Measurement
+from qsweep.evaluate.measurement import WindowScores
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts
 from qsweep.evaluate.scoring import choose_tile, score, token_parts
 
@@ -278,7 +278,7 @@ def open_reference(
     return reference
 
 
-def reference_measurement(path: Path, windows: "Windows") -> Measurement:
+def reference_measurement(path: Path, windows: "Windows") -> WindowScores:
     """The measurement of the reference itself, which was made together with its cache.
 
     Raises:

@@ -5,14 +5,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qsweep.base import numbers as cells
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.results.columns.table import PPL, PPL_RATIO
 from qsweep.results.model_names import models_apart
+from qsweep.results.record import Measurement, Record, Row
 from qsweep.results.traits import implied_by, traits
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,18 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
     """
     families: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in models_apart(list(records)):
-        if record["status"] == "finished" and record.get("calibration"):
+        if record.finished and record.calibration:
             # All alike but the text: how much of it is drawn, and by which seed, is no part of that.
             alike = {
                 name: value
                 for name, value in traits(record).items()
                 if name != "calibration" and implied_by(name) != "calibration"
             }
-            family = repr((record["model"], record["name"], alike))
-            families[family][record["calibration"]] = record
+            family = repr((record.model, record.name, alike))
+            families[family][record.calibration] = record
     found = []
     for by_calibration in families.values():
-        corpora = {m["corpus"] for r in by_calibration.values() for m in r["measurements"]}
+        corpora = {m.corpus for r in by_calibration.values() for m in r.measurements}
         domains = sorted(corpora & by_calibration.keys())
         for number, first in enumerate(domains):
             for second in domains[number + 1 :]:
@@ -139,31 +138,36 @@ def _square(records: dict[str, Record], domains: tuple[str, str]) -> Alignment |
     gains = []
     for corpus in domains:
         other = domains[1 - domains.index(corpus)]
-        own_measured = _measurement(records[corpus], corpus)
-        other_measured = _measurement(records[other], corpus)
+        own_measured = _measured(records[corpus], corpus)
+        other_measured = _measured(records[other], corpus)
         if own_measured is None or other_measured is None:
             return None
         for calibration, measured in ((corpus, own_measured), (other, other_measured)):
-            ratios[calibration, corpus] = measured["metrics"]["ppl_ratio"]
+            ratios[calibration, corpus] = PPL_RATIO.get(measured)
         gains.append(_gain(corpus, own_measured, other_measured))
-    return Alignment(records[domains[0]]["name"], domains, ratios, tuple(gains))
+    return Alignment(records[domains[0]].name, domains, ratios, tuple(gains))
 
 
-def _measurement(record: Record, corpus: str) -> dict[str, Any] | None:
-    found = [m for m in record["measurements"] if m["corpus"] == corpus]
-    found = [m for m in found if m["metrics"].get("ppl_ratio") is not None]
-    return found[0] if found else None
+def _measured(record: Record, corpus: str) -> Row | None:
+    found = [Row(record, m) for m in record.measurements if m.corpus == corpus]
+    return next((row for row in found if PPL_RATIO.get(row) is not None), None)
 
 
-def _gain(corpus: str, own: dict[str, Any], other: dict[str, Any]) -> Gain:
+def _gain(corpus: str, own: Row, other: Row) -> Gain:
     from qsweep.evaluate import read_measurement
     from qsweep.evaluate.metrics import ppl_ratio
 
     try:
-        first, second = (read_measurement(Path(m["file"])).arrays for m in (other, own))
+        first, second = (read_measurement(_folder(row.measurement)).arrays for row in (other, own))
         found = ppl_ratio(first["window_nll"], second["window_nll"], second["window_tokens"])
     except (ArtifactCorrupt, RuntimeError):  # deleted since, or of another number of windows
-        return Gain(corpus, other["metrics"]["ppl"] / own["metrics"]["ppl"], None, None)
+        return Gain(corpus, PPL.get(other) / PPL.get(own), None, None)
     if not found.low > 0 or math.isinf(found.high):
         return Gain(corpus, found.value, None, None)
     return Gain(corpus, found.value, found.low, found.high)
+
+
+def _folder(measurement: Measurement | None) -> Path:
+    if measurement is None or measurement.file is None:
+        raise ArtifactCorrupt("a measurement without arrays")
+    return Path(measurement.file)

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qsweep.evaluate.verdicts import judged
+from qsweep.results.columns.derived import status_word
 from qsweep.results.comparable import apart, measured_by
 from qsweep.results.model_names import models_apart
-from qsweep.results.record import Record
-from qsweep.results.rows import can_serve, primary, status_word, windows_cut
+from qsweep.results.record import Record, Row
 from qsweep.results.traits import setting
-from qsweep.results.winner import Decision, contender, decide, sentence
+from qsweep.results.winner import CONTEND_BY, Contender, Decision, contender, decide, sentence
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,21 @@ def answers(records: Iterable[Record]) -> list[Best]:
     answer of its own. What ran for others' sake alone (``implied``) is none.
     """
     found: dict[str, dict[tuple[Any, ...], dict[str, Record]]] = {}
-    for record in models_apart([judged(record) for record in records]):
-        usable = record["status"] == "finished" and not record.get("reference")
-        measurement = primary(record)
-        if usable and measurement and can_serve(record) and not record.get("implied"):
-            ways = found.setdefault(record["model"], {})
-            ways.setdefault(measured_by(measurement), {})[record["key"]] = record
+    for record in models_apart(list(records)):
+        usable = record.finished and not record.reference and not record.implied
+        if usable and record.primary and record.can_serve:
+            ways = found.setdefault(record.model, {})
+            ways.setdefault(measured_by(record.primary), {})[record.key] = record
     made = []
     for model, ways in sorted(found.items()):
         own = [best for held in ways.values() if (best := _best(model, held)) is not None]
-        words = apart([primary(best.record) or {} for best in own]) if len(own) > 1 else [""]
+        words = apart([m for best in own if (m := best.record.primary)]) if len(own) > 1 else [""]
         made += [replace(best, measured=word) for best, word in zip(own, words, strict=False)]
     return made
 
 
 def _best(model: str, records: Mapping[str, Record]) -> Best | None:
-    contenders = [contender(k, r["name"], _figures(r), setting(r)) for k, r in records.items()]
+    contenders = [contender_of(Row(r, r.primary, r.name), setting(r)) for r in records.values()]
     decision = decide([one for one in contenders if one is not None])
     return None if decision.leader is None else Best(model, records[decision.leader], decision)
 
@@ -62,9 +60,9 @@ def _best(model: str, records: Mapping[str, Record]) -> Best | None:
 def best_lines(records: Sequence[Record]) -> list[str]:
     """The answer in plain words, a line for each model and each way that it was measured."""
     reasons = {
-        (record["model"], measurement["no_verdict"])
-        for record in models_apart([judged(record) for record in records])
-        if (measurement := primary(record)) and measurement.get("no_verdict")
+        (record.model, record.primary.no_verdict)
+        for record in models_apart(records)
+        if record.primary and record.primary.no_verdict
     }
     found = answers(records)
     several = len({answer.model for answer in found} | {model for model, _ in reasons}) > 1
@@ -73,19 +71,13 @@ def best_lines(records: Sequence[Record]) -> list[str]:
         of = (f" of {answer.model}" if several else "") + (
             f" ({answer.measured})" if answer.measured else ""
         )
-        leader = f"{answer.record['name']} ({status_word(answer.record)})"
+        leader = f"{answer.record.name} ({status_word(answer.record)})"
         lines.append(f"most quality per GB{of}: {sentence(answer.decision, leader)}")
     return lines
 
 
-def _figures(record: Record) -> dict[str, Any]:
-    measurement = primary(record)
-    if measurement is None:
-        return {}
-    facts = measurement.get("facts") or {}
-    return {
-        **measurement["metrics"],
-        "size_gb": (record.get("artifact") or {}).get("size_gb"),
-        "windows": facts.get("windows"),
-        "windows_cut": windows_cut(measurement),
-    }
+def contender_of(row: Row, setting: str = "") -> Contender | None:
+    """A row as one that may be the best; None where it has no quality per GB."""
+    figures: dict[str, Any] = {column.name: column.get(row) for column in CONTEND_BY}
+    cut = row.measurement is not None and row.measurement.windows_cut
+    return contender(row.key, row.label, {**figures, "windows_cut": cut}, setting)

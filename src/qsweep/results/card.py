@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.evaluate.verdicts import expected_range
 from qsweep.results import own_run
+from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
+from qsweep.results.columns.views import cells_of, headings
 from qsweep.results.markdown_table import table
-from qsweep.results.record import Record
-from qsweep.results.rows import kept_layers, only_own_run, status_word, windows_cut
+from qsweep.results.record import ArtifactFacts, Record, Row
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
 
@@ -19,8 +19,8 @@ def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name:
     parts = [
         _front_matter(record),
         f"# {cells.markdown(name)}",
-        f"{cells.markdown(record['model'])}, quantized with {cells.markdown(record['method'])} "
-        f"by {cells.markdown(record['backend'])}. Made and measured by qsweep.",
+        f"{cells.markdown(record.model)}, quantized with {cells.markdown(record.method)} "
+        f"by {cells.markdown(record.backend)}. Made and measured by qsweep.",
         "## How it was made",
         _made(record, made),
         "## What was measured",
@@ -33,26 +33,26 @@ def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name:
 
 def _front_matter(record: Record) -> str:
     # JSON strings are YAML strings, whatever is in them.
-    model = record["config"].get("model") or {}
-    lines = ["---", f"tags: {json.dumps(['quantized', record['method'], 'qsweep'])}"]
+    model = record.model_config
+    lines = ["---", f"tags: {json.dumps(['quantized', record.method, 'qsweep'])}"]
     if model.get("repo"):
         lines += [f"base_model: {json.dumps(model['repo'])}", "base_model_relation: quantized"]
     return "\n".join([*lines, "---"])
 
 
 def _made(record: Record, made: dict[str, Any]) -> str:
-    model, environment = record["config"].get("model") or {}, record["environment"]
-    calibration = record["config"].get("calibration") or {}
-    options = ", ".join(f"{k}={v}" for k, v in record["options"].items() if v is not None)
+    model, environment = record.model_config, record.environment
+    calibration = record.config.get("calibration") or {}
+    options = ", ".join(f"{k}={v}" for k, v in record.options.items() if v is not None)
     packages = environment.get("packages") or {}
     facts = {
-        "base model": model.get("repo") or record["model"],
+        "base model": model.get("repo") or record.model,
         "revision": model.get("revision"),
-        "method": f"{record['method']} ({record['backend']})",
+        "method": f"{record.method} ({record.backend})",
         "options": options,
-        "calibration": f"{record['calibration']}, {calibration.get('num_samples')} samples of "
+        "calibration": f"{record.calibration}, {calibration.get('num_samples')} samples of "
         f"{calibration.get('max_seq_len')} tokens, seed {calibration.get('seed')}"
-        if record.get("calibration")
+        if record.calibration
         else "none",
         "quantized in": cells.seconds(made.get("quantize_s")),
         "versions": ", ".join(
@@ -62,52 +62,38 @@ def _made(record: Record, made: dict[str, Any]) -> str:
             ]
         ),
         "commit": environment.get("git_commit"),
-        "trial": record["key"],
-        "command": record.get("command"),
+        "trial": record.key,
+        "command": record.command,
     }
     return "\n".join(f"- {name}: {cells.markdown(value)}" for name, value in facts.items() if value)
 
 
 def _measured(record: Record) -> str:
-    artifact = record.get("artifact") or {}
-    if only_own_run(record):
+    whole = Row(record)
+    if record.only_own_run:
         return (
-            f"{own_run.sentence(record)}. {cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
-            f"{cells.fixed(artifact.get('bpw_total'), 2)} bits per parameter of the whole model."
+            f"{own_run.sentence(record)}. {SIZE_GB.cell(whole)} GB of weights, "
+            f"{BPW_TOTAL.cell(whole)} bits per parameter of the whole model."
         )
-    lines = []
-    for measurement in record["measurements"]:
-        metrics, facts = measurement["metrics"], measurement["facts"]
-        span = cells.interval(metrics.get("ppl_ratio_low"), metrics.get("ppl_ratio_high"))
-        lines.append(
-            [
-                f"{measurement['corpus']} ({measurement['preset']})",
-                cells.with_error(metrics.get("ppl"), metrics.get("ppl_stderr")),
-                cells.ratio(metrics.get("ppl_ratio")) + (f" ({span})" if span else ""),
-                cells.with_error(metrics.get("kld"), metrics.get("kld_stderr")),
-                cells.percent(metrics.get("top1_agreement")),
-                status_word(record, measurement),
-                str(facts.get("tokens_scored") or ""),
-            ]
-        )
-    headings = ("text", "ppl", "ratio (95 %)", "KLD", "top-1", "verdict", "tokens")
-    kept = kept_layers(artifact)
+    rows = [Row(record, measurement) for measurement in record.measurements]
+    kept = (record.artifact or ArtifactFacts()).kept_layers
     size = (
-        f"{cells.gigabytes(artifact.get('size_gb'))} GB of weights, "
-        f"{cells.fixed(artifact.get('bpw'), 2)} bits per weight of the quantized layers"
+        f"{SIZE_GB.cell(whole)} GB of weights, "
+        f"{BPW.cell(whole)} bits per weight of the quantized layers"
         f"{f', {kept} linear layers stayed in 16 bits' if kept else ''}."
     )
-    expected = expected_range(record)
     words = [
-        table(headings, lines),
+        table(
+            ["text", *headings("card")],
+            [[MEASURED_ON.cell(row), *cells_of(row, "card")] for row in rows],
+        ),
         size + " Perplexity is relative to the unquantized model on the same tokens, with a paired "
         "interval; KLD is in nats per token; top-1 is how often both prefer the same token. "
         "Measured on the dense weights: a serving kernel may add rounding of its own.",
     ]
-    if expected:
-        words.append(
-            f"The field expects a ratio of {expected[0]:.2f} to {expected[1]:.2f} of this method."
-        )
+    if record.expected:
+        low, high = record.expected
+        words.append(f"The field expects a ratio of {low:.2f} to {high:.2f} of this method.")
     if overrides := _overrides(record):
         words.append(
             f"**A quick look, not the full protocol:** the measurement was cut short ({overrides})."
@@ -116,9 +102,9 @@ def _measured(record: Record) -> str:
 
 
 def _overrides(record: Record) -> str:
-    for measurement in record["measurements"]:
-        found = dict(measurement["facts"].get("overrides") or {})
-        if not windows_cut(measurement):
+    for measurement in record.measurements:
+        found = dict(measurement.overrides)
+        if not measurement.windows_cut:
             found.pop("max_windows", None)
         if found:
             return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
@@ -126,7 +112,7 @@ def _overrides(record: Record) -> str:
 
 
 def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
-    runtimes = " ".join((record.get("artifact") or {}).get("runtimes") or ())
+    runtimes = " ".join(record.runtimes)
     gguf = next((file for file in files if file.endswith(".gguf")), None)
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lower() or "model"
     if gguf and "llama.cpp" not in runtimes:

@@ -8,17 +8,21 @@ positively correlated, and this errs on the side of silence.
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from qsweep.base.numbers import ratio
-from qsweep.evaluate.verdicts import judged
+from qsweep.results.columns.table import (
+    BITS,
+    KLD,
+    PPL_RATIO,
+    PPL_RATIO_HIGH,
+    PPL_RATIO_LOW,
+    TYPE,
+)
 from qsweep.results.comparable import measured_by
 from qsweep.results.model_names import models_apart
-from qsweep.results.rows import only_own_run
+from qsweep.results.record import Record, Row
 from qsweep.results.traits import traits
-
-Record = dict[str, Any]
 
 # Ratios closer than this are equal, however narrow their intervals.
 _EQUAL = 0.001
@@ -41,15 +45,12 @@ def check(records: Iterable[Record]) -> list[str]:
     than rounding to nearest on the same grid. And of each model, that the calibration text holds
     what was asked of it.
     """
-    finished = [judged(record) for record in records if record["status"] == "finished"]
-    named = models_apart(finished)
-    places: dict[tuple[str, ...], Found] = defaultdict(list)
+    named = models_apart([record for record in records if record.finished])
+    places: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for record in named:
-        for measurement in record["measurements"]:
-            tokens = repr(measured_by(measurement))
-            place = (record["model"], measurement["corpus"], measurement["preset"], tokens)
-            why = measurement.get("no_verdict")
-            places[place].append((record, {**measurement["metrics"], "no_verdict": why}))
+        for measurement in record.measurements:
+            place = (record.model, *measurement.place, repr(measured_by(measurement)))
+            places[place].append(Row(record, measurement, record.name))
     lines = [
         f"{', '.join(place[:3])}: {line}"
         for place, found in sorted(places.items())
@@ -63,90 +64,82 @@ def check(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys([*lines, *_calibration(named), *_other_functions(named)]))
 
 
-Found = list[tuple[Record, dict[str, Any]]]
-
-
 def _other_functions(records: Iterable[Record]) -> Iterator[str]:
     """Models that llama.cpp runs otherwise: found before quantizing, so one line for all types."""
     seen = set()
     for record in records:
-        found = ((record.get("artifact") or {}).get("details") or {}).get("llama_cpp")
-        if not found or found["agrees"] or record["model"] in seen:
+        found = record.details.get("llama_cpp")
+        if not found or found["agrees"] or record.model in seen:
             continue
-        seen.add(record["model"])
+        seen.add(record.model)
         what = "cannot run its GGUF files: {reason}"
         if found.get("kld") is not None:
             what = (
                 "computes another function from its GGUF files (unquantized, KLD {kld:.2g} where "
                 "its kernels account for {limit:.2g} at most)"
             )
-        figures = "those of that run" if only_own_run(record) else "those of the weights"
+        figures = "those of that run" if record.only_own_run else "those of the weights"
         yield (
-            f"{record['model']}: llama.cpp {what.format(**found)}; the figures are {figures}, so "
+            f"{record.model}: llama.cpp {what.format(**found)}; the figures are {figures}, so "
             "serve the files with nothing that builds on llama.cpp"
         )
 
 
-def _reference(found: Found) -> Iterator[str]:
-    for why in dict.fromkeys(metrics["no_verdict"] for _, metrics in found):
+def _reference(rows: Iterable[Row]) -> Iterator[str]:
+    rows = list(rows)
+    for why in dict.fromkeys(row.no_verdict for row in rows):
         if why is not None:
             yield f"{why}: no verdict is given"
-    for record, metrics in found:
-        if record.get("reference") and metrics.get("kld"):
-            yield f"the reference differs from itself (KLD {metrics['kld']:.2g} instead of 0)"
+    for row in rows:
+        if row.record.reference and KLD.get(row):
+            yield f"the reference differs from itself (KLD {KLD.get(row):.2g} instead of 0)"
 
 
-def _close_to_reference(found: Found) -> Iterator[str]:
-    for record, metrics in _quantized(found):
-        value, high, low = metrics["ppl_ratio"], *_interval(metrics)
+def _close_to_reference(rows: Iterable[Row]) -> Iterator[str]:
+    for row, value, low, high in map(_measured, _quantized(rows)):
         if not math.isfinite(value) or value <= 0:
-            yield f"{record['name']}: its perplexity ratio is {value}"
+            yield f"{row.label}: its perplexity ratio is {value}"
         elif high < 1 - 0.01:
-            yield f"{record['name']} is better than its reference (ratio {ratio(value)})"
-        elif _bits(record) == 8 and low > _EIGHT_BIT:
-            yield f"{record['name']} is far from its reference for 8 bits (ratio {ratio(value)})"
+            yield f"{row.label} is better than its reference (ratio {_ratio(row)})"
+        elif BITS.get(row) == 8 and low > _EIGHT_BIT:
+            yield f"{row.label} is far from its reference for 8 bits (ratio {_ratio(row)})"
 
 
-def _more_bits(found: Found) -> Iterator[str]:
-    families: dict[tuple[str, str], Found] = defaultdict(list)
-    for record, metrics in _quantized(found):
-        if _bits(record) is not None:
-            for family in _families(record):
-                families[family, _other_options(record)].append((record, metrics))
+def _more_bits(rows: Iterable[Row]) -> Iterator[str]:
+    families: dict[tuple[str, str], list[Measured]] = defaultdict(list)
+    for row in _quantized(rows):
+        if BITS.get(row) is not None:
+            for family in _families(row):
+                families[family, _other_options(row.record)].append(_measured(row))
     seen = set()
     for alike in families.values():
-        for (less, less_metrics), (more, more_metrics) in itertools.permutations(alike, 2):
-            pair = (less["key"], more["key"])
-            if (
-                _bits(less) < _bits(more)
-                and pair not in seen
-                and _worse(more_metrics, less_metrics)
-            ):
+        for less, more in itertools.permutations(alike, 2):
+            pair = (less.row.key, more.row.key)
+            fewer = BITS.get(less.row) < BITS.get(more.row)
+            if fewer and pair not in seen and _worse(more, less):
                 seen.add(pair)
-                yield (
-                    f"{more['name']} is worse than {less['name']} "
-                    f"({_figures(more_metrics, less_metrics)})"
-                )
+                words = f"{more.row.label} is worse than {less.row.label}"
+                yield f"{words} ({_figures(more.row, less.row)})"
 
 
-def _rounding(found: Found) -> Iterator[str]:
-    baselines: dict[str, Found] = defaultdict(list)
-    for record, metrics in _quantized(found):
-        if record["method"] == "rtn" and (grid := grid_of(record["options"])) is not None:
-            baselines[repr(grid)].append((record, metrics))
-    for record, metrics in _quantized(found):
-        if record["method"] not in CALIBRATED:
+def _rounding(rows: Iterable[Row]) -> Iterator[str]:
+    baselines: dict[str, list[Row]] = defaultdict(list)
+    quantized = _quantized(rows)
+    for row in quantized:
+        grid = grid_of(row.record.options) if row.record.method == "rtn" else None
+        if grid is not None:
+            baselines[repr(grid)].append(row)
+    for row in quantized:
+        if row.record.method not in CALIBRATED:
             continue
-        for baseline, base_metrics in baselines.get(repr(grid_of(record["options"])), ()):
-            if _worse(metrics, base_metrics):
-                yield (
-                    f"{record['name']} is worse than {baseline['name']}, the baseline "
-                    f"({_figures(metrics, base_metrics)})"
-                )
+        for base in baselines.get(repr(grid_of(row.record.options)), ()):
+            if _worse(_measured(row), _measured(base)):
+                words = f"{row.label} is worse than {base.label}, the baseline"
+                yield f"{words} ({_figures(row, base)})"
                 break
 
 
-def grid_of(options: dict[str, Any]) -> dict[str, Any] | None:
+def grid_of(options: Mapping[str, Any]) -> dict[str, Any] | None:
     """The grid that rounding to nearest would have to share, as that quantizer's options.
 
     None where the options make it one that plain rounding does not have: groups of columns that lie
@@ -162,57 +155,60 @@ def grid_of(options: dict[str, Any]) -> dict[str, Any] | None:
 def _calibration(records: Iterable[Record]) -> Iterator[str]:
     few: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        seen = record.get("calibration_tokens") or {}
-        asked, distinct = seen.get("asked"), seen.get("distinct")
-        if asked and distinct is not None and distinct < _LEAST_CALIBRATION * asked:
+        seen = record.calibration_tokens
+        if seen is None or not seen.asked or seen.distinct is None:
+            continue
+        if seen.distinct < _LEAST_CALIBRATION * seen.asked:
             line = (
-                f"{record['model']}, calibrated on {record.get('calibration')}: {distinct} different "
-                f"tokens where {asked} were asked for ({100 * distinct / asked:.1f} %): give a "
+                f"{record.model}, calibrated on {record.calibration}: {seen.distinct} different "
+                f"tokens where {seen.asked} were asked for "
+                f"({100 * seen.distinct / seen.asked:.1f} %): give a "
                 "longer text, or lower calibration.num_samples"
             )
-            few[line].append(record["name"])
+            few[line].append(record.name)
     for line, names in sorted(few.items()):
         yield f"{line} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
 
 
-def _quantized(found: Found) -> Found:
+def _quantized(rows: Iterable[Row]) -> list[Row]:
     return [
-        (record, metrics)
-        for record, metrics in found
-        if not record.get("reference")
-        and metrics.get("ppl_ratio") is not None
-        and metrics["no_verdict"] is None
+        row
+        for row in rows
+        if not row.record.reference and PPL_RATIO.get(row) is not None and row.no_verdict is None
     ]
 
 
-def _worse(metrics: dict[str, Any], than: dict[str, Any]) -> bool:
-    if not metrics["ppl_ratio"] > 0 or not than["ppl_ratio"] > 0:
-        return False  # told elsewhere
-    difference = math.log(metrics["ppl_ratio"]) - math.log(than["ppl_ratio"])
-    noise = math.hypot(_half_width(metrics), _half_width(than))
-    return difference > max(noise, _EQUAL)
+class Measured(NamedTuple):
+    """A row with its ratio, and the ends of that; 0 and infinity where nothing is known of them."""
+
+    row: Row
+    value: float
+    low: float
+    high: float
 
 
-def _half_width(metrics: dict[str, Any]) -> float:
-    high, low = _interval(metrics)
-    return (math.log(high) - math.log(low)) / 2 if low > 0 else math.inf
-
-
-def _interval(metrics: dict[str, Any]) -> tuple[float, float]:
+def _measured(row: Row) -> Measured:
     # A single window has no interval: nothing can then be told from noise.
-    high, low = metrics.get("ppl_ratio_high"), metrics.get("ppl_ratio_low")
+    low, high = PPL_RATIO_LOW.get(row), PPL_RATIO_HIGH.get(row)
     if high is None or low is None or not math.isfinite(high) or not math.isfinite(low):
-        return math.inf, 0.0
-    return high, low
+        low, high = 0.0, math.inf
+    return Measured(row, PPL_RATIO.get(row), low, high)
 
 
-def _bits(record: Record) -> Any:
-    return record["options"].get("bits")
+def _worse(one: Measured, than: Measured) -> bool:
+    if not one.value > 0 or not than.value > 0:
+        return False  # told elsewhere
+    noise = math.hypot(_half_width(one), _half_width(than))
+    return math.log(one.value) - math.log(than.value) > max(noise, _EQUAL)
 
 
-def _families(record: Record) -> tuple[str, ...]:
+def _half_width(one: Measured) -> float:
+    return (math.log(one.high) - math.log(one.low)) / 2 if one.low > 0 else math.inf
+
+
+def _families(row: Row) -> tuple[str, ...]:
     # GGUF's older types, K-quants and IQ types are three methods; Q8_0 is the top of each.
-    kind = str(record["options"].get("type") or "")
+    kind = str(TYPE.get(row) or "")
     if not kind:
         return ("",)
     if kind.startswith(("Q8", "F16", "BF16", "F32")):
@@ -230,8 +226,12 @@ def _other_options(record: Record) -> str:
         for name, value in traits(record).items()
         if name not in _SIZE_OPTIONS and name.partition(".")[0] not in measured
     }
-    return repr((record["method"], sorted(others.items())))
+    return repr((record.method, sorted(others.items())))
 
 
-def _figures(metrics: dict[str, Any], than: dict[str, Any]) -> str:
-    return f"ratio {ratio(metrics['ppl_ratio'])} against {ratio(than['ppl_ratio'])}"
+def _ratio(row: Row) -> str:
+    return PPL_RATIO.text(PPL_RATIO.get(row))
+
+
+def _figures(row: Row, than: Row) -> str:
+    return f"ratio {_ratio(row)} against {_ratio(than)}"

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qsweep.results.record import Measurement
+
 # The fingerprint is that of the token ids, so it tells tokenizers and texts apart.
 IDENTITY = (
     "protocol", "preset", "fingerprint", "windows", "context", "stride", "bos", "dtype",
@@ -13,13 +15,13 @@ _LAST = ("fingerprint", "protocol")
 _TELLING = ("corpus", *(name for name in IDENTITY if name not in _LAST))
 
 
-def measured_by(measurement: Mapping[str, Any]) -> tuple[Any, ...]:
+def measured_by(measurement: Measurement) -> tuple[Any, ...]:
     """Equal for measurements whose figures may stand on one axis: values of :data:`IDENTITY`."""
     facts = _facts(measurement)
     return tuple(_plain(facts.get(name)) for name in IDENTITY)
 
 
-def apart(measurements: Iterable[Mapping[str, Any]]) -> list[str]:
+def apart(measurements: Iterable[Measurement]) -> list[str]:
     """For each of several measurements, in a few words, what sets it apart from the others."""
     found = [_facts(measurement) for measurement in measurements]
     names = [n for n in (*_TELLING, *_LAST) if len({repr(facts.get(n)) for facts in found}) > 1]
@@ -32,9 +34,8 @@ def _words(facts: Mapping[str, Any], names: Iterable[str]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {str(facts[name])[:24]}" for name in known)
 
 
-def _facts(measurement: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: measurement.get(name) for name in ("corpus", "preset")}
-    return {**told, **(measurement.get("facts") or {})}
+def _facts(measurement: Measurement) -> dict[str, Any]:
+    return {"corpus": measurement.corpus, "preset": measurement.preset, **measurement.facts}
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,7 @@ from typing import Literal, get_args
 from qsweep.base.locks import FileLock, LockTimeout
 from qsweep.base.store import MANIFEST, Kind, Store, delete
 from qsweep.results.answers import answers
-from qsweep.results.html.data import Group, groups
-from qsweep.results.html.front import front
+from qsweep.results.html.data import Group, front, groups
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
 
@@ -59,7 +58,7 @@ def look(outputs: Path) -> Holdings:
         for record in records:
             if key := _artifact_key(record):
                 named.setdefault(key, set()).add(sweep)
-                names[key] = record["name"]
+                names[key] = record.name
                 if running[sweep]:
                     busy.add(key)
         kept |= _on_front(records)
@@ -111,20 +110,20 @@ def half_written(root: Path) -> list[Path]:
 
 def _on_front(records: list[Record]) -> set[str]:
     kept = set()
-    by_key = {record["key"]: record for record in records}
+    by_key = {record.key: record for record in records}
     for group in groups(records):
-        shown = [*front(group.quantized), *_best(group)]
-        kept |= {_artifact_key(by_key[row["key"]]) for row in shown}
+        shown = {row.key for row in front(group.quantized)} | set(_best(group))
+        kept |= {_artifact_key(by_key[key]) for key in shown}
     return {key for key in kept if key}
 
 
-def _best(group: Group) -> Iterator[Record]:
+def _best(group: Group) -> Iterator[str]:
     # Kept whether or not its lead is beyond noise: what it says is for others to decide.
-    yield from (answer.record for answer in answers(group.records))
+    yield from (answer.record.key for answer in answers(group.records))
 
 
 def _artifact_key(record: Record) -> str | None:
-    return (record.get("artifact") or {}).get("key")
+    return record.artifact.key if record.artifact else None
 
 
 def _sealed(folder: Path) -> Iterator[Path]:

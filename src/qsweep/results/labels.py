@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.evaluate.verdicts import judged
+from qsweep.results.columns.table import SYM
 from qsweep.results.model_names import distinct_ends, models_apart
-from qsweep.results.record import Record
+from qsweep.results.record import Record, Row
 from qsweep.results.traits import implied_by, traits
 
 # A label's part, such as a list of tasks, is cut where it is longer.
@@ -20,10 +21,9 @@ def named_apart(records: Sequence[Record]) -> list[Record]:
     A trial's name tells model, method, bits and group size. Models of one name are called by their
     paths; trials of one name get whatever else of their configuration they differ in.
     """
-    records = [judged(record) for record in models_apart(records)]
-    labels = labelled({r["key"]: r["name"] for r in records}, {r["key"]: r for r in records})
-    labels = numbered(labels)
-    return [{**record, "name": labels[record["key"]]} for record in records]
+    records = models_apart(records)
+    labels = numbered(labelled({r.key: r.name for r in records}, {r.key: r for r in records}))
+    return [replace(record, name=labels[record.key]) for record in records]
 
 
 def labelled(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     Rows of several methods are compared at equal bits and group size, where each method has a
     default of its own for this. What ran for a comparison, or in place of a whole trial, says so.
     """
-    grids = {key: (record.get("options") or {}).get("sym") for key, record in records.items()}
+    grids = {key: SYM.get(Row(record)) for key, record in records.items()}
     both = {True, False} <= {value for value in grids.values() if isinstance(value, bool)}
     words = {True: " sym", False: " asym"} if both else {}
     found = {}
@@ -68,13 +68,9 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
 
 def _purpose(record: Record) -> str:
     """What a trial ran for, unless that is its own figures."""
-    if (
-        record.get("implied")
-        and not record.get("reference")
-        and record.get("fidelity", "full") == "full"
-    ):
+    if record.implied and not record.reference and record.fidelity == "full":
         return " (check)"
-    return {"few": " (first windows)", "proxy": " (proxy)"}.get(record.get("fidelity", ""), "")
+    return {"few": " (first windows)", "proxy": " (proxy)"}.get(record.fidelity, "")
 
 
 def told_apart(

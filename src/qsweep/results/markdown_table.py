@@ -1,7 +1,6 @@
 """A table in Markdown."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from qsweep.base import numbers as cells
 
@@ -19,7 +18,3 @@ def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
         for line in content
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

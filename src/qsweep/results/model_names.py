@@ -1,19 +1,18 @@
 """Which records are of one model, and what models of one name are called so that each is its own."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
-Record = dict[str, Any]
+from qsweep.results.record import Record
 
 
-def model_place(record: Mapping[str, Any]) -> str:
+def model_place(record: Record) -> str:
     """Where a record's model came from: its directory, else repository and revision, else its name."""
-    model = (record.get("config") or {}).get("model")
-    model = model if isinstance(model, Mapping) else {}
+    model = record.model_config
     if model.get("path"):
         return str(model["path"])
     repo = model.get("repo")
-    return f"{repo}@{model.get('revision') or 'main'}" if repo else str(record.get("model"))
+    return f"{repo}@{model.get('revision') or 'main'}" if repo else record.model
 
 
 def models_apart(records: Sequence[Record]) -> list[Record]:
@@ -26,14 +25,12 @@ def models_apart(records: Sequence[Record]) -> list[Record]:
     models = _identities(records)
     places: dict[str, dict[str, str]] = {}
     for record, model in zip(records, models, strict=True):
-        places.setdefault(str(record.get("model")), {}).setdefault(model, model_place(record))
+        places.setdefault(record.model, {}).setdefault(model, model_place(record))
     labels = {name: _labels(found) for name, found in places.items() if len(found) > 1}
     if not labels:
         return list(records)
     return [
-        _renamed(record, labels[str(record.get("model"))][model])
-        if str(record.get("model")) in labels
-        else record
+        _renamed(record, labels[record.model][model]) if record.model in labels else record
         for record, model in zip(records, models, strict=True)
     ]
 
@@ -41,13 +38,13 @@ def models_apart(records: Sequence[Record]) -> list[Record]:
 def _identities(records: Sequence[Record]) -> list[str]:
     known: dict[str, set[str]] = {}
     for record in records:
-        if record.get("model_hash"):
-            known.setdefault(model_place(record), set()).add(record["model_hash"])
+        if record.model_hash:
+            known.setdefault(model_place(record), set()).add(record.model_hash)
     found = []
     for record in records:
         place = model_place(record)
         hashes = known.get(place, set())
-        own = record.get("model_hash") or (next(iter(hashes)) if len(hashes) == 1 else place)
+        own = record.model_hash or (next(iter(hashes)) if len(hashes) == 1 else place)
         found.append(str(own))
     return found
 
@@ -79,5 +76,4 @@ def _labels(places: Mapping[str, str]) -> dict[str, str]:
 
 
 def _renamed(record: Record, model: str) -> Record:
-    rest = str(record["name"]).removeprefix(str(record["model"]))
-    return {**record, "model": model, "name": f"{model}{rest}"}
+    return replace(record, model=model, name=f"{model}{record.name.removeprefix(record.model)}")

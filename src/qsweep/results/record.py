@@ -1,5 +1,327 @@
-"""The record of a trial, as every output reads it."""
+"""The record of a trial: everything that is known of it, from the trial to every output. Pure.
 
+``record_file`` reads and writes it as JSON, ``columns`` names its figures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-Record = dict[str, Any]
+from qsweep.base.contents import is_number
+from qsweep.evaluate.verdicts import expected_ratio
+
+Number = int | float
+
+# What serves models to others. A quantizing library's own kernel loads an artifact too, but is not
+# what one ships with.
+SERVING = ("vllm", "sglang", "transformers", "llama.cpp", "ollama", "tensorrt-llm", "exllama")
+
+
+class Figures(dict[str, Any]):
+    """Figures by their names in ``columns``, where everything is named that may be among them."""
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """What was made: where it lies, its format, what serves it, how large it is."""
+
+    key: str | None = None
+    path: str | None = None
+    format: str | None = None
+    runtimes: tuple[str, ...] = ()
+    size_gb: Number | None = None
+    bpw: Number | None = None
+    bpw_total: Number | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept_layers(self) -> int:
+        """How many linear layers stayed in 16 bits, because the format cannot hold their shape."""
+        return len(self.details.get("kept_layers") or ())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model on one corpus by one preset.
+
+    Attributes:
+        corpus: What was read.
+        preset: In which windows.
+        metrics: Figures of the columns that belong to a measurement.
+        primary: Whether verdict and quality of the trial rest on it.
+        key: In the store.
+        facts: How it was measured; equal ones may be compared (:mod:`qsweep.results.comparable`).
+        verdict: Of its perplexity ratio; None where there is none.
+        file: The folder with its arrays.
+        reference_ppl: The reference's perplexity, where its own figures do not tell it.
+        no_verdict: Why it has no verdict, where its reference cannot bear one.
+    """
+
+    corpus: str
+    preset: str
+    metrics: Figures
+    primary: bool = False
+    key: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str | None = None
+    file: str | None = None
+    reference_ppl: Number | None = None
+    no_verdict: str | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Corpus and preset."""
+        return self.corpus, self.preset
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """What of the preset the configuration changed."""
+        found = self.facts.get("overrides")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def windows_cut(self) -> bool:
+        """Whether fewer windows were asked for than the text has: ``eval.max_windows`` is a most."""
+        most: Any = self.overrides.get("max_windows")
+        return is_number(most) and bool((self.facts.get("windows") or most) >= most)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the serving kernels did: figures of the columns that belong to a timing."""
+
+    figures: Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideReference:
+    """Answers beside the reference's; each figure is None where there is none.
+
+    Attributes:
+        retention: (score - chance) / (reference_score - chance), with its 95 % interval.
+        difference: To the reference's score, with its 95 % interval.
+        p: Of no difference, by ``test``, not corrected for other comparisons.
+    """
+
+    retention: Number | None = None
+    retention_low: Number | None = None
+    retention_high: Number | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    p: Number | None = None
+    test: str | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore(BesideReference):
+    """One task on the trial's model; figures are None where it did not run.
+
+    Attributes:
+        name: What it was asked for by.
+        status: ``finished``, ``failed``, or ``partial`` where some of its parts failed.
+        capability: What it is a test of.
+        reason: Why it, or a part of it, did not run.
+        metric: What a score is: ``acc``, ``perplexity`` and so on.
+        score: With ``score_low`` and ``score_high``, its 95 % interval.
+    """
+
+    name: str
+    status: str
+    capability: str
+    reason: str | None = None
+    parts: int = 1
+    seconds: Number = 0.0
+    keys: tuple[str, ...] = ()
+    metric: str | None = None
+    score: Number | None = None
+    chance: Number | None = None
+    reference_score: Number | None = None
+    measurable: bool | None = None
+    score_low: Number | None = None
+    score_high: Number | None = None
+    facts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapabilityResult(BesideReference):
+    """What a trial kept of one capability, over its tasks.
+
+    Attributes:
+        measurable: Whether the reference is so far above chance that a loss could be seen.
+        tasks: What it was measured by.
+        at_chance: Those of them in which the reference is at chance.
+        samples_needed: So many would show a loss of two points four times out of five.
+    """
+
+    measurable: bool = False
+    tasks: tuple[str, ...] | None = None
+    at_chance: tuple[str, ...] | None = None
+    samples_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The capability of which least was kept, and how much."""
+
+    capability: str
+    retention: Number | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Tokens of the calibration text that were asked for, and how many different ones there were."""
+
+    asked: Number | None = None
+    distinct: Number | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    Attributes:
+        key: Of all that determines it.
+        status: ``finished``, ``failed`` or ``skipped``; ``reason`` says why it is not finished.
+        name: Model, method and what sets it apart, as tables call it.
+        reference: Whether it is the unquantized model.
+        options: The quantizer's effective options.
+        calibration: The text's name; None where the quantizer sees none.
+        fidelity: ``full``, or what a search measured in its place.
+        config: Its configuration, passwords left out.
+        model_hash: Of the model's content; None in records of before there was one.
+        capabilities: By name; None where no tasks were run.
+        quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
+        implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
+        cached: Whether nothing of it was made in the sweep's last run.
+    """
+
+    key: str
+    status: str
+    name: str = "unknown"
+    reference: bool = False
+    model: str = "unknown"
+    method: str = "unknown"
+    backend: str = "unknown"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: str | None = None
+    fidelity: str = "full"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    model_hash: str | None = None
+    vocab_size: Number | None = None
+    reason: str | None = None
+    artifact: ArtifactFacts | None = None
+    measurements: tuple[Measurement, ...] = ()
+    speed: Speed | None = None
+    tasks: tuple[TaskScore, ...] | None = None
+    capabilities: Mapping[str, CapabilityResult] | None = None
+    suffers_most: Worst | None = None
+    quantize_s: Number | None = None
+    shared_s: Number | None = None
+    calibration_tokens: CalibrationTokens | None = None
+    evaluate_s: Number | None = None
+    peak_memory_gb: Number | None = None
+    peak_host_memory_gb: Number | None = None
+    device: str | None = None
+    dtype: str | None = None
+    sweep: str | None = None
+    command: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    log: str | None = None
+    cached: bool | None = None
+    implied: bool | None = None
+    seconds: Number | None = None
+    started: str | None = None
+    ended: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its figures."""
+        return self.status == "finished"
+
+    @property
+    def primary(self) -> Measurement | None:
+        """The measurement that verdict and quality rest on; None if nothing was measured."""
+        first = self.measurements[0] if self.measurements else None
+        return next((m for m in self.measurements if m.primary), first)
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the quantizer tells of its artifact; nothing where there is none."""
+        return {} if self.artifact is None else self.artifact.details
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What loads the artifact."""
+        return () if self.artifact is None else self.artifact.runtimes
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether one of the artifact's runtimes is one that people deploy with."""
+        return any(runtime.lower().startswith(SERVING) for runtime in self.runtimes)
+
+    @property
+    def only_own_run(self) -> str | None:
+        """Why there are figures of llama.cpp's own run only; None if there are the usual ones.
+
+        Such a trial takes no part in verdicts and comparisons: it was measured by other means, on a
+        sample of windows.
+        """
+        return self.details.get("unexplained") if self.finished else None
+
+    @property
+    def total_seconds(self) -> Number | None:
+        """Seconds of quantizing and measuring together."""
+        known = [value for value in (self.quantize_s, self.evaluate_s) if value is not None]
+        return sum(known) if known else None
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """The ratios that the field expects of its method; None where it names none.
+
+        A K-quant that fell back on other types for some rows is not what its name says, so nothing
+        is expected of it either; nor of a file whose ratio cannot be measured.
+        """
+        no_row = self.details.get("fallback") or self.details.get("unexplained")
+        return None if no_row else self.expected_by_name
+
+    @property
+    def expected_by_name(self) -> tuple[float, float] | None:
+        """What the field's table has for its method and bits, whatever its artifact became."""
+        return expected_ratio(self.method, self.options.get("type") or self.options.get("bits"))
+
+    @property
+    def model_config(self) -> Mapping[str, Any]:
+        """The configuration's ``model``; nothing where the record has none."""
+        model = self.config.get("model")
+        return model if isinstance(model, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record beside one of its measurements: what a table has a line for.
+
+    Attributes:
+        label: What it is called in the table, apart from all others.
+        series: What it is drawn with: its method.
+        noise_floor: The KLD of its reference from itself, below which one says nothing.
+        suffers: Its worst capability in words.
+    """
+
+    record: Record
+    measurement: Measurement | None = None
+    label: str = ""
+    series: str = ""
+    noise_floor: float | None = None
+    suffers: str = ""
+
+    @property
+    def key(self) -> str:
+        """The trial's key."""
+        return self.record.key
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why its measurement has no verdict; None where it has one, or there is none."""
+        return None if self.measurement is None else self.measurement.no_verdict

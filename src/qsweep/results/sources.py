@@ -7,7 +7,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
 from qsweep.base.schema import nearest
 from qsweep.base.secrets import hidden_tree
-from qsweep.results.html.data import SweepData, normalised
+from qsweep.results.html.data import SweepData
 from qsweep.results.record_file import read_records
 
 
@@ -40,8 +40,7 @@ def known_sweeps(outputs: Path) -> dict[str, Path]:
 def read_sweep(directory: Path) -> SweepData:
     """A sweep's records; what cannot be read as one is counted."""
     records, unreadable = [], 0
-    for _, content in read_records(directory):
-        record = normalised(content)
+    for _, record in read_records(directory):
         if record is None:
             unreadable += 1
         else:

@@ -1,29 +1,22 @@
 """The table at the end of a sweep, in the terminal."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base import numbers as cells
 from qsweep.base.files import shown
-from qsweep.evaluate.verdicts import expected_range, in_the_fields_table
 from qsweep.results import own_run
 from qsweep.results.answers import best_lines
 from qsweep.results.capabilities import adjusted_p, has_tasks, missing_tasks, worst_cell
 from qsweep.results.checks import check
+from qsweep.results.columns.column import Column
+from qsweep.results.columns.table import DECODE_TPS, EXPECTED_LOW, LABEL, SUFFERS, TIME, VERDICT
+from qsweep.results.columns.views import columns_of
 from qsweep.results.labels import named_apart
-from qsweep.results.record import Record
-from qsweep.results.rows import (
-    counts,
-    only_own_run,
-    places,
-    primary_metric,
-    ranked,
-    status_word,
-    total_seconds,
-)
+from qsweep.results.record import Record, Row
+from qsweep.results.rows import counts, places, ranked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,15 +35,6 @@ _COLOURS = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: its heading, its text, and the narrowest terminal that still shows it."""
-
-    heading: str
-    text: Callable[[Record], str]
-    min_width: int = 0
-
-
 def print_results(
     records: Sequence[Record], directory: Path, console: "Console | None" = None
 ) -> None:
@@ -59,48 +43,42 @@ def print_results(
     Colours and lines appear on a terminal only; ``NO_COLOR`` and ``COLUMNS`` are honoured.
     """
     console, records = console or _console(), named_apart(records)
-    if any(record["status"] == "finished" for record in records):
+    if any(record.finished for record in records):
         console.print(_table(records, console))
     for line in _remarks(records):
         console.print(line, soft_wrap=True)
     console.print(_summary(records, directory), soft_wrap=True)
 
 
-def columns(width: int, timed: bool = False) -> list[Column]:
-    """The columns that fit a terminal of so many characters.
+def columns(records: Sequence[Record], width: int) -> list[Column]:
+    """The columns that fit a terminal of so many characters and have something to say.
 
     Where speed was measured, it comes before the time that the trial itself took.
     """
-    everything = [
-        Column("trial", lambda r: r["name"]),
-        Column("bpw", lambda r: cells.fixed(_artifact(r, "bpw"), 2)),
-        Column("GB", lambda r: cells.gigabytes(_artifact(r, "size_gb"))),
-        Column("ppl", _perplexity(width >= 100)),
-        Column("ratio", lambda r: cells.ratio(primary_metric(r, "ppl_ratio"))),
-        Column("95 %", _interval, min_width=100),
-        Column("expected", lambda r: cells.expected(expected_range(r)), min_width=100),
-        Column("KLD", lambda r: cells.divergence(primary_metric(r, "kld"))),
-        Column("top-1", lambda r: cells.percent(primary_metric(r, "top1_agreement"))),
-        Column("q/GB", lambda r: cells.significant(primary_metric(r, "quality_per_gb"), 3), 110),
-        Column("suffers most", lambda r: r.get("suffers", "")),
-        Column("verdict", status_word),
-        Column("tok/s", _decode_speed, min_width=90),
-        Column("time", lambda r: cells.seconds(total_seconds(r)), min_width=118 if timed else 90),
-    ]
-    return [column for column in everything if width >= column.min_width]
+    timed = any(record.speed for record in records)
+    empty = {
+        DECODE_TPS: not timed,
+        SUFFERS: not has_tasks(records),
+        EXPECTED_LOW: not _all_expected(records),
+        TIME: timed and width < 118,
+    }
+    found = []
+    for column in columns_of("terminal"):
+        shown = column.shown("terminal")
+        fits = shown is not None and (width >= shown.min_width or shown.narrow is not None)
+        if fits and not empty.get(column):
+            found.append(column)
+    return found
 
 
 def _table(records: Sequence[Record], console: "Console") -> Any:
     from rich import box
     from rich.table import Table
 
-    timed = any(record.get("speed") for record in records)
-    shown = [c for c in columns(console.width, timed) if timed or c.heading != "tok/s"]
-    shown = [c for c in shown if has_tasks(records) or c.heading != "suffers most"]
-    shown = [c for c in shown if _all_expected(records) or c.heading != "expected"]
+    shown = columns(records, console.width)
     adjusted = adjusted_p(records)
     measured = places(records)
-    models = sorted({record["model"] for record in records})
+    models = sorted({record.model for record in records})
     title = ", ".join(models)
     if measured:
         title += f" on {measured[0][0]} (preset {measured[0][1]})"
@@ -115,27 +93,23 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
         collapse_padding=True,
     )
     for column in shown:
-        first, last = column.heading == "trial", column.heading == "verdict"
+        heading = column.shown("terminal")
         table.add_column(
-            column.heading,
-            justify="left" if first or last else "right",
-            no_wrap=not first,
+            "" if heading is None else heading.heading,
+            justify="left" if column in (LABEL, VERDICT) else "right",
+            no_wrap=column is not LABEL,
             overflow="fold",
         )
     for record in ranked(records):
-        named = {
-            **record,
-            "name": _short_name(record, models),
-            "suffers": worst_cell(record, adjusted),
-        }
-        table.add_row(*(_styled(column.text(named)) for column in shown))
+        name, suffers = _short_name(record, models), worst_cell(record, adjusted)
+        row = Row(record, record.primary, name, suffers=suffers)
+        table.add_row(*(_styled(c.cell(row, "terminal", console.width)) for c in shown))
     return table
 
 
 def _short_name(record: Record, models: Sequence[str]) -> str:
     # The title names the model; only a sweep over several repeats it in every row.
-    name = str(record["name"])
-    return name.removeprefix(f"{record['model']} ") if len(models) == 1 else name
+    return record.name.removeprefix(f"{record.model} ") if len(models) == 1 else record.name
 
 
 def _remarks(records: Sequence[Record]) -> list["Text"]:
@@ -143,12 +117,12 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
 
     lines = []
     for record in ranked(records):
-        if record["status"] != "finished":
-            reason = cells.one_line(record.get("reason") or "no reason recorded")
-            line = _styled(record["status"])
-            lines.append(line.append(f": {record['name']}: {reason}", style="not bold default"))
-        elif only_own_run(record):
-            lines.append(Text(f"{record['name']}: {own_run.sentence(record)}"))
+        if not record.finished:
+            reason = cells.one_line(record.reason or "no reason recorded")
+            line = _styled(record.status)
+            lines.append(line.append(f": {record.name}: {reason}", style="not bold default"))
+        elif record.only_own_run:
+            lines.append(Text(f"{record.name}: {own_run.sentence(record)}"))
     if others := places(records)[1:]:
         names = ", ".join(f"{corpus} ({preset})" for corpus, preset in others)
         lines.append(Text(f"also measured, see results.md: {names}"))
@@ -173,31 +147,10 @@ def _styled(text: str) -> "Text":
     return Text(text, style=_COLOURS.get(text.removesuffix("?"), ""))
 
 
-def _perplexity(with_error: bool) -> Callable[[Record], str]:
-    def text(record: Record) -> str:
-        error = primary_metric(record, "ppl_stderr") if with_error else None
-        return cells.with_error(primary_metric(record, "ppl"), error)
-
-    return text
-
-
-def _interval(record: Record) -> str:
-    low, high = (primary_metric(record, f"ppl_ratio_{end}") for end in ("low", "high"))
-    return "" if record.get("reference") else cells.interval(low, high)
-
-
 def _all_expected(records: Sequence[Record]) -> bool:
     # A sweep of the field's own rows shows its figures; elsewhere they would be a column of holes.
-    quantized = [r for r in records if r["status"] == "finished" and not r.get("reference")]
-    return bool(quantized) and all(map(in_the_fields_table, quantized))
-
-
-def _decode_speed(record: Record) -> str:
-    return cells.significant((record.get("speed") or {}).get("decode_tps"), 3)
-
-
-def _artifact(record: Record, name: str) -> float | None:
-    return (record.get("artifact") or {}).get(name)
+    quantized = [r for r in records if r.finished and not r.reference]
+    return bool(quantized) and all(r.expected_by_name for r in quantized)
 
 
 def _console() -> "Console":

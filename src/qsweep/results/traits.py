@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep.base.schema import flat
-
-Record = dict[str, Any]
+from qsweep.results.record import Record
 
 # What concerns the sweep as a whole, or how a trial was found: no figure depends on it, and a
 # tracker's or a study's address may hold a password.
@@ -23,11 +22,11 @@ def traits(record: Record) -> dict[str, Any]:
     quantizer sees no text. Options of which others are made (``bits: 4`` at the top of the
     configuration) are left out.
     """
-    calibrated = record.get("calibration")
-    found: dict[str, Any] = {"model": record.get("model"), "calibration": calibrated}
-    found["quant.backend"] = record.get("backend")
-    found |= {f"quant.{name}": value for name, value in (record.get("options") or {}).items()}
-    config = {str(k): v for k, v in (record.get("config") or {}).items()}
+    calibrated = record.calibration
+    found: dict[str, Any] = {"model": record.model, "calibration": calibrated}
+    found["quant.backend"] = record.backend
+    found |= {f"quant.{name}": value for name, value in record.options.items()}
+    config = {str(k): v for k, v in record.config.items()}
     corpora = config.get("corpus")
     if isinstance(corpora, Mapping):
         found["corpus"] = [name for name, spec in corpora.items() if isinstance(spec, Mapping)]
@@ -64,4 +63,4 @@ def setting(record: Record) -> str:
     if not any(is_draw(name) and value is not None for name, value in found.items()):
         return ""
     kept = {name: value for name, value in found.items() if not is_draw(name)}
-    return repr((record.get("model_hash"), record["method"], kept))
+    return repr((record.model_hash, record.method, kept))

@@ -18,9 +18,20 @@ from typing import Any
 
 from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.columns.table import (
+    PPL_RATIO,
+    PPL_RATIO_HIGH,
+    PPL_RATIO_LOW,
+    QUALITY_PER_GB,
+    SIZE_GB,
+    WINDOWS,
+)
 
 MIN_WINDOWS = 8
 """Over fewer windows the spread that an interval is made from is itself a guess."""
+
+CONTEND_BY = (QUALITY_PER_GB, SIZE_GB, PPL_RATIO, PPL_RATIO_LOW, PPL_RATIO_HIGH, WINDOWS)
+"""The columns that decide, and how far they can be trusted."""
 
 _SCALE = math.log(BOUNDS[-1][0])
 
@@ -78,8 +89,7 @@ def contender(
     """
     from qsweep.evaluate.metrics import quality, quality_per_gb
 
-    value, size = figures.get("quality_per_gb"), figures.get("size_gb")
-    ratio, *ends = (figures.get(f"ppl_ratio{end}") for end in ("", "_low", "_high"))
+    value, size, ratio, *ends, windows = (figures.get(column.name) for column in CONTEND_BY)
     if value is None or not math.isfinite(value) or not _is_ratio(ratio):
         return None
     low, high = -math.inf, math.inf
@@ -94,7 +104,7 @@ def contender(
         low=min(low, value),
         high=max(high, value),
         ratio=(ratio, *ends),  # type: ignore[arg-type]
-        windows=figures.get("windows"),
+        windows=windows,
         cut=bool(figures.get("windows_cut")),
         setting=setting,
     )

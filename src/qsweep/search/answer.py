@@ -10,26 +10,36 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.columns.column import Column
+from qsweep.results.columns.table import (
+    ARTIFACT,
+    BPW,
+    DECODE_TPS,
+    KLD,
+    PPL,
+    PPL_RATIO,
+    PPL_RATIO_HIGH,
+    PPL_RATIO_LOW,
+    QUALITY,
+    QUALITY_PER_GB,
+    SIZE_GB,
+    VERDICT,
+    VERDICT_OPEN,
+    WINDOWS,
+)
+from qsweep.results.columns.views import figure
+from qsweep.results.front import pareto_front as front_of
 from qsweep.results.labels import numbered, told_apart
-from qsweep.results.rows import can_serve, primary, verdict_open, windows_cut
+from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row
 from qsweep.results.traits import is_draw
 from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import StudyTrial
 
-Record = dict[str, Any]
-
-_FIGURES = (
-    "ppl",
-    "ppl_ratio",
-    "ppl_ratio_low",
-    "ppl_ratio_high",
-    "kld",
-    "quality",
-    "quality_per_gb",
-)
-DEFAULT_FRONT = (Objective("size_gb", "minimize"), Objective("quality", "maximize"))
+_FIGURES = (PPL, PPL_RATIO, PPL_RATIO_LOW, PPL_RATIO_HIGH, KLD, QUALITY, QUALITY_PER_GB)
+_FACTS = (SIZE_GB, BPW, VERDICT, VERDICT_OPEN, WINDOWS, ARTIFACT, DECODE_TPS)
+DEFAULT_FRONT = (Objective(SIZE_GB.name, "minimize"), Objective(QUALITY.name, "maximize"))
 
 
 @dataclass(frozen=True)
@@ -54,26 +64,35 @@ class Answer:
 
 def finding_of(record: Record, params: Params) -> dict[str, Any]:
     """What a study keeps of a finished trial, so that every machine can give the answer."""
-    measurement = primary(record) or {"metrics": {}}
-    artifact = record.get("artifact") or {}
-    figures = {k: measurement["metrics"].get(k) for k in _FIGURES}
-    facts = measurement.get("facts") or {}
+    figures = {column.name: figure(record, column) for column in _FIGURES}
     return {
         **{k: v for k, v in figures.items() if v is not None and math.isfinite(v)},
+        **{column.name: figure(record, column) for column in _FACTS},
         "params": params,
-        "size_gb": artifact["size_gb"],
-        "bpw": artifact.get("bpw"),
-        "verdict": measurement.get("verdict"),
-        "verdict_open": verdict_open(measurement),
-        "windows": facts.get("windows"),
-        "windows_cut": windows_cut(measurement),
-        "runtimes": list(artifact.get("runtimes") or ()),
-        "serves": can_serve(record),
-        "artifact": artifact.get("path"),
-        "decode_tps": (record.get("speed") or {}).get("decode_tps"),
-        "record": record["key"],
+        "windows_cut": record.primary is not None and record.primary.windows_cut,
+        "runtimes": list(record.runtimes),
+        "serves": record.can_serve,
+        "record": record.key,
         "host": socket.gethostname(),
     }
+
+
+def row_of(entry: StudyTrial) -> Row:
+    """An entry as a row of a table, of what the study keeps of it."""
+    finding = entry.finding or {}
+    verdict = finding.get(VERDICT.name)
+    measurement = Measurement(
+        corpus="",
+        preset="",
+        metrics=Figures({c.name: finding.get(c.name) for c in _FIGURES}),
+        verdict=verdict,
+        no_verdict=None if verdict else "none",
+    )
+    artifact = ArtifactFacts(
+        runtimes=tuple(finding.get("runtimes") or ()), size_gb=finding.get(SIZE_GB.name)
+    )
+    record = Record(entry.key, "finished", entry.name, artifact=artifact)
+    return Row(record, measurement, entry.name)
 
 
 def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], serving: bool) -> Answer:
@@ -91,8 +110,8 @@ def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], servi
     words = [word for _, word in BOUNDS]
     smallest = {}
     for place, word in enumerate(words):
-        keeping = [e for e in usable if _finding(e)["verdict"] in words[: place + 1]]
-        smallest[word] = min(keeping, key=lambda e: _finding(e)["size_gb"], default=None)
+        keeping = [e for e in usable if _finding(e)[VERDICT.name] in words[: place + 1]]
+        smallest[word] = min(keeping, key=lambda e: _value(e, SIZE_GB), default=None)
     return Answer(
         front=front,
         best_per_gb=None if decision.leader is None else rated[decision.leader],
@@ -142,19 +161,8 @@ def pareto_front(
 
     Smallest first; of equal ones the first.
     """
-    points = [(entry, _point(entry, objectives)) for entry in entries]
-    front = []
-    for i, (entry, point) in enumerate(points):
-        if point is None:
-            continue
-        beaten = any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and (other != point or j < i)
-            for j, (_, other) in enumerate(points)
-            if j != i and other is not None
-        )
-        if not beaten:
-            front.append(entry)
-    return sorted(front, key=lambda e: _finding(e)["size_gb"])
+    front = front_of(entries, lambda entry: _point(entry, objectives))
+    return sorted(front, key=lambda e: _value(e, SIZE_GB))
 
 
 def knee(front: Sequence[StudyTrial]) -> StudyTrial | None:
@@ -164,8 +172,8 @@ def knee(front: Sequence[StudyTrial]) -> StudyTrial | None:
     """
     if len(front) < 3:
         return None
-    sizes = [_finding(e)["size_gb"] for e in front]
-    qualities = [_finding(e)["quality"] for e in front]
+    sizes = [_value(e, SIZE_GB) for e in front]
+    qualities = [_value(e, QUALITY) for e in front]
     width, height = sizes[-1] - sizes[0], qualities[-1] - qualities[0]
     if width <= 0 or height <= 0:
         return None
@@ -210,3 +218,7 @@ def _point(entry: StudyTrial, objectives: Sequence[Objective]) -> tuple[float, .
 def _finding(entry: StudyTrial) -> Mapping[str, Any]:
     assert entry.finding is not None
     return entry.finding
+
+
+def _value(entry: StudyTrial, column: Column) -> float:
+    return float(_finding(entry)[column.name])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsweep.base.errors import QsweepError
-from qsweep.results.rows import OWN_RUN, only_own_run, primary
+from qsweep.results.columns.derived import OWN_RUN
+from qsweep.results.record import Record
 from qsweep.search.answer import finding_of
 from qsweep.search.fidelity import (
     CompletedTrial,
@@ -24,8 +25,6 @@ from qsweep.search.proposals import Proposals
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
 from qsweep.search.study import Study, StudyTrial, with_secrets
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -223,17 +222,15 @@ class Search:
         """Run trials. Raises QsweepError where their reference is none to compare with."""
         records = self.lab.run(batch)
         for record in records:
-            why = (
-                (primary(record) or {}).get("no_verdict") if record["status"] == "finished" else ""
-            )
+            why = record.primary.no_verdict if record.finished and record.primary else ""
             if why:
-                raise QsweepError(f"{record['name']}: {why}: there is nothing to search for")
+                raise QsweepError(f"{record.name}: {why}: there is nothing to search for")
         return records
 
     def _estimate(self, record: Record) -> Estimate | None:
-        if record["status"] != "finished":
+        if not record.finished:
             return None
-        fidelity = record["fidelity"]
+        fidelity: Any = record.fidelity
         keeps = self.settings.keeps if fidelity == "proxy" else None
         return Estimate(fidelity, spans(record, self._metrics, keeps))
 
@@ -291,7 +288,7 @@ class Search:
         for (number, candidate), record in zip(batch, self._run(jobs), strict=True):
             estimate = self._estimate(record)
             if estimate is None:
-                self.study.fail(number, record["reason"])
+                self.study.fail(number, record.reason or "no reason recorded")
                 continue
             known = candidate.estimate
             if known is None or known.fidelity == "proxy":
@@ -305,10 +302,10 @@ class Search:
         return left
 
     def _take(self, number: int, candidate: Candidate, record: Record) -> None:
-        if record["status"] != "finished":
-            self.study.fail(number, record["reason"])
+        if not record.finished:
+            self.study.fail(number, record.reason or "no reason recorded")
             return
-        if reason := only_own_run(record):
+        if reason := record.only_own_run:
             self.study.fail(number, f"{OWN_RUN}: {reason}")
             return
         references = self._references("full")

@@ -13,24 +13,29 @@ from typing import Any, Literal
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.schema import nearest
 from qsweep.evaluate.metrics import quality, quality_per_gb
-from qsweep.results.rows import primary
+from qsweep.results.columns.column import TABLE
+from qsweep.results.columns.table import (
+    DECODE_TPS,
+    KLD,
+    KLD_NATIVE,
+    KLD_STDERR,
+    PPL,
+    PPL_RATIO,
+    PPL_RATIO_HIGH,
+    PPL_RATIO_LOW,
+    QUALITY,
+    QUALITY_PER_GB,
+    RETENTIONS,
+    SIZE_GB,
+)
+from qsweep.results.columns.views import figure as figure_of
+from qsweep.results.columns.views import searchable
+from qsweep.results.record import Record
 
-Record = dict[str, Any]
 Span = tuple[float, float, float]
 Direction = Literal["minimize", "maximize"]
 
-# Known metrics and which way is better.
-DIRECTIONS: dict[str, Direction] = {
-    **dict.fromkeys(("quality", "quality_per_gb", "top1_agreement"), "maximize"),
-    **dict.fromkeys(("prefill_tps", "decode_tps", "acc"), "maximize"),
-    **dict.fromkeys(("size_gb", "bpw", "bpw_total", "ppl", "ppl_ratio", "kld"), "minimize"),
-    **dict.fromkeys(("kld_median", "kld_p90", "kld_p99", "kld_p999", "kld_max"), "minimize"),
-    **dict.fromkeys(("quantize_s", "evaluate_s", "peak_memory_gb", "kld_native"), "minimize"),
-}  # type: ignore[assignment]
-# Counted, not measured on text: the same at every fidelity.
-_EXACT = ("size_gb", "bpw", "bpw_total")
-_OF_RATIO = ("ppl", "ppl_ratio", "quality", "quality_per_gb")
-_SPEED = ("prefill_tps", "decode_tps")
+_OF_RATIO = tuple(column.name for column in (PPL, PPL_RATIO, QUALITY, QUALITY_PER_GB))
 # Formats pack scales and zero points differently: by what a proxy's size may be off.
 _PROXY_SIZE = 0.03
 # 95 % of a normal distribution; the KLD's standard error is over windows, as protocol.md says.
@@ -76,41 +81,42 @@ def parse_objective(text: str) -> Objective:
     if word:
         return Objective(metric, _WORDS[word.strip()])
     check_metric(metric, "search.objective", "; a metric of your own needs a direction: 'x up'")
-    return Objective(metric, DIRECTIONS[metric])
+    return Objective(metric, _WORDS[str(searchable()[metric].better)])
 
 
 def check_metric(metric: str, where: str, otherwise: str = "") -> None:
     """Refuse a metric that is not known. Raises ConfigError with the nearest one."""
-    if metric not in DIRECTIONS:
-        close = nearest(metric, DIRECTIONS)
+    if metric not in searchable():
+        close = nearest(metric, searchable())
         raise ConfigError(f"{where}: no metric {metric!r}{close}{otherwise}")
 
 
 def check_measured(metrics: Mapping[str, str], evaluation: Any) -> None:
     """Refuse what the configuration does not measure. ``metrics`` says where each one is named."""
+    measured = {
+        DECODE_TPS.needs: evaluation.speed,
+        KLD.needs: evaluation.divergence,
+        KLD_NATIVE.needs: evaluation.kld_native,
+        RETENTIONS[0].needs: bool(evaluation.tasks),
+    }
     for metric, where in metrics.items():
-        if metric in _SPEED and not evaluation.speed:
-            raise ConfigError(f"{where}: {metric} is not measured; add eval=speed")
-        if metric.startswith(("kld", "top1")) and not evaluation.divergence:
-            raise ConfigError(f"{where}: {metric} is not measured; set eval.divergence=true")
+        column = searchable().get(metric)
+        if column is not None and not measured.get(column.needs, True):
+            raise ConfigError(f"{where}: {metric} is not measured; {column.needs}")
 
 
 def figure(record: Record, metric: str) -> float:
     """One figure of a finished trial. Raises QsweepError where it was not measured."""
-    places = [
-        (primary(record) or {}).get("metrics") or {},
-        record.get("artifact") or {},
-        record.get("speed") or {},
-        record,
-    ]
-    for place in places:
-        value = place.get(metric)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    known = [k for p in places[:3] for k, v in p.items() if isinstance(v, (int, float))]
-    raise QsweepError(
-        f"{record['name']}: no metric {metric!r} was measured{nearest(metric, known)}"
-    )
+    known = []
+    for column in TABLE:
+        if column.of in ("measurement", "artifact", "speed", "trial"):
+            value = figure_of(record, column)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if column.name == metric:
+                    return float(value)
+                known.append(column.name)
+    close = nearest(metric, known)
+    raise QsweepError(f"{record.name}: no metric {metric!r} was measured{close}")
 
 
 def spans(record: Record, metrics: tuple[str, ...], keeps: float | None = None) -> dict[str, Span]:
@@ -124,7 +130,8 @@ def spans(record: Record, metrics: tuple[str, ...], keeps: float | None = None) 
 
 def _span(record: Record, metric: str, keeps: float | None) -> Span:
     unknown = (-math.inf, math.nan, math.inf)
-    if metric in _EXACT:
+    column = searchable().get(metric)
+    if column is not None and column.of == "artifact":  # counted: the same at every fidelity
         value = figure(record, metric)
         slack = 0.0 if keeps is None else _PROXY_SIZE
         return (value * (1 - slack), value, value * (1 + slack))
@@ -132,19 +139,18 @@ def _span(record: Record, metric: str, keeps: float | None) -> Span:
         value = figure(record, metric)
     except QsweepError:
         return unknown
-    measured = (primary(record) or {}).get("metrics") or {}
     if metric in _OF_RATIO:
-        low, high = measured.get("ppl_ratio_low"), measured.get("ppl_ratio_high")
+        low, high = figure_of(record, PPL_RATIO_LOW), figure_of(record, PPL_RATIO_HIGH)
         if low is None or high is None or low <= 0:
             return unknown
         if keeps is not None:
             low = math.exp(keeps * max(math.log(low), 0.0))
-        ends = [_of_ratio(metric, ratio, record, measured) for ratio in (low, high)]
-        if keeps is not None and metric == "quality_per_gb":
+        ends = [_of_ratio(metric, ratio, record) for ratio in (low, high)]
+        if keeps is not None and metric == QUALITY_PER_GB.name:
             ends = [end / (1 - _PROXY_SIZE) if end > 0 else end for end in ends]
         return (min(ends), value, max(ends))
-    if metric == "kld":
-        error = measured.get("kld_stderr")
+    if metric == KLD.name:
+        error = figure_of(record, KLD_STDERR)
         if error is None:
             return unknown
         low = max(value - _Z * error, 0.0)
@@ -153,15 +159,15 @@ def _span(record: Record, metric: str, keeps: float | None) -> Span:
     return (-math.inf, value, math.inf)
 
 
-def _of_ratio(metric: str, ratio: float, record: Record, measured: Mapping[str, Any]) -> float:
-    if metric == "ppl_ratio":
+def _of_ratio(metric: str, ratio: float, record: Record) -> float:
+    if metric == PPL_RATIO.name:
         return ratio
-    if metric == "ppl":
-        return float(measured["ppl"]) / float(measured["ppl_ratio"]) * ratio
+    if metric == PPL.name:
+        return float(figure_of(record, PPL) / figure_of(record, PPL_RATIO) * ratio)
     if math.isinf(ratio):
         return -math.inf
     found = quality(ratio)
-    return found if metric == "quality" else quality_per_gb(found, figure(record, "size_gb"))
+    return found if metric == QUALITY.name else quality_per_gb(found, figure(record, SIZE_GB.name))
 
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"

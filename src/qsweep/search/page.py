@@ -3,15 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from qsweep.base import numbers as cells
 from qsweep.base.files import write_bytes, write_text
-from qsweep.evaluate.metrics import quality
-from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.results.columns.table import (
+    PPL_RATIO,
+    SIZE_GB,
+    VERDICT,
+)
+from qsweep.results.columns.views import cells_of, headings
+from qsweep.results.html.vega import png
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
-from qsweep.search.answer import Answer, named_apart, open_question
+from qsweep.search.answer import Answer, named_apart, open_question, row_of
+from qsweep.search.charts import front_spec, history_spec
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
 from qsweep.search.study import StudyTrial
@@ -19,7 +24,6 @@ from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"
-_HEADINGS = ("trial", "GB", "ratio (95 %)", "quality", "quality/GB", "verdict", "served by")
 
 
 def write_page(
@@ -44,8 +48,11 @@ def write_page(
     write_text(directory / "answer.md", text)
     done = [e for e in entries if e.state == "complete" and e.finding is not None]
     if done:
-        plot_front(done, answer, directory / "front.png")
-        plot_history(entries, objectives, directory / "history.png")
+        for name, spec in (
+            ("front", front_spec(done, answer)),
+            ("history", history_spec(entries, objectives)),
+        ):
+            write_bytes(directory / f"{name}.png", png(spec, width=720))
     return _terminal(answer, entries, command_of, directory)
 
 
@@ -88,7 +95,7 @@ def answer_markdown(
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
         parts.append(f"## The front of {' and '.join(str(g) for g in goals)}")
-        parts.append(table(_HEADINGS, [_cells(entry) for entry in answer.front]))
+        parts.append(_table(answer.front))
         others = [entry for entry in answer.front if entry.key not in told]
         parts.append("\n".join(_how(entry, command_of) for entry in others))
     if len(objectives) == 1:
@@ -132,7 +139,7 @@ def _of_all(answer: Answer, entries: Sequence[StudyTrial]) -> str:
 
 
 def _shown(entry: StudyTrial, command_of: CommandOf) -> str:
-    return f"{table(_HEADINGS, [_cells(entry)])}\n\n{_how(entry, command_of)}"
+    return f"{_table([entry])}\n\n{_how(entry, command_of)}"
 
 
 def _same(entry: StudyTrial) -> str:
@@ -148,23 +155,12 @@ def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     )
 
 
-def _cells(entry: StudyTrial) -> list[str]:
-    finding = entry.finding or {}
-    span = cells.interval(finding.get("ppl_ratio_low"), finding.get("ppl_ratio_high"))
-    return [
-        entry.name,
-        cells.gigabytes(finding.get("size_gb")),
-        cells.ratio(finding.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        cells.fixed(finding.get("quality"), 3),
-        cells.significant(finding.get("quality_per_gb"), 4),
-        _verdict(entry),
-        ", ".join(finding.get("runtimes") or ()),
-    ]
+def _table(entries: Sequence[StudyTrial]) -> str:
+    return table(headings("search"), [cells_of(row_of(entry), "search") for entry in entries])
 
 
 def _verdict(entry: StudyTrial) -> str:
-    finding = entry.finding or {}
-    return f"{finding.get('verdict') or 'no verdict'}{'?' if finding.get('verdict_open') else ''}"
+    return VERDICT.cell(row_of(entry))
 
 
 def _spent(entries: Sequence[StudyTrial]) -> str:
@@ -201,10 +197,10 @@ def _terminal(
         doubts[answer.best_per_gb.key].append(f"mind that {answer.decision.note}")
     for key, titles in shown.items():
         entry = found[key]
-        finding = entry.finding or {}
+        row = row_of(entry)
         lines.append(
-            f"  {entry.name}: {cells.gigabytes(finding.get('size_gb'))} GB, ratio "
-            f"{cells.ratio(finding.get('ppl_ratio'))}, {_verdict(entry)}: {'; '.join(titles)}"
+            f"  {entry.name}: {SIZE_GB.cell(row)} GB, ratio "
+            f"{cells.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}: {'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")
@@ -215,110 +211,3 @@ def _terminal(
         lines.append(f"{_of_all(answer, entries)}")
         lines.append(f"  the first: {first.name}: {cells.one_line(first.reason or 'no reason')}")
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])
-
-
-def plot_front(done: Sequence[StudyTrial], answer: Answer, file: Path) -> None:
-    """Size against quality: every full trial with its interval, the front, and the answers."""
-    figure, axes = _canvas()
-    for word, bound in ((word, quality(bound)) for bound, word in BOUNDS):
-        axes.axhline(bound, color="0.8", linewidth=0.8, zorder=0)
-        axes.annotate(
-            f"{word} above", (0.01, bound), xycoords=("axes fraction", "data"), fontsize=7,
-            color="0.45", ha="left", va="bottom",
-        )  # fmt: skip
-    shown = [e for e in done if (e.finding or {}).get("quality") is not None]
-    floor = min((_value(e, "quality") for e in answer.front), default=0.0)
-    bottom = min(-0.15, floor - 0.1)
-    kinds = sorted({e.name.split()[1] for e in shown if len(e.name.split()) > 1})
-    for kind in kinds:
-        mine = [e for e in shown if e.name.split()[1] == kind]
-        low = [_end(e, "ppl_ratio_high") for e in mine]
-        high = [_end(e, "ppl_ratio_low") for e in mine]
-        y = [_value(e, "quality") for e in mine]
-        axes.errorbar(
-            [_value(e, "size_gb") for e in mine],
-            y,
-            yerr=[
-                [max(v - a, 0.0) for v, a in zip(y, low, strict=True)],
-                [max(b - v, 0.0) for v, b in zip(y, high, strict=True)],
-            ],
-            fmt="o", markersize=4, linewidth=0.8, label=kind,
-        )  # fmt: skip
-    line = [e for e in answer.front if (e.finding or {}).get("quality") is not None]
-    axes.plot(
-        [_value(e, "size_gb") for e in line],
-        [_value(e, "quality") for e in line],
-        color="0.3", linewidth=1.2, zorder=1, label="front",
-    )  # fmt: skip
-    for entry, marker, label in (
-        (
-            answer.best_per_gb,
-            "*",
-            "best per GB" if answer.decision.open is None else "leads per GB",
-        ),
-        (answer.knee, "D", "knee"),
-    ):
-        if entry is not None:
-            axes.scatter(
-                [_value(entry, "size_gb")], [_value(entry, "quality")], s=130, marker=marker,
-                facecolors="none", edgecolors="black", zorder=3, label=f"{label}: {entry.name}",
-            )  # fmt: skip
-    axes.set_ylim(bottom, 1.08)
-    axes.set_xlabel("size, GB")
-    axes.set_ylabel("quality (1: reference, 0: problematic)")
-    axes.legend(fontsize=7, loc="lower right")
-    _save(figure, file)
-
-
-def plot_history(
-    entries: Sequence[StudyTrial], objectives: Sequence[Objective], file: Path
-) -> None:
-    """Every objective by the number of the trial, with what was dropped and the best so far."""
-    figure, axes = _canvas(len(objectives))
-    for place, (panel, objective) in enumerate(zip(axes, objectives, strict=True)):
-        done = [e for e in entries if e.state == "complete" and e.values is not None]
-        x = [e.number for e in done]
-        y = [e.values[place] for e in done if e.values is not None]
-        panel.plot(x, y, "o", markersize=4, label="full")
-        best: list[float] = []
-        for value in y:
-            best.append(value if not best or objective.better(value, best[-1]) else best[-1])
-        panel.step(x, best, where="post", linewidth=1, label="best so far")
-        dropped = [e for e in entries if e.state == "dropped" and e.estimate is not None]
-        spans = [e.estimate.spans.get(objective.metric) for e in dropped if e.estimate is not None]
-        points = [(e.number, s[1]) for e, s in zip(dropped, spans, strict=True) if s]
-        if points:
-            panel.plot(*zip(*points, strict=True), "x", markersize=4, color="0.6", label="dropped")
-        if y:
-            margin = 0.15 * (max(y) - min(y) or abs(y[0]) or 1.0)
-            panel.set_ylim(min(y) - margin, max(y) + margin)
-        panel.set_ylabel(str(objective))
-        panel.legend(fontsize=7)
-    axes[-1].set_xlabel("trial")
-    _save(figure, file)
-
-
-def _canvas(panels: int | None = None) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.6 if panels is None else 2.6 * panels), layout="constrained")
-    if panels is None:
-        return figure, figure.subplots()
-    return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-
-
-def _save(figure: Any, file: Path) -> None:
-    import io
-
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    write_bytes(file, image.getvalue())
-
-
-def _value(entry: StudyTrial, name: str) -> float:
-    return float((entry.finding or {})[name])
-
-
-def _end(entry: StudyTrial, name: str) -> float:
-    ratio = (entry.finding or {}).get(name)
-    return _value(entry, "quality") if not ratio else quality(float(ratio))

@@ -1,7 +1,8 @@
-"""The record of a trial: everything known of it as one JSON mapping, read from the store."""
+"""The record of a trial: everything known of it, read from the store."""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,20 +10,23 @@ from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
 from qsweep.evaluate.metrics import quality_per_gb
-from qsweep.evaluate.verdicts import judged, told_reference_ppl
 from qsweep.formats.artifact import Artifact, from_content
 from qsweep.formats.hf import reference_artifact
+from qsweep.results.judged import told_reference_ppl
+from qsweep.results.record import ArtifactFacts, Record
+from qsweep.results.record_file import record_of
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan
 from qsweep.tasks.run import task_records
-
-Record = dict[str, Any]
 
 
 def finished_record(plan: Plan, store: Store) -> Record | None:
     """The record of a trial whose artifact and measurements are all in the store, else None.
 
     Of an artifact that only its runtime can run there are no measurements but that run.
+
+    Raises:
+        NotARecord: A figure was measured that the table of columns does not know.
     """
     made: dict[str, Any] = {}
     if plan.is_reference:
@@ -54,55 +58,55 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             return None
     contents = [made, *(entry.content for _, entry in measured)]
     references = plan.reference().measurements
-    record = {
-        **_outline(plan.trial),
-        "key": plan.key,
-        "model_hash": plan.setting.model_hash,
-        "vocab_size": plan.setting.facts.vocab_size,
-        "status": "finished",
-        "reason": None,
-        "artifact": _artifact(artifact, plan),
-        "measurements": [
-            _measurement(step, entry, artifact.size.size_gb)
-            | _reference_ppl(plan, entry.content["metrics"], reference, store)
-            for (step, entry), reference in zip(measured, references, strict=False)
-        ],
-        "speed": speed,
-        **(tasks or {}),
-        "quantize_s": made.get("quantize_s"),
-        "shared_s": made.get("shared_s"),
-        "calibration_tokens": made.get("calibration_tokens"),
-        "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
-        + sum(task["seconds"] for task in (tasks or {}).get("tasks", ()))
-        if measured
-        else None,
-        "peak_memory_gb": _largest("peak_memory_gb", contents),
-        "peak_host_memory_gb": _largest("peak_host_memory_gb", contents),
-        "device": plan.setting.device,
-        "dtype": plan.setting.dtype,
-    }
-    return judged(record)
+    return record_of(
+        {
+            **_outline(plan.trial),
+            "key": plan.key,
+            "model_hash": plan.setting.model_hash,
+            "vocab_size": plan.setting.facts.vocab_size,
+            "status": "finished",
+            "reason": None,
+            "artifact": asdict(_artifact(artifact, plan)),
+            "measurements": [
+                _measurement(step, entry, artifact.size.size_gb)
+                | _reference_ppl(plan, entry.content["metrics"], reference, store)
+                for (step, entry), reference in zip(measured, references, strict=False)
+            ],
+            "speed": speed,
+            **(tasks or {}),
+            "quantize_s": made.get("quantize_s"),
+            "shared_s": made.get("shared_s"),
+            "calibration_tokens": made.get("calibration_tokens"),
+            "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
+            + sum(task["seconds"] for task in (tasks or {}).get("tasks", ()))
+            if measured
+            else None,
+            "peak_memory_gb": _largest("peak_memory_gb", contents),
+            "peak_host_memory_gb": _largest("peak_host_memory_gb", contents),
+            "device": plan.setting.device,
+            "dtype": plan.setting.dtype,
+        }
+    )
 
 
 def unfinished_record(
     trial: TrialConfig, key: str, status: str, reason: str, model_hash: str | None = None
 ) -> Record:
     """The record of a trial that failed or was skipped, with the reason in one line."""
-    return {
-        "model_hash": model_hash,
+    return Record(
+        key=key,
+        status=status,
+        reason=hidden(" ".join(reason.split())),
+        model_hash=model_hash,
         **_outline(trial),
-        "key": key,
-        "status": status,
-        "reason": hidden(" ".join(reason.split())),
-        "artifact": None,
-        "measurements": [],
-        "speed": None,
-        "quantize_s": None,
-        "shared_s": None,
-        "evaluate_s": None,
-        "peak_memory_gb": None,
-        "peak_host_memory_gb": None,
-    }
+    )
+
+
+def completed(earlier: Record, now: Record) -> Record:
+    """An earlier record with what it lacks: an older version wrote fewer fields."""
+    empty: tuple[Any, ...] = (None, {}, ())
+    new = {k: v for k, v in vars(now).items() if v not in empty and getattr(earlier, k) in empty}
+    return replace(earlier, **new)
 
 
 def now() -> str:
@@ -119,7 +123,7 @@ def _largest(name: str, contents: Sequence[Mapping[str, Any]]) -> float | None:
     return max((c[name] for c in contents if c.get(name) is not None), default=None)
 
 
-def _outline(trial: TrialConfig) -> Record:
+def _outline(trial: TrialConfig) -> dict[str, Any]:
     quant = trial.quant
     return {
         "name": trial.name,
@@ -134,22 +138,22 @@ def _outline(trial: TrialConfig) -> Record:
     }
 
 
-def _artifact(artifact: Artifact, plan: Plan) -> Record:
-    return {
-        "key": plan.artifact_key,
-        "path": str(artifact.path),
-        "format": artifact.format,
-        "runtimes": list(artifact.runtimes),
-        "size_gb": artifact.size.size_gb,
-        "bpw": artifact.size.bpw,
-        "bpw_total": artifact.size.bpw_total,
-        "details": artifact.details,
-    }
+def _artifact(artifact: Artifact, plan: Plan) -> ArtifactFacts:
+    return ArtifactFacts(
+        key=plan.artifact_key,
+        path=str(artifact.path),
+        format=artifact.format,
+        runtimes=tuple(artifact.runtimes),
+        size_gb=artifact.size.size_gb,
+        bpw=artifact.size.bpw,
+        bpw_total=artifact.size.bpw_total,
+        details=artifact.details,
+    )
 
 
 def _reference_ppl(
     plan: Plan, metrics: dict[str, Any], reference: MeasurementPlan, store: Store
-) -> Record:
+) -> dict[str, Any]:
     """What a measurement is told of its reference, where its own figures do not tell it."""
     if told_reference_ppl(metrics, is_reference=plan.is_reference) is not None:
         return {}
@@ -157,7 +161,7 @@ def _reference_ppl(
     return {} if entry is None else {"reference_ppl": entry.content["metrics"].get("ppl")}
 
 
-def _measurement(step: Any, entry: Any, size_gb: float) -> Record:
+def _measurement(step: Any, entry: Any, size_gb: float) -> dict[str, Any]:
     metrics = dict(entry.content["metrics"])
     verdict = metrics.pop("verdict", None)
     if "quality" in metrics:

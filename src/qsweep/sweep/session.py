@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, 
 from qsweep.launch.interrupts import finishing
 from qsweep.results.html import report_sweep
 from qsweep.results.labels import named_apart
-from qsweep.results.record_file import read_record
+from qsweep.results.record import Record
+from qsweep.results.record_file import read_record, write_record
 from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
@@ -28,7 +29,7 @@ from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
 from qsweep.sweep.recording import (
-    Record,
+    completed,
     finished_record,
     now,
     timestamp,
@@ -59,17 +60,17 @@ class Sweep:
     @property
     def shown(self) -> list[Record]:
         """The results, and what failed at lower fidelity: a search never came to try that in full."""
-        failed = [r for r in self.screening.values() if r["status"] == "failed"]
+        failed = [r for r in self.screening.values() if r.status == "failed"]
         return [*self.records.values(), *failed]
 
     @property
     def exit_code(self) -> int:
         """0 unless a trial failed, or nothing finished though something was asked for."""
-        failed = [r for r in self.shown if r["status"] == "failed"]
-        asked = [r for r in self.records.values() if not r.get("implied")]
-        none_finished = not any(r["status"] == "finished" for r in asked)
+        failed = [r for r in self.shown if r.status == "failed"]
+        asked = [r for r in self.records.values() if not r.implied]
+        none_finished = not any(r.finished for r in asked)
         # What only a check wanted is told among its reasons, and spoils nothing that was asked for.
-        return int(none_finished or any(r.get("reference") or not r.get("implied") for r in failed))
+        return int(none_finished or any(r.reference or not r.implied for r in failed))
 
 
 @dataclass(frozen=True)
@@ -168,30 +169,30 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
     facts = environment()
 
     def record(content: Record, *, cached: bool, **more: Any) -> None:
-        full = content["fidelity"] == "full"
+        full = content.fidelity == "full"
         folder = sweep.directory / ("trials" if full else "screening")
-        file = folder / f"{content['key']}.json"
-        content |= {
-            "sweep": sweep.name,
-            "command": sweep.command,
-            "environment": facts,
-            "log": str(_log(sweep, content["key"])),
-            "cached": cached,
-            "implied": content["key"] not in asked,
+        file = folder / f"{content.key}.json"
+        content = replace(
+            content,
+            sweep=sweep.name,
+            command=sweep.command,
+            environment=facts,
+            log=str(_log(sweep, content.key)),
+            cached=cached,
+            implied=content.key not in asked,
             **more,
-        }
-        earlier = (read_record(file) if cached else None) or {}
-        if cached and not earlier and file.exists():
-            _say(f"note: {file}: no record that can be read; it is written again")
-        known = (
-            fingerprint(earlier) == fingerprint(_as_far_as(content, earlier)) if earlier else False
         )
-        if not known or content.keys() - earlier.keys():
-            write_json(file, content | earlier if known else content)
-        if known:
-            # Keep what says when, where and by which command it really was made.
-            content = content | earlier | {"cached": True}
-        (sweep.records if full else sweep.screening)[content["key"]] = content
+        earlier = read_record(file) if cached else None
+        if cached and earlier is None and file.exists():
+            _say(f"note: {file}: no record that can be read; it is written again")
+        # Keep what says when, where and by which command it really was made.
+        kept = None if earlier is None else completed(earlier, content)
+        known = kept is not None and fingerprint(kept) == fingerprint(content)
+        if kept is None or not known or kept != earlier:
+            write_record(file, kept if kept is not None and known else content)
+        if kept is not None and known:
+            content = replace(kept, cached=True)
+        (sweep.records if full else sweep.screening)[content.key] = content
         if full:
             session.tracker.log(content)
 
@@ -202,7 +203,7 @@ def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanne
     missing: dict[str, Plan] = {}
     for key, plan in plans.items():
         done = finished_record(plan, store)
-        if done and not any(task["reason"] for task in done.get("tasks") or ()):
+        if done and not any(task.reason for task in done.tasks or ()):
             record(done, cached=True)
         else:
             missing[key] = plan
@@ -279,16 +280,13 @@ def _job(
 def _names(plans: Mapping[str, Plan], asked: Collection[str]) -> dict[str, str]:
     """What trials are called while they run, by key: as in the table."""
     outlines = [
-        unfinished_record(plan.trial, key, "planned", "", plan.setting.model_hash)
-        | {"implied": key not in asked}
+        replace(
+            unfinished_record(plan.trial, key, "planned", "", plan.setting.model_hash),
+            implied=key not in asked,
+        )
         for key, plan in plans.items()
     ]
-    return {record["key"]: record["name"] for record in named_apart(outlines)}
-
-
-def _as_far_as(content: Record, earlier: Record) -> Record:
-    # An older version wrote fewer fields: what is new is no other result.
-    return {name: value for name, value in content.items() if name in earlier}
+    return {record.key: record.name for record in named_apart(outlines)}
 
 
 def _missing_reference(plan: Plan, missing: Mapping[str, Plan]) -> str | None:

@@ -17,6 +17,7 @@ from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
+from qsweep.results.columns.views import check_figures
 from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
@@ -25,7 +26,7 @@ from qsweep.text.vocabulary import require_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from qsweep.evaluate import Measurement, Reference
+    from qsweep.evaluate import Reference, WindowScores
     from qsweep.tasks.model import LanguageModel
     from qsweep.text.windows import Windows
 
@@ -90,6 +91,7 @@ def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress
                 result.metrics.update(
                     compare(result, read_measurement(store.require("measurements", base.key).path))
                 )
+            check_figures("measurement", result.metrics)
             save_measurement(result, out)
             return {
                 "metrics": result.metrics,
@@ -146,7 +148,7 @@ def measure_reference(
     windows: "Windows",
     store: Store,
     progress: Progress,
-) -> "Measurement":
+) -> "WindowScores":
     """Measure the reference itself; its states become the cache that others are compared with."""
     from qsweep.evaluate import build_reference, measure, noise_floor, reference_measurement
 
@@ -224,6 +226,7 @@ def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progre
                 device=setting.device,
                 trust_remote_code=trusted,
             )
+        check_figures("speed", figures)
         return figures
 
     store.build("timings", timing, make)

@@ -9,6 +9,8 @@ from typing import Any
 
 from qsweep.base.files import read_regular
 from qsweep.results.record import Record
+from qsweep.results.record_file import content_of
+from qsweep.text.windows import preset_key
 
 FILE = "tracking.json"
 
@@ -70,11 +72,24 @@ def _is_uid(value: Any) -> bool:
 
 # Of two records that differ only here, the first is as good: they tell when and how it was looked
 # at, not what came out. (A failed trial that fails again is news: its end counts.)
-_VOLATILE = ("cached", "seconds", "started", "ended", "environment", "command", "log", "config")
+_ALWAYS = ("version", "cached", "environment")
+_VOLATILE = (*_ALWAYS, "seconds", "started", "ended", "command", "log", "config")
 
 
 def fingerprint(record: Record) -> str:
-    """SHA-256 of what a trial came to: equal for records of which only one needs logging."""
-    volatile = _VOLATILE if record.get("status") != "failed" else ("cached", "environment")
-    content = {k: v for k, v in record.items() if k not in volatile}
+    """SHA-256 of what a trial came to: equal for records of which only one needs logging.
+
+    A preset counts by the name that its key has, so that a later name makes no other record of it.
+    """
+    volatile = _ALWAYS if record.status == "failed" else _VOLATILE
+    content = {k: v for k, v in content_of(record).items() if k not in volatile}
+    content["measurements"] = [_by_preset_key(m) for m in content["measurements"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _by_preset_key(measurement: dict[str, Any]) -> dict[str, Any]:
+    found = {**measurement, "preset": preset_key(measurement["preset"])}
+    facts = found.get("facts") or {}
+    if "preset" in facts:
+        found["facts"] = {**facts, "preset": preset_key(facts["preset"])}
+    return found

@@ -11,8 +11,9 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
-from qsweep.results.html.data import SweepData, normalised
-from qsweep.results.record import Record
+from qsweep.results.html.data import SweepData
+from qsweep.results.record import Measurement, Record
+from qsweep.results.record_file import without_damage
 from qsweep.text.windows import preset_key
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.reader import Reader
@@ -50,12 +51,12 @@ class TrackedSweeps:
         chosen = dict.fromkeys(names) or list(known)[:1]
         return [self._sweep(name, known[name]) for name in chosen]
 
-    def arrays(self, record: Record, measurement: dict[str, Any]) -> Path | None:
+    def arrays(self, record: Record, measurement: Measurement) -> Path | None:
         """A measurement's per-token arrays, fetched from the trial's run."""
-        run = self._runs.get(record["key"])
-        name = measurement["preset"]
+        run = self._runs.get(record.key)
+        name = measurement.preset
         for preset in dict.fromkeys((name, preset_key(name))):  # an older version's run
-            place = f"measurements/{measurement['corpus']}-{preset}/arrays.safetensors"
+            place = f"measurements/{measurement.corpus}-{preset}/arrays.safetensors"
             found = self._reader.fetch(run, place, Path(self._folder.name)) if run else None
             if found is not None:
                 return found
@@ -74,7 +75,7 @@ class TrackedSweeps:
         records = []
         for run, record in zip(runs, found, strict=True):
             if record is not None:
-                self._runs[record["key"]] = run.info.run_id
+                self._runs[record.key] = run.info.run_id
                 records.append(record)
         missing = len(runs) - len(records)
         problems = [f"{missing} of {len(runs)} runs have no readable record"] if missing else []
@@ -85,6 +86,6 @@ class TrackedSweeps:
             file = self._reader.fetch(run.info.run_id, "record.json", Path(folder))
             try:
                 content = json.loads(file.read_text(encoding="utf-8")) if file else None
-                return normalised(hidden_tree(content))
+                return without_damage(hidden_tree(content))
             except (OSError, ValueError):
                 return None

@@ -52,12 +52,10 @@ def report_sweep(
     """
     from qsweep.base.disk import disk_full, is_disk_full
     from qsweep.base.files import write_text
-    from qsweep.results.html.data import normalised
     from qsweep.results.html.page import render
 
     try:
-        found = [record for record in map(normalised, records) if record is not None]
-        sweep = SweepData(directory.name, command, found)
+        sweep = SweepData(directory.name, command, list(records))
         write_text(directory / "report.html", render([sweep]))
         if picture := _picture(merge([sweep])):
             write_text(directory / "report.svg", picture)

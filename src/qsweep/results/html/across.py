@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base import numbers as cells
+from qsweep.results.columns.table import CALIBRATION, PPL_RATIO, PPL_RATIO_HIGH, PPL_RATIO_LOW
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
-from qsweep.results.rows import Row
+from qsweep.results.record import Record, Row
 
 
 def calibration(group: Group) -> Panel | None:
     """Calibration text against measured text: is a model better on what it was calibrated on?"""
     preset = group.facts.get("preset")
     found: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
-    records = {record["key"]: record for record in group.records}
     for row in group.rows:
-        calibrated = row.get("calibration")
-        ratio = row.get("ppl_ratio")
-        if calibrated and row.get("preset") == preset and is_finite(ratio) and ratio > 0:
-            setting = repr(_setting(records[row["key"]]))
-            found[calibrated, str(row["corpus"])][setting] = row
+        calibrated, measured, ratio = CALIBRATION.get(row), row.measurement, PPL_RATIO.get(row)
+        if not calibrated or measured is None or measured.preset != preset:
+            continue
+        if is_finite(ratio) and ratio > 0:
+            found[calibrated, measured.corpus][repr(_setting(row.record))] = row
     texts = sorted({text for text, _ in found})
     corpora = sorted({corpus for _, corpus in found})
     if len(texts) < 2:
@@ -52,14 +52,15 @@ def architectures(groups: Sequence[Group]) -> Panel | None:
         return None
     for group in groups:
         for row in group.quantized:
-            name = str(row["name"]).removeprefix(f"{row['model']} ")
-            earlier = table[name].get(row["model"])
-            if earlier is None or row["ppl_ratio"] < earlier["ppl_ratio"]:
-                table[name][row["model"]] = row
+            record = row.record
+            name = record.name.removeprefix(f"{record.model} ")
+            earlier = table[name].get(record.model)
+            if earlier is None or PPL_RATIO.get(row) < PPL_RATIO.get(earlier):
+                table[name][record.model] = row
     shared = {name: rows for name, rows in table.items() if len(rows) > 1}
     if not shared:
         return None
-    ordered = sorted(shared.items(), key=lambda item: min(r["ppl_ratio"] for r in item[1].values()))
+    ordered = sorted(shared.items(), key=lambda item: min(map(PPL_RATIO.get, item[1].values())))
     apart = len(groups) > 1
     return Panel(
         id="architectures",
@@ -124,18 +125,18 @@ def _heat(cells_: dict[tuple[str, str], list[Row]]) -> Spec:
 
 
 def _mean(rows: Sequence[Row]) -> float:
-    return math.exp(sum(math.log(row["ppl_ratio"]) for row in rows) / len(rows))
+    return math.exp(sum(math.log(PPL_RATIO.get(row)) for row in rows) / len(rows))
 
 
 def _cell(rows: Sequence[Row], apart: str = " ") -> str:
     if len(rows) == 1:
-        span = cells.interval(rows[0].get("ppl_ratio_low"), rows[0].get("ppl_ratio_high"))
+        span = cells.interval(PPL_RATIO_LOW.get(rows[0]), PPL_RATIO_HIGH.get(rows[0]))
     else:
-        ratios = [row["ppl_ratio"] for row in rows]
+        ratios = [PPL_RATIO.get(row) for row in rows]
         span = cells.interval(min(ratios), max(ratios))
     return cells.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
 
 
-def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
-    options = sorted(record["options"].items())
-    return (record["model"], record["method"], record["backend"], repr(options))
+def _setting(record: Record) -> tuple[str, ...]:
+    options = sorted(record.options.items())
+    return (record.model, record.method, record.backend, repr(options))

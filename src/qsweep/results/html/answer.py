@@ -3,14 +3,17 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsweep.base import numbers as cells
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
-from qsweep.results.html.data import Group, is_finite, verdict_of
-from qsweep.results.rows import SERVING, Row, counts
-from qsweep.results.winner import contender, says_nothing, sentence
+from qsweep.results.answers import contender_of
+from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT, VERDICT_OPEN
+from qsweep.results.html.data import Group, is_finite
+from qsweep.results.record import Record, Row
+from qsweep.results.rows import counts
+from qsweep.results.winner import says_nothing, sentence
 
 _ACCEPTABLE = ("yes", "usually")
 # Corpora whose mean ratios are closer than this suffer alike.
@@ -31,7 +34,7 @@ def answers(group: Group) -> list[Sentence]:
     return [*without, *_best(group), *_smallest(group), *_suffers(group)]
 
 
-def nothing(records: Sequence[dict]) -> str:
+def nothing(records: Sequence[Record]) -> str:
     """What to say of a sweep without a single figure."""
     number = {status: count for status, count in counts(records).items() if count}
     if not number:
@@ -40,22 +43,17 @@ def nothing(records: Sequence[dict]) -> str:
     return f"Nothing was measured: {said}. The reasons are below."
 
 
-def can_ship(row: Row) -> bool:
-    """Whether a runtime that people deploy with loads it."""
-    return any(word.lower().startswith(SERVING) for word in str(row.get("runtimes")).split())
-
-
 def _best(group: Group) -> Iterator[Sentence]:
-    rows = {str(row["key"]): row for row in group.quantized}
-    named = [r | {"name": rows[r["key"]]["label"]} for r in group.records if r["key"] in rows]
+    rows = {row.key: row for row in group.quantized}
+    named = [replace(r, name=rows[r.key].label) for r in group.records if r.key in rows]
     found = decisions(named)
     if rows and not found:
         yield Sentence("Best quality per GB", "no artifact here is one that a runtime serves")
     for answer in found:
-        row = rows[answer.record["key"]]
-        leader = f"{row['label']}: {_figures(row)}{_share(group, row)}"
+        row = rows[answer.record.key]
+        leader = f"{row.label}: {_figures(row)}{_share(group, row)}"
         if not answer.is_best:
-            leader = f"{row['label']} ({_figures(row)}{_share(group, row)})"
+            leader = f"{row.label} ({_figures(row)}{_share(group, row)})"
         of = f" of {answer.model}" if len(found) > 1 else ""
         yield Sentence(f"Best quality per GB{of}", sentence(answer.decision, leader))
 
@@ -64,17 +62,17 @@ def _smallest(group: Group) -> Iterator[Sentence]:
     fine = [
         row
         for row in group.quantized
-        if can_ship(row) and row.get("verdict") in _ACCEPTABLE and is_finite(row.get("size_gb"))
+        if row.record.can_serve and VERDICT.get(row) in _ACCEPTABLE and is_finite(SIZE_GB.get(row))
     ]
-    unclear = {row["key"]: why for row in fine if (why := _unclear(row))}
-    fine, seeming = [row for row in fine if row["key"] not in unclear], fine
+    unclear = {row.key: why for row in fine if (why := _unclear(row))}
+    fine, seeming = [row for row in fine if row.key not in unclear], fine
     if not fine and seeming:
-        least = min(seeming, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
-        text = f"open: {least['label']} ({_figures(least)}) may be, but {unclear[least['key']]}"
+        least = min(seeming, key=lambda row: (SIZE_GB.get(row), PPL_RATIO.get(row)))
+        text = f"open: {least.label} ({_figures(least)}) may be, but {unclear[least.key]}"
     elif fine:
-        least = min(fine, key=lambda row: (row["size_gb"], row["ppl_ratio"]))
-        sure = " (its interval reaches into the next verdict)" if least.get("verdict_open") else ""
-        text = f"{least['label']}: {_figures(least)}{sure}"
+        least = min(fine, key=lambda row: (SIZE_GB.get(row), PPL_RATIO.get(row)))
+        sure = " (its interval reaches into the next verdict)" if VERDICT_OPEN.get(least) else ""
+        text = f"{least.label}: {_figures(least)}{sure}"
     elif group.quantized:
         bound = next(bound for bound, word in BOUNDS if word == _ACCEPTABLE[-1])
         text = f"none: no artifact that a runtime serves stays below a ratio of {bound}"
@@ -84,7 +82,7 @@ def _smallest(group: Group) -> Iterator[Sentence]:
 
 
 def _unclear(row: Row) -> str | None:
-    one = contender(row["key"], row["label"], row)
+    one = contender_of(row)
     return None if one is None else says_nothing(one)
 
 
@@ -111,11 +109,11 @@ def _mean_ratios(group: Group) -> list[tuple[str, float]]:
     logs: dict[str, dict[str, float]] = defaultdict(dict)
     preset = group.facts.get("preset")
     for row in group.rows:
-        ratio = row.get("ppl_ratio")
-        if row.get("reference") or row.get("preset") != preset:
+        ratio, measured = PPL_RATIO.get(row), row.measurement
+        if row.record.reference or measured is None or measured.preset != preset:
             continue
         if is_finite(ratio) and ratio > 0:
-            logs[str(row["corpus"])][str(row["key"])] = math.log(ratio)
+            logs[measured.corpus][row.key] = math.log(ratio)
     shared = set.intersection(*(set(found) for found in logs.values())) if logs else set()
     if not shared:
         return []
@@ -127,20 +125,20 @@ def _mean_ratios(group: Group) -> list[tuple[str, float]]:
 
 
 def _figures(row: Row) -> str:
-    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
-    ratio = f"perplexity ratio {cells.ratio(row['ppl_ratio'])}" + (f" ({span})" if span else "")
-    return f"{ratio}, {cells.gigabytes(row.get('size_gb'))} GB, verdict {verdict_of(row)}"
+    ratio, size, verdict = (column.cell(row) for column in (PPL_RATIO, SIZE_GB, VERDICT))
+    return f"perplexity ratio {ratio}, {size} GB, verdict {verdict}"
 
 
 def _share(group: Group, row: Row) -> str:
     whole = next(
         (
-            r.get("size_gb")
+            SIZE_GB.get(r)
             for r in group.primary_rows
-            if r.get("reference") and r["model"] == row["model"]
+            if r.record.reference and r.record.model == row.record.model
         ),
         None,
     )
-    if not is_finite(whole) or not is_finite(row.get("size_gb")) or not whole:
+    size = SIZE_GB.get(row)
+    if not is_finite(whole) or not is_finite(size) or not whole:
         return ""
-    return f", {100 * row['size_gb'] / whole:.0f} % of the reference's size"
+    return f", {100 * size / whole:.0f} % of the reference's size"

@@ -4,43 +4,37 @@ from collections.abc import Iterator
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.data import Group, is_finite
-from qsweep.results.html.front import front
+from qsweep.results.columns.table import RETENTION
+from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel
-from qsweep.results.html.theme import palette
-from qsweep.results.record import Record
+from qsweep.results.html.theme import colour_by
+from qsweep.results.record import CapabilityResult, Record
 
 # More than these cannot be told apart.
 _TRIALS = 6
 
 
-def retentions(record: Record) -> dict[str, dict[str, Any]]:
-    """By capability: ``retention`` (1: all that the reference had above chance) and its ends."""
-    found = record.get("capabilities")
-    if not isinstance(found, dict):
-        return {}
-    return {
-        str(name): values
-        for name, values in found.items()
-        if isinstance(values, dict) and is_finite(values.get("retention"))
-    }
+def retentions(record: Record) -> dict[str, CapabilityResult]:
+    """What was kept (1: all that the reference had above chance), by capability."""
+    found = record.capabilities or {}
+    return {name: kept for name, kept in found.items() if is_finite(RETENTION.get(kept))}
 
 
 def points(group: Group) -> list[dict[str, Any]]:
     """One entry per quantized trial and capability."""
-    labels = {str(row["key"]): row for row in group.quantized}
+    rows = {row.key: row for row in group.quantized}
     return [
         {
-            "label": labels[record["key"]]["label"],
-            "series": labels[record["key"]]["series"],
+            "label": rows[record.key].label,
+            "series": rows[record.key].series,
             "capability": name,
-            "retention": values["retention"],
-            "low": values.get("retention_low"),
-            "high": values.get("retention_high"),
+            "retention": kept.retention,
+            "low": kept.retention_low,
+            "high": kept.retention_high,
         }
         for record in group.records
-        if record["key"] in labels
-        for name, values in retentions(record).items()
+        if record.key in rows
+        for name, kept in retentions(record).items()
     ]
 
 
@@ -67,7 +61,7 @@ def panel(group: Group) -> Panel | None:
     found = points(group)
     if not found:
         return None
-    labels = list(dict.fromkeys(row["label"] for row in front(group.quantized)[::-1]))
+    labels = list(dict.fromkeys(row.label for row in front(group.quantized)[::-1]))
     labels += [p["label"] for p in found if p["label"] not in labels]
     measured = {p["label"] for p in found}
     chosen = [label for label in dict.fromkeys(labels) if label in measured][:_TRIALS]
@@ -77,12 +71,7 @@ def panel(group: Group) -> Panel | None:
         p["high"] = p["high"] if is_finite(p["high"]) else p["retention"]
     count = len(measured)
     cut = f" {len(chosen)} of {count} trials." if count > len(chosen) else ""
-    colour = {
-        "field": "label",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": chosen, "range": palette(len(chosen))},
-    }
+    colour = colour_by("label", chosen)
     offset = {"yOffset": {"field": "label", "type": "nominal", "scale": {"domain": chosen}}}
     x = {
         "type": "quantitative",

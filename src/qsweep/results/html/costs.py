@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.data import Group, is_finite
-from qsweep.results.html.front import front
+from qsweep.results.columns.table import DECODE_TPS, EVALUATE_S, PEAK_MEMORY_GB, QUANTIZE_S
+from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import (
     MANY,
     Panel,
@@ -23,22 +23,22 @@ from qsweep.results.html.panel import (
     series_encoding,
     tooltip,
 )
-from qsweep.results.html.theme import palette
+from qsweep.results.html.theme import colour_by
 
 _LAYER_TRIALS = 6
 
 
 def speed(group: Group) -> Panel | None:
     """Quality against decoding speed, where it was measured."""
-    rows = [row for row in group.quantized if is_finite(row.get("decode_tps"))]
+    rows = [row for row in group.quantized if is_finite(DECODE_TPS.get(row))]
     if not rows:
         return None
-    points = [{**point(row), "speed": row["decode_tps"]} for row in rows]
+    points = [{**point(row), "speed": DECODE_TPS.get(row)} for row in rows]
     reference = next(
         (
-            r["decode_tps"]
+            DECODE_TPS.get(r)
             for r in group.primary_rows
-            if r.get("reference") and is_finite(r.get("decode_tps"))
+            if r.record.reference and is_finite(DECODE_TPS.get(r))
         ),
         None,
     )
@@ -81,8 +81,8 @@ def speed(group: Group) -> Panel | None:
         title="Quality against speed",
         note=" ".join([*words, *broken(points, domain)]),
         alt="; ".join(
-            f"{row['label']}: {cells.significant(row['decode_tps'], 3)} tokens per second"
-            for row in sorted(rows, key=lambda r: -r["decode_tps"])[:12]
+            f"{row.label}: {DECODE_TPS.cell(row)} tokens per second"
+            for row in sorted(rows, key=lambda r: -DECODE_TPS.get(r))[:12]
         ),
         spec={
             "height": 300,
@@ -99,21 +99,20 @@ def time_and_memory(group: Group) -> Panel | None:
     rows = [
         row
         for row in group.quantized
-        if is_finite(row.get("quantize_s")) and is_finite(row.get("peak_memory_gb"))
+        if is_finite(QUANTIZE_S.get(row)) and is_finite(PEAK_MEMORY_GB.get(row))
     ]
     if not rows:
         return None
     points = [
         {
             **point(row),
-            "seconds": max(row["quantize_s"], 0.01),
-            "memory": row["peak_memory_gb"],
-            "took": f"{cells.seconds(row['quantize_s'])} to quantize, "
-            f"{cells.seconds(row.get('evaluate_s'))} to measure",
+            "seconds": max(QUANTIZE_S.get(row), 0.01),
+            "memory": PEAK_MEMORY_GB.get(row),
+            "took": f"{QUANTIZE_S.cell(row)} to quantize, {EVALUATE_S.cell(row)} to measure",
         }
         for row in rows
     ]
-    where = "GPU" if any(str(row.get("device")).startswith("cuda") for row in rows) else "host"
+    where = "GPU" if any((row.record.device or "").startswith("cuda") for row in rows) else "host"
     return Panel(
         id="costs",
         title="Time and memory",
@@ -157,13 +156,12 @@ def time_and_memory(group: Group) -> Panel | None:
 def layer_loss(group: Group) -> Panel | None:
     """Loss by decoder layer, where the quantizer recorded it."""
     backends: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
-    records = {record["key"]: record for record in group.records}
     ranked = [*front(group.quantized)[::-1], *group.quantized]
     for row in ranked:
-        details = (records[row["key"]].get("artifact") or {}).get("details") or {}
+        details = row.record.details
         loss = details.get("loss") or details.get("layer_loss")
         if isinstance(loss, Mapping):
-            backends[str(row["backend"])].setdefault(row["label"], loss)
+            backends[row.record.backend].setdefault(row.label, loss)
     if not backends:
         return None
     # Backends define their loss differently: only one kind on an axis.
@@ -211,12 +209,7 @@ def layer_loss(group: Group) -> Panel | None:
                     "axis": {"format": "~g", "tickCount": 5},
                     "title": "loss, log scale",
                 },
-                "color": {
-                    "field": "label",
-                    "type": "nominal",
-                    "title": None,
-                    "scale": {"domain": names, "range": palette(len(names))},
-                },
+                "color": colour_by("label", names),
                 "tooltip": [
                     {"field": "label", "title": "trial"},
                     {"field": "layer", "title": "layer"},

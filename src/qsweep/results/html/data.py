@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from qsweep.evaluate.verdicts import judged
+from qsweep.results.columns.column import Column
+from qsweep.results.columns.table import PPL, PPL_RATIO, SIZE_GB
 from qsweep.results.comparable import IDENTITY, apart, measured_by
+from qsweep.results.front import pareto_front
 from qsweep.results.labels import labelled, numbered, told_apart
 from qsweep.results.model_names import models_apart
-from qsweep.results.record import Record
-from qsweep.results.record_file import is_measurement, is_record, with_preset_names_now
-from qsweep.results.rows import Row, primary, rows
+from qsweep.results.record import Record, Row
+from qsweep.results.rows import rows
 
-_TEXTS = ("name", "model", "method", "backend")
 # A trial that failed or was skipped has no measurement; it belongs to no group.
 _NOTHING: tuple[Any, ...] = ()
 
@@ -44,17 +44,25 @@ class Group:
     def rows(self) -> list[Row]:
         """A row per trial, corpus and preset, best quality per GB first."""
         several = len(self.models) > 1
-        methods = {(r["method"], r["backend"]) for r in self.records}
+        methods = {(r.method, r.backend) for r in self.records}
         twice = {m for m, b in methods if sum(m == other for other, _ in methods) > 1}
-        found = []
-        for row in rows(self.records):
-            method = str(row["method"])
-            series = f"{method} ({row['backend']})" if method in twice else method
-            series = "reference" if row.get("reference") else series
-            name = str(row["name"])
-            label = name if several else name.removeprefix(f"{row['model']} ")
-            found.append({**row, "label": label, "series": series})
-        return _told_apart(found, {str(r["key"]): r for r in self.records})
+        found, names = rows(self.records), []
+        for row in found:
+            record = row.record
+            series = (
+                f"{record.method} ({record.backend})" if record.method in twice else record.method
+            )
+            series = "reference" if record.reference else series
+            label = record.name if several else record.name.removeprefix(f"{record.model} ")
+            names.append((label, series))
+        labels = _told_apart(
+            {row.key: label for row, (label, _) in zip(found, names, strict=True)},
+            {r.key: r for r in self.records},
+        )
+        return [
+            replace(row, label=labels[row.key], series=series)
+            for row, (_, series) in zip(found, names, strict=True)
+        ]
 
     @cached_property
     def primary_rows(self) -> list[Row]:
@@ -65,9 +73,10 @@ class Group:
         return [
             row
             for row in self.rows
-            if row.get("primary")
-            and is_finite(row.get("ppl"))
-            and (row.get("reference") or not row.get("implied"))
+            if row.measurement is not None
+            and row.measurement.primary
+            and is_finite(PPL.get(row))
+            and (row.record.reference or not row.record.implied)
         ]
 
     @cached_property
@@ -79,33 +88,31 @@ class Group:
         return [
             row
             for row in self.primary_rows
-            if not row.get("reference")
-            and not row.get("no_verdict")
-            and is_finite(row.get("ppl_ratio"))
+            if not row.record.reference and not row.no_verdict and is_finite(PPL_RATIO.get(row))
         ]
 
     @cached_property
     def no_verdicts(self) -> list[str]:
         """Why models have no verdict, a line for each that has none."""
-        found = [(row["model"], row["no_verdict"]) for row in self.primary_rows]
+        found = [(row.record.model, row.no_verdict) for row in self.primary_rows]
         return [f"{model}: {why}" for model, why in dict.fromkeys(found) if why]
 
     @cached_property
     def named(self) -> list[Record]:
         """The records, called as their rows are."""
-        labels = {str(row["key"]): row["label"] for row in self.rows}
-        return [{**record, "name": labels[str(record["key"])]} for record in self.records]
+        labels = {row.key: row.label for row in self.rows}
+        return [replace(record, name=labels[record.key]) for record in self.records]
 
     @property
     def models(self) -> list[str]:
         """The models in it."""
-        return sorted({str(record["model"]) for record in self.records})
+        return sorted({record.model for record in self.records})
 
     @property
     def corpus(self) -> str:
         """What the verdicts rest on."""
-        measurement = primary(self.records[0])
-        return str(measurement["corpus"]) if measurement else ""
+        measurement = self.records[0].primary
+        return measurement.corpus if measurement else ""
 
     @property
     def title(self) -> str:
@@ -122,14 +129,18 @@ def merge(sweeps: Iterable[SweepData]) -> list[Record]:
     found: dict[str, Record] = {}
     for sweep in sweeps:
         for record in sweep.records:
-            if (earlier := found.get(record["key"])) is None:
-                found[record["key"]] = {**record, "sweep": sweep.name}
-            else:
-                if sweep.name not in earlier["sweep"].split(", "):
-                    earlier["sweep"] += f", {sweep.name}"
+            earlier = found.get(record.key)
+            if earlier is None:
+                found[record.key] = replace(record, sweep=sweep.name)
+                continue
+            names = (earlier.sweep or "").split(", ")
+            found[record.key] = replace(
+                earlier,
+                sweep=", ".join(dict.fromkeys([*names, sweep.name])),
                 # Asked for once is asked for.
-                earlier["implied"] = bool(earlier.get("implied") and record.get("implied"))
-    return [judged(record) for record in models_apart(list(found.values()))]
+                implied=bool(earlier.implied and record.implied),
+            )
+    return models_apart(list(found.values()))
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
@@ -149,16 +160,15 @@ def groups(records: Iterable[Record]) -> list[Group]:
 def _named_apart(same: Sequence[Group]) -> Sequence[Group]:
     if len(same) == 1:
         return same
-    words = apart([primary(group.records[0]) or {} for group in same])
+    words = apart([m for group in same if (m := group.records[0].primary)])
     return [replace(group, apart=word) for group, word in zip(same, words, strict=True)]
 
 
 def identity(record: Record) -> tuple[Any, ...]:
     """What a trial's figures may be compared by; empty for a trial without figures."""
-    measurement = primary(record)
-    if record["status"] != "finished" or measurement is None:
+    if not record.finished or record.primary is None:
         return _NOTHING
-    return measured_by(measurement)
+    return measured_by(record.primary)
 
 
 def why_apart(first: Group, second: Group) -> str:
@@ -182,52 +192,30 @@ def why_apart(first: Group, second: Group) -> str:
     return "; ".join(reasons) or "their measurements differ"
 
 
-def normalised(content: Any) -> Record | None:
-    """A record with every field that a page reads, None for what is no record at all.
-
-    Older versions wrote fewer fields, and a file may hold anything.
-    """
-    if not is_record(content):
-        return None
-    record = with_preset_names_now(content)
-    for name in _TEXTS:
-        record[name] = str(record.get(name) or "unknown")
-    for name in ("artifact", "speed"):
-        record.setdefault(name, None)
-    for name in ("options", "environment", "config"):
-        record[name] = record.get(name) or {}
-    record["measurements"] = [
-        {**m, "facts": m.get("facts") or {}}
-        for m in filter(is_measurement, record.get("measurements") or [])
-    ]
-    if record["measurements"] and not any(m.get("primary") for m in record["measurements"]):
-        record["measurements"][0]["primary"] = True
-    return record
-
-
 def is_finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be drawn."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def varied(rows_: Sequence[Row], name: str) -> list[Any]:
+def front(rows_: Iterable[Row], loss: Column = PPL_RATIO) -> list[Row]:
+    """The Pareto front of size and loss, smallest first."""
+
+    def point(row: Row) -> tuple[float, float] | None:
+        size, value = SIZE_GB.get(row), loss.get(row)
+        return (size, value) if is_finite(size) and is_finite(value) else None
+
+    return pareto_front(rows_, point)
+
+
+def varied(rows_: Sequence[Row], column: Column) -> list[Any]:
     """The values of an option that occur in rows, numbers in their order; empty if it is one."""
-    values = {row.get(name) for row in rows_} - {None}
+    values = {column.get(row) for row in rows_} - {None}
     if len(values) < 2:
         return []
     return sorted(values, key=lambda v: (isinstance(v, str), v if is_finite(v) else 0, str(v)))
 
 
-def _told_apart(found: list[Row], records: dict[str, Record]) -> list[Row]:
+def _told_apart(labels: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
     # By what else they differ in, and only where that is nothing, by the sweep.
-    labels = labelled({str(row["key"]): row["label"] for row in found}, records)
-    labels = told_apart(labels, records, lambda record: {"sweep": record.get("sweep")})
-    labels = numbered(labels)
-    return [{**row, "label": labels[str(row["key"])]} for row in found]
-
-
-def verdict_of(row: Row) -> str:
-    """The verdict, with a question mark where its interval straddles a bound."""
-    if row.get("no_verdict"):
-        return "no verdict"
-    return f"{row.get('verdict') or 'finished'}{'?' if row.get('verdict_open') else ''}"
+    labels = labelled(labels, records)
+    return numbered(told_apart(labels, records, lambda record: {"sweep": record.sweep}))

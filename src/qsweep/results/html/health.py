@@ -1,7 +1,7 @@
 """Whether the figures can be trusted, and how to get them again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from qsweep.results import own_run
 from qsweep.results.checks import check
 from qsweep.results.html.data import Group, SweepData
 from qsweep.results.labels import named_apart
-from qsweep.results.record import Record
-from qsweep.results.rows import counts, noise_floors, ranked, windows_cut
+from qsweep.results.record import Measurement, Record
+from qsweep.results.rows import counts, noise_floors, ranked
 
 # More lines than this are counted, not listed.
 _MOST = 100
@@ -43,14 +43,14 @@ def health(
 ) -> Health:
     """Noise floors, violations, failures, protocol, environments, commands."""
     checks = [line for group in groups for line in check(group.named)]
-    unfinished = [r for r in ranked(named_apart(records)) if r["status"] != "finished"]
+    unfinished = [r for r in ranked(named_apart(records)) if not r.finished]
     return Health(
         counts={status: count for status, count in counts(records).items() if count},
         warnings=[*_warnings(sweeps, groups)],
         checks=checks[:_MOST],
         floors=_floors(groups),
         unfinished=[
-            (r["status"], r["name"], cells.one_line(r.get("reason") or "no reason recorded"))
+            (r.status, r.name, cells.one_line(r.reason or "no reason recorded"))
             for r in unfinished[:_MOST]
         ],
         own_run=own_run.lines(named_apart(records))[:_MOST],
@@ -66,7 +66,7 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
     for sweep in sweeps:
         if not sweep.records:
             lines.append(f"{sweep.name}: no trial has been recorded")
-        elif not any(record["status"] == "finished" for record in sweep.records):
+        elif not any(record.finished for record in sweep.records):
             lines.append(f"{sweep.name}: no trial finished")
     for group in groups:
         version = group.facts.get("protocol")
@@ -75,12 +75,14 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
                 f"{group.title}: measured by protocol {_known(version)}, this version's is "
                 f"{PROTOCOL_VERSION}: run the sweep again before comparing it with new ones"
             )
-        facts = _facts(group)
-        changed = {k: v for k, v in _overrides(facts).items() if k != "max_windows"}
+        measurement = _measurement(group)
+        if measurement is None:
+            continue
+        changed = {k: v for k, v in measurement.overrides.items() if k != "max_windows"}
         if changed:
             said = ", ".join(f"{name} {value}" for name, value in changed.items())
             lines.append(f"{group.title}: measured with {said}, which is not the preset's own")
-        if windows_cut({"facts": facts}):
+        if measurement.windows_cut:
             lines.append(
                 f"{group.title}: a quick look at {group.facts.get('windows')} windows, not the "
                 "preset's full measurement: intervals are wide"
@@ -92,16 +94,8 @@ def _known(version: Any) -> str:
     return "unknown" if version is None else str(version)
 
 
-def _overrides(facts: dict[str, Any]) -> dict[str, Any]:
-    overrides = facts.get("overrides")
-    return overrides if isinstance(overrides, dict) else {}
-
-
-def _facts(group: Group) -> dict[str, Any]:
-    from qsweep.results.rows import primary
-
-    measurement = primary(group.records[0])
-    return dict(measurement["facts"]) if measurement else {}
+def _measurement(group: Group) -> Measurement | None:
+    return group.records[0].primary
 
 
 def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -114,16 +108,18 @@ def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _protocol(group: Group) -> list[tuple[str, str]]:
-    facts = {**_facts(group), "preset": group.facts.get("preset")}
+    measurement = _measurement(group)
+    told = measurement.facts if measurement else {}
+    facts = {**told, "preset": group.facts.get("preset")}
     return [(n.replace("_", " "), str(facts[n])) for n in _PROTOCOL if facts.get(n) is not None]
 
 
 def _environments(records: Sequence[Record]) -> list[tuple[int, list[tuple[str, str]]]]:
-    found = Counter(tuple(_environment(r["environment"])) for r in records if r["environment"])
+    found = Counter(tuple(_environment(r.environment)) for r in records if r.environment)
     return [(count, list(facts)) for facts, count in found.most_common(10)]
 
 
-def _environment(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpus = facts.get("gpus") or []
     commit = str(facts.get("git_commit") or "")[:12]
     packages = facts.get("packages") or {}

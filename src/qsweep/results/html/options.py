@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qsweep.base import numbers as cells
+from qsweep.results.columns.table import BITS, DECODE_TPS, DESC_ACT, GROUP_SIZE, PPL_RATIO
 from qsweep.results.html.data import Group, is_finite, varied
 from qsweep.results.html.panel import (
     Panel,
@@ -19,8 +20,8 @@ from qsweep.results.html.panel import (
     series_encoding,
     tooltip,
 )
-from qsweep.results.html.theme import palette
-from qsweep.results.rows import Row
+from qsweep.results.html.theme import colour_by
+from qsweep.results.record import Record, Row
 
 # More lines than this in one picture cannot be followed.
 _LINES = 8
@@ -31,10 +32,10 @@ _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 6])
 
 def bits(group: Group) -> Panel | None:
     """Quality by bits: the best setting of each method as a line, the others as faint points."""
-    rows = [row for row in group.quantized if is_finite(row.get("bits"))]
-    if not varied(rows, "bits"):
+    rows = [row for row in group.quantized if is_finite(BITS.get(row))]
+    if not varied(rows, BITS):
         return None
-    points = [{**point(row), "bits": row["bits"]} for row in rows]
+    points = [{**point(row), "bits": BITS.get(row)} for row in rows]
     best = _best(points, ("series", "bits"))
     for p in points:
         p["best"] = best[p["series"], p["bits"]] is p
@@ -57,11 +58,11 @@ def bits(group: Group) -> Panel | None:
 
 def group_size(group: Group) -> Panel | None:
     """Quality by group size, a line per method and width."""
-    rows = [row for row in group.quantized if row.get("group_size") is not None]
-    if not varied(rows, "group_size"):
+    rows = [row for row in group.quantized if GROUP_SIZE.get(row) is not None]
+    if not varied(rows, GROUP_SIZE):
         return None
     points = [
-        {**point(row), "group": row["group_size"], "width": f"{row.get('bits')}-bit"}
+        {**point(row), "group": GROUP_SIZE.get(row), "width": f"{BITS.get(row)}-bit"}
         for row in rows
     ]
     best = _best(points, ("series", "width", "group"))
@@ -96,21 +97,20 @@ def group_size(group: Group) -> Panel | None:
 def desc_act(group: Group) -> Panel | None:
     """What the order of columns costs and brings: quality against speed, pair by pair."""
     pairs: dict[str, dict[bool, Row]] = defaultdict(dict)
-    records = {record["key"]: record for record in group.records}
     for row in group.quantized:
-        if isinstance(row.get("desc_act"), bool):
-            pairs[_apart_from_order(records[row["key"]])][row["desc_act"]] = row
+        if isinstance(order := DESC_ACT.get(row), bool):
+            pairs[_apart_from_order(row.record)][order] = row
     whole = [pair for pair in pairs.values() if len(pair) == 2]
     if not whole:
         return None
-    whole.sort(key=lambda pair: str(pair[False]["label"]))
-    timed = all(is_finite(row.get("decode_tps")) for pair in whole for row in pair.values())
+    whole.sort(key=lambda pair: pair[False].label)
+    timed = all(is_finite(DECODE_TPS.get(row)) for pair in whole for row in pair.values())
     points = [
         {
             **point(row),
-            "pair": pair[False]["label"],
+            "pair": pair[False].label,
             "order": "desc_act" if order else "in order",
-            "speed": row.get("decode_tps"),
+            "speed": DECODE_TPS.get(row),
         }
         for pair in whole[:_LINES]
         for order, row in sorted(pair.items())
@@ -134,8 +134,8 @@ def desc_act(group: Group) -> Panel | None:
         title="Order of columns (desc_act)",
         note=note + " Bars: 95 % intervals." + cut,
         alt="; ".join(
-            f"{pair[False]['label']}: {cells.ratio(pair[False]['ppl_ratio'])} in order, "
-            f"{cells.ratio(pair[True]['ppl_ratio'])} with desc_act"
+            f"{pair[False].label}: {cells.ratio(PPL_RATIO.get(pair[False]))} in order, "
+            f"{cells.ratio(PPL_RATIO.get(pair[True]))} with desc_act"
             for pair in whole[:_LINES]
         ),
         spec=_pairs(points, x),
@@ -220,14 +220,7 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
     domain = ratio_domain(points, clip=False)
     y = {"field": "y", "type": "quantitative"}
     names = sorted({p["pair"] for p in points})
-    colour = {
-        "color": {
-            "field": "pair",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": names, "range": palette(len(names))},
-        }
-    }
+    colour = {"color": colour_by("pair", names)}
     # Below: beside the pairs' legend there is no room for it.
     key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)", "orient": "bottom"}
     shape = {"shape": {"field": "order", "type": "nominal", "title": None, "legend": key}}
@@ -251,11 +244,11 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
     }
 
 
-def _apart_from_order(record: dict[str, Any]) -> str:
+def _apart_from_order(record: Record) -> str:
     # desc_act switches group-aware reordering off, so the two always differ together.
-    alike = {k: v for k, v in record["options"].items() if k not in ("desc_act", "act_group_aware")}
+    alike = {k: v for k, v in record.options.items() if k not in ("desc_act", "act_group_aware")}
     return repr(
-        [record["model"], record["method"], record["backend"], record.get("calibration"),
+        [record.model, record.method, record.backend, record.calibration,
          sorted(alike.items(), key=str)]
     )  # fmt: skip
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.answer import can_ship
-from qsweep.results.html.data import Group, is_finite, verdict_of
-from qsweep.results.html.front import front
+from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT
+from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import (
     MANY,
     Panel,
@@ -21,7 +20,7 @@ from qsweep.results.html.panel import (
     series_encoding,
     tooltip,
 )
-from qsweep.results.rows import Row
+from qsweep.results.record import Row
 
 # Sizes that differ by more than this need a logarithmic axis.
 _LOG_SIZES = 20
@@ -38,26 +37,24 @@ def quality_against_size(group: Group) -> Panel | None:
     shown = [
         row
         for row in group.primary_rows
-        if is_finite(row.get("size_gb"))
-        and is_finite(row.get("ppl_ratio"))
-        and not row.get("no_verdict")
+        if is_finite(SIZE_GB.get(row)) and is_finite(PPL_RATIO.get(row)) and not row.no_verdict
     ]
-    quantized = [row for row in shown if not row.get("reference")]
+    quantized = [row for row in shown if not row.record.reference]
     if not quantized:
         return None
     best = front(quantized)
-    unit, per_gb = size_unit(max(row["size_gb"] for row in shown))
-    places = {row["key"]: number for number, row in enumerate(best, 1)}
+    unit, per_gb = size_unit(max(map(SIZE_GB.get, shown)))
+    places = {row.key: number for number, row in enumerate(best, 1)}
     points: list[dict[str, Any]] = [
         {
             **point(row),
-            "size": row["size_gb"] * per_gb,
-            "front": row["key"] in places,
-            "reference": bool(row.get("reference")),
+            "size": SIZE_GB.get(row) * per_gb,
+            "front": row.key in places,
+            "reference": row.record.reference,
         }
         for row in shown
     ]
-    numbers = [places.get(row["key"]) for row in shown]
+    numbers = [places.get(row.key) for row in shown]
     domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
     close = _close_up(points)
     many = len(points) > MANY
@@ -82,7 +79,7 @@ def quality_against_size(group: Group) -> Panel | None:
         alt=(
             f"Scatter plot of {len(quantized)} quantized models: size in {unit} against perplexity "
             f"ratio. On the Pareto front, from the smallest: "
-            + "; ".join(f"{r['label']} {cells.ratio(r['ppl_ratio'])}" for r in best[:12])
+            + "; ".join(f"{r.label} {cells.ratio(PPL_RATIO.get(r))}" for r in best[:12])
         ),
         spec=_spec(points, numbered, domain, axis, many=many),
         headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),
@@ -97,15 +94,12 @@ def size_unit(largest_gb: float) -> tuple[str, float]:
 
 
 def _line(number: int, row: Row) -> list[str]:
-    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
-    served = str(row.get("runtimes") or "").replace(" ", ", ")
+    served = ", ".join(row.record.runtimes)
     return [
         str(number),
-        row["label"],
-        cells.gigabytes(row["size_gb"]),
-        cells.ratio(row["ppl_ratio"]) + (f" ({span})" if span else ""),
-        verdict_of(row),
-        served if can_ship(row) else f"{served or 'nothing'} (no serving runtime)",
+        row.label,
+        *(column.cell(row) for column in (SIZE_GB, PPL_RATIO, VERDICT)),
+        served if row.record.can_serve else f"{served or 'nothing'} (no serving runtime)",
     ]
 
 

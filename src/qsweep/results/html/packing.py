@@ -7,7 +7,7 @@ setting and figures) stands in one common table, and points refer to it by numbe
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.results.html.panel import SHARED, Spec, tidy
+from qsweep.results.html.panel import Spec, shared_fields, tidy
 
 # Shorter lists are left as they are: nothing would be gained.
 _FEW = 50
@@ -18,6 +18,7 @@ def packed(specs: Sequence[Spec]) -> dict[str, Any]:
     numbers: dict[str, int] = {}
     common: list[dict[str, Any]] = []
     made = []
+    shared = shared_fields()
     for spec in specs:
         values = spec.get("data", {}).get("values", [])
         if len(values) > _FEW and all("id" in value for value in values):
@@ -25,8 +26,8 @@ def packed(specs: Sequence[Spec]) -> dict[str, Any]:
             for value in values:
                 if value["id"] not in numbers:
                     numbers[value["id"]] = len(common)
-                    common.append({name: value[name] for name in SHARED})
-                own = {k: v for k, v in value.items() if k not in SHARED and k != "id"}
+                    common.append({name: value[name] for name in shared})
+                own = {k: v for k, v in value.items() if k not in shared and k != "id"}
                 points.append({"row": numbers[value["id"]], **own})
             spec = {**spec, "data": {"columns": columns(points)}}
         made.append(tidy(spec))

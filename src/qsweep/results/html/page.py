@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 from qsweep.base.version import __version__
 from qsweep.results import own_run
+from qsweep.results.columns.derived import OWN_RUN
+from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options
 from qsweep.results.html.answer import Sentence, answers, nothing
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_apart
@@ -62,7 +64,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
         apart=_apart(found),
         nothing="" if found else nothing(records),
         health=health(sweeps, records, found),
-        own_run=own_run,
+        own_run={"title": OWN_RUN, "note": own_run.NOTE, "headings": headings("own_run")},
         charts=json.dumps(packed(charts), allow_nan=False, ensure_ascii=False) if charts else "",
         config=config(),
         script=vega,

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.base import numbers as cells
-from qsweep.results.html.data import is_finite, verdict_of
+from qsweep.results.columns.column import TABLE, Column
+from qsweep.results.columns.table import PPL_RATIO, PPL_RATIO_HIGH, PPL_RATIO_LOW
+from qsweep.results.html.data import is_finite
 from qsweep.results.html.theme import BANDS, series_scales
-from qsweep.results.rows import Row
+from qsweep.results.record import Row
 
 Spec = dict[str, Any]
 
@@ -35,56 +37,33 @@ class Panel:
     wide: bool = False
 
 
-# What all charts say alike of a trial.
-SHARED = (
-    "label", "series", "ratio", "low", "high", "h_setting", "h_ratio", "h_ppl", "h_size", "h_kld",
-    "h_top1", "h_verdict",
-)  # fmt: skip
+def shared_fields() -> tuple[str, ...]:
+    """What all charts say alike of a trial."""
+    return ("label", "series", "ratio", "low", "high", *_hovers())
 
 
 def point(row: Row) -> dict[str, Any]:
-    """A row as a chart needs it, with the texts of its hover."""
-    low, high = row.get("ppl_ratio_low"), row.get("ppl_ratio_high")
+    """A row as a chart needs it, with the texts of its hover: those of the table's cells."""
     return {
-        "id": row["key"],
-        "label": row["label"],
-        "series": row["series"],
-        "ratio": row.get("ppl_ratio"),
-        "low": low,
-        "high": high,
-        **hover(row),
-    }
-
-
-def hover(row: Row) -> dict[str, str]:
-    """The full setting and its figures, as the table writes them."""
-    span = cells.interval(row.get("ppl_ratio_low"), row.get("ppl_ratio_high"))
-    bits = (f"calibrated on {row['calibration']}" if row.get("calibration") else "", row["backend"])
-    return {
-        "h_setting": ", ".join(str(part) for part in bits if part),
-        "h_ratio": cells.ratio(row.get("ppl_ratio")) + (f" ({span})" if span else ""),
-        "h_ppl": cells.with_error(row.get("ppl"), row.get("ppl_stderr")),
-        "h_size": f"{cells.gigabytes(row.get('size_gb'))} GB, {cells.fixed(row.get('bpw'), 2)} bpw"
-        + (f", {row['kept_layers']} layers in 16 bits" if row.get("kept_layers") else ""),
-        "h_kld": cells.with_error(row.get("kld"), row.get("kld_stderr")),
-        "h_top1": cells.percent(row.get("top1_agreement")),
-        "h_verdict": "reference" if row.get("reference") else verdict_of(row),
+        "id": row.key,
+        "label": row.label,
+        "series": row.series,
+        "ratio": PPL_RATIO.get(row),
+        "low": PPL_RATIO_LOW.get(row),
+        "high": PPL_RATIO_HIGH.get(row),
+        **{name: column.cell(row) for name, column in _hovers().items()},
     }
 
 
 def tooltip() -> list[Spec]:
     """The hover of :func:`point`."""
-    shown = {
-        "label": "trial",
-        "h_setting": "made by",
-        "h_verdict": "verdict",
-        "h_ratio": "ratio (95 %)",
-        "h_ppl": "perplexity",
-        "h_size": "size",
-        "h_kld": "KLD, nats",
-        "h_top1": "top-1 agreement",
-    }
+    shown = {"label": "trial", **{name: c.hover[0] for name, c in _hovers().items() if c.hover}}
     return [{"field": name, "type": "nominal", "title": title} for name, title in shown.items()]
+
+
+def _hovers() -> dict[str, Column]:
+    found = sorted((column.hover[1], n) for n, column in enumerate(TABLE) if column.hover)
+    return {f"h_{TABLE[n].name}": TABLE[n] for _, n in found}
 
 
 def series_encoding(names: Iterable[str], title: str = "method") -> Spec:

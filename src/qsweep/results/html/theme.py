@@ -5,6 +5,7 @@ what a colour says. A specification names colours as CSS variables (``var(--ink)
 replaces by those of its light or dark scheme, and :func:`resolved` by the light ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from qsweep.evaluate.verdicts import BEYOND, BOUNDS
@@ -65,6 +66,12 @@ def palette(count: int) -> list[str]:
     """Colours for lines that are no methods."""
     hues = ["--blue", "--orange", "--green", "--pink", "--sky", "--yellow", "--muted", "--ink"]
     return [f"var({hues[i % len(hues)]})" for i in range(count)]
+
+
+def colour_by(field: str, names: Sequence[str]) -> dict[str, Any]:
+    """The colour of a line or of points by what they are called, with a legend."""
+    scale = {"domain": list(names), "range": palette(len(names))}
+    return {"field": field, "type": "nominal", "title": None, "scale": scale}
 
 
 def config() -> dict[str, Any]:

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base import numbers as cells
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.manifest import MANIFEST, open_entry
-from qsweep.results.html.data import Group, is_finite
-from qsweep.results.html.front import front
+from qsweep.results.columns.table import KLD, KLD_MEDIAN, KLD_P99, PPL_RATIO
+from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
-from qsweep.results.html.theme import palette
-from qsweep.results.record import Record
-from qsweep.results.rows import Row, primary
+from qsweep.results.html.theme import colour_by
+from qsweep.results.record import Measurement, Record, Row
 
 if TYPE_CHECKING:
     import numpy as np
 
 # A measurement's per-token arrays, None where they are not kept any more.
-FindArrays = Callable[[Record, dict[str, Any]], Path | None]
+FindArrays = Callable[[Record, Measurement], Path | None]
 
 # Arrays are large (3 MB per 335k tokens), and more curves than this cannot be told apart.
 _TRIALS = 6
@@ -30,9 +29,9 @@ _LEAST = 1e-6
 _EDGE = 1e-5
 
 
-def stored_arrays(record: Record, measurement: dict[str, Any]) -> Path | None:
+def stored_arrays(record: Record, measurement: Measurement) -> Path | None:
     """The arrays where the store keeps them, if they are what was measured."""
-    if not (folder := measurement.get("file")):
+    if not (folder := measurement.file):
         return None
     path = Path(folder) / "arrays.safetensors"
     if (path.parent / MANIFEST).exists():
@@ -45,21 +44,19 @@ def stored_arrays(record: Record, measurement: dict[str, Any]) -> Path | None:
 
 def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[Panel]:
     """Two panels: the distribution of KLD over tokens, and its size by confidence."""
-    records = {record["key"]: record for record in group.records}
     found: list[tuple[Row, np.ndarray, np.ndarray]] = []
     for row in _candidates(group.quantized):
         if len(found) == _TRIALS:
             break
-        record = records[row["key"]]
-        measurement = primary(record)
-        path = find(record, measurement) if measurement else None
+        measurement = row.record.primary
+        path = find(row.record, measurement) if measurement else None
         if path is not None and (arrays := _read(path)) is not None:
             found.append((row, *arrays))
     if not found:
         return _gone(group)
-    names = [row["label"] for row, *_ in found]
-    shares = [s for row, kld, _ in found for s in _shares(row["label"], kld)]
-    quantiles = [q for row, kld, sure in found for q in _by_confidence(row["label"], kld, sure)]
+    names = [row.label for row, *_ in found]
+    shares = [s for row, kld, _ in found for s in _shares(row.label, kld)]
+    quantiles = [q for row, kld, sure in found for q in _by_confidence(row.label, kld, sure)]
     few = "" if len(group.quantized) <= len(found) else f", {len(names)} trials of the sweep"
     return [_distribution(found, shares, names, few), *_confidences(quantiles, names)]
 
@@ -81,8 +78,8 @@ def _distribution(
         title="Divergence by token",
         note=f"How many tokens diverge by more than x{few}: an average hides the tail.",
         alt="; ".join(
-            f"{row['label']}: median {cells.divergence(row.get('kld_median'))}, "
-            f"99th percentile {cells.divergence(row.get('kld_p99'))} nats"
+            f"{row.label}: median {cells.divergence(KLD_MEDIAN.get(row))}, "
+            f"99th percentile {cells.divergence(KLD_P99.get(row))} nats"
             for row, *_ in found
         ),
         spec=_tail(shares, names),
@@ -110,7 +107,7 @@ def _confidences(quantiles: list[dict[str, Any]], names: list[str]) -> list[Pane
 
 
 def _gone(group: Group) -> list[Panel]:
-    if not any(is_finite(row.get("kld")) for row in group.quantized):
+    if not any(is_finite(KLD.get(row)) for row in group.quantized):
         return []
     return [
         Panel(
@@ -127,9 +124,9 @@ def _candidates(rows: Sequence[Row]) -> list[Row]:
     # arrays are gone. Each costs a look at the disk, or a download.
     best = front(rows)
     step = max(1, -(-len(best) // _TRIALS))
-    ranked = sorted(rows, key=lambda row: row["ppl_ratio"])
-    by_method = {row["series"]: row for row in reversed(ranked)}
-    chosen = {row["key"]: row for row in (*best[::-1][::step], *by_method.values(), *ranked)}
+    ranked = sorted(rows, key=PPL_RATIO.get)
+    by_method = {row.series: row for row in reversed(ranked)}
+    chosen = {row.key: row for row in (*best[::-1][::step], *by_method.values(), *ranked)}
     return list(chosen.values())[: 3 * _TRIALS]
 
 
@@ -171,15 +168,6 @@ def _by_confidence(label: str, kld: "np.ndarray", sure: "np.ndarray") -> list[di
     return made
 
 
-def _colour(names: list[str]) -> Spec:
-    return {
-        "field": "label",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": names, "range": palette(len(names))},
-    }
-
-
 def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
     return {
         "height": 300,
@@ -204,7 +192,7 @@ def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
                 "axis": {"format": "~%", "values": decades(v["share"] for v in values)},
                 "title": "share of tokens beyond, log scale",
             },
-            "color": _colour(names),
+            "color": colour_by("label", names),
             "strokeDash": {"field": "label", "type": "nominal", "scale": {"domain": names}},
             "tooltip": [
                 {"field": "label", "title": "trial"},
@@ -233,7 +221,7 @@ def _confidence(values: list[dict[str, Any]], names: list[str]) -> Spec:
     return {
         "height": 300,
         "data": {"values": values},
-        "encoding": {"x": x, **offset, "color": _colour(names)},
+        "encoding": {"x": x, **offset, "color": colour_by("label", names)},
         "layer": [
             {
                 "mark": {"type": "rule", "strokeWidth": 2},

@@ -42,6 +42,17 @@ def svg(spec: Spec, width: int = 900) -> str:
     return str(vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE, config=_light_config()))
 
 
+def png(spec: Spec, width: int = 900) -> bytes:
+    """The same as pixels, for where a picture of vectors is not shown."""
+    import vl_convert
+
+    fixed = resolved(tidy(spec)) | {"background": LIGHT["--paper"]}
+    fixed |= {} if "vconcat" in fixed else {"width": width}
+    return bytes(
+        vl_convert.vegalite_to_png(fixed, vl_version=VEGA_LITE, config=_light_config(), scale=1.5)
+    )
+
+
 def _light_config() -> dict[str, Any]:
     return {k: v for k, v in resolved(config()).items() if k != "background"}
 

@@ -11,6 +11,7 @@ from typing import Any
 from qsweep.base.databases import is_database, sqlite_path
 from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
+from qsweep.results.record_file import record_of
 from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.connection import Connection
@@ -240,7 +241,7 @@ class Client(Connection):
         # Of a run without a seal: one that was left half-logged, or that an older version made.
         with contextlib.suppress(Exception), ScratchFolder() as folder:
             file = Path(self._mlflow.download_artifacts(run_id, "record.json", folder))
-            return fingerprint(json.loads(file.read_text(encoding="utf-8")))
+            return fingerprint(record_of(json.loads(file.read_text(encoding="utf-8"))))
         return None
 
     def _create(self, name: str, started_ms: int | None, tags: dict[str, str]) -> str:

@@ -12,20 +12,15 @@ from typing import Any
 from qsweep.base.names import file_word
 from qsweep.base.numbers import one_line
 from qsweep.base.schema import flat
-from qsweep.evaluate.verdicts import judged
 from qsweep.results.answers import answers, best_lines
+from qsweep.results.columns.column import TABLE
+from qsweep.results.columns.table import BITS, GROUP_SIZE, NO_VERDICT, PPL_RATIO, TYPE, VERDICT
+from qsweep.results.columns.views import figure, numbers_of
 from qsweep.results.labels import named_apart
 from qsweep.results.model_names import models_apart
-from qsweep.results.record import Record
-from qsweep.results.rows import (
-    OWN_RUN,
-    counts,
-    only_own_run,
-    primary,
-    primary_metric,
-    ranked,
-    total_seconds,
-)
+from qsweep.results.record import Record, Row
+from qsweep.results.record_file import content_of
+from qsweep.results.rows import counts, ranked
 
 # Older servers refuse longer ones.
 _LONGEST_PARAM, _LONGEST_TAG = 500, 5000
@@ -64,13 +59,12 @@ class Run:
 
 def trial_run(record: Record) -> Run:
     """A trial as a child run."""
-    record = judged(record)
     figures = dict(_figures(record))
     odd = {name: value for name, value in figures.items() if not math.isfinite(value)}
-    ended = milliseconds(record.get("ended"))
-    started = milliseconds(record.get("started"))
+    ended = milliseconds(record.ended)
+    started = milliseconds(record.started)
     if started is None and ended is not None:
-        spent = record.get("seconds") or total_seconds(record) or 0
+        spent = record.seconds or record.total_seconds or 0
         started = ended - round(1000 * spent)
     tags = {
         **_trial_tags(record),
@@ -78,8 +72,8 @@ def trial_run(record: Record) -> Run:
         "nonfinite_metrics": ", ".join(f"{name}={value}" for name, value in sorted(odd.items())),
     }
     return Run(
-        name=record["name"],
-        status=_MLFLOW_STATUS.get(record["status"], "FAILED"),
+        name=record.name,
+        status=_MLFLOW_STATUS.get(record.status, "FAILED"),
         started_ms=started,
         ended_ms=ended,
         params=dict(_params(record)),
@@ -114,8 +108,8 @@ def sweep_run(
     if len(found) == 1 and found[0].is_best:
         winner = found[0].record
         tags |= {
-            "best_trial": winner["name"],
-            "best_verdict": (primary(winner) or {}).get("verdict"),
+            "best_trial": winner.name,
+            "best_verdict": figure(winner, VERDICT),
         }
         metrics += [Point(f"best_{k}", v) for k, v in _headline(winner) if math.isfinite(v)]
     return Run(
@@ -138,46 +132,32 @@ def metric_prefix(corpus: str, preset: str) -> str:
 
 
 def _figures(record: Record) -> Iterator[tuple[str, float]]:
-    simple = (
-        "quantize_s",
-        "shared_s",
-        "evaluate_s",
-        "peak_memory_gb",
-        "peak_host_memory_gb",
-        "seconds",
-    )
-    named = [
-        ("", (primary(record) or {}).get("metrics") or {}),
-        ("", record.get("artifact") or {}),
-        ("", {name: record.get(name) for name in simple}),
-        ("", record.get("speed") or {}),
+    row = Row(record, record.primary)
+    for of in ("measurement", "artifact", "trial", "speed"):
+        yield from numbers_of(row, of)
+    named: list[tuple[str, Any, str]] = [
+        (metric_prefix(*m.place), Row(record, m), "measurement") for m in record.measurements
     ]
-    for measurement in record.get("measurements") or []:
-        prefix = metric_prefix(measurement["corpus"], measurement["preset"])
-        named.append((prefix, measurement["metrics"]))
-    for task in record.get("tasks") or ():
-        named.append((f"task/{task['name']}/", {k: task.get(k) for k in ("score", "p")}))
-    for capability, kept in (record.get("capabilities") or {}).items():
-        names = ("retention", "retention_low", "retention_high", "difference", "p")
-        named.append((f"capability/{capability}/", {k: kept.get(k) for k in names}))
-    for prefix, values in named:
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield f"{prefix}{name}", float(value)
+    named += [(f"task/{task.name}/", task, "task") for task in record.tasks or ()]
+    kept = (record.capabilities or {}).items()
+    named += [(f"capability/{name}/", found, "capability") for name, found in kept]
+    for prefix, holder, of in named:
+        for name, value in numbers_of(holder, of):
+            yield f"{prefix}{name}", value
 
 
 def _params(record: Record) -> Iterator[tuple[str, str]]:
-    options = record.get("options") or {}
-    plain = {k: record.get(k) for k in ("model", "method", "backend", "calibration")}
+    options = record.options
+    plain = {k: getattr(record, k) for k in ("model", "method", "backend", "calibration")}
     facts = {
-        f"{metric_prefix(m['corpus'], m['preset'])}{name}": value
-        for m in record.get("measurements") or []
-        for name, value in (m.get("facts") or {}).items()
+        f"{metric_prefix(*m.place)}{name}": value
+        for m in record.measurements
+        for name, value in m.facts.items()
         if isinstance(value, (str, int, float, bool))
     }
     config = {
         name: value
-        for name, value in flat(record.get("config") or {})
+        for name, value in flat(record.config)
         if name not in _OPTION_NAMES and name not in plain
     }
     # What is given in the configuration but ignored by the method must not look as if it counted:
@@ -192,33 +172,29 @@ def _params(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _trial_tags(record: Record) -> dict[str, Any]:
-    measurement = primary(record)
-    options = record.get("options") or {}
-    none = measurement.get("no_verdict") if measurement else None
-    if reason := only_own_run(record):
-        none = f"{OWN_RUN}: {reason}"
+    none = figure(record, NO_VERDICT)
     shown = ("status", "model", "method", "backend", "calibration", "sweep", "reason", "device")
     return {
-        **{name: record.get(name) for name in shown},
-        **{name: options.get(name) for name in ("bits", "group_size", "type")},
+        **{name: getattr(record, name) for name in shown},
+        **{column.name: figure(record, column) for column in (BITS, GROUP_SIZE, TYPE)},
         # Said, where there is none: an earlier record's may stand there.
-        "verdict": "none" if none else measurement.get("verdict") if measurement else None,
+        "verdict": "none" if none else figure(record, VERDICT),
         "no_verdict": none,
-        "suffers_most": (record.get("suffers_most") or {}).get("capability"),
-        "reference": "true" if record.get("reference") else None,
-        "qsweep.key": record["key"],
-        "mlflow.source.name": record.get("command"),
-        "mlflow.source.git.commit": (record.get("environment") or {}).get("git_commit"),
-        "mlflow.note.content": record.get("reason"),
+        "suffers_most": record.suffers_most.capability if record.suffers_most else None,
+        "reference": "true" if record.reference else None,
+        "qsweep.key": record.key,
+        "mlflow.source.name": record.command,
+        "mlflow.source.git.commit": record.environment.get("git_commit"),
+        "mlflow.note.content": record.reason,
     }
 
 
 def _sweep_tags(name: str, command: str, records: Sequence[Record]) -> dict[str, Any]:
-    commits = {(record.get("environment") or {}).get("git_commit") for record in records}
+    commits = {record.environment.get("git_commit") for record in records}
     return {
         "sweep": name,
-        "model": ", ".join(sorted({record["model"] for record in records})),
-        "method": ", ".join(sorted({record["method"] for record in records})),
+        "model": ", ".join(sorted({record.model for record in records})),
+        "method": ", ".join(sorted({record.method for record in records})),
         "command": command,
         "mlflow.source.name": command,
         "mlflow.source.git.commit": commits.pop() if len(commits) == 1 else None,
@@ -237,52 +213,44 @@ def _description(name: str, command: str, records: Sequence[Record]) -> str:
 
 
 def _headline(record: Record) -> Iterator[tuple[str, float]]:
-    for name in ("quality_per_gb", "quality", "ppl", "ppl_ratio", "kld", "top1_agreement"):
-        value = primary_metric(record, name)
-        if value is not None:
-            yield name, value
-    for name in ("size_gb", "bpw"):
-        value = (record.get("artifact") or {})[name]
-        if value is not None:
-            yield name, value
+    for column in TABLE:
+        if column.best and (value := figure(record, column)) is not None:
+            yield column.name, value
 
 
 def _by_bits(records: Iterable[Record]) -> Iterator[Point]:
     # A curve per method, with bits as the step: what a sweep is mostly made to see.
     seen = set()
     for record in ranked(models_apart(list(records))):
-        bits = (record.get("options") or {}).get("bits")
-        place = (record["model"], record["method"], bits)
-        value = primary_metric(record, "ppl_ratio")
-        if not isinstance(bits, int) or value is None or place in seen or record.get("implied"):
+        bits, value = figure(record, BITS), figure(record, PPL_RATIO)
+        place = (record.model, record.method, bits)
+        if not isinstance(bits, int) or value is None or place in seen or record.implied:
             continue
         seen.add(place)
-        prefix = _clean(f"by_bits/{record['model']} {record['method']}")
-        time_ms = milliseconds(record.get("ended"))
-        for name in ("ppl_ratio", "kld", "quality_per_gb"):
-            figure = primary_metric(record, name)
-            if figure is not None and math.isfinite(figure):
-                yield Point(f"{prefix}/{name}", figure, bits, time_ms)
+        prefix = _clean(f"by_bits/{record.model} {record.method}")
+        for column in TABLE:
+            value = figure(record, column) if column.by_bits else None
+            if value is not None and math.isfinite(value):
+                yield Point(f"{prefix}/{column.name}", value, bits, milliseconds(record.ended))
 
 
 def _texts(record: Record) -> dict[str, str]:
     import yaml
 
-    config = yaml.safe_dump(record.get("config") or {}, sort_keys=False, allow_unicode=True)
+    config = yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True)
     return {
         "config.yaml": config,
-        "environment.json": json.dumps(record.get("environment") or {}, indent=1, sort_keys=True),
-        "record.json": json.dumps(record, indent=1, sort_keys=True),
+        "environment.json": json.dumps(dict(record.environment), indent=1, sort_keys=True),
+        "record.json": json.dumps(content_of(record), indent=1, sort_keys=True),
     }
 
 
 def _files(record: Record) -> dict[str, Path]:
-    files = {"trial.log": Path(record["log"])} if record.get("log") else {}
-    for measurement in record.get("measurements") or []:
-        if measurement.get("file"):
-            name = file_word(str(measurement["corpus"]))
-            place = f"measurements/{name}-{measurement['preset']}"
-            files[place] = Path(measurement["file"])
+    files = {"trial.log": Path(record.log)} if record.log else {}
+    for measurement in record.measurements:
+        if measurement.file:
+            place = f"measurements/{file_word(measurement.corpus)}-{measurement.preset}"
+            files[place] = Path(measurement.file)
     return files
 
 

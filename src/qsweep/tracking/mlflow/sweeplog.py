@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qsweep.base import typed_json
@@ -64,7 +64,7 @@ class SweepLog:
 
     def is_logged(self, record: Record) -> bool:
         """Whether the tracker holds this record, as far as the journal knows."""
-        return self.journal.run(record["key"])[1] == fingerprint(record)
+        return self.journal.run(record.key)[1] == fingerprint(record)
 
     def connect(self, name: str) -> bool:
         """Reach the tracker and create the parent run, if that has not been done.
@@ -99,9 +99,9 @@ class SweepLog:
         """
         if all(self.is_logged(record) for record in records):
             return [], {}
-        if self.connect(records[0]["sweep"]):
+        if self.connect(records[0].sweep or self._directory.name):
             everything = [*read_records(self._directory), *records]
-            records = list({record["key"]: record for record in everything}.values())
+            records = list({record.key: record for record in everything}.values())
         logged: list[Record] = []
         refused: dict[str, str] = {}
         for record in records:
@@ -111,7 +111,7 @@ class SweepLog:
                 self._log(record)
                 logged.append(record)
             except RefusedError as error:
-                refused[record["key"]] = f"{record['name']} is not logged: {error}"
+                refused[record.key] = f"{record.name} is not logged: {error}"
         return logged, refused
 
     def finish(
@@ -141,9 +141,9 @@ class SweepLog:
         # What tells trials of one name apart is known only when all of them are there.
         assert self._client is not None
         for record, named in zip(records, named_apart(records), strict=True):
-            run_id, _ = self.journal.run(record["key"])
-            if run_id is not None and named["name"] != record["name"]:
-                self._client.rename(run_id, named["name"])
+            run_id, _ = self.journal.run(record.key)
+            if run_id is not None and named.name != record.name:
+                self._client.rename(run_id, named.name)
 
     def close(self) -> None:
         """Let others log this sweep."""
@@ -152,11 +152,11 @@ class SweepLog:
     def _log(self, record: Record) -> None:
         assert self._client is not None
         run = trial_run(record)
-        known, _ = self.journal.run(record["key"])
-        run_id, again = self._client.child(self._parent, record["key"], run, known)
+        known, _ = self.journal.run(record.key)
+        run_id, again = self._client.child(self._parent, record.key, run, known)
         self._client.write(run_id, run, again=again)
         self._client.seal(run_id, fingerprint(record))
-        self.journal.mark(record["key"], run_id, fingerprint(record))
+        self.journal.mark(record.key, run_id, fingerprint(record))
 
 
 def read_records(directory: Path) -> list[Record]:
@@ -164,7 +164,7 @@ def read_records(directory: Path) -> list[Record]:
     records = []
     for _, record in record_file.read_records(directory):
         if record is not None:
-            records.append({"sweep": directory.name, **record})
+            records.append(replace(record, sweep=record.sweep or directory.name))
     return records
 
 
@@ -174,8 +174,8 @@ def recorded_target(directory: Path, outputs: Path) -> TrackingTarget | None:
     A password that was left out, or is no longer in the environment, stays hidden.
     """
     for record in read_records(directory):
-        config = record.get("config")
-        tracking = config.get("tracking") if isinstance(config, dict) else None
+        config = dict(record.config)
+        tracking = config.get("tracking")
         if not isinstance(tracking, dict) or tracking.get("enabled") is not True:
             continue
         uri, experiment = (
@@ -225,9 +225,9 @@ def _sweep_facts(directory: Path) -> _SweepFacts:
 
 def _fingerprints(directory: Path) -> dict[str, str]:
     """By key, of the records by which a tracker may know a sweep: some, since any will do."""
-    return {record["key"]: fingerprint(record) for record in read_records(directory)[:_ASKED]}
+    return {record.key: fingerprint(record) for record in read_records(directory)[:_ASKED]}
 
 
 def _summary(records: Iterable[Record], complete: bool) -> str:
-    parts = sorted(f"{record['key']} {fingerprint(record)}" for record in records)
+    parts = sorted(f"{record.key} {fingerprint(record)}" for record in records)
     return hashlib.sha256("\n".join([str(complete), *parts]).encode()).hexdigest()

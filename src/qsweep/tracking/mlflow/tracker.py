@@ -90,7 +90,7 @@ class Tracker:
     def log(self, record: Record) -> None:
         """Hand over a record that has been written to disk. Returns at once."""
         with self._wake:
-            self._pending[record["key"]] = record
+            self._pending[record.key] = record
             self._wake.notify()
 
     def finish(
@@ -128,7 +128,7 @@ class Tracker:
         earlier = read_records(self._directory)
         with self._wake:
             for record in earlier:
-                self._pending.setdefault(record["key"], record)
+                self._pending.setdefault(record.key, record)
         fresh = True
         while True:
             with self._wake:
@@ -169,7 +169,7 @@ class Tracker:
         _, refused = log.log_missing(batch)
         with self._wake:
             for record in batch:
-                key = record["key"]
+                key = record.key
                 if self._pending.get(key) is record and key not in refused:
                     del self._pending[key]
         if final is not None:

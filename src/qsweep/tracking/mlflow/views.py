@@ -7,33 +7,25 @@ one of its own: the columns that matter, and charts of quality against size, bit
 import json
 from typing import Any
 
+from qsweep.results.columns.column import TABLE
+from qsweep.results.columns.table import BPW, KLD, PPL_RATIO, QUANTIZE_S, SIZE_GB
+
 KEY = "qsweep"
 TAG = f"mlflow.sharedViewState.{KEY}"
-_COLUMNS = (
+# Those of a sweep's own run; those of trials have their places in the table of columns.
+_OF_SWEEPS = (
     ("tags", "best_trial"),
     ("tags", "best_verdict"),
-    ("metrics", "best_ppl_ratio"),
-    ("metrics", "best_size_gb"),
-    ("tags", "verdict"),
-    ("metrics", "ppl_ratio"),
-    ("metrics", "kld"),
-    ("metrics", "top1_agreement"),
-    ("metrics", "size_gb"),
-    ("metrics", "bpw"),
-    ("metrics", "quality_per_gb"),
-    ("tags", "method"),
-    ("tags", "bits"),
-    ("params", "group_size"),
-    ("tags", "calibration"),
-    ("metrics", "quantize_s"),
+    ("metrics", f"best_{PPL_RATIO.name}"),
+    ("metrics", f"best_{SIZE_GB.name}"),
 )
 # A sweep's own run has its best figures; those of trials appear as their rows are unfolded.
 _CHARTS = (
-    ("Best of each sweep: quality against size", "best_size_gb", "best_ppl_ratio"),
-    ("Quality against size", "size_gb", "ppl_ratio"),
-    ("Divergence against size", "size_gb", "kld"),
-    ("Quality against bits per weight", "bpw", "ppl_ratio"),
-    ("Quality against time to quantize", "quantize_s", "ppl_ratio"),
+    ("Best of each sweep: quality against size", f"best_{SIZE_GB.name}", f"best_{PPL_RATIO.name}"),
+    ("Quality against size", SIZE_GB.name, PPL_RATIO.name),
+    ("Divergence against size", SIZE_GB.name, KLD.name),
+    ("Quality against bits per weight", BPW.name, PPL_RATIO.name),
+    ("Quality against time to quantize", QUANTIZE_S.name, PPL_RATIO.name),
 )
 # As many as the UI draws at most.
 _RUNS = 500
@@ -41,8 +33,10 @@ _RUNS = 500
 
 def view() -> str:
     """The tag's value: what the UI itself stores, as plain JSON."""
+    placed = sorted((c.view[1], c.view[0], c.name) for c in TABLE if c.view)
+    columns = [*_OF_SWEEPS, *((kind, name) for _, kind, name in placed)]
     state: dict[str, Any] = {
-        "selectedColumns": [f"{kind}.`{name}`" for kind, name in _COLUMNS],
+        "selectedColumns": [f"{kind}.`{name}`" for kind, name in columns],
         "compareRunSections": [
             {"uuid": "qsweep", "name": "Quality", "display": True, "isReordered": False}
         ],

@@ -1,0 +1,117 @@
+"""What columns derive from a row. Pure."""
+
+from typing import Any
+
+from qsweep.base import numbers as cells
+from qsweep.evaluate.verdicts import is_open
+from qsweep.results.columns.column import figures
+from qsweep.results.record import Measurement, Record, Row
+
+# Instead of a verdict, where no dense model can be made of a file.
+OWN_RUN = "llama.cpp's own run only"
+
+
+def fixed(digits: int) -> Any:
+    """Prints so many decimals."""
+    return lambda value: cells.fixed(value, digits)
+
+
+def significant(digits: int) -> Any:
+    """Prints so many significant digits."""
+    return lambda value: cells.significant(value, digits)
+
+
+def measured(name: str) -> Any:
+    """A field of the row's measurement."""
+    return lambda row: getattr(row.measurement, name, None)
+
+
+def fact(name: str) -> Any:
+    """One of the facts of the row's measurement."""
+    return lambda row: None if row.measurement is None else row.measurement.facts.get(name)
+
+
+def field_of(part: str, name: str) -> Any:
+    """A field of a part of the record, such as its artifact, that may be absent."""
+    return lambda row: getattr(getattr(row.record, part), name, None)
+
+
+def expected(end: int) -> Any:
+    """An end of the range of ratios that the field expects."""
+    return lambda row: None if row.record.expected is None else row.record.expected[end]
+
+
+def verdict_open(row: Row) -> bool | None:
+    """Whether the ratio's interval straddles a verdict's bound; None where there is no ratio."""
+    found = figures(row, "measurement")
+    if found.get("ppl_ratio") is None:
+        return None
+    return is_open(found.get("ppl_ratio_low"), found.get("ppl_ratio_high"))
+
+
+def status_word(record: Record, measurement: Measurement | None = None) -> str:
+    """A finished trial's verdict, else its status; ``usually?`` where that verdict is open.
+
+    The primary measurement's verdict unless another measurement is given.
+    """
+    if not record.finished:
+        return record.status
+    if record.reference:
+        return "reference"
+    if record.only_own_run:
+        return OWN_RUN
+    measurement = measurement or record.primary
+    if measurement is not None and measurement.no_verdict:
+        return "no verdict"
+    if measurement is None or not measurement.verdict:
+        return "finished"
+    return measurement.verdict + "?" * bool(verdict_open(Row(record, measurement)))
+
+
+def no_verdict(row: Row) -> str | None:
+    """Why a row has no verdict; None where it has one, or no figures."""
+    if row.measurement is not None:
+        return row.measurement.no_verdict
+    reason = row.record.only_own_run
+    return f"{OWN_RUN}: {reason}" if reason else None
+
+
+def tokens_seen(row: Row) -> str:
+    """Different tokens of the calibration text, of those asked for."""
+    seen = row.record.calibration_tokens
+    known = seen is not None and seen.asked and seen.distinct is not None
+    return f"{seen.distinct} of {seen.asked}" if seen is not None and known else ""
+
+
+def served_by(row: Row) -> str:
+    """The runtimes that load the artifact, and whether none of them is one that people deploy with."""
+    words = ", ".join(row.record.runtimes)
+    return words if row.record.can_serve or not words else f"{words} (no server)"
+
+
+def interval(row: Row) -> str:
+    """The ratio's interval; nothing for the reference."""
+    found = figures(row, "measurement")
+    span = cells.interval(found.get("ppl_ratio_low"), found.get("ppl_ratio_high"))
+    return "" if row.record.reference else span
+
+
+def size(row: Row) -> str:
+    """Size, bits per weight, and how many layers stayed in 16 bits."""
+    made = row.record.artifact
+    if made is None:
+        return ""
+    more = f", {made.kept_layers} layers in 16 bits" if made.kept_layers else ""
+    return f"{cells.gigabytes(made.size_gb)} GB, {cells.fixed(made.bpw, 2)} bpw{more}"
+
+
+def setting(row: Row) -> str:
+    """Calibration and backend."""
+    text = row.record.calibration
+    parts = (f"calibrated on {text}" if text else "", row.record.backend)
+    return ", ".join(part for part in parts if part)
+
+
+def model_path(row: Row) -> str | None:
+    """Where the model came from."""
+    return row.record.model_config.get("path") or row.record.model_config.get("repo")

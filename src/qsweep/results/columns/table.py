@@ -1,0 +1,299 @@
+"""The one table of all that results tell: each row is a figure or a fact, with all that is to know.
+
+``results.csv``, ``results.md``, the terminal's table, the report's page, the card of an export,
+MLflow's metrics and view, a search's objectives and bounds and ``docs/metrics.md`` are made from it.
+A new metric is a function that measures it and a row here. Rows stand in the order in which tables
+show them; :data:`CSV_ORDER` has that of ``results.csv``.
+"""
+
+from typing import Any
+
+from qsweep.base import numbers as cells
+from qsweep.results.columns import derived
+from qsweep.results.columns.column import (
+    Column,
+    Shown,
+    add,
+    of_artifact,
+    of_measurement,
+    of_options,
+    of_result,
+    of_speed,
+    of_trial,
+)
+from qsweep.results.record import Row
+from qsweep.tasks.task import CAPABILITIES
+
+
+def retention(capability: str) -> Column:
+    """The column of what is kept of a capability."""
+
+    def get(row: Row) -> Any:
+        found = (row.record.capabilities or {}).get(capability)
+        return None if found is None else found.retention
+
+    return Column(
+        f"retention_{capability}",
+        f"share of the reference's {capability} score above chance that is left",
+        "trial", get, "share", "up", "name tasks in eval.tasks", csv=True, text=cells.percent,
+        tables={"html": capability},
+    )  # fmt: skip
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+# fmt: off
+LABEL = add(Column(
+    "label", "model and setting, and whatever else sets a row apart from all others", "row",
+    lambda row: row.label, csv=True,
+    tables={"terminal": "trial", "markdown": "trial", "html": "trial", "search": "trial",
+            "own_run": "trial"},
+))
+STATUS = add(of_trial("status", "finished, failed or skipped", csv=True))
+MODEL = add(of_trial("model", "the model's name", csv=True))
+METHOD = add(of_trial("method", "how it was quantized", csv=True, view=("tags", 12)))
+BACKEND = add(of_trial("backend", "whose code did it", csv=True))
+FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
+BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
+GROUP_SIZE = add(of_options(
+    "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
+DESC_ACT = add(of_options(
+    "desc_act", "whether columns are quantized in the order of their activations", csv=True))
+SYM = add(of_options("sym", "whether the grid lies symmetrically around 0", csv=True))
+TYPE = add(of_options("type", "llama.cpp's type", csv=True))
+BPW = add(of_artifact(
+    "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit",
+    better="down", csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
+    tables={"terminal": "bpw", "markdown": "bpw", "html": "bpw"}))
+BPW_TOTAL = add(of_artifact(
+    "bpw_total", "all stored bits per parameter of the whole model", figure=True, unit="bit",
+    better="down", csv=True, text=derived.fixed(2), tables={"own_run": "bpw total"}))
+SIZE_GB = add(of_artifact(
+    "size_gb", "bytes of all weight files / 1e9", figure=True, unit="GB", better="down", csv=True,
+    text=cells.gigabytes, best=True, view=("metrics", 9),
+    tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
+            "own_run": "size GB"}))
+KEPT_LAYERS = add(Column(
+    "kept_layers",
+    "linear layers that stayed in 16 bits, because the format cannot hold their shape",
+    "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None,
+    csv=True))
+PPL: Column = add(of_measurement(
+    "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True,
+    error="ppl_stderr", hover=("perplexity", 4), tables={
+        "markdown": "ppl", "html": "ppl", "card": "ppl",
+        "terminal": Shown("ppl", 100, narrow=lambda row: cells.with_error(PPL.get(row), None))}))
+PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows",
+    csv=True))
+PPL_RATIO: Column = add(of_measurement(
+    "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True,
+    best=True, by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
+    hover=("ratio (95 %)", 3), view=("metrics", 6), tables={
+        "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)",
+        "search": "ratio (95 %)",
+        "terminal": Shown("ratio", cell=lambda row: cells.ratio(PPL_RATIO.get(row)))}))
+PPL_RATIO_LOW = add(of_measurement("ppl_ratio_low", "low end of the ratio's interval", csv=True))
+PPL_RATIO_HIGH = add(of_measurement("ppl_ratio_high", "high end of the ratio's interval", csv=True))
+PPL_RATIO_INTERVAL = add(Column(
+    "ppl_ratio_interval", "the ratio's paired 95 % interval", "row", derived.interval,
+    tables={"terminal": Shown("95 %", 100)}))
+EXPECTED_LOW = add(Column(
+    "expected_low", "the field's expected ratio", "trial", derived.expected(0), csv=True,
+    write=lambda row: cells.expected(row.record.expected),
+    tables={"terminal": Shown("expected", 100), "markdown": "expected", "html": "expected"}))
+EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", derived.expected(1),
+    csv=True))
+KLD: Column = add(of_measurement(
+    "kld", "mean KL divergence per token, nats ± standard error", unit="nat", better="down",
+    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True,
+    hover=("KLD, nats", 6), view=("metrics", 7), tables={
+        "markdown": "KLD", "html": "KLD", "card": "KLD",
+        "terminal": Shown("KLD", cell=lambda row: cells.divergence(KLD.get(row)))}))
+KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows",
+    csv=True))
+KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
+    add(of_measurement(
+        f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down",
+        needs="set eval.divergence=true", csv=True, text=derived.significant(3), tables=tables))
+    for end, words, tables in (
+        ("median", "median", {}), ("p90", "90th percentile", {}),
+        ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
+        ("p999", "99.9th percentile", {}), ("max", "largest", {})))
+KLD_FLOOR_DTYPE = add(of_measurement(
+    "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
+    unit="nat"))
+KLD_FLOOR_BATCH = add(of_measurement(
+    "kld_floor_batch", "mean |KLD| of the reference from itself at another batch size", unit="nat"))
+NOISE_FLOOR = add(Column(
+    "noise_floor", "the larger of the two floors: below it a divergence says nothing", "row",
+    lambda row: row.noise_floor, "nat", csv=True, text=cells.divergence))
+TOP1_AGREEMENT = add(of_measurement(
+    "top1_agreement", "how often both prefer the same token", unit="share", better="up",
+    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True,
+    hover=("top-1 agreement", 7),
+    view=("metrics", 8), tables={t: "top-1" for t in ("terminal", "markdown", "html", "card")}))
+TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
+    "its standard error, over windows"))
+TRUE_PROB_RMS = add(of_measurement(
+    "true_prob_rms", "root mean square change of the true token's probability"))
+KLD_NATIVE = add(of_speed(
+    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error",
+    unit="nat",
+    better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
+    tables={"own_run": "KLD"}))
+KLD_NATIVE_STDERR = add(of_speed("kld_native_stderr", "its standard error, over windows"))
+TOP1_AGREEMENT_NATIVE = add(of_speed(
+    "top1_agreement_native", "how often that run prefers the reference's token", unit="share",
+    csv=True, text=cells.percent, tables={"own_run": "top-1"}))
+PPL_RATIO_NATIVE = add(of_speed("ppl_ratio_native", "perplexity of that run / the reference's"))
+NATIVE_TOKENS = add(of_speed("native_tokens", "tokens that it was measured on", unit="token"))
+RETENTIONS = tuple(add(retention(capability)) for capability in CAPABILITIES)
+QUALITY = add(of_measurement(
+    "quality", "1: the reference, 0: a ratio of 1.20", better="up", csv=True,
+    text=derived.fixed(3), best=True, tables={"markdown": "quality", "search": "quality"}))
+QUALITY_PER_GB: Column = add(of_measurement(
+    "quality_per_gb", "quality (1: the reference, 0: ratio 1.20) per GB", unit="1/GB",
+    better="up", csv=True,
+    text=derived.significant(4), best=True, by_bits=True, view=("metrics", 11), tables={
+        "markdown": "quality/GB", "html": "quality/GB", "search": "quality/GB",
+        "terminal": Shown("q/GB", 110, lambda row: cells.significant(QUALITY_PER_GB.get(row), 3))}))
+SUFFERS = add(Column(
+    "suffers", "the capability of which least was kept; ? where that may be chance", "row",
+    lambda row: row.suffers, tables={"terminal": "suffers most"}))
+WORST_CAPABILITY = add(Column(
+    "worst_capability", "the capability of which least was kept", "trial",
+    derived.field_of("suffers_most", "capability"), csv=True))
+WORST_RETENTION = add(Column(
+    "worst_retention", "how much of it", "trial", derived.field_of("suffers_most", "retention"),
+    "share", csv=True, text=cells.percent))
+VERDICT = add(Column(
+    "verdict", "by the ratio; ? where its interval straddles a bound", "measurement",
+    derived.measured("verdict"),
+    csv=True, write=lambda row: derived.status_word(row.record, row.measurement),
+    hover=("verdict", 2), view=("tags", 5),
+    sort=lambda row: -1 if row.record.reference else PPL_RATIO.get(row),
+    tables={t: "verdict" for t in ("terminal", "markdown", "html", "card", "search")}))
+VERDICT_OPEN = add(Column(
+    "verdict_open", "whether the ratio's interval straddles a bound", "measurement",
+    derived.verdict_open, csv=True))
+VERDICT_SURE = add(of_measurement(
+    "verdict_sure", "whether the whole interval gets the same verdict", figure=False))
+NO_VERDICT = add(Column("no_verdict", "why there is no verdict", "trial",
+    derived.no_verdict, csv=True))
+DECODE_TPS = add(of_speed(
+    "decode_tps", "tokens per second, batch 1, on the serving kernel", unit="token/s", better="up",
+    needs="add eval=speed", csv=True, text=derived.significant(3),
+    tables={"terminal": Shown("tok/s", 90), "html": "decode tok/s"}))
+PREFILL_TPS = add(of_speed(
+    "prefill_tps", "tokens per second of a long prompt", unit="token/s", better="up",
+    needs="add eval=speed",
+    csv=True, text=derived.significant(3), tables={"html": "prefill tok/s"}))
+PEAK_MEMORY_GB_SPEED = add(of_speed(
+    "peak_memory_gb_speed", "peak memory of serving it, weights and cache included", unit="GB",
+    csv=True))
+LOAD_S = add(of_speed("load_s", "time to load it for serving", unit="s"))
+PREFILL_TOKENS = add(of_speed("prefill_tokens", "length of the prompt that was timed",
+    unit="token"))
+DECODE_TOKENS = add(of_speed("decode_tokens", "how many tokens were then generated", unit="token"))
+SPEED_ON_GPU = add(of_speed("speed_on_gpu", "whether the kernel ran on a GPU: 1 or 0"))
+CALIBRATION = add(of_trial(
+    "calibration", "text the quantizer saw", csv=True, view=("tags", 15),
+    tables={"html": "calibration"}))
+CALIBRATION_TOKENS = add(Column(
+    "calibration_tokens", "tokens of it that were asked for", "trial",
+    derived.field_of("calibration_tokens", "asked"), "token", csv=True))
+CALIBRATION_TOKENS_DISTINCT = add(Column(
+    "calibration_tokens_distinct",
+    "different tokens of that text that it saw, of those asked for", "trial",
+    derived.field_of("calibration_tokens", "distinct"), "token", csv=True,
+    write=derived.tokens_seen, tables={"html": "calibration tokens"}))
+RUNTIMES = add(Column(
+    "runtimes", "runtimes that load it", "artifact", lambda row: " ".join(row.record.runtimes),
+    csv=True, write=lambda row: ", ".join(row.record.runtimes), tables={
+        "markdown": "served by", "search": "served by", "own_run": "served by",
+        "html": Shown("served by", cell=derived.served_by)}))
+BECAUSE = add(Column(
+    "only_own_run", "why there is nothing but llama.cpp's own run", "trial",
+    lambda row: row.record.only_own_run, tables={"own_run": "because"}))
+TIME = add(Column(
+    "total_s", "to quantize and to measure", "trial", lambda row: row.record.total_seconds, "s",
+    text=cells.seconds, tables={"terminal": Shown("time", 90), "markdown": "time", "html": "time"}))
+QUANTIZE_S = add(of_trial(
+    "quantize_s", "time to quantize", figure=True, unit="s", better="down", csv=True,
+    text=cells.seconds, view=("metrics", 16)))
+SHARED_S = add(of_trial(
+    "shared_s", "how much of it was spent on what other trials share", figure=True, unit="s",
+    csv=True))
+EVALUATE_S = add(of_trial(
+    "evaluate_s", "time to measure", figure=True, unit="s", better="down", csv=True,
+    text=cells.seconds))
+SECONDS = add(of_trial("seconds", "time that the trial took in all", figure=True, unit="s"))
+PEAK_MEMORY_GB = add(of_trial(
+    "peak_memory_gb", "peak memory of quantizing and measuring, on the device", figure=True,
+    unit="GB", better="down", csv=True))
+PEAK_HOST_MEMORY_GB = add(of_trial(
+    "peak_host_memory_gb", "the same, on the host", figure=True, unit="GB", csv=True))
+CORPUS = add(Column("corpus", "text that was measured", "measurement", derived.measured("corpus"),
+    csv=True))
+PRESET = add(Column("preset", "in which windows", "measurement", derived.measured("preset"),
+    csv=True))
+PRIMARY = add(Column(
+    "primary", "whether the trial's verdict rests on it", "measurement",
+    derived.measured("primary"), csv=True))
+MEASURED_ON = add(Column(
+    "measured_on", "corpus, preset", "measurement",
+    lambda row: row.measurement and f"{row.measurement.corpus} ({row.measurement.preset})",
+    tables={"html": "measured on"}))
+TOKENS_SCORED = add(Column(
+    "tokens_scored", "tokens whose likelihood counts", "measurement",
+    derived.fact("tokens_scored"), "token", csv=True, tables={"card": "tokens"}))
+WINDOWS = add(Column("windows", "windows that they lie in", "measurement",
+    derived.fact("windows"), csv=True))
+SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
+SETTING = add(Column("setting", "calibration and backend", "trial", derived.setting,
+    hover=("made by", 1)))
+SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", derived.size,
+    hover=("size", 5)))
+for _name, _meaning in {
+    "name": "the trial's own name", "reference": "whether it is the unquantized model",
+    "fidelity": "full, or what a search measured in its place", "reason": "why it did not finish",
+    "implied": "whether it ran for others' sake alone", "device": "where it ran",
+    "dtype": "in which dtype",
+    "model_hash": "of the model's content", "key": "of the trial", "log": "its log",
+}.items():
+    add(of_trial(_name, _meaning, csv=True))
+MODEL_PATH = add(Column("model_path", "where the model came from", "trial", derived.model_path,
+    csv=True))
+ARTIFACT = add(Column(
+    "artifact", "the folder with what was made", "artifact",
+    lambda row: row.record.artifact and row.record.artifact.path, csv=True))
+
+SCORE = add(of_result("task", "score", "the task's score", unit="share"))
+TASK_P = add(of_result("task", "p", "p of no difference to the reference, not corrected"))
+RETENTION = add(of_result("capability", "retention",
+    "share of the reference's score above chance that is left"))
+for _name, _meaning in {
+    "retention_low": "low end of its 95 % interval",
+    "retention_high": "high end of its 95 % interval",
+    "difference": "mean difference to the reference's score",
+    "p": "p of no difference, not corrected",
+}.items():
+    add(of_result("capability", _name, _meaning))
+
+# The columns that were promised, in their order; more may follow.
+PROMISED = tuple((
+    "status model method backend bits group_size desc_act sym type calibration corpus preset "
+    "bpw bpw_total size_gb ppl ppl_stderr ppl_ratio ppl_ratio_low ppl_ratio_high kld kld_stderr "
+    "kld_p99 top1_agreement quality quality_per_gb verdict quantize_s evaluate_s peak_memory_gb "
+    "reason key artifact "
+).split())
+CSV_ORDER = (*PROMISED, *(
+    "name reference primary verdict_open expected_low expected_high kld_median kld_p90 kld_p999 "
+    "kld_max noise_floor tokens_scored windows format runtimes peak_host_memory_gb prefill_tps "
+    "decode_tps peak_memory_gb_speed kld_native device dtype sweep log shared_s fidelity "
+    "worst_capability worst_retention "
+).split(), *(column.name for column in RETENTIONS), *(
+    "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
+    "no_verdict implied label top1_agreement_native "
+).split())
+# fmt: on
