@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qsweep.base.environment import output_of
 from qsweep.base.errors import ConfigError
 
 # Tells a job's process which device is its own.
@@ -144,6 +143,8 @@ def parse_listing(listing: str) -> list[str]:
 
 
 def _installed_gpus() -> list[str]:
+    from qsweep.base.environment import output_of
+
     listing = output_of("nvidia-smi", "-L")
     if listing is not None:
         return parse_listing(listing)
