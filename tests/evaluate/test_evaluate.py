@@ -327,7 +327,7 @@ def test_a_model_that_cannot_be_split_keeps_its_logits(model, rounded, cut, tmp_
     folder = tmp_path / "b"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qsweep.evaluate.engine.split", lambda *_: None)
+        patch.setattr("qsweep.evaluate.engine.split_model", lambda *_: None)
         build_reference(model, windows, folder)
     kept = open_reference(folder, source, "cpu", torch.float32)
     assert isinstance(kept.head, KeptLogits)

@@ -312,7 +312,7 @@ def test_a_group_that_is_still_held_is_removed_later():
     left = beside / f"qsweep-sandbox-{held.pid}-abc"
     try:
         left.mkdir(parents=True)
-        cgroup._sweep(parent / "qsweep-test-other")
+        cgroup._remove_stale(parent / "qsweep-test-other")
         assert not left.exists()
     finally:
         beside.rmdir()

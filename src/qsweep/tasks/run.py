@@ -79,7 +79,7 @@ def run_tasks(
         if base is not None and base.content["status"] == "failed":
             # Nothing could be compared, and it would fail for the same reason again.
             found = _failure(str(base.content["reason"]))
-            store.build("tasks", plan.identity, lambda _, found=found: found)
+            store.build("tasks", plan.identity, partial(_as_before, found))
         else:
             make = partial(_run_task, plan.task, opened, progress)
             store.build("tasks", plan.identity, make)
@@ -182,6 +182,10 @@ def _find(store: Store, key: str) -> Entry | None:
 
 def _finished(entry: Entry | None) -> bool:
     return entry is not None and entry.content["status"] == "finished"
+
+
+def _as_before(found: dict[str, Any], out: Path) -> dict[str, Any]:
+    return found
 
 
 def _failure(reason: str) -> dict[str, Any]:
