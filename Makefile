@@ -25,7 +25,7 @@ lint: $(VENV)/.base $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 ui: $(VENV)/.base
-	$(BIN)/python -m qsweep.ui
+	$(BIN)/python -m qsweep ui
 
 install: $(VENV)/.base
 gguf: $(VENV)/.gguf
@@ -35,7 +35,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsweep needs Python 3.11 or 3.12: make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[gptqmodel]'
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
@@ -44,8 +44,8 @@ $(VENV)/.test: $(VENV)/.base
 
 # llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.
 $(VENV)/.gguf: $(VENV)/.base
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gptqmodel,gguf]'
-	$(BIN)/python -m qsweep.formats.gguf.converter install
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gguf]'
+	$(BIN)/python -m qsweep env create llama.cpp
 	touch $@
 
 clean:

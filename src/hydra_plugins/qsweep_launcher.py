@@ -34,19 +34,21 @@ class QsweepLauncher(Launcher):
     def __init__(self) -> None:
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
+        self._run: Any = None
         self._compose: Any = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra hands over; the task function is a :class:`qsweep.commands.sweep.HydraRun`."""
         self.hydra_context, self.config = hydra_context, config
+        self._run = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         """Run one trial per list of overrides; returns a JobReturn with the record of each."""
         from hydra.core.utils import JobReturn, JobStatus
 
-        from qsweep.commands.sweep import hide_in_files, run_composed
+        from qsweep.commands.sweep import hide_in_files
         from qsweep.sweep.compose import Composer
 
         assert self.hydra_context is not None and self.config is not None
@@ -55,7 +57,7 @@ class QsweepLauncher(Launcher):
             self._compose = Composer(self.hydra_context.config_loader, self.config)
         configs = [self._compose(overrides) for overrides in job_overrides]
         name = self.config.hydra.job.config_name or "config"
-        records = run_composed(configs, list(self.config.hydra.overrides.task), name)
+        records = self._run.run_composed(configs, list(self.config.hydra.overrides.task), name)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=record)
             for overrides, record in zip(job_overrides, records, strict=True)

@@ -43,6 +43,7 @@ class QsweepSweeper(Sweeper):
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
+        self.run: Any = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -51,6 +52,7 @@ class QsweepSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
+        self.run = task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -76,7 +78,7 @@ class QsweepOptunaSweeper(QsweepSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search, then write and print the answer."""
-        from qsweep.commands.search import run_search
+        from qsweep.commands.search_run import run_search
 
         assert self.launcher is not None and self.hydra_context is not None
         assert self.config is not None

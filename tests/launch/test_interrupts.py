@@ -240,4 +240,4 @@ def test_a_sweep_that_is_terminated_leaves_results_and_a_closed_run(tmp_path):
     runs = client.search_runs(["1"])
     assert not [run for run in runs if run.info.status == "RUNNING"]
     # MLflow's import takes seconds: where it was not reached yet, nobody waits for it.
-    assert runs or "python -m qsweep.sync" in err
+    assert runs or "qsweep sync" in err

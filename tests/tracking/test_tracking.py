@@ -355,7 +355,7 @@ def test_an_unreachable_tracker_costs_one_line_and_loses_nothing(
     assert time.monotonic() - began < 20
     assert 1 <= len(said) <= 2
     assert f"{dead_uri}: connection refused" in said[0]
-    assert "python -m qsweep.sync" in said[-1]
+    assert "qsweep sync" in said[-1]
     assert sync.main(["--outputs", str(outputs.root)]) == 1
     assert "connection refused" in capsys.readouterr().err
     elsewhere = ["--outputs", str(outputs.root), "--uri", outputs.place.uri, "demo"]

@@ -189,7 +189,7 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     values = resolved.get(name)
     if not isinstance(values, Mapping):
         said = "nothing is chosen" if values is None else f"{values!r} is no choice"
-        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (python -m qsweep --help)")
+        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (qsweep --help)")
     return values
 
 

@@ -323,4 +323,4 @@ def _say(line: str) -> None:
 
 def command_line(arguments: Sequence[str]) -> str:
     """The command that was given, as one would type it again, passwords left out."""
-    return shlex.join(["python", "-m", "qsweep", *map(hidden_value, arguments)])
+    return shlex.join(["qsweep", *map(hidden_value, arguments)])

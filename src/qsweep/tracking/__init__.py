@@ -2,7 +2,7 @@
 
 Results are on disk before anything is logged, and what is logged is noted beside them
 (``tracking.json``), so that a tracker that goes away, or a sweep that is killed, loses and doubles
-nothing: the next run of any sweep, or ``python -m qsweep.sync``, logs exactly what is missing.
+nothing: the next run of any sweep, or ``qsweep sync``, logs exactly what is missing.
 """
 
 from qsweep.tracking.mlflow.journal import sweep_uid, ui_page

@@ -37,7 +37,7 @@ class Tracker:
     Example::
 
         tracker = Tracker(TrackingConfig(), directory, outputs)
-        tracker.start("my-sweep", "python -m qsweep ...")
+        tracker.start("my-sweep", "qsweep ...")
         tracker.log(record)
         tracker.finish(records)
     """
