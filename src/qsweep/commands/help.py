@@ -67,13 +67,15 @@ def _groups(config_dir: str | None) -> Iterator[tuple[str, list[str]]]:
     """The configuration groups that Hydra finds, those of other packages too, and their choices."""
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.object_type import ObjectType
 
     path = create_config_search_path(str(folder("conf")))
     if config_dir is not None:
         path.prepend(provider="command-line", path=f"file://{absolute(config_dir)}")
-    # The loader itself composes everything anew for each question.
-    files: Any = Hydra.create_main_hydra2("qsweep", path).config_loader.repository  # type: ignore[attr-defined]
+    loader: Any = Hydra.create_main_hydra2("qsweep", path).config_loader
+    GlobalHydra.instance().clear()  # which that has set
+    files = loader.repository  # the loader itself composes everything anew for each question
 
     def below(parent: str) -> Iterator[tuple[str, list[str]]]:
         for name in files.get_group_options(parent, ObjectType.GROUP):

@@ -3,7 +3,7 @@
 The space is a sweep file's (qsweep search --config-name=pareto), or what has several values:
 qsweep search quant=gptq,awq bits=3,4,8. What is looked for is a choice of the group search, and can
 be overridden as everything: search=per_gb search.trials=20 "search.constraints=['kld <= 0.05']".
-The sweep's folder gets search.md with the answer; the same command goes on where it stopped.
+The sweep's folder gets answer.md with the answer; the same command goes on where it stopped.
 
 It is short for -m +search=NAME hydra/sweeper=qsweep_optuna; docs/search.md explains the options.
 """
