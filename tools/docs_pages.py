@@ -10,7 +10,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files at the top of the repository, and the pages that they become.
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 # A cross-reference of a docstring, as it comes out of Markdown.
 _ROLE = re.compile(r":(?:class|meth|func|mod|attr|data):<code>~?([\w.]+)</code>")
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")

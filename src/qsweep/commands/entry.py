@@ -16,6 +16,7 @@ from typing import Any, NoReturn, overload
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.hiding_stream import HidingStream
 from qsweep.base.secrets import scrubbed
+from qsweep.base.shipped import folder
 from qsweep.launch.interrupts import SIGNALS, Interrupted, end_now, interrupted, interruptible
 
 Main = Callable[[Sequence[str] | None], int]
@@ -57,6 +58,20 @@ def command_parser(name: str, documentation: str | None, *, outputs: bool = True
 def absolute(path: str) -> Path:
     """A path as it is typed, with ``~``, made absolute."""
     return Path(path).expanduser().absolute()
+
+
+def config_loader(config_dir: str | None = None) -> Any:
+    """Hydra's loader of qsweep's configuration files, and of those in a folder of one's own."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    path = create_config_search_path(str(folder("conf")))
+    if config_dir is not None:
+        path.prepend(provider="command-line", path=f"file://{absolute(config_dir)}")
+    loader = Hydra.create_main_hydra2("qsweep", path).config_loader
+    GlobalHydra.instance().clear()  # which that has set, and the command itself sets again
+    return loader
 
 
 @overload

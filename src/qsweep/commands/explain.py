@@ -93,9 +93,8 @@ def _missing(error: Any, text: str) -> str:
 def _no_group(name: str) -> str:
     if name == "search":
         return (
-            "search: a grid is not searched; a sweep file chooses one, as in "
-            "--config-name=pareto search=per_gb, and a command line with "
-            "-m +search=per_gb hydra/sweeper=qsweep_optuna"
+            "search: a grid is not searched; qsweep search --config-name=pareto search=per_gb "
+            "searches a sweep file's space, qsweep search quant=gptq,awq search=per_gb what is typed"
         )
     if name in (known := known_options(name)):
         return (

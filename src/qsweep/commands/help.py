@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from string import Template
-from typing import Any
 
-from qsweep.base.shipped import folder
-from qsweep.commands.entry import absolute
+from qsweep.commands.entry import config_loader
 from qsweep.commands.main import COMMANDS
 
 _TEXT = Template("""\
@@ -65,17 +63,10 @@ def help_text(config_dir: str | None = None) -> str:
 
 def _groups(config_dir: str | None) -> Iterator[tuple[str, list[str]]]:
     """The configuration groups that Hydra finds, those of other packages too, and their choices."""
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.object_type import ObjectType
 
-    path = create_config_search_path(str(folder("conf")))
-    if config_dir is not None:
-        path.prepend(provider="command-line", path=f"file://{absolute(config_dir)}")
-    loader: Any = Hydra.create_main_hydra2("qsweep", path).config_loader
-    GlobalHydra.instance().clear()  # which that has set
-    files = loader.repository  # the loader itself composes everything anew for each question
+    # The loader itself composes everything anew for each question.
+    files = config_loader(config_dir).repository
 
     def below(parent: str) -> Iterator[tuple[str, list[str]]]:
         for name in files.get_group_options(parent, ObjectType.GROUP):

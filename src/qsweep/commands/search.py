@@ -9,14 +9,15 @@ It is short for -m +search=NAME hydra/sweeper=qsweep_optuna; docs/search.md expl
 """
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qsweep.base.errors import ConfigError
-from qsweep.base.shipped import folder
-from qsweep.commands.entry import Parser, command, command_parser
+from qsweep.commands.entry import Parser, command, command_parser, config_loader
 from qsweep.commands.sweep import parser as hydra_parser
 from qsweep.commands.sweep import run_hydra
+
+_SWEEPER = "qsweep_optuna"
 
 
 @command
@@ -38,11 +39,12 @@ def search_arguments(words: Sequence[str]) -> list[str]:
     """What is typed behind ``qsweep search``, as Hydra wants it: with a sweeper and a search chosen."""
     options = hydra_parser().parse_intermixed_args(words)
     found = list(words)
-    groups = _chosen_in(options.config_name, options.config_dir)
-    if "hydra/sweeper" not in groups:
+    chosen = _choices(options.config_name, options.config_dir)
+    if chosen.get("hydra/sweeper") != _SWEEPER:
         found += ["-m"] * (not options.multirun and not (options.cfg or options.info))
-        found.append("hydra/sweeper=qsweep_optuna")
-    if "search" not in groups:
+        if not any(word.startswith("hydra/sweeper=") for word in found):
+            found.append(f"hydra/sweeper={_SWEEPER}")
+    if "search" not in chosen:
         # Hydra replaces a choice that a file has made, and adds one with a plus.
         found = [f"+{word}" if word.startswith("search=") else word for word in found]
         if not any(word.startswith("+search=") for word in found):
@@ -50,28 +52,16 @@ def search_arguments(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _chosen_in(config_name: str | None, config_dir: str | None) -> set[str]:
-    """The groups that a sweep file's defaults list chooses, and those files that it builds on."""
-    from omegaconf import OmegaConf
+def _choices(config_name: str | None, config_dir: str | None) -> Mapping[str, Any]:
+    """The choices of groups that a sweep file makes; none where Hydra will say what is wrong with it."""
+    from hydra.types import RunMode
 
-    places = [*([Path(config_dir)] if config_dir else []), folder("sweeps")]
-    found: set[str] = set()
-    names, seen = [config_name], {"config", "_self_", None}
-    while names:
-        if (name := names.pop()) in seen:
-            continue
-        seen.add(name)
-        file = next((p / f"{name}.yaml" for p in places if (p / f"{name}.yaml").is_file()), None)
-        try:
-            defaults = OmegaConf.load(file).get("defaults") or [] if file else []
-            for entry in OmegaConf.to_container(OmegaConf.create(defaults)) or ():
-                if isinstance(entry, str):
-                    names.append(entry)
-                else:
-                    found |= {str(group).removeprefix("override ") for group in entry}
-        except Exception:  # Hydra says what is wrong with the file
-            return found
-    return found
+    try:
+        loader = config_loader(config_dir)
+        config = loader.load_configuration(config_name or "config", [], RunMode.MULTIRUN)
+        return dict(config.hydra.runtime.choices)
+    except Exception:
+        return {}
 
 
 def parser() -> Parser:
