@@ -27,7 +27,7 @@ _began: list[bool] = []
 sessions: list[Any] = []
 # Options that change no number do not belong in a sweep's name.
 _NOT_IN_NAME = (
-    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
+    *("hydra", "outputs_dir", "sweep", "launch", "tracking", "n_jobs", "timeout_s", "device"),
     *("search.trials", "search.batch", "search.storage", "search.study"),
 )
 
@@ -230,13 +230,10 @@ def begin() -> None:
 def conclude(sweep: Any) -> None:
     """Print what a sweep came to, and remember it for the exit code."""
     from qsweep.results.terminal import print_results
-    from qsweep.tracking import ui_line, ui_page
 
     print_results(sweep.shown, sweep.directory)
-    if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
-        print(f"compare in the MLflow UI: {line}")
-        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
-            print(f"and there: {page}")
+    for line in sweep.config.tracker.hints(sweep.folder):
+        print(line)
     if (report := sweep.directory / "report.html").is_file():
         print(f"report: {report}")
     _outcomes.append(sweep)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.shipped import values_of
 
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
@@ -125,15 +126,21 @@ def _typed() -> dict[str, tuple[type, ...]]:
     from qsweep.models.settings import ModelConfig
     from qsweep.sweep.config import CalibrationConfig, EvalConfig
     from qsweep.text.corpus import CorpusConfig
-    from qsweep.tracking.settings import TrackingConfig
 
     return {
         "model": (ModelConfig,),
         "eval": (EvalConfig,),
         "corpus": (CorpusConfig,),
         "calibration": (CorpusConfig, CalibrationConfig),
-        "tracking": (TrackingConfig,),
+        **{group: tuple(_targets(group)) for group in ("launch", "tracking")},
     }
+
+
+def _targets(group: str) -> Iterator[type]:
+    """The classes that the choices of a group name."""
+    for _, values in values_of(group):
+        if (cls := quantizer_class(values)) is not None:
+            yield cls
 
 
 def _has(cls: type, path: str) -> bool:
