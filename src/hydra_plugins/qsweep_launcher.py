@@ -28,6 +28,9 @@ ConfigStore.instance().store(
 )
 
 
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
 class QsweepLauncher(Launcher):
     """Composes all trials first, so that an edit during a sweep changes none, then runs them."""
 
@@ -39,14 +42,17 @@ class QsweepLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra hands over; refuse a sweeper that would make many sweeps of one."""
+        from qsweep.commands.sweep import require_one_process
+
+        require_one_process(config.hydra)
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         """Run one trial per list of overrides; returns a JobReturn with the record of each."""
         from hydra.core.utils import JobReturn, JobStatus
 
-        from qsweep.commands.sweep import hide_in_files, run_composed
+        from qsweep.commands.sweep import hide_in_files, keep, run_composed
         from qsweep.sweep.compose import Composer
 
         assert self.hydra_context is not None and self.config is not None
@@ -55,6 +61,9 @@ class QsweepLauncher(Launcher):
             self._compose = Composer(self.hydra_context.config_loader, self.config)
         configs = [self._compose(overrides) for overrides in job_overrides]
         name = self.config.hydra.job.config_name or "config"
+        if self.config.hydra.sweeper._target_ == _BASIC_SWEEPER:  # it hands over batch after batch
+            keep(configs, name)
+            return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for o in job_overrides]
         records = run_composed(configs, list(self.config.hydra.overrides.task), name)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=record)

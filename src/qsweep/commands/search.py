@@ -102,8 +102,9 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         ConfigError: the search is not valid, or the stored study is another; nothing has run.
         QsweepError: all trials failed, or none satisfies the constraints; results are written.
     """
-    from qsweep.commands.sweep import begin, conclude, default_name, sessions
+    from qsweep.commands.sweep import begin, conclude, sessions
     from qsweep.sweep.compose import Composer
+    from qsweep.sweep.naming import default_name
 
     if sweeper.trials:
         raise ConfigError("hydra.sweeper.trials: a search has no rows; see search.enqueue")

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,22 +13,30 @@ from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
 from qsweep.base.shipped import choices, folder
 from qsweep.commands.entry import Parser, command
-from qsweep.commands.explain import explain, refused_option
+from qsweep.sweep.compose import register_resolvers
+from qsweep.sweep.explain import explain, refused_option
+from qsweep.sweep.naming import default_name
 from qsweep.sweep.option_names import chosen_quantizers, known_options
 from qsweep.sweep.overrides import acceptable, is_option
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
 _outcomes: list[Any] = []
-_single: list[tuple[Any, Any, str]] = []
+# What Hydra composed for this process to run as one sweep, once Hydra itself is done.
+_composed: list[tuple[Any, str]] = []
 # Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
 _began: list[bool] = []
+# What of Hydra's own leaves all trials in this process, and in one sweep.
+_ONE_PROCESS = (
+    "hydra_plugins.qsweep_launcher.QsweepLauncher",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+)
+_ONE_SWEEP = (
+    "hydra_plugins.qsweep_sweeper.QsweepSweeper",
+    "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+)
 # The session of a search, whose batches all belong to one sweep.
 sessions: list[Any] = []
-# Options that change no number do not belong in a sweep's name.
-_NOT_IN_NAME = (
-    *("hydra", "outputs_dir", "sweep", "launch", "tracking", "n_jobs", "timeout_s", "device"),
-    *("search.trials", "search.batch", "search.storage", "search.study"),
-)
 
 
 @command
@@ -77,8 +84,9 @@ def _run_hydra() -> None:
         # Hydra finds that out too, but only where nothing is wrong with the rest.
         options.multirun = options.multirun or _is_multirun(options)
         _compose_and_run(options)
-        for config, overrides, name in _single:
-            run_composed([config], list(overrides), name)
+        if _composed:
+            configs = [config for config, _ in _composed]
+            run_composed(configs, list(options.overrides), _composed[0][1])
     except QsweepError:
         raise
     except Exception as error:
@@ -167,20 +175,53 @@ def _is_multirun(arguments: Any) -> bool:
 
 
 def run_one(config: Any) -> Any:
-    """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
+    """What Hydra calls with a configuration: kept, and run once Hydra is done.
+
+    So errors are ours to report, and the trials of a launcher that calls this one by one, as Hydra's
+    own does, become one sweep.
+
+    Raises:
+        ConfigError: it is called by a launcher that runs elsewhere, each trial a sweep of its own.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
-    overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
+    name = hydra.job.config_name or "config"
     if hydra.output_subdir:
         hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
-    if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
+    if hydra.mode == RunMode.MULTIRUN:
+        require_one_process(hydra)
         hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
-        return run_composed([config], list(overrides), name)[0]
-    _single.append((config, overrides, name))
+        if sessions:
+            return run_composed([config], [], name)[0]
+    _composed.append((config, name))
     return None
+
+
+def require_one_process(hydra: Any) -> None:
+    """Refuse launchers and sweepers of Hydra that would make many sweeps of one. Raises ConfigError.
+
+    One sweep shares its reference, its calibration passes and its table; what runs its trials is
+    qsweep's own launcher, chosen by ``launch``.
+    """
+    if hydra.launcher._target_ not in _ONE_PROCESS:
+        choice = hydra.runtime.choices.get("hydra/launcher")
+        raise ConfigError(
+            f"hydra/launcher={choice}: would make a sweep of every trial; leave it out, "
+            "and say with launch=NAME and n_jobs=N what runs the trials of one sweep"
+        )
+    if hydra.sweeper._target_ not in _ONE_SWEEP:
+        choice = hydra.runtime.choices.get("hydra/sweeper")
+        raise ConfigError(
+            f"hydra/sweeper={choice}: would make a sweep of every batch; leave it out for a grid, "
+            "and search with hydra/sweeper=qsweep_optuna +search=default"
+        )
+
+
+def keep(configs: list[Any], name: str) -> None:
+    """Keep composed configurations to run them as one sweep with all others."""
+    _composed.extend((config, name) for config in configs)
 
 
 def hide_in_files(folder: Path) -> None:
@@ -237,42 +278,3 @@ def conclude(sweep: Any) -> None:
     if (report := sweep.directory / "report.html").is_file():
         print(f"report: {report}")
     _outcomes.append(sweep)
-
-
-def default_name(overrides: list[str], config_name: str) -> str:
-    """A readable name made from what a sweep varies: ``quant-gptq-awq_bits-3-4-8``.
-
-    The same command has the same name, so that it continues the same sweep.
-    """
-    from qsweep.base.keys import key_of
-
-    words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
-    parts = [config_name] if config_name != "config" else []
-    parts += sorted(words, key=lambda word: word.removeprefix("++"))
-    parts = [re.sub(r"[^\w.]+", "-", part.lstrip("+~")).strip("-.") for part in parts]
-    name = "_".join(filter(None, parts)) or "default"
-    # Of folders' names, the bytes are limited: a letter may have four.
-    if len(name) > 80 or len(name.encode()) > 200:
-        start = name.encode()[:180].decode(errors="ignore")[:71]
-        name = f"{start}-{key_of(words)[:8]}"
-    return name
-
-
-def register_resolvers() -> None:
-    """Teach OmegaConf the interpolations that qsweep's files use."""
-    from omegaconf import OmegaConf
-
-    from qsweep.models.tiny import MODEL_DIR
-
-    def model_name(path: str) -> str:
-        same = Path(path).expanduser().absolute() == MODEL_DIR
-        return "pocket" if same else Path(path).absolute().name
-
-    def hydra_dir(outputs: Any) -> str:
-        # Hydra makes this folder before anybody has looked at the configuration.
-        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
-
-    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
-    OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
-    OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
-    OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)
