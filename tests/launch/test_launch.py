@@ -92,7 +92,7 @@ def test_job_has_its_own_session_and_never_sees_the_callers_main(run, monkeypatc
     monkeypatch.chdir(tmp_path)
     found = run("surroundings").result
     assert found["sid"] == found["pid"] != os.getpid()
-    assert found["main"].endswith("launch/server.py")
+    assert found["main"].endswith("launch/local/server.py")
     assert found["environment"]["FROM_THE_CALLER"] == "today"
     assert found["environment"]["CUDA_VISIBLE_DEVICES"] == ""
     assert found["environment"]["QSWEEP_DEVICE"] == "cpu"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.disk import disk_errors
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
@@ -16,7 +17,7 @@ from qsweep.commands.entry import Parser, command
 from qsweep.sweep.compose import register_resolvers
 from qsweep.sweep.explain import explain, refused_option
 from qsweep.sweep.naming import default_name
-from qsweep.sweep.option_names import chosen_quantizers, known_options
+from qsweep.sweep.option_names import chosen_quantizers
 from qsweep.sweep.overrides import acceptable, is_option
 
 # What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
@@ -48,23 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     sys.argv[1:] = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _run_hydra()
+        with disk_errors():
+            _run_hydra()
     except KeyboardInterrupt as error:
         what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
         print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
         raise
-    except ConfigError:
-        raise
-    except OSError as error:
-        from qsweep.base.disk import disk_full, is_disk_full, what_failed
-
-        if is_disk_full(error):
-            place = Path(error.filename or ".").parent
-            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
-        if error.filename is None:
-            raise
-        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
     return max((sweep.exit_code for sweep in _outcomes), default=0)
 
 
@@ -238,22 +228,11 @@ def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> 
 
     Prints the sweep's table and remembers the outcome. Returns the record of each configuration.
     """
-    from omegaconf import OmegaConf
-
-    from qsweep.search.settings import search_config
-    from qsweep.search.sweep_file import check_options
-    from qsweep.sweep.compose import Composed, plain
-    from qsweep.sweep.config import check_one_sweep, sweep_config
+    from qsweep.search.batch import one_batch
+    from qsweep.sweep.config import sweep_config
     from qsweep.sweep.session import command_line, run_sweep
 
-    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
-    check_options(resolved[0], known_options(""))
-    for config in resolved:
-        if search := config.get("search"):
-            # How a trial was found is no part of it.
-            config["search"] = {"fidelity": search_config(search).fidelity}
-            config.written["search"] = dict(config["search"])
-    check_one_sweep(resolved)
+    resolved = one_batch(configs)
     begin()
     if sessions:
         return sessions[-1].run_configs(resolved)

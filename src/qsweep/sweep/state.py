@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsweep.sweep.config import SweepConfig
 from qsweep.sweep.recording import Record
 from qsweep.tracking import SweepFolder
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass
@@ -40,6 +44,12 @@ class Sweep:
         """The results, and what failed at lower fidelity: a search never came to try that in full."""
         failed = [r for r in self.screening.values() if r["status"] == "failed"]
         return [*self.records.values(), *failed]
+
+    def table(self) -> "pandas.DataFrame":
+        """Its rows, as in ``results.csv``: one per trial, corpus and preset, best first."""
+        from qsweep.results.frame import frame
+
+        return frame(self.shown)
 
     @property
     def exit_code(self) -> int:
