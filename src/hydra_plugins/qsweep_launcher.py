@@ -28,6 +28,9 @@ ConfigStore.instance().store(
 )
 
 
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
 class QsweepLauncher(Launcher):
     """Composes all trials first, so that an edit during a sweep changes none, then runs them."""
 
@@ -40,7 +43,13 @@ class QsweepLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra hands over; the task function is a :class:`qsweep.commands.sweep.HydraRun`."""
+        """Keep what Hydra hands over; refuse a sweeper that would make many sweeps of one.
+
+        The task function is a :class:`qsweep.commands.sweep.HydraRun`.
+        """
+        from qsweep.commands.sweep import require_one_process
+
+        require_one_process(config.hydra)
         self.hydra_context, self.config = hydra_context, config
         self._run = task_function
 
@@ -57,6 +66,9 @@ class QsweepLauncher(Launcher):
             self._compose = Composer(self.hydra_context.config_loader, self.config)
         configs = [self._compose(overrides) for overrides in job_overrides]
         name = self.config.hydra.job.config_name or "config"
+        if self.config.hydra.sweeper._target_ == _BASIC_SWEEPER:  # it hands over batch after batch
+            self._run.keep(configs, name)
+            return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for o in job_overrides]
         records = self._run.run_composed(configs, list(self.config.hydra.overrides.task), name)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=record)

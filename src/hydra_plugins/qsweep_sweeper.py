@@ -51,6 +51,9 @@ class QsweepSweeper(Sweeper):
         """Keep what Hydra hands over, and prepare the launcher."""
         from hydra.core.plugins import Plugins
 
+        from qsweep.commands.sweep import require_one_process
+
+        require_one_process(config.hydra)
         self.hydra_context, self.config = hydra_context, config
         self.run = task_function
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -59,14 +62,10 @@ class QsweepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Run the grid; returns a list of one batch of JobReturns, as Hydra's own sweeper does."""
-        from qsweep.search.space import overrides_of
-        from qsweep.search.sweep_file import read_rows, read_space
+        from qsweep.search.sweep_file import read_trials
 
         assert self.launcher is not None
-        space = read_space(self.params, self.when, arguments)
-        rows = read_rows(self.trials, space)
-        combinations = [overrides_of(params) for params in space.combinations()]
-        jobs = [row + combination for row in rows for combination in combinations]
+        jobs = read_trials(self.params, self.when, self.trials, arguments)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises what a foreign launcher's job raised

@@ -204,7 +204,7 @@ def composes(tmp_path, *overrides):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from qsweep.commands.sweep import register_resolvers
+    from qsweep.sweep.compose import register_resolvers
 
     register_resolvers()
     problems = []

@@ -12,6 +12,7 @@ from qsweep.base.shipped import folder
 from qsweep.commands.completion import complete
 from qsweep.commands.main import COMMANDS, main
 from qsweep.commands.search import search_arguments
+from qsweep.search.batch import one_batch
 
 ROOT = folder("conf").parent
 
@@ -161,7 +162,7 @@ def test_a_command_that_another_process_runs_needs_no_arguments_of_its_own(capsy
     run = sweep.HydraRun(["-m", "bits=3,4", "tracking.uri=http://me:pw@h"])
     assert run.command == "qsweep -m bits=3,4 'tracking.uri=http://***@h'"
     with pytest.raises(ConfigError, match="did you mean 'bits'"):
-        sweep.checked([sweep_config(bitz=3)])
+        one_batch([sweep_config(bitz=3)])
 
 
 def sweep_config(**more):

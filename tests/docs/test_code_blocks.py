@@ -136,13 +136,14 @@ def check_qsweep(arguments, monkeypatch):
 def compose(arguments, monkeypatch):
     """Everything that a sweep does before it looks at models: each trial's configuration."""
     from qsweep.commands import sweep
+    from qsweep.search.batch import one_batch
     from qsweep.sweep.config import trial_config
 
     composed = []
 
     def note(run, configs, overrides, config_name):
         run.began = True
-        composed.extend(trial_config(config) for config in sweep.checked(configs))
+        composed.extend(trial_config(config) for config in one_batch(configs))
         return [{"status": "finished"} for _ in configs]
 
     monkeypatch.setattr(sweep.HydraRun, "run_composed", note)

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from helpers.machine import alive, wait_until
-from qsweep.launch import ForkServer, Job, run_jobs
+from qsweep.launch import Job
+from qsweep.launch.local import ForkServer, run_jobs
 from qsweep.launch.local.slots import Slots
 
 HERE = Path(__file__).parent

@@ -14,16 +14,11 @@ import pytest
 
 from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
-from qsweep.launch import Event, ForkServer, Job, make_slots, run_jobs
+from qsweep.launch import Event, Job
+from qsweep.launch.gpus import parse_listing, parse_visible
+from qsweep.launch.local import ForkServer, make_slots, run_jobs
 from qsweep.launch.local import slots as slots_module
-from qsweep.launch.local.slots import (
-    Placement,
-    Slots,
-    obstacle,
-    parse_listing,
-    parse_visible,
-    place,
-)
+from qsweep.launch.local.slots import Placement, Slots, obstacle, place
 from qsweep.launch.reasons import explain, explain_exit, last_words
 
 HERE = Path(__file__).parent
@@ -97,7 +92,7 @@ def test_job_has_its_own_session_and_never_sees_the_callers_main(run, monkeypatc
     monkeypatch.chdir(tmp_path)
     found = run("surroundings").result
     assert found["sid"] == found["pid"] != os.getpid()
-    assert found["main"].endswith("launch/server.py")
+    assert found["main"].endswith("launch/local/server.py")
     assert found["environment"]["FROM_THE_CALLER"] == "today"
     assert found["environment"]["CUDA_VISIBLE_DEVICES"] == ""
     assert found["environment"]["QSWEEP_DEVICE"] == "cpu"
@@ -255,7 +250,8 @@ def test_a_living_jobs_children_survive_another_jobs_end(server, job, tmp_path):
 MAIN = """
 import signal, sys, time
 from pathlib import Path
-from qsweep.launch import Job, ForkServer, Slots, run_jobs
+from qsweep.launch import Job
+from qsweep.launch.local import ForkServer, Slots, run_jobs
 print("imported", flush=True)
 # What a script's shell starts in the background is told to ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -355,7 +351,7 @@ def test_an_interrupt_that_wakes_no_system_call_is_noticed(job, server):
 def test_death_while_importing_ends_the_server(tmp_path):
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
     code = (
-        "import time; from qsweep.launch import ForkServer\n"
+        "import time; from qsweep.launch.local import ForkServer\n"
         "s = ForkServer(preload=('slow_import',)); s.start(); print(s.pid, flush=True)\n"
         "time.sleep(30)"
     )

@@ -9,7 +9,6 @@ from typing import Any
 from qsweep.base.disk import check_writable
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.secrets import hidden_value
-from qsweep.launch import ForkServer, make_slots
 from qsweep.launch.interrupts import finishing
 from qsweep.results.record_file import read_records
 from qsweep.search.answer import answer, infeasible
@@ -28,7 +27,6 @@ from qsweep.search.storage import open_storage, storage_errors
 from qsweep.search.study import Entry, Study
 from qsweep.sweep.config import (
     SWEEP_WIDE,
-    SweepConfig,
     TrialConfig,
     several_values,
     sweep_config,
@@ -39,7 +37,7 @@ from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
 
 # What says nothing about a single trial.
-_NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s")
+_NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s", "launch")
 # What changes no number either; the device's type is part of the protocol.
 _NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 
@@ -47,9 +45,8 @@ _NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 class HydraLab:
     """Composes trials and runs them through whatever launcher Hydra was given."""
 
-    def __init__(self, compose: Any, launcher: Any, session: Session, config: SweepConfig):
+    def __init__(self, compose: Any, launcher: Any, session: Session):
         self._compose, self._launcher, self._session = compose, launcher, session
-        self._config = config
         self._launched = 0
         self._width: int | None = None
         self.refusal: str | None = None
@@ -68,7 +65,7 @@ class HydraLab:
             self.refusal = self.refusal or f"{trial.name}: {refused[0].reason}"
             return None
         if self._width is None:
-            self._width = make_slots(self._config.n_jobs, [trial.device]).count
+            self._width = self._session.launcher.capacity([trial.device]).jobs
         (key,) = keys_of([trial], refused, self._session.settings)
         plan = plans[key]
         if plan.is_reference:
@@ -105,8 +102,8 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         ConfigError: the search is not valid, or the stored study is another; nothing has run.
         QsweepError: all trials failed, or none satisfies the constraints; results are written.
     """
-    from qsweep.commands.sweep import default_name
     from qsweep.sweep.compose import Composer
+    from qsweep.sweep.naming import default_name
 
     if sweeper.trials:
         raise ConfigError("hydra.sweeper.trials: a search has no rows; see search.enqueue")
@@ -141,9 +138,9 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     storage = open_storage(settings.storage, sweep.directory)
     study = Study(storage, settings.study or name, objectives, identity)
     sweeper.run.began = True
-    with ForkServer() as server, open_session(sweep, store, server, shared=True) as session:
+    with sweep.config.launcher as jobs, open_session(sweep, store, jobs, shared=True) as session:
         session.settings.update(found)
-        lab = HydraLab(compose, sweeper.launcher, session, sweep.config)
+        lab = HydraLab(compose, sweeper.launcher, session)
         sweeper.run.session = session
         try:
             search = Search(settings, space, objectives, constraints, lab, study, _say)

@@ -2,31 +2,38 @@
 
 import copy
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.disk import disk_errors
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
 from qsweep.base.shipped import choices, folder
 from qsweep.commands.entry import Parser, command
-from qsweep.commands.explain import explain, refused_option
-from qsweep.sweep.option_names import chosen_quantizers, known_options
+from qsweep.sweep.compose import register_resolvers
+from qsweep.sweep.explain import explain, refused_option
+from qsweep.sweep.naming import default_name
+from qsweep.sweep.option_names import chosen_quantizers
 from qsweep.sweep.overrides import acceptable, is_option
 
 if TYPE_CHECKING:
     from qsweep.results.record import Record
-    from qsweep.sweep.compose import Composed
-    from qsweep.sweep.session import Session, Sweep
+    from qsweep.sweep.session import Session
+    from qsweep.sweep.state import Sweep
 
-# Options that change no number do not belong in a sweep's name.
-_NOT_IN_NAME = (
-    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
-    *("search.trials", "search.batch", "search.storage", "search.study"),
+# What of Hydra's own leaves all trials in this process, and in one sweep.
+_ONE_PROCESS = (
+    "hydra_plugins.qsweep_launcher.QsweepLauncher",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+)
+_ONE_SWEEP = (
+    "hydra_plugins.qsweep_sweeper.QsweepSweeper",
+    "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 )
 
 
@@ -44,23 +51,12 @@ def run_hydra(arguments: Sequence[str]) -> int:
     """Compose what a command line says, and run it; returns the exit code."""
     run = HydraRun(arguments)
     try:
-        _run_hydra(run, parser().parse_intermixed_args(arguments))
+        with disk_errors():
+            _run_hydra(run, parser().parse_intermixed_args(arguments))
     except KeyboardInterrupt as error:
         what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
         print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
         raise
-    except ConfigError:
-        raise
-    except OSError as error:
-        from qsweep.base.disk import disk_full, is_disk_full, what_failed
-
-        if is_disk_full(error):
-            place = Path(error.filename or ".").parent
-            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
-        if error.filename is None:
-            raise
-        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {what_failed(error)}{hint}") from error
     return max((sweep.exit_code for sweep in run.sweeps), default=0)
 
 
@@ -82,7 +78,7 @@ class HydraRun:
         """A search's, whose batches all belong to one sweep."""
         self.sweeps: list[Sweep] = []
         """What came of it; Hydra returns nothing through its own main."""
-        self._single: tuple[Any, Any, str] | None = None
+        self._kept: list[tuple[Any, str]] = []
 
     @property
     def command(self) -> str:
@@ -92,29 +88,38 @@ class HydraRun:
         return command_line(self._arguments)
 
     def __call__(self, config: Any) -> "Record | None":
-        """Keep the configuration of a command line without ``-m``, for :meth:`run_single`.
+        """Keep a configuration, for :meth:`run_kept`.
 
-        Within a multirun of another launcher than qsweep's it is run at once, and returns its record.
+        So errors are ours to report, and the trials of a launcher that calls this one by one, as
+        Hydra's own does, become one sweep. In a search it is run at once, and gives its record.
+
+        Raises:
+            ConfigError: it is called by a launcher that runs elsewhere, each trial a sweep of its own.
         """
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         hydra = HydraConfig.get()
-        # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
-        overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
+        name = hydra.job.config_name or "config"
         if hydra.output_subdir:
             hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
         if hydra.mode == RunMode.MULTIRUN:
+            require_one_process(hydra)
             hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
-            return self.run_composed([config], list(overrides), name)[0]
-        self._single = (config, overrides, name)
+            if self.session is not None:
+                return self.run_composed([config], [], name)[0]
+        self.keep([config], name)
         return None
 
-    def run_single(self) -> None:
-        """Run what was kept, now that Hydra is done and errors are ours to report."""
-        if self._single is not None:
-            config, overrides, name = self._single
-            self.run_composed([config], list(overrides), name)
+    def keep(self, configs: Sequence[Any], name: str) -> None:
+        """Keep composed configurations to run them as one sweep with all others."""
+        self._kept.extend((config, name) for config in configs)
+
+    def run_kept(self, overrides: Sequence[str]) -> None:
+        """Run what was kept as one sweep, now that Hydra is done."""
+        if self._kept:
+            configs = [config for config, _ in self._kept]
+            self.run_composed(configs, list(overrides), self._kept[0][1])
 
     def run_composed(
         self, configs: Sequence[Any], overrides: list[str], config_name: str
@@ -123,10 +128,11 @@ class HydraRun:
 
         Returns the record of each configuration.
         """
+        from qsweep.search.batch import one_batch
         from qsweep.sweep.config import sweep_config
         from qsweep.sweep.session import run_sweep
 
-        resolved = checked(configs)
+        resolved = one_batch(configs)
         self.began = True
         if self.session is not None:
             return self.session.run_configs(resolved)
@@ -166,7 +172,7 @@ def _run_hydra(run: HydraRun, options: Any) -> None:
         # Hydra finds that out too, but only where nothing is wrong with the rest.
         options.multirun = options.multirun or _is_multirun(options)
         _compose_and_run(run, options)
-        run.run_single()
+        run.run_kept(options.overrides)
     except QsweepError:
         raise
     except Exception as error:
@@ -262,78 +268,32 @@ def hide_in_files(folder: Path) -> None:
             write_bytes(file, shown.encode())
 
 
-def checked(configs: Sequence[Any]) -> list["Composed"]:
-    """Composed configurations with all that is interpolated filled in, as one sweep may have them.
+def require_one_process(hydra: Any) -> None:
+    """Refuse launchers and sweepers of Hydra that would make many sweeps of one. Raises ConfigError.
 
-    Raises:
-        ConfigError: an option that there is none, or two values of what a sweep has one of.
+    One sweep shares its reference, its calibration passes and its table; what runs its trials is
+    qsweep's own launcher, chosen by ``launch``.
     """
-    from omegaconf import OmegaConf
-
-    from qsweep.search.settings import search_config
-    from qsweep.search.sweep_file import check_options
-    from qsweep.sweep.compose import Composed, plain
-    from qsweep.sweep.config import check_one_sweep
-
-    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
-    check_options(resolved[0], known_options(""))
-    for config in resolved:
-        if search := config.get("search"):
-            # How a trial was found is no part of it.
-            config["search"] = {"fidelity": search_config(search).fidelity}
-            config.written["search"] = dict(config["search"])
-    check_one_sweep(resolved)
-    return resolved
+    if hydra.launcher._target_ not in _ONE_PROCESS:
+        choice = hydra.runtime.choices.get("hydra/launcher")
+        raise ConfigError(
+            f"hydra/launcher={choice}: would make a sweep of every trial; leave it out, "
+            "and say with launch=NAME and n_jobs=N what runs the trials of one sweep"
+        )
+    if hydra.sweeper._target_ not in _ONE_SWEEP:
+        choice = hydra.runtime.choices.get("hydra/sweeper")
+        raise ConfigError(
+            f"hydra/sweeper={choice}: would make a sweep of every batch; leave it out for a grid, "
+            "and search with hydra/sweeper=qsweep_optuna +search=default"
+        )
 
 
 def print_outcome(sweep: "Sweep") -> None:
     """Print a sweep's table, and where the rest of it is."""
     from qsweep.results.terminal import print_results
-    from qsweep.tracking import ui_line, ui_page
 
     print_results(sweep.shown, sweep.directory)
-    if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
-        print(f"compare in the MLflow UI: {line}")
-        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
-            print(f"and there: {page}")
+    for line in sweep.config.tracker.hints(sweep.folder):
+        print(line)
     if (report := sweep.directory / "report.html").is_file():
         print(f"report: {report}")
-
-
-def default_name(overrides: list[str], config_name: str) -> str:
-    """A readable name made from what a sweep varies: ``quant-gptq-awq_bits-3-4-8``.
-
-    The same command has the same name, so that it continues the same sweep.
-    """
-    from qsweep.base.keys import key_of
-
-    words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
-    parts = [config_name] if config_name != "config" else []
-    parts += sorted(words, key=lambda word: word.removeprefix("++"))
-    parts = [re.sub(r"[^\w.]+", "-", part.lstrip("+~")).strip("-.") for part in parts]
-    name = "_".join(filter(None, parts)) or "default"
-    # Of folders' names, the bytes are limited: a letter may have four.
-    if len(name) > 80 or len(name.encode()) > 200:
-        start = name.encode()[:180].decode(errors="ignore")[:71]
-        name = f"{start}-{key_of(words)[:8]}"
-    return name
-
-
-def register_resolvers() -> None:
-    """Teach OmegaConf the interpolations that qsweep's files use."""
-    from omegaconf import OmegaConf
-
-    from qsweep.models.tiny import MODEL_DIR
-
-    def model_name(path: str) -> str:
-        same = Path(path).expanduser().absolute() == MODEL_DIR
-        return "pocket" if same else Path(path).absolute().name
-
-    def hydra_dir(outputs: Any) -> str:
-        # Hydra makes this folder before anybody has looked at the configuration.
-        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
-
-    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
-    OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
-    OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
-    OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)

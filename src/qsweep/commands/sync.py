@@ -8,7 +8,8 @@ from pathlib import Path
 from qsweep.base.errors import QsweepError
 from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command, command_parser
-from qsweep.tracking.mlflow.journal import FILE, Place, current_place, is_copy
+from qsweep.tracking.identity import FILE, is_copy
+from qsweep.tracking.mlflow.journal import Place, current_place
 from qsweep.tracking.mlflow.sweeplog import recorded_place, sync_sweep
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,14 @@ from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
 from qsweep.base.shipped import choices
+from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
-from qsweep.tracking import TrackingConfig
+from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
-SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "launch", "tracking")
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
@@ -119,7 +120,10 @@ class SweepConfig:
     outputs_dir: Path
     n_jobs: int | Literal["auto"]
     timeout_s: float | None
-    tracking: TrackingConfig
+    launcher: Any = None
+    """A :class:`~qsweep.launch.Launcher`."""
+    tracker: Any = None
+    """A :class:`~qsweep.tracking.Tracker`."""
 
     def __post_init__(self):
         if self.n_jobs != "auto" and self.n_jobs < 1:
@@ -165,9 +169,27 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
         "outputs_dir": absolute_path(outputs, "outputs_dir"),
         "n_jobs": resolved.get("n_jobs", "auto"),
         "timeout_s": resolved.get("timeout_s"),
-        "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
     }
-    return build(SweepConfig, values, "")
+    return replace(
+        build(SweepConfig, values, ""),
+        launcher=component(Launcher, _group(resolved, "launch"), "launch"),
+        tracker=component(Tracker, _group(resolved, "tracking"), "tracking"),
+    )
+
+
+def component(kind: type, values: Mapping[str, Any], group: str) -> Any:
+    """What a group's ``_target_`` names, made with the group's other values as its options.
+
+    Raises:
+        ConfigError: there is no ``_target_``, an option is wrong, or it is not of this kind.
+    """
+    if not (target := values.get("_target_")):
+        raise ConfigError(f"{group}: no _target_; choose one with {group}=NAME")
+    cls = locate(str(target), f"{group}._target_")
+    made: Any = build(cls, {str(k): v for k, v in values.items() if k != "_target_"}, group)
+    if not isinstance(made, kind):
+        raise ConfigError(f"{group}._target_: {target} is no {kind.__name__} (docs/extend.md)")
+    return made
 
 
 def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:

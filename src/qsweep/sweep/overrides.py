@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.shipped import values_of
 
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
 _TEXTS = ("sweep", "outputs_dir")
+# What the grammar reads as something else.
+_NO_TEXTS = ("true", "false", "null", "inf", "nan")
 
 
 def acceptable(override: str, groups: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -61,6 +64,30 @@ def quote(text: str) -> str:
     """A text as Hydra's grammar has it in quotes."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def spelled(value: Any, name: str) -> str:
+    """A value of Python as Hydra's grammar has it; a tuple is a list.
+
+    >>> spelled((True, None, 0.5, "a b", {"x": 1}), "name")
+    "[true,null,0.5,'a b',{x: 1}]"
+
+    Raises:
+        ConfigError: no option has values of that kind.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        return value if plain else quote(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(spelled(one, name) for one in value)}]"
+    if isinstance(value, Mapping):
+        inner = (f"{key}: {spelled(one, name)}" for key, one in value.items())
+        return f"{{{', '.join(inner)}}}"
+    raise ConfigError(f"{name}: {type(value).__name__} is no value of an option; lists are swept")
 
 
 def is_option(key: str, quantizers: Iterable[type] = ()) -> bool:
@@ -125,15 +152,21 @@ def _typed() -> dict[str, tuple[type, ...]]:
     from qsweep.models.settings import ModelConfig
     from qsweep.sweep.config import CalibrationConfig, EvalConfig
     from qsweep.text.corpus import CorpusConfig
-    from qsweep.tracking.settings import TrackingConfig
 
     return {
         "model": (ModelConfig,),
         "eval": (EvalConfig,),
         "corpus": (CorpusConfig,),
         "calibration": (CorpusConfig, CalibrationConfig),
-        "tracking": (TrackingConfig,),
+        **{group: tuple(_targets(group)) for group in ("launch", "tracking")},
     }
+
+
+def _targets(group: str) -> Iterator[type]:
+    """The classes that the choices of a group name."""
+    for _, values in values_of(group):
+        if (cls := quantizer_class(values)) is not None:
+            yield cls
 
 
 def _has(cls: type, path: str) -> bool:

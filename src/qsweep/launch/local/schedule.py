@@ -11,6 +11,7 @@ from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.local.client import Child, ForkServer, Note
 from qsweep.launch.local.slots import Placement, Slots, obstacle, place
+from qsweep.launch.protocol import give_up, ignore
 from qsweep.launch.reasons import explain, explain_exit
 
 # A server that dies this often in a row without having started a job will not get better.
@@ -19,15 +20,6 @@ _STARTS = 3
 _ATTEMPTS = 2
 # A Ctrl-C that comes a moment before a wait begins does not end it: Python looks after the wait.
 _LONGEST_WAIT_S = 1.0
-
-
-def ignore(*_: Any) -> None:
-    """Take no notice."""
-
-
-def give_up(job: Job, result: JobResult) -> Sequence[Job]:
-    """Do not try again."""
-    return ()
 
 
 def run_jobs(

@@ -20,10 +20,11 @@ from qsweep.base.databases import (
 )
 from qsweep.base.numbers import one_line
 from qsweep.base.scratch import ScratchFolder
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.calls import pages, tracker_errors
 from qsweep.tracking.mlflow.journal import Place
-from qsweep.tracking.mlflow.runs import Run, fingerprint
+from qsweep.tracking.mlflow.runs import Run
 from qsweep.tracking.settings import TrackerError, public_uri
 
 if TYPE_CHECKING:

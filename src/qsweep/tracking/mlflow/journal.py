@@ -1,16 +1,14 @@
 """``tracking.json``: what of a sweep is logged where; and the lock that keeps loggers apart."""
 
-import json
-import re
 import threading
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.base.files import read_regular, write_json
+from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
+from qsweep.tracking.identity import FILE, is_copied, mapping_or_empty, read_notes, sweep_uid
 from qsweep.tracking.settings import (
     TrackingConfig,
     is_server,
@@ -18,8 +16,6 @@ from qsweep.tracking.settings import (
     resolved_uri,
     server_page,
 )
-
-FILE = "tracking.json"
 
 
 @dataclass(frozen=True)
@@ -133,42 +129,6 @@ class Journal:
         write_json(self._path, self._content)
 
 
-def sweep_uid(directory: Path) -> str:
-    """A sweep's identity in trackers: the one that its folder has, or a new one.
-
-    It is in ``tracking.json`` and, should that be lost, in ``sweep.json``.
-    """
-    return _stored_uid(directory) or uuid.uuid4().hex
-
-
-def is_copy(directory: Path) -> bool:
-    """Whether a folder is a copy of another beside it.
-
-    As such it is a sweep of its own once somebody goes on with it, and nothing until then.
-    """
-    return any(_is_copied(directory, content) for content in _identities(directory))
-
-
-def _stored_uid(directory: Path) -> str | None:
-    for content in _identities(directory):
-        if not _is_copied(directory, content):
-            return str(content["uid"])
-    return None
-
-
-def _identities(directory: Path) -> list[dict[str, Any]]:
-    contents = [_load(directory / name) for name in (FILE, "sweep.json")]
-    return [content for content in contents if _is_uid(content.get("uid"))]
-
-
-def _is_copied(directory: Path, content: dict[str, Any]) -> bool:
-    name = content.get("name")
-    if not isinstance(name, str) or name != Path(name).name or name in ("", directory.name):
-        return False
-    originals = _identities(directory.with_name(name))
-    return any(original["uid"] == content["uid"] for original in originals)
-
-
 def current_place(directory: Path) -> Place | None:
     """Where a sweep was last logged, the password of its URI left out; None if it never was."""
     current = _read(directory).get("current")
@@ -202,32 +162,21 @@ def logger_lock(directory: Path) -> FileLock:
 
 def _read(directory: Path) -> dict[str, Any]:
     """The notes of a sweep, without whatever in them is damaged, or another sweep's."""
-    stored, uid = _load(directory / FILE), sweep_uid(directory)
+    stored, uid = read_notes(directory / FILE), sweep_uid(directory)
     content: dict[str, Any] = {"version": 1, "uid": uid, "name": directory.name, "logs": {}}
-    if _is_copied(directory, stored):
+    if is_copied(directory, stored):
         return content
     if stored.get("uid") != uid:
         stored = {"current": stored.get("current")}
     if isinstance(stored.get("complete"), bool):
         content["complete"] = stored["complete"]
-    current = _mapping(stored.get("current"))
+    current = mapping_or_empty(stored.get("current"))
     if _texts(current) and current.keys() >= {"uri", "experiment"}:
         content["current"] = {name: current[name] for name in ("uri", "experiment")}
-    for label, log in _mapping(stored.get("logs")).items():
+    for label, log in mapping_or_empty(stored.get("logs")).items():
         if _is_log(log):  # else the tracker is asked
             content["logs"][label] = log
     return content
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return _mapping(json.loads(read_regular(path).decode()))
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _texts(value: Any) -> bool:
@@ -243,8 +192,3 @@ def _is_log(value: Any) -> bool:
         _texts(mark) and {"run_id", "record_sha256"} <= mark.keys() for mark in runs.values()
     )
     return whole and _texts(others)
-
-
-def _is_uid(value: Any) -> bool:
-    # It becomes part of a query.
-    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z-]{1,64}", value) is not None

@@ -1,6 +1,5 @@
 """What a record looks like as a run: names, params, metrics, tags, files. Pure, and no MLflow."""
 
-import hashlib
 import json
 import math
 import re
@@ -28,9 +27,6 @@ from qsweep.results.rows import (
     total_seconds,
 )
 
-# Of two records that differ only here, the first is as good: they tell when and how it was looked
-# at, not what came out. (A failed trial that fails again is news: its end counts.)
-_VOLATILE = ("cached", "seconds", "started", "ended", "environment", "command", "log", "config")
 # Older servers refuse longer ones.
 _LONGEST_PARAM, _LONGEST_TAG = 500, 5000
 # The preset that needs no name: stable metric names must not depend on what else was measured.
@@ -64,13 +60,6 @@ class Run:
     metrics: list[Point] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
-
-
-def fingerprint(record: Record) -> str:
-    """SHA-256 of what a trial came to: equal for records of which only one needs logging."""
-    volatile = _VOLATILE if record.get("status") != "failed" else ("cached", "environment")
-    content = {k: v for k, v in record.items() if k not in volatile}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def trial_run(record: Record) -> Run:

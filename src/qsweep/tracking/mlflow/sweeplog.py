@@ -14,9 +14,10 @@ from qsweep.base.written import resolved_again
 from qsweep.results import record_file
 from qsweep.results.labels import named_apart
 from qsweep.results.record import Record
+from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow.client import Client
 from qsweep.tracking.mlflow.journal import Journal, Place, logger_lock
-from qsweep.tracking.mlflow.runs import fingerprint, milliseconds, sweep_run, trial_run
+from qsweep.tracking.mlflow.runs import milliseconds, sweep_run, trial_run
 from qsweep.tracking.settings import (
     RefusedError,
     TrackerError,

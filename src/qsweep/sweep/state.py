@@ -1,0 +1,61 @@
+"""A sweep, and what is known of its trials so far."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsweep.sweep.config import SweepConfig
+from qsweep.sweep.recording import Record
+from qsweep.tracking import SweepFolder
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class Sweep:
+    """Where a sweep's results go, and what is known of them so far."""
+
+    config: SweepConfig
+    name: str
+    command: str
+    records: dict[str, Record] = field(default_factory=dict)
+    screening: dict[str, Record] = field(default_factory=dict)
+    """What a search measured at lower fidelity: kept apart from results."""
+    asked: list[str] = field(default_factory=list)
+    """Keys of the configurations that were asked for, in their order."""
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's folder."""
+        return self.config.outputs_dir / "sweeps" / self.name
+
+    @property
+    def folder(self) -> SweepFolder:
+        """What a tracker is told of it."""
+        return SweepFolder(self.name, self.command, self.directory, self.config.outputs_dir)
+
+    def log_of(self, key: str) -> Path:
+        """Where a job's output goes."""
+        return self.directory / "logs" / f"{key}.log"
+
+    @property
+    def shown(self) -> list[Record]:
+        """The results, and what failed at lower fidelity: a search never came to try that in full."""
+        failed = [r for r in self.screening.values() if r["status"] == "failed"]
+        return [*self.records.values(), *failed]
+
+    def table(self) -> "pandas.DataFrame":
+        """Its rows, as in ``results.csv``: one per trial, corpus and preset, best first."""
+        from qsweep.results.frame import frame
+
+        return frame(self.shown)
+
+    @property
+    def exit_code(self) -> int:
+        """0 unless a trial failed, or nothing finished though something was asked for."""
+        failed = [r for r in self.shown if r["status"] == "failed"]
+        asked = [r for r in self.records.values() if not r.get("implied")]
+        none_finished = not any(r["status"] == "finished" for r in asked)
+        # What only a check wanted is told among its reasons, and spoils nothing that was asked for.
+        return int(none_finished or any(r.get("reference") or not r.get("implied") for r in failed))
