@@ -1,4 +1,4 @@
-# Everything from a fresh machine: Python 3.11 or 3.12, make, a C++ compiler, a package index.
+# Everything from a fresh machine: Python 3.11 or 3.12, make, a package index (and a C++ compiler for the tests).
 #   make sweep   the main job: GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
 #   make test    the tests
 #   make ui      MLflow's UI on the results
