@@ -80,7 +80,7 @@ def spelled(value: Any, name: str) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value.lower() not in _NO_TEXTS
         return value if plain else quote(value)
     if isinstance(value, (tuple, list)):
         return f"[{','.join(spelled(one, name) for one in value)}]"
