@@ -242,12 +242,13 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
     cls = locate(str(target), "quant._target_")
-    if lacking := [name for name in _QUANTIZERS_OWN if not hasattr(cls, name)]:
+    known = {*dir(cls), *cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    if lacking := [name for name in _QUANTIZERS_OWN if name not in known]:
         raise ConfigError(
             f"quant._target_: {target} is no Quantizer, it has no {', '.join(lacking)}; "
             "qsweep.quantizers.protocol says what one is"
         )
-    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+    if "env" not in known:
         # It works in qsweep's own environment, and has nothing to choose.
         fields.pop("env", None)
     return build(cls, fields, "quant")  # type: ignore[return-value]
