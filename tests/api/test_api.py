@@ -4,6 +4,7 @@ import doctest
 import importlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,18 +41,27 @@ def test_the_examples_of_the_docstrings_run(examples):
         assert result.failed == 0 and result.attempted >= 2, name
 
 
-def test_what_ran_is_found_again_and_leaves_the_process_as_it_was(examples, here, capfd):
-    settings = (Path.cwd(), logging.root.level, list(logging.root.handlers), list(sys.argv))
-    sweep = qsweep.run(
-        BRIEF, quant="rtn", bits=[4, 8], corpus=("python_docs",), tracking="none", device="cpu"
-    )
+def surroundings():
+    root = logging.root
+    return Path.cwd(), root.level, list(root.handlers), list(sys.argv), dict(os.environ)
+
+
+def test_what_ran_is_found_again_and_leaves_the_process_as_it_was(
+    examples, here, capfd, empty_database
+):
+    shutil.copy(empty_database, here / "outputs" / "mlflow.db")
+    before = surroundings()
+    sweep = qsweep.run(BRIEF, quant="rtn", bits=[4, 8], corpus=("python_docs",), device="cpu")
+    assert before == surroundings()
     assert "[1/" not in capfd.readouterr().err  # nothing had to run
-    assert settings == (Path.cwd(), logging.root.level, list(logging.root.handlers), list(sys.argv))
     table = sweep.table()
     assert list(table)[: len(COLUMNS)] == list(COLUMNS)
     assert str(table["bits"].dtype) == "Int64" and table["kld"].dtype == float
     assert len(table) == 3 and sweep.exit_code == 0
     assert table.equals(qsweep.load(sweep.directory))
+    logged = qsweep.load(f"sqlite:///{here}/outputs/mlflow.db")
+    assert sorted(logged["key"]) == sorted(table["key"])
+    assert sorted(logged["kld"]) == sorted(table["kld"])
     assert "-m eval.max_windows=2" in sweep.command and "bits=4,8" in sweep.command
     assert len(qsweep.load(here / "outputs")) > 3
     assert set(qsweep.load("outputs", sweeps=[sweep.name])["sweep"]) == {sweep.name}
@@ -97,8 +107,6 @@ def test_what_cannot_be_measured_or_loaded_is_said(here, tmp_path, tiny_model):
 
 
 def test_a_checkpoint_that_somebody_changed_is_measured(here, tmp_path, pocket_dir):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     changed = tmp_path / "changed"
