@@ -62,6 +62,7 @@ def test_what_ran_is_found_again_and_leaves_the_process_as_it_was(
     logged = qsweep.load(f"sqlite:///{here}/outputs/mlflow.db")
     assert sorted(logged["key"]) == sorted(table["key"])
     assert sorted(logged["kld"]) == sorted(table["kld"])
+    assert repr(sweep) == f"Sweep('{sweep.name}', 3 finished, in outputs/sweeps/{sweep.name})"
     assert "-m eval.max_windows=2" in sweep.command and "bits=4,8" in sweep.command
     assert len(qsweep.load(here / "outputs")) > 3
     assert set(qsweep.load("outputs", sweeps=[sweep.name])["sweep"]) == {sweep.name}
