@@ -22,7 +22,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def call(site):
     def command(*arguments):
-        environment = os.environ | {"PYTHONPATH": str(site)}
+        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
         line = [sys.executable, "-m", "qsweep", *arguments]
         return subprocess.run(
             line, capture_output=True, text=True, cwd=ROOT, timeout=240, env=environment
@@ -33,22 +33,22 @@ def call(site):
 
 def test_a_sweep_with_their_quantizer_text_task_launcher_and_tracker(call, tmp_path):
     done = call(
-        *("-m", "quant=truncated", "bits=3,6,8", "corpus=proverbs", "eval.tasks=[endings]"),
+        *("-m", "quant=truncated", "bits=3,8", "corpus=proverbs", "eval.tasks=[endings]"),
         *("launch=inline", "launch.note=theirs:", "tracking=lines"),
         *(*BRIEF, f"outputs_dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
     found = {(row["method"], row["bits"]): row for row in rows(tmp_path)}
     assert found["truncated", "8"]["status"] == "skipped"
-    few, many = found["truncated", "3"], found["truncated", "6"]
-    assert few["backend"] == "theirs" and few["corpus"] == "proverbs"
-    assert float(few["kld"]) > float(many["kld"]) > 0
+    made = found["truncated", "3"]
+    assert made["backend"] == "theirs" and made["corpus"] == "proverbs"
+    assert float(made["kld"]) > 0
     files = list((tmp_path / "sweeps" / "t" / "trials").glob("*.json"))
     tasks = [task for file in files for task in json.loads(file.read_text()).get("tasks") or ()]
-    assert {task["name"] for task in tasks} == {"endings"} and len(tasks) == 3
+    assert {task["name"] for task in tasks} == {"endings"} and len(tasks) == 2
     assert "theirs: pocket truncated 3-bit finished" in done.stderr
     lines = (tmp_path / "lines.jsonl").read_text().splitlines()
-    assert len(lines) == 5 and json.loads(lines[-1]) == {"records": 4}
+    assert len(lines) == 4 and json.loads(lines[-1]) == {"records": 3}
     assert f"lines in {tmp_path / 'lines.jsonl'}" in done.stdout
 
 

@@ -105,9 +105,9 @@ THEIRS = {
         """,
     "conf/eval/brief.yaml": """
         defaults: [default, _self_]
-        max_windows: 2
+        max_windows: 1
         noise_floor: false
-        context: 64
+        context: 32
         """,
     "conf/__init__.py": "",
     "launch.py": """
