@@ -24,6 +24,9 @@ from qsweep.sweep.overrides import acceptable, is_option
 _outcomes: list[Any] = []
 # What Hydra composed for this process to run as one sweep, once Hydra itself is done.
 _composed: list[tuple[Any, str]] = []
+_refusals: list[ConfigError] = []
+# The process that Hydra was started in; a foreign launcher may call from another.
+_process: list[int] = []
 # Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
 _began: list[bool] = []
 # What of Hydra's own leaves all trials in this process, and in one sweep.
@@ -68,12 +71,15 @@ def _run_hydra() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     options = _arguments()
     register_resolvers()
+    _process[:] = [os.getpid()]
     try:
         _check_files(options)
         options.overrides = [acceptable(one, choices()) for one in options.overrides]
         # Hydra finds that out too, but only where nothing is wrong with the rest.
         options.multirun = options.multirun or _is_multirun(options)
         _compose_and_run(options)
+        if _refusals:
+            raise _refusals[0]
         if _composed:
             configs = [config for config, _ in _composed]
             run_composed(configs, list(options.overrides), _composed[0][1])
@@ -181,7 +187,13 @@ def run_one(config: Any) -> Any:
     if hydra.output_subdir:
         hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     if hydra.mode == RunMode.MULTIRUN:
-        require_one_process(hydra)
+        try:
+            require_one_process(hydra)
+        except ConfigError as error:
+            if _process != [os.getpid()]:
+                raise
+            _refusals.append(error)  # raised here, Hydra would print a line of its own
+            return None
         hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
         if sessions:
             return run_composed([config], [], name)[0]
