@@ -187,6 +187,7 @@ def run_one(config: Any) -> Any:
     if hydra.output_subdir:
         hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
     if hydra.mode == RunMode.MULTIRUN:
+        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
         try:
             require_one_process(hydra)
         except ConfigError as error:
@@ -194,7 +195,6 @@ def run_one(config: Any) -> Any:
                 raise
             _refusals.append(error)  # raised here, Hydra would print a line of its own
             return None
-        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
         if sessions:
             return run_composed([config], [], name)[0]
     _composed.append((config, name))
