@@ -77,10 +77,14 @@ class QsweepLauncher(Launcher):
 
 
 class QsweepSearchPath(SearchPathPlugin):
-    """Lets ``--config-name`` find the files of ``sweeps``."""
+    """Lets ``--config-name`` find the files of ``sweeps``, and choices those of other packages."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add the folder ``sweeps`` after ``conf``."""
+        """Add the folder ``sweeps`` after ``conf``, then what is offered by entry points."""
+        from qsweep.base.plugins import offered
         from qsweep.base.shipped import folder
 
         search_path.append("qsweep", f"file://{folder('sweeps')}")
+        search_path.append("qsweep", "qsweep-entry-points://all")
+        for point in offered("qsweep.conf").values():
+            search_path.append(point.name, f"pkg://{point.value}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = ("python", "bash", "yaml", "json", "text")
+LANGUAGES = ("python", "bash", "yaml", "json", "toml", "text")
 
 _MARK = re.compile(r"<!--\s*not run:\s*(.*?)\s*-->")
 

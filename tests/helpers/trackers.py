@@ -147,7 +147,7 @@ def runs_in(place: Place) -> list:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory) -> Path:
     """A migrated, empty database: making one takes seconds, copying one does not."""
-    from qsweep.tracking.mlflow.client import create_database
+    from qsweep.tracking.mlflow.connection import create_database
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     create_database(path)

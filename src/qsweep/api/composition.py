@@ -21,9 +21,9 @@ def compose_trials(words: Sequence[str], file: str | None = None) -> list[Compos
         return _compose([acceptable(word, choices()) for word in words], file)
     except QsweepError:
         raise
-    except OSError:
-        raise
     except Exception as error:  # of Hydra, OmegaConf and YAML, whose errors have no common kind
+        if getattr(error, "errno", None):
+            raise
         raise ConfigError(explain(error)) from error
 
 

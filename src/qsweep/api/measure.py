@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.api.composition import compose_trials
+from qsweep.api.surroundings import untouched
 from qsweep.api.words import words_of
-from qsweep.base.disk import disk_errors
 from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.quantizers.existing import Existing, read_existing
@@ -52,7 +52,7 @@ def measure(
     for name in given:
         if name.partition(".")[0] in ("quant", "bits", "group_size", "desc_act", "sym"):
             raise ConfigError(f"{name}: is what the artifact was made by, and only read here")
-    with disk_errors():
+    with untouched():
         read_existing(place)
         configs = one_batch(compose_trials(list(words_of(given))))
         target = f"{Existing.__module__}.{Existing.__qualname__}"

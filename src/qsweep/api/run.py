@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep.api.composition import compose_trials
+from qsweep.api.surroundings import untouched
 from qsweep.api.words import words_of
-from qsweep.base.disk import disk_errors
 from qsweep.search.batch import one_batch
 from qsweep.sweep.config import sweep_config
 from qsweep.sweep.naming import default_name
@@ -48,7 +48,7 @@ def run(
     """
     given = dict(overrides or {}) | named
     words = list(words_of(given))
-    with disk_errors():
+    with untouched():
         configs = one_batch(compose_trials(words, file))
         name = sweep_config(configs[0]).name or default_name(words, file or "config")
         return run_sweep(configs, name, command_line([*_flags(file), *words]))

@@ -5,6 +5,15 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 
+# Where other packages offer choices of a configuration group (:mod:`qsweep.base.plugins`).
+ENTRY_POINT_GROUPS = {
+    "quant": "qsweep.quantizers",
+    "corpus": "qsweep.corpora",
+    "calibration": "qsweep.corpora",
+    "launch": "qsweep.launchers",
+    "tracking": "qsweep.trackers",
+}
+
 
 def folder(name: str) -> Path:
     """``conf`` or ``sweeps``: inside the package when installed, beside ``src`` in a checkout."""

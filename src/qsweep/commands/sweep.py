@@ -79,6 +79,8 @@ class HydraRun:
         self.sweeps: list[Sweep] = []
         """What came of it; Hydra returns nothing through its own main."""
         self._kept: list[tuple[Any, str]] = []
+        self._refusal: ConfigError | None = None
+        self._process = os.getpid()
 
     @property
     def command(self) -> str:
@@ -104,8 +106,14 @@ class HydraRun:
         if hydra.output_subdir:
             hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
         if hydra.mode == RunMode.MULTIRUN:
-            require_one_process(hydra)
             hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
+            try:
+                require_one_process(hydra)
+            except ConfigError as error:
+                if os.getpid() != self._process:
+                    raise
+                self._refusal = error  # raised here, Hydra would print a line of its own
+                return None
             if self.session is not None:
                 return self.run_composed([config], [], name)[0]
         self.keep([config], name)
@@ -116,7 +124,13 @@ class HydraRun:
         self._kept.extend((config, name) for config in configs)
 
     def run_kept(self, overrides: Sequence[str]) -> None:
-        """Run what was kept as one sweep, now that Hydra is done."""
+        """Run what was kept as one sweep, now that Hydra is done.
+
+        Raises:
+            ConfigError: a launcher that was refused has called.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         if self._kept:
             configs = [config for config, _ in self._kept]
             self.run_composed(configs, list(overrides), self._kept[0][1])

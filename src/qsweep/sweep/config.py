@@ -20,6 +20,11 @@ from qsweep.tracking import Tracker
 # What concerns a sweep as a whole, and cannot differ between its trials.
 SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "launch", "tracking")
 PRESET_NAMES = ("gptq", "llamacpp", "strided")
+# What a quantizer must have, beside its fields.
+_QUANTIZERS_OWN = (
+    *("method", "backend", "uses_calibration"),
+    *("options", "version", "check", "quantize"),
+)
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
 
@@ -188,7 +193,9 @@ def component(kind: type, values: Mapping[str, Any], group: str) -> Any:
     cls = locate(str(target), f"{group}._target_")
     made: Any = build(cls, {str(k): v for k, v in values.items() if k != "_target_"}, group)
     if not isinstance(made, kind):
-        raise ConfigError(f"{group}._target_: {target} is no {kind.__name__} (docs/extend.md)")
+        raise ConfigError(
+            f"{group}._target_: {target} is no {kind.__name__}; {kind.__module__} says what one is"
+        )
     return made
 
 
@@ -235,7 +242,13 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
     cls = locate(str(target), "quant._target_")
-    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+    known = {*dir(cls), *cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    if lacking := [name for name in _QUANTIZERS_OWN if name not in known]:
+        raise ConfigError(
+            f"quant._target_: {target} is no Quantizer, it has no {', '.join(lacking)}; "
+            "qsweep.quantizers.protocol says what one is"
+        )
+    if "env" not in known:
         # It works in qsweep's own environment, and has nothing to choose.
         fields.pop("env", None)
     return build(cls, fields, "quant")  # type: ignore[return-value]

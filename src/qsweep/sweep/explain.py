@@ -153,7 +153,7 @@ _WORDS: tuple[tuple[str, Any], ...] = (
     (r"Missing mandatory value: (\S+)", "{0} has no value; give {0}=…"),
     (
         r"Interpolation key '([^']+)' not found\s+full_key: (\S+)",
-        "{1}: it is taken from {0}, which is not there",
+        "{1}: is taken from ${{{0}}}, and there is no option {0}",
     ),
     (r"Interpolation key '([^']+)' not found", "${{{0}}}: there is no option {0}"),
     (r"Environment variable '([^']+)' not found", "${{oc.env:{0}}}: {0} is not set"),

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsweep.base.files import shown
+from qsweep.results.rows import counts
 from qsweep.sweep.config import SweepConfig
 from qsweep.sweep.recording import Record
 from qsweep.tracking import SweepFolder
@@ -12,9 +14,16 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
-    """Where a sweep's results go, and what is known of them so far."""
+    """A sweep and its results.
+
+    Attributes:
+        config: What concerns the sweep as a whole.
+        name: Its name, also its folder's.
+        command: The command line that runs it.
+        records: What became of each trial, by key.
+    """
 
     config: SweepConfig
     name: str
@@ -50,6 +59,10 @@ class Sweep:
         from qsweep.results.frame import frame
 
         return frame(self.shown)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{n} {status}" for status, n in counts(self.shown).items() if n)
+        return f"Sweep({self.name!r}, {found or 'no trials'}, in {shown(self.directory)})"
 
     @property
     def exit_code(self) -> int:

@@ -9,7 +9,7 @@ from qsweep.base.databases import sqlite_path
 from qsweep.base.secrets import is_hidden
 from qsweep.tracking.mlflow import views
 from qsweep.tracking.mlflow.calls import pages, tracker_errors
-from qsweep.tracking.mlflow.client import connect
+from qsweep.tracking.mlflow.connection import connect
 from qsweep.tracking.mlflow.journal import Journal, Place, current_place
 from qsweep.tracking.settings import TrackerError, TrackingConfig, resolved_uri
 

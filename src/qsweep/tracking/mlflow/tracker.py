@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qsweep.base.secrets import hidden
 from qsweep.launch import interrupts
 from qsweep.results.record import Record
-from qsweep.tracking.mlflow.client import check_sqlite_tracker
+from qsweep.tracking.mlflow.connection import check_sqlite_tracker
 from qsweep.tracking.mlflow.journal import Place, is_settled, ui_page
 from qsweep.tracking.mlflow.sweeplog import SweepLog, read_records, sync_sweep
 from qsweep.tracking.protocol import SweepFolder
