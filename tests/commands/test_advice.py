@@ -191,7 +191,7 @@ NO_OPTIONS = {
     *("device_map", "max_new_tokens", "return_tensors"),
     *("journal_mode", "synchronous", "mode"),
     *("root", "size", "nr_inodes"),
-    *("python", "bos", "x", "s", "hydra.mode", "source"),
+    *("python", "bos", "x", "s", "hydra.mode", "source", "install", "query"),
 }
 ASSIGNED = named(r"(?<![\w./%\"'-])\+?([a-z_]+(?:[./][a-z_]+)*)=([\w./{}-]*)")
 QUANTIZERS = ("gptq", "awq", "rtn", "gguf", "autoround", "gptaq")

@@ -76,7 +76,7 @@ def test_a_file_of_your_own_is_an_environment(tmp_path):
     expected = EnvSpec("mine", "brick", ("brick==1.5",), ">=3.10", file=str(file))
     assert load_spec(str(file)) == expected
     # Commands that are to be typed name the file, not what it is called.
-    assert f"qsweep.env create {file}" in check(Environment(expected, tmp_path))[0]
+    assert f"qsweep env create {file}" in check(Environment(expected, tmp_path))[0]
     file.write_text("library: brick\ninstal: [brick]\n")
     with pytest.raises(ConfigError, match="instal: no such option; did you mean 'install'"):
         load_spec(str(file))
