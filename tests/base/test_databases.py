@@ -80,7 +80,7 @@ def test_a_database_that_cannot_be_opened_is_said_at_once(tmp_path: Path, kind: 
     said = away.run(record("k1"))
     assert time.monotonic() - began < 8
     assert len(said) == 2 and all(words in line and "slow" not in line for line in said)
-    assert "the sweep goes on" in said[0] and "qsweep.sync" in said[1]
+    assert "the sweep goes on" in said[0] and "qsweep sync" in said[1]
     assert sync.main(["--outputs", str(tmp_path / "o")]) == 1
     assert words in capsys.readouterr().err
     assert ui.main(["--tracking", uri, "--no-browser"]) == 2

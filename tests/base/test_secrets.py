@@ -242,7 +242,7 @@ def test_a_trackers_password_is_neither_written_nor_shown(outputs, override):
     done = qsweep(outputs, *arguments, f"sweep=t{key_of(override)[:8]}", URI=uri, PW=SECRET)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
-    assert host in done.stderr and "python -m qsweep.sync" in done.stderr
+    assert host in done.stderr and "qsweep sync" in done.stderr
     assert leaks(outputs) == []
     synced = subprocess.run(
         [sys.executable, "-m", "qsweep.sync", "--outputs", str(outputs)],
@@ -334,7 +334,7 @@ def test_nor_by_a_live_server(tmp_path, monkeypatch):
         second = qsweep(tmp_path / "o", "tracking.uri=${oc.env:URI}", "sweep=b", URI=uri)
         for done in (first, second):
             assert done.returncode == 0, done.stderr
-            assert "python -m qsweep.sync" not in done.stderr  # all of it is logged
+            assert "qsweep sync" not in done.stderr  # all of it is logged
             assert SECRET not in done.stdout + done.stderr
         page = tmp_path / "page"
         command = [sys.executable, "-m", "qsweep.report", "--tracking", uri, "--out", str(page)]

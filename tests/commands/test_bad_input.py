@@ -288,7 +288,7 @@ def test_an_unreachable_tracker_costs_a_line_and_no_result(tmp_path, text):
     assert result.returncode == 0, result.stderr
     told = [line for line in lines(result) if "127.0.0.1:9" in line]
     # one line when it is noticed, and one at the end that says what to do
-    assert len(told) == 2 and "qsweep.sync" in told[1]
+    assert len(told) == 2 and "qsweep sync" in told[1]
     assert [r["status"] for r in rows(outputs)] == ["finished", "finished"]
     assert time.monotonic() - started < 120
 

@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 
 from qsweep.base.config_files import config_folder
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.commands.sweep import register_resolvers
 from qsweep.search.settings import search_config
-from qsweep.sweep.compose import plain
+from qsweep.sweep.compose import plain, register_resolvers
 from qsweep.sweep.config import describe, sweep_config, trial_config
 
 _DELETED = object()

@@ -28,7 +28,7 @@ def test_help_is_quick_and_names_everything_that_can_be_varied():
     result = qsweep("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # processor time, since the machine may be busy: about half a second, where torch alone needs three
-    assert after.ru_utime - before.ru_utime < 2
+    assert after.ru_utime - before.ru_utime < 1.5
     assert result.returncode == 0
     scalars = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
     for name in set(scalars) - {"defaults", "hydra"}:
@@ -83,7 +83,7 @@ def test_the_job_configuration_is_printed():
         (["hydra.nosuch=1"], "Hydra has no option 'hydra.nosuch'; --cfg hydra shows"),
         (["--config-path=/no/such"], "--config-path=/no/such: no such folder"),
         (["--config-name=../conf/config", "quant=rtn"], "quant: this configuration file chooses"),
-        (["--nosuch"], "unrecognized arguments: --nosuch; python -m qsweep --help"),
+        (["--nosuch"], "unrecognized arguments: --nosuch; qsweep --help"),
         (["--cfg=jobs"], "invalid choice: 'jobs'"),
         (["model=a/b"], "model=a/b: no such choice; there are "),
         (["-m", "sweep=a,b"], "sweep: a sweep has one value of it, and here are several"),
@@ -124,7 +124,7 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report", "env"],
+    ["sync", "prune", "export", "doctor", "ui", "sweeps", "report", "env", "sweep"],
 )
 def test_arguments_that_a_command_does_not_know_are_one_line(capsys, module):
     main = importlib.import_module(f"qsweep.commands.{module}").main

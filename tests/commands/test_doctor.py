@@ -38,10 +38,28 @@ def test_it_reports_what_is_installed_here(places, capsys):
 
 def test_the_exit_code_is_one_when_the_main_job_cannot_run(places, monkeypatch, capsys):
     known = doctor_checks._version
-    monkeypatch.setattr(doctor_checks, "_version", lambda n: None if n == "gptqmodel" else known(n))
+    monkeypatch.setattr(doctor_checks, "_version", lambda n: None if n == "mlflow" else known(n))
     assert main(["--outputs", str(places.outputs)]) == 1
     said = capsys.readouterr().out
-    assert 'pip install "qsweep[gptqmodel]"' in said and "cannot run" in said
+    assert "pip install qsweep" in said and "cannot run" in said
+
+
+def test_the_main_job_runs_without_gptqmodel(places, monkeypatch, capsys):
+    known = doctor_checks._version
+    monkeypatch.setattr(doctor_checks, "_version", lambda n: None if n == "gptqmodel" else known(n))
+    assert main(["--outputs", str(places.outputs)]) == 0
+    said = capsys.readouterr().out
+    assert 'pip install "qsweep[gptqmodel]"' in said and "The main job can run." in said
+
+
+def test_what_the_main_job_needs_is_what_qsweep_declares():
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    declared = map(Requirement, requires("qsweep") or ())
+    base = {requirement.name for requirement in declared if requirement.marker is None}
+    assert set(doctor_checks._NEEDED) <= base
 
 
 def test_environments_are_listed_with_the_command_that_makes_them(places, capsys):
@@ -66,9 +84,9 @@ def test_environments_are_listed_with_the_command_that_makes_them(places, capsys
     assert found["autoround"]["detail"].startswith("half made: auto-round")
     assert found["llmcompressor"]["detail"].startswith("not made: llmcompressor 0.")
     assert "CUDA only" in found["auto_gptq"]["detail"]
-    # The command is one that can be typed as it is: its options are those of qsweep.env.
+    # The command is one that can be typed as it is: its options are those of qsweep env.
     command = found["llmcompressor"]["fix"]
-    assert command == f"python -m qsweep.env create llmcompressor --folder {folder}"
+    assert command == f"qsweep env create llmcompressor --folder {folder}"
 
     main(["--outputs", str(places.outputs)])
     assert f"create autoround --folder {folder}" in capsys.readouterr().out
@@ -113,14 +131,14 @@ def test_a_tracker_that_does_not_answer_is_a_warning_and_one_that_does_is_fine(p
         (there,) = doctor_checks.tracker(Places(tmp_path, uri))
     (gone,) = doctor_checks.tracker(Places(tmp_path, uri))
     assert (there.status, gone.status) == ("ok", "warning")
-    assert "secret" not in there.detail + gone.detail and "qsweep.sync" in gone.fix
+    assert "secret" not in there.detail + gone.detail and "qsweep sync" in gone.fix
 
 
 def test_a_full_disk_is_an_error(places, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda _: usage)
     (finding,) = doctor_checks.disk(places)
-    assert finding.status == "error" and "qsweep.prune" in finding.fix
+    assert finding.status == "error" and "qsweep prune" in finding.fix
 
 
 def test_no_hub_is_said_with_what_works_without_one(places, monkeypatch):

@@ -107,7 +107,7 @@ def test_export_never_hands_out_a_damaged_artifact(outputs, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(QsweepError, match=r"pruned or damaged; to make it again: python -m qsweep"):
+    with pytest.raises(QsweepError, match=r"pruned or damaged; to make it again: qsweep"):
         export(record, store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""``python -m qsweep.ui``: a real MLflow server, a real browser where there is one."""
+"""``qsweep ui``: a real MLflow server, a real browser where there is one."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from qsweep.tracking.settings import resolved_uri
 def test_without_results_it_says_what_makes_some(tmp_path, capsys):
     assert ui.main(["--outputs", str(tmp_path), "--no-browser"]) == 2
     said = capsys.readouterr().err
-    assert f"no MLflow database {tmp_path}/mlflow.db" in said and "python -m qsweep -m" in said
+    assert f"no MLflow database {tmp_path}/mlflow.db" in said and "qsweep -m" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,7 +47,7 @@ def test_it_serves_the_page_of_runs_until_it_is_ended(tmp_path):
     client.parent("uid", "my-sweep", None, None)
     client.store_view()
     port = free_port()
-    command = [sys.executable, "-m", "qsweep.ui", "--no-browser"]
+    command = [sys.executable, "-m", "qsweep", "ui", "--no-browser"]
     process = subprocess.Popen(
         [*command, "--outputs", str(tmp_path), "--port", str(port)],
         stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from qsweep.base.errors import BackendUnavailable, IncompatibleTrial, QsweepError  # noqa: E402
+from qsweep.commands import env  # noqa: E402
 from qsweep.formats.gguf import converter  # noqa: E402
 
 try:
@@ -45,7 +46,7 @@ def fresh_prefix(tmp_path, monkeypatch):
 def test_installs_what_is_needed_and_nothing_else(fresh_prefix, capsys):
     sdist = source_package(fresh_prefix / "x.tar.gz", converter.package_version())
     for _ in range(2):
-        assert converter.main(["install", "--sdist", str(sdist)]) == 0
+        assert env.main(["create", "llama.cpp", "--sdist", str(sdist)]) == 0
     place = converter.converter_dir()
     assert str(place) in capsys.readouterr().out
     assert place.is_relative_to(fresh_prefix)
@@ -57,7 +58,7 @@ def test_installs_what_is_needed_and_nothing_else(fresh_prefix, capsys):
 
 def test_another_versions_package_is_refused(fresh_prefix, capsys):
     sdist = source_package(fresh_prefix / "x.tar.gz", "0.0.1")
-    assert converter.main(["install", "--sdist", str(sdist)]) == 1
+    assert env.main(["create", "llama.cpp", "--sdist", str(sdist)]) == 1
     assert "installed is" in capsys.readouterr().err
 
 

@@ -68,14 +68,14 @@ def test_an_architecture_that_the_converter_lacks_is_refused(pocket_dir, tmp_pat
     pytest.importorskip("llama_cpp")
     (tmp_path / "config.json").write_text('{"architectures": ["OPTForCausalLM"]}')
     facts = dataclasses.replace(read_facts(pocket_dir, "pocket"), path=tmp_path)
-    with pytest.raises(IncompatibleTrial, match=r"OPTForCausalLM|converter install"):
+    with pytest.raises(IncompatibleTrial, match=r"OPTForCausalLM|env create llama.cpp"):
         GGUF().check(facts)
 
 
 def test_a_missing_converter_names_the_command(pocket_dir, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp")
     monkeypatch.setattr("sys.prefix", str(tmp_path))
-    with pytest.raises(BackendUnavailable, match="python -m qsweep.formats.gguf.converter install"):
+    with pytest.raises(BackendUnavailable, match="qsweep env create llama.cpp"):
         GGUF().check(read_facts(pocket_dir, "pocket"))
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qsweep.launch import ForkServer, Job, make_slots, run_jobs
-from qsweep.launch.local.slots import Slots, visible_gpus
+from qsweep.launch import Job
+from qsweep.launch.gpus import visible_gpus
+from qsweep.launch.local import ForkServer, make_slots, run_jobs
+from qsweep.launch.local.slots import Slots
 
 pytestmark = pytest.mark.gpu
 

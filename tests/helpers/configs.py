@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qsweep.commands.sweep import register_resolvers
+from qsweep.sweep.compose import register_resolvers
 
 
 def composed(*overrides, name="config"):

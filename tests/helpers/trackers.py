@@ -12,7 +12,8 @@ import pytest
 from helpers.typed import typed
 from qsweep.base.files import write_json
 from qsweep.results.write import write_results
-from qsweep.tracking import Tracker, TrackingConfig
+from qsweep.tracking import SweepFolder, TrackingConfig
+from qsweep.tracking.mlflow import MLflowTracker
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import resolved_uri
 
@@ -105,14 +106,20 @@ class Outputs:
         """What a sweep does; returns what the tracker said."""
         self.write()
         self.said = []
-        tracker = Tracker(self.config, self.directory, self.root, self.said.append)
-        tracker.start(self.name, "python -m qsweep")
+        tracker = self.start(self.said)
         for content in records:
             self.write(content)
             tracker.log(typed(content))
         write_results(self.directory, typed(records))
         tracker.finish(typed(records), **finish)
         return self.said
+
+    def start(self, said: list[str]) -> MLflowTracker:
+        """The sweep's tracker, under way; what it says is appended to ``said``."""
+        tracker = MLflowTracker(uri=self.config.uri, experiment=self.config.experiment)
+        sweep = SweepFolder(self.name, "python -m qsweep", self.directory, self.root)
+        tracker.start(sweep, said.append)
+        return tracker
 
     def runs(self) -> list:
         return runs_in(self.place)

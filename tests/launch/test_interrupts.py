@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from helpers.machine import alive, wait_until
-from qsweep.launch import ForkServer, Job, run_jobs
+from qsweep.launch import Job
+from qsweep.launch.local import ForkServer, run_jobs
 from qsweep.launch.local.slots import Slots
 
 HERE = Path(__file__).parent
@@ -240,4 +241,4 @@ def test_a_sweep_that_is_terminated_leaves_results_and_a_closed_run(tmp_path):
     runs = client.search_runs(["1"])
     assert not [run for run in runs if run.info.status == "RUNNING"]
     # MLflow's import takes seconds: where it was not reached yet, nobody waits for it.
-    assert runs or "python -m qsweep.sync" in err
+    assert runs or "qsweep sync" in err

@@ -14,16 +14,11 @@ import pytest
 
 from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
-from qsweep.launch import Event, ForkServer, Job, make_slots, run_jobs
+from qsweep.launch import Event, Job
+from qsweep.launch.gpus import parse_listing, parse_visible
+from qsweep.launch.local import ForkServer, make_slots, run_jobs
 from qsweep.launch.local import slots as slots_module
-from qsweep.launch.local.slots import (
-    Placement,
-    Slots,
-    parse_listing,
-    parse_visible,
-    place_job,
-    why_unplaceable,
-)
+from qsweep.launch.local.slots import Placement, Slots, place_job, why_unplaceable
 from qsweep.launch.reasons import explain, explain_exit, fatal_line
 
 HERE = Path(__file__).parent
@@ -255,7 +250,8 @@ def test_a_living_jobs_children_survive_another_jobs_end(server, job, tmp_path):
 MAIN = """
 import signal, sys, time
 from pathlib import Path
-from qsweep.launch import Job, ForkServer, Slots, run_jobs
+from qsweep.launch import Job
+from qsweep.launch.local import ForkServer, Slots, run_jobs
 print("imported", flush=True)
 # What a script's shell starts in the background is told to ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -355,7 +351,7 @@ def test_an_interrupt_that_wakes_no_system_call_is_noticed(job, server):
 def test_death_while_importing_ends_the_server(tmp_path):
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(30)\n")
     code = (
-        "import time; from qsweep.launch import ForkServer\n"
+        "import time; from qsweep.launch.local import ForkServer\n"
         "s = ForkServer(preload=('slow_import',)); s.start(); print(s.pid, flush=True)\n"
         "time.sleep(30)"
     )

@@ -76,7 +76,7 @@ def test_a_file_of_your_own_is_an_environment(tmp_path):
     expected = EnvSpec("mine", "brick", ("brick==1.5",), ">=3.10", file=str(file))
     assert load_spec(str(file)) == expected
     # Commands that are to be typed name the file, not what it is called.
-    assert f"qsweep.env create {file}" in check(Environment(expected, tmp_path))[0]
+    assert f"qsweep env create {file}" in check(Environment(expected, tmp_path))[0]
     file.write_text("library: brick\ninstal: [brick]\n")
     with pytest.raises(ConfigError, match="instal: no such option; did you mean 'install'"):
         load_spec(str(file))
@@ -303,7 +303,7 @@ def test_a_missing_environment_skips_with_the_command(tmp_path):
     choice = EnvChoice(folder=tmp_path)
     with pytest.raises(
         BackendUnavailable,
-        match=rf"not there: python -m qsweep.env create autoawq --folder {tmp_path}",
+        match=rf"not there: qsweep env create autoawq --folder {tmp_path}",
     ):
         choice.require("autoawq")
     EnvChoice(folder=tmp_path, create=True).require("autoawq")
@@ -338,7 +338,7 @@ def test_commands(tmp_path, capsys):
     listed = capsys.readouterr().out
     assert all(name in listed for name in spec_names())
     assert main(["check", "autoawq", "--folder", str(tmp_path)]) == 1
-    assert "autoawq is not there: python -m qsweep.env create autoawq" in capsys.readouterr().err
+    assert "autoawq is not there: qsweep env create autoawq" in capsys.readouterr().err
     assert main(["create", "autowaq"]) == 2
     assert main(["remove", "autoawq", "--folder", str(tmp_path)]) == 0
     with pytest.raises(SystemExit, match="2"):

@@ -362,7 +362,7 @@ def test_auto_gptq_is_skipped_on_a_cpu_before_anything_is_created(tmp_path):
 
 def test_a_missing_environment_skips_the_trial(tmp_path):
     env = EnvChoice(folder=tmp_path / "envs")
-    with pytest.raises(BackendUnavailable, match="python -m qsweep.env create autoawq"):
+    with pytest.raises(BackendUnavailable, match="qsweep env create autoawq"):
         AutoAWQ(env=env).check(facts(tmp_path))
 
 

@@ -398,13 +398,15 @@ def test_a_report_that_cannot_be_written_costs_a_sweep_one_line(tmp_path):
 def test_a_sweep_is_read_back_from_its_tracker_and_the_report_is_logged_there(tmp_path, capsys):
     from mlflow import MlflowClient
 
-    from qsweep.tracking import Tracker, TrackingConfig, ui_page
+    from qsweep.tracking import SweepFolder, TrackingConfig
+    from qsweep.tracking.mlflow import MLflowTracker
+    from qsweep.tracking.mlflow.journal import ui_page
 
     records = synthetic(4)
     directory = stored(tmp_path, "grid", records)
     config = TrackingConfig()
-    tracker = Tracker(config, directory, tmp_path)
-    tracker.start("grid", "python -m qsweep -m quant=gptq")
+    tracker = MLflowTracker()
+    tracker.start(SweepFolder("grid", "python -m qsweep -m quant=gptq", directory, tmp_path))
     for record in records:
         tracker.log(typed({**record, "sweep": "grid"}))
     tracker.finish(typed(records))

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.records import measurement, reference, shown, trial
 from helpers.typed import on_disk, table, typed, values
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open, verdict
 from qsweep.results.answers import answers
 from qsweep.results.checks import check
@@ -180,29 +180,29 @@ def test_nothing_is_expected_of_a_k_quant_that_fell_back():
 
 
 def test_numbers_are_readable():
-    assert cells.with_error(18.2345, 0.41) == "18.23 ±0.41"
-    assert cells.with_error(1234.5, 12.0) == "1234 ±12"
-    assert cells.with_error(18.2345, None) == "18.235"
+    assert numbers.with_error(18.2345, 0.41) == "18.23 ±0.41"
+    assert numbers.with_error(1234.5, 12.0) == "1234 ±12"
+    assert numbers.with_error(18.2345, None) == "18.235"
     # Where four decimals would say nothing, powers of ten.
-    assert cells.with_error(1.23e-4, 3.4e-6) == "1.2e-04 ±3e-06"
-    assert cells.with_error(0.0005, 0.00002) == "0.00050 ±0.00002"
-    assert cells.with_error(0.0202, 0.0007) == "0.0202 ±0.0007"
-    assert cells.ratio(1.0025) == "1.002" or cells.ratio(1.0025) == "1.003"
-    assert cells.ratio(1234.5) == "1234" or cells.ratio(1234.5) == "1235"
-    assert cells.divergence(0.0) == "0"
-    assert cells.divergence(0.00001) == "1e-05"
-    assert cells.divergence(0.0562) == "0.0562"
-    assert cells.gigabytes(0.0056) == "0.0056"
-    assert cells.gigabytes(16.06) == "16.1"
-    assert cells.percent(0.9345) == "93.5%" or cells.percent(0.9345) == "93.4%"
-    assert [cells.seconds(s) for s in (0.41, 42, 190, 7512)] == ["0.4s", "42s", "3m10s", "2h05m"]
-    assert cells.significant(math.nan, 3) == "nan"
-    assert cells.significant(None, 3) == ""
+    assert numbers.with_error(1.23e-4, 3.4e-6) == "1.2e-04 ±3e-06"
+    assert numbers.with_error(0.0005, 0.00002) == "0.00050 ±0.00002"
+    assert numbers.with_error(0.0202, 0.0007) == "0.0202 ±0.0007"
+    assert numbers.ratio(1.0025) == "1.002" or numbers.ratio(1.0025) == "1.003"
+    assert numbers.ratio(1234.5) == "1234" or numbers.ratio(1234.5) == "1235"
+    assert numbers.divergence(0.0) == "0"
+    assert numbers.divergence(0.00001) == "1e-05"
+    assert numbers.divergence(0.0562) == "0.0562"
+    assert numbers.gigabytes(0.0056) == "0.0056"
+    assert numbers.gigabytes(16.06) == "16.1"
+    assert numbers.percent(0.9345) == "93.5%" or numbers.percent(0.9345) == "93.4%"
+    assert [numbers.seconds(s) for s in (0.41, 42, 190, 7512)] == ["0.4s", "42s", "3m10s", "2h05m"]
+    assert numbers.significant(math.nan, 3) == "nan"
+    assert numbers.significant(None, 3) == ""
 
 
 def test_markdown_cells_hold_no_markup():
-    assert cells.markdown("a|b\nc <b>*x*") == "a\\|b c \\<b\\>\\*x\\*"
-    assert cells.one_line("a\x1b[31m\tb\r\n c") == "a [31m b c"
+    assert numbers.markdown("a|b\nc <b>*x*") == "a\\|b c \\<b\\>\\*x\\*"
+    assert numbers.one_line("a\x1b[31m\tb\r\n c") == "a [31m b c"
 
 
 # Markdown

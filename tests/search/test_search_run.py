@@ -53,7 +53,7 @@ def test_the_answer_is_printed_and_written_with_commands(finished):
     page = (outputs / "sweeps" / "t" / "answer.md").read_text()
     assert "## Best quality per GB" in page and "## The smallest with verdict yes" in page
     # the file's own eval.max_windows=4 is on the command line, so the short form is the same trial
-    assert "`python -m qsweep quant=rtn" in page and "eval.max_windows=4" in page
+    assert "`qsweep quant=rtn" in page and "eval.max_windows=4" in page
     for plot in ("front.png", "history.png"):
         assert (outputs / "sweeps" / "t" / plot).stat().st_size > 10_000
 

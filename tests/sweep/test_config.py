@@ -5,8 +5,8 @@ import pytest
 from helpers.configs import CONF, composed
 from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
-from qsweep.commands.sweep import default_name
 from qsweep.sweep.config import describe, sweep_config, trial_config
+from qsweep.sweep.naming import default_name
 
 CHOICES = [
     f"{group}={file.stem}"

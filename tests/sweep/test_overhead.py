@@ -162,7 +162,8 @@ def test_the_launching_process_does_not_grow_from_trial_to_trial(tmp_path):
 import gc, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from qsweep.launch import ForkServer, Job, run_jobs
+from qsweep.launch import Job
+from qsweep.launch.local import ForkServer, run_jobs
 from qsweep.launch.local.slots import Slots
 def resident():
     gc.collect()

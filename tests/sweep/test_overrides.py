@@ -11,12 +11,12 @@ from hydra.errors import HydraException
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.names import file_word, folder_name
-from qsweep.commands.explain import explain, refused_option
-from qsweep.commands.sweep import default_name
 from qsweep.quantizers.native import NativeGPTQ
 from qsweep.quantizers.rtn import RTN
 from qsweep.search.space import overrides_of
 from qsweep.search.sweep_file import read_rows, read_space
+from qsweep.sweep.explain import explain, refused_option
+from qsweep.sweep.naming import default_name
 from qsweep.sweep.overrides import acceptable, is_option, quote
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -65,7 +65,7 @@ def test_what_the_person_sees(finished):
     assert "rtn" in result.stdout and "verdict" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
     page = (outputs / "sweeps" / "t" / "results.md").read_text()
-    assert "python -m qsweep -m quant=none,rtn" in page
+    assert "qsweep -m quant=none,rtn" in page
 
 
 def snapshot(outputs):

@@ -24,9 +24,10 @@ from helpers.trackers import (
 from helpers.typed import on_disk, typed
 from qsweep.base.errors import ConfigError
 from qsweep.commands import sync
-from qsweep.tracking import Tracker, TrackingConfig, ui_line, ui_page
+from qsweep.tracking import SweepFolder, TrackingConfig, ui_line
 from qsweep.tracking.identity import fingerprint
-from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock
+from qsweep.tracking.mlflow import MLflowTracker
+from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock, ui_page
 from qsweep.tracking.mlflow.runs import metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
 from qsweep.tracking.settings import public_uri, resolved_uri
@@ -251,10 +252,11 @@ def test_going_on_logs_nothing_twice_and_does_not_even_import_mlflow(outputs: Ou
 import json, sys
 from pathlib import Path
 from qsweep.results.record_file import record_of
-from qsweep.tracking import Tracker, TrackingConfig
+from qsweep.tracking import SweepFolder
+from qsweep.tracking.mlflow import MLflowTracker
 root = Path({str(outputs.root)!r})
-tracker = Tracker(TrackingConfig(), root / "sweeps" / "demo", root)
-tracker.start("demo", "c")
+tracker = MLflowTracker()
+tracker.start(SweepFolder("demo", "c", root / "sweeps" / "demo", root))
 records = [record_of(dict(json.loads(p.read_text()), cached=True, ended=None))
            for p in sorted((root / "sweeps/demo/trials").glob("*.json"))]
 for record in records:
@@ -301,8 +303,8 @@ def test_runs_of_one_name_are_told_apart_at_the_end(outputs: Outputs):
 
 
 def test_nothing_is_logged_where_tracking_is_off(tmp_path: Path):
-    tracker = Tracker(TrackingConfig(enabled=False), tmp_path, tmp_path)
-    tracker.start("demo", "c")
+    tracker = MLflowTracker(enabled=False)
+    tracker.start(SweepFolder("demo", "c", tmp_path, tmp_path))
     tracker.log(typed(record()))
     tracker.finish([typed(record())])
     assert list(tmp_path.iterdir()) == []
@@ -360,7 +362,7 @@ def test_an_unreachable_tracker_costs_one_line_and_loses_nothing(
     assert time.monotonic() - began < 20
     assert 1 <= len(said) <= 2
     assert f"{dead_uri}: connection refused" in said[0]
-    assert "python -m qsweep.sync" in said[-1]
+    assert "qsweep sync" in said[-1]
     assert sync.main(["--outputs", str(outputs.root)]) == 1
     assert "connection refused" in capsys.readouterr().err
     elsewhere = ["--outputs", str(outputs.root), "--uri", outputs.place.uri, "demo"]
@@ -517,8 +519,7 @@ def test_a_server_that_dies_in_mid_sweep_loses_nothing(tmp_path: Path, monkeypat
         outputs = Outputs(tmp_path / "outputs", uri)
         outputs.write()
         said: list[str] = []
-        tracker = Tracker(outputs.config, outputs.directory, outputs.root, said.append)
-        tracker.start("demo", "python -m qsweep")
+        tracker = outputs.start(said)
         first = record("k1")
         outputs.write(first)
         tracker.log(typed(first))

@@ -6,6 +6,15 @@ from typing import Any
 from qsweep.base.errors import ConfigError
 from qsweep.base.secrets import is_hidden
 
+# Where other packages offer choices of a configuration group (:mod:`qsweep.base.plugins`).
+ENTRY_POINT_GROUPS = {
+    "quant": "qsweep.quantizers",
+    "corpus": "qsweep.corpora",
+    "calibration": "qsweep.corpora",
+    "launch": "qsweep.launchers",
+    "tracking": "qsweep.trackers",
+}
+
 
 def config_folder(name: str) -> Path:
     """``conf`` or ``sweeps``: inside the package when installed, beside ``src`` in a checkout."""

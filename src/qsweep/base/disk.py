@@ -1,12 +1,13 @@
 """A disk that is full or may not be written: seen in whatever a library says, told in one line."""
 
+import contextlib
 import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, QsweepError
 
 # A disk with less room than this is full, bytes.
 _LEAST_ROOM = 1 << 20
@@ -81,3 +82,23 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield following
         seen.add(id(following))
         following = following.__cause__ or following.__context__
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the system refuses inside, of files and disks, becomes one clear line.
+
+    Raises:
+        ConfigError: a file or folder that was given cannot be read or written.
+        QsweepError: a disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            place = Path(error.filename or ".").parent
+            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
+        if error.filename is None:
+            raise
+        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
+        raise ConfigError(f"{error.filename}: {os_error_message(error)}{hint}") from error

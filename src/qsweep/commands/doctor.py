@@ -1,18 +1,16 @@
-"""``python -m qsweep.doctor``: what this machine can do, and what to install for the rest.
+"""``qsweep doctor``: what this machine can do, and what to install for the rest.
 
 Each line is *ok*, *missing* (something optional), *warning* or *error*; an error means that the main
-job, ``python -m qsweep -m quant=gptq,awq``, cannot run, and the exit code is 1.
+job, ``qsweep -m quant=gptq,awq``, cannot run, and the exit code is 1.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from qsweep.base.numbers import one_line
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.commands.finding import Finding, Places
 
 _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": "ERROR  "}
@@ -21,8 +19,8 @@ _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look at everything and say it; 1 if the main job cannot run."""
-    options = _parser().parse_args(arguments)
-    findings = examine(Places(options.outputs.expanduser().absolute(), options.tracking))
+    options = parser().parse_args(arguments)
+    findings = examine(Places(options.outputs, options.tracking))
     works = not any(finding.status == "error" for finding in findings)
     if options.json:
         content = {"works": works, "findings": [asdict(finding) for finding in findings]}
@@ -60,14 +58,10 @@ def _tell(findings: Sequence[Finding]) -> None:
             print(f"  {' ' * (width + 11)}{finding.fix}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m qsweep.doctor", description=(__doc__ or "").partition("\n\n")[2]
-    )
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
     parser.add_argument("--tracking", metavar="URI", help="the tracker to reach")
     return parser
 

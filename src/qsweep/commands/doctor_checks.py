@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,10 @@ from qsweep.models.devices import torch_has_cuda
 _TIMEOUT_S = 4.0
 _LITTLE_GB, _TOO_LITTLE_GB = 20.0, 1.0
 # What the main job imports.
-_NEEDED = ("torch", "transformers", "hydra-core", "omegaconf", "safetensors", "mlflow", "gptqmodel")
+_NEEDED = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "hydra-core", "omegaconf"),
+    *("mlflow", "pydantic", "pyarrow", "psutil", "rich", "jinja2"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ def packages(places: Places) -> Iterator[Finding]:
     """What the main job imports, and versions that are known to clash."""
     for name in _NEEDED:
         version = _version(name)
-        extra = "qsweep[gptqmodel]" if name == "gptqmodel" else "qsweep"
         if version is None:
-            yield Finding("packages", name, "error", "not installed", f'pip install "{extra}"')
+            yield Finding("packages", name, "error", "not installed", "pip install qsweep")
         else:
             yield Finding("packages", name, "ok", version)
     for pair, found in clashes({name: _version(name) for name in _clashing_names()}):
@@ -117,13 +118,14 @@ def clashes(versions: dict[str, str | None]) -> Iterator[tuple[BadPair, str]]:
 
 def backends(places: Places) -> Iterator[Finding]:
     """Every quantizer backend, by its own account of its version."""
-    yield Finding("quantizers", "rtn; gptq, awq (native)", "ok", "part of qsweep")
+    yield Finding("quantizers", "rtn; gptq, gptaq, awq (native)", "ok", "part of qsweep")
     version = _version("gptqmodel")
+    name = "gptq, awq (gptqmodel)"
     if version is None:
-        yield Finding("quantizers", "gptq, awq (gptqmodel)", "error", "not installed",
-                      'pip install "qsweep[gptqmodel]"; or quant.backend=native')  # fmt: skip
+        yield Finding("quantizers", name, "missing", "a second opinion, quant.backend=gptqmodel",
+                      'pip install "qsweep[gptqmodel]"')  # fmt: skip
     else:
-        yield Finding("quantizers", "gptq, awq (gptqmodel)", "ok", version)
+        yield Finding("quantizers", name, "ok", version)
     yield _gguf()
 
 
@@ -157,9 +159,10 @@ def environments(places: Places) -> Iterator[Finding]:
 def runtimes(places: Places) -> Iterator[Finding]:
     """What can serve or time an artifact here."""
     yield Finding("runtimes", "transformers", "ok", _version("transformers") or "not installed")
-    if _version("optimum") is None:
+    if absent := [name for name in ("optimum", "gptqmodel") if _version(name) is None]:
         yield Finding("runtimes", "transformers, for GPTQ", "missing",
-                      "transformers loads GPTQ through optimum", "pip install optimum")  # fmt: skip
+                      "it loads GPTQ through optimum and gptqmodel, AWQ through gptqmodel",
+                      f"pip install {' '.join(absent)}")  # fmt: skip
     for name in ("vllm", "sglang", "exllamav3"):
         version = _version(name)
         fix = "" if version else f"pip install {name} (an environment of its own is wise)"
@@ -200,9 +203,7 @@ def disk(places: Places) -> Iterator[Finding]:
         yield Finding("storage", "outputs", "error", f"{folder} cannot be written",
                       "choose another with outputs_dir=DIR")  # fmt: skip
     if free < _TOO_LITTLE_GB:
-        yield Finding(
-            "storage", "disk", "error", room, "python -m qsweep.prune, or outputs_dir=DIR"
-        )
+        yield Finding("storage", "disk", "error", room, "qsweep prune, or outputs_dir=DIR")
     elif free < _LITTLE_GB:
         yield Finding("storage", "disk", "warning", room, "an 8B model needs 16 GB and its results")
     else:
@@ -233,7 +234,7 @@ def tracker(places: Places) -> Iterator[Finding]:
         yield Finding("network", "tracker", "warning", str(error))
         return
     label, trouble = public_uri(uri), None
-    later = "sweeps run all the same; python -m qsweep.sync logs them later"
+    later = "sweeps run all the same; qsweep sync logs them later"
     if (database := sqlite_path(uri)) is not None:
         label += "" if database.exists() else " (made by the first sweep)"
         try:
@@ -281,14 +282,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _runs(command: list[str]) -> bool:
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0
 
 
 def _unreachable(address: str) -> str | None:

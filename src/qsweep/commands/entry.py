@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
+from qsweep.base.config_files import config_folder
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.secrets import RedactingStream, scrubbed
 from qsweep.launch.interrupts import (
@@ -38,16 +39,70 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {scrubbed(message, *sys.argv[1:])}; {self.prog} --help\n")
 
 
-def command(main: Main) -> Callable[..., int]:
+def command_parser(name: str, documentation: str | None, *, outputs: bool = True) -> Parser:
+    """The parser of ``qsweep NAME``.
+
+    Args:
+        name: the command's.
+        documentation: its module's docstring; help shows what follows the first colon.
+        outputs: whether it has the option ``--outputs``, whose value is an absolute path.
+    """
+    description = (documentation or "").partition("``: ")[2]
+    parser = Parser(
+        prog=f"qsweep {name}",
+        description=description[:1].upper() + description[1:],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if outputs:
+        parser.add_argument(
+            "--outputs", type=absolute, default="outputs", metavar="DIR", help="default: outputs"
+        )
+    return parser
+
+
+def absolute(path: str) -> Path:
+    """A path as it is typed, with ``~``, made absolute."""
+    return Path(path).expanduser().absolute()
+
+
+def config_loader(config_dir: str | None = None) -> Any:
+    """Hydra's loader of qsweep's configuration files, and of those in a folder of one's own."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    path = create_config_search_path(str(config_folder("conf")))
+    if config_dir is not None:
+        path.prepend(provider="command-line", path=f"file://{absolute(config_dir)}")
+    loader = Hydra.create_main_hydra2("qsweep", path).config_loader
+    GlobalHydra.instance().clear()  # which that has set, and the command itself sets again
+    return loader
+
+
+@overload
+def command(main: Main, /) -> Callable[..., int]: ...
+
+
+@overload
+def command(*, invalid: type[QsweepError]) -> Callable[[Main], Callable[..., int]]: ...
+
+
+def command(main: Main | None = None, /, *, invalid: type[QsweepError] = ConfigError) -> Any:
     """Make ``main``, which takes arguments and gives an exit code, a command.
 
-    Errors that it does not report itself are one line on standard error. Signals end it with 128
+    Errors that it does not report itself are one line on standard error and exit code 1, or 2 for
+    those of the class ``invalid``: what was typed is wrong. Signals end it with 128
     plus their number (:mod:`qsweep.launch.interrupts`). A reader of its output who has gone, a terminal
     without Unicode, or closed standard streams change nothing but what is seen.
 
     Called without arguments it is the whole process, and takes them from ``sys.argv``.
     """
+    if main is None:
+        return functools.partial(_command, invalid=invalid)
+    return _command(main, invalid)
 
+
+def _command(main: Main, invalid: type[QsweepError]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         alone = arguments is None
@@ -55,7 +110,7 @@ def command(main: Main) -> Callable[..., int]:
             _open_streams()
         try:
             with interruptible():
-                code = _run(main, arguments)
+                code = _run(main, arguments, invalid)
                 if alone and interrupted():
                     _leave(code)
         except KeyboardInterrupt as error:  # before or after the command's own time
@@ -71,7 +126,7 @@ def command(main: Main) -> Callable[..., int]:
     return run
 
 
-def _run(main: Main, arguments: Sequence[str] | None) -> int:
+def _run(main: Main, arguments: Sequence[str] | None, invalid: type[QsweepError]) -> int:
     try:
         os.getcwd()
     except OSError:
@@ -81,7 +136,7 @@ def _run(main: Main, arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt as error:
         return _code_of(error)
     except QsweepError as error:
-        return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+        return _fail(str(error), 2 if isinstance(error, invalid) else 1)
     except OSError as error:
         if error.filename is None:
             return _unexpected(error)

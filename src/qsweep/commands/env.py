@@ -1,13 +1,17 @@
-"""``python -m qsweep.env list|create NAME|check NAME|remove NAME``."""
+"""``qsweep env list|create NAME|check NAME|remove NAME``: environments of their own, for quantizers.
+
+Some libraries cannot share qsweep's environment; each gets one that is made on demand. The name
+llama.cpp stands for its converter, which is unpacked into qsweep's own environment.
+"""
 
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.errors import BackendUnavailable
 from qsweep.base.files import read_json
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.quantizers.environments.create import (
     MANIFEST,
     Environment,
@@ -19,44 +23,67 @@ from qsweep.quantizers.environments.create import (
 from qsweep.quantizers.environments.install import INSTALLERS
 from qsweep.quantizers.environments.spec import load_spec, spec_names
 
+# llama.cpp's converter needs none of its own: it is unpacked into qsweep's.
+_CONVERTER = "llama.cpp"
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 2 for what was typed wrong, 1 for what went wrong."""
-    parser = Parser(
-        prog="python -m qsweep.env",
-        description="Environments of their own, for quantizers that cannot share qsweep's.",
-    )
-    parser.add_argument("command", choices=("list", "create", "check", "remove"))
-    parser.add_argument("name", nargs="?", help="an environment of the list, or a YAML file")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/envs"), help="where they are")
-    parser.add_argument("--python", type=Path, help="make it with this interpreter")
-    parser.add_argument("--installer", choices=INSTALLERS, default="auto")
-    options = parser.parse_args(arguments)
-    folder = options.folder.expanduser().absolute()
+    env = parser()
+    options = env.parse_args(arguments)
     if options.command == "list":
-        return _list(folder)
+        return _list(options.folder)
+    names = f"{', '.join(spec_names())}, {_CONVERTER}, or a YAML file"
     if options.name is None:
-        parser.error(f"{options.command} needs a NAME: {', '.join(spec_names())}, or a YAML file")
+        env.error(f"{options.command} needs a NAME: {names}")
     try:
-        environment = Environment(load_spec(options.name), folder)
+        if options.name == _CONVERTER:
+            return _converter(options.command, options.sdist)
+        environment = Environment(load_spec(options.name), options.folder)
         if options.command == "create":
             return _create(environment, options.python, options.installer)
         if options.command == "remove":
             print(f"{options.name}: {'removed' if remove(environment) else 'was not there'}")
             return 0
         problems = check(environment)
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
-        if not problems:
-            print(f"{options.name}: works ({environment.python})")
-        return int(bool(problems))
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted; nothing half-made was left", file=sys.stderr)
         raise
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{options.name}: works ({environment.python})")
+    return int(bool(problems))
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("env", __doc__, outputs=False)
+    parser.add_argument("command", choices=("list", "create", "check", "remove"))
+    parser.add_argument("name", nargs="?", help="an environment of the list, or a YAML file")
+    parser.add_argument(
+        "--folder", type=absolute, default="outputs/envs", metavar="DIR", help="where they are"
+    )
+    parser.add_argument("--python", type=Path, metavar="PATH", help="make it with this interpreter")
+    parser.add_argument("--installer", choices=INSTALLERS, default="auto")
+    parser.add_argument(
+        "--sdist", type=absolute, metavar="FILE",
+        help=f"for {_CONVERTER}: llama-cpp-python's source package, not fetched",
+    )  # fmt: skip
+    return parser
+
+
+def _converter(wanted: str, sdist: Path | None) -> int:
+    from qsweep.formats.gguf.converter import converter_dir, install, uninstall
+
+    if wanted == "create":
+        print(f"llama.cpp's converter is in {install(sdist)}")
+    elif wanted == "remove":
+        print(f"{_CONVERTER}: {'removed' if uninstall() else 'was not there'}")
+    else:
+        print(f"{_CONVERTER}: is there ({converter_dir()})")
+    return 0
 
 
 def _list(folder: Path) -> int:
@@ -73,11 +100,26 @@ def _list(folder: Path) -> int:
         python = manifest["python"] if manifest else environment.spec.python
         size = f"{_bytes(environment.path) / 1e9:.1f} GB" if state != "absent" else ""
         table.add_row(name, state, library, python, size)
+    table.add_row(*_converter_row())
     for path in sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST}")):
         if path.name not in spec_names():
             table.add_row(*_own(path))
     Console(soft_wrap=True).print(table)
     return 0
+
+
+def _converter_row() -> list[str]:
+    from qsweep.formats.gguf.converter import converter_dir, package_version
+
+    try:
+        version = f"llama-cpp-python {package_version()}"
+    except BackendUnavailable:
+        return [_CONVERTER, "absent", "llama-cpp-python is not installed", "qsweep's", ""]
+    try:
+        converter_dir()
+    except BackendUnavailable:
+        return [_CONVERTER, "absent", version, "qsweep's", ""]
+    return [_CONVERTER, "ready", version, "qsweep's", ""]
 
 
 def _own(path: Path) -> list[str]:

@@ -1,11 +1,10 @@
-"""``python -m qsweep.export TRIAL DIR``: an artifact ready to be served, with a card that says all.
+"""``qsweep export TRIAL DIR``: an artifact ready to be served, with a card that says all.
 
 TRIAL is a trial's key or its beginning, its name, or ``best`` for the most quality per GB that a
 serving runtime loads. DIR is a new directory: the artifact's files, the tokenizer and generation
 settings, and a README.md with how it was made, what was measured, and how to serve it.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.files import sync_tree, write_bytes
 from qsweep.base.schema import nearest
 from qsweep.base.store import MANIFEST, Store
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.results.answers import answers
 from qsweep.results.card import model_card
 from qsweep.results.labels import named_apart
@@ -30,20 +29,12 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-@command
+@command(invalid=QsweepError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export one artifact; 0: done, 1: it could not be written, 2: there is no such trial."""
-    options = _parser().parse_args(arguments)
-    outputs = options.outputs.expanduser().absolute()
-    try:
-        record = find_trial(outputs, options.trial, options.sweep)
-        written = export(record, Store(outputs / "store"), options.directory.expanduser())
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    options = parser().parse_args(arguments)
+    record = find_trial(options.outputs, options.trial, options.sweep)
+    written = export(record, Store(options.outputs / "store"), options.directory)
     print(f"{record.name}: {written}\nhow to serve it: {written / 'README.md'}")
     return 0
 
@@ -155,16 +146,12 @@ def _setting(record: Record) -> str:
     return record.name.removeprefix(f"{record.model} ")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m qsweep.export", description=(__doc__ or "").partition("\n\n")[2]
-    )
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("export", __doc__)
     parser.add_argument("trial", metavar="TRIAL", help="a key, a name, or best")
-    parser.add_argument("directory", metavar="DIR", type=Path, help="a new directory")
+    parser.add_argument("directory", metavar="DIR", type=absolute, help="a new directory")
     parser.add_argument("--sweep", help="look only in this sweep")
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
     return parser
 
 

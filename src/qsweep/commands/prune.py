@@ -1,15 +1,14 @@
-"""``python -m qsweep.prune``: what the store holds, and making room in it.
+"""``qsweep prune``: what the store holds, and making room in it.
 
-Without a rule it only tells, and with ``--delete`` it removes what killed processes left half-written. ``--off-front`` picks the artifacts that are on no sweep's Pareto
-front of size and quality, ``--older-than`` those (and caches of references and importance matrices)
-sealed before a date or so many days ago; with both, what either picks. Nothing is deleted without
-``--delete``.
+Without a rule it only tells, and with --delete it removes what killed processes left half-written.
+--off-front picks the artifacts that are on no sweep's Pareto front of size and quality,
+--older-than those (and caches of references and importance matrices) sealed before a date or so
+many days ago; with both, what either picks. Nothing is deleted without --delete.
 
 Records, measurements and timings are never deleted: reports stay as they are, and a sweep that is
 run again makes only the artifacts that are missing.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,24 +19,20 @@ from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.errors import QsweepError
 from qsweep.base.numbers import gigabytes
 from qsweep.base.schema import nearest
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.results.holdings import Holding, Holdings, Prunable, half_written, look, remove
 
 
-@command
+@command(invalid=QsweepError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tell, or delete; 0: done, 1: something could not be deleted, 2: a wrong option."""
-    options = _parser().parse_args(arguments)
-    outputs = options.outputs.expanduser().absolute()
-    try:
-        before = moment(options.older_than) if options.older_than else None
-        holdings = look(outputs)
-        for name in options.sweeps:
-            if name not in holdings.sweeps:
-                raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, holdings.sweeps)}")
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser().parse_args(arguments)
+    outputs = options.outputs
+    before = moment(options.older_than) if options.older_than else None
+    holdings = look(outputs)
+    for name in options.sweeps:
+        if name not in holdings.sweeps:
+            raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, holdings.sweeps)}")
     _tell(holdings, outputs)
     if options.delete and (gone := remove_abandoned(outputs)):
         print(f"{len(gone)} leftovers of processes that were killed are removed")
@@ -126,19 +121,13 @@ def _gb(entries: Sequence[Holding]) -> str:
     return gigabytes(sum(entry.size for entry in entries) / 1e9)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m qsweep.prune",
-        description=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("prune", __doc__)
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="only what these alone made")
     parser.add_argument("--off-front", action="store_true", help="artifacts on no Pareto front")
     parser.add_argument("--older-than", metavar="DATE", help="2026-01-31, or 30d for 30 days ago")
     parser.add_argument("--delete", action="store_true", help="really delete")
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
     return parser
 
 

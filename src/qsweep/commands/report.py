@@ -1,4 +1,4 @@
-"""``python -m qsweep.report``: a page of one sweep, or of several side by side."""
+"""``qsweep report``: a page of one sweep, or of several side by side."""
 
 import argparse
 import sys
@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsweep.base.errors import QsweepError
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, absolute, command, command_parser
 
 
-@command
+@command(invalid=QsweepError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report; 0: written, 1: it could not be written, 2: there is no such sweep."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return _report(options)
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; try --out FILE", file=sys.stderr)
         return 1
@@ -27,7 +24,7 @@ def _report(options: argparse.Namespace) -> int:
     from qsweep.results.html import write_report
     from qsweep.results.sources import sweeps_in
 
-    outputs = options.outputs.expanduser().absolute()
+    outputs = options.outputs
     if options.tracking is None:
         sweeps, find = sweeps_in(outputs, options.sweeps), None
     else:
@@ -48,8 +45,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _page(options: argparse.Namespace, outputs: Path, names: Sequence[str]) -> Path:
     if options.out is not None:
-        page = options.out.expanduser().absolute()
-        return page if page.suffix.lower() in (".html", ".htm") else page / "report.html"
+        is_page = options.out.suffix.lower() in (".html", ".htm")
+        return options.out if is_page else options.out / "report.html"
     if len(names) == 1 and options.tracking is None:
         return outputs / "sweeps" / names[0] / "report.html"
     joined = "+".join(name.replace("/", "-") for name in names)[:120]
@@ -67,17 +64,17 @@ def _log(outputs: Path, names: Sequence[str], written: Sequence[Path]) -> None:
             print(f"note: not logged to the run of {name}: {error}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m qsweep.report", description=__doc__)
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("report", __doc__)
     parser.add_argument(
         "sweeps", nargs="*", metavar="SWEEP", help="one, or several to compare; default: the newest"
     )
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
     parser.add_argument("--tracking", metavar="URI", help="read from this MLflow tracker instead")
     parser.add_argument("--experiment", default="qsweep", help="with --tracking; default: qsweep")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; default: by the sweep")
+    parser.add_argument(
+        "--out", type=absolute, metavar="FILE", help="the page; default: by the sweep"
+    )
     parser.add_argument(
         "--no-log", dest="log", action="store_false", help="do not log it to the sweep's run"
     )

@@ -1,302 +1,69 @@
-"""A search from the command line: Hydra's sweeper hands over, the launcher runs the trials."""
+"""``qsweep search [--config-name=FILE] [search=NAME] OVERRIDES``: let Optuna choose the trials.
 
-import itertools
-import shlex
+The space is a sweep file's (qsweep search --config-name=pareto), or what has several values:
+qsweep search quant=gptq,awq bits=3,4,8. What is looked for is a choice of the group search, and can
+be overridden as everything: search=per_gb search.trials=20 "search.constraints=['kld <= 0.05']".
+The sweep's folder gets answer.md with the answer; the same command goes on where it stopped.
+
+It is short for -m +search=NAME hydra/sweeper=qsweep_optuna; docs/search.md explains the options.
+"""
+
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsweep.base.disk import check_writable
-from qsweep.base.errors import ConfigError, QsweepError
-from qsweep.base.secrets import hidden_value
-from qsweep.launch import ForkServer, make_slots
-from qsweep.launch.interrupts import finishing
-from qsweep.results.record import Record
-from qsweep.results.record_file import read_records
-from qsweep.search.answer import answer, infeasible
-from qsweep.search.fidelity import Fidelity
-from qsweep.search.loop import PlannedTrial, Search
-from qsweep.search.objectives import (
-    Constraint,
-    check_measured,
-    parse_constraint,
-    parse_objective,
-)
-from qsweep.search.page import write_page
-from qsweep.search.settings import SearchConfig, search_config
-from qsweep.search.space import Params, Space, overrides_of
-from qsweep.search.storage import open_storage, storage_errors
-from qsweep.search.study import Study, StudyTrial
-from qsweep.sweep.config import (
-    SWEEP_WIDE,
-    SweepConfig,
-    TrialConfig,
-    several_values,
-    sweep_config,
-    trial_config,
-)
-from qsweep.sweep.plan import Plan, Setting
-from qsweep.sweep.planning import keys_of, plan_all
-from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
+from qsweep.base.errors import ConfigError
+from qsweep.commands.entry import Parser, command, command_parser, config_loader
+from qsweep.commands.sweep import parser as hydra_parser
+from qsweep.commands.sweep import run_hydra
 
-# What says nothing about a single trial.
-_NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s")
-# What changes no number either; the device's type is part of the protocol.
-_NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
+_SWEEPER = "qsweep_optuna"
 
 
-class HydraLab:
-    """Composes trials and runs them through whatever launcher Hydra was given."""
-
-    def __init__(self, compose: Any, launcher: Any, session: Session, config: SweepConfig):
-        self._compose, self._launcher, self._session = compose, launcher, session
-        self._config = config
-        self._launched = 0
-        self._width: int | None = None
-        self.refusal: str | None = None
-        """Why the first combination that cannot exist cannot."""
-
-    @property
-    def width(self) -> int:
-        """How many trials run at once."""
-        return self._width or 1
-
-    def plan(self, overrides: Params) -> PlannedTrial | None:
-        """A trial before anything runs; None if it cannot exist."""
-        trial = trial_config(self._compose(overrides_of(overrides)))
-        plans, refused = plan_all([trial], self._session.store, self._session.settings)
-        if refused:
-            self.refusal = self.refusal or f"{trial.name}: {refused[0].reason}"
-            return None
-        if self._width is None:
-            self._width = make_slots(self._config.n_jobs, [trial.device]).count
-        (key,) = keys_of([trial], refused, self._session.settings)
-        plan = plans[key]
-        if plan.is_reference:
-            raise ConfigError("quant=none: the reference is measured anyway, and is no answer")
-        return PlannedTrial(key, trial.name, trial.quant.method, trial.resolved["quant"])
-
-    def run(self, batch: Sequence[Params]) -> list[Record]:
-        """Run trials; returns the record of each."""
-        if not batch:
-            return []
-        jobs = [overrides_of(overrides) for overrides in batch]
-        results = self._launcher.launch(jobs, initial_job_idx=self._launched)
-        self._launched += len(jobs)
-        records = [result.return_value for result in results]
-        for record in records:
-            if not isinstance(record, Record):
-                raise ConfigError(
-                    "hydra/launcher: it returns no records; use hydra/launcher=qsweep"
-                )
-        return records
-
-    def reference(self, fidelity: Fidelity) -> Record | None:
-        """The reference's record, once something has been measured at that fidelity."""
-        sweep = self._session.sweep
-        records = sweep.records if fidelity == "full" else sweep.screening
-        return next((r for r in records.values() if r.reference), None)
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search; returns the exit code, as a sweep does."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if {"--help", "-h"} & set(words):
+        parser().print_help()
+        return 0
+    if not words:
+        raise ConfigError(
+            "a search needs a space: --config-name=pareto, or options with several values "
+            "(quant=gptq,awq bits=3,4)"
+        )
+    return run_hydra(search_arguments(words))
 
 
-@storage_errors()
-def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
-    """What Hydra's sweeper does: search, print and write the answer.
-
-    Raises:
-        ConfigError: the search is not valid, or the stored study is another; nothing has run.
-        QsweepError: all trials failed, or none satisfies the constraints; results are written.
-    """
-    from qsweep.commands.sweep import begin, conclude, default_name, sessions
-    from qsweep.sweep.compose import Composer
-
-    if sweeper.trials:
-        raise ConfigError("hydra.sweeper.trials: a search has no rows; see search.enqueue")
-    from qsweep.search.sweep_file import read_space
-
-    hydra = sweeper.config.hydra
-    config_name = hydra.job.config_name or "config"
-    space = read_space(sweeper.params, sweeper.when, arguments)
-    for parameter in space.parameters:
-        group = parameter.name.lstrip("+~").partition(".")[0]
-        if group in SWEEP_WIDE and len(parameter.values) > 1:
-            raise several_values(parameter.name)
-    compose = Composer(sweeper.hydra_context.config_loader, sweeper.config)
-    first = next(space.combinations())
-    config = compose(overrides_of(first))
-    settings = search_config(config.get("search") or {})
-    objectives = [parse_objective(text) for text in settings.objective]
-    constraints = [parse_constraint(text) for text in settings.constraints]
-    named = {o.metric: "search.objective" for o in objectives}
-    named |= {c.metric: "search.constraints" for c in constraints}
-    check_measured(named, trial_config(config).eval)
-    _check_references(constraints, space)
-    enqueued = [enqueued_params(text, space) for text in settings.enqueue]
-
-    name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
-    sweep = Sweep(sweep_config(config), name, command_line(sys.argv[1:]))
-    check_writable(sweep.config.outputs_dir)
-    store = open_store(sweep.config)
-    found: dict[str, Setting | QsweepError] = {}
-    identity = _identity(space, settings, objectives, constraints, compose, store, found)
-    sweep.directory.mkdir(parents=True, exist_ok=True)
-    storage = open_storage(settings.storage, sweep.directory)
-    study = Study(storage, settings.study or name, objectives, identity)
-    begin()
-    with ForkServer() as server, open_session(sweep, store, server, shared=True) as session:
-        session.settings.update(found)
-        lab = HydraLab(compose, sweeper.launcher, session, sweep.config)
-        sessions.append(session)
-        try:
-            search = Search(settings, space, objectives, constraints, lab, study, _say)
-            search.run(enqueued)
-        finally:
-            sessions.remove(session)
-            with finishing():
-                entries = study.entries()
-                _adopt(session, entries)
-                trouble = _trouble(entries, constraints, lab)
-                result = answer(entries, objectives, settings.serving)
-                commands = _Commands(sweeper, config_name, compose, session)
-                page = write_page(
-                    sweep, entries, result, objectives, constraints, commands, trouble
-                )
-    conclude(sweep)
-    print(page)
-    if trouble:
-        raise QsweepError(trouble)
-    return []
+def search_arguments(words: Sequence[str]) -> list[str]:
+    """What is typed behind ``qsweep search``, as Hydra wants it: with a sweeper and a search chosen."""
+    options = hydra_parser().parse_intermixed_args(words)
+    found = list(words)
+    chosen = _choices(options.config_name, options.config_dir)
+    if chosen.get("hydra/sweeper") != _SWEEPER:
+        found += ["-m"] * (not options.multirun and not (options.cfg or options.info))
+        if not any(word.startswith("hydra/sweeper=") for word in found):
+            found.append(f"hydra/sweeper={_SWEEPER}")
+    if "search" not in chosen:
+        # Hydra replaces a choice that a file has made, and adds one with a plus.
+        found = [f"+{word}" if word.startswith("search=") else word for word in found]
+        if not any(word.startswith("+search=") for word in found):
+            found.append("+search=default")
+    return found
 
 
-def _check_references(constraints: Sequence[Constraint], space: Space) -> None:
-    # Each model has a reference of its own, and a bound can be a multiple of one alone.
-    several = [
-        p.name
-        for p in space.parameters
-        if p.name.lstrip("+~").partition(".")[0] == "model" and len(p.values) > 1
-    ]
-    for constraint in constraints:
-        if constraint.of_reference and several:
-            raise ConfigError(
-                f"search.constraints: {constraint}: {several[0]} has several values, and each model "
-                "a reference of its own; search one model at a time"
-            )
+def _choices(config_name: str | None, config_dir: str | None) -> Mapping[str, Any]:
+    """The choices of groups that a sweep file makes; none where Hydra will say what is wrong with it."""
+    from hydra.types import RunMode
+
+    try:
+        loader = config_loader(config_dir)
+        config = loader.load_configuration(config_name or "config", [], RunMode.MULTIRUN)
+        return dict(config.hydra.runtime.choices)
+    except Exception:
+        return {}
 
 
-def enqueued_params(text: str, space: Space) -> Params:
-    """A known good point as a combination of the space. Raises ConfigError where it is none."""
-    given: Params = {}
-    for override in shlex.split(text):
-        name, _, value = override.partition("=")
-        given[name] = value
-    for params in space.combinations():
-        if all(params.get(name) == value for name, value in given.items()):
-            return params
-    raise ConfigError(f"search.enqueue: {text!r} is no combination of the space")
-
-
-def _identity(
-    space: Space,
-    settings: SearchConfig,
-    objectives: Sequence[Any],
-    constraints: Sequence[Any],
-    compose: Any,
-    store: Any,
-    found: dict[str, Setting | QsweepError],
-) -> dict[str, Any]:
-    """What makes the results of a study comparable, from the first trial that can exist."""
-    reason = "no combination"
-    for params in itertools.islice(space.combinations(), 1000):
-        trial = trial_config(compose(overrides_of(params)))
-        plans, refused = plan_all([trial], store, found)
-        if refused:
-            reason = refused[0].reason
-            continue
-        plan = list(plans.values())[-1]
-        return {
-            "space": {
-                label: hidden_value(values)
-                for label, values in space.describe().items()
-                if not label.lstrip("+~").startswith((*_NOT_A_TRIALS, *_NOT_A_RESULTS))
-            },
-            "objective": [str(o) for o in objectives],
-            "constraints": [str(c) for c in constraints],
-            "few_windows": settings.few_windows,
-            "model": plan.setting.model_hash,
-            "protocol": _protocol(plan),
-        }
-    raise QsweepError(f"nothing in the space can run: {reason}")
-
-
-def _protocol(plan: Plan) -> dict[str, Any]:
-    return {
-        f"{step.corpus.name} ({step.identity['preset']})": {
-            k: v for k, v in step.identity.items() if k != "artifact"
-        }
-        for step in plan.measurements
-    }
-
-
-def _adopt(session: Session, entries: Sequence[StudyTrial]) -> None:
-    """Count in what earlier runs and other processes of the study left in the sweep's folder."""
-    known = session.sweep.records
-    keys = {entry.finding["record"] for entry in entries if entry.finding is not None}
-    for file, record in read_records(session.sweep.directory):
-        if record is None or file.stem in known:
-            continue
-        if file.stem in keys or record.reference:
-            known[file.stem] = record
-            session.tracker.log(record)
-
-
-def _trouble(
-    entries: Sequence[StudyTrial], constraints: Sequence[Any], lab: HydraLab
-) -> str | None:
-    done = [e for e in entries if e.state == "complete"]
-    failed = [e for e in entries if e.state == "failed" and e.reason]
-    if not done and failed:
-        return f"all trials failed; the first: {failed[0].name}: {failed[0].reason}"
-    if not entries:
-        return f"nothing in the space can run: {lab.refusal or 'it is empty'}"
-    return infeasible(entries, constraints)
-
-
-class _Commands:
-    """The command line that runs one trial alone."""
-
-    def __init__(self, sweeper: Any, config_name: str, compose: Any, session: Session):
-        self._loader = sweeper.hydra_context.config_loader
-        self._config_name, self._compose, self._session = config_name, compose, session
-
-    def __call__(self, params: Params) -> str:
-        kept = [
-            override
-            for override in overrides_of(params)
-            if not override.lstrip("+~").startswith(_NOT_A_TRIALS)
-        ]
-        if self._config_name != "config" and not self._same(kept, params):
-            # The sweep file itself sets something that counts.
-            kept = [f"--config-name={self._config_name}", "hydra.mode=RUN", *kept]
-        return command_line(kept)
-
-    def _same(self, overrides: Sequence[str], params: Params) -> bool:
-        from hydra.types import RunMode
-        from omegaconf import OmegaConf, open_dict
-
-        from qsweep.sweep.compose import plain
-
-        try:
-            config = self._loader.load_configuration("config", list(overrides), RunMode.RUN)
-            with open_dict(config):
-                config.pop("hydra", None)
-            alone = trial_config(plain(config, OmegaConf))
-        except Exception:  # it does not even compose without the sweep file
-            return False
-        return self._key(alone) == self._key(trial_config(self._compose(overrides_of(params))))
-
-    def _key(self, trial: TrialConfig) -> str:
-        _, refused = plan_all([trial], self._session.store, self._session.settings)
-        return keys_of([trial], refused, self._session.settings)[0]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def parser() -> Parser:
+    """For its help alone."""
+    return command_parser("search", __doc__, outputs=False)

@@ -1,34 +1,39 @@
-"""``python -m qsweep``: hands the command line to Hydra, and its errors to people."""
+"""``qsweep -m …``: hands the command line to Hydra, and its errors to people."""
 
 import copy
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsweep.base.config_files import config_folder, group_choices
+from qsweep.base.disk import disk_errors
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
 from qsweep.commands.entry import Parser, command
-from qsweep.commands.explain import explain, refused_option
-from qsweep.sweep.option_names import chosen_quantizers, known_options
+from qsweep.sweep.compose import register_resolvers
+from qsweep.sweep.explain import explain, refused_option
+from qsweep.sweep.naming import default_name
+from qsweep.sweep.option_names import chosen_quantizers
 from qsweep.sweep.overrides import acceptable, is_option
 
-# What the sweep that Hydra ran came to; Hydra returns nothing through its own main.
-_outcomes: list[Any] = []
-_single: list[tuple[Any, Any, str]] = []
-# Whether composing is over and a sweep has begun, so that an error is no longer the configuration's.
-_began: list[bool] = []
-# The session of a search, whose batches all belong to one sweep.
-sessions: list[Any] = []
-# Options that change no number do not belong in a sweep's name.
-_NOT_IN_NAME = (
-    *("hydra", "outputs_dir", "sweep", "tracking", "n_jobs", "timeout_s", "device"),
-    *("search.trials", "search.batch", "search.storage", "search.study"),
+if TYPE_CHECKING:
+    from qsweep.results.record import Record
+    from qsweep.sweep.session import Session
+    from qsweep.sweep.state import Sweep
+
+# What of Hydra's own leaves all trials in this process, and in one sweep.
+_ONE_PROCESS = (
+    "hydra_plugins.qsweep_launcher.QsweepLauncher",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+)
+_ONE_SWEEP = (
+    "hydra_plugins.qsweep_sweeper.QsweepSweeper",
+    "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 )
 
 
@@ -39,29 +44,124 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2: the configuration is invalid and nothing ran; 1: a trial failed or none finished; 0: the rest
     finished or were skipped; 130 and 143: interrupted, or ended by SIGTERM.
     """
-    sys.argv[1:] = sys.argv[1:] if arguments is None else list(arguments)
+    return run_hydra(sys.argv[1:] if arguments is None else arguments)
+
+
+def run_hydra(arguments: Sequence[str]) -> int:
+    """Compose what a command line says, and run it; returns the exit code."""
+    run = HydraRun(arguments)
     try:
-        _run_hydra()
+        with disk_errors():
+            _run_hydra(run, parser().parse_intermixed_args(arguments))
     except KeyboardInterrupt as error:
         what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
         print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
         raise
-    except ConfigError:
-        raise
-    except OSError as error:
-        from qsweep.base.disk import disk_full, is_disk_full, os_error_message
-
-        if is_disk_full(error):
-            place = Path(error.filename or ".").parent
-            raise QsweepError(f"{disk_full(place)}; what is finished is kept") from error
-        if error.filename is None:
-            raise
-        hint = "" if str(error.filename).endswith(".yaml") else "; outputs_dir=DIR moves results"
-        raise ConfigError(f"{error.filename}: {os_error_message(error)}{hint}") from error
-    return max((sweep.exit_code for sweep in _outcomes), default=0)
+    return max((sweep.exit_code for sweep in run.sweeps), default=0)
 
 
-def _run_hydra() -> None:
+class HydraRun:
+    """One command line in Hydra's hands: what Hydra calls back, and what came of it.
+
+    Hydra takes it for the task function and hands it to its launcher and sweeper, which give back
+    what they have composed: :meth:`run_composed`.
+
+    Args:
+        arguments: what was typed behind ``qsweep``.
+    """
+
+    def __init__(self, arguments: Sequence[str]):
+        self._arguments = list(arguments)
+        self.began = False
+        """Whether composing is over: what goes wrong from now on is no error of the configuration."""
+        self.session: Session | None = None
+        """A search's, whose batches all belong to one sweep."""
+        self.sweeps: list[Sweep] = []
+        """What came of it; Hydra returns nothing through its own main."""
+        self._kept: list[tuple[Any, str]] = []
+        self._refusal: ConfigError | None = None
+        self._process = os.getpid()
+
+    @property
+    def command(self) -> str:
+        """What was typed, for the records."""
+        from qsweep.sweep.session import command_line
+
+        return command_line(self._arguments)
+
+    def __call__(self, config: Any) -> "Record | None":
+        """Keep a configuration, for :meth:`run_kept`.
+
+        So errors are ours to report, and the trials of a launcher that calls this one by one, as
+        Hydra's own does, become one sweep. In a search it is run at once, and gives its record.
+
+        Raises:
+            ConfigError: it is called by a launcher that runs elsewhere, each trial a sweep of its own.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        name = hydra.job.config_name or "config"
+        if hydra.output_subdir:
+            hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
+        if hydra.mode == RunMode.MULTIRUN:
+            hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
+            try:
+                require_one_process(hydra)
+            except ConfigError as error:
+                if os.getpid() != self._process:
+                    raise
+                self._refusal = error  # raised here, Hydra would print a line of its own
+                return None
+            if self.session is not None:
+                return self.run_composed([config], [], name)[0]
+        self.keep([config], name)
+        return None
+
+    def keep(self, configs: Sequence[Any], name: str) -> None:
+        """Keep composed configurations to run them as one sweep with all others."""
+        self._kept.extend((config, name) for config in configs)
+
+    def run_kept(self, overrides: Sequence[str]) -> None:
+        """Run what was kept as one sweep, now that Hydra is done.
+
+        Raises:
+            ConfigError: a launcher that was refused has called.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if self._kept:
+            configs = [config for config, _ in self._kept]
+            self.run_composed(configs, list(overrides), self._kept[0][1])
+
+    def run_composed(
+        self, configs: Sequence[Any], overrides: list[str], config_name: str
+    ) -> "list[Record]":
+        """Run configurations as one sweep, or as a batch of the search that is under way.
+
+        Returns the record of each configuration.
+        """
+        from qsweep.search.batch import one_batch
+        from qsweep.sweep.config import sweep_config
+        from qsweep.sweep.session import run_sweep
+
+        resolved = one_batch(configs)
+        self.began = True
+        if self.session is not None:
+            return self.session.run_configs(resolved)
+        name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
+        sweep = run_sweep(resolved, name, self.command)
+        self.conclude(sweep)
+        return [sweep.records[key] for key in sweep.asked]
+
+    def conclude(self, sweep: "Sweep") -> None:
+        """Print what a sweep came to, and remember it for the exit code."""
+        print_outcome(sweep)
+        self.sweeps.append(sweep)
+
+
+def _run_hydra(run: HydraRun, options: Any) -> None:
     """Everything that Hydra does: compose, and for several trials run them.
 
     Raises:
@@ -69,25 +169,33 @@ def _run_hydra() -> None:
     """
     # Hydra raises instead of printing a page of its own and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    options = _arguments()
+    if options.help:
+        from qsweep.commands.help import help_text
+
+        print(help_text(options.config_dir))
+        return
+    if options.shell_completion:
+        from qsweep.commands.completion import complete
+
+        if complete(options.overrides):
+            return
     register_resolvers()
     try:
         _check_files(options)
         options.overrides = [acceptable(one, group_choices()) for one in options.overrides]
         # Hydra finds that out too, but only where nothing is wrong with the rest.
         options.multirun = options.multirun or _is_multirun(options)
-        _compose_and_run(options)
-        for config, overrides, name in _single:
-            run_composed([config], list(overrides), name)
+        _compose_and_run(run, options)
+        run.run_kept(options.overrides)
     except QsweepError:
         raise
     except Exception as error:
-        if _began or getattr(error, "errno", None):
+        if run.began or getattr(error, "errno", None):
             raise
         raise ConfigError(explain(error)) from error
 
 
-def _compose_and_run(options: Any) -> None:
+def _compose_and_run(run: HydraRun, options: Any) -> None:
     from hydra._internal import utils
 
     for _ in range(len(options.overrides) + 1):
@@ -98,15 +206,17 @@ def _compose_and_run(options: Any) -> None:
                 warnings.showwarning = _note  # type: ignore[assignment]
                 utils._run_hydra(
                     args=given,
-                    args_parser=_parser(),
-                    task_function=run_one,
+                    args_parser=parser(),
+                    task_function=run,
                     config_path=str(config_folder("conf")),
                     config_name="config",
                 )
             return
         except Exception as error:
             key = refused_option(error)
-            if _began or key is None or not is_option(key, chosen_quantizers(options.overrides)):
+            if run.began or key is None:
+                raise
+            if not is_option(key, chosen_quantizers(options.overrides)):
                 raise
             # No file names it, the typed configuration does: that is no reason to refuse it.
             added = [f"++{o}" if o.partition("=")[0] == key else o for o in options.overrides]
@@ -115,17 +225,14 @@ def _compose_and_run(options: Any) -> None:
             options.overrides = added
 
 
-def _arguments() -> Any:
-    return _parser().parse_intermixed_args()
-
-
-def _parser() -> Any:
+def parser() -> Any:
+    """Hydra's own parser, with qsweep's way to say what is wrong."""
     from hydra._internal.utils import get_args_parser
 
     from qsweep.base.version import __version__
 
     parser = Parser(
-        "python -m qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
+        "qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
     return parser
@@ -145,7 +252,7 @@ def _check_files(options: Any) -> None:
             if file.exists() and not (file.is_file() or file.is_dir()):
                 raise ConfigError(f"{file}: is a pipe or a device, not a file")
     if options.config_name is not None and not options.config_name.strip():
-        raise ConfigError("--config-name: needs a name; python -m qsweep.sweeps lists them")
+        raise ConfigError("--config-name: needs a name; qsweep sweeps lists them")
 
 
 def _is_multirun(arguments: Any) -> bool:
@@ -166,23 +273,6 @@ def _is_multirun(arguments: Any) -> bool:
     return False
 
 
-def run_one(config: Any) -> Any:
-    """Without ``-m``: a sweep of one, run once Hydra is done, so that errors are ours to report."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra = HydraConfig.get()
-    # As a list, interpolations in it are resolved, which may fail: not here, where Hydra prints that.
-    overrides, name = hydra.overrides.task, hydra.job.config_name or "config"
-    if hydra.output_subdir:
-        hide_in_files(Path(hydra.runtime.output_dir) / hydra.output_subdir)
-    if hydra.mode == RunMode.MULTIRUN:  # another launcher than qsweep's, which wants the record
-        hide_in_files(Path(hydra.sweep.dir))  # another sweeper's multirun.yaml
-        return run_composed([config], list(overrides), name)[0]
-    _single.append((config, overrides, name))
-    return None
-
-
 def hide_in_files(folder: Path) -> None:
     """Take passwords out of what Hydra itself writes, where a person has switched that on."""
     for file in folder.glob("*.yaml"):
@@ -192,90 +282,32 @@ def hide_in_files(folder: Path) -> None:
             write_bytes(file, shown.encode())
 
 
-def run_composed(configs: list[Any], overrides: list[str], config_name: str) -> list[Any]:
-    """Run composed configurations as one sweep, or as a batch of the search that is under way.
+def require_one_process(hydra: Any) -> None:
+    """Refuse launchers and sweepers of Hydra that would make many sweeps of one. Raises ConfigError.
 
-    Prints the sweep's table and remembers the outcome. Returns the record of each configuration.
+    One sweep shares its reference, its calibration passes and its table; what runs its trials is
+    qsweep's own launcher, chosen by ``launch``.
     """
-    from omegaconf import OmegaConf
-
-    from qsweep.search.settings import search_config
-    from qsweep.search.sweep_file import check_options
-    from qsweep.sweep.compose import Composed, plain
-    from qsweep.sweep.config import check_one_sweep, sweep_config
-    from qsweep.sweep.session import command_line, run_sweep
-
-    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
-    check_options(resolved[0], known_options(""))
-    for config in resolved:
-        if search := config.get("search"):
-            # How a trial was found is no part of it.
-            config["search"] = {"fidelity": search_config(search).fidelity}
-            config.written["search"] = dict(config["search"])
-    check_one_sweep(resolved)
-    begin()
-    if sessions:
-        return sessions[-1].run_configs(resolved)
-    name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
-    sweep = run_sweep(resolved, name, command_line(sys.argv[1:]))
-    conclude(sweep)
-    return [sweep.records[key] for key in sweep.asked]
+    if hydra.launcher._target_ not in _ONE_PROCESS:
+        choice = hydra.runtime.choices.get("hydra/launcher")
+        raise ConfigError(
+            f"hydra/launcher={choice}: would make a sweep of every trial; leave it out, "
+            "and say with launch=NAME and n_jobs=N what runs the trials of one sweep"
+        )
+    if hydra.sweeper._target_ not in _ONE_SWEEP:
+        choice = hydra.runtime.choices.get("hydra/sweeper")
+        raise ConfigError(
+            f"hydra/sweeper={choice}: would make a sweep of every batch; leave it out for a grid, "
+            "and search with hydra/sweeper=qsweep_optuna +search=default"
+        )
 
 
-def begin() -> None:
-    """Say that composing is over: what goes wrong from now on is no error of the configuration."""
-    _began.append(True)
-
-
-def conclude(sweep: Any) -> None:
-    """Print what a sweep came to, and remember it for the exit code."""
+def print_outcome(sweep: "Sweep") -> None:
+    """Print a sweep's table, and where the rest of it is."""
     from qsweep.results.terminal import print_results
-    from qsweep.tracking import ui_line, ui_page
 
     print_results(sweep.shown, sweep.directory)
-    if line := ui_line(sweep.config.tracking, sweep.config.outputs_dir):
-        print(f"compare in the MLflow UI: {line}")
-        if page := ui_page(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir):
-            print(f"and there: {page}")
+    for line in sweep.config.tracker.hints(sweep.folder):
+        print(line)
     if (report := sweep.directory / "report.html").is_file():
         print(f"report: {report}")
-    _outcomes.append(sweep)
-
-
-def default_name(overrides: list[str], config_name: str) -> str:
-    """A readable name made from what a sweep varies: ``quant-gptq-awq_bits-3-4-8``.
-
-    The same command has the same name, so that it continues the same sweep.
-    """
-    from qsweep.base.keys import key_of
-
-    words = [hidden_value(o) for o in overrides if not o.lstrip("+~").startswith(_NOT_IN_NAME)]
-    parts = [config_name] if config_name != "config" else []
-    parts += sorted(words, key=lambda word: word.removeprefix("++"))
-    parts = [re.sub(r"[^\w.]+", "-", part.lstrip("+~")).strip("-.") for part in parts]
-    name = "_".join(filter(None, parts)) or "default"
-    # Of folders' names, the bytes are limited: a letter may have four.
-    if len(name) > 80 or len(name.encode()) > 200:
-        start = name.encode()[:180].decode(errors="ignore")[:71]
-        name = f"{start}-{key_of(words)[:8]}"
-    return name
-
-
-def register_resolvers() -> None:
-    """Teach OmegaConf the interpolations that qsweep's files use."""
-    from omegaconf import OmegaConf
-
-    from qsweep.models.tiny import MODEL_DIR
-
-    def model_name(path: str) -> str:
-        same = Path(path).expanduser().absolute() == MODEL_DIR
-        return "pocket" if same else Path(path).absolute().name
-
-    def hydra_dir(outputs: Any) -> str:
-        # Hydra makes this folder before anybody has looked at the configuration.
-        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
-
-    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
-    OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
-    OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
-    OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)

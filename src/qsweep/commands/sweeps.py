@@ -1,4 +1,4 @@
-"""``python -m qsweep.sweeps``: the sweeps that are kept as files, a line each."""
+"""``qsweep sweeps``: the sweeps that are kept as files, a line each."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,12 @@ from pathlib import Path
 
 from qsweep.base.config_files import config_folder
 from qsweep.base.files import read_regular
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, command, command_parser
+
+
+def parser() -> Parser:
+    """It has no options."""
+    return command_parser("sweeps", __doc__, outputs=False)
 
 
 def listing() -> list[tuple[str, str]]:
@@ -25,12 +30,12 @@ def first_comment(file: Path) -> str:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the list, and how to run one."""
-    Parser(prog="python -m qsweep.sweeps", description=__doc__).parse_args(arguments)
+    parser().parse_args(arguments)
     found = listing()
     width = max((len(name) for name, _ in found), default=0)
     for name, said in found:
         print(f"{name:<{width}}  {said}")
-    print(f"\n{'run one:':<{width}}  python -m qsweep --config-name=NAME [overrides]")
+    print(f"\n{'run one:':<{width}}  qsweep --config-name=NAME [overrides]")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``python -m qsweep.sync``: log to MLflow what a sweep could not."""
+"""``qsweep sync``: log to MLflow what a sweep could not."""
 
 import argparse
 import sys
@@ -7,24 +7,20 @@ from pathlib import Path
 
 from qsweep.base.errors import QsweepError
 from qsweep.base.secrets import is_hidden
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.tracking.identity import FILE, is_copy
 from qsweep.tracking.mlflow.journal import TrackingTarget, current_target
 from qsweep.tracking.mlflow.sweeplog import recorded_target, sync_sweep
 from qsweep.tracking.settings import TrackerError, TrackingConfig
 
 
-@command
+@command(invalid=QsweepError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Log what is missing; 0: all is logged, 1: something is not, 2: there is no such sweep."""
-    options = _parser().parse_args(arguments)
-    outputs = options.outputs.expanduser().absolute()
-    try:
-        directories = [_sweep(outputs, name) for name in options.sweeps] or _tracked(outputs)
-        place = _place(options, outputs)
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser().parse_args(arguments)
+    outputs = options.outputs
+    directories = [_sweep(outputs, name) for name in options.sweeps] or _tracked(outputs)
+    place = _place(options, outputs)
     if not directories:
         print(f"nothing to do: no sweep in {outputs} has been tracked")
         return 0
@@ -44,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m qsweep.sync", description=__doc__)
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("sync", __doc__)
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="only these; default: all")
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
     parser.add_argument("--uri", help="log to this tracker instead of the sweep's own")
     parser.add_argument("--experiment", default="qsweep", help="with --uri; default: qsweep")
     return parser

@@ -1,4 +1,4 @@
-"""``python -m qsweep.ui``: MLflow's UI, opened where qsweep's runs are.
+"""``qsweep ui``: MLflow's UI, opened where qsweep's runs are.
 
 ``mlflow ui`` alone opens a start page about traces of conversations, and so does a click on the
 experiment until the browser has been told otherwise. This starts the same server and names the page.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qsweep.base.databases import with_driver
 from qsweep.base.errors import QsweepError
-from qsweep.commands.entry import Parser, command
+from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.launch.tree import kill_group
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.settings import TrackingConfig, is_server, server_page
@@ -30,13 +30,12 @@ _LAST_PORT = 65535
 _START_S = 120.0
 
 
-@command
+@command(invalid=QsweepError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; 0: all went well, 1: the UI did not start, 2: nothing is there."""
-    options = _parser().parse_args(arguments)
-    outputs = options.outputs.expanduser().absolute()
+    options = parser().parse_args(arguments)
     try:
-        place = _place(options, outputs)
+        place = _place(options, options.outputs)
         page = _page(place)
         if is_server(place.uri):
             _show(f"{server_page(place.uri)}/{page}", browser=options.browser)
@@ -48,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except QsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 0
 
@@ -71,7 +67,7 @@ def _page(place: TrackingTarget) -> str:
     try:
         return Reader(place).page
     except TrackerError as error:
-        raise QsweepError(f"{error}; a sweep makes it: python -m qsweep -m ...") from error
+        raise QsweepError(f"{error}; a sweep makes it: qsweep -m ...") from error
 
 
 @contextlib.contextmanager
@@ -133,11 +129,9 @@ def _other(port: int) -> int:
     return port + 1 if port < _LAST_PORT else port - 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m qsweep.ui", description=__doc__)
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs"
-    )
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("ui", __doc__)
     parser.add_argument("--tracking", metavar="URI", help="this MLflow tracker instead")
     parser.add_argument("--experiment", default="qsweep", help="default: qsweep")
     parser.add_argument("--port", type=_port, default=5000, metavar="N", help="default: 5000")

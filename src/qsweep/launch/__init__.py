@@ -1,21 +1,16 @@
-"""Runs jobs, each in a process of its own; knows nothing of quantization."""
+"""Runs jobs, wherever; knows nothing of quantization. What runs them is chosen by ``launch=``."""
 
 from qsweep.launch.display import Display, open_display
-from qsweep.launch.job import Event, Job, JobResult
-from qsweep.launch.local.client import PRELOAD, ForkServer
-from qsweep.launch.local.schedule import run_jobs
-from qsweep.launch.local.slots import Slots, make_slots, slot_device
+from qsweep.launch.job import Event, Job, JobResult, slot_device
+from qsweep.launch.protocol import Capacity, Launcher
 
 __all__ = [
-    "PRELOAD",
+    "Capacity",
     "Display",
     "Event",
-    "ForkServer",
     "Job",
     "JobResult",
-    "Slots",
-    "make_slots",
+    "Launcher",
     "open_display",
-    "run_jobs",
     "slot_device",
 ]

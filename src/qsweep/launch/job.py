@@ -1,5 +1,6 @@
 """The words of the launcher: a job, what becomes of it, and what is reported on the way."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,3 +58,12 @@ class Event:
     step: str = ""
     share: float | None = None
     result: JobResult | None = field(default=None, repr=False)
+
+
+# Tells a job's process which device is its own.
+DEVICE_VARIABLE = "QSWEEP_DEVICE"
+
+
+def slot_device() -> str | None:
+    """Inside a job: the device that is its own (``cpu``, ``cuda:0``, or ``cuda`` for all GPUs)."""
+    return os.environ.get(DEVICE_VARIABLE)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError
-from qsweep.launch.local.slots import visible_gpus
+from qsweep.launch.gpus import visible_gpus
 from qsweep.models.config import read_config
 
 _FLOATS = ("float32", "bfloat16", "float16")

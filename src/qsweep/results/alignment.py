@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.results.columns.table import PPL, PPL_RATIO
 from qsweep.results.model_names import models_apart
@@ -111,7 +111,7 @@ def alignment_markdown(records: Sequence[Record]) -> str:
     parts = []
     for square in alignments(records):
         lines = [
-            [f"calibrated on {c}", *(cells.ratio(square.ratios[c, d]) for d in square.domains)]
+            [f"calibrated on {c}", *(numbers.ratio(square.ratios[c, d]) for d in square.domains)]
             for c in square.domains
         ]
         gains = [
@@ -121,7 +121,7 @@ def alignment_markdown(records: Sequence[Record]) -> str:
         ]
         headings = ["perplexity ratio", *(f"on {d}" for d in square.domains)]
         parts.append(
-            f"### {cells.markdown(square.name)}\n\n{table(headings, lines)}\n\n"
+            f"### {numbers.markdown(square.name)}\n\n{table(headings, lines)}\n\n"
             f"**{square.verdict}.**\n\n" + "\n".join(gains)
         )
     return "## Calibration alignment\n\n" + "\n\n".join(parts) if parts else ""

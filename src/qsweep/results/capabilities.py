@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.alignment import alignment_markdown
 from qsweep.results.labels import named_apart
 from qsweep.results.record import CapabilityResult, Record
@@ -37,7 +37,7 @@ def worst_cell(record: Record, adjusted: Adjusted) -> str:
     if not worst:
         return ""
     sure = _is_loss(record, worst.capability, adjusted)
-    return f"{worst.capability} {cells.percent(worst.retention)}" + ("" if sure else "?")
+    return f"{worst.capability} {numbers.percent(worst.retention)}" + ("" if sure else "?")
 
 
 def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
@@ -52,7 +52,9 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
         parts += [_tasks(named, table), _noted(named), _missing(named)]
     parts.append(alignment_markdown(records))
     parts = [part for part in parts if part]
-    return "\n\n".join([f"# What suffers: {cells.markdown(name)}", *parts]) + "\n" if parts else ""
+    return (
+        "\n\n".join([f"# What suffers: {numbers.markdown(name)}", *parts]) + "\n" if parts else ""
+    )
 
 
 def sentence(record: Record, adjusted: Adjusted) -> str:
@@ -98,13 +100,13 @@ def _kept_cell(found: CapabilityResult) -> str:
         return "not measurable"
     low, high = found.retention_low or 0.0, found.retention_high or 0.0
     dash = " to " if low < 0 else "-"
-    return f"{cells.percent(found.retention)} ({100 * low:.0f}{dash}{100 * high:.0f})"
+    return f"{numbers.percent(found.retention)} ({100 * low:.0f}{dash}{100 * high:.0f})"
 
 
 def _in_words(records: Sequence[Record], adjusted: Adjusted) -> str:
     lines = []
     for record in _quantized(records):
-        lines.append(f"- **{cells.markdown(record.name)}**: {sentence(record, adjusted)}.")
+        lines.append(f"- **{numbers.markdown(record.name)}**: {sentence(record, adjusted)}.")
         for name, found in _kept_of(record):
             p = adjusted.get((record.key, name))
             tested = f" (p {p:.2g}, {found.samples} samples)" if p is not None else ""
@@ -129,12 +131,12 @@ def _tasks(records: Sequence[Record], table: Any) -> str:
                     task.name,
                     task.capability,
                     record.name,
-                    cells.percent(task.score) if share else cells.fixed(task.score, 3),
+                    numbers.percent(task.score) if share else numbers.fixed(task.score, 3),
                     interval,
-                    cells.percent(task.chance),
+                    numbers.percent(task.chance),
                     str(task.samples),
                     str(task.metric),
-                    cells.seconds(task.seconds),
+                    numbers.seconds(task.seconds),
                 ]
             )
     lines.sort(key=lambda line: (line[1], line[0]))
@@ -148,7 +150,7 @@ def _noted(records: Sequence[Record]) -> str:
         for task in record.tasks or ():
             for name, words in COUNTED.items():
                 if number := (task.facts or {}).get(name):
-                    found[f"- {cells.markdown(task.name)}: {number} {words}"] = None
+                    found[f"- {numbers.markdown(task.name)}: {number} {words}"] = None
     return "## Told of the questions\n\n" + "\n".join(found) if found else ""
 
 
@@ -162,13 +164,13 @@ def missing_tasks(records: Iterable[Record]) -> list[str]:
                 reason = task.reason.removeprefix(f"{task.name}: ")
                 found.setdefault((task.name, reason), []).append(record.name)
     return [
-        f"{name}: {cells.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
+        f"{name}: {numbers.one_line(reason)} ({len(trials)} trial{'s' if len(trials) > 1 else ''})"
         for (name, reason), trials in found.items()
     ]
 
 
 def _missing(records: Sequence[Record]) -> str:
-    lines = [f"- {cells.markdown(line)}" for line in missing_tasks(records)]
+    lines = [f"- {numbers.markdown(line)}" for line in missing_tasks(records)]
     return "## Not run\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results import own_run
 from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
 from qsweep.results.columns.views import cells_of, headings
@@ -18,9 +18,9 @@ def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name:
     """The README.md of an export. ``made`` is what the artifact's maker said of it."""
     parts = [
         _front_matter(record),
-        f"# {cells.markdown(name)}",
-        f"{cells.markdown(record.model)}, quantized with {cells.markdown(record.method)} "
-        f"by {cells.markdown(record.backend)}. Made and measured by qsweep.",
+        f"# {numbers.markdown(name)}",
+        f"{numbers.markdown(record.model)}, quantized with {numbers.markdown(record.method)} "
+        f"by {numbers.markdown(record.backend)}. Made and measured by qsweep.",
         "## How it was made",
         _made(record, made),
         "## What was measured",
@@ -54,7 +54,7 @@ def _made(record: Record, made: dict[str, Any]) -> str:
         f"{calibration.get('max_seq_len')} tokens, seed {calibration.get('seed')}"
         if record.calibration
         else "none",
-        "quantized in": cells.seconds(made.get("quantize_s")),
+        "quantized in": numbers.seconds(made.get("quantize_s")),
         "versions": ", ".join(
             [
                 f"qsweep {environment.get('qsweep')}",
@@ -65,7 +65,9 @@ def _made(record: Record, made: dict[str, Any]) -> str:
         "trial": record.key,
         "command": record.command,
     }
-    return "\n".join(f"- {name}: {cells.markdown(value)}" for name, value in facts.items() if value)
+    return "\n".join(
+        f"- {name}: {numbers.markdown(value)}" for name, value in facts.items() if value
+    )
 
 
 def _measured(record: Record) -> str:
@@ -107,7 +109,7 @@ def _overrides(record: Record) -> str:
         if not measurement.windows_cut:
             found.pop("max_windows", None)
         if found:
-            return cells.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
+            return numbers.markdown(", ".join(f"{name} {value}" for name, value in found.items()))
     return ""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import SYM
 from qsweep.results.model_names import distinct_ends, models_apart
 from qsweep.results.record import Record, Row
@@ -162,4 +162,4 @@ def _text(value: Any) -> str:
         return ",".join(_text(item) for item in value)
     if value is None or isinstance(value, (bool, dict)):
         return json.dumps(value, default=str)
-    return cells.one_line(value)
+    return numbers.one_line(value)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.contents import is_number
 from qsweep.base.version import __version__
 from qsweep.results import own_run
@@ -21,7 +21,7 @@ from qsweep.results.rows import counts, noise_floors, places, ranked
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
     """The page of one sweep: what ran, a table per corpus and preset, what did not run and why."""
     records = named_apart(records)
-    parts = [f"# {cells.markdown(name)}", _introduction(records, command)]
+    parts = [f"# {numbers.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
     parts += [_own_run(records), _speed(records), _unfinished(records), _sanity(records)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -29,15 +29,15 @@ def results_markdown(name: str, records: Sequence[Record], command: str = "") ->
 
 def _introduction(records: Sequence[Record], command: str) -> str:
     models = sorted({record.model for record in records})
-    lines = [f"- model: {cells.markdown(', '.join(models))}"]
+    lines = [f"- model: {numbers.markdown(', '.join(models))}"]
     if command:
         fence = "``" if "`" in command else "`"
-        lines.append(f"- command: {fence}{cells.one_line(command)}{fence}")
+        lines.append(f"- command: {fence}{numbers.one_line(command)}{fence}")
     lines.append(f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, qsweep {__version__}")
     lines.append(
         "- trials: " + ", ".join(f"{n} {status}" for status, n in counts(records).items() if n)
     )
-    lines += [f"- {cells.markdown(line)}" for line in best_lines(records)]
+    lines += [f"- {numbers.markdown(line)}" for line in best_lines(records)]
     return "\n".join(lines)
 
 
@@ -52,7 +52,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
     floors = [floor for where, floor in noise_floors(records).items() if where[1:] == place]
     return "\n\n".join(
         [
-            f"## {cells.markdown(corpus)}, preset {cells.markdown(preset)}",
+            f"## {numbers.markdown(corpus)}, preset {numbers.markdown(preset)}",
             _protocol(shown, max(floors, default=None)),
             table(headings("markdown"), [cells_of(row, "markdown") for row in shown]),
         ]
@@ -70,8 +70,8 @@ def _protocol(rows: Sequence[Row], floor: float | None) -> str:
         if values
     ]
     if floor is not None:
-        known.append(f"noise floor of KLD {cells.divergence(floor)}")
-    return cells.markdown("; ".join(known) or "as docs/protocol.md says") + "."
+        known.append(f"noise floor of KLD {numbers.divergence(floor)}")
+    return numbers.markdown("; ".join(known) or "as docs/protocol.md says") + "."
 
 
 def _speed(records: Sequence[Record]) -> str:
@@ -85,7 +85,7 @@ def _speed(records: Sequence[Record]) -> str:
 
 def _speed_cell(value: float | None) -> str:
     whole = value is not None and math.isfinite(value) and value == int(value)
-    return f"{value:.0f}" if whole else cells.significant(value, 4)
+    return f"{value:.0f}" if whole else numbers.significant(value, 4)
 
 
 def _own_run(records: Sequence[Record]) -> str:
@@ -99,8 +99,8 @@ def _own_run(records: Sequence[Record]) -> str:
 
 def _unfinished(records: Sequence[Record]) -> str:
     lines = [
-        f"- {record.status}: {cells.markdown(record.name)}: "
-        f"{cells.markdown(record.reason or 'no reason recorded')}"
+        f"- {record.status}: {numbers.markdown(record.name)}: "
+        f"{numbers.markdown(record.reason or 'no reason recorded')}"
         for record in ranked(records)
         if not record.finished
     ]
@@ -111,7 +111,7 @@ def _sanity(records: Sequence[Record]) -> str:
     if not any(record.finished for record in records):
         return ""
     violations = check(records)
-    text = "\n".join(f"- **check:** {cells.markdown(line)}" for line in violations)
+    text = "\n".join(f"- **check:** {numbers.markdown(line)}" for line in violations)
     holds = (
         "All checks hold: more bits are never worse beyond noise, 8 bits are close to the "
         "reference, the reference equals itself."

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that the raw text reads as well."""
-    content = [[cells.markdown(cell) for cell in line] for line in (headings, *lines)]
+    content = [[numbers.markdown(cell) for cell in line] for line in (headings, *lines)]
     widths = [max(3, *(len(line[i]) for line in content)) for i in range(len(headings))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.files import shown
 from qsweep.results import own_run
 from qsweep.results.answers import best_lines
@@ -118,7 +118,7 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
     lines = []
     for record in ranked(records):
         if not record.finished:
-            reason = cells.one_line(record.reason or "no reason recorded")
+            reason = numbers.one_line(record.reason or "no reason recorded")
             line = _styled(record.status)
             lines.append(line.append(f": {record.name}: {reason}", style="not bold default"))
         elif record.only_own_run:

@@ -8,7 +8,16 @@ from qsweep.results.record import Record
 
 # What concerns the sweep as a whole, or how a trial was found: no figure depends on it, and a
 # tracker's or a study's address may hold a password.
-_NOT_A_TRIALS = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking", "search", "hydra")
+_NOT_A_TRIALS = (
+    "sweep",
+    "outputs_dir",
+    "n_jobs",
+    "timeout_s",
+    "launch",
+    "tracking",
+    "search",
+    "hydra",
+)
 # A model is told by its name (qsweep.results.model_names), whatever place it came from.
 _NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.hint", "model.fallback")
 # What a calibration has beside its text.

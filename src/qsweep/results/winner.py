@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.columns.table import (
     PPL_RATIO,
@@ -152,7 +152,7 @@ def _too_wide(leader: Contender) -> str | None:
     if not low or not high or not math.log(high / low) > _SCALE:
         return None
     return (
-        f"its ratio may be anything from {cells.ratio(low)} to {cells.ratio(high)}, more than all "
+        f"its ratio may be anything from {numbers.ratio(low)} to {numbers.ratio(high)}, more than all "
         f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more_windows(leader)}"
     )
 
@@ -187,7 +187,7 @@ def _luck(leader: Contender, others: Sequence[Contender]) -> str:
         return ""
     return (
         f"it is the luckiest of {len(draws) + 1} draws that differ in their seed alone (ratio "
-        f"{cells.ratio(min(ratios))} to {cells.ratio(max(ratios))})"
+        f"{numbers.ratio(min(ratios))} to {numbers.ratio(max(ratios))})"
     )
 
 

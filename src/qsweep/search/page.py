@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.files import write_bytes, write_text
 from qsweep.results.columns.table import (
     PPL_RATIO,
@@ -68,18 +68,18 @@ def answer_markdown(
 ) -> str:
     """The answer on one page."""
     parts = [
-        f"# {cells.markdown(name)}: what to ship",
+        f"# {numbers.markdown(name)}: what to ship",
         "\n".join(
             [
                 f"- search: {', '.join(map(str, objectives))}"
                 + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
-                f"- command: `{cells.one_line(command)}`",
+                f"- command: `{numbers.one_line(command)}`",
                 f"- {_spent(entries)}",
             ]
         ),
     ]
     if trouble:
-        parts.append(f"**{cells.markdown(trouble)}**")
+        parts.append(f"**{numbers.markdown(trouble)}**")
     parts.append(_untried(answer, entries, command_of))
     told: set[str] = set()
     for title, entry, doubt in _questions(answer):
@@ -88,9 +88,9 @@ def answer_markdown(
             parts.append(f"## {title}")
             parts.append(_same(entry) if again else _shown(entry, command_of))
             if doubt:
-                parts.append(f"**Open:** {cells.markdown(doubt)}.")
+                parts.append(f"**Open:** {numbers.markdown(doubt)}.")
             elif title == _BEST and answer.decision.note:
-                parts.append(f"Mind that {cells.markdown(answer.decision.note)}.")
+                parts.append(f"Mind that {numbers.markdown(answer.decision.note)}.")
             told.add(entry.key)
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
@@ -123,7 +123,7 @@ def _untried(answer: Answer, entries: Sequence[StudyTrial], command_of: CommandO
     if not answer.untried:
         return ""
     lines = [
-        f"- {cells.markdown(entry.name)}: {cells.markdown(entry.reason or 'no reason recorded')}\n"
+        f"- {numbers.markdown(entry.name)}: {numbers.markdown(entry.reason or 'no reason recorded')}\n"
         f"  `{command_of(entry.params)}`"
         for entry in answer.untried
     ]
@@ -143,15 +143,15 @@ def _shown(entry: StudyTrial, command_of: CommandOf) -> str:
 
 
 def _same(entry: StudyTrial) -> str:
-    return f"The same: {cells.markdown(entry.name)}, {_verdict(entry)}."
+    return f"The same: {numbers.markdown(entry.name)}, {_verdict(entry)}."
 
 
 def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
-    name = cells.markdown(entry.name)
+    name = numbers.markdown(entry.name)
     return (
         f"- {name}: `{command_of(entry.params)}`\n"
-        f"  artifact: `{finding['artifact']}` (on {cells.markdown(str(finding['host']))})"
+        f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
     )
 
 
@@ -200,7 +200,7 @@ def _terminal(
         row = row_of(entry)
         lines.append(
             f"  {entry.name}: {SIZE_GB.cell(row)} GB, ratio "
-            f"{cells.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}: {'; '.join(titles)}"
+            f"{numbers.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}: {'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")
@@ -209,5 +209,5 @@ def _terminal(
     if answer.untried:
         first = answer.untried[0]
         lines.append(f"{_of_all(answer, entries)}")
-        lines.append(f"  the first: {first.name}: {cells.one_line(first.reason or 'no reason')}")
+        lines.append(f"  the first: {first.name}: {numbers.one_line(first.reason or 'no reason')}")
     return "\n".join([*lines, f"answer, front and plots in {directory}/answer.md"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import nearest
-from qsweep.search.space import Parameter, Space, When
+from qsweep.search.space import Parameter, Space, When, overrides_of
 from qsweep.sweep.overrides import acceptable
 
 _WHERE = "hydra.sweeper"
@@ -47,6 +47,14 @@ def read_space(params: Any, when: Any, arguments: Sequence[str]) -> Space:
     new = [Parameter(typed[name], given[name]) for name in given if name not in placed]
     free = [p for p in parameters if p.when is None]
     return Space((*free, *new, *(p for p in parameters if p.when is not None)))
+
+
+def read_trials(params: Any, when: Any, trials: Any, arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of every trial of a sweep file and a command line. Raises ConfigError."""
+    space = read_space(params, when, arguments)
+    rows = read_rows(trials, space)
+    combinations = [overrides_of(params) for params in space.combinations()]
+    return [row + combination for row in rows for combination in combinations]
 
 
 def read_rows(trials: Any, space: Space) -> list[list[str]]:

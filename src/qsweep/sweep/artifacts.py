@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +41,37 @@ def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
     if plan.is_reference:
         return reference_artifact(plan.setting.facts)
 
-    def quantize(out: Path) -> dict[str, Any]:
-        def alone() -> tuple[list[Artifact], CalibrationTokens | None]:
-            tokens, shared = calibration_tokens(plan), None
-            if tokens is not None and plan.uses_importance:
-                shared = obtain_importance(plan, tokens, store, progress)
-                tokens = replace(tokens, importance=load_importance(shared.path))
-            started = time.perf_counter()
-            artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
-            if shared is not None:
-                spent = {"quantize_s": time.perf_counter() - started, **shared.content}
-                artifact = replace(artifact, details=artifact.details | spent)
-            return [artifact], tokens
-
-        return made(plan.setting.device, alone)[0]
-
     progress("quantize", None)
-    entry, _ = store.build("artifacts", plan.artifact, quantize)
+    entry, _ = store.build("artifacts", plan.artifact, partial(_make, plan, store, progress))
     release_memory()
     return from_content(entry.path, entry.content)
+
+
+def _make(plan: Plan, store: Store, progress: Progress, out: Path) -> dict[str, Any]:
+    return made(plan.setting.device, partial(_quantize, plan, store, progress, out))[0]
+
+
+def _quantize(
+    plan: Plan, store: Store, progress: Progress, out: Path
+) -> tuple[list[Artifact], CalibrationTokens | None]:
+    tokens, shared = calibration_tokens(plan), None
+    if tokens is not None and plan.uses_importance:
+        shared = obtain_importance(plan, tokens, store, progress)
+        tokens = replace(tokens, importance=load_importance(shared.path))
+    started = time.perf_counter()
+    artifact = plan.trial.quant.quantize(source_model(plan), tokens, out, progress)
+    if shared is not None:
+        spent = {"quantize_s": time.perf_counter() - started, **shared.content}
+        artifact = replace(artifact, details=artifact.details | spent)
+    return [artifact], tokens
 
 
 def obtain_importance(
     plan: Plan, tokens: CalibrationTokens, store: Store, progress: Progress
 ) -> Entry:
     """The importance matrix of the trial's calibration text, measured now if the store lacks it."""
-    return keep_importance(
-        plan, store, lambda: measure_importance(source_model(plan), tokens, progress)
-    )
+    measure = partial(measure_importance, source_model(plan), tokens, progress)
+    return keep_importance(plan, store, measure)
 
 
 def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult]) -> Entry:
@@ -75,14 +79,14 @@ def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult])
 
     ``shared_s`` is what the pass took for all that share it.
     """
-
-    def make(out: Path) -> dict[str, Any]:
-        result = measure()
-        save_importance(result.importance or {}, out)
-        return {"shared_s": round(result.shared_s, 3)}
-
     assert plan.importance is not None
-    return store.build("importances", plan.importance, make)[0]
+    return store.build("importances", plan.importance, partial(_keep_importance, measure))[0]
+
+
+def _keep_importance(measure: Callable[[], PassResult], out: Path) -> dict[str, Any]:
+    result = measure()
+    save_importance(result.importance or {}, out)
+    return {"shared_s": round(result.shared_s, 3)}
 
 
 def made(

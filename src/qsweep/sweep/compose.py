@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from qsweep.base.secrets import hidden_tree
@@ -131,3 +132,23 @@ def _reads_of_environment(omegaconf: Any) -> Iterator[list[str]]:
         yield reads
     finally:
         omegaconf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf the interpolations that qsweep's files use."""
+    from omegaconf import OmegaConf
+
+    from qsweep.models.tiny import MODEL_DIR
+
+    def model_name(path: str) -> str:
+        same = Path(path).expanduser().absolute() == MODEL_DIR
+        return "pocket" if same else Path(path).absolute().name
+
+    def hydra_dir(outputs: Any) -> str:
+        # Hydra makes this folder before anybody has looked at the configuration.
+        return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
+
+    OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
+    OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
+    OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)
+    OmegaConf.register_new_resolver("qsweep.basename", lambda p: Path(p).name, replace=True)

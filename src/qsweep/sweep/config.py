@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +11,20 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
+from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
-from qsweep.tracking import TrackingConfig
+from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
-SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "tracking")
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "launch", "tracking")
+# What a quantizer must have, beside its fields.
+_QUANTIZERS_OWN = (
+    *("method", "backend", "uses_calibration"),
+    *("options", "version", "check", "quantize"),
+)
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"gptq": "native", "awq": "native"}
 
@@ -121,7 +127,10 @@ class SweepConfig:
     outputs_dir: Path
     n_jobs: int | Literal["auto"]
     timeout_s: float | None
-    tracking: TrackingConfig
+    launcher: Any = None
+    """A :class:`~qsweep.launch.Launcher`."""
+    tracker: Any = None
+    """A :class:`~qsweep.tracking.Tracker`."""
 
     def __post_init__(self):
         if self.n_jobs != "auto" and self.n_jobs < 1:
@@ -169,9 +178,29 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
         "outputs_dir": absolute_path(outputs, "outputs_dir"),
         "n_jobs": resolved.get("n_jobs", "auto"),
         "timeout_s": resolved.get("timeout_s"),
-        "tracking": build(TrackingConfig, _group(resolved, "tracking"), "tracking"),
     }
-    return build(SweepConfig, values, "")
+    return replace(
+        build(SweepConfig, values, ""),
+        launcher=component(Launcher, _group(resolved, "launch"), "launch"),
+        tracker=component(Tracker, _group(resolved, "tracking"), "tracking"),
+    )
+
+
+def component(kind: type, values: Mapping[str, Any], group: str) -> Any:
+    """What a group's ``_target_`` names, made with the group's other values as its options.
+
+    Raises:
+        ConfigError: there is no ``_target_``, an option is wrong, or it is not of this kind.
+    """
+    if not (target := values.get("_target_")):
+        raise ConfigError(f"{group}: no _target_; choose one with {group}=NAME")
+    cls = locate(str(target), f"{group}._target_")
+    made: Any = build(cls, {str(k): v for k, v in values.items() if k != "_target_"}, group)
+    if not isinstance(made, kind):
+        raise ConfigError(
+            f"{group}._target_: {target} is no {kind.__name__}; {kind.__module__} says what one is"
+        )
+    return made
 
 
 def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
@@ -193,7 +222,7 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     values = resolved.get(name)
     if not isinstance(values, Mapping):
         said = "nothing is chosen" if values is None else f"{values!r} is no choice"
-        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (python -m qsweep --help)")
+        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (qsweep --help)")
     return values
 
 
@@ -217,7 +246,13 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     if not target:
         raise ConfigError("quant: no _target_; choose one with quant=NAME")
     cls = locate(str(target), "quant._target_")
-    if "env" not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+    known = {*dir(cls), *cls.__dataclass_fields__}  # type: ignore[attr-defined]
+    if lacking := [name for name in _QUANTIZERS_OWN if name not in known]:
+        raise ConfigError(
+            f"quant._target_: {target} is no Quantizer, it has no {', '.join(lacking)}; "
+            "qsweep.quantizers.protocol says what one is"
+        )
+    if "env" not in known:
         # It works in qsweep's own environment, and has nothing to choose.
         fields.pop("env", None)
     return build(cls, fields, "quant")  # type: ignore[return-value]

@@ -6,6 +6,7 @@ rejects is quoted here if that is all it lacks, and an option that a dataclass h
 """
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -13,11 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.config_files import choice_values
 from qsweep.base.errors import ConfigError
 
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
 _TEXTS = ("sweep", "outputs_dir")
+# What the grammar reads as something else.
+_NO_TEXTS = ("true", "false", "null", "inf", "nan")
 
 
 def acceptable(override: str, groups: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -63,6 +67,30 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
+def spelled(value: Any, name: str) -> str:
+    """A value of Python as Hydra's grammar has it; a tuple is a list.
+
+    >>> spelled((True, None, 0.5, "a b", {"x": 1}), "name")
+    "[true,null,0.5,'a b',{x: 1}]"
+
+    Raises:
+        ConfigError: no option has values of that kind.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value.lower() not in _NO_TEXTS
+        return value if plain else quote(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(spelled(one, name) for one in value)}]"
+    if isinstance(value, Mapping):
+        inner = (f"{key}: {spelled(one, name)}" for key, one in value.items())
+        return f"{{{', '.join(inner)}}}"
+    raise ConfigError(f"{name}: {type(value).__name__} is no value of an option; lists are swept")
+
+
 def is_option(key: str, quantizers: Iterable[type] = ()) -> bool:
     """Whether a dataclass has the option of this dotted name, though no YAML file may name it.
 
@@ -74,13 +102,13 @@ def is_option(key: str, quantizers: Iterable[type] = ()) -> bool:
         return bool(rest and classes) and all(_has(cls, rest) for cls in classes)
     if group == "corpus":
         group, _, rest = rest.partition(".")
-        return bool(group) and _has(_typed()["corpus"][0], rest)
-    return bool(rest) and any(_has(cls, rest) for cls in _typed().get(group, ()))
+        return bool(group) and _has(_typed("corpus")[0], rest)
+    return bool(rest) and any(_has(cls, rest) for cls in _typed(group))
 
 
 def options_of(group: str) -> list[str]:
     """Names of the options that the dataclasses of a configuration group have."""
-    return [f.name for cls in _typed().get(group, ()) for f in dataclasses.fields(cls)]
+    return [f.name for cls in _typed(group) for f in dataclasses.fields(cls)]
 
 
 def quantizer_class(values: Mapping[str, Any]) -> type | None:
@@ -121,19 +149,23 @@ def _is_number(value: str) -> bool:
     return re.fullmatch(number, value.strip(), re.IGNORECASE) is not None
 
 
-def _typed() -> dict[str, tuple[type, ...]]:
+@functools.cache
+def _typed(group: str) -> tuple[type, ...]:
+    """The dataclasses that hold the options of a group."""
     from qsweep.models.settings import ModelConfig
     from qsweep.sweep.config import CalibrationConfig, EvalConfig
     from qsweep.text.corpus import CorpusConfig
-    from qsweep.tracking.settings import TrackingConfig
 
-    return {
+    if group in ("launch", "tracking"):
+        targets = (quantizer_class(values) for _, values in choice_values(group))
+        return tuple(cls for cls in targets if cls is not None)
+    known: dict[str, tuple[type, ...]] = {
         "model": (ModelConfig,),
         "eval": (EvalConfig,),
         "corpus": (CorpusConfig,),
         "calibration": (CorpusConfig, CalibrationConfig),
-        "tracking": (TrackingConfig,),
     }
+    return known.get(group, ())
 
 
 def _has(cls: type, path: str) -> bool:
@@ -162,7 +194,7 @@ def _accepts_text(key: str) -> bool:
         return _is_text(_annotation(EnvChoice, key.removeprefix("quant.env.")))
     elif group == "search":
         return rest in ("storage", "study")
-    found = [_annotation(cls, rest) for cls in _typed().get(group, ())]
+    found = [_annotation(cls, rest) for cls in _typed(group)]
     return any(_is_text(one) for one in found if one is not None)
 
 

@@ -1,7 +1,7 @@
 """What is checked of a sweep's models before any of its trials starts.
 
 transformers itself says whether a configuration and weights fit each other, and importing it takes
-seconds; so it is asked in a process of the server that has it imported for the trials anyway, once
+seconds; so it is asked in a job, of a launcher that will import it for the trials anyway, once
 per model, and the store remembers.
 """
 
@@ -12,7 +12,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.files import write_bytes
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
-from qsweep.launch import ForkServer, Job, JobResult, make_slots, run_jobs
+from qsweep.launch import Job, JobResult, Launcher
 from qsweep.models.check import VERSION
 from qsweep.sweep.plan import Plan
 from qsweep.sweep.recording import finished_record
@@ -20,7 +20,7 @@ from qsweep.sweep.recording import finished_record
 _TIMEOUT_S = 600.0
 
 
-def require_fitting_models(plans: Iterable[Plan], store: Store, server: ForkServer) -> None:
+def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launcher) -> None:
     """Check the models of plans that are about to run, unless the store knows them to be sound.
 
     Raises:
@@ -53,8 +53,6 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, server: ForkServ
 
     if not jobs:
         return
-    slots = make_slots(len(jobs), ["cpu"] * len(jobs))
-    results = run_jobs(list(jobs.values()), slots=slots, on_done=on_done, server=server)
-    for result in results.values():
+    for result in launcher.run(list(jobs.values()), on_done=on_done).values():
         if problem := (result.result or {}).get("problem"):
             raise ConfigError(problem)

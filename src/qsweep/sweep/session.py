@@ -2,75 +2,33 @@
 
 import contextlib
 import shlex
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.disk import check_writable
-from qsweep.base.environment import environment
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
 from qsweep.base.secrets import hidden_value
 from qsweep.base.store import Store
-from qsweep.launch import ForkServer, Job, JobResult, make_slots, open_display, run_jobs
+from qsweep.launch import Launcher
 from qsweep.launch.interrupts import finishing
 from qsweep.results.html import report_sweep
-from qsweep.results.labels import named_apart
-from qsweep.results.record import Record
-from qsweep.results.record_file import read_record, write_record
 from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
-from qsweep.sweep.recording import (
-    completed,
-    finished_record,
-    now,
-    timestamp,
-    unfinished_record,
-)
-from qsweep.sweep.shared_calibration import Pass, Passes
-from qsweep.tracking import Tracker, fingerprint, sweep_uid
+from qsweep.sweep.recorder import Recorder, say
+from qsweep.sweep.recording import Record, now
+from qsweep.sweep.run import run_plans
+from qsweep.sweep.state import Sweep
+from qsweep.tracking import Tracker, sweep_uid
 
-
-@dataclass
-class Sweep:
-    """Where a sweep's results go, and what is known of them so far."""
-
-    config: SweepConfig
-    name: str
-    command: str
-    records: dict[str, Record] = field(default_factory=dict)
-    screening: dict[str, Record] = field(default_factory=dict)
-    """What a search measured at lower fidelity: kept apart from results."""
-    asked: list[str] = field(default_factory=list)
-    """Keys of the configurations that were asked for, in their order."""
-
-    @property
-    def directory(self) -> Path:
-        """The sweep's folder."""
-        return self.config.outputs_dir / "sweeps" / self.name
-
-    @property
-    def shown(self) -> list[Record]:
-        """The results, and what failed at lower fidelity: a search never came to try that in full."""
-        failed = [r for r in self.screening.values() if r.status == "failed"]
-        return [*self.records.values(), *failed]
-
-    @property
-    def exit_code(self) -> int:
-        """0 unless a trial failed, or nothing finished though something was asked for."""
-        failed = [r for r in self.shown if r.status == "failed"]
-        asked = [r for r in self.records.values() if not r.implied]
-        none_finished = not any(r.finished for r in asked)
-        # What only a check wanted is told among its reasons, and spoils nothing that was asked for.
-        return int(none_finished or any(r.reference or not r.implied for r in failed))
+__all__ = ["Session", "Sweep", "command_line", "open_session", "open_store", "run_sweep"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +38,7 @@ class Session:
     sweep: Sweep
     store: Store
     tracker: Tracker
-    server: ForkServer
+    launcher: Launcher
     settings: dict[str, "Setting | QsweepError"] = field(default_factory=dict)
 
     def run_configs(self, configs: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -91,12 +49,17 @@ class Session:
         """
         trials = [trial_config(config) for config in configs]
         plans, refused = plan_all(trials, self.store, self.settings)
-        require_fitting_models(plans.values(), self.store, self.server)
+        require_fitting_models(plans.values(), self.store, self.launcher)
         keys = keys_of(trials, refused, self.settings)
         self.sweep.asked += keys
-        _run(self, plans, refused)
+        self.run(plans, refused)
         everything = self.sweep.records | self.sweep.screening
         return [everything[key] for key in keys]
+
+    def run(self, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:
+        """Run what is missing of these plans, and record all."""
+        recorder = Recorder(self.sweep, self.tracker)
+        run_plans(plans, refused, self.sweep, self.store, recorder, self.launcher)
 
 
 def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> Sweep:
@@ -113,16 +76,16 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     plans, refused = plan_all(trials, store, settings)
     sweep.asked = keys_of(trials, refused, settings)
     plans |= plan_implied(missing_baselines(trials), store, settings)
-    with ForkServer() as server:
-        require_fitting_models(plans.values(), store, server)
-        with open_session(sweep, store, server) as session:
-            _run(session, plans, refused)
+    with sweep.config.launcher as launcher:
+        require_fitting_models(plans.values(), store, launcher)
+        with open_session(sweep, store, launcher) as session:
+            session.run(plans, refused)
     return sweep
 
 
 @contextlib.contextmanager
 def open_session(
-    sweep: Sweep, store: Store, server: ForkServer, *, shared: bool = False
+    sweep: Sweep, store: Store, launcher: Launcher, *, shared: bool = False
 ) -> Iterator[Session]:
     """Open a sweep's folder and its tracker; at the end, write its results and finish its run.
 
@@ -130,7 +93,7 @@ def open_session(
     """
     sweep.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(
-        sweep.directory / ".lock", notice=lambda line: _say(f"sweep {sweep.name}: {line}")
+        sweep.directory / ".lock", notice=lambda line: say(f"sweep {sweep.name}: {line}")
     )
     with contextlib.nullcontext() if shared else lock:
         remove_abandoned(sweep.config.outputs_dir)
@@ -143,18 +106,18 @@ def open_session(
                 "uid": sweep_uid(sweep.directory),
             },
         )
-        tracker = Tracker(sweep.config.tracking, sweep.directory, sweep.config.outputs_dir, _say)
-        tracker.start(sweep.name, sweep.command)
+        tracker = sweep.config.tracker
+        tracker.start(sweep.folder, say)
         interrupted = True
         try:
-            yield Session(sweep, store, tracker, server)
+            yield Session(sweep, store, tracker, launcher)
             interrupted = False
         finally:
             with finishing():
-                server.close()  # first: children must not outlive an interrupt by seconds
+                launcher.close()  # first: children must not outlive an interrupt by seconds
                 records = sweep.shown
                 write_results(sweep.directory, records, sweep.command)
-                report_sweep(sweep.directory, records, sweep.command, _say)
+                report_sweep(sweep.directory, records, sweep.command, say)
                 tracker.finish(records, interrupted=interrupted)
 
 
@@ -163,162 +126,6 @@ def open_store(config: SweepConfig) -> Store:
     return Store(config.outputs_dir / "store")
 
 
-def _run(session: Session, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:
-    sweep, store = session.sweep, session.store
-    asked = frozenset(sweep.asked)
-    facts = environment()
-
-    def record(content: Record, *, cached: bool, **more: Any) -> None:
-        full = content.fidelity == "full"
-        folder = sweep.directory / ("trials" if full else "screening")
-        file = folder / f"{content.key}.json"
-        content = replace(
-            content,
-            sweep=sweep.name,
-            command=sweep.command,
-            environment=facts,
-            log=str(_log(sweep, content.key)),
-            cached=cached,
-            implied=content.key not in asked,
-            **more,
-        )
-        earlier = read_record(file) if cached else None
-        if cached and earlier is None and file.exists():
-            _say(f"note: {file}: no record that can be read; it is written again")
-        # Keep what says when, where and by which command it really was made.
-        kept = None if earlier is None else completed(earlier, content)
-        known = kept is not None and fingerprint(kept) == fingerprint(content)
-        if kept is None or not known or kept != earlier:
-            write_record(file, kept if kept is not None and known else content)
-        if kept is not None and known:
-            content = replace(kept, cached=True)
-        (sweep.records if full else sweep.screening)[content.key] = content
-        if full:
-            session.tracker.log(content)
-
-    for item in refused:
-        content = unfinished_record(item.trial, item.key, item.status, item.reason)
-        record(content, cached=False, started=now(), ended=now())
-    names = _names(plans, asked)
-    missing: dict[str, Plan] = {}
-    for key, plan in plans.items():
-        done = finished_record(plan, store)
-        if done and not any(task.reason for task in done.tasks or ()):
-            record(done, cached=True)
-        else:
-            missing[key] = plan
-    if not missing:
-        return
-    session.server.start()  # imports torch while the rest is prepared
-    slots = make_slots(sweep.config.n_jobs, [_device(plan) for plan in missing.values()])
-    passes = Passes(missing.values(), store, slots.count)
-
-    def on_done(job: Job, result: JobResult) -> None:
-        if job.id not in missing:
-            return  # a pass: its trials tell what became of it
-        plan = missing[job.id]
-        done = finished_record(plan, store) if result.status == "finished" else None
-        if done is None:
-            status = "skipped" if result.status == "skipped" else "failed"
-            reason = result.reason or "what it made is no longer in the store"
-            done = unfinished_record(plan.trial, job.id, status, reason, plan.setting.model_hash)
-        started = None if result.started is None else timestamp(result.started)
-        record(done, cached=False, seconds=result.seconds, started=started, ended=now())
-
-    def trial_job(plan: Plan) -> Job:
-        return _job(plan, names[plan.key], sweep, store, missing, passes.needs(plan))
-
-    def pass_jobs(some: Iterable[Pass]) -> list[Job]:
-        return [_pass_job(one, sweep, store) for one in some]
-
-    def retry(job: Job, _: JobResult) -> list[Job]:
-        concerned = [plan for plan in missing.values() if job.id in passes.needs(plan)]
-        halves = passes.split(job.id)
-        return pass_jobs(halves) + [trial_job(plan) for plan in concerned]
-
-    jobs = pass_jobs(passes) + [trial_job(plan) for plan in missing.values()]
-    with open_display(len(missing), sweep.name, slots.count) as display:
-        run_jobs(
-            jobs,
-            slots=slots,
-            on_event=display.event,
-            on_done=on_done,
-            retry=retry,
-            server=session.server,
-        )
-
-
-def _pass_job(one: Pass, sweep: Sweep, store: Store) -> Job:
-    return one.job(store, _log(sweep, one.id), sweep.config.timeout_s, _device(one.plans[0]))
-
-
-def _job(
-    plan: Plan,
-    name: str,
-    sweep: Sweep,
-    store: Store,
-    missing: Mapping[str, Plan],
-    passes: tuple[str, ...],
-) -> Job:
-    reference = _missing_reference(plan, missing)
-    return Job(
-        id=plan.key,
-        name=name,
-        target="qsweep.sweep.trial:run",
-        payload={
-            "config": plan.trial.resolved,
-            "store": str(store.root),
-            "model": str(plan.setting.facts.path),
-        },
-        log=_log(sweep, plan.key),
-        timeout_s=sweep.config.timeout_s,
-        needs=passes + ((reference,) if reference is not None else ()),
-        device=_device(plan),
-    )
-
-
-def _names(plans: Mapping[str, Plan], asked: Collection[str]) -> dict[str, str]:
-    """What trials are called while they run, by key: as in the table."""
-    outlines = [
-        replace(
-            unfinished_record(plan.trial, key, "planned", "", plan.setting.model_hash),
-            implied=key not in asked,
-        )
-        for key, plan in plans.items()
-    ]
-    return {record.key: record.name for record in named_apart(outlines)}
-
-
-def _missing_reference(plan: Plan, missing: Mapping[str, Plan]) -> str | None:
-    """The trial still to run that measures what a trial is compared with."""
-    if plan.is_reference:
-        return None
-    reference = plan.reference()
-    if reference.key in missing:
-        return reference.key
-    # A baseline is measured on less than the trials that it is for, and so is its reference.
-    wanted = {step.key for step in reference.measurements}
-    for key, other in missing.items():
-        if other.is_reference and wanted <= {step.key for step in other.measurements}:
-            return key
-    return None
-
-
-def _log(sweep: Sweep, key: str) -> Path:
-    return sweep.directory / "logs" / f"{key}.log"
-
-
-def _device(plan: Plan) -> str:
-    # A trial that may use any GPU takes the one of its slot; one spread by device_map takes all.
-    if plan.setting.device == "cpu":
-        return "cpu"
-    return "all" if plan.trial.model.device_map else plan.trial.device
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def command_line(arguments: Sequence[str]) -> str:
     """The command that was given, as one would type it again, passwords left out."""
-    return shlex.join(["python", "-m", "qsweep", *map(hidden_value, arguments)])
+    return shlex.join(["qsweep", *map(hidden_value, arguments)])

@@ -9,7 +9,7 @@ that no pass survives fails in its own trial, by its own fault.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,36 +136,42 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
     store = Store(Path(payload["store"]))
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
-    by_key = {plan.artifact_key: plan for plan in plans}
-    results: list[PassResult] = []
+    making = _Making({plan.artifact_key: plan for plan in plans}, payload["importance"], progress)
+    store.build_all("artifacts", [plan.artifact for plan in plans], making.make)
+    # Only now that no artifact can be lost by it: others may be making the same.
+    result = making.result
+    if result is not None and result.importance is not None:
+        keep_importance(plans[0], store, lambda: result)
+    return {}
 
-    def make(folders: Mapping[str, Path]) -> Mapping[str, dict[str, Any]]:
-        chosen = [by_key[key] for key in folders]
-        first = chosen[0]
+
+@dataclass
+class _Making:
+    """One pass under way: what it makes by key, and what came of it."""
+
+    plans: Mapping[str, Plan]
+    importance: bool
+    progress: Progress
+    result: PassResult | None = None
+
+    def make(self, folders: Mapping[str, Path]) -> Mapping[str, dict[str, Any]]:
+        """Fill the folders of artifacts, by key; gives what their manifests say."""
+        device = self.plans[next(iter(folders))].setting.device
+        return dict(zip(folders, made(device, partial(self._quantize, folders)), strict=True))
+
+    def _quantize(
+        self, folders: Mapping[str, Path]
+    ) -> tuple[list[Artifact], CalibrationTokens | None]:
+        chosen = [self.plans[key] for key in folders]
         pairs = [
             (cast(SharedPass, plan.trial.quant), folder)
             for plan, folder in zip(chosen, folders.values(), strict=True)
         ]
-
-        def quantize() -> tuple[list[Artifact], CalibrationTokens | None]:
-            tokens = calibration_tokens(first)
-            result = pairs[0][0].quantize_together(
-                source_model(first),
-                tokens,
-                pairs,
-                progress,
-                importance=payload["importance"],
-            )
-            results.append(result)
-            return result.artifacts, tokens
-
-        return dict(zip(folders, made(first.setting.device, quantize), strict=True))
-
-    store.build_all("artifacts", [plan.artifact for plan in plans], make)
-    # Only now that no artifact can be lost by it: others may be making the same.
-    if results and results[0].importance is not None:
-        keep_importance(plans[0], store, lambda: results[0])
-    return {}
+        tokens = calibration_tokens(chosen[0])
+        self.result = pairs[0][0].quantize_together(
+            source_model(chosen[0]), tokens, pairs, self.progress, importance=self.importance
+        )
+        return self.result.artifacts, tokens
 
 
 def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:

@@ -6,6 +6,8 @@ resumed sweep and a fresh one tell the same story.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,62 +55,109 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         return
     measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
     if not measured or missing(plan.tasks, store) or lacks_reference(plan.tasks, store):
-        measure_all(plan, artifact, store, progress)
+        Measuring(plan, artifact, store, progress).run()
     if plan.timing is not None:
         time_artifact(plan, artifact, store, progress)
 
 
-def measure_all(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
-    """Every corpus by every preset and every task not measured yet, on one dense model."""
-    from qsweep.evaluate import compare, measure, read_measurement, save_measurement
+@dataclass
+class Measuring:
+    """Measures one artifact: every corpus by every preset and every task, on one dense model.
 
-    reference_plan = plan.reference()
-    if not plan.is_reference:
-        pairs = zip(plan.measurements, reference_plan.measurements, strict=True)
-        wanted = [b for s, b in pairs if not store.find("measurements", s.key, full=True)]
-        _ensure_references(reference_plan, wanted, store, progress)
-    model: PreTrainedModel | None = None
-    for step, base_step in zip(plan.measurements, reference_plan.measurements, strict=True):
-        if store.find("measurements", step.key, full=True) is not None:
-            continue
-        if model is None:
-            progress("load", None)
-            model = load(plan, artifact)
-        label = f"measure {step.corpus.name}"
-        loaded: Any = model
+    What the store holds already is left out; the model is loaded when something is missing.
+    """
 
-        def make(out: Path, step=step, base=base_step, label=label, model=loaded):
-            started = time.perf_counter()
-            reset_peak_memory(plan.setting.device)
-            windows = windows_of(plan, step)
-            report: Progress = lambda _, done: progress(label, done)  # noqa: E731
-            if plan.is_reference:
-                result = measure_reference(plan, step, model, windows, store, report)
-                if model.left_out:
-                    result.facts["left_out"] = model.left_out
-            else:
-                result = measure(model, windows, find_reference(plan, step, store), report)
-                result.metrics.update(
-                    compare(result, read_measurement(store.require("measurements", base.key).path))
-                )
-            check_figures("measurement", result.metrics)
-            save_measurement(result, out)
-            return {
-                "metrics": result.metrics,
-                "facts": result.facts,
-                "evaluate_s": time.perf_counter() - started,
-                **peak_memory(plan.setting.device),
-            }
+    plan: Plan
+    artifact: Artifact
+    store: Store
+    progress: Progress
+    _model: Any = None
 
-        store.build("measurements", step.identity, make)
+    def run(self) -> None:
+        """Bring every measurement and every task's result into the store."""
+        plan, store = self.plan, self.store
+        reference = plan.reference()
+        if not plan.is_reference:
+            pairs = zip(plan.measurements, reference.measurements, strict=True)
+            wanted = [b for s, b in pairs if not store.find("measurements", s.key, full=True)]
+            _ensure_references(reference, wanted, store, self.progress)
+        for step, base in zip(plan.measurements, reference.measurements, strict=True):
+            if store.find("measurements", step.key, full=True) is None:
+                self._load()
+                store.build("measurements", step.identity, partial(self._measure, step, base))
+        run_tasks(plan.tasks, store, self._language_model, self.progress)
+        self._model = None
+        release_memory()
 
-    def open_model() -> "LanguageModel":
-        progress("load", None)
-        return language_model(plan, load(plan, artifact) if model is None else model)
+    def _load(self) -> "PreTrainedModel":
+        if self._model is None:
+            self.progress("load", None)
+            self._model = load(self.plan, self.artifact)
+        return self._model
 
-    run_tasks(plan.tasks, store, open_model, progress)
-    model = None
-    release_memory()
+    def _language_model(self) -> "LanguageModel":
+        return language_model(self.plan, self._load())
+
+    def _measure(self, step: MeasurementPlan, base: MeasurementPlan, out: Path) -> dict[str, Any]:
+        from qsweep.evaluate import compare, measure, read_measurement, save_measurement
+
+        plan, model = self.plan, self._load()
+        started = time.perf_counter()
+        reset_peak_memory(plan.setting.device)
+        windows = windows_of(plan, step)
+        report = partial(_report_as, f"measure {step.corpus.name}", self.progress)
+        if plan.is_reference:
+            result = self._measure_reference(step, windows, report)
+            if left_out := getattr(model, "left_out", None):
+                result.facts["left_out"] = left_out
+        else:
+            result = measure(model, windows, find_reference(plan, step, self.store), report)
+            held = self.store.require("measurements", base.key)
+            result.metrics.update(compare(result, read_measurement(held.path)))
+        check_figures("measurement", result.metrics)
+        save_measurement(result, out)
+        return {
+            "metrics": result.metrics,
+            "facts": result.facts,
+            "evaluate_s": time.perf_counter() - started,
+            **peak_memory(plan.setting.device),
+        }
+
+    def _measure_reference(
+        self, step: MeasurementPlan, windows: "Windows", report: Progress
+    ) -> "WindowScores":
+        """The reference itself; its states become the cache that others are compared with."""
+        from qsweep.evaluate import measure, noise_floor, reference_measurement
+
+        plan, model = self.plan, self._load()
+        # The unquantized model's own figures, by definition; its divergence is measured below.
+        itself = {"ppl_ratio": 1.0, "ppl_ratio_low": 1.0, "ppl_ratio_high": 1.0, "quality": 1.0}
+        if not plan.trial.eval.divergence:
+            result = measure(model, windows, progress=report)
+            result.metrics |= itself
+            return result
+        keep = partial(_keep_reference, model, windows, report)
+        entry, _ = self.store.build("references", step.reference, keep)
+        result = reference_measurement(entry.path, windows)
+        result.metrics |= itself
+        if plan.trial.eval.noise_floor:
+            reference = _open_reference(plan, entry)
+            result.metrics |= noise_floor(model, windows, reference, self._load_wide)
+        return result
+
+    def _load_wide(self) -> "PreTrainedModel":
+        return load(self.plan, reference_artifact(self.plan.setting.facts), "float32")
+
+
+def _report_as(label: str, progress: Progress, _: str, done: float | None = None) -> None:
+    progress(label, done)
+
+
+def _keep_reference(model: Any, windows: "Windows", report: Progress, out: Path) -> dict[str, Any]:
+    from qsweep.evaluate import build_reference
+
+    build_reference(model, windows, out, report)
+    return {}
 
 
 def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTrainedModel":
@@ -141,41 +190,6 @@ def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":
     )
 
 
-def measure_reference(
-    plan: Plan,
-    step: MeasurementPlan,
-    model: Any,
-    windows: "Windows",
-    store: Store,
-    progress: Progress,
-) -> "WindowScores":
-    """Measure the reference itself; its states become the cache that others are compared with."""
-    from qsweep.evaluate import build_reference, measure, noise_floor, reference_measurement
-
-    # The unquantized model's own figures, by definition; its divergence is measured below.
-    itself = {"ppl_ratio": 1.0, "ppl_ratio_low": 1.0, "ppl_ratio_high": 1.0, "quality": 1.0}
-    if not plan.trial.eval.divergence:
-        result = measure(model, windows, progress=progress)
-        result.metrics |= itself
-        return result
-
-    def build(out: Path) -> dict[str, Any]:
-        build_reference(model, windows, out, progress)
-        return {}
-
-    entry, _ = store.build("references", step.reference, build)
-    result = reference_measurement(entry.path, windows)
-    result.metrics |= itself
-    if plan.trial.eval.noise_floor:
-        reference = _open_reference(plan, entry)
-
-        def wide() -> "PreTrainedModel":
-            return load(plan, reference_artifact(plan.setting.facts), "float32")
-
-        result.metrics |= noise_floor(model, windows, reference, wide)
-    return result
-
-
 def find_reference(plan: Plan, step: MeasurementPlan, store: Store) -> "Reference | None":
     """The cached reference of a measurement; None if the trial measures no divergence.
 
@@ -203,33 +217,35 @@ def _open_reference(plan: Plan, entry: Entry) -> "Reference":
 
 def time_artifact(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
     """Speed on the serving kernels, alone on the device and never together with quality."""
+    assert plan.timing is not None
+    store.build("timings", plan.timing, partial(_time, plan, artifact, store, progress))
+
+
+def _time(
+    plan: Plan, artifact: Artifact, store: Store, progress: Progress, _: Path
+) -> dict[str, Any]:
     from qsweep.evaluate.speed import can_time, kld_native, measure_speed
 
-    assert plan.timing is not None
-    timing, setting = plan.timing, plan.setting
+    timing, setting = plan.timing or {}, plan.setting
     source, trusted = setting.facts.path, plan.trial.model.trust_remote_code
-
-    def make(out: Path) -> dict[str, Any]:
-        figures: dict[str, Any] = {}
-        with device_lock(store.root / "locks", setting.device):
-            if timing["speed"] and can_time(artifact):
-                figures |= measure_speed(
-                    artifact, source, setting.device, progress, trust_remote_code=trusted
-                )
-        if timing["kld_native"]:
-            primary = next(m for m in plan.measurements if m.primary)
-            figures |= kld_native(
-                artifact,
-                source,
-                windows_of(plan, primary),
-                progress,
-                device=setting.device,
-                trust_remote_code=trusted,
+    figures: dict[str, Any] = {}
+    with device_lock(store.root / "locks", setting.device):
+        if timing["speed"] and can_time(artifact):
+            figures |= measure_speed(
+                artifact, source, setting.device, progress, trust_remote_code=trusted
             )
-        check_figures("speed", figures)
-        return figures
-
-    store.build("timings", timing, make)
+    if timing["kld_native"]:
+        primary = next(m for m in plan.measurements if m.primary)
+        figures |= kld_native(
+            artifact,
+            source,
+            windows_of(plan, primary),
+            progress,
+            device=setting.device,
+            trust_remote_code=trusted,
+        )
+    check_figures("speed", figures)
+    return figures
 
 
 def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
@@ -265,4 +281,4 @@ def _ensure_references(
             store.remove("measurements", step.key)
             whole = False
     if not whole or any(store.find("tasks", t.key, full=True) is None for t in plan.tasks):
-        measure_all(plan, reference_artifact(plan.setting.facts), store, progress)
+        Measuring(plan, reference_artifact(plan.setting.facts), store, progress).run()

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.plugins import load_plugin, locate_object, offered
 from qsweep.base.schema import nearest
 from qsweep.tasks import embedded
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
@@ -53,6 +55,10 @@ def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
     elif name in ALIASES:
         for member in ALIASES[name]:
             yield from _tasks_of(member, options, cache)
+    elif name in offered("qsweep.tasks"):
+        yield _offered_task(name, load_plugin("qsweep.tasks", name), options)
+    elif ":" in name and not name.startswith(HARNESS_PREFIX):
+        yield _offered_task(name, locate_object(name, "eval.tasks"), options)
     else:
         from qsweep.tasks.harness import HarnessTask, capability_of
 
@@ -64,6 +70,13 @@ def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
         group = next((short for short, full in ALIASES.items() if full == (asked,)), asked)
         for leaf in leaves:
             yield HarnessTask(leaf, group, capability_of(asked), options, catalogue.version)
+
+
+def _offered_task(name: str, made_by: Any, options: TaskOptions) -> Task:
+    task = made_by(options)
+    if not isinstance(task, Task):
+        raise ConfigError(f"eval.tasks: {name} gives a {type(task).__name__}, which is no Task")
+    return task
 
 
 def _unknown(name: str, catalogue: Catalogue) -> str:

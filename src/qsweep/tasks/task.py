@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_bytes, write_json
@@ -82,6 +82,7 @@ class TaskResult:
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
+@runtime_checkable
 class Task(Protocol):
     """Something that can be asked of a model, sample by sample.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.plugins import locate_object
 from qsweep.base.secrets import hidden_tree
 from qsweep.text.calibration import CalibrationTokens
 from qsweep.text.corpus import CorpusConfig
@@ -32,7 +33,8 @@ def load_documents(config: CorpusConfig) -> list[str]:
     from qsweep.text.files import lone_surrogates, without_surrogates
     from qsweep.text.sources import from_datasets, from_files
 
-    load = {"python": _from_python, "file": from_files, "datasets": from_datasets}[config.source]
+    loaders = {"python": _from_python, "file": from_files, "datasets": from_datasets}
+    load = loaders.get(config.source, _from_function)
     documents = _limited(load(config), config)
     if halves := sum(map(lone_surrogates, documents)):
         documents = [without_surrogates(text) for text in documents]
@@ -62,6 +64,10 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
     fields["loader"] = _LOADER
     if config.source == "python":
         fields["python"] = [platform.python_version(), sys.base_prefix]
+    if ":" in config.source:
+        # Another version of the package may give another text.
+        module = Path(locate_object(config.source, f"{config.name}: source").__code__.co_filename)
+        fields["files"] = [[str(module), module.stat().st_size, module.stat().st_mtime_ns]]
     if config.source == "file":
         paths = file_paths(config)
         stats = [(path.absolute(), path.stat()) for path in paths]
@@ -159,6 +165,13 @@ def covered_positions(starts: Sequence[int], length: int) -> int:
         count += start + length - max(start, end)
         end = start + length
     return count
+
+
+def _from_function(config: CorpusConfig) -> list[str]:
+    documents = locate_object(config.source, f"{config.name}: source")()
+    if isinstance(documents, str) or not all(isinstance(one, str) for one in documents):
+        raise ConfigError(f"{config.name}: {config.source} must give texts, one for each document")
+    return list(documents)
 
 
 def _from_python(config: CorpusConfig) -> list[str]:

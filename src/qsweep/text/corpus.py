@@ -5,6 +5,9 @@ from typing import Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.names import check_label
+from qsweep.base.schema import nearest
+
+SOURCES = ("python", "file", "datasets")
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class CorpusConfig:
     Attributes:
         name: What results call it.
         source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
+            ``package.module:function``: that function's, called without arguments.
         kind: For ``python``: prose, code, or both.
         split: Part of the data; for ``python``: train, calibration or test.
         path: For ``file``: a txt, jsonl, json, csv, tsv or parquet file, a folder of them, or a
@@ -28,7 +32,7 @@ class CorpusConfig:
     """
 
     name: str
-    source: Literal["python", "file", "datasets"]
+    source: str
     kind: Literal["docs", "code", "all"] = "all"
     split: str = "test"
     path: str | None = None
@@ -42,6 +46,11 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_label(self.name, "name of a text")
+        if self.source not in SOURCES and ":" not in self.source:
+            raise ConfigError(
+                f"{self.name}: source={self.source}: no such source{nearest(self.source, SOURCES)}"
+                "; package.module:function is one, too"
+            )
         if self.source == "file" and not self.path:
             raise ConfigError(f"{self.name}: source=file needs a path")
         if self.source == "datasets" and not self.dataset:

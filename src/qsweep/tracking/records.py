@@ -39,9 +39,7 @@ class TrackedSweeps:
 
     def sweeps(self, names: Sequence[str] = ()) -> list[SweepData]:
         """The named sweeps, or the newest one. Of several runs of a name, the newest counts."""
-        known: dict[str, Any] = {}
-        for run in self._reader.parents():
-            known.setdefault(run.data.tags["sweep"], run)
+        known = self._known()
         where = self._reader.label
         if not known:
             raise QsweepError(f"no sweeps in {where}; --experiment names another")
@@ -50,6 +48,17 @@ class TrackedSweeps:
                 raise QsweepError(f"no sweep {name!r} in {where}{nearest(name, known)}")
         chosen = dict.fromkeys(names) or list(known)[:1]
         return [self._sweep(name, known[name]) for name in chosen]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all sweeps, the newest first."""
+        return list(self._known())
+
+    def _known(self) -> dict[str, Any]:
+        known: dict[str, Any] = {}
+        for run in self._reader.parents():
+            known.setdefault(run.data.tags["sweep"], run)
+        return known
 
     def arrays(self, record: Record, measurement: Measurement) -> Path | None:
         """A measurement's per-token arrays, fetched from the trial's run."""

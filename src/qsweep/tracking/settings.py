@@ -104,4 +104,4 @@ def sync_command(outputs: Path) -> str:
     """The command that logs what is missing."""
     same = outputs.absolute() == Path("outputs").absolute()
     place = "" if same else f" --outputs {shlex.quote(str(outputs))}"
-    return f"python -m qsweep.sync{place}"
+    return f"qsweep sync{place}"

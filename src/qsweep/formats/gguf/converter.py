@@ -2,10 +2,9 @@
 
 It is part of llama-cpp-python's source package and not of the built one. Once per environment:
 
-    python -m qsweep.formats.gguf.converter install
+    qsweep env create llama.cpp
 """
 
-import argparse
 import errno
 import json
 import os
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +25,7 @@ from qsweep.formats.gguf.ggml import INSTALL
 from qsweep.formats.gguf.metadata import unusual_layers
 from qsweep.models.facts import read_config
 
-INSTALL_CONVERTER = "python -m qsweep.formats.gguf.converter install"
+INSTALL_CONVERTER = "qsweep env create llama.cpp"
 _PACKAGE = "llama-cpp-python"
 _SCRIPT = "convert_hf_to_gguf.py"
 _WANTED = (_SCRIPT, "LICENSE", "conversion/", "gguf-py/gguf/")
@@ -140,6 +138,14 @@ def install(sdist: Path | None = None) -> Path:
     return place
 
 
+def uninstall() -> bool:
+    """Remove it; whether it was there."""
+    place = _place()
+    there = place.exists()
+    shutil.rmtree(place, ignore_errors=True)
+    return there
+
+
 def _place() -> Path:
     return Path(sys.prefix) / "share" / "qsweep" / f"llama.cpp-{package_version()}"
 
@@ -186,24 +192,3 @@ def _unpack(sdist: Path, scratch: Path) -> Path:
     if not (scratch / inside / _SCRIPT).exists():
         raise QsweepError(f"{sdist}: has no {_SCRIPT} under vendor/llama.cpp")
     return scratch / inside
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qsweep.formats.gguf.converter", description=__doc__
-    )
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("install", help="unpack the converter into this environment")
-    one.add_argument("--sdist", type=Path, help="llama-cpp-python's source package, not fetched")
-    options = parser.parse_args(arguments)
-    try:
-        print(f"llama.cpp's converter is in {install(options.sdist)}")
-    except QsweepError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.local.client import Child, ForkServer, ServerEvent
 from qsweep.launch.local.slots import Placement, Slots, place_job, why_unplaceable
+from qsweep.launch.protocol import ignore, no_retry
 from qsweep.launch.reasons import explain, explain_exit
 
 # A server that dies this often in a row without having started a job will not get better.
@@ -20,15 +21,6 @@ _STARTS = 3
 _ATTEMPTS = 2
 # A Ctrl-C that comes a moment before a wait begins does not end it: Python looks after the wait.
 _LONGEST_WAIT_S = 1.0
-
-
-def ignore(*_: Any) -> None:
-    """Take no notice."""
-
-
-def no_retry(job: Job, result: JobResult) -> Sequence[Job]:
-    """Do not try again."""
-    return ()
 
 
 def run_jobs(

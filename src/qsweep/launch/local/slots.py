@@ -7,15 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from qsweep.base.errors import ConfigError
-
-# Tells a job's process which device is its own.
-DEVICE_VARIABLE = "QSWEEP_DEVICE"
-
-_DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+from qsweep.launch.gpus import (
+    visible_gpus,
+)
+from qsweep.launch.job import DEVICE_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -111,51 +109,6 @@ def place_job(slots: Slots, device: str, taken: Sequence[Placement]) -> Placemen
     wanted = slots.gpus if ":" not in device else slots.gpus[_number(device) :][:1]
     best = min(wanted, key=lambda gpu: load[gpu])
     return Placement((best,), "cuda:0") if load[best] < slots.per_gpu else None
-
-
-def slot_device() -> str | None:
-    """Inside a job: the device that is its own (``cpu``, ``cuda:0``, or ``cuda`` for all GPUs)."""
-    return os.environ.get(DEVICE_VARIABLE)
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show, as ``CUDA_VISIBLE_DEVICES`` spells them."""
-    if not any(Path(file).exists() for file in _DRIVER_FILES):
-        return []
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _installed_gpus() if listed is None else parse_visible(listed)
-
-
-def parse_visible(listed: str) -> list[str]:
-    """Read ``CUDA_VISIBLE_DEVICES`` like CUDA: whatever follows an invalid entry is hidden."""
-    gpus: list[str] = []
-    for entry in (part.strip() for part in listed.split(",")):
-        if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", entry) or entry in gpus:
-            break
-        gpus.append(entry)
-    return gpus
-
-
-def parse_listing(listing: str) -> list[str]:
-    """Read the output of ``nvidia-smi -L``: indices of GPUs, or the ids of their MIG slices."""
-    slices = re.findall(r"^\s+MIG .*\(UUID: (MIG-\S+)\)", listing, re.MULTILINE)
-    return slices or re.findall(r"^GPU (\d+): ", listing, re.MULTILINE)
-
-
-def _installed_gpus() -> list[str]:
-    from qsweep.base.environment import output_of
-
-    listing = output_of("nvidia-smi", "-L")
-    if listing is not None:
-        return parse_listing(listing)
-    return [str(n) for n in range(_count_devices())]
-
-
-def _count_devices(proc: Path = Path("/proc/driver/nvidia/gpus"), dev: Path = Path("/dev")) -> int:
-    # Containers often have neither nvidia-smi nor all of /proc, but never lack the device files.
-    if proc.is_dir():
-        return len(list(proc.iterdir()))
-    return sum(bool(re.fullmatch(r"nvidia\d+", file.name)) for file in dev.iterdir())
 
 
 def _number(device: str) -> int:

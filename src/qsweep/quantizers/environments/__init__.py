@@ -3,5 +3,5 @@
 ``spec.py`` says what is in one, ``interpreter.py`` finds a Python for it, ``create.py`` makes it
 whole or not at all, ``choice.py`` is ``quant.env``: which one a trial uses. From a shell:
 
-    python -m qsweep.env list|create NAME|check NAME|remove NAME
+    qsweep env list|create NAME|check NAME|remove NAME
 """

@@ -93,7 +93,7 @@ class EnvChoice:
         """What to type to create it."""
         usual = shown(self.folder) == "outputs/envs"
         place = "" if usual else f" --folder {shlex.quote(str(self.folder))}"
-        return f"python -m qsweep.env create {self.name or default}{place}"
+        return f"qsweep env create {self.name or default}{place}"
 
     def interpreter(self, default: str, progress: Progress = silent) -> Path:
         """The interpreter to run the worker with; the environment is made now where that is allowed.

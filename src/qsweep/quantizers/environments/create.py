@@ -153,7 +153,7 @@ def check(environment: Environment) -> list[str]:
             "incomplete": "was never finished",
             "outdated": "was made from other pins",
         }[state]
-        return [f"{name} {what}: python -m qsweep.env create {environment.spec.called}"]
+        return [f"{name} {what}: qsweep env create {environment.spec.called}"]
     try:
         found = ask(environment.python).packages
     except QsweepError as error:

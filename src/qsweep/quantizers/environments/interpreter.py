@@ -97,7 +97,7 @@ def find_base(spec: EnvSpec, given: Path | None = None) -> Interpreter:
         tried.append(found.text)
     raise BackendUnavailable(
         f"{spec.name} needs Python {spec.python}; here are {', '.join(dict.fromkeys(tried))}: "
-        f"python -m qsweep.env create {spec.called} --python PATH"
+        f"qsweep env create {spec.called} --python PATH"
     )
 
 

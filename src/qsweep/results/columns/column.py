@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.numbers import one_line
 from qsweep.results.record import Row
 
@@ -97,10 +97,10 @@ class Column:
             return self.write(row)
         value = self.get(row)
         if self.error:
-            return cells.with_error(value, self._other(row, self.error))
+            return numbers.with_error(value, self._other(row, self.error))
         span = ""
         if self.ends and not row.record.reference:
-            span = cells.interval(*(self._other(row, end) for end in self.ends))
+            span = numbers.interval(*(self._other(row, end) for end in self.ends))
         return self.text(value) + (f" ({span})" if span else "")
 
     def _other(self, row: Row, name: str) -> Any:

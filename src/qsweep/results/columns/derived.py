@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
@@ -13,12 +13,12 @@ OWN_RUN = "llama.cpp's own run only"
 
 def fixed(digits: int) -> Any:
     """Prints so many decimals."""
-    return lambda value: cells.fixed(value, digits)
+    return lambda value: numbers.fixed(value, digits)
 
 
 def significant(digits: int) -> Any:
     """Prints so many significant digits."""
-    return lambda value: cells.significant(value, digits)
+    return lambda value: numbers.significant(value, digits)
 
 
 def measured(name: str) -> Any:
@@ -92,7 +92,7 @@ def served_by(row: Row) -> str:
 def interval(row: Row) -> str:
     """The ratio's interval; nothing for the reference."""
     found = figures(row, "measurement")
-    span = cells.interval(found.get("ppl_ratio_low"), found.get("ppl_ratio_high"))
+    span = numbers.interval(found.get("ppl_ratio_low"), found.get("ppl_ratio_high"))
     return "" if row.record.reference else span
 
 
@@ -102,7 +102,7 @@ def size(row: Row) -> str:
     if made is None:
         return ""
     more = f", {made.kept_layers} layers in 16 bits" if made.kept_layers else ""
-    return f"{cells.gigabytes(made.size_gb)} GB, {cells.fixed(made.bpw, 2)} bpw{more}"
+    return f"{numbers.gigabytes(made.size_gb)} GB, {numbers.fixed(made.bpw, 2)} bpw{more}"
 
 
 def setting(row: Row) -> str:

@@ -8,7 +8,7 @@ show them; :data:`CSV_ORDER` has that of ``results.csv``.
 
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -35,7 +35,7 @@ def retention(capability: str) -> Column:
     return Column(
         f"retention_{capability}",
         f"share of the reference's {capability} score above chance that is left",
-        "trial", get, "share", "up", "name tasks in eval.tasks", csv=True, text=cells.percent,
+        "trial", get, "share", "up", "name tasks in eval.tasks", csv=True, text=numbers.percent,
         tables={"html": capability},
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ BPW_TOTAL = add(of_artifact(
     better="down", csv=True, text=derived.fixed(2), tables={"own_run": "bpw total"}))
 SIZE_GB = add(of_artifact(
     "size_gb", "bytes of all weight files / 1e9", figure=True, unit="GB", better="down", csv=True,
-    text=cells.gigabytes, best=True, view=("metrics", 9),
+    text=numbers.gigabytes, best=True, view=("metrics", 9),
     tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
             "own_run": "size GB"}))
 KEPT_LAYERS = add(Column(
@@ -82,16 +82,16 @@ PPL: Column = add(of_measurement(
     "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True,
     error="ppl_stderr", hover=("perplexity", 4), tables={
         "markdown": "ppl", "html": "ppl", "card": "ppl",
-        "terminal": Shown("ppl", 100, narrow=lambda row: cells.with_error(PPL.get(row), None))}))
+        "terminal": Shown("ppl", 100, narrow=lambda row: numbers.with_error(PPL.get(row), None))}))
 PPL_STDERR = add(of_measurement("ppl_stderr", "standard error of the perplexity, over windows",
     csv=True))
 PPL_RATIO: Column = add(of_measurement(
     "ppl_ratio", "perplexity / the reference's, paired 95 % interval", better="down", csv=True,
-    best=True, by_bits=True, text=cells.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
+    best=True, by_bits=True, text=numbers.ratio, ends=("ppl_ratio_low", "ppl_ratio_high"),
     hover=("ratio (95 %)", 3), view=("metrics", 6), tables={
         "markdown": "ratio (95 %)", "html": "ratio", "card": "ratio (95 %)",
         "search": "ratio (95 %)",
-        "terminal": Shown("ratio", cell=lambda row: cells.ratio(PPL_RATIO.get(row)))}))
+        "terminal": Shown("ratio", cell=lambda row: numbers.ratio(PPL_RATIO.get(row)))}))
 PPL_RATIO_LOW = add(of_measurement("ppl_ratio_low", "low end of the ratio's interval", csv=True))
 PPL_RATIO_HIGH = add(of_measurement("ppl_ratio_high", "high end of the ratio's interval", csv=True))
 PPL_RATIO_INTERVAL = add(Column(
@@ -99,7 +99,7 @@ PPL_RATIO_INTERVAL = add(Column(
     tables={"terminal": Shown("95 %", 100)}))
 EXPECTED_LOW = add(Column(
     "expected_low", "the field's expected ratio", "trial", derived.expected(0), csv=True,
-    write=lambda row: cells.expected(row.record.expected),
+    write=lambda row: numbers.expected(row.record.expected),
     tables={"terminal": Shown("expected", 100), "markdown": "expected", "html": "expected"}))
 EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", derived.expected(1),
     csv=True))
@@ -108,7 +108,7 @@ KLD: Column = add(of_measurement(
     needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True,
     hover=("KLD, nats", 6), view=("metrics", 7), tables={
         "markdown": "KLD", "html": "KLD", "card": "KLD",
-        "terminal": Shown("KLD", cell=lambda row: cells.divergence(KLD.get(row)))}))
+        "terminal": Shown("KLD", cell=lambda row: numbers.divergence(KLD.get(row)))}))
 KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows",
     csv=True))
 KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
@@ -126,10 +126,10 @@ KLD_FLOOR_BATCH = add(of_measurement(
     "kld_floor_batch", "mean |KLD| of the reference from itself at another batch size", unit="nat"))
 NOISE_FLOOR = add(Column(
     "noise_floor", "the larger of the two floors: below it a divergence says nothing", "row",
-    lambda row: row.noise_floor, "nat", csv=True, text=cells.divergence))
+    lambda row: row.noise_floor, "nat", csv=True, text=numbers.divergence))
 TOP1_AGREEMENT = add(of_measurement(
     "top1_agreement", "how often both prefer the same token", unit="share", better="up",
-    needs="set eval.divergence=true", csv=True, text=cells.percent, best=True,
+    needs="set eval.divergence=true", csv=True, text=numbers.percent, best=True,
     hover=("top-1 agreement", 7),
     view=("metrics", 8), tables={t: "top-1" for t in ("terminal", "markdown", "html", "card")}))
 TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
@@ -144,7 +144,7 @@ KLD_NATIVE = add(of_speed(
 KLD_NATIVE_STDERR = add(of_speed("kld_native_stderr", "its standard error, over windows"))
 TOP1_AGREEMENT_NATIVE = add(of_speed(
     "top1_agreement_native", "how often that run prefers the reference's token", unit="share",
-    csv=True, text=cells.percent, tables={"own_run": "top-1"}))
+    csv=True, text=numbers.percent, tables={"own_run": "top-1"}))
 PPL_RATIO_NATIVE = add(of_speed("ppl_ratio_native", "perplexity of that run / the reference's"))
 NATIVE_TOKENS = add(of_speed("native_tokens", "tokens that it was measured on", unit="token"))
 RETENTIONS = tuple(add(retention(capability)) for capability in CAPABILITIES)
@@ -156,7 +156,7 @@ QUALITY_PER_GB: Column = add(of_measurement(
     better="up", csv=True,
     text=derived.significant(4), best=True, by_bits=True, view=("metrics", 11), tables={
         "markdown": "quality/GB", "html": "quality/GB", "search": "quality/GB",
-        "terminal": Shown("q/GB", 110, lambda row: cells.significant(QUALITY_PER_GB.get(row), 3))}))
+        "terminal": Shown("q/GB", 110, lambda row: numbers.significant(QUALITY_PER_GB.get(row), 3))}))
 SUFFERS = add(Column(
     "suffers", "the capability of which least was kept; ? where that may be chance", "row",
     lambda row: row.suffers, tables={"terminal": "suffers most"}))
@@ -165,7 +165,7 @@ WORST_CAPABILITY = add(Column(
     derived.field_of("suffers_most", "capability"), csv=True))
 WORST_RETENTION = add(Column(
     "worst_retention", "how much of it", "trial", derived.field_of("suffers_most", "retention"),
-    "share", csv=True, text=cells.percent))
+    "share", csv=True, text=numbers.percent))
 VERDICT = add(Column(
     "verdict", "by the ratio; ? where its interval straddles a bound", "measurement",
     derived.measured("verdict"),
@@ -217,16 +217,16 @@ BECAUSE = add(Column(
     lambda row: row.record.only_own_run, tables={"own_run": "because"}))
 TIME = add(Column(
     "total_s", "to quantize and to measure", "trial", lambda row: row.record.total_seconds, "s",
-    text=cells.seconds, tables={"terminal": Shown("time", 90), "markdown": "time", "html": "time"}))
+    text=numbers.seconds, tables={"terminal": Shown("time", 90), "markdown": "time", "html": "time"}))
 QUANTIZE_S = add(of_trial(
     "quantize_s", "time to quantize", figure=True, unit="s", better="down", csv=True,
-    text=cells.seconds, view=("metrics", 16)))
+    text=numbers.seconds, view=("metrics", 16)))
 SHARED_S = add(of_trial(
     "shared_s", "how much of it was spent on what other trials share", figure=True, unit="s",
     csv=True))
 EVALUATE_S = add(of_trial(
     "evaluate_s", "time to measure", figure=True, unit="s", better="down", csv=True,
-    text=cells.seconds))
+    text=numbers.seconds))
 SECONDS = add(of_trial("seconds", "time that the trial took in all", figure=True, unit="s"))
 PEAK_MEMORY_GB = add(of_trial(
     "peak_memory_gb", "peak memory of quantizing and measuring, on the device", figure=True,

@@ -62,7 +62,7 @@ def report_sweep(
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         line = disk_full(directory) if is_disk_full(error) else line
-        warn(f"warning: no report was written ({line}); python -m qsweep.report tries again")
+        warn(f"warning: no report was written ({line}); qsweep report tries again")
 
 
 def _picture(records: Sequence[Record]) -> str | None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import CALIBRATION, PPL_RATIO, PPL_RATIO_HIGH, PPL_RATIO_LOW
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
@@ -130,11 +130,11 @@ def _mean(rows: Sequence[Row]) -> float:
 
 def _cell(rows: Sequence[Row], apart: str = " ") -> str:
     if len(rows) == 1:
-        span = cells.interval(PPL_RATIO_LOW.get(rows[0]), PPL_RATIO_HIGH.get(rows[0]))
+        span = numbers.interval(PPL_RATIO_LOW.get(rows[0]), PPL_RATIO_HIGH.get(rows[0]))
     else:
         ratios = [PPL_RATIO.get(row) for row in rows]
-        span = cells.interval(min(ratios), max(ratios))
-    return cells.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
+        span = numbers.interval(min(ratios), max(ratios))
+    return numbers.ratio(_mean(rows)) + (f"{apart}({span})" if span else "")
 
 
 def _setting(record: Record) -> tuple[str, ...]:

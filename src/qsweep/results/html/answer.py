@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
 from qsweep.results.answers import contender_of
@@ -97,7 +97,7 @@ def _suffers(group: Group) -> Iterator[Sentence]:
         (first, most), (second, next_) = corpora[0], corpora[1]
         number = len(group.quantized)
         over = "one trial" if number == 1 else f"geometric means over {number} quantized trials"
-        figures = f"ratio {cells.ratio(most)} against {cells.ratio(next_)} on {second}"
+        figures = f"ratio {numbers.ratio(most)} against {numbers.ratio(next_)} on {second}"
         if most / next_ > _ALIKE:
             yield Sentence("Suffers most", f"{first}: {figures}, {over}")
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import RETENTION
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel
@@ -51,8 +51,8 @@ def worst(group: Group) -> str | None:
     (least, name, number), (next_, second, _) = means[0], means[1]
     over = f" on average over {number} trials" if number > 1 else ""
     return (
-        f"{name}: {cells.percent(least)} of the reference's score above chance is left{over}, "
-        f"against {cells.percent(next_)} for {second}"
+        f"{name}: {numbers.percent(least)} of the reference's score above chance is left{over}, "
+        f"against {numbers.percent(next_)} for {second}"
     )
 
 
@@ -85,7 +85,8 @@ def panel(group: Group) -> Panel | None:
         title="Capabilities",
         note=f"Retention with its interval; 100 % is the reference.{cut}",
         alt="; ".join(
-            f"{p['label']}, {p['capability']}: {cells.percent(p['retention'])}" for p in shown[:24]
+            f"{p['label']}, {p['capability']}: {numbers.percent(p['retention'])}"
+            for p in shown[:24]
         ),
         spec={
             "height": {"step": 16},

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import DECODE_TPS, EVALUATE_S, PEAK_MEMORY_GB, QUANTIZE_S
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import (
@@ -56,7 +56,7 @@ def speed(group: Group) -> Panel | None:
     words = ["On the kernels that serve each artifact."]
     layers: list[Spec] = bands(domain)
     if reference is not None:
-        words.append(f"Dashed: the reference, {cells.significant(reference, 3)}.")
+        words.append(f"Dashed: the reference, {numbers.significant(reference, 3)}.")
         layers.append(
             {
                 "data": {"values": [{"speed": reference}]},

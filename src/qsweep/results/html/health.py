@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.results import own_run
 from qsweep.results.checks import check
@@ -50,7 +50,7 @@ def health(
         checks=checks[:_MOST],
         floors=_floors(groups),
         unfinished=[
-            (r.status, r.name, cells.one_line(r.reason or "no reason recorded"))
+            (r.status, r.name, numbers.one_line(r.reason or "no reason recorded"))
             for r in unfinished[:_MOST]
         ],
         own_run=own_run.lines(named_apart(records))[:_MOST],
@@ -103,7 +103,7 @@ def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
     for group in groups:
         floors = noise_floors(group.records)
         for (model, corpus, preset), floor in sorted(floors.items()):
-            found.append((f"{model} on {corpus} ({preset})", cells.divergence(floor)))
+            found.append((f"{model} on {corpus} ({preset})", numbers.divergence(floor)))
     return found
 
 

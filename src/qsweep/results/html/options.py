@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import BITS, DECODE_TPS, DESC_ACT, GROUP_SIZE, PPL_RATIO
 from qsweep.results.html.data import Group, is_finite, varied
 from qsweep.results.html.panel import (
@@ -49,7 +49,7 @@ def bits(group: Group) -> Panel | None:
         ),
         alt="Perplexity ratio by bits. Best per method and width: "
         + "; ".join(
-            f"{series} {width}-bit {cells.ratio(p['ratio'])}"
+            f"{series} {width}-bit {numbers.ratio(p['ratio'])}"
             for (series, width), p in sorted(best.items(), key=lambda item: str(item[0]))
         ),
         spec=_dodged(points, x),
@@ -89,7 +89,7 @@ def group_size(group: Group) -> Panel | None:
         title="Group size",
         note=f"The best setting of each method and width. Bars: 95 % intervals.{cut}",
         alt="Perplexity ratio by group size. "
-        + "; ".join(f"{p['label']} {cells.ratio(p['ratio'])}" for p in kept[:24]),
+        + "; ".join(f"{p['label']} {numbers.ratio(p['ratio'])}" for p in kept[:24]),
         spec=_lines(kept, x, dash="width"),
     )
 
@@ -134,8 +134,8 @@ def desc_act(group: Group) -> Panel | None:
         title="Order of columns (desc_act)",
         note=note + " Bars: 95 % intervals." + cut,
         alt="; ".join(
-            f"{pair[False].label}: {cells.ratio(PPL_RATIO.get(pair[False]))} in order, "
-            f"{cells.ratio(PPL_RATIO.get(pair[True]))} with desc_act"
+            f"{pair[False].label}: {numbers.ratio(PPL_RATIO.get(pair[False]))} in order, "
+            f"{numbers.ratio(PPL_RATIO.get(pair[True]))} with desc_act"
             for pair in whole[:_LINES]
         ),
         spec=_pairs(points, x),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import (
@@ -54,7 +54,7 @@ def quality_against_size(group: Group) -> Panel | None:
         }
         for row in shown
     ]
-    numbers = [places.get(row.key) for row in shown]
+    front_places = [places.get(row.key) for row in shown]
     domain = ratio_domain([p for p in points if not p["reference"]], clip=True)
     close = _close_up(points)
     many = len(points) > MANY
@@ -62,15 +62,15 @@ def quality_against_size(group: Group) -> Panel | None:
     if close is not None:
         left_out = [p["size"] for p in points if p["reference"]]
         words += [
-            f"The other axis does not start at 0: the reference, {cells.significant(size, 3)} "
+            f"The other axis does not start at 0: the reference, {numbers.significant(size, 3)} "
             f"{unit}, lies to the right of it."
             for size in left_out[:1]
         ]
-        numbers = [n for p, n in zip(points, numbers, strict=True) if not p["reference"]]
+        front_places = [n for p, n in zip(points, front_places, strict=True) if not p["reference"]]
         points = [p for p in points if not p["reference"]]
     sizes = [p["size"] for p in points if p["size"] > 0]
     log = close is None and bool(sizes) and max(sizes) / min(sizes) > _LOG_SIZES
-    numbered = _numbers(points, numbers, close or (0.0, max(sizes, default=1.0)), domain)
+    numbered = _numbers(points, front_places, close or (0.0, max(sizes, default=1.0)), domain)
     axis = _size_axis(unit, close, log=log)
     return Panel(
         id="size",
@@ -79,7 +79,7 @@ def quality_against_size(group: Group) -> Panel | None:
         alt=(
             f"Scatter plot of {len(quantized)} quantized models: size in {unit} against perplexity "
             f"ratio. On the Pareto front, from the smallest: "
-            + "; ".join(f"{r.label} {cells.ratio(PPL_RATIO.get(r))}" for r in best[:12])
+            + "; ".join(f"{r.label} {numbers.ratio(PPL_RATIO.get(r))}" for r in best[:12])
         ),
         spec=_spec(points, numbered, domain, axis, many=many),
         headings=("", "on the front", "size GB", "ratio (95 %)", "verdict", "served by"),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.results.columns.column import TABLE, Column
 from qsweep.results.columns.table import PPL_RATIO, PPL_RATIO_HIGH, PPL_RATIO_LOW
 from qsweep.results.html.data import is_finite
@@ -163,7 +163,7 @@ def broken(points: Sequence[dict[str, Any]], domain: tuple[float, float]) -> lis
     trials = "trial lies" if len(beyond) == 1 else "trials lie"
     return [
         f"The axis is broken: {len(beyond)} {trials} below it, at ▼ (ratio up to "
-        f"{cells.ratio(max(beyond))})."
+        f"{numbers.ratio(max(beyond))})."
     ]
 
 

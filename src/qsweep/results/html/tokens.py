@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base import numbers as cells
+from qsweep.base import numbers
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.results.columns.table import KLD, KLD_MEDIAN, KLD_P99, PPL_RATIO
@@ -78,8 +78,8 @@ def _distribution(
         title="Divergence by token",
         note=f"How many tokens diverge by more than x{few}: an average hides the tail.",
         alt="; ".join(
-            f"{row.label}: median {cells.divergence(KLD_MEDIAN.get(row))}, "
-            f"99th percentile {cells.divergence(KLD_P99.get(row))} nats"
+            f"{row.label}: median {numbers.divergence(KLD_MEDIAN.get(row))}, "
+            f"99th percentile {numbers.divergence(KLD_P99.get(row))} nats"
             for row, *_ in found
         ),
         spec=_tail(shares, names),
@@ -98,7 +98,7 @@ def _confidences(quantiles: list[dict[str, Any]], names: list[str]) -> list[Pane
                 "that the reference gives its favourite: damage where it was sure flips answers."
             ),
             alt="; ".join(
-                f"{q['label']} at {q['bin']}: median {cells.divergence(q['median'])}"
+                f"{q['label']} at {q['bin']}: median {numbers.divergence(q['median'])}"
                 for q in quantiles
             ),
             spec=_confidence(quantiles, names),

@@ -4,19 +4,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from qsweep.base.secrets import hidden
 from qsweep.launch import interrupts
 from qsweep.results.record import Record
 from qsweep.tracking.mlflow.connection import check_sqlite_tracker
-from qsweep.tracking.mlflow.journal import TrackingTarget, is_settled
+from qsweep.tracking.mlflow.journal import TrackingTarget, is_settled, ui_page
 from qsweep.tracking.mlflow.sweeplog import SweepLog, read_records, sync_sweep
+from qsweep.tracking.protocol import SweepFolder
 from qsweep.tracking.settings import (
     TrackerError,
     TrackingConfig,
     public_uri,
     sync_command,
+    ui_line,
 )
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
@@ -27,33 +29,33 @@ _OTHERS_S = 10.0
 _INTERRUPTED_S, _UNREACHED_S = 8.0, 2.0
 
 
-class Tracker:
+@dataclass(eq=False)
+class MLflowTracker:
     """Logs a sweep in the background; an unreachable tracker costs one line and nothing else.
 
     The first trial runs while MLflow is imported. Records are on disk before they come here, so
     whatever this does not get done is done later.
 
+    Attributes:
+        enabled: False: nothing is logged.
+        uri: Any MLflow tracking URI; None is sqlite in the outputs folder.
+        experiment: Is created if it does not exist.
+
     Example::
 
-        tracker = Tracker(TrackingConfig(), directory, outputs)
-        tracker.start("my-sweep", "python -m qsweep ...")
+        tracker = MLflowTracker()
+        tracker.start(SweepFolder("my-sweep", "qsweep ...", directory, outputs), print)
         tracker.log(record)
         tracker.finish(records)
     """
 
-    def __init__(
-        self,
-        config: TrackingConfig,
-        directory: Path,
-        outputs: Path,
-        warn: Callable[[str], None] | None = None,
-    ):
-        self._enabled = config.enabled
-        self._directory = directory
-        self._outputs = outputs
-        self._target = TrackingTarget.of(config, outputs)
-        self._warn = warn or _to_stderr
-        self._name = self._command = ""
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "qsweep"
+
+    def __post_init__(self) -> None:
+        self._config = TrackingConfig(self.enabled, self.uri, self.experiment)
+        self._warn: Callable[[str], None] = _to_stderr
         self._thread: threading.Thread | None = None
         self._wake = threading.Condition()
         # Shared with the thread, under _wake:
@@ -66,14 +68,17 @@ class Tracker:
         self._trouble = ""
         self._warned = False
 
-    def start(self, name: str, command: str) -> None:
+    def start(self, sweep: SweepFolder, warn: Callable[[str], None] | None = None) -> None:
         """Begin: note on disk that this sweep is logged, and start the thread.
 
         Records of an earlier run of this sweep that never reached the tracker are logged now.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
-        self._name, self._command = name, command
+        self._name, self._command = sweep.name, sweep.command
+        self._directory, self._outputs = sweep.directory, sweep.outputs
+        self._target = TrackingTarget.of(self._config, sweep.outputs)
+        self._warn = warn or _to_stderr
         try:
             self._open()
         except (TrackerError, OSError) as error:
@@ -122,6 +127,14 @@ class Tracker:
         if self._trouble or not self._done.is_set():
             why = self._trouble or f"MLflow at {public_uri(self._target.uri)} is slow"
             self._warn(f"{why}; to log what is missing: {sync_command(self._outputs)}")
+
+    def hints(self, sweep: SweepFolder) -> list[str]:
+        """What opens MLflow's UI, and the page there once the sweep is logged."""
+        if not (line := ui_line(self._config, sweep.outputs)):
+            return []
+        page = ui_page(self._config, sweep.directory, sweep.outputs)
+        there = [f"and there: {page}"] if page else []
+        return [f"compare in the MLflow UI: {line}", *there]
 
     def _work(self) -> None:
         pause, retry_at = _FIRST_PAUSE_S, 0.0

@@ -95,9 +95,8 @@ def _missing(error: Any, text: str) -> str:
 def _no_group(name: str) -> str:
     if name == "search":
         return (
-            "search: a grid is not searched; a sweep file chooses one, as in "
-            "--config-name=pareto search=per_gb, and a command line with "
-            "-m +search=per_gb hydra/sweeper=qsweep_optuna"
+            "search: a grid is not searched; qsweep search --config-name=pareto search=per_gb "
+            "searches a sweep file's space, qsweep search quant=gptq,awq search=per_gb what is typed"
         )
     if name in (known := known_options(name)):
         return (
@@ -156,7 +155,7 @@ _WORDS: tuple[tuple[str, Any], ...] = (
     (r"Missing mandatory value: (\S+)", "{0} has no value; give {0}=…"),
     (
         r"Interpolation key '([^']+)' not found\s+full_key: (\S+)",
-        "{1}: it is taken from {0}, which is not there",
+        "{1}: is taken from ${{{0}}}, and there is no option {0}",
     ),
     (r"Interpolation key '([^']+)' not found", "${{{0}}}: there is no option {0}"),
     (r"Environment variable '([^']+)' not found", "${{oc.env:{0}}}: {0} is not set"),

@@ -1,0 +1,33 @@
+"""Options of Python as a command line has them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qsweep.base.errors import ConfigError
+from qsweep.sweep.overrides import spelled
+
+
+def as_overrides(given: Mapping[str, Any]) -> Iterator[str]:
+    """Overrides, one for each option; a list's values are swept.
+
+    >>> list(as_overrides({"quant": ["gptq", "awq"], "corpus": ("a", "b"), "bits": 4}))
+    ['quant=gptq,awq', 'corpus=[a,b]', 'bits=4']
+
+    Raises:
+        ConfigError: an option has no value, or one of a kind that no option has.
+    """
+    for name, value in given.items():
+        if name.partition("/")[0].partition(".")[0].lstrip("+~") == "hydra":
+            raise ConfigError(f"{name}: is Hydra's, which has no part in this")
+        values: Sequence[Any] = value if isinstance(value, list) else [value]
+        if not values:
+            raise ConfigError(f"{name}=[]: no value; several to sweep are a list, as in [3, 4]")
+        yield f"{name}={','.join(spelled(_plain(one), name) for one in values)}"
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, and numpy's numbers as Python's."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") and not isinstance(value, type) else value

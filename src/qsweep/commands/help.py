@@ -1,0 +1,80 @@
+"""What ``qsweep --help`` prints: the commands, and what can be varied."""
+
+from collections.abc import Iterator
+from string import Template
+
+from qsweep.commands.entry import config_loader
+from qsweep.commands.main import COMMANDS
+
+_TEXT = Template("""\
+qsweep: what quantization costs a language model, measured over whole grids.
+
+  one trial     qsweep quant=gguf bits=4
+  a sweep       qsweep -m quant=gptq,awq bits=3,4,8
+  your model    qsweep -m model.path=DIR quant=gptq,gguf bits=3,4
+  your text     qsweep corpus=file corpus.path=FILE
+  capabilities  qsweep -m quant=gptq bits=3,4 eval=embedded
+  a file        qsweep --config-name=degradation   (qsweep sweeps lists such files)
+  best per GB   qsweep search --config-name=pareto
+
+With -m, commas sweep. What cannot exist is skipped; what is done is not done again.
+
+== Commands: qsweep COMMAND --help says more ==
+$commands
+
+== Groups: choose with GROUP=NAME, several corpora with corpus=[A,B] ==
+$groups
+
+== Options: override with NAME=VALUE ==
+bits: 4             2, 3, 4, 8; gguf also 5 and 6
+group_size: 128     32, 64, 128; -1: one scale per output channel
+desc_act: false     gptq: quantize columns in the order of decreasing activation
+sym: auto           symmetric grid; auto: true for gptq, false for awq and rtn
+seed: 0             draws the calibration samples
+device: auto        auto, cpu, cuda, cuda:N
+n_jobs: auto        trials at a time; auto: one per visible GPU
+timeout_s: null     end a trial as failed after so many seconds
+sweep: null         the sweep's name; null: made from what it varies
+outputs_dir: outputs
+
+also: model.path, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
+calibration.num_samples, calibration.max_seq_len, eval.presets, eval.max_windows, eval.speed,
+eval.tasks, eval.limit, eval.chat_template
+
+--cfg job prints the composed configuration with every option (any can be overridden: gptq's
+damping is quant.damp_percent=0.01), --config-name=NAME runs a file of sweeps/, --hydra-help
+lists Hydra's flags, eval "$$(qsweep -sc install=bash)" completes words (zsh and fish, too).
+Results: outputs/sweeps/NAME/report.html, and `qsweep ui` opens MLflow.
+""")
+
+
+def help_text(config_dir: str | None = None) -> str:
+    """The whole text.
+
+    Args:
+        config_dir: a folder of further configuration files, whose choices are listed, too.
+    """
+    width = max(map(len, COMMANDS))
+    return _TEXT.substitute(
+        commands="\n".join(f"{name:<{width}}  {what}" for name, what in COMMANDS.items()),
+        groups="\n".join(f"{name}: {', '.join(found)}" for name, found in _groups(config_dir)),
+    )
+
+
+def _groups(config_dir: str | None) -> Iterator[tuple[str, list[str]]]:
+    """The configuration groups that Hydra finds, those of other packages too, and their choices."""
+    from hydra.core.object_type import ObjectType
+
+    # The loader itself composes everything anew for each question.
+    files = config_loader(config_dir).repository
+
+    def below(parent: str) -> Iterator[tuple[str, list[str]]]:
+        for name in files.get_group_options(parent, ObjectType.GROUP):
+            group = f"{parent}/{name}" if parent else name
+            if group == "hydra":
+                continue
+            if found := files.get_group_options(group, ObjectType.CONFIG):
+                yield group, sorted(found)
+            yield from below(group)
+
+    return below("")

@@ -1,0 +1,31 @@
+"""What all trials that are run together must agree on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qsweep.search.settings import search_config
+from qsweep.search.sweep_file import check_options
+from qsweep.sweep.compose import Composed
+from qsweep.sweep.config import check_one_sweep
+from qsweep.sweep.option_names import known_options
+
+
+def one_batch(configs: Sequence[Any]) -> list[Composed]:
+    """Resolved configurations of one sweep, or of a batch of a search, checked.
+
+    Raises:
+        ConfigError: an option that nothing reads, or several values of what a sweep has one of.
+    """
+    from omegaconf import OmegaConf
+
+    from qsweep.sweep.compose import plain
+
+    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    check_options(resolved[0], known_options(""))
+    for config in resolved:
+        if search := config.get("search"):
+            # How a trial was found is no part of it.
+            config["search"] = {"fidelity": search_config(search).fidelity}
+            config.written["search"] = dict(config["search"])
+    check_one_sweep(resolved)
+    return resolved
