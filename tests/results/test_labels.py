@@ -5,12 +5,12 @@ import pytest
 from helpers.records import reference, shown, trial
 from helpers.typed import on_disk
 from qsweep.results.html.data import groups
-from qsweep.results.labels import named_apart, told_apart
+from qsweep.results.labels import distinguish, with_distinct_names
 from qsweep.results.markdown import results_markdown
 from qsweep.tracking.mlflow.runs import trial_run
 
-named_apart, results_markdown, groups, trial_run = map(
-    on_disk, (named_apart, results_markdown, groups, trial_run)
+with_distinct_names, results_markdown, groups, trial_run = map(
+    on_disk, (with_distinct_names, results_markdown, groups, trial_run)
 )
 
 BASE = {
@@ -40,7 +40,7 @@ def configured(changes, key, **more):
 
 def labels(*changes):
     made = [configured(change, f"key{number}") for number, change in enumerate(changes)]
-    return [record.name.removeprefix("pocket gptq 3-bit") for record in named_apart(made)]
+    return [record.name.removeprefix("pocket gptq 3-bit") for record in with_distinct_names(made)]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_rows_of_several_methods_say_what_they_do_not_share():
     gptq = configured({"calibration.seed": 0}, "gptq")
     awq = configured({"calibration.seed": 1}, "awq", name="pocket awq 3-bit", method="awq")
     rtn = configured({"calibration.seed": 2}, "rtn", name="pocket rtn 3-bit", calibration=None)
-    names = [record.name for record in named_apart([gptq, awq, rtn])]
+    names = [record.name for record in with_distinct_names([gptq, awq, rtn])]
     assert names == ["pocket gptq 3-bit seed=0", "pocket awq 3-bit seed=1", "pocket rtn 3-bit"]
 
 
@@ -95,7 +95,9 @@ def test_what_ran_for_another_purpose_says_so_and_puts_nothing_into_the_others_n
     own = configured({"eval.tasks": ["embedded"]}, "a")
     check = configured({"eval.tasks": []}, "b", implied=True, method="rtn")
     few = configured({"eval.max_windows": 8}, "c", fidelity="few")
-    names = [r.name.removeprefix("pocket gptq 3-bit") for r in named_apart([own, check, few])]
+    names = [
+        r.name.removeprefix("pocket gptq 3-bit") for r in with_distinct_names([own, check, few])
+    ]
     assert names == ["", " (check)", " (first windows)"]
 
 
@@ -140,7 +142,10 @@ def test_what_a_quantizer_does_not_see_is_not_told():
     ]
     for seed, record in enumerate(made):
         record["config"] = {"calibration": {"name": "python", "seed": seed}}
-    assert [r.name for r in named_apart(made)] == ["pocket rtn 3-bit #0", "pocket rtn 3-bit #1"]
+    assert [r.name for r in with_distinct_names(made)] == [
+        "pocket rtn 3-bit #0",
+        "pocket rtn 3-bit #1",
+    ]
 
 
 def test_every_output_calls_a_row_alike():
@@ -151,10 +156,10 @@ def test_every_output_calls_a_row_alike():
     texts = [shown(records, 120, terminal=False), results_markdown("s", records)]
     (group,) = groups(made)
     texts.append(" ".join(row.label for row in group.rows))
-    texts.append(trial_run(named_apart(made)[0]).name)
+    texts.append(trial_run(with_distinct_names(made)[0]).name)
     assert all("seed=0" in text for text in texts)
 
 
 def test_labels_of_anything_by_traits_of_ones_own():
-    found = told_apart({"a": "x", "b": "x"}, {"a": {"n": 1}, "b": {"n": 2}}, lambda r: r)
+    found = distinguish({"a": "x", "b": "x"}, {"a": {"n": 1}, "b": {"n": 2}}, lambda r: r)
     assert found == {"a": "x n=1", "b": "x n=2"}

@@ -5,10 +5,12 @@ import pytest
 from helpers.records import reference, trial
 from helpers.typed import on_disk, table
 from qsweep.results.checks import check
-from qsweep.results.model_names import distinct_ends, models_apart
+from qsweep.results.model_names import distinct_ends, with_distinct_models
 from qsweep.results.rows import noise_floors
 
-check, models_apart, noise_floors = map(on_disk, (check, models_apart, noise_floors))
+check, with_distinct_models, noise_floors = map(
+    on_disk, (check, with_distinct_models, noise_floors)
+)
 
 
 def of(path, model_hash, *records):
@@ -46,22 +48,22 @@ def test_the_shortest_end_that_tells_paths_apart(paths, ends):
 
 @pytest.mark.parametrize("hashes", [("1" * 8, "2" * 8), (None, None)])
 def test_models_of_one_name_are_called_by_their_paths(hashes):
-    named = models_apart(two(hashes=hashes))
+    named = with_distinct_models(two(hashes=hashes))
     assert {r.model for r in named} == {"a/final", "b/final"}
     assert {r.name for r in named} >= {"a/final none", "b/final gptq 3-bit"}
-    assert models_apart(named) == named
+    assert with_distinct_models(named) == named
 
 
 def test_a_directory_whose_content_changed_is_two_models():
-    named = models_apart(two("/runs/final", "/runs/final"))
+    named = with_distinct_models(two("/runs/final", "/runs/final"))
     assert {r.model for r in named} == {"final (111111)", "final (222222)"}
 
 
 def test_one_model_keeps_its_name_wherever_it_lies_and_whoever_recorded_it():
     same = two(hashes=("1" * 8, "1" * 8))
-    assert {r.model for r in models_apart(same)} == {"final"}
+    assert {r.model for r in with_distinct_models(same)} == {"final"}
     older = two("/runs/a/final", "/runs/a/final", hashes=("1" * 8, None))
-    assert {r.model for r in models_apart(older)} == {"final"}
+    assert {r.model for r in with_distinct_models(older)} == {"final"}
 
 
 def test_no_check_pairs_models_and_each_has_its_own_noise_floor():

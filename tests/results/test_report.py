@@ -16,7 +16,7 @@ from qsweep.commands.report import main
 from qsweep.results.front import pareto_front
 from qsweep.results.html import report_sweep, write_report
 from qsweep.results.html.answer import answers
-from qsweep.results.html.data import SweepData, groups, merge, why_apart
+from qsweep.results.html.data import SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.overview import quality_against_size
 from qsweep.results.html.packing import columns, packed
 from qsweep.results.html.page import in_script, render
@@ -120,7 +120,7 @@ def test_sweeps_on_other_tokens_or_protocols_are_told_apart_and_not_drawn_togeth
     assert "measured by protocol 0" in page
     assert page.count('id="p1-size"') == page.count('id="p3-size"') == 1
     assert "Architectures" in headings(page)
-    assert why_apart(found[0], found[1])
+    assert why_not_comparable(found[0], found[1])
 
 
 def test_sweeps_that_share_trials_hold_each_once_and_name_both_sweeps():

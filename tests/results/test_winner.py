@@ -10,14 +10,14 @@ from helpers.synthetic import synthetic
 from helpers.typed import on_disk, typed
 from qsweep.results.answers import best_lines
 from qsweep.results.html.data import SweepData, front, groups, merge
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown import results_markdown
 from qsweep.results.record import Figures, Measurement
 from qsweep.results.winner import MIN_WINDOWS, contender, decide, says_nothing, sentence
 from qsweep.tracking.mlflow.runs import sweep_run
 
-best_lines, groups, merge, named_apart, results_markdown, sweep_run = map(
-    on_disk, (best_lines, groups, merge, named_apart, results_markdown, sweep_run)
+best_lines, groups, merge, with_distinct_names, results_markdown, sweep_run = map(
+    on_disk, (best_lines, groups, merge, with_distinct_names, results_markdown, sweep_run)
 )
 
 
@@ -231,7 +231,7 @@ def test_a_shorthand_is_no_second_difference():
         text = {"name": "t.txt", "path": f"/{place}/t.txt"}
         record["config"] = {"corpus": {"file": text, "path": text["path"], "field": "text"}}
         made.append(record)
-    assert [r.name for r in named_apart(made)] == [
+    assert [r.name for r in with_distinct_names(made)] == [
         "pocket gptq 4-bit path=a/t.txt",
         "pocket gptq 4-bit path=b/t.txt",
     ]

@@ -17,7 +17,7 @@ from qsweep.base.store import MANIFEST, Store
 from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.results.answers import answers
 from qsweep.results.card import model_card
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
 from qsweep.results.winner import sentence
@@ -60,7 +60,7 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
         return _best(finished)
     found = [r for r in finished if r.key.startswith(word)] if len(word) >= 4 else []
     # As a table calls it, and where that is not enough to tell, as its trial does.
-    shown = named_apart(finished)
+    shown = with_distinct_names(finished)
     labelled = {r.key for r in shown if word in (r.name, _setting(r))}
     found = found or [r for r in finished if r.key in labelled]
     found = found or [r for r in finished if word in (r.name, _setting(r))]
@@ -76,7 +76,7 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
 
 def _best(records: Sequence[Record]) -> Record:
     # What leads is what "best" asks for; that its lead is none is said, and nothing is refused.
-    found = answers(named_apart(records))
+    found = answers(with_distinct_names(records))
     if not found:
         raise QsweepError("no artifact here is one that a serving runtime loads")
     if len(found) > 1:

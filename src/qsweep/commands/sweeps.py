@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser().parse_args(arguments)
     found = listing()
     width = max((len(name) for name, _ in found), default=0)
-    for name, said in found:
-        print(f"{name:<{width}}  {said}")
+    for name, description in found:
+        print(f"{name:<{width}}  {description}")
     print(f"\n{'run one:':<{width}}  qsweep --config-name=NAME [overrides]")
     return 0
 

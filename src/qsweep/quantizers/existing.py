@@ -91,9 +91,9 @@ def read_existing(path: Path) -> Artifact:
     method = str(settings.get("quant_method"))
     layout = str(settings.get("checkpoint_format") or settings.get("version") or method).lower()
     if method not in _READ or layout not in (method, "gptq", "gemm"):
-        said = method if layout == method else f"{method} ({layout})"
+        stated = method if layout == method else f"{method} ({layout})"
         raise ConfigError(
-            f"{path}: a checkpoint in {said}; those that can be measured are gptq, awq (gemm), "
+            f"{path}: a checkpoint in {stated}; those that can be measured are gptq, awq (gemm), "
             "compressed-tensors and unquantized ones"
         )
     return Artifact(path, method, container(method).size(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from qsweep.base import numbers
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.results.columns.table import PPL, PPL_RATIO
-from qsweep.results.model_names import models_apart
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Measurement, Record, Row
 from qsweep.results.traits import implied_by, traits
 
@@ -82,7 +82,7 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
     calibration drew; for that, vary its seed.
     """
     families: dict[str, dict[str, Record]] = defaultdict(dict)
-    for record in models_apart(list(records)):
+    for record in with_distinct_models(list(records)):
         if record.finished and record.calibration:
             # All alike but the text: how much of it is drawn, and by which seed, is no part of that.
             alike = {

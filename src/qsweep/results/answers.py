@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsweep.results.columns.derived import status_word
-from qsweep.results.comparable import apart, measured_by
-from qsweep.results.model_names import models_apart
+from qsweep.results.comparable import differences, measured_by
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import setting
 from qsweep.results.winner import CONTEND_BY, Contender, Decision, contender, decide, sentence
@@ -38,7 +38,7 @@ def answers(records: Iterable[Record]) -> list[Best]:
     answer of its own. What ran for others' sake alone (``implied``) is none.
     """
     found: dict[str, dict[tuple[Any, ...], dict[str, Record]]] = {}
-    for record in models_apart(list(records)):
+    for record in with_distinct_models(list(records)):
         usable = record.finished and not record.reference and not record.implied
         if usable and record.primary and record.can_serve:
             ways = found.setdefault(record.model, {})
@@ -46,7 +46,9 @@ def answers(records: Iterable[Record]) -> list[Best]:
     made = []
     for model, ways in sorted(found.items()):
         own = [best for held in ways.values() if (best := _best(model, held)) is not None]
-        words = apart([m for best in own if (m := best.record.primary)]) if len(own) > 1 else [""]
+        words = (
+            differences([m for best in own if (m := best.record.primary)]) if len(own) > 1 else [""]
+        )
         made += [replace(best, measured=word) for best, word in zip(own, words, strict=False)]
     return made
 
@@ -61,7 +63,7 @@ def best_lines(records: Sequence[Record]) -> list[str]:
     """The answer in plain words, a line for each model and each way that it was measured."""
     reasons = {
         (record.model, record.primary.no_verdict)
-        for record in models_apart(records)
+        for record in with_distinct_models(records)
         if record.primary and record.primary.no_verdict
     }
     found = answers(records)

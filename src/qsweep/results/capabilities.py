@@ -5,7 +5,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.results.alignment import alignment_markdown
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import CapabilityResult, Record
 from qsweep.tasks.capabilities import MARGIN, verdict
 from qsweep.tasks.significance import holm
@@ -47,7 +47,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     adjusted = adjusted_p(records)
     parts = []
     if has_tasks(records):
-        named = named_apart(records)
+        named = with_distinct_names(records)
         parts += [_introduction(), _kept(named, adjusted, table), _in_words(named, adjusted)]
         parts += [_tasks(named, table), _noted(named), _missing(named)]
     parts.append(alignment_markdown(records))

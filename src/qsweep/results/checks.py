@@ -20,7 +20,7 @@ from qsweep.results.columns.table import (
     TYPE,
 )
 from qsweep.results.comparable import measured_by
-from qsweep.results.model_names import models_apart
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import traits
 
@@ -45,7 +45,7 @@ def check(records: Iterable[Record]) -> list[str]:
     than rounding to nearest on the same grid. And of each model, that the calibration text holds
     what was asked of it.
     """
-    named = models_apart([record for record in records if record.finished])
+    named = with_distinct_models([record for record in records if record.finished])
     places: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for record in named:
         for measurement in record.measurements:

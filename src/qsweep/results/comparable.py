@@ -21,7 +21,7 @@ def measured_by(measurement: Measurement) -> tuple[Any, ...]:
     return tuple(_plain(facts.get(name)) for name in IDENTITY)
 
 
-def apart(measurements: Iterable[Measurement]) -> list[str]:
+def differences(measurements: Iterable[Measurement]) -> list[str]:
     """For each of several measurements, in a few words, what sets it apart from the others."""
     found = [_facts(measurement) for measurement in measurements]
     names = [n for n in (*_TELLING, *_LAST) if len({repr(facts.get(n)) for facts in found}) > 1]

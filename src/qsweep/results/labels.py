@@ -7,7 +7,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.results.columns.table import SYM
-from qsweep.results.model_names import distinct_ends, models_apart
+from qsweep.results.model_names import distinct_ends, with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import implied_by, traits
 
@@ -15,13 +15,13 @@ from qsweep.results.traits import implied_by, traits
 _LONGEST = 48
 
 
-def named_apart(records: Sequence[Record]) -> list[Record]:
+def with_distinct_names(records: Sequence[Record]) -> list[Record]:
     """Records whose names differ, ready to be shown.
 
     A trial's name tells model, method, bits and group size. Models of one name are called by their
     paths; trials of one name get whatever else of their configuration they differ in.
     """
-    records = models_apart(records)
+    records = with_distinct_models(records)
     labels = numbered(labelled({r.key: r.name for r in records}, {r.key: r for r in records}))
     return [replace(record, name=labels[record.key]) for record in records]
 
@@ -42,7 +42,7 @@ def labelled(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[s
         alike.setdefault(_purpose(records[key]), {})[key] = kept
     more = {key: text for own in alike.values() for key, text in _differences(own).items()}
     labels = {key: label + more[key] for key, label in labels.items()}
-    return told_apart(labels, found, lambda own: _of_quantizer(own, wanted=True))
+    return distinguish(labels, found, lambda own: _of_quantizer(own, wanted=True))
 
 
 def _of_quantizer(own: Mapping[str, Any], *, wanted: bool) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _purpose(record: Record) -> str:
     return {"few": " (first windows)", "proxy": " (proxy)"}.get(record.fidelity, "")
 
 
-def told_apart(
+def distinguish(
     labels: Mapping[str, str],
     records: Mapping[str, Any],
     traits_of: Callable[[Any], dict[str, Any]],

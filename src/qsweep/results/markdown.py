@@ -12,7 +12,7 @@ from qsweep.results.answers import best_lines
 from qsweep.results.checks import check
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import cells_of, headings
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown_table import table
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, noise_floors, places, ranked
@@ -20,7 +20,7 @@ from qsweep.results.rows import counts, noise_floors, places, ranked
 
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
     """The page of one sweep: what ran, a table per corpus and preset, what did not run and why."""
-    records = named_apart(records)
+    records = with_distinct_names(records)
     parts = [f"# {numbers.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
     parts += [_own_run(records), _speed(records), _unfinished(records), _sanity(records)]

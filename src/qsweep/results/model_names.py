@@ -15,7 +15,7 @@ def model_place(record: Record) -> str:
     return f"{repo}@{model.get('revision') or 'main'}" if repo else record.model
 
 
-def models_apart(records: Sequence[Record]) -> list[Record]:
+def with_distinct_models(records: Sequence[Record]) -> list[Record]:
     """Records in whose ``model``, and ``name``, no two models are called alike.
 
     A model is its content (``model_hash``); records of before there was one are told by the place
@@ -60,8 +60,8 @@ def distinct_ends(paths: Sequence[str]) -> dict[str, str]:
     for path, own in parts.items():
         others = [other for key, other in parts.items() if key != path]
         lengths = range(1, len(own) + 1)
-        apart = (n for n in lengths if all(own[-n:] != other[-n:] for other in others))
-        found[path] = "/".join(own[-next(apart, len(own)) :])
+        distinct_lengths = (n for n in lengths if all(own[-n:] != other[-n:] for other in others))
+        found[path] = "/".join(own[-next(distinct_lengths, len(own)) :])
     return found
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from qsweep.base.numbers import one_line
 from qsweep.results.columns.table import KLD_FLOOR_BATCH, KLD_FLOOR_DTYPE, QUALITY_PER_GB
 from qsweep.results.columns.views import csv_columns, figure
-from qsweep.results.labels import named_apart
-from qsweep.results.model_names import models_apart
+from qsweep.results.labels import with_distinct_names
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 
-Place = tuple[str, str]
+CorpusPreset = tuple[str, str]
 
 _STATUS_ORDER = {"finished": 0, "failed": 1, "skipped": 2}
 
@@ -26,7 +26,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     without figures.
     """
     records = list(records)
-    named = {record.key: record for record in named_apart(records)}
+    named = {record.key: record for record in with_distinct_names(records)}
     floors = noise_floors(records)
     return [
         row for record in ranked(records) for row in _rows_of(record, floors, named[record.key])
@@ -50,9 +50,9 @@ def counts(records: Iterable[Record]) -> dict[str, int]:
     return {status: found[status] for status in _STATUS_ORDER}
 
 
-def places(records: Iterable[Record]) -> list[Place]:
+def places(records: Iterable[Record]) -> list[CorpusPreset]:
     """The corpora and presets that were measured, the primary one first, then in their order."""
-    found: dict[Place, bool] = {}
+    found: dict[CorpusPreset, bool] = {}
     for record in records:
         for measurement in record.measurements:
             found[measurement.place] = found.get(measurement.place, False) or measurement.primary
@@ -76,7 +76,7 @@ def noise_floors(records: Iterable[Record]) -> dict[tuple[str, str, str], float]
     Below it a divergence says nothing. Measured on the reference, the larger of the two counts.
     """
     floors: dict[tuple[str, str, str], float] = {}
-    for record in models_apart(list(records)):
+    for record in with_distinct_models(list(records)):
         for measurement in record.measurements:
             row = Row(record, measurement)
             found = [KLD_FLOOR_DTYPE.get(row), KLD_FLOOR_BATCH.get(row)]

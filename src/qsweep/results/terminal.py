@@ -14,7 +14,7 @@ from qsweep.results.checks import check
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import DECODE_TPS, EXPECTED_LOW, LABEL, SUFFERS, TIME, VERDICT
 from qsweep.results.columns.views import columns_of
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, places, ranked
 
@@ -42,7 +42,7 @@ def print_results(
 
     Colours and lines appear on a terminal only; ``NO_COLOR`` and ``COLUMNS`` are honoured.
     """
-    console, records = console or _console(), named_apart(records)
+    console, records = console or _console(), with_distinct_names(records)
     if any(record.finished for record in records):
         console.print(_table(records, console))
     for line in _remarks(records):
@@ -134,8 +134,8 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
 def _summary(records: Sequence[Record], directory: Path) -> "Text":
     from rich.text import Text
 
-    said = ", ".join(f"{number} {status}" for status, number in counts(records).items() if number)
-    text = Text(f"{said or 'no trials'}; results in {shown(directory)}/results.csv and .md")
+    tally = ", ".join(f"{number} {status}" for status, number in counts(records).items() if number)
+    text = Text(f"{tally or 'no trials'}; results in {shown(directory)}/results.csv and .md")
     for line in best_lines(records):
         text.append(f"\n{line}")
     return text

@@ -29,7 +29,7 @@ from qsweep.results.columns.table import (
 )
 from qsweep.results.columns.views import figure
 from qsweep.results.front import pareto_front as front_of
-from qsweep.results.labels import numbered, told_apart
+from qsweep.results.labels import distinguish, numbered
 from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row
 from qsweep.results.traits import is_draw
 from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
@@ -100,7 +100,7 @@ def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], servi
 
     The front is that of the search's objectives; of size and quality where there is only one.
     """
-    entries = named_apart(list(entries))
+    entries = with_distinct_names(list(entries))
     usable = [e for e in entries if e.feasible and e.finding is not None]
     usable = [e for e in usable if not serving or _finding(e)["serves"]]
     goals = objectives if len(objectives) > 1 else DEFAULT_FRONT
@@ -122,11 +122,11 @@ def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], servi
     )
 
 
-def named_apart(entries: Sequence[StudyTrial]) -> list[StudyTrial]:
+def with_distinct_names(entries: Sequence[StudyTrial]) -> list[StudyTrial]:
     """Entries of which no two of different keys are called alike."""
     by_key = {e.key: {"params": {_option(k): v for k, v in e.params.items()}} for e in entries}
     names = {e.key: e.name for e in entries}
-    labels = numbered(told_apart(names, by_key, lambda record: record["params"]))
+    labels = numbered(distinguish(names, by_key, lambda record: record["params"]))
     return [replace(entry, name=labels[entry.key]) for entry in entries]
 
 

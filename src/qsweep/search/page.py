@@ -15,7 +15,7 @@ from qsweep.results.columns.views import cells_of, headings
 from qsweep.results.html.vega import png
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
-from qsweep.search.answer import Answer, named_apart, open_question, row_of
+from qsweep.search.answer import Answer, open_question, row_of, with_distinct_names
 from qsweep.search.charts import front_spec, history_spec
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.space import Params
@@ -37,7 +37,7 @@ def write_page(
 ) -> str:
     """Write the answer, what was screened, and the plots; returns the answer for the terminal."""
     directory = sweep.directory
-    entries = named_apart(entries)
+    entries = with_distinct_names(entries)
     if sweep.screening:
         # Lower fidelity has a table of its own, never a row among results.
         screened = rows(sweep.screening.values())
@@ -81,22 +81,22 @@ def answer_markdown(
     if trouble:
         parts.append(f"**{numbers.markdown(trouble)}**")
     parts.append(_untried(answer, entries, command_of))
-    told: set[str] = set()
+    described: set[str] = set()
     for title, entry, doubt in _questions(answer):
         if entry is not None:
-            again = entry.key in told
+            again = entry.key in described
             parts.append(f"## {title}")
             parts.append(_same(entry) if again else _shown(entry, command_of))
             if doubt:
                 parts.append(f"**Open:** {numbers.markdown(doubt)}.")
             elif title == _BEST and answer.decision.note:
                 parts.append(f"Mind that {numbers.markdown(answer.decision.note)}.")
-            told.add(entry.key)
+            described.add(entry.key)
     if answer.front:
         goals = objectives if len(objectives) > 1 else ("size_gb down", "quality up")
         parts.append(f"## The front of {' and '.join(str(g) for g in goals)}")
         parts.append(_table(answer.front))
-        others = [entry for entry in answer.front if entry.key not in told]
+        others = [entry for entry in answer.front if entry.key not in described]
         parts.append("\n".join(_how(entry, command_of) for entry in others))
     if len(objectives) == 1:
         parts.append(
@@ -169,13 +169,13 @@ def _spent(entries: Sequence[StudyTrial]) -> str:
         e.state == "dropped" and e.estimate is not None and e.estimate.fidelity == "proxy"
         for e in entries
     )
-    said = [
+    parts = [
         f"{states['complete']} trials measured in full",
         f"{states['dropped'] - early} dropped after their first windows",
         f"{early} dropped by a proxy before they were quantized",
         f"{states['failed']} failed or given up",
     ]
-    return ", ".join(line for line in said if not line.startswith("0 "))
+    return ", ".join(line for line in parts if not line.startswith("0 "))
 
 
 def _terminal(

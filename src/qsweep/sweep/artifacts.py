@@ -114,8 +114,8 @@ def made(
     own = ("quantize_s", "shared_s")
     times = [{key: a.details[key] for key in own if key in a.details} for a in artifacts]
     return [
-        {**to_content(artifact), **spent, **told, **seen, **memory}
-        for artifact, told in zip(artifacts, times, strict=True)
+        {**to_content(artifact), **spent, **timing, **seen, **memory}
+        for artifact, timing in zip(artifacts, times, strict=True)
     ]
 
 

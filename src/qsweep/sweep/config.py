@@ -221,8 +221,8 @@ def several_values(name: str) -> ConfigError:
 def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     values = resolved.get(name)
     if not isinstance(values, Mapping):
-        said = "nothing is chosen" if values is None else f"{values!r} is no choice"
-        raise ConfigError(f"{name}: {said}; choose with {name}=NAME (qsweep --help)")
+        problem = "nothing is chosen" if values is None else f"{values!r} is no choice"
+        raise ConfigError(f"{name}: {problem}; choose with {name}=NAME (qsweep --help)")
     return values
 
 

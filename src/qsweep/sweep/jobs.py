@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qsweep.launch import Job
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.sweep.plan import Plan
 from qsweep.sweep.recording import unfinished_record
 
@@ -62,4 +62,4 @@ def names_of(plans: Mapping[str, Plan], asked: Collection[str]) -> dict[str, str
         )
         for key, plan in plans.items()
     ]
-    return {record.key: record.name for record in named_apart(outlines)}
+    return {record.key: record.name for record in with_distinct_names(outlines)}

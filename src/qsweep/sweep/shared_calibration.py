@@ -136,10 +136,10 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
     store = Store(Path(payload["store"]))
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
-    making = _Making({plan.artifact_key: plan for plan in plans}, payload["importance"], progress)
-    store.build_all("artifacts", [plan.artifact for plan in plans], making.make)
+    maker = _Making({plan.artifact_key: plan for plan in plans}, payload["importance"], progress)
+    store.build_all("artifacts", [plan.artifact for plan in plans], maker.make)
     # Only now that no artifact can be lost by it: others may be making the same.
-    result = making.result
+    result = maker.result
     if result is not None and result.importance is not None:
         keep_importance(plans[0], store, lambda: result)
     return {}

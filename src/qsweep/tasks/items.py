@@ -138,7 +138,7 @@ class ItemTask:
         examples = list(pool)[: self.fewshot]
         prompts = [self._prompt(item, examples, lm) for item in items]
         ask = self._choose if self.kind == "multiple_choice" else self._generate
-        scores, said, facts = ask(items, prompts, lm, progress)
+        scores, answers, facts = ask(items, prompts, lm, progress)
         guess = [1 / len(item.choices) if item.choices else 0.0 for item in items]
         chance = self.format.chance
         return TaskResult(
@@ -149,7 +149,7 @@ class ItemTask:
             facts={"fewshot": self.fewshot, "chat_template": self.options.chat_template, **facts},
             samples=[
                 {"prompt": prompt, "answer": item.answer, "said": words, "score": score}
-                for item, prompt, words, score in zip(items, prompts, said, scores, strict=True)
+                for item, prompt, words, score in zip(items, prompts, answers, scores, strict=True)
             ],
         )
 
@@ -178,7 +178,7 @@ class ItemTask:
         flat = [pair for of_item in pairs for pair in of_item]
         found = iter(lm.loglikelihoods(flat, labelled(progress, f"task {self.name}")))
         lm.count("choices_alike", sum(len(set(of_item)) < len(of_item) for of_item in pairs))
-        scores, said = [], []
+        scores, answers = [], []
         for item, of_item in zip(items, pairs, strict=True):
             values = []
             for choice, pair in zip(item.choices, of_item, strict=True):
@@ -187,8 +187,8 @@ class ItemTask:
                 values.append(likelihood.logprob / (size if self.format.normalise else 1))
             best = item.choices[max(range(len(values)), key=values.__getitem__)]
             scores.append(float(best == item.answer))
-            said.append(dict(zip(item.choices, values, strict=True)))
-        return scores, said, {"normalised": self.format.normalise}
+            answers.append(dict(zip(item.choices, values, strict=True)))
+        return scores, answers, {"normalised": self.format.normalise}
 
     def _generate(
         self,
@@ -237,11 +237,11 @@ class ItemTask:
         outcomes = run_programs(
             sandbox, programs, Limits(), labelled(progress, f"task {self.name}, run")
         )
-        said = [
+        answers = [
             {"program": text, "outcome": outcome.reason}
             for text, outcome in zip(texts, outcomes, strict=True)
         ]
-        return [float(o.passed) for o in outcomes], said, {**facts, "sandbox": sandbox.name}
+        return [float(o.passed) for o in outcomes], answers, {**facts, "sandbox": sandbox.name}
 
 
 def _plain(text: str, form: Format) -> str:

@@ -55,17 +55,19 @@ def score_pairs(
         span = full_attention_span(lm.model, lm.engine.body)
         rows = make_rows(pairs, lm.max_length, max(1024, lm.max_length), span, lm.start)
         shared = [row for row in rows if row.extent <= span]
-        apart = [row for row in rows if row.extent > span]
+        single_rows = [row for row in rows if row.extent > span]
         prefix = common_prefix(shared)
         short_cuts = prefix > 0 or any(not row.linear for row in shared)
         if short_cuts and not _short_cuts_hold(lm, shared, prefix):
-            shared, apart, prefix = [], plain_rows(pairs, lm.max_length, lm.start), 0
-        if apart:
+            shared, single_rows, prefix = [], plain_rows(pairs, lm.max_length, lm.start), 0
+        if single_rows:
             lm.facts["shared_prefixes"] = bool(shared) and "in part"
-        share = sum(row.length for row in shared) / sum(row.length for row in (*shared, *apart))
+        share = sum(row.length for row in shared) / sum(
+            row.length for row in (*shared, *single_rows)
+        )
         checked = short_cuts and bool(shared)
         _run(lm, shared, prefix, checked, results, lambda done: progress(share * done))
-        _run(lm, apart, 0, False, results, lambda done: progress(share + (1 - share) * done))
+        _run(lm, single_rows, 0, False, results, lambda done: progress(share + (1 - share) * done))
     return [result for result in results if result is not None]
 
 

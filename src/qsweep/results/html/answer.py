@@ -39,8 +39,8 @@ def nothing(records: Sequence[Record]) -> str:
     number = {status: count for status, count in counts(records).items() if count}
     if not number:
         return "This sweep is empty: no trial has been recorded yet."
-    said = ", ".join(f"{count} {status}" for status, count in number.items())
-    return f"Nothing was measured: {said}. The reasons are below."
+    tally = ", ".join(f"{count} {status}" for status, count in number.items())
+    return f"Nothing was measured: {tally}. The reasons are below."
 
 
 def _best(group: Group) -> Iterator[Sentence]:

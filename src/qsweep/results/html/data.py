@@ -8,10 +8,10 @@ from typing import Any, TypeGuard
 
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import PPL, PPL_RATIO, SIZE_GB
-from qsweep.results.comparable import IDENTITY, apart, measured_by
+from qsweep.results.comparable import IDENTITY, differences, measured_by
 from qsweep.results.front import pareto_front
-from qsweep.results.labels import labelled, numbered, told_apart
-from qsweep.results.model_names import models_apart
+from qsweep.results.labels import distinguish, labelled, numbered
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import rows
 
@@ -33,12 +33,12 @@ class SweepData:
 class Group:
     """Trials measured alike, on the same tokens: all of them may stand on one axis.
 
-    ``apart`` says what sets it apart from others of the same models, corpus and preset.
+    ``distinction`` says what sets it apart from others of the same models, corpus and preset.
     """
 
     facts: dict[str, Any]
     records: list[Record]
-    apart: str = ""
+    distinction: str = ""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -55,7 +55,7 @@ class Group:
             series = "reference" if record.reference else series
             label = record.name if several else record.name.removeprefix(f"{record.model} ")
             names.append((label, series))
-        labels = _told_apart(
+        labels = _with_sweep_names(
             {row.key: label for row, (label, _) in zip(found, names, strict=True)},
             {r.key: r for r in self.records},
         )
@@ -117,7 +117,7 @@ class Group:
     @property
     def title(self) -> str:
         """Models, corpus and preset in a few words, and what else others of these do not share."""
-        how = f"{self.facts.get('preset') or 'paper'}{self.apart and f', {self.apart}'}"
+        how = f"{self.facts.get('preset') or 'paper'}{self.distinction and f', {self.distinction}'}"
         return f"{', '.join(self.models)} on {self.corpus} ({how})"
 
 
@@ -140,7 +140,7 @@ def merge(sweeps: Iterable[SweepData]) -> list[Record]:
                 # Asked for once is asked for.
                 implied=bool(earlier.implied and record.implied),
             )
-    return models_apart(list(found.values()))
+    return with_distinct_models(list(found.values()))
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
@@ -153,15 +153,15 @@ def groups(records: Iterable[Record]) -> list[Group]:
     alike: dict[str, list[Group]] = {}
     for group in made:
         alike.setdefault(group.title, []).append(group)
-    named = [one for same in alike.values() for one in _named_apart(same)]
+    named = [one for same in alike.values() for one in _with_distinct_titles(same)]
     return sorted(named, key=lambda group: (-len(group.records), group.title))
 
 
-def _named_apart(same: Sequence[Group]) -> Sequence[Group]:
+def _with_distinct_titles(same: Sequence[Group]) -> Sequence[Group]:
     if len(same) == 1:
         return same
-    words = apart([m for group in same if (m := group.records[0].primary)])
-    return [replace(group, apart=word) for group, word in zip(same, words, strict=True)]
+    words = differences([m for group in same if (m := group.records[0].primary)])
+    return [replace(group, distinction=word) for group, word in zip(same, words, strict=True)]
 
 
 def identity(record: Record) -> tuple[Any, ...]:
@@ -171,7 +171,7 @@ def identity(record: Record) -> tuple[Any, ...]:
     return measured_by(record.primary)
 
 
-def why_apart(first: Group, second: Group) -> str:
+def why_not_comparable(first: Group, second: Group) -> str:
     """Why two groups are not comparable, in a few words."""
     ours, theirs = first.facts, second.facts
     reasons = []
@@ -215,7 +215,7 @@ def varied(rows_: Sequence[Row], column: Column) -> list[Any]:
     return sorted(values, key=lambda v: (isinstance(v, str), v if is_finite(v) else 0, str(v)))
 
 
-def _told_apart(labels: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
+def _with_sweep_names(labels: dict[str, str], records: dict[str, Record]) -> dict[str, str]:
     # By what else they differ in, and only where that is nothing, by the sweep.
     labels = labelled(labels, records)
-    return numbered(told_apart(labels, records, lambda record: {"sweep": record.sweep}))
+    return numbered(distinguish(labels, records, lambda record: {"sweep": record.sweep}))

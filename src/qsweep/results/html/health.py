@@ -10,7 +10,7 @@ from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.results import own_run
 from qsweep.results.checks import check
 from qsweep.results.html.data import Group, SweepData
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Measurement, Record
 from qsweep.results.rows import counts, noise_floors, ranked
 
@@ -43,7 +43,7 @@ def health(
 ) -> Health:
     """Noise floors, violations, failures, protocol, environments, commands."""
     checks = [line for group in groups for line in check(group.named)]
-    unfinished = [r for r in ranked(named_apart(records)) if not r.finished]
+    unfinished = [r for r in ranked(with_distinct_names(records)) if not r.finished]
     return Health(
         counts={status: count for status, count in counts(records).items() if count},
         warnings=[*_warnings(sweeps, groups)],
@@ -53,7 +53,7 @@ def health(
             (r.status, r.name, numbers.one_line(r.reason or "no reason recorded"))
             for r in unfinished[:_MOST]
         ],
-        own_run=own_run.lines(named_apart(records))[:_MOST],
+        own_run=own_run.lines(with_distinct_names(records))[:_MOST],
         protocols=[(group.title, _protocol(group)) for group in groups],
         environments=_environments(records),
         commands=[(sweep.name, sweep.command) for sweep in sweeps if sweep.command],
@@ -80,8 +80,8 @@ def _warnings(sweeps: Sequence[SweepData], groups: Sequence[Group]) -> list[str]
             continue
         changed = {k: v for k, v in measurement.overrides.items() if k != "max_windows"}
         if changed:
-            said = ", ".join(f"{name} {value}" for name, value in changed.items())
-            lines.append(f"{group.title}: measured with {said}, which is not the preset's own")
+            changes = ", ".join(f"{name} {value}" for name, value in changed.items())
+            lines.append(f"{group.title}: measured with {changes}, which is not the preset's own")
         if measurement.windows_cut:
             lines.append(
                 f"{group.title}: a quick look at {group.facts.get('windows')} windows, not the "
@@ -109,8 +109,8 @@ def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 def _protocol(group: Group) -> list[tuple[str, str]]:
     measurement = _measurement(group)
-    told = measurement.facts if measurement else {}
-    facts = {**told, "preset": group.facts.get("preset")}
+    facts = measurement.facts if measurement else {}
+    facts = {**facts, "preset": group.facts.get("preset")}
     return [(n.replace("_", " "), str(facts[n])) for n in _PROTOCOL if facts.get(n) is not None]
 
 

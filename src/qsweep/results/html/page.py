@@ -17,7 +17,7 @@ from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options
 from qsweep.results.html.answer import Sentence, answers, nothing
-from qsweep.results.html.data import Group, SweepData, groups, merge, why_apart
+from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.health import health
 from qsweep.results.html.overview import quality_against_size
 from qsweep.results.html.packing import packed
@@ -98,7 +98,7 @@ def _section(group: Group, find: FindArrays) -> Section:
 
 
 def _apart(found: Sequence[Group]) -> list[tuple[str, str]]:
-    return [(group.title, why_apart(found[0], group)) for group in found[1:]]
+    return [(group.title, why_not_comparable(found[0], group)) for group in found[1:]]
 
 
 def _allowance(text: str) -> str:

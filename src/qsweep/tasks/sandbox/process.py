@@ -165,8 +165,8 @@ def watch(
         if not stopped and output in open_:
             # What was printed before the verdict is in the pipe by now.
             stopped = _take(output, read[output], limits, selector)
-    said = [bytes(found[: limits.output_bytes]) for found in read.values()]
-    return said[0], said[1], stopped
+    outputs = [bytes(found[: limits.output_bytes]) for found in read.values()]
+    return outputs[0], outputs[1], stopped
 
 
 def _take(

@@ -121,16 +121,16 @@ def run_program(
         except OSError as error:
             return ProgramResult(False, f"cannot start: {error.strerror}")
         lent.close()
-        printed, said, stopped = watch(processes, output, verdict, limits)
+        printed, outputs, stopped = watch(processes, output, verdict, limits)
         text = printed.decode(errors="replace")
         if stopped:
             return ProgramResult(False, stopped, text)
-        if said == token.encode():
+        if outputs == token.encode():
             return ProgramResult(True, "passed", text)
-        if said.startswith(b"!"):
-            return ProgramResult(False, said[1:].decode(errors="replace"), text)
+        if outputs.startswith(b"!"):
+            return ProgramResult(False, outputs[1:].decode(errors="replace"), text)
         # The test says that the program is gone, or is gone itself.
-        gone = processes[0] if said == DISCONNECTED.encode() else processes[1]
+        gone = processes[0] if outputs == DISCONNECTED.encode() else processes[1]
         gone.settle()
         gone.end()
         return ProgramResult(False, gone.ending(limits), text)

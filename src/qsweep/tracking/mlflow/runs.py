@@ -16,8 +16,8 @@ from qsweep.results.answers import answers, best_lines
 from qsweep.results.columns.column import TABLE
 from qsweep.results.columns.table import BITS, GROUP_SIZE, NO_VERDICT, PPL_RATIO, TYPE, VERDICT
 from qsweep.results.columns.views import figure, numbers_of
-from qsweep.results.labels import named_apart
-from qsweep.results.model_names import models_apart
+from qsweep.results.labels import with_distinct_names
+from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.record_file import content_of
 from qsweep.results.rows import counts, ranked
@@ -100,7 +100,7 @@ def sweep_run(
     good = number["finished"] and not number["failed"]
     metrics = [Point(f"trials_{status}", value) for status, value in number.items()]
     tags = {**_sweep_tags(name, command, records), "status": "finished" if complete else "killed"}
-    named = named_apart(records)
+    named = with_distinct_names(records)
     # An earlier run of the sweep may have had a best; what it is now must stand in its place.
     tags |= {"answer": "; ".join(best_lines(named)), "best_trial": "none", "best_verdict": "none"}
     # A single figure speaks for the sweep only where there is a best, of a single model.
@@ -221,7 +221,7 @@ def _headline(record: Record) -> Iterator[tuple[str, float]]:
 def _by_bits(records: Iterable[Record]) -> Iterator[Point]:
     # A curve per method, with bits as the step: what a sweep is mostly made to see.
     seen = set()
-    for record in ranked(models_apart(list(records))):
+    for record in ranked(with_distinct_models(list(records))):
         bits, value = figure(record, BITS), figure(record, PPL_RATIO)
         place = (record.model, record.method, bits)
         if not isinstance(bits, int) or value is None or place in seen or record.implied:

@@ -13,7 +13,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
 from qsweep.results import record_file
-from qsweep.results.labels import named_apart
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow.client import Client
@@ -140,7 +140,7 @@ class SweepLog:
     def _name_apart(self, records: Sequence[Record]) -> None:
         # What tells trials of one name apart is known only when all of them are there.
         assert self._client is not None
-        for record, named in zip(records, named_apart(records), strict=True):
+        for record, named in zip(records, with_distinct_names(records), strict=True):
             run_id, _ = self.journal.run(record.key)
             if run_id is not None and named.name != record.name:
                 self._client.rename(run_id, named.name)

@@ -308,8 +308,8 @@ class Peer:
 
     def _class(self, number: int) -> type:
         try:
-            said = self.ask(number, "describe", ())
-            return make_class(self, said, [_class(base) for base in said["bases"]])
+            description = self.ask(number, "describe", ())
+            return make_class(self, description, [_class(base) for base in description["bases"]])
         except Disconnected:
             raise
         except BaseException as error:

@@ -170,7 +170,7 @@ _ALWAYS = {
 }
 
 
-def make_class(peer: Any, said: Any, bases: list[Any]) -> type:
+def make_class(peer: Any, description: Any, bases: list[Any]) -> type:
     """The class that stands for one of the other side, as :func:`describe_class` tells of it.
 
     Raises:
@@ -183,13 +183,17 @@ def make_class(peer: Any, said: Any, bases: list[Any]) -> type:
     above = tuple(dict.fromkeys(base for base in solids if base is not None))
     if not any(isinstance(base, StandInClass) for base in above):
         above = (StandIn, *above)
-    space: dict[str, Any] = {**_ALWAYS, "_remote_peer": peer, "__module__": str(said["module"])}
-    for name in map(str, said["methods"]):
+    space: dict[str, Any] = {
+        **_ALWAYS,
+        "_remote_peer": peer,
+        "__module__": str(description["module"]),
+    }
+    for name in map(str, description["methods"]):
         if name == "__init__" or not name.startswith("__"):
             space[name] = _Forward(name)
-    space |= {name: _special(name) for name in said["special"] if name in SPECIAL}
-    space |= {name: None for name in said["without"] if name in SPECIAL}
-    kind = _LOOKALIKES.get(said["name"]) if said["module"] == "builtins" else None
+    space |= {name: _special(name) for name in description["special"] if name in SPECIAL}
+    space |= {name: None for name in description["without"] if name in SPECIAL}
+    kind = _LOOKALIKES.get(description["name"]) if description["module"] == "builtins" else None
     if kind is not None:
         space["__class__"] = property(lambda _: kind)
     if kind is types.FunctionType:
@@ -197,7 +201,7 @@ def make_class(peer: Any, said: Any, bases: list[Any]) -> type:
             self if owner is None else types.MethodType(self, owner)
         )
     try:
-        made = type.__new__(StandInClass, str(said["name"])[:200], above, space)
+        made = type.__new__(StandInClass, str(description["name"])[:200], above, space)
     except (TypeError, ValueError) as error:
         raise Disconnected("a class that cannot be") from error
     for name in space:
