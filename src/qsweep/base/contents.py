@@ -1,10 +1,7 @@
-"""Checks of parsed JSON, field by field; whole files are for :mod:`qsweep.base.typed_json`."""
+"""What counts as a number, and as figures, in parsed JSON; for whole files see ``typed_json``."""
 
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
-
-Check = Callable[[Any], bool]
 
 # Figures that others calculate with or format; what else a maker notes may be any JSON.
 _FIGURE = re.compile(
@@ -25,33 +22,3 @@ def has_figures(value: Any) -> bool:
         for name, found in value.items()
         if _FIGURE.fullmatch(name)
     )
-
-
-def is_text(value: Any) -> bool:
-    """A string."""
-    return isinstance(value, str)
-
-
-def is_mapping(value: Any) -> bool:
-    """A mapping."""
-    return isinstance(value, dict)
-
-
-def is_texts(value: Any) -> bool:
-    """A list of strings."""
-    return isinstance(value, list) and all(map(is_text, value))
-
-
-def or_none(check: Check) -> Check:
-    """The same, or None."""
-    return lambda value: value is None or check(value)
-
-
-def wrong_field(content: Mapping[str, Any], fields: Mapping[str, Check]) -> str | None:
-    """Which field is missing or of another type than it should be, None if none is."""
-    for name, check in fields.items():
-        if name not in content:
-            return f"has no {name}"
-        if not check(content[name]):
-            return f"its {name} is of the wrong type"
-    return None

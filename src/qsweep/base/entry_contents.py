@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsweep.base.contents import has_figures, is_mapping
+from qsweep.base.contents import has_figures
 from qsweep.base.files import read_json
 from qsweep.base.typed_json import JsonMismatch, convert
 
@@ -93,7 +93,7 @@ def contradiction(kind: str, path: Path, content: Mapping[str, Any]) -> str | No
         return str(error)
     for name in ("metrics", "facts"):
         # As text, since what is not a number differs from itself.
-        if not is_mapping(numbers) or _text(numbers.get(name)) != _text(content[name]):
+        if not isinstance(numbers, dict) or _text(numbers.get(name)) != _text(content[name]):
             return f"its {name} are not those of measurement.json"
     return None
 
