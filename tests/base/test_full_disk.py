@@ -7,6 +7,7 @@ import pytest
 
 from helpers.machine import tmpfs
 from helpers.synthetic import synthetic
+from helpers.typed import typed
 from qsweep.base.disk import check_writable, disk_full, has_no_room, is_disk_full
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
@@ -101,7 +102,7 @@ def test_a_report_that_does_not_fit_is_one_line(disk):
 
     fill(disk)
     said = []
-    report_sweep(disk, synthetic(3), "", said.append)
+    report_sweep(disk, typed(synthetic(3)), "", said.append)
     assert len(said) == 1 and disk_full(disk) in said[0]
 
 

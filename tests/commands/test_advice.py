@@ -191,7 +191,7 @@ NO_OPTIONS = {
     *("device_map", "max_new_tokens", "return_tensors"),
     *("journal_mode", "synchronous", "mode"),
     *("root", "size", "nr_inodes"),
-    *("python", "bos", "x", "s", "hydra.mode", "source", "install", "query"),
+    *("python", "bos", "x", "s", "hydra.mode", "source", "install", "query", "file"),
 }
 ASSIGNED = named(r"(?<![\w./%\"'-])\+?([a-z_]+(?:[./][a-z_]+)*)=([\w./{}-]*)")
 QUANTIZERS = ("gptq", "awq", "rtn", "gguf", "autoround", "gptaq")
@@ -248,6 +248,7 @@ def test_every_option_that_is_named_is_one(name, value, tmp_path):
             "backend",
             "backends",
             "worker",
+            "writes",
         ) or any(hasattr(cls, rest) or rest in cls.__dataclass_fields__ for cls in classes)
     else:
         assert name in known_options(name) or is_option(name), ASSIGNED[name, value]

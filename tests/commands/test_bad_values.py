@@ -15,6 +15,7 @@ from qsweep.sweep.compose import plain, register_resolvers
 from qsweep.sweep.config import describe, sweep_config, trial_config
 
 _DELETED = object()
+MLFLOW = "qsweep.tracking.mlflow.MLflowTracker"
 VALUES = {
     "null": None,
     "list": [],
@@ -113,7 +114,10 @@ def test_no_value_beside_the_known_options_is_a_traceback(configs, kind):
         ({"n_jobs": 1.5}, "n_jobs"),
         ({"model": {"name": "a\nb", "path": "/x"}}, r"model.name='a\nb': contains a character"),
         ({"model": {"name": " ", "path": "/x"}}, "model.name=' ': the name is empty"),
-        ({"tracking": {"experiment": "a\u2028"}}, r"tracking.experiment='a\u2028': contains"),
+        (
+            {"tracking": {"_target_": MLFLOW, "experiment": "a\u2028"}},
+            r"tracking.experiment='a\u2028': contains",
+        ),
         ({"corpus": {"a\tb": {"source": "python"}}}, r"name of a text='a\tb': contains"),
         ({"outputs_dir": "/tmp/a\udcff"}, "outputs_dir='/tmp/a\\udcff': is no name in UTF-8"),
     ],

@@ -176,7 +176,7 @@ THEIRS = {
 
             def log(self, record):
                 with self.place.open("a") as out:
-                    out.write(json.dumps({"name": record["name"]}) + "\\n")
+                    out.write(json.dumps({"name": record.name}) + "\\n")
 
             def finish(self, records, *, interrupted=False):
                 with self.place.open("a") as out:

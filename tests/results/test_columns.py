@@ -103,5 +103,5 @@ def test_the_columns_of_results_csv_keep_their_names_and_order():
 
 def test_the_page_of_metrics_is_what_the_table_says():
     assert (DOCS / "metrics.md").read_text(encoding="utf-8") == metrics_markdown(), (
-        "python -m qsweep.results.columns.page > docs/metrics.md"
+        "python tools/metrics_page.py"
     )

@@ -149,7 +149,7 @@ def test_a_row_of_llama_cpps_own_run_says_so_everywhere_and_is_compared_with_non
     with contextlib.chdir(tmp_path):
         print_results(records, tmp_path)
     told = " ".join(capsys.readouterr().out.split())
-    assert f"llama.cpp's own run only: KLD {record['speed']['kld_native']:.4f}"[:-1] in told
+    assert f"llama.cpp's own run only: KLD {record.speed.figures['kld_native']:.4f}"[:-1] in told
     assert "2 finished" in told and "most quality per GB" not in told
     html = render([SweepData("s", "qsweep", records)])
     assert "own run only</h3>" in html and REASON in html

@@ -262,7 +262,7 @@ def test_groups_of_one_text_are_called_by_what_sets_them_apart():
     ]
     titles = {group.title for group in groups(records)}
     assert titles == {
-        "pocket on python_docs (gptq, windows 8)",
-        "pocket on python_docs (gptq, windows 16)",
-        "pocket on code (gptq)",
+        "pocket on python_docs (paper, windows 8)",
+        "pocket on python_docs (paper, windows 16)",
+        "pocket on code (paper)",
     }

@@ -86,7 +86,7 @@ def test_statuses():
     assert skipped.status == "KILLED"
     assert skipped.tags["status"] == "skipped"
     assert skipped.tags["reason"] == "out of memory"
-    assert metric_prefix("c4", "gptq") == "c4/"
+    assert metric_prefix("c4", "paper") == "c4/"
     assert metric_prefix("c4", "llamacpp") == "c4/llamacpp/"
 
 
@@ -210,7 +210,7 @@ def test_a_sweep_is_a_parent_with_a_child_per_trial(outputs: Outputs, tmp_path: 
         "environment.json",
         "record.json",
         "trial.log",
-        "measurements/python_docs-gptq/windows.json",
+        "measurements/python_docs-paper/windows.json",
     }
     assert not any(p.is_symlink() for p in kept.rglob("*"))
     assert parent.info.status == "FAILED"
@@ -443,7 +443,7 @@ def test_a_database_that_is_gone_counts_as_empty(outputs: Outputs):
     outputs.run(content)
     (outputs.root / "mlflow.db").unlink()
     log = SweepLog(outputs.directory, outputs.place, outputs.root)
-    assert not log.is_logged(content)
+    assert not log.is_logged(typed(content))
     log.close()
 
 

@@ -35,7 +35,7 @@ def measure(
 
     Raises:
         QsweepError: The configuration is invalid, or the artifact is in a format that the engine
-            cannot read (such as a GGUF file that qsweep did not make). One that turns out not to be
+            cannot read (such as a GGUF file of another maker). One that turns out not to be
             of this model is a row that failed, with the reason.
 
     Example:

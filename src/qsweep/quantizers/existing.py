@@ -77,7 +77,7 @@ def read_existing(path: Path) -> Artifact:
         return from_content(path, entry.content)
     if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
         raise ConfigError(
-            f"{path}: a GGUF file that qsweep did not make; it is not known yet which tensor of the "
+            f"{path}: a GGUF file of another maker; it is not known yet which tensor of the "
             "checkpoint each of its tensors is. quant=gguf makes one"
         )
     if not (path / "config.json").is_file():

@@ -84,6 +84,8 @@ def fingerprint(record: Record) -> str:
     volatile = _ALWAYS if record.status == "failed" else _VOLATILE
     content = {k: v for k, v in content_of(record).items() if k not in volatile}
     content["measurements"] = [_by_preset_key(m) for m in content["measurements"]]
+    if "config" in content:
+        content["config"] = _with_preset_keys(content["config"])
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -93,3 +95,11 @@ def _by_preset_key(measurement: dict[str, Any]) -> dict[str, Any]:
     if "preset" in facts:
         found["facts"] = {**facts, "preset": preset_key(facts["preset"])}
     return found
+
+
+def _with_preset_keys(config: dict[str, Any]) -> dict[str, Any]:
+    asked = config.get("eval")
+    presets = asked.get("presets") if isinstance(asked, dict) else None
+    if not isinstance(presets, list):
+        return config
+    return {**config, "eval": {**asked, "presets": [preset_key(str(name)) for name in presets]}}

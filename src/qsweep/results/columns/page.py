@@ -1,4 +1,4 @@
-"""``docs/metrics.md`` from the table: ``python -m qsweep.results.columns.page > docs/metrics.md``."""
+"""``docs/metrics.md`` from the table of columns; ``tools/metrics_page.py`` writes it."""
 
 from qsweep.results.columns.column import TABLE, Column
 from qsweep.results.markdown_table import table
@@ -24,7 +24,7 @@ _TABLES = {
 _HEAD = """# Figures and facts
 
 All that results tell, from the one table in `src/qsweep/results/columns/table.py`, which this page
-is made from (`python -m qsweep.results.columns.page > docs/metrics.md`). A name is that of a column in
+is made from (`python tools/metrics_page.py`). A name is that of a column in
 `results.csv` (where the last column says so), of a metric in MLflow, and of what `search.objective` and
 `search.constraints` aim at; for those, *better* says which way, and any other figure takes a direction
 in words: `load_s down`. In MLflow, figures of a corpus are also called `CORPUS/ppl` (or
@@ -64,11 +64,3 @@ def _line(column: Column) -> list[str]:
         "yes" if column.figure else "",
         ", ".join(places),
     ]
-
-
-if __name__ == "__main__":
-    import sys
-
-    import qsweep.results.columns.table  # noqa: F401 - fills it
-
-    sys.stdout.write(metrics_markdown())
