@@ -181,13 +181,15 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
     }
     return replace(
         build(SweepConfig, values, ""),
-        launcher=component(Launcher, _group(resolved, "launch"), "launch"),
+        launcher=component(Launcher, _group(resolved, "launch"), "launch", n_jobs=values["n_jobs"]),
         tracker=component(Tracker, _group(resolved, "tracking"), "tracking"),
     )
 
 
-def component(kind: type, values: Mapping[str, Any], group: str) -> Any:
+def component(kind: type, values: Mapping[str, Any], group: str, **sweeps: Any) -> Any:
     """What a group's ``_target_`` names, made with the group's other values as its options.
+
+    Of ``sweeps``, values of the sweep, it gets those that it has a field for and no value of its own.
 
     Raises:
         ConfigError: there is no ``_target_``, an option is wrong, or it is not of this kind.
@@ -195,12 +197,18 @@ def component(kind: type, values: Mapping[str, Any], group: str) -> Any:
     if not (target := values.get("_target_")):
         raise ConfigError(f"{group}: no _target_; choose one with {group}=NAME")
     cls = locate(str(target), f"{group}._target_")
-    made: Any = build(cls, {str(k): v for k, v in values.items() if k != "_target_"}, group)
+    fields = {name: value for name, value in sweeps.items() if name in _fields_of(cls)}
+    own = {str(name): value for name, value in values.items() if name != "_target_"}
+    made: Any = build(cls, fields | own, group)
     if not isinstance(made, kind):
         raise ConfigError(
             f"{group}._target_: {target} is no {kind.__name__}; {kind.__module__} says what one is"
         )
     return made
+
+
+def _fields_of(cls: Any) -> Mapping[str, Any]:
+    return getattr(cls, "__dataclass_fields__", {})
 
 
 def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
