@@ -98,7 +98,7 @@ def _by_preset_key(measurement: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_preset_keys(config: dict[str, Any]) -> dict[str, Any]:
-    asked = config.get("eval")
+    asked: Any = config.get("eval")
     presets = asked.get("presets") if isinstance(asked, dict) else None
     if not isinstance(presets, list):
         return config
