@@ -42,7 +42,7 @@ def metrics_markdown() -> str:
     for of, title in _TITLES.items():
         columns = [column for column in TABLE if column.of == of]
         headings = ("name", "what it is", "unit", "better", "measured", "shown in")
-        parts.append(f"## {title}\n\n{table(headings, map(_line, columns))}")
+        parts.append(f"## {title}\n\n{table(headings, map(_line, columns), figures=False)}")
     return "\n\n".join(parts) + "\n"
 
 
