@@ -10,7 +10,7 @@ from qsweep.tasks import likelihood
 from qsweep.tasks.generation import cut, new_tokens, rows_at_once
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.requests import Pair, Sampling
-from qsweep.tasks.rows import Branch, Row, common_prefix, last_tokens, make_rows
+from qsweep.tasks.rows import Branch, TokenRow, common_prefix, last_tokens, make_rows
 
 WORDS = "alpha return def class import the function value list string object method open".split()
 HEADER = "The following are questions, each with its answer.\n1 + 2 = 3\n4 + 5 = 9\nYes it is so.\n"
@@ -109,8 +109,8 @@ def test_rows_join_what_shares_a_context():
     pairs = [Pair(a, (5,)), Pair(b, (6, 7)), Pair(a, (8, 9))]
     rows = make_rows(pairs, 100, 1000)
     assert rows == [
-        Row(a, (Branch(0, (5,), 2), Branch(2, (8, 9), 2))),
-        Row(b, (Branch(1, (6, 7), 2),)),
+        TokenRow(a, (Branch(0, (5,), 2), Branch(2, (8, 9), 2))),
+        TokenRow(b, (Branch(1, (6, 7), 2),)),
     ]
     assert rows[0].length == 4
     # Too long a row is cut between continuations; too long a text loses its begin.
@@ -121,10 +121,12 @@ def test_rows_join_what_shares_a_context():
 
 def test_a_common_prefix_leaves_each_stem_a_token():
     long = tuple(range(40))
-    rows = [Row(long, (Branch(0, (1,), 39),)), Row((*long, 5), (Branch(1, (1,), 40),))]
+    rows = [TokenRow(long, (Branch(0, (1,), 39),)), TokenRow((*long, 5), (Branch(1, (1,), 40),))]
     assert common_prefix(rows) == 39
     assert common_prefix(rows[:1]) == 0
-    assert common_prefix([Row((1, 2), rows[0].branches), Row((1, 3), rows[0].branches)]) == 0
+    assert (
+        common_prefix([TokenRow((1, 2), rows[0].branches), TokenRow((1, 3), rows[0].branches)]) == 0
+    )
 
 
 def test_a_continuation_beyond_the_context_is_refused(pocket):

@@ -170,7 +170,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class CalibrationTokens:
+class CalibrationCoverage:
     """Tokens of the calibration text that were asked for, and how many different ones there were."""
 
     asked: Number | None = None
@@ -219,7 +219,7 @@ class Record:
     suffers_most: Worst | None = None
     quantize_s: Number | None = None
     shared_s: Number | None = None
-    calibration_tokens: CalibrationTokens | None = None
+    calibration_tokens: CalibrationCoverage | None = None
     evaluate_s: Number | None = None
     peak_memory_gb: Number | None = None
     peak_host_memory_gb: Number | None = None

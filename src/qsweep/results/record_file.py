@@ -19,7 +19,7 @@ from qsweep.results.columns.views import UnknownFigure, check_figures
 from qsweep.results.judged import judged
 from qsweep.results.record import (
     ArtifactFacts,
-    CalibrationTokens,
+    CalibrationCoverage,
     Figures,
     Measurement,
     Record,
@@ -225,7 +225,7 @@ def _written_empty(value: Any) -> tuple[str, ...]:
         ArtifactFacts: ("key", "path", "format", "size_gb", "bpw", "bpw_total"),
         Measurement: ("key", "verdict", "file"),
         Worst: ("retention",),
-        CalibrationTokens: ("asked", "distinct"),
+        CalibrationCoverage: ("asked", "distinct"),
     }.get(type(value), ())
 
 

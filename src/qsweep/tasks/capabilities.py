@@ -9,7 +9,7 @@ from qsweep.base.errors import ArtifactCorrupt
 from qsweep.evaluate.metrics import quality
 from qsweep.tasks.significance import (
     REPLICATES,
-    Estimate,
+    Interval,
     interval,
     measurable,
     paired_p,
@@ -195,7 +195,7 @@ def verdict(found: Mapping[str, Any], p_adjusted: float | None = None) -> str:
         return "not measurable on this model"
     if "difference" not in found:
         return f"{100 * found['retention']:.0f} % kept, by perplexity"
-    difference = Estimate(*(found[f"difference{end}"] for end in ("", "_low", "_high")))
+    difference = Interval(*(found[f"difference{end}"] for end in ("", "_low", "_high")))
     p = found["p"] if p_adjusted is None else p_adjusted
     if p < 0.05 and difference.value != 0:
         word = "loss" if difference.value < 0 else "gain"
@@ -210,5 +210,5 @@ def verdict(found: Mapping[str, Any], p_adjusted: float | None = None) -> str:
     )
 
 
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
+def _named(name: str, estimate: Interval) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

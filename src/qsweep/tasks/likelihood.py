@@ -26,7 +26,7 @@ from qsweep.tasks.attention import (
     rounding,
 )
 from qsweep.tasks.requests import Likelihood, Pair
-from qsweep.tasks.rows import Branch, Row, common_prefix, make_rows, plain_rows
+from qsweep.tasks.rows import Branch, TokenRow, common_prefix, make_rows, plain_rows
 from qsweep.tasks.text_model import TextModel
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def score_pairs(
 
 def _run(
     lm: TextModel,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     prefix: int,
     checked: bool,
     results: list[Likelihood | None],
@@ -112,7 +112,7 @@ def _run(
 
 
 def _score_batch(
-    lm: TextModel, batch: Sequence[Row], prefix: int, cache: Any
+    lm: TextModel, batch: Sequence[TokenRow], prefix: int, cache: Any
 ) -> Iterator[tuple[Branch, Likelihood]]:
     import torch
 
@@ -156,7 +156,7 @@ class _Inputs:
     """Where in its row each branch's tokens begin."""
 
 
-def _inputs(lm: TextModel, batch: Sequence[Row], prefix: int) -> _Inputs:
+def _inputs(lm: TextModel, batch: Sequence[TokenRow], prefix: int) -> _Inputs:
     """Rows without their common prefix, padded on the right: [b, n], and who sees whom."""
     import torch
 
@@ -255,11 +255,11 @@ def _score(lm: TextModel, features: "Tensor", targets: "Tensor") -> "tuple[Tenso
     return torch.cat(nll).double().cpu(), torch.cat(greedy).cpu()
 
 
-def _rows_at_once(lm: TextModel, row: Row, prefix: int) -> int:
+def _rows_at_once(lm: TextModel, row: TokenRow, prefix: int) -> int:
     return lm.batch_size or batch_size(lm.engine, row.length - prefix)
 
 
-def _short_cuts_hold(lm: TextModel, rows: Sequence[Row], prefix: int) -> bool:
+def _short_cuts_hold(lm: TextModel, rows: Sequence[TokenRow], prefix: int) -> bool:
     # Every branch of the rows that are the hardest, each by itself and plainly. What cannot be
     # checked does not hold.
     import torch
@@ -286,7 +286,7 @@ def _short_cuts_hold(lm: TextModel, rows: Sequence[Row], prefix: int) -> bool:
     return True
 
 
-def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
+def _padding_holds(lm: TextModel, order: Sequence[TokenRow]) -> bool:
     # Whether rows beside the longest are what they are alone: so for every causal model. Without
     # this, not even the plain computation would be.
     import torch
@@ -309,7 +309,7 @@ def _padding_holds(lm: TextModel, order: Sequence[Row]) -> bool:
 
 
 def _scores_match_alone(
-    lm: TextModel, batch: Sequence[Row], checked: Sequence[Row], prefix: int, cache: Any
+    lm: TextModel, batch: Sequence[TokenRow], checked: Sequence[TokenRow], prefix: int, cache: Any
 ) -> bool:
     # Whether a batch's continuations score as each does alone, in one text without a cache.
     quick = dict(_score_batch(lm, batch, prefix, cache))
@@ -322,17 +322,17 @@ def _scores_match_alone(
     return True
 
 
-def _texts(row: Row) -> Iterator[Row]:
+def _texts(row: TokenRow) -> Iterator[TokenRow]:
     # A row as ordinary texts. Branches of one token are predicted from the stem, whatever follows.
     single = tuple(branch for branch in row.branches if len(branch.tokens) == 1)
     several = [branch for branch in row.branches if len(branch.tokens) > 1]
     if not several:
         yield row
     for number, branch in enumerate(several):
-        yield Row(row.stem, (*(single if number == 0 else ()), branch))
+        yield TokenRow(row.stem, (*(single if number == 0 else ()), branch))
 
 
-def _plain_ids(batch: Sequence[Row], nll: "Tensor") -> "torch.Tensor":
+def _plain_ids(batch: Sequence[TokenRow], nll: "Tensor") -> "torch.Tensor":
     """The ids, int64 [n], up to the first continuation with an NLL [tokens] that is not finite."""
     import torch
 

@@ -21,7 +21,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A stem and the continuations that branch off its end."""
 
     stem: tuple[int, ...]
@@ -49,7 +49,7 @@ def make_rows(
     longest: int,
     span: int | None = None,
     start: tuple[int, ...] = (),
-) -> list[Row]:
+) -> list[TokenRow]:
     """Join the pairs that share a context; pure.
 
     Args:
@@ -80,7 +80,9 @@ def make_rows(
     return rows
 
 
-def plain_rows(pairs: Sequence[Pair], max_length: int, start: tuple[int, ...] = ()) -> list[Row]:
+def plain_rows(
+    pairs: Sequence[Pair], max_length: int, start: tuple[int, ...] = ()
+) -> list[TokenRow]:
     """Every pair as a row of its own: the computation without short cuts."""
     return [_plain_row(index, pair, max_length, start) for index, pair in enumerate(pairs)]
 
@@ -93,7 +95,7 @@ def last_tokens(ids: Sequence[int], room: int, start: tuple[int, ...] = ()) -> t
     return (*kept, *ids[len(ids) - room + len(kept) :])
 
 
-def common_prefix(rows: Sequence[Row]) -> int:
+def common_prefix(rows: Sequence[TokenRow]) -> int:
     """How many tokens all stems begin with, if that is worth anything; a stem keeps one at least."""
     if len(rows) < 2:
         return 0
@@ -103,16 +105,16 @@ def common_prefix(rows: Sequence[Row]) -> int:
     return shared if shared >= _SHORTEST_PREFIX else 0
 
 
-def _row(context: tuple[int, ...], members: Sequence[int], pairs: Sequence[Pair]) -> Row:
+def _row(context: tuple[int, ...], members: Sequence[int], pairs: Sequence[Pair]) -> TokenRow:
     end = len(context) - 1
-    return Row(context, tuple(Branch(i, pairs[i].continuation, end) for i in members))
+    return TokenRow(context, tuple(Branch(i, pairs[i].continuation, end) for i in members))
 
 
-def _plain_row(index: int, pair: Pair, max_length: int, start: tuple[int, ...]) -> Row:
+def _plain_row(index: int, pair: Pair, max_length: int, start: tuple[int, ...]) -> TokenRow:
     wanted = len(pair.continuation)
     if wanted > max_length:
         raise QsweepError(
             f"a continuation of {wanted} tokens does not fit the model's context of {max_length}"
         )
     stem = last_tokens(pair.context, max_length + 1 - wanted, start)
-    return Row(stem, (Branch(index, pair.continuation, len(stem) - 1),))
+    return TokenRow(stem, (Branch(index, pair.continuation, len(stem) - 1),))

@@ -16,7 +16,7 @@ _Z_LEVEL, _Z_POWER = 1.959964, 0.841621
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A value with the ends of its 95 % interval."""
 
     value: float
@@ -51,12 +51,12 @@ def paired_replicates(
     return means[:, 0], means[:, 1]
 
 
-def interval(value: float, replicates: "NDArray") -> Estimate:
+def interval(value: float, replicates: "NDArray") -> Interval:
     """The 95 % percentile interval of a value's bootstrap replicates, float [replicates]."""
     import numpy
 
     low, high = numpy.quantile(replicates, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -122,7 +122,7 @@ def samples_needed(changed: float, loss: float) -> int:
     return math.ceil((root / loss) ** 2)
 
 
-def wilson(score: float, count: int) -> Estimate:
+def wilson(score: float, count: int) -> Interval:
     """Wilson's 95 % interval of a share, or of a mean of scores between 0 and 1.
 
     scipy's own takes whole counts only.
@@ -131,7 +131,7 @@ def wilson(score: float, count: int) -> Estimate:
     middle = (score + z2 / (2 * count)) / (1 + z2 / count)
     spread = score * (1 - score) / count + z2 / (4 * count**2)
     half = _Z_LEVEL * math.sqrt(spread) / (1 + z2 / count)
-    return Estimate(score, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(score, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def measurable(score: float, chance: float, count: int) -> bool:
