@@ -6,6 +6,7 @@ from another package is an entry point of the group ``qsweep.containers`` that n
 
 import importlib
 import importlib.metadata
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +36,7 @@ _MODULES = {
 TimedBy = Literal["transformers", "gptqmodel", "llama.cpp"]
 
 
-class Container:
+class Container(ABC):
     """What qsweep has to know of a container; a subclass for each.
 
     Attributes:
@@ -50,6 +51,7 @@ class Container:
     timed_by: TimedBy | None = None
     counts_files: bool = True
 
+    @abstractmethod
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any] | None:
         """The dense weights by the names of the checkpoint ``source``, each made on demand.
 
@@ -65,11 +67,16 @@ class Container:
         Raises:
             ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
         """
-        raise NotImplementedError
 
     def size(self, path: Path) -> Size:
-        """Count what an artifact in the directory ``path`` stores, from its files alone."""
-        raise NotImplementedError
+        """Count what an artifact in the directory ``path`` stores, from its files alone.
+
+        Raises:
+            QsweepError: They cannot tell; ``counts_files`` says so.
+        """
+        raise QsweepError(
+            f"{path}: which layers are quantized is not told by {self.name} files alone"
+        )
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,7 @@
 """What GPTQ and AWQ checkpoints have in common: layers of ``qweight``, ``qzeros`` and ``scales``."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ class PackedContainer(Container):
     packed_sides: str
     holds_conv1d: bool = True
 
+    @abstractmethod
     def pack(self, grid: "Grid", settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
         """Pack a layer.
 
@@ -51,16 +53,16 @@ class PackedContainer(Container):
         Returns:
             The layer's tensors by their parts, shaped as the container's module says.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, settings: Mapping[str, Any], **tensors: "torch.Tensor") -> "Grid":
         """The inverse of :meth:`pack`; gives a matrix [out, in]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def packs(self, shape: tuple[int, int]) -> bool:
         """Whether a matrix of (outputs, inputs) fills whole words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def runtimes(self, bits: int, group_size: int, sym: bool) -> tuple[str, ...]:
         """What can serve such a checkpoint, by name.
 
@@ -68,7 +70,6 @@ class PackedContainer(Container):
         transformers 5 and vLLM (its auto_gptq and auto_awq configurations, as of 2026).
         ``transformers`` reads both formats through GPTQModel, and GPTQ only with optimum as well.
         """
-        raise NotImplementedError
 
     def fits(self, group_size: int, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be packed with that group size."""

@@ -1,6 +1,7 @@
 """GPTQ and AWQ through GPTQModel, on CPU and CUDA: a second opinion, as the library gives it."""
 
 import importlib.metadata
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ UNSCALABLE = frozenset(("gemma2", "gemma3", "gemma3_text", "gpt_neox", "phi", "p
 
 
 @dataclass(frozen=True)
-class _GPTQModelQuantizer(GroupedOptions):
+class _GPTQModelQuantizer(GroupedOptions, ABC):
     """A quantizer of GPTQModel's; fields have its names."""
 
     backend: ClassVar[str] = "gptqmodel"
@@ -46,9 +47,9 @@ class _GPTQModelQuantizer(GroupedOptions):
             )
         self._require_backend()
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of GPTQModel's ``QuantizeConfig``."""
-        raise NotImplementedError
 
     def quantize(
         self,
