@@ -15,10 +15,9 @@ from qsweep.results.html.panel import (
     bands,
     beyond_marks,
     broken,
-    clamped,
     error_bars,
     point,
-    ratio_axis,
+    ratio_chart,
     ratio_domain,
     series_encoding,
     tooltip,
@@ -84,13 +83,7 @@ def speed(group: Group) -> Panel | None:
             f"{row.label}: {DECODE_TPS.cell(row)} tokens per second"
             for row in sorted(rows, key=lambda r: -DECODE_TPS.get(r))[:12]
         ),
-        spec={
-            "height": 300,
-            "data": {"values": points},
-            "transform": clamped(domain),
-            "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
-            "layer": layers,
-        },
+        spec=ratio_chart(points, domain, layers),
     )
 
 

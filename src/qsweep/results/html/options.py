@@ -12,10 +12,9 @@ from qsweep.results.html.panel import (
     Panel,
     Spec,
     bands,
-    clamped,
     error_bars,
     point,
-    ratio_axis,
+    ratio_chart,
     ratio_domain,
     series_encoding,
     tooltip,
@@ -158,31 +157,26 @@ def _dodged(points: list[dict[str, Any]], x: Spec) -> Spec:
     offset = {"xOffset": {"field": "series", "type": "nominal"}}
     y = {"field": "y", "type": "quantitative"}
     best = [{"filter": "datum.best"}]
-    return {
-        "height": 300,
-        "data": {"values": points},
-        "transform": clamped(domain),
-        "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
-        "layer": [
-            *bands(domain, right=True),  # few bits, and so the worst, are at the left
-            {
-                "transform": best,
-                "mark": {"type": "line", "opacity": 0.6},
-                "encoding": {"x": x, "y": y, **offset, **colour},
-            },
-            {"transform": best, **error_bars(x, **offset, **colour)},
-            {
-                "transform": [{"filter": "!datum.best"}],
-                "mark": {"type": "point", "filled": True, "size": 25, "opacity": 0.35},
-                "encoding": {"x": x, "y": y, **offset, **series, "tooltip": tooltip()},
-            },
-            {
-                "transform": best,
-                "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
-                "encoding": {"x": x, "y": y, **offset, **series, "tooltip": tooltip()},
-            },
-        ],
-    }
+    layers = [
+        *bands(domain, right=True),  # few bits, and so the worst, are at the left
+        {
+            "transform": best,
+            "mark": {"type": "line", "opacity": 0.6},
+            "encoding": {"x": x, "y": y, **offset, **colour},
+        },
+        {"transform": best, **error_bars(x, **offset, **colour)},
+        {
+            "transform": [{"filter": "!datum.best"}],
+            "mark": {"type": "point", "filled": True, "size": 25, "opacity": 0.35},
+            "encoding": {"x": x, "y": y, **offset, **series, "tooltip": tooltip()},
+        },
+        {
+            "transform": best,
+            "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
+            "encoding": {"x": x, "y": y, **offset, **series, "tooltip": tooltip()},
+        },
+    ]
+    return ratio_chart(points, domain, layers)
 
 
 def _lines(points: list[dict[str, Any]], x: Spec, dash: str) -> Spec:
@@ -199,21 +193,16 @@ def _lines(points: list[dict[str, Any]], x: Spec, dash: str) -> Spec:
         }
     }
     y = {"field": "y", "type": "quantitative"}
-    return {
-        "height": 300,
-        "data": {"values": points},
-        "transform": clamped(domain),
-        "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
-        "layer": [
-            *bands(domain),
-            {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, **colour, **dashes}},
-            error_bars(x, **colour),
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {"x": x, "y": y, **series, "tooltip": tooltip()},
-            },
-        ],
-    }
+    layers = [
+        *bands(domain),
+        {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, **colour, **dashes}},
+        error_bars(x, **colour),
+        {
+            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            "encoding": {"x": x, "y": y, **series, "tooltip": tooltip()},
+        },
+    ]
+    return ratio_chart(points, domain, layers)
 
 
 def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
@@ -224,24 +213,19 @@ def _pairs(points: list[dict[str, Any]], x: Spec) -> Spec:
     # Below: beside the pairs' legend there is no room for it.
     key = {"symbolFillColor": "var(--ink)", "symbolStrokeColor": "var(--ink)", "orient": "bottom"}
     shape = {"shape": {"field": "order", "type": "nominal", "title": None, "legend": key}}
-    return {
-        "height": 300,
-        "data": {"values": points},
-        "transform": clamped(domain),
-        "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
-        "layer": [
-            *bands(domain),
-            {
-                "mark": {"type": "line", "opacity": 0.6},
-                "encoding": {"x": x, "y": y, **colour},
-            },
-            error_bars(x, **colour),
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {"x": x, "y": y, **colour, **shape, "tooltip": tooltip()},
-            },
-        ],
-    }
+    layers = [
+        *bands(domain),
+        {
+            "mark": {"type": "line", "opacity": 0.6},
+            "encoding": {"x": x, "y": y, **colour},
+        },
+        error_bars(x, **colour),
+        {
+            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            "encoding": {"x": x, "y": y, **colour, **shape, "tooltip": tooltip()},
+        },
+    ]
+    return ratio_chart(points, domain, layers)
 
 
 def _apart_from_order(record: Record) -> str:

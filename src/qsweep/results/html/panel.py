@@ -103,6 +103,19 @@ def ratio_axis(domain: tuple[float, float], *, up: bool = True) -> Spec:
     }  # fmt: skip
 
 
+def ratio_chart(
+    points: Sequence[dict[str, Any]], domain: tuple[float, float], layers: Sequence[Spec]
+) -> Spec:
+    """Layers over points whose ratio is the vertical axis; what lies beyond stands at its edge."""
+    return {
+        "height": 300,
+        "data": {"values": points},
+        "transform": clamped(domain),
+        "encoding": {"y": {"field": "y", **ratio_axis(domain)}},
+        "layer": layers,
+    }
+
+
 def ticks(domain: tuple[float, float]) -> list[float]:
     """Round ratios for an axis; a logarithmic scale's own would be 1 and 10."""
     low, high = domain
