@@ -39,10 +39,10 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=5.0, pause_s=0.02):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return bool(condition())

@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from helpers import machine
 from helpers.typed import typed
 from qsweep.base.files import write_json
 from qsweep.results.write import write_results
@@ -188,10 +188,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen:
 
 
 def wait_until(condition, limit_s: float = 60) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.2)
+    assert machine.wait_until(condition, limit_s, pause_s=0.2), "waited too long"
 
 
 ENDED = "2026-01-02T03:04:05+00:00"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qsweep.base.errors import QsweepError
 from qsweep.results.frame import frame
 from qsweep.results.record import Record
-from qsweep.results.sources import known_sweeps, read_sweep
+from qsweep.results.sources import known_sweeps, read_sweep, require_known
 
 if TYPE_CHECKING:
     import pandas
@@ -57,7 +57,5 @@ def _folders(place: Path, names: Sequence[str]) -> list[Path]:
     known = known_sweeps(place)
     if not known:
         raise QsweepError(f"{place}: neither a sweep's folder nor one of outputs with sweeps in it")
-    for name in names:
-        if name not in known:
-            raise QsweepError(f"{place}: no sweep {name!r}; there are {', '.join(known)}")
+    require_known(names, known, place)
     return [known[name] for name in names or known]

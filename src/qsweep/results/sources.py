@@ -1,6 +1,6 @@
 """Sweeps as they lie in an outputs folder."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from qsweep.base.errors import QsweepError
@@ -20,11 +20,16 @@ def sweeps_in(outputs: Path, names: Sequence[str] = ()) -> list[SweepData]:
     known = known_sweeps(outputs)
     if not known:
         raise QsweepError(f"no sweeps in {outputs}; --outputs DIR names another folder")
-    for name in names:
-        if name not in known:
-            raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, known)}")
+    require_known(names, known, outputs)
     chosen = dict.fromkeys(names) or [max(known, key=lambda n: known[n].stat().st_mtime)]
     return [read_sweep(known[name]) for name in chosen]
+
+
+def require_known(names: Sequence[str], known: Collection[str], where: Path | str) -> None:
+    """Refuse names of sweeps that are not ``known`` in ``where``, with near ones. Raises QsweepError."""
+    for name in names:
+        if name not in known:
+            raise QsweepError(f"no sweep {name!r} in {where}{nearest(name, known)}")
 
 
 def known_sweeps(outputs: Path) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from qsweep.base.store import Store
 from qsweep.launch import Launcher
 from qsweep.launch.interrupts import finishing
 from qsweep.results.html import report_sweep
+from qsweep.results.record import Record
 from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
@@ -23,7 +24,7 @@ from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
 from qsweep.sweep.recorder import Recorder, say
-from qsweep.sweep.recording import Record, now
+from qsweep.sweep.recording import now
 from qsweep.sweep.run import run_plans
 from qsweep.sweep.state import Sweep
 from qsweep.tracking import Tracker, sweep_uid

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import QsweepError
-from qsweep.base.schema import nearest
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.secrets import hidden_tree
 from qsweep.results.html.data import SweepData
 from qsweep.results.record import Measurement, Record
 from qsweep.results.record_file import without_damage
+from qsweep.results.sources import require_known
 from qsweep.text.windows import preset_key
 from qsweep.tracking.mlflow.journal import TrackingTarget
 from qsweep.tracking.mlflow.reader import Reader
@@ -43,9 +43,7 @@ class TrackedSweeps:
         where = self._reader.label
         if not known:
             raise QsweepError(f"no sweeps in {where}; --experiment names another")
-        for name in names:
-            if name not in known:
-                raise QsweepError(f"no sweep {name!r} in {where}{nearest(name, known)}")
+        require_known(names, known, where)
         chosen = dict.fromkeys(names) or list(known)[:1]
         return [self._sweep(name, known[name]) for name in chosen]
 
