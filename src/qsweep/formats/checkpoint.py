@@ -5,13 +5,14 @@ their own, each of which is read when the dense tensor is wanted. A container sa
 are, what they are in numbers, and what they say of size.
 """
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.errors import ArtifactCorrupt, QsweepError, in_one_line
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.stored import StoredTensor
@@ -34,7 +35,7 @@ class QuantizedCheckpoint(Container):
 
     Attributes:
         parts: What a quantized layer's tensors are called, all of which it needs; that of the codes
-            comes first.
+            comes first. It is "" where they have the dense tensor's own name.
         optional: Parts that a layer may lack.
     """
 
@@ -50,7 +51,11 @@ class QuantizedCheckpoint(Container):
         Args:
             name: What it is called.
             tensors: Its parts.
-            settings: The ``quantization_config``.
+            settings: What :meth:`settings` read.
+
+        Raises:
+            ValueError: The parts do not belong together, or another error of the library that reads
+                them: who asks gets an ArtifactCorrupt that names the tensor.
         """
 
     @abstractmethod
@@ -70,10 +75,26 @@ class QuantizedCheckpoint(Container):
         """Whether parts found together are a quantized tensor, or several that have their own names."""
         return self.parts[0] in parts
 
+    def needed(self, parts: Mapping[str, TensorHeader]) -> tuple[str, ...]:
+        """Which parts a quantized tensor that has these must have."""
+        return self.parts
+
+    def settings(self, path: Path) -> Settings:
+        """What tensors are read by: the ``quantization_config``, and what else a container wants.
+
+        Raises:
+            ArtifactCorrupt: There is none.
+        """
+        return quantization_settings(path)
+
+    def require_library(self) -> None:
+        """Raises BackendUnavailable where the library that reads the format is not installed."""
+
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :meth:`Container.dense_weights`."""
+        self.require_library()
         path = artifact.files
-        settings, handles = quantization_settings(path), open_weights(path)
+        settings, handles = self.settings(path), open_weights(path)
         state: dict[str, Any] = {}
         quantized = False
         for name, parts in self._groups(stored_headers(path)).items():
@@ -82,20 +103,21 @@ class QuantizedCheckpoint(Container):
                 continue
             quantized = True
             files = {part: (handles[full], full) for part, (full, _) in parts.items()}
-            state[name] = LazyWeight(partial(self._read, name, files, settings, device))
+            state[name] = LazyWeight(partial(self._read, path, name, files, settings, device))
         if not quantized:
             raise ArtifactCorrupt(f"{path}: no quantized layer in its weight files")
         return state
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; the quantized tensors are those that ``bpw`` counts."""
-        settings = quantization_settings(path)
+        settings = self.settings(path)
         found = []
         tensors = distinct_weights(stored_headers(path), read_config(path))
         for name, parts in self._groups(tensors).items():
             if self._is_whole(path, name, parts):
                 headers = {part: header for part, (_, header) in parts.items()}
-                type_, weights = self.describe(name, headers, settings)
+                with _one_line(path, name):
+                    type_, weights = self.describe(name, headers, settings)
                 bits = sum(header.bits for header in headers.values())
                 found.append(StoredTensor(name, type_, weights, bits, True, True))
             else:
@@ -121,13 +143,14 @@ class QuantizedCheckpoint(Container):
         headers = {part: header for part, (_, header) in parts.items()}
         if not self.is_quantized(headers):
             return False
-        for needed in self.parts:
+        for needed in self.needed(headers):
             if needed not in parts:
-                raise ArtifactCorrupt(f"{path}: {name.removesuffix('.weight')} has no {needed}")
+                raise ArtifactCorrupt(f"{path}: {name.removesuffix('.weight')} has no {needed or 'weight'}")
         return True
 
     def _read(
         self,
+        path: Path,
         name: str,
         files: Mapping[str, tuple[Any, str]],
         settings: Settings,
@@ -135,4 +158,26 @@ class QuantizedCheckpoint(Container):
     ) -> "torch.Tensor":
         tensors = {part: file.get_tensor(full).to(device) for part, (file, full) in files.items()}
         # float32: the cast to the model's dtype is transformers', with all other weights.
-        return self.dense(name, tensors, settings)
+        with _one_line(path, name):
+            return self.dense(name, tensors, settings)
+
+
+# What libraries come up with over tensors that do not belong together.
+_OF_TENSORS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path, name: str) -> Iterator[None]:
+    """Say of one tensor in one line why it cannot be read. Raises ArtifactCorrupt."""
+    try:
+        yield
+    except (QsweepError, MemoryError):
+        raise
+    except _OF_TENSORS as error:
+        # Out of memory says nothing of the file, though torch derives it from RuntimeError.
+        if "out of memory" in str(error).lower() or "can't allocate" in str(error):
+            raise
+        raise ArtifactCorrupt(f"{path}: {name} cannot be read ({in_one_line(error)})") from error

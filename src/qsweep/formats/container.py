@@ -26,6 +26,12 @@ _MODULES = {
     "gptq": "qsweep.formats.gptq",
     "awq": "qsweep.formats.awq",
     "compressed-tensors": "qsweep.formats.compressed_tensors",
+    "fp8": "qsweep.formats.fp8",
+    "mxfp4": "qsweep.formats.mxfp4",
+    "bitsandbytes": "qsweep.formats.bitsandbytes",
+    "torchao": "qsweep.formats.torchao",
+    "hqq": "qsweep.formats.hqq",
+    "exl3": "qsweep.formats.exl3",
     "gguf": "qsweep.formats.gguf.dense",
 }
 # Runtimes that qsweep can run by itself to time an artifact.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.checkpoint import QuantizedCheckpoint
-from qsweep.formats.weights import LazyWeight
+from qsweep.formats.weights import LazyWeight, transposed
 from qsweep.models.facts import CONV1D_TYPES, TensorHeader, read_config, read_tensors
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class PackedContainer(QuantizedCheckpoint):
         if read_config(source).get("model_type") in CONV1D_TYPES:
             # Those models want the weights of their layers as [in, out].
             unpacked = {n: value for n, value in state.items() if isinstance(value, LazyWeight)}
-            state |= {n: LazyWeight(partial(_transposed, value)) for n, value in unpacked.items()}
+            state |= {n: LazyWeight(partial(transposed, value)) for n, value in unpacked.items()}
         return _fuse(state, source)
 
     def dense(
@@ -148,10 +148,6 @@ def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
         parts = [state[f"{part}.weight"] for part in fused[1]]
         joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
     return joined
-
-
-def _transposed(weight: LazyWeight) -> "torch.Tensor":
-    return weight[...].T
 
 
 def _concatenate(parts: list[Any]) -> "torch.Tensor":

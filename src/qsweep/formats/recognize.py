@@ -6,6 +6,27 @@ from qsweep.base.errors import ConfigError
 from qsweep.formats.container import Container, container, containers
 from qsweep.formats.weights import find_settings
 
+# Methods that transformers 5.18 knows and nothing here can read, each with the reason.
+_KERNEL = "only its kernel, which needs a GPU, says what its codes stand for"
+UNREADABLE = {
+    "aqlm": f"codes of learned codebooks; {_KERNEL}",
+    "auto-round": "save it as auto_gptq, auto_awq or llm_compressor, which are read",
+    "bitnet": "ternary weights that are served with activations of 8 bits, not as dense weights",
+    "eetq": f"packed for its kernel; {_KERNEL}",
+    "fouroversix": f"rotated FP4; {_KERNEL}",
+    "fp_quant": f"rotated FP4; {_KERNEL}",
+    "gemma": "the checkpoint is unquantized and is quantized while it is loaded",
+    "higgs": f"codes of a Hadamard-rotated grid; {_KERNEL}",
+    "metal": "packed for Apple's GPUs alone",
+    "modelopt": "export it as compressed-tensors, which is read",
+    "nvfp4": "the checkpoint is unquantized and is packed while it is loaded",
+    "quanto": "transformers never writes one, and optimum-quanto is no longer maintained",
+    "quark": "AMD Quark reads it alone",
+    "sinq": "only the package sinq reads it",
+    "spqr": f"sparse outliers beside codes; {_KERNEL}",
+    "vptq": f"codes of learned codebooks; {_KERNEL}",
+}
+
 
 def recognize(path: Path) -> Container:
     """The container of the artifact at ``path``, a GGUF file or a directory.
@@ -35,6 +56,10 @@ def recognize(path: Path) -> Container:
             if (why := found.refusal(path, settings)) is not None:
                 raise ConfigError(f"{path}: a checkpoint in {method} that cannot be read: {why}")
             return found
+    if method in UNREADABLE:
+        raise ConfigError(
+            f"{path}: a checkpoint in {method} that cannot be read: {UNREADABLE[method]}"
+        )
     known = sorted({name for found in containers() for name in found.quant_methods})
     raise ConfigError(
         f"{path}: a checkpoint in {method}; those that can be read are GGUF, unquantized ones, "

@@ -30,6 +30,12 @@ class LazyWeight:
         return self._make()[index]
 
 
+def transposed(weight: Any) -> "torch.Tensor":
+    """A lazy matrix turned over, for models that store their layers' weights as [in, out]."""
+    found: torch.Tensor = weight[...]
+    return found.T
+
+
 def quantization_settings(path: Path) -> dict[str, Any]:
     """The ``quantization_config`` of an artifact.
 
@@ -99,3 +105,11 @@ def open_weights(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, ConfigError) as error:
         raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
     return handles
+
+
+def header_metadata(path: Path) -> dict[str, str]:
+    """What writers have put into the headers of a checkpoint's files, by name. Raises ArtifactCorrupt."""
+    found: dict[str, str] = {}
+    for file in {id(file): file for file in open_weights(path).values()}.values():
+        found |= file.metadata() or {}
+    return found
