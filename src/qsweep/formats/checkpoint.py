@@ -6,7 +6,8 @@ are, what they are in numbers, and what they say of size.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class QuantizedCheckpoint(Container):
     ) -> "torch.Tensor":
         """One dense tensor, in float32 and in the shape that the model has it in.
 
+        An :class:`ArtifactCorrupt` raised here, or by :meth:`describe`, needs not name the artifact.
+
         Args:
             name: What it is called.
             tensors: Its parts.
@@ -70,6 +73,10 @@ class QuantizedCheckpoint(Container):
         """Whether parts found together are a quantized tensor, or several that have their own names."""
         return self.parts[0] in parts
 
+    def needed(self, parts: Mapping[str, TensorHeader], settings: Settings) -> tuple[str, ...]:
+        """The parts without which a quantized tensor that has these cannot be read."""
+        return self.parts
+
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :meth:`Container.dense_weights`."""
         path = artifact.files
@@ -77,12 +84,13 @@ class QuantizedCheckpoint(Container):
         state: dict[str, Any] = {}
         quantized = False
         for name, parts in self._groups(stored_headers(path)).items():
-            if not self._is_whole(path, name, parts):
+            if not self._is_whole(path, name, parts, settings):
                 state.update((full, handles[full].get_slice(full)) for full, _ in parts.values())
                 continue
             quantized = True
+            self._described(path, name, parts, settings)
             files = {part: (handles[full], full) for part, (full, _) in parts.items()}
-            state[name] = LazyWeight(partial(self._read, name, files, settings, device))
+            state[name] = LazyWeight(partial(self._read, path, name, files, settings, device))
         if not quantized:
             raise ArtifactCorrupt(f"{path}: no quantized layer in its weight files")
         return state
@@ -93,10 +101,9 @@ class QuantizedCheckpoint(Container):
         found = []
         tensors = distinct_weights(stored_headers(path), read_config(path))
         for name, parts in self._groups(tensors).items():
-            if self._is_whole(path, name, parts):
-                headers = {part: header for part, (_, header) in parts.items()}
-                type_, weights = self.describe(name, headers, settings)
-                bits = sum(header.bits for header in headers.values())
+            if self._is_whole(path, name, parts, settings):
+                type_, weights = self._described(path, name, parts, settings)
+                bits = sum(header.bits for _, header in parts.values())
                 found.append(StoredTensor(name, type_, weights, bits, True, True))
             else:
                 found += [
@@ -116,18 +123,35 @@ class QuantizedCheckpoint(Container):
         return groups
 
     def _is_whole(
-        self, path: Path, name: str, parts: Mapping[str, tuple[str, TensorHeader]]
+        self,
+        path: Path,
+        name: str,
+        parts: Mapping[str, tuple[str, TensorHeader]],
+        settings: Settings,
     ) -> bool:
         headers = {part: header for part, (_, header) in parts.items()}
         if not self.is_quantized(headers):
             return False
-        for needed in self.parts:
+        for needed in self.needed(headers, settings):
             if needed not in parts:
                 raise ArtifactCorrupt(f"{path}: {name.removesuffix('.weight')} has no {needed}")
         return True
 
+    def _described(
+        self,
+        path: Path,
+        name: str,
+        parts: Mapping[str, tuple[str, TensorHeader]],
+        settings: Settings,
+    ) -> tuple[str, int]:
+        # Parts that contradict each other are told before anything is measured.
+        with _of(path):
+            headers = {part: header for part, (_, header) in parts.items()}
+            return self.describe(name, headers, settings)
+
     def _read(
         self,
+        path: Path,
         name: str,
         files: Mapping[str, tuple[Any, str]],
         settings: Settings,
@@ -135,4 +159,14 @@ class QuantizedCheckpoint(Container):
     ) -> "torch.Tensor":
         tensors = {part: file.get_tensor(full).to(device) for part, (file, full) in files.items()}
         # float32: the cast to the model's dtype is transformers', with all other weights.
-        return self.dense(name, tensors, settings)
+        with _of(path):
+            return self.dense(name, tensors, settings)
+
+
+@contextmanager
+def _of(path: Path) -> Iterator[None]:
+    # What a container finds wrong with a tensor is told with the artifact that it is of.
+    try:
+        yield
+    except ArtifactCorrupt as error:
+        raise ArtifactCorrupt(f"{path}: {error}") from error
