@@ -82,7 +82,10 @@ def text(content):
     [
         (lambda t: t.pop(f"{Q}.scale"), f"{Q} has no scale"),
         (lambda t: t.pop(f"{Q}.shape"), f"{Q} has no shape"),
-        (lambda t: t.update({f"{Q}.packing": text("5bit")}), "packed as '5bit', which hqq does not"),
+        (
+            lambda t: t.update({f"{Q}.packing": text("5bit")}),
+            "packed as '5bit', which hqq does not",
+        ),
         (lambda t: t.update({f"{Q}.shape": torch.tensor([7, 7])}), f"{Q}.weight cannot be read"),
     ],
 )

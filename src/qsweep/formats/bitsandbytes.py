@@ -56,7 +56,9 @@ class BitsAndBytesContainer(QuantizedCheckpoint):
         """See :meth:`QuantizedCheckpoint.is_quantized`."""
         return len(parts) > 1 or parts.get("", _NOTHING).dtype in ("I8", "U8")
 
-    def needed(self, parts: Mapping[str, TensorHeader]) -> tuple[str, ...]:
+    def needed(
+        self, parts: Mapping[str, TensorHeader], settings: Mapping[str, Any]
+    ) -> tuple[str, ...]:
         """See :meth:`QuantizedCheckpoint.needed`."""
         if "SCB" in parts or ("" in parts and parts[""].dtype == "I8"):
             return ("", "SCB")

@@ -72,7 +72,9 @@ CONTAINER = EXL3Container()
 def _shape(trellis: tuple[int, ...]) -> tuple[int, int]:
     """Inputs and outputs of a layer."""
     if len(trellis) != 3 or trellis[2] % 16 or not 1 <= trellis[2] // 16 <= 8:
-        raise ValueError(f"a trellis of the shape {list(trellis)}, not [in / 16, out / 16, 16 * bits]")
+        raise ValueError(
+            f"a trellis of the shape {list(trellis)}, not [in / 16, out / 16, 16 * bits]"
+        )
     inputs, outputs = 16 * trellis[0], 16 * trellis[1]
     if inputs % _BLOCK or outputs % _BLOCK:
         raise ValueError(f"{inputs} x {outputs} weights, which are no whole blocks of {_BLOCK}")
