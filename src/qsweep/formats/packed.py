@@ -92,6 +92,13 @@ class PackedContainer(QuantizedCheckpoint):
         ``transformers`` reads both formats through GPTQModel, and GPTQ only with optimum as well.
         """
 
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Container.served_by`."""
+        bits, group, sym = (options.get(name) for name in ("bits", "group_size", "sym"))
+        if type(bits) is not int or type(group) is not int:
+            return ()
+        return self.runtimes(bits, group, sym is not False)
+
     def fits(self, group_size: int, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be packed with that group size."""
         return self.packs(shape) and (group_size == -1 or shape[1] % group_size == 0)

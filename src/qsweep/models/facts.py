@@ -80,6 +80,16 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     )
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as an embedding of tokens is."""
+    return _EMBEDDING.search(name) is not None
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is called as an output head is, and is no part of a layer."""
+    return _HEAD.search(name) is not None and _NUMBERED.search(name) is None
+
+
 def has_experts(config: Mapping[str, Any]) -> bool:
     """Whether a configuration speaks of experts: a hint, where nobody looked at the weights."""
     return bool(expert_counts(text_config(config)))

@@ -20,7 +20,13 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
 from qsweep.results.columns.views import check_figures
-from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
+from qsweep.sweep.artifacts import (
+    obtain_artifact,
+    plan_here,
+    release_memory,
+    require_unchanged,
+    tokenizer_of,
+)
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
 from qsweep.text.vocabulary import require_rows
@@ -86,6 +92,7 @@ class Measuring:
                 self._load()
                 store.build("measurements", step.identity, partial(self._measure, step, base))
         run_tasks(plan.tasks, store, self._language_model, self.progress)
+        require_unchanged(plan, store)
         self._model = None
         release_memory()
 
@@ -114,6 +121,7 @@ class Measuring:
             result = measure(model, windows, find_reference(plan, step, self.store), report)
             held = self.store.require("measurements", base.key)
             result.metrics.update(compare(result, read_measurement(held.path)))
+        require_unchanged(plan, self.store)
         check_figures("measurement", result.metrics)
         save_measurement(result, out)
         return {
