@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,15 @@ class PackedContainer(QuantizedCheckpoint):
             unpacked = {n: value for n, value in state.items() if isinstance(value, LazyWeight)}
             state |= {n: LazyWeight(partial(_transposed, value)) for n, value in unpacked.items()}
         return _fuse(state, source)
+
+    def stored_as(
+        self, artifact: Artifact, source: Path, stored: Collection[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """See :meth:`Container.stored_as`: what transformers has fused lies in parts."""
+        original = read_tensors(source)
+        layers = (n.removesuffix(".weight") for n in stored if n not in original)
+        fused = filter(None, map(fused_with, layers))
+        return {f"{whole}.weight": tuple(f"{p}.weight" for p in parts) for whole, parts in fused}
 
     def dense(
         self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]

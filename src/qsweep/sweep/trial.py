@@ -22,6 +22,7 @@ from qsweep.quantizers.gguf import require_runnable
 from qsweep.results.columns.views import check_figures
 from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
+from qsweep.sweep.tensors import keep_tensors
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
 from qsweep.text.vocabulary import require_rows
 
@@ -53,6 +54,7 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         )
         time_artifact(plan, artifact, store, progress)
         return
+    keep_tensors(plan, artifact, store, progress)
     measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
     if not measured or missing(plan.tasks, store) or lacks_reference(plan.tasks, store):
         Measuring(plan, artifact, store, progress).run()

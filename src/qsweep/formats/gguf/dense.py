@@ -1,6 +1,7 @@
 """From a GGUF artifact back to the weights of the Hugging Face model it was made from."""
 
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ from qsweep.formats.container import Container
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.reader import GGUFFile, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
+from qsweep.formats.stored import StoredTensor
 
 if TYPE_CHECKING:
     import torch
 
 MODEL_FILE = "model.gguf"
 ORDERS_FILE = "layout.safetensors"
+# Types that hold weights as they are.
+_NUMBERS = ("F32", "F16", "BF16", "F64")
 
 
 def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
@@ -63,6 +67,28 @@ class GGUFContainer(Container):
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :func:`dense_state_dict`."""
         return dense_state_dict(artifact, source)
+
+    def stored(self, path: Path) -> list[StoredTensor]:
+        """See :meth:`Container.stored`; names are the file's."""
+        file = read_gguf(path if path.is_file() else path / MODEL_FILE)
+        return [
+            StoredTensor(
+                name=name,
+                type=tensor.type.name,
+                weights=tensor.weights,
+                bits=tensor.nbytes * 8,
+                quantized=tensor.type.name not in _NUMBERS,
+                linear=False,
+            )
+            for name, tensor in file.tensors.items()
+        ]
+
+    def stored_as(
+        self, artifact: Artifact, source: Path, stored: Collection[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """See :meth:`Container.stored_as`."""
+        layout = read_layout(artifact, open_checkpoint(source))
+        return {name: rule.tensors for name, rule in layout.rules.items() if name not in stored}
 
 
 CONTAINER = GGUFContainer()
