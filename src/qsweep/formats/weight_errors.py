@@ -5,7 +5,6 @@ as a whole; what is dequantized is what the dense engine measures.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the table: raised when a change may move one of its numbers."""
 
-# Weights that are compared at a time: four passes over them in float32 take so much memory.
-_CHUNK = 1 << 24
+# Weights that are compared at a time on a CPU: their numbers stay in its cache.
+_CHUNK = 1 << 20
 # What rearranging numbers in float32 costs, as converters do that store a norm plus one.
 _ROUNDING = 1e-5
 
@@ -139,59 +138,72 @@ def differences(
         numbers: Whether it is stored as numbers, not codes: then what rounding them to one of the
             types of 16 bits changes is no change.
     """
-    import torch
-
-    matrices = weight.shape[0] if weight.ndim > 2 else 1
     if base is not None:
         base = base[...]
     if base is not None and base.shape != weight.shape:
         base = base.reshape(weight.shape) if base.numel() == weight.numel() else None
     if not weight.numel() or not weight.is_floating_point():
         return Differences(None, None)
+    matrices = weight.shape[0] if weight.ndim > 2 else 1
+    sums = _Sums(numbers=numbers)
     ours = weight.reshape(matrices, -1)
-    theirs = None if base is None else base.reshape(matrices, -1)
-    squares = errors = 0.0
-    largest, non_finite = 0.0, 0
-    rounded = {dtype: 0.0 for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    spread = torch.zeros(matrices, dtype=torch.bool)
-    for index, one, other in _chunks(ours, theirs, device):
-        finite = one.isfinite()
-        if not bool(finite.all()):
-            wrong = ~finite if other is None else ~finite & other.isfinite()
-            non_finite += int(wrong.sum())
-            continue
-        spread[index] |= bool((one != ours[index, 0].to(one)).any()) | (
-            other is not None and bool((other == theirs[index, 0].to(other)).all())  # type: ignore[index]
-        )
-        if other is None:
-            continue
-        distance = one - other
-        squares += float(other.double().square().sum())
-        error = float(distance.double().square().sum())
-        errors += error
-        largest = max(largest, float(distance.abs().max()))
-        for dtype in rounded if numbers else ():
-            if error:
-                rounded[dtype] += float((one - other.to(dtype).float()).double().square().sum())
-    constant = 0 if ours.shape[1] < 2 else int((~spread).sum())
-    if theirs is None:
-        return Differences(None, None, 0, non_finite)
-    relative = math.sqrt(errors / squares) if squares else None if errors else 0.0
-    change = math.sqrt(min(rounded.values()) / squares) if squares else math.sqrt(errors)
-    return Differences(
-        relative, largest, constant, non_finite, change if change > _ROUNDING else 0.0
-    )
+    for index, matrix in enumerate(ours):
+        other = None if base is None else base.reshape(matrices, -1)[index]
+        step = _CHUNK if device == "cpu" else _CHUNK * 16
+        for start in range(0, len(matrix), step):
+            piece = matrix[start : start + step].to(device).float()
+            piece_of_base = None if other is None else other[start : start + step]
+            sums.add(piece, None if piece_of_base is None else piece_of_base.to(device))
+        if other is not None and _is_one_number(matrix) and not _is_one_number(other):
+            sums.constant += 1
+    return sums.result(compared=base is not None)
 
 
-def _chunks(
-    ours: "torch.Tensor", theirs: "torch.Tensor | None", device: str
-) -> "Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]":
-    """Both in float32, some of a matrix's weights at a time, with the number of the matrix."""
-    for index in range(len(ours)):
-        for start in range(0, ours.shape[1], _CHUNK):
-            place = (index, slice(start, start + _CHUNK))
-            other = None if theirs is None else theirs[place].to(device).float()
-            yield index, ours[place].to(device).float(), other
+class _Sums:
+    """Sums over pieces of a tensor and of the base's."""
+
+    def __init__(self, *, numbers: bool):
+        import torch
+
+        self.squares = self.errors = self.largest = 0.0
+        self.constant = self.non_finite = 0
+        types = (torch.bfloat16, torch.float16) if numbers else ()
+        self.rounded = dict.fromkeys(types, 0.0)
+
+    def add(self, ours: "torch.Tensor", base: "torch.Tensor | None") -> None:
+        """Take in a piece, float32 [n], and the base's [n]."""
+        import torch
+
+        double = torch.float64
+        if base is None:
+            self.non_finite += int((~ours.isfinite()).sum())
+            return
+        theirs = base.float()
+        distance = ours - theirs
+        error = float(torch.linalg.vector_norm(distance, dtype=double)) ** 2
+        if not math.isfinite(error):
+            self.non_finite += int((~ours.isfinite() & theirs.isfinite()).sum())
+            return
+        self.errors += error
+        self.squares += float(torch.linalg.vector_norm(theirs, dtype=double)) ** 2
+        self.largest = max(self.largest, float(torch.linalg.vector_norm(distance, math.inf)))
+        for dtype in self.rounded if error else ():
+            away = ours - theirs.to(dtype).float()
+            self.rounded[dtype] += float(torch.linalg.vector_norm(away, dtype=double)) ** 2
+
+    def result(self, *, compared: bool) -> Differences:
+        """What they come to."""
+        if not compared:
+            return Differences(None, None, 0, self.non_finite)
+        relative = math.sqrt(self.errors / self.squares) if self.squares else None
+        least = math.sqrt(min([self.errors, *self.rounded.values()]) / (self.squares or 1))
+        changed = least if least > _ROUNDING else 0.0
+        return Differences(relative, self.largest, self.constant, self.non_finite, changed)
+
+
+def _is_one_number(matrix: "torch.Tensor") -> bool:
+    # Nearly always the first few tell.
+    return bool((matrix[:64] == matrix[0]).all()) and bool((matrix == matrix[0]).all())
 
 
 def _stored(artifact: Artifact) -> list[StoredTensor]:
