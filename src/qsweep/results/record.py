@@ -9,6 +9,7 @@ from typing import Any
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.verdicts import expected_ratio
+from qsweep.results.peer import Peer
 from qsweep.results.tensor_summary import TensorSummary
 
 Number = int | float
@@ -310,6 +311,7 @@ class Row:
         series: What it is drawn with: its method.
         noise_floor: The KLD of its reference from itself, below which one says nothing.
         suffers: Its worst capability in words.
+        peer: What it is compared with at equal size, where that was looked for.
     """
 
     record: Record
@@ -318,6 +320,7 @@ class Row:
     series: str = ""
     noise_floor: float | None = None
     suffers: str = ""
+    peer: Peer | None = None
 
     @property
     def key(self) -> str:
