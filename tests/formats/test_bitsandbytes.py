@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits
 from safetensors.torch import load_file
 
+from helpers.quantized import by_transformers, change, dense, logits
 from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.bitsandbytes import CONTAINER

@@ -6,9 +6,9 @@ own layers write the tensors, in the form that they have for safetensors.
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits, write_checkpoint
 from safetensors.torch import load_file
 
+from helpers.quantized import by_transformers, change, dense, logits, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.recognize import recognize
 

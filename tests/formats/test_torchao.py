@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers.quantized import by_transformers, change, dense, logits
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.recognize import recognize
 

@@ -54,6 +54,11 @@ class _Text:
 
 
 @dataclass(frozen=True)
+class _Tensors:
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
 class _Importance:
     shared_s: float
 
@@ -61,6 +66,7 @@ class _Importance:
 _CONTENTS: Mapping[str, type] = {
     "artifacts": _Artifact,
     "measurements": _Measurement,
+    "tensors": _Tensors,
     "tasks": _Task,
     "texts": _Text,
     "importances": _Importance,

@@ -8,12 +8,15 @@ one over windows.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsweep.evaluate.verdicts import BOUNDS
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
+
+    Array = Tensor | ndarray
 
 CONFIDENCE = 0.95
 # A perplexity ratio at which quality is 0: where degradation becomes "problematic".
@@ -70,20 +73,20 @@ class Mean:
     stderr: float | None
 
 
-def clustered_mean(sums: "Tensor", counts: "Tensor") -> Mean:
+def clustered_mean(sums: "Array", counts: "Array") -> Mean:
     """Mean per token of windows with these sums and token counts [windows], its error over windows.
 
     The mean is the ratio sum(S)/sum(n); its error is the linearised ratio estimator's,
     sqrt(W/(W-1) * sum (S_w - n_w mean)^2) / sum(n) (Cochran, Sampling Techniques, 6.3 and 9A.7),
     which for windows of equal length is sd(window means)/sqrt(W).
     """
-    sums, counts = sums.double(), counts.double()
+    sums, counts = _float64(sums), _float64(counts)
     total, windows = counts.sum(), len(counts)
     mean = sums.sum() / total
     if windows < 2:
         return Mean(float(mean), None)
-    squares = (sums - counts * mean).square().sum() * windows / (windows - 1)
-    return Mean(float(mean), float(squares.sqrt() / total))
+    squares = ((sums - counts * mean) ** 2).sum() * windows / (windows - 1)
+    return Mean(float(mean), float(squares**0.5 / total))
 
 
 def window_sums(values: "Tensor", counts: "Tensor") -> "Tensor":
@@ -114,14 +117,14 @@ class Ratio:
     high: float
 
 
-def ppl_ratio(sums: "Tensor", reference_sums: "Tensor", counts: "Tensor") -> Ratio:
+def ppl_ratio(sums: "Array", reference_sums: "Array", counts: "Array") -> Ratio:
     """Perplexity ratio of two models on the same windows: exp(mean d ± t sd/sqrt(W)).
 
     d is a window's mean difference of NLL; windows weigh by their scored tokens. Pairing removes
     what is common to both models, how hard each window's text is. Sums of NLL in nats and counts of
     tokens are [windows].
     """
-    difference = clustered_mean(sums.double() - reference_sums.double(), counts)
+    difference = clustered_mean(_float64(sums) - _float64(reference_sums), counts)
     if difference.stderr is None:
         return Ratio(_exp(difference.value), 0.0, math.inf)
     half = student_t(len(counts) - 1) * difference.stderr
@@ -166,6 +169,11 @@ def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
     if freedom < 1:
         raise ValueError("at least one degree of freedom")
     return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def _float64(values: Any) -> Any:
+    # Of torch where a model was measured, of numpy where measurements are compared without torch.
+    return values.double() if hasattr(values, "double") else values.astype("float64")
 
 
 def _exp(value: float) -> float:

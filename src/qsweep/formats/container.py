@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,20 @@ class Container(ABC):
     def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """What can serve an artifact that states these options; nothing where nobody can tell."""
         return ()
+
+    def stored_as(
+        self, artifact: Artifact, source: Path, stored: Collection[str]
+    ) -> Mapping[str, tuple[str, ...]]:
+        """By the names of :meth:`dense_weights`, which tensors of :meth:`stored` each is made from.
+
+        Only those that are not called alike.
+
+        Args:
+            artifact: Whose.
+            source: The directory of the unquantized model.
+            stored: The names of :meth:`stored`.
+        """
+        return {}
 
     def size(self, path: Path) -> Size:
         """Count what an artifact at ``path`` stores, from its files alone. Raises QsweepError."""

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,6 +119,15 @@ class PackedContainer(QuantizedCheckpoint):
     def is_quantized(self, parts: Mapping[str, TensorHeader]) -> bool:
         """See :meth:`QuantizedCheckpoint.is_quantized`."""
         return any(codes in parts for codes in self.codes)
+
+    def stored_as(
+        self, artifact: Artifact, source: Path, stored: Collection[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """See :meth:`Container.stored_as`: what transformers has fused lies in parts."""
+        original = read_tensors(source)
+        layers = (n.removesuffix(".weight") for n in stored if n not in original)
+        fused = filter(None, map(fused_with, layers))
+        return {f"{whole}.weight": tuple(f"{p}.weight" for p in parts) for whole, parts in fused}
 
     def dense(
         self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Settings

@@ -42,8 +42,8 @@ def check(records: Iterable[Record]) -> list[str]:
     Checked on each model, corpus and preset: the reference predicts something, and is itself 0 away
     from itself; more bits are never worse within one method and otherwise equal options; 8 bits are
     close to the reference; nothing is better than the reference; calibrated methods are not worse
-    than rounding to nearest on the same grid. And of each model, that the calibration text holds
-    what was asked of it.
+    than rounding to nearest on the same grid. Of each model, that the calibration text holds what
+    was asked of it; and of each artifact, that its tensors are what is said of them.
     """
     named = with_distinct_models([record for record in records if record.finished])
     places: dict[tuple[str, ...], list[Row]] = defaultdict(list)
@@ -61,7 +61,15 @@ def check(records: Iterable[Record]) -> list[str]:
             *_rounding(found),
         )
     ]
-    return list(dict.fromkeys([*lines, *_calibration(named), *_other_functions(named)]))
+    more = (*_calibration(named), *_other_functions(named), *_tensors(named))
+    return list(dict.fromkeys([*lines, *more]))
+
+
+def _tensors(records: Iterable[Record]) -> Iterator[str]:
+    """What is not as it should be in the tensors of an artifact; found when its table was made."""
+    for record in records:
+        for flag in () if record.tensors is None else record.tensors.flags:
+            yield f"{record.name}: {flag}"
 
 
 def _other_functions(records: Iterable[Record]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.verdicts import expected_ratio
+from qsweep.results.peer import Peer
+from qsweep.results.tensor_summary import TensorSummary
 
 Number = int | float
 
@@ -192,6 +194,7 @@ class Record:
         config: Its configuration, passwords left out.
         model_hash: Of the model's content; None in records of before there was one.
         capabilities: By name; None where no tasks were run.
+        tensors: How they are stored; None of the reference, and in records of before it was there.
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
         implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
         cached: Whether nothing of it was made in the sweep's last run.
@@ -213,6 +216,7 @@ class Record:
     reason: str | None = None
     artifact: ArtifactFacts | None = None
     measurements: tuple[Measurement, ...] = ()
+    tensors: TensorSummary | None = None
     speed: Speed | None = None
     tasks: tuple[TaskScore, ...] | None = None
     capabilities: Mapping[str, CapabilityResult] | None = None
@@ -307,6 +311,7 @@ class Row:
         series: What it is drawn with: its method.
         noise_floor: The KLD of its reference from itself, below which one says nothing.
         suffers: Its worst capability in words.
+        peer: What it is compared with at equal size, where that was looked for.
     """
 
     record: Record
@@ -315,6 +320,7 @@ class Row:
     series: str = ""
     noise_floor: float | None = None
     suffers: str = ""
+    peer: Peer | None = None
 
     @property
     def key(self) -> str:

@@ -18,6 +18,7 @@ from qsweep.results.record_file import record_of
 from qsweep.sweep.artifacts import stored_artifact
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan
+from qsweep.sweep.tensors import find_tensors, has_table
 from qsweep.tasks.run import task_records
 
 
@@ -57,6 +58,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         primary: dict[str, Any] = next((e.content["metrics"] for s, e in measured if s.primary), {})
         if (tasks := task_records(plan.tasks, store, primary)) is None:
             return None
+    tensors = find_tensors(plan, artifact, store) if has_table(plan, artifact) else None
     contents = [made, *(entry.content for _, entry in measured)]
     references = plan.reference().measurements
     return record_of(
@@ -75,6 +77,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             ],
             "speed": speed,
             **(tasks or {}),
+            "tensors": None if tensors is None else asdict(tensors),
             "quantize_s": made.get("quantize_s"),
             "shared_s": made.get("shared_s"),
             "calibration_tokens": made.get("calibration_tokens"),

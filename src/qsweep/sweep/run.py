@@ -1,6 +1,6 @@
 """Runs what the store lacks of a batch of plans, on whatever launcher there is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qsweep.base.store import Store
@@ -12,6 +12,7 @@ from qsweep.sweep.recorder import Recorder
 from qsweep.sweep.recording import finished_record, unfinished_record
 from qsweep.sweep.shared_calibration import Pass, Passes
 from qsweep.sweep.state import Sweep
+from qsweep.sweep.tensors import lacks_table
 
 
 def run_plans(
@@ -26,18 +27,23 @@ def run_plans(
     for item in refused:
         recorder.refused(item)
     missing: dict[str, Plan] = {}
+    measured: set[str] = set()
     for key, plan in plans.items():
         done = finished_record(plan, store)
-        if done and not any(task.reason for task in done.tasks or ()):
+        whole = done and not any(task.reason for task in done.tasks or ())
+        if done and whole and not lacks_table(plan, done, store):
             recorder.found(done)
-        else:
-            missing[key] = plan
+            continue
+        missing[key] = plan
+        if whole:
+            measured.add(key)
     if not missing:
         return
     launcher.prepare()
     capacity = launcher.capacity([device_of(plan) for plan in missing.values()])
     work = _Work(
         missing=missing,
+        measured=measured,
         names=names_of(plans, frozenset(sweep.asked)),
         passes=Passes(missing.values(), store, capacity.jobs, capacity.memory_bytes),
         sweep=sweep,
@@ -55,6 +61,8 @@ class _Work:
     """Trials that are to run, the passes that serve them, and what becomes of their jobs."""
 
     missing: Mapping[str, Plan]
+    measured: Collection[str]
+    """Those of them that lack nothing but the table of their tensors."""
     names: Mapping[str, str]
     passes: Passes
     sweep: Sweep
@@ -74,7 +82,10 @@ class _Work:
             status = "skipped" if result.status == "skipped" else "failed"
             reason = result.reason or "what it made is no longer in the store"
             done = unfinished_record(plan.trial, job.id, status, reason, plan.setting.model_hash)
-        self.recorder.done(done, result.started, result.seconds)
+        if done.finished and plan.key in self.measured:
+            self.recorder.found(done)
+        else:
+            self.recorder.done(done, result.started, result.seconds)
 
     def try_in_parts(self, job: Job, _: JobResult) -> list[Job]:
         """A pass that died is run again in halves, for which its trials then wait."""

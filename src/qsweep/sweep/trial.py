@@ -28,6 +28,7 @@ from qsweep.sweep.artifacts import (
     tokenizer_of,
 )
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
+from qsweep.sweep.tensors import keep_tensors
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
 from qsweep.text.vocabulary import require_rows
 
@@ -59,6 +60,7 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         )
         time_artifact(plan, artifact, store, progress)
         return
+    keep_tensors(plan, artifact, store, progress)
     measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
     if not measured or missing(plan.tasks, store) or lacks_reference(plan.tasks, store):
         Measuring(plan, artifact, store, progress).run()

@@ -1,6 +1,7 @@
 """From a GGUF artifact back to the weights of the Hugging Face model it was made from."""
 
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,13 @@ class GGUFContainer(Container):
         """See :meth:`Container.size`; all parts are counted."""
         file = read_gguf(find_file(path))
         return size_of(stored_tensors(file), file.weight_bytes)
+
+    def stored_as(
+        self, artifact: Artifact, source: Path, stored: Collection[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """See :meth:`Container.stored_as`."""
+        layout = read_layout(artifact, open_checkpoint(source))
+        return {name: rule.tensors for name, rule in layout.rules.items() if name not in stored}
 
 
 CONTAINER = GGUFContainer()

@@ -1,5 +1,6 @@
 """What columns derive from a row. Pure."""
 
+from collections.abc import Callable
 from typing import Any
 
 from qsweep.base import numbers
@@ -115,3 +116,29 @@ def setting(row: Row) -> str:
 def model_path(row: Row) -> str | None:
     """Where the model came from."""
     return row.record.model_config.get("path") or row.record.model_config.get("repo")
+
+
+def flags(row: Row) -> str:
+    """What is not as it should be in its tensors, in one text; nothing if all is."""
+    return "; ".join(row.record.tensors.flags) if row.record.tensors else ""
+
+
+def flag_count(row: Row) -> str:
+    """How many such lines there are."""
+    found = row.record.tensors.flags if row.record.tensors else ()
+    return str(len(found)) if found else ""
+
+
+def peer(name: str) -> Callable[[Row], Any]:
+    """What is known of the one that is nearest in size."""
+    return lambda row: None if row.peer is None else getattr(row.peer, name)
+
+
+def peer_ratio(row: Row) -> str:
+    """The ratio to it with its interval, or that neither is better."""
+    found = row.peer
+    if found is None:
+        return ""
+    span = numbers.interval(found.ppl_ratio_low, found.ppl_ratio_high)
+    tie = ", tie" if found.tie else ""
+    return numbers.ratio(found.ppl_ratio) + (f" ({span}{tie})" if span else " (no interval)")

@@ -78,6 +78,10 @@ KEPT_LAYERS = add(Column(
     "linear layers that stayed in 16 bits, because the format cannot hold their shape",
     "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None,
     csv=True))
+FLAGS = add(Column(
+    "flags", "what is not as it should be in its tensors: which, and what that means", "artifact",
+    derived.flags, csv=True,
+    tables={"html": Shown("flags", cell=derived.flag_count)}))
 PPL: Column = add(of_measurement(
     "ppl", "perplexity ± standard error over windows", better="down", csv=True, best=True,
     error="ppl_stderr", hover=("perplexity", 4), tables={
@@ -250,6 +254,36 @@ TOKENS_SCORED = add(Column(
 WINDOWS = add(Column("windows", "windows that they lie in", "measurement",
     derived.fact("windows"), csv=True))
 SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
+PEER = add(Column(
+    "peer", "the artifact of another maker that is nearest in size", "row",
+    derived.peer("label"), csv=True, tables={"html": "nearest in size"}))
+PEER_SIZE_GB = add(Column(
+    "peer_size_gb", "its size", "row", derived.peer("size_gb"), "GB", csv=True,
+    text=numbers.gigabytes, tables={"html": "its GB"}))
+PEER_PPL_RATIO = add(Column(
+    "peer_ppl_ratio",
+    "perplexity / that one's, paired 95 % interval: below 1 is better than it; a tie where the "
+    "interval covers 1", "row",
+    derived.peer("ppl_ratio"), csv=True,
+    tables={"html": Shown("ratio to it (95 %)", cell=derived.peer_ratio)}))
+PEER_PPL_RATIO_LOW = add(Column(
+    "peer_ppl_ratio_low", "low end of that interval", "row", derived.peer("ppl_ratio_low"),
+    csv=True))
+PEER_PPL_RATIO_HIGH = add(Column(
+    "peer_ppl_ratio_high", "high end of that interval", "row", derived.peer("ppl_ratio_high"),
+    csv=True))
+PEER_TIE = add(Column(
+    "peer_tie", "whether that interval covers 1, so that neither is better", "row",
+    derived.peer("tie"), csv=True))
+PEER_KLD_DIFFERENCE = add(Column(
+    "peer_kld_difference", "KLD less that one's, nats", "row", derived.peer("kld_difference"),
+    "nat", csv=True, text=numbers.divergence))
+PEER_KLD_DIFFERENCE_LOW = add(Column(
+    "peer_kld_difference_low", "low end of its paired 95 % interval", "row",
+    derived.peer("kld_difference_low"), "nat", csv=True))
+PEER_KLD_DIFFERENCE_HIGH = add(Column(
+    "peer_kld_difference_high", "high end of its paired 95 % interval", "row",
+    derived.peer("kld_difference_high"), "nat", csv=True))
 SETTING = add(Column("setting", "calibration and backend", "trial", derived.setting,
     hover=("made by", 1)))
 SIZE = add(Column("size", "size, bits per weight, layers in 16 bits", "artifact", derived.size,

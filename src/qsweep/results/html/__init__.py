@@ -23,23 +23,26 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
     ``find`` tells where a measurement's per-token arrays are, by default in the store.
     """
     from qsweep.base.files import write_text
+    from qsweep.results.arrays import stored_arrays
     from qsweep.results.html.page import render
-    from qsweep.results.html.tokens import stored_arrays
     from qsweep.results.markdown import results_markdown
+    from qsweep.results.peers import with_peers
     from qsweep.results.rows import rows, to_csv
+    from qsweep.results.write import write_tensors
 
     records = merge(sweeps)
     command = "; ".join(sweep.command for sweep in sweeps if sweep.command)
     title = ", ".join(sweep.name for sweep in sweeps)
     texts = {
         page: render(sweeps, find or stored_arrays),
-        page.with_suffix(".csv"): to_csv(rows(records)),
+        page.with_suffix(".csv"): to_csv(with_peers(rows(records), find or stored_arrays)),
         page.with_suffix(".md"): results_markdown(title, records, command),
     }
     if picture := _picture(records):
         texts[page.with_suffix(".svg")] = picture
     for path, text in texts.items():
         write_text(path, text)
+    write_tensors(page.parent, records)
     return list(texts)
 
 

@@ -30,6 +30,8 @@ def packed(specs: Sequence[Spec]) -> dict[str, Any]:
                 own = {k: v for k, v in value.items() if k not in shared and k != "id"}
                 points.append({"row": numbers[value["id"]], **own})
             spec = {**spec, "data": {"columns": columns(points)}}
+        elif len(values) > _FEW and not any("id" in value for value in values):
+            spec = {**spec, "data": {"columns": columns(values)}}
         made.append(tidy(spec))
     return {"rows": columns(tidy(common)), "specs": made}
 

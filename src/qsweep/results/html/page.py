@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from qsweep.base.version import __version__
 from qsweep.results import own_run
+from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options
@@ -23,8 +24,9 @@ from qsweep.results.html.overview import quality_against_size
 from qsweep.results.html.packing import packed
 from qsweep.results.html.panel import Panel
 from qsweep.results.html.table import Table, table
+from qsweep.results.html.tensors import tensors
 from qsweep.results.html.theme import config
-from qsweep.results.html.tokens import FindArrays, divergence_by_token, stored_arrays
+from qsweep.results.html.tokens import divergence_by_token
 from qsweep.results.html.vega import script
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -86,13 +88,14 @@ def _section(group: Group, find: FindArrays) -> Section:
         costs.speed(group),
         *divergence_by_token(group, find),
         costs.layer_loss(group),
+        *tensors(group),
         costs.time_and_memory(group),
     ]
     return Section(
         group=group,
         sentences=answers(group),
         overview=quality_against_size(group),
-        table=table(group),
+        table=table(group, find),
         panels=[panel for panel in panels if panel is not None],
     )
 

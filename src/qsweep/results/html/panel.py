@@ -24,6 +24,7 @@ EDGE = 1.35
 class Panel:
     """A picture (a Vega-Lite specification), a small table, or both, with words.
 
+    ``link`` is a text and where it leads to, a place beside the page.
     ``alt`` says what a picture shows to those who cannot see it; ``note`` is read by everybody.
     """
 
@@ -35,6 +36,7 @@ class Panel:
     headings: Sequence[str] = ()
     lines: Sequence[Sequence[str]] = field(default_factory=tuple)
     wide: bool = False
+    link: tuple[str, str] | None = None
 
 
 def shared_fields() -> tuple[str, ...]:

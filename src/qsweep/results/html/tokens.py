@@ -1,23 +1,19 @@
 """Where divergence sits: its distribution over tokens, and by the reference's confidence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base import numbers
-from qsweep.base.errors import ArtifactCorrupt
-from qsweep.base.manifest import MANIFEST, open_entry
+from qsweep.results.arrays import FindArrays, read_arrays, stored_arrays
 from qsweep.results.columns.table import KLD, KLD_MEDIAN, KLD_P99, PPL_RATIO
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
 from qsweep.results.html.theme import colour_by
-from qsweep.results.record import Measurement, Record, Row
+from qsweep.results.record import Row
 
 if TYPE_CHECKING:
     import numpy as np
-
-# A measurement's per-token arrays, None where they are not kept any more.
-FindArrays = Callable[[Record, Measurement], Path | None]
 
 # Arrays are large (3 MB per 335k tokens), and more curves than this cannot be told apart.
 _TRIALS = 6
@@ -27,19 +23,6 @@ _FEW = 30
 _LEAST = 1e-6
 # From where on a token counts as diverging, in nats.
 _EDGE = 1e-5
-
-
-def stored_arrays(record: Record, measurement: Measurement) -> Path | None:
-    """The arrays where the store keeps them, if they are what was measured."""
-    if not (folder := measurement.file):
-        return None
-    path = Path(folder) / "arrays.safetensors"
-    if (path.parent / MANIFEST).exists():
-        try:
-            open_entry(path.parent, full=True)
-        except ArtifactCorrupt:
-            return None
-    return path if path.is_file() else None
 
 
 def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[Panel]:
@@ -131,13 +114,12 @@ def _candidates(rows: Sequence[Row]) -> list[Row]:
 
 
 def _read(path: Path) -> "tuple[np.ndarray, np.ndarray] | None":
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor("token_kld"), file.get_tensor("reference_confidence")
-    except (OSError, SafetensorError, ValueError):
-        return None
+    found = read_arrays(path, "token_kld", "reference_confidence")
+    return (
+        None
+        if found is None or len(found) < 2
+        else (found["token_kld"], found["reference_confidence"])
+    )
 
 
 def _shares(label: str, kld: "np.ndarray") -> list[dict[str, Any]]:

@@ -63,11 +63,14 @@
     const wanted = 34 + 6.8 * Math.max(8, ...names(spec).map((name) => name.length));
     look.legend.columns = Math.max(1, Math.min(8, Math.floor(room / wanted)));
     look.legend.labelLimit = Math.max(60, room / look.legend.columns - 30);
+    // Pictures above each other have a width each, to which their axes come.
+    const sized = spec.vconcat
+      ? { vconcat: painted(spec, style).vconcat.map((part) => ({ ...part, width: width - 84 })) }
+      : { width: width - 8, autosize: { type: "fit-x", contains: "padding" } };
     const whole = {
       ...painted(spec, style),
       $schema: "https://vega.github.io/schema/vega-lite/v6.json",
-      width: width - 8,
-      autosize: { type: "fit-x", contains: "padding" },
+      ...sized,
       config: look,
     };
     if (place.view) place.view.finalize();
