@@ -242,10 +242,10 @@ def test_what_is_not_read_is_named(tmp_path, change, message):
 def test_a_pickle_is_never_loaded(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings(4)}))
     (tmp_path / "gptq_model-4bit-128g.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(ArtifactCorrupt, match="only pickled weights .gptq_model-4bit-128g.bin"):
+    with pytest.raises(ConfigError, match="only pickled weights .gptq_model-4bit-128g.bin"):
         CONTAINER.size(tmp_path)
     (tmp_path / "gptq_model-4bit-128g.bin").rename(tmp_path / "llama-7b-4bit.pt")
-    with pytest.raises(ArtifactCorrupt, match="only pickled weights .llama-7b-4bit.pt"):
+    with pytest.raises(ConfigError, match="only pickled weights .llama-7b-4bit.pt"):
         CONTAINER.size(tmp_path)
 
 
