@@ -5,23 +5,10 @@ import os
 import pytest
 import torch
 
+from helpers.packed import make_grid
 from qsweep.formats.awq import pack_awq, unpack_awq
 from qsweep.formats.gptq import pack_gptq, unpack_gptq
-from qsweep.formats.packing import ALL_BITS, BITS, Grid, pack, unpack
-
-
-def make_grid(bits, outputs=32, inputs=64, group_size=16, order=None, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    groups = inputs // group_size
-    g_idx = None
-    if order is not None:
-        g_idx = (torch.arange(inputs) // group_size)[torch.randperm(inputs, generator=generator)]
-    return Grid(
-        codes=torch.randint(0, 2**bits, (outputs, inputs), generator=generator).to(torch.uint8),
-        zeros=torch.randint(0, 2**bits, (outputs, groups), generator=generator).to(torch.uint8),
-        scales=(torch.rand(outputs, groups, generator=generator) / 50 + 0.001).half(),
-        g_idx=g_idx,
-    )
+from qsweep.formats.packing import ALL_BITS, BITS, pack, unpack
 
 
 def stream_of_bits(codes, bits):
@@ -108,6 +95,7 @@ def torch_linear(grid, packed, bits, version):
         register_buffers=True,
     )
     module.load_state_dict(packed)
+    module.optimized = True  # or it compiles what a test runs once
     if version == 1:
         convert_gptq_v1_to_v2_format_module(module, bits, torch.int32)
     module.post_init()

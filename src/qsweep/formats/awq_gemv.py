@@ -46,13 +46,13 @@ def gemv_fast_layer(name: str, shapes: Shapes, settings: Settings) -> PackedLaye
     """See :meth:`PackedContainer.layer`; of ``gemv_fast`` and ``llm-awq``."""
     (quarter, inputs), word = shapes["qweight"]
     outputs = quarter * 4
-    groups = _groups(name, inputs, settings)
-    padded = _padded(inputs, groups)
     zeros = "scaled_zeros" if "scaled_zeros" in shapes else "qzeros"
     if word != 16 or inputs % 64:
         raise ArtifactCorrupt(
             f"{name}: qweight of {inputs} words of {word} bits; gemv_fast has a multiple of 64, of 16"
         )
+    groups = _groups(name, inputs, settings)
+    padded = _padded(inputs, groups)
 
     def expected(bits: int) -> tuple[int, dict[str, tuple[int, int]]]:
         return inputs, {"scales": (padded, outputs), zeros: (padded, outputs)}

@@ -114,9 +114,9 @@ def unpack(words: "torch.Tensor", bits: int, count: int) -> "torch.Tensor":
 
 def _unit(bits: int) -> tuple[int, int]:
     # The smallest piece of the stream that begins and ends with a byte: (codes, bytes).
-    return (8 // bits, 1) if bits in (2, 4, 8) else (8, bits)
+    return (8 // bits, 1) if bits in (1, 2, 4, 8) else (8, bits)
 
 
 def _check(bits: int) -> None:
-    if bits not in ALL_BITS:
+    if bits not in (1, *ALL_BITS):  # one bit is a plane of wider codes
         raise ValueError(f"{bits} bits: GPTQ and AWQ checkpoints hold 2 to 8")
