@@ -74,6 +74,10 @@ class Container(ABC):
         """Why a checkpoint that it claims cannot be read after all, in a few words; None if it can."""
         return None
 
+    def details(self, path: Path) -> dict[str, Any]:
+        """What an artifact says beside its weights: what activations and the KV cache are served as."""
+        return {}
+
     def stored(self, path: Path) -> list[StoredTensor]:
         """How each tensor is stored in an artifact at ``path``, from its files alone.
 

@@ -78,7 +78,7 @@ def read_existing(path: Path) -> Artifact:
             f"{path}: a GGUF file of another maker; it is not known yet which tensor of the "
             "checkpoint each of its tensors is. quant=gguf makes one"
         )
-    return Artifact(path, found.name, found.size(path))
+    return Artifact(path, found.name, found.size(path), details=found.details(path))
 
 
 def _of_the_store(path: Path) -> bool:
