@@ -21,8 +21,9 @@ _SPARSE = ("sparse-bitmask", "sparse-24-bitmask", "marlin-24")
 _EACH_ITS_OWN = ("mixed-precision", None)
 _REGEX = "re:"
 _SAFETENSORS = {
-    "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2", "torch.uint8": "U8",
-    "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64",
+    "float16": "F16", "bfloat16": "BF16", "float32": "F32",
 }  # fmt: skip
 # What a validator of the library raises.
 _OF_A_CONFIG = (
@@ -122,7 +123,8 @@ def described(args: "QuantizationArgs", format_: str | None = None) -> str:
         "tensor_group": f"g{args.group_size}",
         "block": f"block {'x'.join(map(str, args.block_structure or ()))}",
     }[args.strategy]
-    return f"{number} {grain}{'' if args.symmetric else ' asym'}"
+    stored = "" if args.num_bits == 8 or format_ in (None, "pack-quantized") else " in int8"
+    return f"{number} {grain}{'' if args.symmetric else ' asym'}{stored}"
 
 
 def served(schemes: Schemes) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def served(schemes: Schemes) -> dict[str, Any]:
 
 def dtype_name(dtype: Any) -> str | None:
     """A torch dtype as safetensors spells it; None if there is none."""
-    return _SAFETENSORS.get(str(dtype))
+    return _SAFETENSORS.get(str(dtype).removeprefix("torch."))
 
 
 def _served(stated: Iterable["QuantizationArgs | None"]) -> str:

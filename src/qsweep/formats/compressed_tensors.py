@@ -94,6 +94,10 @@ class CompressedTensorsContainer(QuantizedCheckpoint):
         schemes: Schemes = self.settings(path)[_SCHEMES]
         return served(schemes)
 
+    def quantizes_weights(self, settings: Settings) -> bool:
+        """See :meth:`QuantizedCheckpoint.quantizes_weights`."""
+        return bool(settings[_SCHEMES].groups)
+
     def is_quantized(self, parts: Mapping[str, TensorHeader]) -> bool:
         """See :meth:`QuantizedCheckpoint.is_quantized`."""
         weight = parts.get("weight")
@@ -223,13 +227,11 @@ def checked_shape(
         wanted: tuple[int, ...] = scales
         if format_ == "pack-quantized" and args.strategy in ("group", "channel"):
             wanted = (*scales[:-2], -(-scales[-2] * args.num_bits // 32), scales[-1])
-        _check_part(
-            layer, "weight_zero_point", zeros, wanted, {"I32", "I8", *_WHOLE_CODES["float"]}
-        )
+        check_part(layer, "weight_zero_point", zeros, wanted, {"I32", "I8", *_WHOLE_CODES["float"]})
     if "weight_global_scale" in others:
-        _check_part(layer, "weight_global_scale", parts["weight_global_scale"], (1,), _FLOATS)
+        check_part(layer, "weight_global_scale", parts["weight_global_scale"], (1,), _FLOATS)
     if "weight_g_idx" in parts:
-        _check_part(layer, "weight_g_idx", parts["weight_g_idx"], shape[-1:], {"I32", "I64"})
+        check_part(layer, "weight_g_idx", parts["weight_g_idx"], shape[-1:], {"I32", "I64"})
     return shape
 
 
@@ -273,12 +275,13 @@ def _check_scale(
         dtypes = frozenset({"F8_E4M3"})
     if (stated := dtype_name(args.scale_dtype)) is not None and not format_.startswith("mx"):
         dtypes |= {stated}
-    _check_part(layer, "weight_scale", scale, wanted, dtypes)
+    check_part(layer, "weight_scale", scale, wanted, dtypes)
 
 
-def _check_part(
+def check_part(
     layer: str, name: str, part: TensorHeader, wanted: tuple[int, ...], dtypes: Collection[str]
 ) -> None:
+    """Refuse a part of a layer that has another shape or type than is due. Raises ArtifactCorrupt."""
     # A number alone may lie as [], [1] or [1, 1], a column as [out] or [out, 1].
     if part.shape != wanted and not (
         part.count == math.prod(wanted) and (part.count == 1 or (*part.shape, 1) == wanted)

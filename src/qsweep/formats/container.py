@@ -26,6 +26,7 @@ _MODULES = {
     "gptq": "qsweep.formats.gptq",
     "awq": "qsweep.formats.awq",
     "compressed-tensors": "qsweep.formats.compressed_tensors",
+    "modelopt": "qsweep.formats.modelopt",
     "gguf": "qsweep.formats.gguf.dense",
 }
 # Runtimes that qsweep can run by itself to time an artifact.
