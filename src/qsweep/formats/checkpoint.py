@@ -89,6 +89,10 @@ class QuantizedCheckpoint(Container):
         """The parts without which a quantized tensor that has these cannot be read."""
         return self.parts
 
+    def quantizes_weights(self, settings: Settings) -> bool:
+        """Whether any weight should be quantized, and not activations or the KV cache alone."""
+        return True
+
     def settings(self, path: Path) -> Settings:
         """What tensors are read by: the ``quantization_config``, and what else a container wants.
 
@@ -116,7 +120,7 @@ class QuantizedCheckpoint(Container):
             self._described(path, name, parts, settings)
             files = {part: (handles[full], full) for part, (full, _) in parts.items()}
             state[name] = LazyWeight(partial(self._read, path, name, files, settings, device))
-        if not quantized:
+        if not quantized and self.quantizes_weights(settings):
             raise ArtifactCorrupt(f"{path}: no quantized layer in its weight files")
         return state
 

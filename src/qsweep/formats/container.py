@@ -34,6 +34,7 @@ _MODULES = {
     "torchao": "qsweep.formats.torchao",
     "hqq": "qsweep.formats.hqq",
     "exl3": "qsweep.formats.exl3",
+    "modelopt": "qsweep.formats.modelopt",
     "gguf": "qsweep.formats.gguf.dense",
 }
 # Runtimes that qsweep can run by itself to time an artifact.
@@ -82,6 +83,10 @@ class Container(ABC):
         """Why a checkpoint that it claims cannot be read after all, in a few words; None if it can."""
         return None
 
+    def details(self, path: Path) -> dict[str, Any]:
+        """What an artifact says beside its weights: what activations and the KV cache are served as."""
+        return {}
+
     def stored(self, path: Path) -> list[StoredTensor]:
         """How each tensor is stored in an artifact at ``path``, from its files alone.
 
@@ -120,7 +125,8 @@ class Container(ABC):
             QsweepError: Its files cannot be read.
         """
         found = checkpoint_belonging(path, base, self.stored(path), self.name)
-        return Artifact(out, self.name, self.size(path), (), {"belonging": found}, origin=path)
+        details = {**self.details(path), "belonging": found}
+        return Artifact(out, self.name, self.size(path), (), details, origin=path)
 
     def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """What can serve an artifact that states these options; nothing where nobody can tell."""

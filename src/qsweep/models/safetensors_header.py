@@ -5,6 +5,7 @@ Format: https://github.com/huggingface/safetensors#format. No weight is read.
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ DTYPE_BITS = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     "F4": 4,
 }
+# As struct spells them.
+_INTEGERS = {"I64": "q", "I32": "i", "I16": "h", "U64": "Q", "U32": "I", "U16": "H"}
 _LONGEST = 100_000_000
 
 
@@ -77,6 +80,20 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not a whole safetensors file ({error})") from error
     return found
+
+
+def read_integers(info: TensorHeader) -> tuple[int, ...]:
+    """The elements of a small tensor of integers, such as a shape.
+
+    Raises:
+        ConfigError: it holds no integers.
+    """
+    if info.dtype not in _INTEGERS:
+        raise ConfigError(f"{info.file}: a tensor of {info.dtype} where integers are due")
+    with open_regular(info.file) as stream:
+        stream.seek(info.start)
+        found = stream.read(info.bits // 8)
+    return struct.unpack(f"<{info.count}{_INTEGERS[info.dtype]}", found)
 
 
 def same_content(one: TensorHeader, other: TensorHeader) -> bool:
