@@ -38,7 +38,7 @@ class BitsAndBytesContainer(QuantizedCheckpoint):
     optional = (*_OF_A_WEIGHT, *_OF_A_LAYER, f"{_STATE}nf4", f"{_STATE}fp4")
 
     def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
+        """See :meth:`Container.require_library`."""
         if importlib.util.find_spec("bitsandbytes") is None:
             raise BackendUnavailable(
                 'bitsandbytes, which reads such checkpoints, is not installed: pip install "qsweep[bitsandbytes]"'

@@ -80,6 +80,9 @@ class Container(ABC):
         """Why a checkpoint that it claims cannot be read after all, in a few words; None if it can."""
         return None
 
+    def require_library(self) -> None:
+        """Raises BackendUnavailable where the library that reads the format is not installed."""
+
     def stored(self, path: Path) -> list[StoredTensor]:
         """How each tensor is stored in an artifact at ``path``, from its files alone.
 

@@ -30,7 +30,7 @@ class EXL3Container(QuantizedCheckpoint):
     optional = ("su", "sv", "mcg", "mul1")
 
     def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
+        """See :meth:`Container.require_library`."""
         if importlib.util.find_spec("gptqmodel") is None:
             raise BackendUnavailable(
                 'GPTQModel, which reads EXL3 checkpoints, is not installed: pip install "qsweep[gptqmodel]"'

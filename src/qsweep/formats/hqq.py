@@ -42,7 +42,7 @@ class HQQContainer(QuantizedCheckpoint):
     optional = (*_NUMBERS, *_TEXTS, *_IGNORED)
 
     def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
+        """See :meth:`Container.require_library`."""
         if importlib.util.find_spec("hqq") is None:
             raise BackendUnavailable(
                 'hqq, which reads such checkpoints, is not installed: pip install "qsweep[hqq]"'

@@ -52,7 +52,7 @@ class TorchAOContainer(QuantizedCheckpoint):
     optional = _PARTS[1:]
 
     def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
+        """See :meth:`Container.require_library`."""
         if importlib.util.find_spec("torchao") is None:
             raise BackendUnavailable(
                 'torchao, which reads such checkpoints, is not installed: pip install "qsweep[torchao]"'
