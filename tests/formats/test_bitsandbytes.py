@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits
 from safetensors.torch import load_file
 
+from helpers.quantized import by_transformers, change, dense, logits
 from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.bitsandbytes import CONTAINER
@@ -149,7 +149,9 @@ def test_int8_without_its_scales(tiny_model, tmp_path):
     tensors = load_file(path / "model.safetensors")
     assert f"{Q}.SCB" in tensors
     change(path, lambda t: t.update({f"{Q}.SCB": torch.ones(3)}))
-    with pytest.raises(ArtifactCorrupt, match=r"SCB of the shape \[3\] for weights of \[256, 256\]"):
+    with pytest.raises(
+        ArtifactCorrupt, match=r"SCB of the shape \[3\] for weights of \[256, 256\]"
+    ):
         dense(path, source)
     change(path, lambda t: t.pop(f"{Q}.SCB"))
     with pytest.raises(ArtifactCorrupt, match=f"{Q} has no SCB"):

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, fp8, logits, mxfp4
 from safetensors.torch import load_file
 
 import qsweep.formats.dequantized as module
+from helpers.quantized import by_transformers, change, dense, fp8, logits, mxfp4
 from qsweep.base.errors import ConfigError
 from qsweep.base.manifest import MANIFEST
 from qsweep.base.store import Store
@@ -55,7 +55,9 @@ def gptq(source, out):
         (gptq, "llama", "gptq int4 g64", 0.0025),
     ],
 )
-def test_it_is_the_same_model_rounded(tiny_model, tmp_path, store, make, architecture, called, most):
+def test_it_is_the_same_model_rounded(
+    tiny_model, tmp_path, store, make, architecture, called, most
+):
     source = tiny_model(architecture)
     path = make(source, tmp_path / "base")
     found = base_directory(path, store)
@@ -158,8 +160,14 @@ Q = "model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda p: configure(p, {"quant_method": "aqlm"}), "in aqlm that cannot be read: .*; give the"),
-        (lambda p: configure(p, {"quant_method": "nonesuch"}), "a checkpoint in nonesuch; those that"),
+        (
+            lambda p: configure(p, {"quant_method": "aqlm"}),
+            "in aqlm that cannot be read: .*; give the",
+        ),
+        (
+            lambda p: configure(p, {"quant_method": "nonesuch"}),
+            "a checkpoint in nonesuch; those that",
+        ),
         (lambda p: configure(p, {"bits": 8}), "has no quant_method"),
         (lambda p: change(p, lambda t: t.pop(f"{Q}.weight_scale_inv")), f"{Q} has no scale"),
         (

@@ -7,9 +7,9 @@ import os
 
 import pytest
 import torch
-from helpers.quantized import change, dense, logits, write_checkpoint
 from safetensors.torch import load_file
 
+from helpers.quantized import change, dense, logits, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.recognize import recognize
 

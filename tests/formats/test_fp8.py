@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from helpers.quantized import change, dense, fp8, logits, mxfp4, write_checkpoint
 from safetensors.torch import load_file
 
+from helpers.quantized import change, dense, fp8, logits, mxfp4, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.fp8 import dequantize
 from qsweep.formats.recognize import recognize

@@ -6,9 +6,9 @@ own layers write the tensors, in the form that they have for safetensors.
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits, write_checkpoint
 from safetensors.torch import load_file
 
+from helpers.quantized import by_transformers, change, dense, logits, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.recognize import recognize
 
@@ -82,7 +82,10 @@ def text(content):
     [
         (lambda t: t.pop(f"{Q}.scale"), f"{Q} has no scale"),
         (lambda t: t.pop(f"{Q}.shape"), f"{Q} has no shape"),
-        (lambda t: t.update({f"{Q}.packing": text("5bit")}), "packed as '5bit', which hqq does not"),
+        (
+            lambda t: t.update({f"{Q}.packing": text("5bit")}),
+            "packed as '5bit', which hqq does not",
+        ),
         (lambda t: t.update({f"{Q}.shape": torch.tensor([7, 7])}), f"{Q}.weight cannot be read"),
     ],
 )

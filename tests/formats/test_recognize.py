@@ -31,7 +31,9 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, pocket_dir, method):
     if any(found.claims({"quant_method": method}) for found in containers()):
         return  # it is read by now
     path = directory(tmp_path, pocket_dir, {"quant_method": method})
-    with pytest.raises(ConfigError, match=f"a checkpoint in {method} that cannot be read: ") as caught:
+    with pytest.raises(
+        ConfigError, match=f"a checkpoint in {method} that cannot be read: "
+    ) as caught:
         recognize(path)
     assert "\n" not in str(caught.value)
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from helpers.quantized import by_transformers, change, dense, logits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers.quantized import by_transformers, change, dense, logits
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.recognize import recognize
 
@@ -36,9 +36,7 @@ def settings(kind):
             "int8": Int8WeightOnlyConfig,
             "int8-dynamic": Int8DynamicActivationInt8WeightConfig,
             "float8": Float8WeightOnlyConfig,
-            "int3": lambda: IntxWeightOnlyConfig(
-                weight_dtype=torch.int3, granularity=PerGroup(32)
-            ),
+            "int3": lambda: IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerGroup(32)),
             "int4-dynamic": lambda: Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4),
             "mxfp8": MXDynamicActivationMXWeightConfig,
             "nvfp4": NVFP4WeightOnlyConfig,
@@ -131,6 +129,8 @@ def test_a_tensor_that_the_library_cannot_dequantize(tiny_model, tmp_path):
     by_transformers(source, path, settings("int8"))
     names = ["qdata", "scale", "zero_point"]
     stated = {"block_size": [1, 32], "shape": [256, 256]}
-    restate(path, say(json.dumps({"_type": "Int4Tensor", "_data": stated, "_tensor_data_names": names})))
+    restate(
+        path, say(json.dumps({"_type": "Int4Tensor", "_data": stated, "_tensor_data_names": names}))
+    )
     with pytest.raises(ArtifactCorrupt, match="torchao cannot dequantize its Int4Tensor"):
         dense(path, source)

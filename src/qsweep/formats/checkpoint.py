@@ -142,7 +142,9 @@ class QuantizedCheckpoint(Container):
             return False
         for needed in self.needed(headers):
             if needed not in parts:
-                raise ArtifactCorrupt(f"{path}: {name.removesuffix('.weight')} has no {needed or 'weight'}")
+                raise ArtifactCorrupt(
+                    f"{path}: {name.removesuffix('.weight')} has no {needed or 'weight'}"
+                )
         return True
 
     def _read(

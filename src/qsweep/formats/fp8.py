@@ -106,7 +106,9 @@ def dequantize(
     if any(missing):
         codes = pad(codes.view(torch.uint8), (0, missing[1], 0, missing[0])).view(codes.dtype)
     codes = codes.view(torch.int8) if per_byte == 2 else codes
-    found: dict[str, Any] = Fp8Dequantize(None).convert({"weight$": codes, "weight_scale_inv": scale})
+    found: dict[str, Any] = Fp8Dequantize(None).convert(
+        {"weight$": codes, "weight_scale_inv": scale}
+    )
     dense: torch.Tensor = found["weight"][..., :rows, :columns]
     return dense
 
@@ -131,9 +133,7 @@ def _blocks(
     raise ValueError(f"scales of the shape {list(scales)} for weights of {list(shape)}{stated}")
 
 
-def _granularity(
-    shape: Sequence[int], scales: Sequence[int], settings: Mapping[str, Any]
-) -> str:
+def _granularity(shape: Sequence[int], scales: Sequence[int], settings: Mapping[str, Any]) -> str:
     if settings.get("quant_method") == "fbgemm_fp8":
         return "channel"
     grid, block = _blocks(shape, scales, settings.get("weight_block_size"))
