@@ -9,13 +9,11 @@ no tensor is JSON in the bytes of ``weight.quant_state.bitsandbytes__nf4`` (or `
 The library reads them (``bitsandbytes.functional``), on a CPU too.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import BackendUnavailable
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.formats.weights import LazyWeight, transposed
@@ -34,15 +32,9 @@ class BitsAndBytesContainer(QuantizedCheckpoint):
 
     name = "bitsandbytes"
     quant_methods = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+    library = "bitsandbytes"
     parts = ("",)
     optional = (*_OF_A_WEIGHT, *_OF_A_LAYER, f"{_STATE}nf4", f"{_STATE}fp4")
-
-    def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise BackendUnavailable(
-                'bitsandbytes, which reads such checkpoints, is not installed: pip install "qsweep[bitsandbytes]"'
-            )
 
     def part_of(self, tensor: str) -> tuple[str, str]:
         """See :meth:`QuantizedCheckpoint.part_of`."""

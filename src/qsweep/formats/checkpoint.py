@@ -101,9 +101,6 @@ class QuantizedCheckpoint(Container):
         """
         return quantization_settings(path)
 
-    def require_library(self) -> None:
-        """Raises BackendUnavailable where the library that reads the format is not installed."""
-
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :meth:`Container.dense_weights`."""
         self.require_library()

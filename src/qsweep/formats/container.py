@@ -7,13 +7,14 @@ from another package is an entry point of the group ``qsweep.containers`` that n
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from qsweep.base.errors import QsweepError
+from qsweep.base.errors import BackendUnavailable, QsweepError
 from qsweep.base.schema import nearest
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.belonging.check import checkpoint_belonging, checkpoint_differences
@@ -49,6 +50,7 @@ class Container(ABC):
         quantized: Whether the weights are codes rather than numbers.
         quant_methods: The ``quant_method`` of checkpoints that it reads.
         timed_by: The runtime that can be timed from here, if there is one.
+        library: What reads it, if that is an extra of qsweep's, by the name of both.
         counts_files: Whether :meth:`size` can tell from files alone which layers are quantized.
     """
 
@@ -56,6 +58,7 @@ class Container(ABC):
     quantized: bool = True
     quant_methods: tuple[str, ...] = ()
     timed_by: TimedBy | None = None
+    library: str | None = None
     counts_files: bool = True
 
     @abstractmethod
@@ -86,6 +89,14 @@ class Container(ABC):
     def details(self, path: Path) -> dict[str, Any]:
         """What an artifact says beside its weights: what activations and the KV cache are served as."""
         return {}
+
+    def require_library(self) -> None:
+        """Raises BackendUnavailable where the library that reads the format is not installed."""
+        if self.library is not None and importlib.util.find_spec(self.library) is None:
+            raise BackendUnavailable(
+                f"{self.library}, which reads {self.name} checkpoints, is not installed: "
+                f'pip install "qsweep[{self.library}]"'
+            )
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """How each tensor is stored in an artifact at ``path``, from its files alone.

@@ -6,12 +6,10 @@ Hadamard rotation of blocks of 128; ``mcg`` or ``mul1`` say which codebook was u
 kernel (``nn_modules/exllamav3_torch.py`` in 7.6) decodes them on a CPU, without exllamav3.
 """
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import BackendUnavailable
 from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.models.facts import TensorHeader
 
@@ -26,15 +24,9 @@ class EXL3Container(QuantizedCheckpoint):
 
     name = "exl3"
     quant_methods = ("exl3",)
+    library = "gptqmodel"
     parts = ("trellis", "suh", "svh")
     optional = ("su", "sv", "mcg", "mul1")
-
-    def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
-        if importlib.util.find_spec("gptqmodel") is None:
-            raise BackendUnavailable(
-                'GPTQModel, which reads EXL3 checkpoints, is not installed: pip install "qsweep[gptqmodel]"'
-            )
 
     def dense(
         self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]

@@ -67,10 +67,19 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     config = {**corrected_config(source), "quantization_config": dict(settings)}
     write_json(out / "config.json", config)
     write_json(out / "quantize_config.json", dict(settings))
-    for pattern in _COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+    copy_companions(source, out)
+
+
+def companions(source: Path) -> list[Path]:
+    """Tokenizer, chat template, code and licence: what a checkpoint has beside weights and settings."""
+    found = {file for pattern in _COMPANIONS for file in source.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy them, byte for byte."""
+    for file in companions(source):
+        shutil.copyfile(file, out / file.name)
 
 
 def usual_dtype(tensors: Iterable[TensorHeader]) -> "torch.dtype":

@@ -10,12 +10,11 @@ hqq's own reader of these tensors evaluates what stands in ``unpack_view_dtype``
 pickle, ``qmodel.pt``, which is refused. transformers 5.18 neither writes nor loads HQQ.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable
+from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.formats.weights import open_weights, quantization_settings
 from qsweep.models.facts import TensorHeader
@@ -38,15 +37,9 @@ class HQQContainer(QuantizedCheckpoint):
 
     name = "hqq"
     quant_methods = ("hqq",)
+    library = "hqq"
     parts = ("W_q", "scale", "zero", "shape", "nbits", "axis", "packing")
     optional = (*_NUMBERS, *_TEXTS, *_IGNORED)
-
-    def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
-        if importlib.util.find_spec("hqq") is None:
-            raise BackendUnavailable(
-                'hqq, which reads such checkpoints, is not installed: pip install "qsweep[hqq]"'
-            )
 
     def refusal(self, path: Path, settings: Mapping[str, Any]) -> str | None:
         """See :meth:`Container.refusal`."""

@@ -6,14 +6,12 @@ the tensor's name. Format: ``torchao/prototype/safetensors`` in torchao 0.18, wh
 here and dequantizes it.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import BackendUnavailable
 from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.formats.weights import header_metadata, quantization_settings
 from qsweep.models.facts import TensorHeader
@@ -48,15 +46,9 @@ class TorchAOContainer(QuantizedCheckpoint):
 
     name = "torchao"
     quant_methods = ("torchao",)
+    library = "torchao"
     parts = ("qdata",)
     optional = _PARTS[1:]
-
-    def require_library(self) -> None:
-        """See :meth:`QuantizedCheckpoint.require_library`."""
-        if importlib.util.find_spec("torchao") is None:
-            raise BackendUnavailable(
-                'torchao, which reads such checkpoints, is not installed: pip install "qsweep[torchao]"'
-            )
 
     def settings(self, path: Path) -> Mapping[str, Any]:
         """See :meth:`QuantizedCheckpoint.settings`; with what the files' headers say."""

@@ -64,7 +64,7 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     for key, label in labels.items():
         grid = grids[key]
         word = words.get(grid, "") if isinstance(grid, bool) else ""
-        found[key] = f"{label}{word}{_purpose(records[key])}"
+        found[key] = f"{label}{word}{_purpose(records[key])}{_origin(records[key])}"
     return found
 
 
@@ -73,6 +73,12 @@ def _purpose(record: Record) -> str:
     if record.implied and not record.reference and record.fidelity == "full":
         return " (check)"
     return {"few": " (first windows)", "proxy": " (proxy)"}.get(record.fidelity, "")
+
+
+def _origin(record: Record) -> str:
+    """What a reference was before it was one."""
+    found = record.dequantized_from if record.reference else None
+    return f" (dequantized from {found})" if found else ""
 
 
 def distinguish(

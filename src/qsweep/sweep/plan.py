@@ -5,7 +5,7 @@ what is already there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from qsweep.base.environment import environment
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
+from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
@@ -137,10 +138,13 @@ def find_setting(
     """Look up what a trial refers to: model files, texts, device (unless it is given).
 
     Raises:
-        QsweepError: one line on what is missing. No model is loaded; texts are, the first time.
+        QsweepError: one line on what is missing. No model is loaded; texts are, the first time, and
+            a model that is given quantized alone is dequantized, the first time.
     """
     device = device or resolve_device(trial.device)
+    model = base_directory(model, store)
     facts = read_facts(model, trial.model.name)
+    facts = replace(facts, dequantized_from=dequantized_from(model))
     texts = {corpus.name: stored_text(corpus, store) for corpus in trial.corpora}
     calibration = (
         stored_text(trial.calibration.text, store) if trial.quant.uses_calibration else None

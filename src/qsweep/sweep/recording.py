@@ -66,6 +66,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             **_outline(plan.trial),
             "key": plan.key,
             "model_hash": plan.setting.model_hash,
+            "dequantized_from": plan.setting.facts.dequantized_from,
             "vocab_size": plan.setting.facts.vocab_size,
             "status": "finished",
             "reason": None,

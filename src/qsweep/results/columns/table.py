@@ -298,6 +298,10 @@ for _name, _meaning in {
     add(of_trial(_name, _meaning, csv=True))
 MODEL_PATH = add(Column("model_path", "where the model came from", "trial", derived.model_path,
     csv=True))
+DEQUANTIZED_FROM = add(of_trial(
+    "dequantized_from",
+    "what the model was released in, where that is quantized: its reference is what dequantizing it "
+    "gives", csv=True, tables={"html": "reference dequantized from"}))
 ARTIFACT = add(Column(
     "artifact", "the folder with what was made", "artifact",
     lambda row: row.record.artifact and row.record.artifact.path, csv=True))
@@ -328,6 +332,6 @@ CSV_ORDER = (*PROMISED, *(
     "worst_capability worst_retention "
 ).split(), *(column.name for column in RETENTIONS), *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
-    "no_verdict implied label top1_agreement_native "
+    "no_verdict implied label top1_agreement_native dequantized_from "
 ).split())
 # fmt: on
