@@ -92,15 +92,15 @@ def notes_of(rows: Sequence[TensorRow], claim: Claim) -> Iterator[str]:
     head = next((row for row in rows if row.layer is None and row.kind in _HEADS), None)
     tied = next((row for row in rows if row.layer is None and "embed" in row.name), None)
     if head is not None and head.quantized:
-        yield f"its output head is quantized, too ({head.type}, {head.bpw:.2f} bits per weight)"
+        yield f"Its output head is quantized, too ({head.type}, {head.bpw:.2f} bits per weight)"
     elif head is None and tied is not None and tied.quantized:
         yield (
-            "its output head, which is the embedding, is quantized, too "
+            "Its output head, which is the embedding, is quantized, too "
             f"({tied.type}, {tied.bpw:.2f} bits per weight)"
         )
     if _folds(rows) and _FOLDING.search(claim.method):
         yield (
-            "scales are folded into its norms and layers: its weights are not meant to be the "
+            "Scales are folded into its norms and layers: its weights are not meant to be the "
             "base's, and their errors say little"
         )
 
