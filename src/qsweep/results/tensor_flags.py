@@ -157,8 +157,8 @@ def _folds(rows: Iterable[TensorRow]) -> bool:
 
 
 def _outliers(rows: Iterable[TensorRow]) -> Iterator[str]:
-    # On a logarithmic scale, by the median and the median absolute deviation (times 1.4826, a
-    # standard deviation if errors are normal); compared is what is stored alike in the same place.
+    # By the median and the median absolute deviation (times 1.4826, a standard deviation if errors
+    # are normal); compared is what is stored alike in the same place.
     peers: dict[tuple[str, str], list[TensorRow]] = defaultdict(list)
     for row in rows:
         if row.quantized and row.relative_error and row.layer is not None:

@@ -259,7 +259,7 @@ PEER = add(Column(
     derived.peer("label"), csv=True, tables={"html": "nearest in size"}))
 PEER_SIZE_GB = add(Column(
     "peer_size_gb", "its size", "row", derived.peer("size_gb"), "GB", csv=True,
-    text=numbers.gigabytes, tables={"html": "its GB"}))
+    text=numbers.gigabytes))
 PEER_PPL_RATIO = add(Column(
     "peer_ppl_ratio",
     "perplexity / that one's, paired 95 % interval: below 1 is better than it; a tie where the "
