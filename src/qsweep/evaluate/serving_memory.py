@@ -147,7 +147,7 @@ def _stated_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
         return ["attention" if n % period == offset else "mamba" for n in range(layers)]
     if (chosen := config.get("attn_layer_indices")) is not None:
         return ["attention" if n in chosen else "mamba" for n in range(layers)]
-    if "num_attention_heads" not in config and "state_size" in config:
+    if model_type in ("mamba", "mamba2", "falcon_mamba"):
         return ["mamba"] * layers
     if not config.get("sliding_window") or config.get("use_sliding_window") is False:
         return ["attention"] * layers

@@ -20,6 +20,8 @@ from qsweep.results.tensors import summary_of
 from qsweep.sweep.plan import Plan
 
 FILE = "tensors.csv"
+# What names an artifact of somebody else's in a configuration.
+_NAMES = ("file", "path", "repo")
 
 
 def has_table(plan: Plan, artifact: Artifact) -> bool:
@@ -51,8 +53,10 @@ def find_tensors(plan: Plan, artifact: Artifact, store: Store) -> TensorSummary 
     file = entry.path / FILE
     rows = from_csv(file.read_text(encoding="utf-8"), file)
     quant = plan.trial.quant
-    names = [str(part) for part in (artifact.origin and artifact.origin.name,) if part]
-    claim = claim_of(quant.options(), f"{quant.method} {quant.backend}", names)
+    given = plan.trial.written.get("quant") or {}
+    names = [Path(str(given[name])).name for name in _NAMES if given.get(name)]
+    made_by = " ".join((quant.method, quant.backend, artifact.format, *names))
+    claim = claim_of(quant.options(), made_by, names)
     return summary_of(rows, claim, entry.content["left_out"], str(file))
 
 
