@@ -328,6 +328,8 @@ CSV_ORDER = (*PROMISED, *(
     "worst_capability worst_retention "
 ).split(), *(column.name for column in RETENTIONS), *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
-    "no_verdict implied label top1_agreement_native "
+    "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
+    "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
+    "peer_kld_difference_high "
 ).split())
 # fmt: on
