@@ -5,7 +5,7 @@ the same windows is a tie, and of those that tie the smallest is named.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from qsweep.evaluate.serving_memory import Footprint, footprint
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.derived import interval
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.peers import Windows, compared, windows_of
-from qsweep.results.record import Row
+from qsweep.results.record import Record, Row
 from qsweep.results.winner import CONTEND_BY, contender, says_nothing
 
 HEADINGS = (
@@ -57,6 +58,12 @@ class BudgetAnswer:
     def lines(self) -> list[list[str]]:
         """The table, for :data:`HEADINGS`."""
         return [_line(fit) for fit in self.fits]
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """A row for each artifact that was measured, as its verdict rests on, called apart from others."""
+    named = with_distinct_names(list(records))
+    return [Row(r, r.primary, r.name) for r in named if r.finished and not r.reference]
 
 
 def fits(
