@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import silent
-from qsweep.formats.artifact import Artifact
+from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import container
+from qsweep.formats.gguf.rules import Layout, Rule, to_json
 from qsweep.formats.tensor_table import from_csv, in_order, to_csv
-from qsweep.formats.weight_errors import left_out, tensor_table
+from qsweep.formats.weight_errors import differences, left_out, tensor_table
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
@@ -159,6 +160,56 @@ def test_layers_in_16_bits_are_named_with_their_share(rounded, facts, damaged, p
     )
     # of a file that claims nothing, nothing is said
     assert flags(artifact, facts, {}) == []
+
+
+def test_of_a_gguf_file_each_tensor_has_its_own_type(facts, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    base = load_file(facts.path / "model.safetensors")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    rules, expected = {}, {}
+    for name, weight in base.items():
+        kind = gguf.GGMLQuantizationType.F32
+        if weight.ndim == 2:
+            kinds = gguf.GGMLQuantizationType
+            kind = kinds.Q8_0 if "down_proj" in name else kinds.Q4_0
+        packed = gguf.quants.quantize(weight.float().numpy(), kind)
+        dense = torch.from_numpy(gguf.quants.dequantize(packed, kind).copy())
+        distance = dense.double() - weight.double()
+        expected[name] = (kind.name, float(distance.norm() / weight.double().norm()))
+        rules[name] = Rule(f"blk.{name}")
+        writer.add_tensor(f"blk.{name}", packed, raw_dtype=kind)
+    for write in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
+        getattr(writer, f"write_{write}")()
+    writer.close()
+    details = {"tensors": to_json(Layout(rules, {}), list(base))}
+    artifact = Artifact(tmp_path, "gguf", Size(1, 1, 1, 1, 1), details=details)
+    rows = tensor_table(artifact, facts, "cpu")
+    assert {row.name: row.type for row in rows} == {n: type_ for n, (type_, _) in expected.items()}
+    for row in rows:
+        assert row.relative_error == pytest.approx(expected[row.name][1], rel=1e-4)
+        assert row.bpw == {"Q8_0": 8.5, "Q4_0": 4.5, "F32": 32.0}[row.type]
+        assert row.quantized == (row.type != "F32")
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    (note,) = notes_of(rows, claim_of({"type": "Q4_0"}, "gguf"))
+    assert note.startswith("Its output head, which is the embedding, is quantized, too (Q4_0, 4.50")
+
+
+def test_an_expert_that_is_constant_is_counted_in_its_stack():
+    base = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(1))
+    ours = base + 0.01
+    ours[2] = 0
+    found = differences(ours, base, "cpu")
+    assert found.constant == 1 and found.non_finite == 0
+    assert found.relative_error == pytest.approx(
+        float((ours - base).norm() / base.norm()), rel=1e-5
+    )
+    # what is constant in the base, too, as a norm of ones, is as it should be
+    assert differences(torch.full((8,), 2.0), torch.ones(8), "cpu").constant == 0
+    ours[1, 0, 0] = float("nan")
+    assert differences(ours, base, "cpu").non_finite == 1
+    # and so is what is no number there
+    base[1, 0, 0] = float("nan")
+    assert differences(ours, base, "cpu").non_finite == 0
 
 
 def test_a_layer_of_zeros_is_flagged(damaged, facts):

@@ -16,7 +16,7 @@ from qsweep.formats.container import container
 from qsweep.formats.stored import StoredTensor
 from qsweep.formats.tensor_table import TensorRow, in_order, place_of
 from qsweep.formats.weights import open_weights
-from qsweep.models.facts import distinct_weights, read_config, read_tensors
+from qsweep.models.facts import distinct_weights, is_of_text, read_config, read_tensors
 from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
@@ -69,10 +69,16 @@ def tensor_table(
     total = sum(tensor.bits for tensor in stored.values())
     rows: list[TensorRow] = []
     broken: list[str] = []
-    names = [name for name in dense if name in base or name in stored]
+    named = [name for name in dense if name in base or name in stored or name in parts]
+    # What the base has comes first: a head that is its embedding once more takes nothing of its own.
+    names = sorted(named, key=lambda name: name not in base)
+    used: set[str] = set()
     for number, name in enumerate(names):
         progress("compare weights", number / len(names))
         own = [stored[part] for part in parts.get(name, (name,)) if part in stored]
+        if name not in base and used.issuperset(tensor.name for tensor in own):
+            continue
+        used.update(tensor.name for tensor in own)
         if not own and stored:
             continue  # it is not in the artifact, and the base's own is measured in its place
         shape = base[name].shape if name in base else ()
@@ -111,7 +117,7 @@ def tensor_table(
 
 
 def left_out(rows: "list[TensorRow]", path: Path) -> list[str]:
-    """The base's tensors, by name, that an artifact does not have.
+    """The base's tensors, by name, that an artifact does not have; those of images and sounds apart.
 
     Nothing where it has as many weights under names of its own: a library may rename what it saves.
 
@@ -121,7 +127,7 @@ def left_out(rows: "list[TensorRow]", path: Path) -> list[str]:
     """
     base = distinct_weights(read_tensors(path), read_config(path))
     known = {row.name for row in rows}
-    missing = {name: info.count for name, info in base.items() if name not in known}
+    missing = {n: info.count for n, info in base.items() if n not in known and is_of_text(n)}
     renamed = sum(row.weights for row in rows if row.name not in base)
     return [] if renamed >= sum(missing.values()) else sorted(missing)
 

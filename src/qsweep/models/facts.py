@@ -184,6 +184,11 @@ def _same(one: TensorHeader, other: TensorHeader, *stamps: int) -> bool:
     return same_content(one, other)
 
 
+def is_of_text(name: str) -> bool:
+    """Whether a tensor is of the language model: no vision tower's, no audio encoder's, no MTP's."""
+    return _NOT_DECODER.search(name) is None
+
+
 def other_linears(tensors: Mapping[str, TensorHeader]) -> list[str]:
     """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
     decoder = set(_in_decoder(tensors))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from qsweep.results.columns.views import csv_columns
+from qsweep.results.peers import with_peers
 from qsweep.results.record import Record
 from qsweep.results.rows import rows
 
@@ -18,7 +19,7 @@ def frame(records: Iterable[Record]) -> "pandas.DataFrame":
     """
     import pandas
 
-    found = rows(records)
+    found = with_peers(rows(records))
     return pandas.DataFrame({c.name: _column([c.get(row) for row in found]) for c in csv_columns()})
 
 

@@ -19,6 +19,7 @@ from qsweep.results.columns.table import KLD, PPL_RATIO, SIZE_GB
 from qsweep.results.comparable import measured_by
 from qsweep.results.peer import Peer
 from qsweep.results.record import Record, Row
+from qsweep.results.winner import MIN_WINDOWS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,7 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     mine, its = windows(row), windows(other)
     if mine is None or its is None or len(mine.tokens) != len(its.tokens):
         return found
-    if (mine.tokens != its.tokens).any() or len(mine.tokens) < 2:
+    if (mine.tokens != its.tokens).any() or len(mine.tokens) < MIN_WINDOWS:
         return found
     paired = ppl_ratio(mine.nll, its.nll, mine.tokens)
     found = replace(

@@ -92,15 +92,15 @@ def notes_of(rows: Sequence[TensorRow], claim: Claim) -> Iterator[str]:
     head = next((row for row in rows if row.layer is None and row.kind in _HEADS), None)
     tied = next((row for row in rows if row.layer is None and "embed" in row.name), None)
     if head is not None and head.quantized:
-        yield f"its output head is quantized, too ({head.type}, {head.bpw:.2f} bits per weight)"
+        yield f"Its output head is quantized, too ({head.type}, {head.bpw:.2f} bits per weight)"
     elif head is None and tied is not None and tied.quantized:
         yield (
-            "its output head, which is the embedding, is quantized, too "
+            "Its output head, which is the embedding, is quantized, too "
             f"({tied.type}, {tied.bpw:.2f} bits per weight)"
         )
     if _folds(rows) and _FOLDING.search(claim.method):
         yield (
-            "scales are folded into its norms and layers: its weights are not meant to be the "
+            "Scales are folded into its norms and layers: its weights are not meant to be the "
             "base's, and their errors say little"
         )
 
@@ -157,26 +157,24 @@ def _folds(rows: Iterable[TensorRow]) -> bool:
 
 
 def _outliers(rows: Iterable[TensorRow]) -> Iterator[str]:
-    # On a logarithmic scale, by the median and the median absolute deviation (times 1.4826, a
-    # standard deviation if errors are normal); compared is what is stored alike in the same place.
-    peers: dict[tuple[str, str], list[TensorRow]] = defaultdict(list)
+    # By the median and the median absolute deviation (times 1.4826, a standard deviation if errors
+    # are normal); compared is what is stored alike in the same place.
+    peers: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in rows:
         if row.quantized and row.relative_error and row.layer is not None:
-            peers[row.kind, row.type].append(row)
-    found = []
-    for alike in peers.values():
-        errors = [row.relative_error or 0 for row in alike]
-        middle = statistics.median(errors)
-        spread = 1.4826 * statistics.median(abs(error - middle) for error in errors)
-        if len(alike) >= _PEERS:
-            limit = max(middle + _Z * spread, _FACTOR * middle)
-            found += [(row.relative_error or 0, middle, row) for row in alike if row.relative_error > limit]  # type: ignore[operator]  # fmt: skip
+            peers[row.kind, row.type][row.name] = row.relative_error
+    found: list[tuple[float, str, float, float]] = []
+    for errors in peers.values():
+        middle = statistics.median(errors.values())
+        spread = 1.4826 * statistics.median(abs(error - middle) for error in errors.values())
+        limit = max(middle + _Z * spread, _FACTOR * middle)
+        if len(errors) >= _PEERS:
+            found += [(e / middle, name, e, middle) for name, e in errors.items() if e > limit]
     if found:
-        found.sort(key=lambda one: -one[0] / one[1])
-        error, middle, row = found[0]
+        _, name, error, middle = max(found)
         more = f", and {len(found) - 1} more are outliers" if len(found) > 1 else ""
         yield (
-            f"{row.name} is {_percent(error)} away from the base's where others of its kind are "
+            f"{name} is {_percent(error)} away from the base's where others of its kind are "
             f"{_percent(middle)}{more}: something went wrong there, or its weights are unusual"
         )
 

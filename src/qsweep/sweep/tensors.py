@@ -1,15 +1,18 @@
 """The table of an artifact's tensors in the store: made once, whatever measures the artifact."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.base.progress import Progress
 from qsweep.base.store import Store
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.tensor_table import from_csv, to_csv
 from qsweep.formats.weight_errors import VERSION, left_out, tensor_table
+from qsweep.models.facts import read_tensors
 from qsweep.results.record import Record
 from qsweep.results.tensor_flags import claim_of
 from qsweep.results.tensor_summary import TensorSummary
@@ -17,17 +20,19 @@ from qsweep.results.tensors import summary_of
 from qsweep.sweep.plan import Plan
 
 FILE = "tensors.csv"
+# What names an artifact of somebody else's in a configuration.
+_NAMES = ("file", "path", "repo")
 
 
 def has_table(plan: Plan, artifact: Artifact) -> bool:
     """Whether there is a table to make: an artifact's that leads back to its base's weights."""
-    return not plan.is_reference and not artifact.unexplained
+    return not artifact.unexplained and _has_base(plan)
 
 
 def lacks_table(plan: Plan, record: Record, store: Store) -> bool:
     """Whether a finished trial's table is still to be made, as in a store of before there was one."""
-    exists = plan.is_reference or record.only_own_run
-    return not exists and store.find("tensors", key_of(_identity(plan))) is None
+    none = record.only_own_run or not _has_base(plan)
+    return not none and store.find("tensors", key_of(_identity(plan))) is None
 
 
 def keep_tensors(plan: Plan, artifact: Artifact, store: Store, progress: Progress) -> None:
@@ -48,9 +53,22 @@ def find_tensors(plan: Plan, artifact: Artifact, store: Store) -> TensorSummary 
     file = entry.path / FILE
     rows = from_csv(file.read_text(encoding="utf-8"), file)
     quant = plan.trial.quant
-    names = [str(part) for part in (artifact.origin and artifact.origin.name,) if part]
-    claim = claim_of(quant.options(), f"{quant.method} {quant.backend}", names)
+    given = plan.trial.written.get("quant") or {}
+    names = [Path(str(given[name])).name for name in _NAMES if given.get(name)]
+    made_by = " ".join((quant.method, quant.backend, artifact.format, *names))
+    claim = claim_of(quant.options(), made_by, names)
     return summary_of(rows, claim, entry.content["left_out"], str(file))
+
+
+def _has_base(plan: Plan) -> bool:
+    """Whether the trial has an artifact, and its base's weights are on this machine."""
+    facts = plan.setting.facts
+    with contextlib.suppress(ConfigError):
+        # Of a reference that came without its model there is a head, and no layer.
+        return not plan.is_reference and any(
+            f"{name}.weight" in read_tensors(facts.path) for name in list(facts.linears)[:1]
+        )
+    return False
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

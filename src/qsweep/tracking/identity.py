@@ -73,7 +73,8 @@ def _is_uid(value: Any) -> bool:
 # Of two records that differ only here, the first is as good: they tell when and how it was looked
 # at, not what came out. (A failed trial that fails again is news: its end counts.)
 _ALWAYS = ("version", "cached", "environment")
-_VOLATILE = (*_ALWAYS, "seconds", "started", "ended", "command", "log", "config")
+# What is said of tensors is read from the store whenever a record is made.
+_VOLATILE = (*_ALWAYS, "seconds", "started", "ended", "command", "log", "config", "tensors")
 
 
 def fingerprint(record: Record) -> str:

@@ -259,7 +259,7 @@ PEER = add(Column(
     derived.peer("label"), csv=True, tables={"html": "nearest in size"}))
 PEER_SIZE_GB = add(Column(
     "peer_size_gb", "its size", "row", derived.peer("size_gb"), "GB", csv=True,
-    text=numbers.gigabytes, tables={"html": "its GB"}))
+    text=numbers.gigabytes))
 PEER_PPL_RATIO = add(Column(
     "peer_ppl_ratio",
     "perplexity / that one's, paired 95 % interval: below 1 is better than it; a tie where the "
@@ -332,6 +332,8 @@ CSV_ORDER = (*PROMISED, *(
     "worst_capability worst_retention "
 ).split(), *(column.name for column in RETENTIONS), *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
-    "no_verdict implied label top1_agreement_native dequantized_from "
+    "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
+    "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
+    "peer_kld_difference_high dequantized_from "
 ).split())
 # fmt: on

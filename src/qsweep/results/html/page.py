@@ -19,6 +19,7 @@ from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options
 from qsweep.results.html.answer import Sentence, answers, nothing
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
+from qsweep.results.html.equal_size import equal_size
 from qsweep.results.html.health import health
 from qsweep.results.html.overview import quality_against_size
 from qsweep.results.html.packing import packed
@@ -28,6 +29,7 @@ from qsweep.results.html.tensors import tensors
 from qsweep.results.html.theme import config
 from qsweep.results.html.tokens import divergence_by_token
 from qsweep.results.html.vega import script
+from qsweep.results.peers import with_peers
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -79,7 +81,9 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
 
 
 def _section(group: Group, find: FindArrays) -> Section:
+    rows = with_peers(group.rows, find)
     panels = [
+        equal_size(rows),
         options.bits(group),
         options.group_size(group),
         options.desc_act(group),
@@ -95,7 +99,7 @@ def _section(group: Group, find: FindArrays) -> Section:
         group=group,
         sentences=answers(group),
         overview=quality_against_size(group),
-        table=table(group, find),
+        table=table(group, rows),
         panels=[panel for panel in panels if panel is not None],
     )
 

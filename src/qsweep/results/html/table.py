@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import (
     BPW,
@@ -26,7 +25,6 @@ from qsweep.results.columns.table import (
 from qsweep.results.columns.views import columns_of
 from qsweep.results.html import capabilities
 from qsweep.results.html.data import Group, is_finite
-from qsweep.results.peers import with_peers
 from qsweep.results.record import Row
 from qsweep.tasks.task import CAPABILITIES
 
@@ -60,9 +58,9 @@ _VERDICTS = ("reference", "yes", "usually", "marginal", "problematic")
 _ALWAYS = (LABEL, BPW, SIZE_GB, PPL, PPL_RATIO, VERDICT)
 
 
-def table(group: Group, find: FindArrays = stored_arrays) -> Table:
-    """The table of a group, best quality per GB first."""
-    rows = sorted(with_peers(group.rows, find), key=lambda row: PRIMARY.get(row) is not True)
+def table(group: Group, rows: Sequence[Row]) -> Table:
+    """The table of a group's rows, best quality per GB first; ``rows`` may have their peers."""
+    rows = sorted(rows, key=lambda row: PRIMARY.get(row) is not True)
     columns = [c for c in _columns(capabilities.names(group)) if c in _ALWAYS or _has(c, rows)]
     places = list(dict.fromkeys(MEASURED_ON.cell(row) for row in rows))
     if len(places) < 2:

@@ -37,11 +37,11 @@ def _panel(number: int, row: Row, left: int) -> Panel:
     found = row.record.tensors
     assert found is not None
     points = _points(found)
-    words = [f"{line}." for line in (*found.flags, *found.notes)]
+    words = [*(f"Flag: {line}." for line in found.flags), *(f"{line}." for line in found.notes)]
     if points:
         words.append(
-            "Weight error: ‖Ŵ - W‖ / ‖W‖ against the base in float32; tensors without one are not "
-            "drawn above."
+            "Weight error: ‖Ŵ - W‖ / ‖W‖ against the base in float32; what is stored as it was has "
+            "none."
         )
     if number == 0 and left > 0:
         words.append(f"Of {left} more artifacts the tables are in the sweep's folder tensors/.")
@@ -118,7 +118,7 @@ def _spec(points: Sequence[dict[str, Any]]) -> Spec:
     }
     bits: Spec = {
         "height": 90,
-        "mark": {"type": "line", "point": {"size": 22, "filled": True}, "strokeWidth": 1.5},
+        "mark": {"type": "point", "size": 26, "filled": True},
         "encoding": {
             "x": {
                 **x,
