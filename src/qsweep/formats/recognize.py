@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError
+from qsweep.formats.artifact_files import is_gguf
 from qsweep.formats.container import Container, container, containers
 from qsweep.formats.weights import find_settings
+
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def recognize(path: Path) -> Container:
@@ -14,8 +17,15 @@ def recognize(path: Path) -> Container:
         ConfigError: It is none that can be read; the line says why.
         ArtifactCorrupt: Its configuration cannot be read.
     """
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return container("gguf")
+    if path.suffix in PICKLED_SUFFIXES and path.is_file():
+        raise ConfigError(
+            f"{path}: pickled weights, which can run code and are never loaded; take a revision in "
+            "safetensors or GGUF"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise ConfigError(f"{path}: weights alone; point at the directory with their config.json")
     if path.is_file():
         raise ConfigError(
             f"{path}: neither a GGUF file nor a checkpoint's directory; point at one of them"

@@ -65,7 +65,7 @@ class ExistingArtifact:
         """What it says of itself; nothing where that cannot be read."""
         try:
             return read_provenance(self.place)
-        except QsweepError:
+        except (QsweepError, AttributeError, KeyError, OSError, TypeError, ValueError):
             return Provenance()
 
     @property

@@ -61,7 +61,16 @@ def check(records: Iterable[Record]) -> list[str]:
             *_rounding(found),
         )
     ]
-    return list(dict.fromkeys([*lines, *_calibration(named), *_other_functions(named)]))
+    others = [*_calibration(named), *_other_functions(named), *_belonging(named)]
+    return list(dict.fromkeys([*lines, *others]))
+
+
+def _belonging(records: Iterable[Record]) -> Iterator[str]:
+    """What an artifact of another maker does not have in common with the model."""
+    for record in records:
+        found = record.details.get("belonging")
+        for note in found.get("notes") or () if isinstance(found, Mapping) else ():
+            yield f"{record.name}: {note}"
 
 
 def _other_functions(records: Iterable[Record]) -> Iterator[str]:
