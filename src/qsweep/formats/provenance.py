@@ -123,26 +123,21 @@ def _of_checkpoint(place: Path, card: Mapping[str, Any]) -> Provenance:
 
 
 def _of_gguf(file: Path, card: Mapping[str, Any]) -> Provenance:
+    from qsweep.formats.gguf.facts import read_gguf_facts
     from qsweep.formats.gguf.reader import read_gguf
     from qsweep.formats.gguf.types import FILE_TYPES
 
-    metadata = read_gguf(file).metadata
-    count = metadata.get("general.base_model.count")
-    own = [
-        metadata.get(f"general.base_model.{number}.{key}")
-        for number in range(min(count, 8) if isinstance(count, int) else 0)
-        for key in ("repo_url", "name")
-    ]
-    names = [*own, metadata.get("general.source.repo_url"), *_several(card.get("base_model"))]
-    number = metadata.get("general.file_type")
-    stated = next((t for t in FILE_TYPES.values() if t.number == number), None)
+    facts = read_gguf_facts(read_gguf(file))
+    stated = None if facts.file_type is None else FILE_TYPES.get(facts.file_type)
+    options = {"type": facts.file_type, "bits": None if stated is None else stated.bits}
     return Provenance(
         method="gguf",
-        options={} if stated is None else {"type": stated.name, "bits": stated.bits},
-        producer=_line(metadata.get("general.quantization_software")),
-        quantized_by=_line(metadata.get("general.quantized_by") or card.get("quantized_by")),
-        base_models=_repos(names),
-        license=_line(metadata.get("general.license") or card.get("license")),
+        options=_plain(options),
+        quantized_by=_line(facts.quantized_by or card.get("quantized_by")),
+        base_models=_repos(
+            [*(m.repository for m in facts.base_models), *_several(card.get("base_model"))]
+        ),
+        license=_line(facts.license or card.get("license")),
     )
 
 

@@ -77,7 +77,9 @@ def read_config_of(file: GGUFFile) -> Any:
         import gguf  # noqa: F401
         from transformers import AutoConfig
     except ImportError as error:
-        raise BackendUnavailable(f"a GGUF file as a model needs the package gguf: {INSTALL}") from error
+        raise BackendUnavailable(
+            f"a GGUF file as a model needs the package gguf: {INSTALL}"
+        ) from error
 
     with tempfile.TemporaryDirectory() as folder:
         _write_header(file, Path(folder) / "header.gguf")

@@ -17,7 +17,11 @@ from qsweep.formats.gguf.variants import EMBEDDING
 _FACTORS = "rope_freqs.weight"
 # Llama 3's scaling of the rotary embedding is not in the file, only the factors that it comes to. All
 # models that have it share these (config.json of Llama 3.1, 3.2 and 3.3).
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def complete(config: Any, file: GGUFFile) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from qsweep.formats.artifact import Artifact
     from qsweep.formats.gguf.reader import GGUFFile
-    from qsweep.formats.gguf.rules import Rule
     from qsweep.formats.gguf.types import TensorType
     from qsweep.models.source import SourceModel
     from qsweep.quantizers.gguf.base import UnquantizedFile
@@ -254,9 +253,7 @@ def _rounded(fitted: Fitted, name: str) -> Iterator[str]:
         yield info.dtype
 
 
-def _changed(
-    base: "UnquantizedFile", fitted: Fitted, changed: list[str], unquantized: int
-) -> str:
+def _changed(base: "UnquantizedFile", fitted: Fitted, changed: list[str], unquantized: int) -> str:
     """In one line what a file was made from whose unquantized tensors are not the model's."""
     name = changed[0]
     place = fitted.layout.rules[name].tensor
