@@ -57,7 +57,7 @@ def measure(
         configs = one_batch(compose_trials(list(as_overrides(given))))
         places = [Path(config["quant"]["path"]) for config in configs]
         for place in places:
-            container_of(place)
+            container_of(place).size(place)  # raises what is wrong with it
         several = [str(place) for place in places]
         key = key_of(several if len(several) > 1 else several[0])
         label = f"{places[0].name[:40]}-{key[:8]}"

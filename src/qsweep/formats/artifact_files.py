@@ -55,7 +55,7 @@ def find_place(path: str | Path, where: str = "quant.path") -> Path:
     place = absolute_path(str(path), where)
     try:
         mode = place.stat().st_mode
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a null byte is no part of a name
         raise ConfigError(f"{where}={path}: {_why_not_found(place, error)}") from error
     if stat.S_ISREG(mode):
         return _first_part(place)
@@ -171,7 +171,9 @@ def _first_part(file: Path) -> Path:
     return first if first.exists() else file
 
 
-def _why_not_found(place: Path, error: OSError) -> str:
+def _why_not_found(place: Path, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
     if place.is_symlink():
         return "a link that leads nowhere"
     if isinstance(error, FileNotFoundError | NotADirectoryError):

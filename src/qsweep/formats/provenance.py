@@ -23,6 +23,7 @@ from qsweep.models.files import saved_weight_files
 
 # No front matter is longer; what a card says after it is for people.
 _CARD_BYTES = 65536
+_MOST_BRACKETS = 500
 _LONGEST = 120
 _REPO = re.compile(r"^[\w.-]+/[\w.-]+$")
 _HUB = re.compile(r"^https?://huggingface\.co/([\w.-]+/[\w.-]+)/?$")
@@ -86,7 +87,8 @@ def read_card(file: Path) -> dict[str, Any]:
     except OSError:
         return {}
     found = re.match(r"\ufeff?\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    if found is None:
+    # Lists in lists take the loader seconds, and are no model's description.
+    if found is None or found[1].count("[") + found[1].count("{") > _MOST_BRACKETS:
         return {}
     try:
         content = yaml.safe_load(found[1])
@@ -109,7 +111,7 @@ def _of_the_store(place: Path) -> Provenance:
 def _of_checkpoint(place: Path, card: Mapping[str, Any]) -> Provenance:
     config = read_config(place)
     settings = find_settings(place) or {}
-    names = [config.get("_name_or_path"), (settings.get("meta") or {}).get("base_model")]
+    names = [config.get("_name_or_path"), _mapping(settings.get("meta")).get("base_model")]
     return Provenance(
         method=_line(settings.get("quant_method")),
         options=stated_options(settings),
@@ -121,26 +123,21 @@ def _of_checkpoint(place: Path, card: Mapping[str, Any]) -> Provenance:
 
 
 def _of_gguf(file: Path, card: Mapping[str, Any]) -> Provenance:
+    from qsweep.formats.gguf.facts import read_gguf_facts
     from qsweep.formats.gguf.reader import read_gguf
     from qsweep.formats.gguf.types import FILE_TYPES
 
-    metadata = read_gguf(file).metadata
-    count = metadata.get("general.base_model.count")
-    own = [
-        metadata.get(f"general.base_model.{number}.{key}")
-        for number in range(min(count, 8) if isinstance(count, int) else 0)
-        for key in ("repo_url", "name")
-    ]
-    names = [*own, metadata.get("general.source.repo_url"), *_several(card.get("base_model"))]
-    number = metadata.get("general.file_type")
-    stated = next((t for t in FILE_TYPES.values() if t.number == number), None)
+    facts = read_gguf_facts(read_gguf(file))
+    stated = None if facts.file_type is None else FILE_TYPES.get(facts.file_type)
+    options = {"type": facts.file_type, "bits": None if stated is None else stated.bits}
     return Provenance(
         method="gguf",
-        options={} if stated is None else {"type": stated.name, "bits": stated.bits},
-        producer=_line(metadata.get("general.quantization_software")),
-        quantized_by=_line(metadata.get("general.quantized_by") or card.get("quantized_by")),
-        base_models=_repos(names),
-        license=_line(metadata.get("general.license") or card.get("license")),
+        options=_plain(options),
+        quantized_by=_line(facts.quantized_by or card.get("quantized_by")),
+        base_models=_repos(
+            [*(m.repository for m in facts.base_models), *_several(card.get("base_model"))]
+        ),
+        license=_line(facts.license or card.get("license")),
     )
 
 
@@ -162,7 +159,7 @@ def stated_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         return _plain({"type": kind, "bits": 4 if four else 8})
     if method in ("fp8", "fbgemm_fp8", "mxfp4"):
         return {"type": "mxfp4", "bits": 4} if method == "mxfp4" else {"type": "fp8", "bits": 8}
-    inner = (settings.get("quant_config") or {}).get("weight_quant_params") or {}
+    inner = _mapping(_mapping(settings.get("quant_config")).get("weight_quant_params"))
     asymmetric = settings.get("zero_point")
     found = {
         "bits": settings.get("bits", settings.get("w_bit", inner.get("nbits"))),
@@ -201,8 +198,7 @@ def _of_schemes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _producer(settings: Mapping[str, Any]) -> str | None:
     """The tool that a ``quantization_config`` names: ``gptqmodel:7.6.0``, ``auto-round 0.9``."""
-    meta = settings.get("meta") if isinstance(settings.get("meta"), Mapping) else {}
-    named = [(meta or {}).get("quantizer"), settings.get("quantizer")]
+    named = [_mapping(settings.get("meta")).get("quantizer"), settings.get("quantizer")]
     for value in named:
         if value:
             return _line(" ".join(map(str, value)) if isinstance(value, list) else value)
@@ -239,6 +235,10 @@ def _repos(names: Iterable[Any]) -> tuple[str, ...]:
             if _REPO.match(text) and len(text) <= _LONGEST and not Path(text).exists():
                 found.setdefault(text)
     return tuple(found)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _several(value: Any) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError
+from qsweep.formats.artifact_files import is_gguf
 from qsweep.formats.container import Container, container, containers
 from qsweep.formats.weights import find_settings
 
@@ -10,7 +11,6 @@ from qsweep.formats.weights import find_settings
 _KERNEL = "only its kernel, which needs a GPU, says what its codes stand for"
 UNREADABLE = {
     "aqlm": f"codes of learned codebooks; {_KERNEL}",
-    "auto-round": "save it as auto_gptq, auto_awq or llm_compressor, which are read",
     "bitnet": "ternary weights that are served with activations of 8 bits, not as dense weights",
     "eetq": f"packed for its kernel; {_KERNEL}",
     "fouroversix": f"rotated FP4; {_KERNEL}",
@@ -18,7 +18,6 @@ UNREADABLE = {
     "gemma": "the checkpoint is unquantized and is quantized while it is loaded",
     "higgs": f"codes of a Hadamard-rotated grid; {_KERNEL}",
     "metal": "packed for Apple's GPUs alone",
-    "modelopt": "export it as compressed-tensors, which is read",
     "nvfp4": "the checkpoint is unquantized and is packed while it is loaded",
     "quanto": "transformers never writes one, and optimum-quanto is no longer maintained",
     "quark": "AMD Quark reads it alone",
@@ -26,6 +25,7 @@ UNREADABLE = {
     "spqr": f"sparse outliers beside codes; {_KERNEL}",
     "vptq": f"codes of learned codebooks; {_KERNEL}",
 }
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def recognize(path: Path) -> Container:
@@ -35,8 +35,15 @@ def recognize(path: Path) -> Container:
         ConfigError: It is none that can be read; the line says why.
         ArtifactCorrupt: Its configuration cannot be read.
     """
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return container("gguf")
+    if path.suffix in PICKLED_SUFFIXES and path.is_file():
+        raise ConfigError(
+            f"{path}: pickled weights, which can run code and are never loaded; take a revision in "
+            "safetensors or GGUF"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise ConfigError(f"{path}: weights alone; point at the directory with their config.json")
     if path.is_file():
         raise ConfigError(
             f"{path}: neither a GGUF file nor a checkpoint's directory; point at one of them"

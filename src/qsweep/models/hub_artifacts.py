@@ -18,6 +18,7 @@ _CHECKPOINT = (
 # Weights in other forms, and adapters, which are nobody's whole model.
 _NOT_WANTED = ("original/*", "consolidated*", "adapter*", "onnx/*", "*.py")
 _WILDCARDS = "*?["
+_TIMEOUT_S = 20.0
 
 
 def fetch_artifacts(repo: str, file: str | None, revision: str) -> list[Path]:
@@ -66,26 +67,34 @@ def _names(repo: str, revision: str) -> tuple[list[str], bool]:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        return sorted(HfApi().list_repo_files(repo, revision=revision)), True
+        # One request, where listing files tries for half a minute if nobody answers.
+        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_S)
+        return sorted(sibling.rfilename for sibling in info.siblings or ()), True
     except HfHubHTTPError:
         raise
-    except (OfflineModeIsEnabled, OSError):
+    except Exception as error:  # of whatever client the hub's library uses
         # What was fetched earlier needs no network at all.
         directory = _cached(repo, revision)
         if directory is None:
-            raise
+            if isinstance(error, OfflineModeIsEnabled):
+                raise
+            raise ConnectionError(str(error)) from error
         found = [path for path in directory.rglob("*") if path.is_file()]
         return sorted(str(path.relative_to(directory)) for path in found), False
 
 
 def _cached(repo: str, revision: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """What the cache has of a repository: the library itself gives nothing that is not whole."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        return None
+        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision
+    found = folder / "snapshots" / commit
+    return found if found.is_dir() else None
 
 
 def _wanted(
@@ -132,14 +141,10 @@ def _with_parts(file: str, names: Sequence[str]) -> list[str]:
 def _download(repo: str, revision: str, wanted: Sequence[str], online: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[_literally(name) for name in wanted],
-            local_files_only=not online,
-        )
-    )
+    if not online and (directory := _cached(repo, revision)) is not None:
+        return directory
+    patterns = [_literally(name) for name in wanted]
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 
 def _literally(name: str) -> str:

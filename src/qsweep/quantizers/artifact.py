@@ -65,7 +65,7 @@ class ExistingArtifact:
         """What it says of itself; nothing where that cannot be read."""
         try:
             return read_provenance(self.place)
-        except QsweepError:
+        except (QsweepError, AttributeError, KeyError, OSError, TypeError, ValueError):
             return Provenance()
 
     @property
@@ -134,7 +134,7 @@ class ExistingArtifact:
         progress: Progress = silent,
     ) -> Artifact:
         """Write into ``out`` what reading it takes, and count what it stores; it stays where it is."""
-        found = adopt(self.place, model.path, out)
+        found = adopt(self.place, model, out)
         differences = self._differences(model.path)
         belonging = dict(found.details.get("belonging") or {})
         belonging["notes"] = notes(differences) + list(belonging.get("notes") or ())
@@ -175,12 +175,12 @@ class ExistingArtifact:
         return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def adopt(place: Path, base: Path, out: Path) -> Artifact:
+def adopt(place: Path, model: SourceModel, out: Path) -> Artifact:
     """The artifact at a place, with what reading it takes kept in ``out``.
 
     Args:
         place: A GGUF file, a checkpoint's directory or an entry of a store.
-        base: The directory of the unquantized model.
+        model: The unquantized model.
         out: An empty directory.
 
     Raises:
@@ -193,20 +193,23 @@ def adopt(place: Path, base: Path, out: Path) -> Artifact:
             if file.name in _KEPT_BESIDE:
                 (out / file.name).write_bytes(file.read_bytes())
         return replace(made, path=out, origin=place)
-    return container_of(place).adopt(place, base, out)
+    found = recognize(place)
+    if found.name != "gguf":
+        return found.adopt(place, model.path, out)
+    from qsweep.quantizers.gguf.foreign import foreign_artifact
+
+    made = foreign_artifact(model, place, out)
+    for file in out.iterdir():
+        if file.is_symlink():  # an entry of the store never leads to what somebody may overwrite
+            file.unlink()
+    return replace(made, origin=place)
 
 
 def container_of(place: Path) -> Container:
     """What reads the artifact at a place. Raises ConfigError or ArtifactCorrupt."""
     if is_stored(place):
         return container(str(open_entry(place).content["format"]))
-    found = recognize(place)
-    if found.name == "gguf" and type(found).adopt is Container.adopt:
-        raise ConfigError(
-            f"{place}: a GGUF file of another maker; it is not known yet which tensor of the "
-            "checkpoint each of its tensors is. quant=gguf makes one"
-        )
-    return found
+    return recognize(place)
 
 
 # What of an entry of a store is no weights, and small: how a checkpoint lies in a GGUF file.

@@ -9,7 +9,6 @@ import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from qsweep.base.config_files import choice_values
@@ -100,8 +99,10 @@ def _with_quant(config: Composed, found: ExistingArtifact) -> Composed:
     own = Composed(copy.deepcopy(dict(config)))
     own.written, own.chosen = copy.deepcopy(config.written), config.chosen
     values = {"path": found.path, "file": found.file}
+    typed = config["quant"].get("path")
     own["quant"] = {**config["quant"], **values}
-    own.written["quant"] = {**dict(own.written.get("quant") or {}), **values}
+    if typed is None or is_pattern(typed):  # else it is written down as it was typed
+        own.written["quant"] = {**dict(own.written.get("quant") or {}), **values}
     return own
 
 
@@ -136,11 +137,7 @@ def _note(line: str) -> None:
 
 
 def advice(trial: TrialConfig) -> str:
-    """What to give as the model of an artifact that turned out not to be one of the default's."""
+    """What to give in place of the default model, where an artifact turned out to be another's."""
     if not isinstance(trial.quant, ExistingArtifact) or trial.model.path != str(MODEL_DIR):
         return ""
-    named = trial.quant.provenance.base_models
-    if named:
-        known = Path(named[0]).name
-        return f"; give its model: model=path model.path=DIR, a copy of {named[0]} ({known})"
     return "; give the model that it was made of, with model=NAME or model.path=DIR"

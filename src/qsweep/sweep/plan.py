@@ -19,6 +19,7 @@ from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
 from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer
@@ -181,7 +182,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for protocol in [_protocol(trial, setting, corpus, preset)]
     )
     speed = trial.eval.speed
-    native = trial.eval.kld_native and _is_gguf(trial.quant)
+    native = trial.eval.kld_native and _runs_in_llama_cpp(trial.quant)
     timing = None
     if speed or native:
         timing = {
@@ -256,6 +257,11 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
 
 def _is_gguf(quant: Quantizer) -> bool:
     return "gguf" in (quant.method, quant.options().get("export"))
+
+
+def _runs_in_llama_cpp(quant: Quantizer) -> bool:
+    stated = isinstance(quant, ExistingArtifact) and quant.provenance.method == "gguf"
+    return stated or _is_gguf(quant)
 
 
 def _uses_importance(quant: Quantizer) -> bool:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.container import Container
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
+from qsweep.formats.gguf.hyperparameters import config_differences, context_difference
 from qsweep.formats.gguf.reader import MODEL_FILE, GGUFFile, find_file, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
 from qsweep.formats.gguf.stored import stored_tensors
+from qsweep.formats.gguf.tokenizer import chat_template_difference, tokenizer_differences
 from qsweep.formats.gguf.variants import EMBEDDING, HEAD, factor_of, fit
 from qsweep.formats.stored import StoredTensor, size_of
 
@@ -66,6 +69,17 @@ class GGUFContainer(Container):
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :func:`dense_state_dict`."""
         return dense_state_dict(artifact, source)
+
+    def differences(self, path: Path, base: Path) -> list[Difference]:
+        """See :meth:`Container.differences`; ``path`` is a file, or one of its parts.
+
+        Its tensors are compared when the checkpoint is led to them, after this.
+        """
+        file = read_gguf(find_file(path))
+        lines = [*config_differences(file, base), *tokenizer_differences(file, base)]
+        said = context_difference(file, base), chat_template_difference(file, base)
+        noted = [Difference(line, refuses=False) for line in said if line is not None]
+        return [*(Difference(line) for line in lines), *noted]
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; ``path`` is a file, one of its parts, or their directory."""

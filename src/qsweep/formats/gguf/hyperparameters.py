@@ -15,7 +15,7 @@ from qsweep.models.config import read_config, text_config
 
 # By the key below the architecture's: how configurations call the same number. The first that is there
 # counts.
-_SAME: Mapping[str, tuple[str, ...]] = {
+SAME: Mapping[str, tuple[str, ...]] = {
     "embedding_length": ("hidden_size", "n_embd", "d_model"),
     "feed_forward_length": ("intermediate_size", "n_inner", "ffn_dim"),
     "attention.head_count": ("num_attention_heads", "n_head", "n_heads"),
@@ -69,7 +69,7 @@ def metadata_differences(file: GGUFFile, own: GGUFFile) -> list[str]:
     for key, value in own.metadata.items():
         name = key.removeprefix(f"{own.architecture}.")
         found = file.setting(name)
-        if name == key or name in _FREE or found is None or _agree(found, value):
+        if name == key or name in _FREE or found is None or agree(found, value):
             continue
         if name == "block_count" and found - (further[0] or 0) == value - (further[1] or 0):
             continue
@@ -89,7 +89,7 @@ def context_difference(file: GGUFFile, source: Path) -> str | None:
 def _differences(file: GGUFFile, config: Mapping[str, Any]) -> Iterator[str]:
     yield from _layers(file, config)
     rope = _rope(config)
-    for key, names in _SAME.items():
+    for key, names in SAME.items():
         found, own = file.setting(key), _first({**config, **rope}, names)
         # Zero is what the converter writes of a part that the architecture has not.
         if not found or own is None or isinstance(own, Mapping):
@@ -100,7 +100,7 @@ def _differences(file: GGUFFile, config: Mapping[str, Any]) -> Iterator[str]:
             continue
         if key.startswith("rope.scaling") and rope.get("rope_type") in _IN_TENSORS:
             continue
-        if not _agree(found, own):
+        if not agree(found, own):
             yield f"{key} is {_short(found)} in the file and {_short(own)} in the model"
 
 
@@ -120,15 +120,15 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**rope, "rope_type": rope.get("rope_type", rope.get("type"))}
 
 
-def _agree(found: Any, own: Any) -> bool:
+def agree(found: Any, own: Any) -> bool:
     """Whether numbers are the same to float32's rounding; a list has one for each layer."""
     # Layers without the part count as zero.
     if isinstance(found, list) and not isinstance(own, list):
-        return all(_agree(one, own) for one in found if one)
+        return all(agree(one, own) for one in found if one)
     if isinstance(own, list) and not isinstance(found, list):
-        return all(_agree(found, one) for one in own if one)
+        return all(agree(found, one) for one in own if one)
     if isinstance(found, list):
-        return len(found) == len(own) and all(map(_agree, found, own))
+        return len(found) == len(own) and all(map(agree, found, own))
     if isinstance(found, int | float) and isinstance(own, int | float):
         return math.isclose(found, own, rel_tol=1e-5)
     return type(found) is not type(own) or bool(found == own)

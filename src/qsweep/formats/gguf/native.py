@@ -97,6 +97,26 @@ def logged() -> Iterator[list[str]]:
         api.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
 
 
+def tokenize(path: Path, text: str) -> list[int] | None:
+    """A text's token ids by a file's own tokenizer, none put before or behind; None: it has none."""
+    from llama_cpp import llama_cpp as api
+
+    content = text.encode()
+    with logged():
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            return None
+        try:
+            room = (api.llama_token * (len(content) + 16))()
+            vocab = api.llama_model_get_vocab(model)
+            count = api.llama_tokenize(vocab, content, len(content), room, len(room), False, False)
+        finally:
+            api.llama_model_free(model)
+    return list(room[:count]) if count >= 0 else None
+
+
 def can_use_gpu() -> bool:
     """Whether the installed llama.cpp is built for a GPU that is there."""
     from llama_cpp import llama_cpp as api
