@@ -17,7 +17,7 @@ from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.base.files import read_json, write_json
 from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST
-from qsweep.base.store import Store, file_hash
+from qsweep.base.store import Kind, Store, file_hash
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import Container
 from qsweep.formats.hf import ShardWriter, companions, copy_companions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Raised when a base is dequantized otherwise than before.
 VERSION = 1
-_KIND = "models"
+_KIND: Kind = "models"
 _PARTS = ("text_config", "llm_config")
 _FIELD = "quantization_config"
 
