@@ -53,5 +53,5 @@ def test_a_configuration_without_a_method(tmp_path, pocket_dir):
 def test_a_pickle_is_never_read(tmp_path, pocket_dir):
     path = directory(tmp_path, pocket_dir, {"quant_method": "fp8"})
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(ArtifactCorrupt, match=r"only pickled weights \(pytorch_model.bin\)"):
+    with pytest.raises(ConfigError, match=r"only pickled weights \(pytorch_model.bin\)"):
         recognize(path).size(path)

@@ -40,7 +40,7 @@ def _references(group: Group) -> Iterator[Sentence]:
         what, _, text = line.partition(": ")
         yield Sentence(
             what[0].upper() + what[1:],
-            f"{text}: the released weights, rounded to 16 bits, are what all is compared with",
+            f"{text}: all is compared with the released weights, rounded to 16 bits",
         )
 
 
