@@ -44,7 +44,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) --editable '.[gptqmodel,test,smollm2,tasks,postgresql]'
+	$(PIP) --editable '.[gptqmodel,bitsandbytes,torchao,hqq,test,smollm2,tasks,postgresql]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.base

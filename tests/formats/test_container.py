@@ -12,19 +12,21 @@ from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import _MODULES, container
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact, write_frame
+from qsweep.formats.recognize import recognize
 from qsweep.models.facts import read_facts
 
 # Another package with a container of its own: weights as halves, under other names.
 MODULE = """
 from pathlib import Path
 
-from qsweep.formats.artifact import Size
-from qsweep.formats.container import Container, checkpoint_size
-from qsweep.formats.weights import LazyWeight, open_weights
+from qsweep.formats.container import Container
+from qsweep.formats.stored import StoredTensor
+from qsweep.formats.weights import LazyWeight, open_weights, stored_headers
 
 
 class Halves(Container):
     name = "halves"
+    quant_methods = ("halves",)
 
     def dense_weights(self, artifact, source, device):
         handles = open_weights(artifact.path)
@@ -35,8 +37,11 @@ class Halves(Container):
             for name, handle in handles.items()
         }
 
-    def size(self, path: Path) -> Size:
-        return checkpoint_size(path, lambda name, info: info.count if "half" in name else None)
+    def stored(self, path):
+        return [
+            StoredTensor(name.removesuffix(".half"), info.dtype, info.count, info.bits, True, True)
+            for name, info in stored_headers(path).items()
+        ]
 
 
 CONTAINER = Halves()
@@ -90,6 +95,7 @@ def test_another_packages_container_is_measured_like_our_own(other_package, pock
     artifact = Artifact(out, "halves", container("halves").size(out))
     assert isinstance(artifact.size, Size)
     assert artifact.size.bpw == 32
+    assert recognize(out).name == "halves"
     assert json.loads((out / "config.json").read_text())["quantization_config"]
     model = load_dense(artifact, pocket_dir, dtype=torch.float32, device="cpu")
     for name, parameter in model.named_parameters():

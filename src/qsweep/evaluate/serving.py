@@ -49,7 +49,7 @@ def kld_native(
     """
     import torch
 
-    from qsweep.formats.gguf.dense import MODEL_FILE
+    from qsweep.formats.gguf.dense import model_file
     from qsweep.formats.gguf.native import NativeModel, can_use_gpu
 
     reference = load_on(device, source, trust_remote_code)
@@ -57,7 +57,7 @@ def kld_native(
     chosen = _spread(len(windows.ids), max(2, max_tokens // windows.ids.shape[1]))
     found = []
     with NativeModel(
-        artifact.path / MODEL_FILE,
+        model_file(artifact),
         context=windows.ids.shape[1],
         batch=_BATCH,
         gpu=gpu,

@@ -132,11 +132,11 @@ def _engine(
 
     runtime = container(artifact.format).timed_by
     if runtime == "llama.cpp":
-        from qsweep.formats.gguf.dense import MODEL_FILE
+        from qsweep.formats.gguf.dense import model_file
         from qsweep.formats.gguf.native import NativeModel
 
         with NativeModel(
-            artifact.path / MODEL_FILE,
+            model_file(artifact),
             context=context,
             batch=min(context, 512),
             gpu=torch.device(device).index or 0 if _on_gpu(artifact, device) else None,

@@ -48,8 +48,10 @@ class Size:
 class Artifact:
     """A model on disk, quantized or not.
 
-    ``format`` names its container (:mod:`qsweep.formats.container`). ``details`` holds what a backend wants to report: tensor types really used, loss per layer,
-    library versions. ``runtimes`` names what can serve the artifact.
+    ``format`` names its container (:mod:`qsweep.formats.container`). ``details`` holds what a
+    backend wants to report: tensor types really used, loss per layer, library versions.
+    ``runtimes`` names what can serve the artifact. ``origin`` is where its weights lie if somebody
+    else made them: a directory, or a GGUF file; ``path`` then holds what qsweep keeps beside.
     """
 
     path: Path
@@ -57,6 +59,12 @@ class Artifact:
     size: Size
     runtimes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    origin: Path | None = None
+
+    @property
+    def files(self) -> Path:
+        """Where its weights lie: a directory, or a GGUF file."""
+        return self.origin or self.path
 
     @property
     def unexplained(self) -> str | None:

@@ -23,7 +23,9 @@ class AWQContainer(PackedContainer):
     """See the module's docstring."""
 
     name = "awq"
+    quant_methods = ("awq",)
     parts = PARTS[:3]
+    optional = PARTS[3:]
     group_sizes = (16, 32, 64, 128)
     packed_sides = "rows"
     holds_conv1d = False

@@ -9,46 +9,44 @@ consecutive. weight = scale * (code - zero point).
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.formats.artifact import Artifact, Size
-from qsweep.formats.container import Container, checkpoint_size
+from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.formats.packing import Grid, unpack
-from qsweep.formats.weights import quantization_settings, unpacked_weights
-from qsweep.models.facts import TensorHeader, read_config
+from qsweep.models.facts import TensorHeader
 
 if TYPE_CHECKING:
     import torch
 
-_PARTS = ("weight_packed", "weight_scale", "weight_shape")
-_OPTIONAL = ("weight_zero_point", "weight_g_idx")
 
-
-class CompressedTensorsContainer(Container):
+class CompressedTensorsContainer(QuantizedCheckpoint):
     """See the module's docstring. vLLM alone serves it as it is; elsewhere it is unpacked first."""
 
     name = "compressed-tensors"
+    quant_methods = ("compressed-tensors",)
+    parts = ("weight_packed", "weight_scale", "weight_shape")
+    optional = ("weight_zero_point", "weight_g_idx")
 
-    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
-        """See :meth:`Container.dense_weights`; also raised where its format is another one."""
-        bits = _bits(artifact.path, quantization_settings(artifact.path))
-        unpack = partial(unpack_compressed, bits=bits)
-        return unpacked_weights(artifact.path, _PARTS, unpack, device, optional=_OPTIONAL)
+    def refusal(self, path: Path, settings: Mapping[str, Any]) -> str | None:
+        """See :meth:`Container.refusal`."""
+        return None if _bits(settings) else "qsweep reads pack-quantized with one number of bits"
 
-    def size(self, path: Path) -> Size:
-        """See :meth:`Container.size`."""
-        bits = _bits(path, read_config(path)["quantization_config"])
+    def dense(
+        self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]
+    ) -> "torch.Tensor":
+        """See :meth:`QuantizedCheckpoint.dense`."""
+        import torch
 
-        def weights_of(name: str, info: TensorHeader) -> int | None:
-            part = name.rpartition(".")[2]
-            if part not in (*_PARTS, *_OPTIONAL):
-                return None
-            return info.count * 32 // bits if part == "weight_packed" else 0
+        return unpack_compressed(**tensors, bits=_required_bits(settings)).dense(torch.float32)
 
-        return checkpoint_size(path, weights_of)
+    def describe(
+        self, name: str, parts: Mapping[str, TensorHeader], settings: Mapping[str, Any]
+    ) -> tuple[str, int]:
+        """See :meth:`QuantizedCheckpoint.describe`."""
+        bits = _required_bits(settings)
+        return f"int{bits}", parts["weight_packed"].count * 32 // bits
 
 
 CONTAINER = CompressedTensorsContainer()
@@ -87,12 +85,18 @@ def unpack_compressed(
     return Grid(codes, zeros, weight_scale, None if groups is None else groups.to(torch.int64))
 
 
-def _bits(path: Path, settings: Mapping[str, Any]) -> int:
+def _required_bits(settings: Mapping[str, Any]) -> int:
+    if (bits := _bits(settings)) is None:
+        raise ArtifactCorrupt(
+            f"a compressed-tensors checkpoint in {settings.get('format')!r}; "
+            "qsweep reads pack-quantized with one number of bits"
+        )
+    return bits
+
+
+def _bits(settings: Mapping[str, Any]) -> int | None:
     groups = settings.get("config_groups") or {}
     widths = {group["weights"]["num_bits"] for group in groups.values() if group.get("weights")}
     if settings.get("format") != "pack-quantized" or len(widths) != 1:
-        raise ArtifactCorrupt(
-            f"{path}: compressed-tensors in the format {settings.get('format')} with weights of "
-            f"{sorted(widths)} bits; qsweep reads pack-quantized of one width"
-        )
+        return None
     return int(widths.pop())

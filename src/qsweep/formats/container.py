@@ -4,10 +4,11 @@ Adding one is a file with a :class:`Container` named ``CONTAINER``, and a row in
 from another package is an entry point of the group ``qsweep.containers`` that names such an object.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,8 @@ from typing import Any, Literal
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.formats.artifact import Artifact, Size
-from qsweep.models.facts import (
-    TensorHeader,
-    distinct_weights,
-    read_config,
-    read_tensors,
-    weight_files,
-)
+from qsweep.formats.stored import StoredTensor, size_of
+from qsweep.models.files import saved_weight_files
 
 ENTRY_POINTS = "qsweep.containers"
 # Where each container that comes with qsweep is described.
@@ -42,12 +38,14 @@ class Container(ABC):
     Attributes:
         name: As in :attr:`Artifact.format`.
         quantized: Whether the weights are codes rather than numbers.
+        quant_methods: The ``quant_method`` of checkpoints that it reads.
         timed_by: The runtime that can be timed from here, if there is one.
         counts_files: Whether :meth:`size` can tell from files alone which layers are quantized.
     """
 
     name: str
     quantized: bool = True
+    quant_methods: tuple[str, ...] = ()
     timed_by: TimedBy | None = None
     counts_files: bool = True
 
@@ -68,8 +66,16 @@ class Container(ABC):
             ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
         """
 
-    def size(self, path: Path) -> Size:
-        """Count what an artifact in the directory ``path`` stores, from its files alone.
+    def claims(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this ``quantization_config`` is one of this container's."""
+        return settings.get("quant_method") in self.quant_methods
+
+    def refusal(self, path: Path, settings: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint that it claims cannot be read after all, in a few words; None if it can."""
+        return None
+
+    def stored(self, path: Path) -> list[StoredTensor]:
+        """How each tensor is stored in an artifact at ``path``, from its files alone.
 
         Raises:
             QsweepError: They cannot tell; ``counts_files`` says so.
@@ -77,6 +83,11 @@ class Container(ABC):
         raise QsweepError(
             f"{path}: which layers are quantized is not told by {self.name} files alone"
         )
+
+    def size(self, path: Path) -> Size:
+        """Count what an artifact at ``path`` stores, from its files alone. Raises QsweepError."""
+        files = [path] if path.is_file() else saved_weight_files(path)
+        return size_of(self.stored(path), sum(file.stat().st_size for file in files))
 
 
 @lru_cache(maxsize=64)
@@ -98,26 +109,10 @@ def container(name: str) -> Container:
     return loaded
 
 
-def checkpoint_size(path: Path, weights_of: Callable[[str, TensorHeader], int | None]) -> Size:
-    """Count what a checkpoint of safetensors files stores, from their headers.
-
-    Args:
-        path: Its directory.
-        weights_of: How many weights a tensor stands for as part of a quantized layer; None where
-            it is no part of one.
-    """
-    tensors = distinct_weights(read_tensors(path), read_config(path))
-    linear_bits = linear_weights = other = 0
-    for name, info in tensors.items():
-        weights = weights_of(name, info)
-        if weights is None:
-            other += info.count
-        else:
-            linear_bits, linear_weights = linear_bits + info.bits, linear_weights + weights
-    return Size(
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
-        linear_bits=linear_bits,
-        linear_weights=linear_weights,
-        total_bits=sum(info.bits for info in tensors.values()),
-        parameters=other + linear_weights,
-    )
+def containers() -> list[Container]:
+    """All that there are; those of other packages last, without one that cannot be loaded."""
+    found = [container(name) for name in _MODULES]
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        with contextlib.suppress(QsweepError, ImportError, AttributeError):
+            found.append(container(point.name))
+    return found

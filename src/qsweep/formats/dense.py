@@ -94,6 +94,7 @@ def _load(
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever validation a configuration has of its own
         raise _not_built(source, error) from error
+    _forget_quantization(config)
     try:
         if state is None:
             loaded: Any = load_model(
@@ -119,6 +120,13 @@ def _load(
         if (problem := unmerged(error, stored)) is None:
             raise
         raise _unfit(artifact, problem) from error
+
+
+def _forget_quantization(config: Any) -> None:
+    # Whose directory describes the model may itself be quantized: here its weights are dense.
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
 
 
 def _unfit(artifact: Artifact, problem: str) -> QsweepError:

@@ -25,6 +25,7 @@ class GPTQContainer(PackedContainer):
     """
 
     name = "gptq"
+    quant_methods = ("gptq",)
     parts = PARTS
     group_sizes = (16, 32, 64, 128, 256, 512, 1024)
     packed_sides = "rows and columns"

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
-from qsweep.formats.artifact import Artifact, Size
-from qsweep.formats.container import Container, checkpoint_size
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
+from qsweep.formats.stored import StoredTensor, size_of
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
+    distinct_weights,
+    read_config,
     read_facts,
     read_tensors,
+    weight_files,
 )
 from qsweep.models.files import saved_weight_files
 from qsweep.models.source import ModelFacts
@@ -165,9 +169,9 @@ class CheckpointContainer(Container):
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
         """Transformers reads them by itself."""
 
-    def size(self, path: Path) -> Size:
-        """See :meth:`Container.size`; all linear layers count as quantized."""
-        return _size(path, read_facts(path, path.name).linears)
+    def stored(self, path: Path) -> list[StoredTensor]:
+        """See :meth:`Container.stored`; ``bpw`` counts the linear layers inside the decoder."""
+        return _stored(path, read_facts(path, path.name).linears)
 
 
 CONTAINER = CheckpointContainer()
@@ -181,9 +185,18 @@ def reference_artifact(facts: ModelFacts) -> Artifact:
     Raises:
         ConfigError: The weight files are no longer there.
     """
-    return Artifact(facts.path, "hf", _size(facts.path, facts.linears), UNQUANTIZED_RUNTIMES)
+    size = size_of(_stored(facts.path, facts.linears), _bytes(facts.path))
+    return Artifact(facts.path, "hf", size, UNQUANTIZED_RUNTIMES)
 
 
-def _size(path: Path, linears: Iterable[str]) -> Size:
+def _stored(path: Path, linears: Iterable[str]) -> list[StoredTensor]:
     weights = {f"{name}.weight" for name in linears}
-    return checkpoint_size(path, lambda name, info: info.count if name in weights else None)
+    tensors = distinct_weights(read_tensors(path), read_config(path))
+    return [
+        StoredTensor(name, info.dtype, info.count, info.bits, False, name in weights)
+        for name, info in tensors.items()
+    ]
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(path))

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.formats.artifact import Artifact, Size
-from qsweep.formats.container import Container, checkpoint_size
-from qsweep.formats.weights import LazyWeight, quantization_settings, unpacked_weights
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.checkpoint import QuantizedCheckpoint
+from qsweep.formats.weights import LazyWeight
 from qsweep.models.facts import CONV1D_TYPES, TensorHeader, read_config, read_tensors
 
 if TYPE_CHECKING:
@@ -26,18 +26,16 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 
-class PackedContainer(Container):
+class PackedContainer(QuantizedCheckpoint):
     """A checkpoint whose linear layers are packed into words of 32 bits, or stay in 16 bits.
 
     Attributes:
-        parts: What a packed layer's tensors are called.
         group_sizes: Those that GPTQModel's portable kernel runs.
         packed_sides: What of a matrix must be a multiple of 32, in words.
         holds_conv1d: Whether there are checkpoints of models that store weights transposed.
     """
 
     timed_by = "gptqmodel"
-    parts: tuple[str, ...]
     group_sizes: tuple[int, ...]
     packed_sides: str
     holds_conv1d: bool = True
@@ -81,29 +79,29 @@ class PackedContainer(Container):
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :meth:`Container.dense_weights`."""
-        path = artifact.path
-        unpack = partial(self.unpack, quantization_settings(path))
-        optional = [part for part in PARTS if part not in self.parts]
-        transposed = read_config(source).get("model_type") in CONV1D_TYPES
-        state = unpacked_weights(
-            path, self.parts, unpack, device, optional=optional, transposed=transposed
-        )
+        state = super().dense_weights(artifact, source, device)
+        if read_config(source).get("model_type") in CONV1D_TYPES:
+            # Those models want the weights of their layers as [in, out].
+            unpacked = {n: value for n, value in state.items() if isinstance(value, LazyWeight)}
+            state |= {n: LazyWeight(partial(_transposed, value)) for n, value in unpacked.items()}
         return _fuse(state, source)
 
-    def size(self, path: Path) -> Size:
-        """See :meth:`Container.size`."""
-        tensors = read_tensors(path)
+    def dense(
+        self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]
+    ) -> "torch.Tensor":
+        """See :meth:`QuantizedCheckpoint.dense`."""
+        import torch
 
-        def weights_of(name: str, info: TensorHeader) -> int | None:
-            layer, _, part = name.rpartition(".")
-            if part not in PARTS or f"{layer}.qweight" not in tensors:
-                return None
-            if part != "qweight":
-                return 0
-            inputs = tensors.get(f"{layer}.g_idx", info).shape[0]
-            return inputs * tensors[f"{layer}.scales"].shape[1]
+        return self.unpack(settings, **tensors).dense(torch.float32)
 
-        return checkpoint_size(path, weights_of)
+    def describe(
+        self, name: str, parts: Mapping[str, TensorHeader], settings: Mapping[str, Any]
+    ) -> tuple[str, int]:
+        """See :meth:`QuantizedCheckpoint.describe`."""
+        groups, outputs = parts["scales"].shape
+        inputs = parts.get("g_idx", parts["qweight"]).shape[0]
+        group = "channel" if groups == 1 else f"g{inputs // groups}"
+        return f"int{settings['bits']} {group}", inputs * outputs
 
 
 def kept_settings(names: Sequence[str]) -> dict[str, Any]:
@@ -150,6 +148,10 @@ def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
         parts = [state[f"{part}.weight"] for part in fused[1]]
         joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
     return joined
+
+
+def _transposed(weight: LazyWeight) -> "torch.Tensor":
+    return weight[...].T
 
 
 def _concatenate(parts: list[Any]) -> "torch.Tensor":

@@ -1,18 +1,23 @@
 """Weights of a checkpoint on disk, each read when it is needed."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
-from qsweep.models.facts import weight_files
+from qsweep.models.config import read_json
+from qsweep.models.facts import TensorHeader, read_config, read_tensors, text_config
+from qsweep.models.files import saved_weight_files
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.packing import Grid
+# Where settings lie that are not in config.json, and of which method they are.
+_SETTINGS_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 class LazyWeight:
@@ -26,11 +31,60 @@ class LazyWeight:
 
 
 def quantization_settings(path: Path) -> dict[str, Any]:
-    """The ``quantization_config`` of an artifact. Raises ArtifactCorrupt."""
+    """The ``quantization_config`` of an artifact.
+
+    It stands in ``config.json``, at its top or in the part of the text. Earlier writers left it in a
+    file of its own: ``quantize_config.json`` (AutoGPTQ), ``quant_config.json`` (AutoAWQ),
+    ``hf_quant_config.json`` (ModelOpt).
+
+    Raises:
+        ArtifactCorrupt: There is none, or it is no JSON object with a ``quant_method``.
+    """
+    found = find_settings(path)
+    if found is None:
+        raise ArtifactCorrupt(f"{path}: config.json without quantization_config")
+    return found
+
+
+def find_settings(path: Path) -> dict[str, Any] | None:
+    """The same; None where an artifact has none, and so is not quantized. Raises ArtifactCorrupt."""
     try:
-        return dict(json.loads((path / "config.json").read_text("utf-8"))["quantization_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactCorrupt(f"{path}: config.json without quantization_config") from error
+        settings = _settings(path)
+    except (ConfigError, ValueError, TypeError) as error:
+        raise ArtifactCorrupt(
+            f"{path}: its quantization_config cannot be read ({error})"
+        ) from error
+    if settings is not None and not isinstance(settings.get("quant_method"), str):
+        raise ArtifactCorrupt(
+            f"{path}: its quantization_config has no quant_method, which says what its weights are"
+        )
+    return settings
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    config = read_config(path)
+    stated = config.get("quantization_config") or text_config(config).get("quantization_config")
+    if stated is not None:
+        return dict(stated)
+    for name, method in _SETTINGS_FILES.items():
+        if (path / name).is_file():
+            found = dict(read_json(path / name))
+            if method == "modelopt":
+                found = dict(found.get("quantization") or {})
+            return {"quant_method": method, **found}
+    return None
+
+
+def stored_headers(path: Path) -> dict[str, TensorHeader]:
+    """All tensors of an artifact's files by name, also where a library names files its own way.
+
+    Raises:
+        ArtifactCorrupt: A file is missing, cut short or damaged.
+    """
+    try:
+        return read_tensors(path, saved_weight_files(path))
+    except ConfigError as error:
+        raise ArtifactCorrupt(str(error)) from error
 
 
 def open_weights(path: Path) -> dict[str, Any]:
@@ -39,65 +93,9 @@ def open_weights(path: Path) -> dict[str, Any]:
 
     handles: dict[str, Any] = {}
     try:
-        for file in weight_files(path):
+        for file in saved_weight_files(path):
             handle = safe_open(file, framework="pt", device="cpu")
             handles.update(dict.fromkeys(handle.keys(), handle))
     except (OSError, SafetensorError, ConfigError) as error:
         raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
     return handles
-
-
-def unpacked_weights(
-    path: Path,
-    parts: Sequence[str],
-    unpack: "Callable[..., Grid]",
-    device: str,
-    *,
-    optional: Sequence[str] = (),
-    transposed: bool = False,
-) -> dict[str, Any]:
-    """The weights of a checkpoint with packed layers by name, dense, each made on demand.
-
-    Args:
-        path: The checkpoint's directory.
-        parts: What a packed layer's tensors are called; the one that holds the codes comes first.
-        unpack: Makes a layer's grid of its tensors, by the names of their parts.
-        device: Where that is done.
-        optional: Parts that a layer may lack.
-        transposed: Whether the model wants its weights as [in, out].
-
-    Raises:
-        ArtifactCorrupt: A file is unreadable, or a layer lacks one of its tensors.
-    """
-    handles = open_weights(path)
-    state: dict[str, Any] = {}
-    for name, handle in handles.items():
-        layer, _, part = name.rpartition(".")
-        if part == parts[0]:
-            names = {p: f"{layer}.{p}" for p in (*parts, *optional)}
-            for needed in parts:
-                if names[needed] not in handles:
-                    raise ArtifactCorrupt(f"{path}: {layer} has no {needed}")
-            found = {p: (handles[full], full) for p, full in names.items() if full in handles}
-            state[f"{layer}.weight"] = LazyWeight(
-                partial(_unpack, found, unpack, device, transposed)
-            )
-        elif f"{layer}.{parts[0]}" not in handles or part not in (*parts, *optional):
-            state[name] = handle.get_slice(name)
-    if not any(name.endswith(f".{parts[0]}") for name in handles):
-        raise ArtifactCorrupt(f"{path}: no quantized layer in its weight files")
-    return state
-
-
-def _unpack(
-    tensors: "Mapping[str, tuple[Any, str]]",
-    unpack: "Callable[..., Grid]",
-    device: str,
-    transposed: bool,
-) -> "torch.Tensor":
-    import torch
-
-    read = {part: file.get_tensor(name).to(device) for part, (file, name) in tensors.items()}
-    # float32: the cast to the model's dtype is transformers', with all other weights.
-    weight = unpack(**read).dense(torch.float32)
-    return weight.T if transposed else weight

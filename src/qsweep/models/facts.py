@@ -4,7 +4,7 @@ Nothing is imported and no weight is read, so an answer takes milliseconds at an
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,19 @@ def has_experts(config: Mapping[str, Any]) -> bool:
     return bool(expert_counts(text_config(config)))
 
 
-def read_tensors(path: Path) -> dict[str, TensorHeader]:
+def read_tensors(path: Path, files: Sequence[Path] | None = None) -> dict[str, TensorHeader]:
     """All tensors of a checkpoint by name, from the files' headers.
+
+    Args:
+        path: Its directory.
+        files: Its weight files; by default those that transformers loads.
 
     Raises:
         ConfigError: a file is missing or damaged, holds a tensor that another one holds too, or
             lacks one that the index says it has.
     """
     tensors: dict[str, TensorHeader] = {}
-    for file in weight_files(path):
+    for file in weight_files(path) if files is None else files:
         header = read_header(file)
         if twice := next((name for name in header if name in tensors), None):
             other = tensors[twice].file

@@ -10,14 +10,11 @@ from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact, from_content
-from qsweep.formats.container import container
-from qsweep.formats.hf import reference_artifact
-from qsweep.models.facts import read_config, read_facts
+from qsweep.formats.recognize import recognize
+from qsweep.models.facts import read_config
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.text.calibration import CalibrationTokens
 
-# Checkpoints of other makers that can be read; the container has the method's name.
-_READ = ("gptq", "awq", "compressed-tensors")
 _SHOWN = ("bits", "group_size", "desc_act", "sym", "type")
 
 
@@ -75,28 +72,13 @@ def read_existing(path: Path) -> Artifact:
     if _of_the_store(path):
         entry = open_entry(path)
         return from_content(path, entry.content)
-    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+    found = recognize(path)
+    if found.name == "gguf":
         raise ConfigError(
             f"{path}: a GGUF file of another maker; it is not known yet which tensor of the "
             "checkpoint each of its tensors is. quant=gguf makes one"
         )
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{path}: neither an artifact of a store nor a checkpoint with a config.json"
-        )
-    settings = read_config(path).get("quantization_config")
-    if settings is None:
-        whole = reference_artifact(read_facts(path, path.name))
-        return Artifact(path, "hf", whole.size, whole.runtimes)
-    method = str(settings.get("quant_method"))
-    layout = str(settings.get("checkpoint_format") or settings.get("version") or method).lower()
-    if method not in _READ or layout not in (method, "gptq", "gemm"):
-        stated = method if layout == method else f"{method} ({layout})"
-        raise ConfigError(
-            f"{path}: a checkpoint in {stated}; those that can be measured are gptq, awq (gemm), "
-            "compressed-tensors and unquantized ones"
-        )
-    return Artifact(path, method, container(method).size(path))
+    return Artifact(path, found.name, found.size(path))
 
 
 def _of_the_store(path: Path) -> bool:

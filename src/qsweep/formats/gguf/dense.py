@@ -37,7 +37,7 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
             f"{artifact.path}: {artifact.unexplained}; only llama.cpp itself can run it"
         )
     checkpoint = open_checkpoint(source)
-    file = read_gguf(artifact.path / MODEL_FILE)
+    file = read_gguf(model_file(artifact))
     layout = read_layout(artifact, checkpoint)
     for rule in layout.rules.values():
         for tensor in rule.tensors:
@@ -66,6 +66,11 @@ class GGUFContainer(Container):
 
 
 CONTAINER = GGUFContainer()
+
+
+def model_file(artifact: Artifact) -> Path:
+    """The file of a GGUF artifact, or the first of its parts."""
+    return artifact.files if artifact.files.is_file() else artifact.files / MODEL_FILE
 
 
 def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
