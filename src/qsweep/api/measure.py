@@ -4,15 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsweep.api.composition import compose_trials
+from qsweep.api.artifacts import measure_artifacts
 from qsweep.api.surroundings import untouched
 from qsweep.api.words import as_overrides
-from qsweep.base.errors import ConfigError
-from qsweep.base.keys import key_of
-from qsweep.quantizers.existing import Existing, read_existing
-from qsweep.search.batch import one_batch
-from qsweep.sweep.config import sweep_config
-from qsweep.sweep.session import run_sweep
 from qsweep.sweep.state import Sweep
 
 
@@ -27,7 +21,8 @@ def measure(
 
     Args:
         artifact: Its directory.
-        overrides: Options whose names have a dot, as for :func:`qsweep.run`.
+        overrides: Options whose names have a dot, as for :func:`qsweep.run`; ``model.pack`` names a
+            reference pack in place of the model.
         **named: ``model`` (the unquantized model), ``corpus``, ``eval``, ``device`` and others.
 
     Returns:
@@ -48,16 +43,6 @@ def measure(
         True
     """
     place = Path(artifact).expanduser().absolute()
-    given = dict(overrides or {}) | named
-    for name in given:
-        if name.partition(".")[0] in ("quant", "bits", "group_size", "desc_act", "sym"):
-            raise ConfigError(f"{name}: is what the artifact was made by, and only read here")
+    words = list(as_overrides(dict(overrides or {}) | named))
     with untouched():
-        read_existing(place)
-        configs = one_batch(compose_trials(list(as_overrides(given))))
-        target = f"{Existing.__module__}.{Existing.__qualname__}"
-        for config in configs:
-            config["quant"] = {"_target_": target, "path": str(place)}
-            config.written["quant"] = dict(config["quant"])
-        name = sweep_config(configs[0]).name or f"{place.name[:40]}-{key_of(str(place))[:8]}"
-        return run_sweep(configs, name, f"qsweep.measure({str(place)!r})")
+        return measure_artifacts([place], words, f"qsweep.measure({str(place)!r})")

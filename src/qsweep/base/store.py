@@ -32,7 +32,15 @@ __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_d
            "open_entry", "seal"]  # fmt: skip
 
 Kind = Literal[
-    "artifacts", "importances", "references", "measurements", "tasks", "timings", "models", "texts"
+    "artifacts",
+    "importances",
+    "references",
+    "measurements",
+    "tasks",
+    "timings",
+    "models",
+    "texts",
+    "packs",
 ]
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]

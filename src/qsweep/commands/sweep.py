@@ -146,7 +146,7 @@ class HydraRun:
         from qsweep.sweep.config import sweep_config
         from qsweep.sweep.session import run_sweep
 
-        resolved = one_batch(configs)
+        resolved = one_batch(configs, overrides)
         self.began = True
         if self.session is not None:
             return self.session.run_configs(resolved)

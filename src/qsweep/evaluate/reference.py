@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FACTS, TOKENS, SHARD = "reference.json", "tokens.safetensors", "features-{:05d}.safetensors"
 _SHARD_BYTES = 512_000_000
-_PROBED_TOKENS = 4
+PROBED_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def build_reference(
                 for name, values in kept.items():
                     values[before + part.start : before + part.stop] = getattr(scores, name)
             if before == 0:
-                probe["probe"] = head.logits(features[:_PROBED_TOKENS])
+                probe["probe"] = head.logits(features[:PROBED_TOKENS])
             # Last, since a batch that runs out of memory comes again.
             writer.add(features)
 

@@ -166,4 +166,5 @@ def _mark(name: str, value: str) -> bytes:
 def _bytes(tensor: "Tensor") -> memoryview:
     import torch
 
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    flat: memoryview = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    return flat

@@ -8,10 +8,15 @@ from qsweep.search.sweep_file import check_options
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import check_one_sweep
 from qsweep.sweep.option_names import known_options
+from qsweep.sweep.pack_choices import with_pack
 
 
-def one_batch(configs: Sequence[Any]) -> list[Composed]:
+def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Composed]:
     """Resolved configurations of one sweep, or of a batch of a search, checked.
+
+    Args:
+        configs: As they were composed.
+        typed: The overrides that a person gave: what they do not choose, a reference pack may.
 
     Raises:
         ConfigError: an option that nothing reads, or several values of what a sweep has one of.
@@ -20,7 +25,8 @@ def one_batch(configs: Sequence[Any]) -> list[Composed]:
 
     from qsweep.sweep.compose import plain
 
-    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    composed = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    resolved = [with_pack(config, typed) for config in composed]
     check_options(resolved[0], known_options(""))
     for config in resolved:
         if search := config.get("search"):

@@ -245,7 +245,8 @@ def measured_windows(one: PackedMeasurement, tensors: "Mapping[str, Any]") -> "W
     """The windows of a measurement from its tensors by their names, ``ids`` and so on."""
     from qsweep.text.windows import Windows
 
-    return Windows(*(tensors[name].long() for name in _WINDOWS), one.cut, one.bos)
+    ids, first_scored, lengths = (tensors[name].long() for name in _WINDOWS)
+    return Windows(ids, first_scored, lengths, one.cut, one.bos)
 
 
 def signed_identity(identity: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
