@@ -7,6 +7,7 @@ from qsweep.base.progress import silent
 from qsweep.base.store import Store
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import trial_config
+from qsweep.sweep.found import identified
 from qsweep.sweep.pack_choices import with_pack
 from qsweep.sweep.packing import write_reference_pack
 from qsweep.sweep.plan import find_setting, make_plan
@@ -29,7 +30,7 @@ def configuration(*overrides, quant=None):
     config = Composed(composed(*overrides))
     config |= {"quant": quant} if quant else {}
     config.written = dict(config)
-    return with_pack(config, overrides)
+    return with_pack(config, {one.partition("=")[0].lstrip("+") for one in overrides})
 
 
 def make_pack(model: Path, text: Path, out: Path, *overrides, store=None, head="exact"):
@@ -38,7 +39,12 @@ def make_pack(model: Path, text: Path, out: Path, *overrides, store=None, head="
     given = {o.partition("=")[0] for o in overrides}
     small = [o for o in SMALL if o.partition("=")[0] not in given]
     config = configuration(
-        "quant=none", "corpus=file", f"corpus.path={text}", f"model.path={model}", *small, *overrides
+        "quant=none",
+        "corpus=file",
+        f"corpus.path={text}",
+        f"model.path={model}",
+        *small,
+        *overrides,
     )
     trial = trial_config(config)
     plan = make_plan(trial, find_setting(trial, model, store))
@@ -46,10 +52,10 @@ def make_pack(model: Path, text: Path, out: Path, *overrides, store=None, head="
     return plan, write_reference_pack([plan], store, out, head)
 
 
-def packed_trial(pack: Path, artifact: Path, *overrides):
+def packed_trial(pack: Path, artifact: Path, store: Store, *overrides):
     """The trial that measures an artifact against a pack."""
-    target = "qsweep.quantizers.existing.Existing"
-    return trial_config(
+    target = "qsweep.quantizers.artifact.ExistingArtifact"
+    trial = trial_config(
         configuration(
             f"+model.pack={pack}",
             "device=cpu",
@@ -57,11 +63,12 @@ def packed_trial(pack: Path, artifact: Path, *overrides):
             quant={"_target_": target, "path": str(artifact)},
         )
     )
+    return identified(trial, store)
 
 
 def measure_against(pack: Path, artifact: Path, store: Store, *overrides):
     """Run that trial in this process; returns its plan."""
-    trial = packed_trial(pack, artifact, *overrides)
+    trial = packed_trial(pack, artifact, store, *overrides)
     plan = make_plan(trial, find_setting(trial, pack, store))
     run_trial(plan, store, silent)
     return plan

@@ -24,6 +24,7 @@ from qsweep.sweep.config import trial_config
 from qsweep.sweep.packing import cut_to_tokens
 from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.text.tokenizer_fingerprint import TOKENIZER_FILES
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_the_model_itself_measured_against_its_pack_is_exactly_that(made, elsewh
 def test_keys_of_packs_are_never_those_of_what_was_measured_here(made, elsewhere, pocket_dir):
     pack, there, _ = made
     artifact, store = elsewhere
-    trial = packed_trial(pack, artifact)
+    trial = packed_trial(pack, artifact, store)
     plan = make_plan(trial, find_setting(trial, pack, store))
     signature = open_pack(pack).signature
     for step, own in zip(plan.reference().measurements, there.measurements, strict=True):
@@ -91,7 +92,7 @@ def test_what_is_gone_from_the_store_comes_from_the_pack_again(made, elsewhere):
     store.remove("measurements", base.measurements[1].key)
     for step in plan.measurements:
         store.remove("measurements", step.key)
-    (store.path("packs", key_of(plan.setting.pack.identity)) / "windows.safetensors").unlink()
+    (store.path("packs", key_of(plan.setting.pack.identity)) / "windows.tensors").unlink()
     again = finished_record(measure_against(pack, artifact, store), store)
     assert [m.metrics for m in again.measurements] == [m.metrics for m in first.measurements]
 
@@ -119,7 +120,9 @@ def test_the_file_is_as_large_as_paper_says(made):
     assert summary.head_bytes == facts.vocab_size * 256 * 2  # stored in bfloat16
     probes = 2 * 4 * facts.vocab_size * 4
     windows = 6 * (64 * 4 + 2 * 8)
-    data = summary.states_bytes + summary.head_bytes + probes + windows + tokens * 12
+    files = sum((facts.path / name).stat().st_size for name in TOKENIZER_FILES
+                if (facts.path / name).is_file())  # fmt: skip
+    data = summary.states_bytes + summary.head_bytes + probes + windows + tokens * 12 + files
     header = int.from_bytes(pack.read_bytes()[:8], "little")
     assert summary.file_bytes == pack.stat().st_size == data + header + 8
     assert header < 40_000
@@ -143,20 +146,20 @@ _ANOTHER_PROCESS = """
 import sys, torch
 from pathlib import Path
 from helpers.packed import packed_trial
-from qsweep.base.progress import silent
 from qsweep.base.store import Store
 from qsweep.evaluate import measure
-from qsweep.quantizers.existing import read_existing
 from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.base.progress import silent
+from qsweep.sweep.artifacts import obtain_artifact
 from qsweep.sweep.trial import find_reference, load, windows_of
 
 pack, artifact, folder, threads, batch = sys.argv[1:]
 torch.set_num_threads(int(threads))
 store = Store(Path(folder))
-trial = packed_trial(Path(pack), Path(artifact))
+trial = packed_trial(Path(pack), Path(artifact), store)
 plan = make_plan(trial, find_setting(trial, Path(pack), store))
 step = plan.measurements[0]
-model = load(plan, read_existing(Path(artifact)))
+model = load(plan, obtain_artifact(plan, store, silent))
 found = measure(
     model, windows_of(plan, step), find_reference(plan, step, store), batch=int(batch)
 )
@@ -198,9 +201,7 @@ def test_a_narrower_head_is_refused_with_both_numbers_or_lost_in_the_noise(tmp_p
     plan, _ = make_pack(pocket_dir, text, pack, "eval.dtype=bfloat16", store=store)
     exact = pack.stat().st_size
     floor = open_pack(pack).header.measurements[0].noise_floor
-    _, summary = make_pack(
-        pocket_dir, text, pack, "eval.dtype=bfloat16", store=store, head="int8"
-    )
+    _, summary = make_pack(pocket_dir, text, pack, "eval.dtype=bfloat16", store=store, head="int8")
     header = open_pack(pack).header
     rows = plan.setting.facts.vocab_size
     assert 0 < header.added <= floor and header.head == "int8"
@@ -233,7 +234,7 @@ def test_another_tokenizer_is_refused_before_anything_is_measured(made, elsewher
         with pytest.raises(ConfigError, match=words) as caught:
             measure_against(pack, other, store)
         assert str(other) in str(caught.value) and "\n" not in str(caught.value)
-        trial = packed_trial(pack, other)
+        trial = packed_trial(pack, other, store)
         assert finished_record(make_plan(trial, find_setting(trial, pack, store)), store) is None
 
 
@@ -269,7 +270,7 @@ def test_what_a_pack_does_not_have_is_one_line(made, elsewhere, tmp_path):
         (["eval.speed=true"], "eval.speed needs the model itself"),
         (["corpus=file", f"corpus.path={other}"], "text.txt is another text than this one"),
     ):
-        trial = packed_trial(pack, artifact, *overrides)
+        trial = packed_trial(pack, artifact, store, *overrides)
         with pytest.raises(ConfigError, match=words) as caught:
             find_setting(trial, pack, store)
         assert "\n" not in str(caught.value) and "model.pack=" in str(caught.value)
@@ -278,7 +279,7 @@ def test_what_a_pack_does_not_have_is_one_line(made, elsewhere, tmp_path):
         with pytest.raises(ConfigError, match="has no weights to quantize"):
             find_setting(trial, pack, store)
     with pytest.raises(ConfigError, match="takes the place of model.path"):
-        packed_trial(pack, artifact, f"model.path={artifact}")
+        packed_trial(pack, artifact, store, f"model.path={artifact}")
 
 
 def test_the_same_text_under_another_path_and_a_part_of_the_presets_will_do(
@@ -288,9 +289,9 @@ def test_the_same_text_under_another_path_and_a_part_of_the_presets_will_do(
     artifact, store = elsewhere
     text = text_file(tmp_path)
     chosen = ("corpus=file", f"corpus.path={text}", "eval.presets=[strided]", "eval.max_windows=3")
-    trial = packed_trial(pack, artifact, *chosen)
+    trial = packed_trial(pack, artifact, store, *chosen)
     plan = make_plan(trial, find_setting(trial, pack, store))
-    whole = packed_trial(pack, artifact)
+    whole = packed_trial(pack, artifact, store)
     assert plan.measurements[0].key == (
         make_plan(whole, find_setting(whole, pack, store)).measurements[1].key
     )

@@ -15,12 +15,13 @@ def measure(
 ) -> Sweep:
     """Measure an artifact against the unquantized model, by the same protocol as a sweep.
 
-    It is read by the one engine that measures all formats. That can read what qsweep itself made
-    (the folder in ``outputs/store/artifacts``), and Hugging Face directories in GPTQ, AWQ (gemm),
-    compressed-tensors' packed integers, or unquantized, such as a fine-tuned or pruned checkpoint.
+    The same as ``quant=artifact quant.path=…`` on a command line: it is read by the one engine that
+    measures all formats, whoever made it, and docs/artifacts.md says which can be read. A pattern
+    such as ``models/*.gguf`` measures all that it matches.
 
     Args:
-        artifact: Its directory.
+        artifact: A GGUF file, a checkpoint's directory, or what a sweep made
+            (a folder in ``outputs/store/artifacts``).
         overrides: Options whose names have a dot, as for :func:`qsweep.run`; ``model.pack`` names a
             reference pack in place of the model.
         **named: ``model`` (the unquantized model), ``corpus``, ``eval``, ``device`` and others.
@@ -30,8 +31,8 @@ def measure(
 
     Raises:
         QsweepError: The configuration is invalid, or the artifact is in a format that the engine
-            cannot read (such as a GGUF file of another maker). One that turns out not to be
-            of this model is a row that failed, with the reason.
+            cannot read. One that turns out not to be of this model is a row that was skipped,
+            with the reason.
 
     Example:
         >>> import qsweep
@@ -42,7 +43,6 @@ def measure(
         >>> bool(made["ppl"][0] == again["ppl"][0])
         True
     """
-    place = Path(artifact).expanduser().absolute()
     words = list(as_overrides(dict(overrides or {}) | named))
     with untouched():
-        return measure_artifacts([place], words, f"qsweep.measure({str(place)!r})")
+        return measure_artifacts([str(artifact)], words, f"qsweep.measure({str(artifact)!r})")

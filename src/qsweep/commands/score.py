@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_intermixed_args(typed)
     overrides = [word for word in options.words if _is_override(word)]
-    artifacts = [absolute(word) for word in options.words if not _is_override(word)]
+    artifacts = [word for word in options.words if not _is_override(word)]
     if not artifacts:
         parser().error("the following arguments are required: ARTIFACT")
     words = [*reference_words(options.reference), *overrides]

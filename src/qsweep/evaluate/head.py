@@ -8,7 +8,7 @@ vocabulary. Whoever uses this checks it once against the model's own logits with
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from qsweep.models.safetensors_header import TensorHeader
 
 
 class CannotSplit(QsweepError):
@@ -193,15 +195,14 @@ def head_parameters(model: "PreTrainedModel", body: str) -> list[str] | None:
     return outside(name for name, _ in model.named_parameters(remove_duplicate=False))
 
 
-def stored_parameter(model: "PreTrainedModel", name: str, source: Path) -> tuple[Path, str] | None:
-    """Where a parameter lies in a checkpoint: a file, and a tensor's name in it.
+def stored_parameter(
+    model: "PreTrainedModel", name: str, tensors: "Mapping[str, TensorHeader]"
+) -> tuple[Path, str] | None:
+    """Where a parameter lies among a checkpoint's tensors: a file, and a tensor's name in it.
 
     By its own name, else by that of the one that it is tied to. None where nothing has such a name,
     or what has it is of another shape.
     """
-    from qsweep.models.facts import read_tensors
-
-    tensors = read_tensors(source)
     stored = next(_stored_names(model, name, list(tensors)), None)
     if stored is None or tensors[stored].shape != tuple(model.get_parameter(name).shape):
         return None
@@ -215,9 +216,12 @@ def _load_all_but_body(
     import torch
     from safetensors import safe_open
 
+    from qsweep.models.facts import read_tensors
+
     if (names := head_parameters(model, body)) is None:
         return False
-    places = {name: stored_parameter(model, name, source) for name in names}
+    tensors = read_tensors(source)
+    places = {name: stored_parameter(model, name, tensors) for name in names}
     if None in places.values():
         return False
     for name, place in places.items():

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.belonging.check import checkpoint_belonging, checkpoint_differences
+from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.stored import StoredTensor, size_of
 from qsweep.models.files import saved_weight_files
 
@@ -83,6 +85,40 @@ class Container(ABC):
         raise QsweepError(
             f"{path}: which layers are quantized is not told by {self.name} files alone"
         )
+
+    def differences(self, path: Path, base: Path) -> list[Difference]:
+        """In what an artifact of another maker is not one of a model; see ``formats.belonging``.
+
+        Args:
+            path: The artifact, a checkpoint's directory unless a subclass says otherwise.
+            base: The directory of the unquantized model.
+
+        Raises:
+            QsweepError: Its files cannot be read.
+        """
+        return checkpoint_differences(path, base, self.stored(path), quantized=self.quantized)
+
+    def adopt(self, path: Path, base: Path, out: Path) -> Artifact:
+        """An artifact of another maker, which stays where it is.
+
+        Args:
+            path: Where it lies.
+            base: The directory of the unquantized model.
+            out: An empty directory, for what reading it takes beside.
+
+        Returns:
+            It, with its size counted and ``path`` as its origin; in ``details["belonging"]`` which
+            tensors are the model's own, and notes on it.
+
+        Raises:
+            QsweepError: Its files cannot be read.
+        """
+        found = checkpoint_belonging(path, base, self.stored(path), self.name)
+        return Artifact(out, self.name, self.size(path), (), {"belonging": found}, origin=path)
+
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """What can serve an artifact that states these options; nothing where nobody can tell."""
+        return ()
 
     def size(self, path: Path) -> Size:
         """Count what an artifact at ``path`` stores, from its files alone. Raises QsweepError."""

@@ -16,6 +16,7 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
 from qsweep.formats.stored import StoredTensor, size_of
+from qsweep.formats.weights import open_weights
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
@@ -166,12 +167,20 @@ class CheckpointContainer(Container):
     quantized = False
     timed_by = "transformers"
 
-    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
-        """Transformers reads them by itself."""
+    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any] | None:
+        """Transformers reads the model's own by itself; of another maker nothing but weights is."""
+        if artifact.origin is None:
+            return None
+        handles = open_weights(artifact.files)
+        return {name: handle.get_slice(name) for name, handle in handles.items()}
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; ``bpw`` counts the linear layers inside the decoder."""
         return _stored(path, read_facts(path, path.name).linears)
+
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Container.served_by`."""
+        return UNQUANTIZED_RUNTIMES
 
 
 CONTAINER = CheckpointContainer()

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.checkpoint import QuantizedCheckpoint
 from qsweep.formats.weights import LazyWeight
-from qsweep.models.facts import CONV1D_TYPES, TensorHeader, read_config, read_tensors
+from qsweep.models.facts import (
+    CONV1D_TYPES,
+    TensorHeader,
+    read_config,
+    read_outline,
+    read_tensors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +74,13 @@ class PackedContainer(QuantizedCheckpoint):
         transformers 5 and vLLM (its auto_gptq and auto_awq configurations, as of 2026).
         ``transformers`` reads both formats through GPTQModel, and GPTQ only with optimum as well.
         """
+
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Container.served_by`."""
+        bits, group, sym = (options.get(name) for name in ("bits", "group_size", "sym"))
+        if type(bits) is not int or type(group) is not int:
+            return ()
+        return self.runtimes(bits, group, sym is not False)
 
     def fits(self, group_size: int, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be packed with that group size."""
@@ -138,7 +151,7 @@ def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
     # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
-    original = read_tensors(source)
+    original = read_outline(source)
     joined: dict[str, Any] = {}
     for name, value in state.items():
         fused = fused_with(name.removesuffix(".weight"))

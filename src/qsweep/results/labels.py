@@ -55,7 +55,9 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     Rows of several methods are compared at equal bits and group size, where each method has a
     default of its own for this. What ran for a comparison, or in place of a whole trial, says so.
     """
-    grids = {key: SYM.get(Row(record)) for key, record in records.items()}
+    # What somebody else made is called by its file, which says more than its grid.
+    own = {key: record for key, record in records.items() if record.method != "existing"}
+    grids = {key: SYM.get(Row(own[key])) if key in own else None for key in records}
     both = {True, False} <= {value for value in grids.values() if isinstance(value, bool)}
     words = {True: " sym", False: " asym"} if both else {}
     found = {}

@@ -1,6 +1,6 @@
 """What a composed configuration says of a model that a reference pack stands for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from qsweep.base.config_files import config_folder
@@ -10,14 +10,14 @@ from qsweep.evaluate.packs.header import PackHeader, open_pack
 from qsweep.sweep.compose import Composed
 
 
-def with_pack(config: Composed, overrides: Iterable[str]) -> Composed:
+def with_pack(config: Composed, given: Collection[str]) -> Composed:
     """The configuration of a trial whose model is a pack: named by that, measured on what it has.
 
     Where nobody chose corpora or presets, the pack's own take the place of the defaults.
 
     Args:
         config: As it was composed; without ``model.pack`` it stays as it is.
-        overrides: What was typed.
+        given: Names of the groups and options that somebody chose.
 
     Raises:
         ConfigError: The pack cannot be read, or a model is named beside it.
@@ -25,8 +25,7 @@ def with_pack(config: Composed, overrides: Iterable[str]) -> Composed:
     model = config.get("model")
     if not isinstance(model, Mapping) or model.get("pack") is None:
         return config
-    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    if beside := sorted(given & {"model", "model.path", "model.repo"}):
+    if beside := sorted({"model", "model.path", "model.repo"}.intersection(given)):
         raise ConfigError(f"model.pack={model['pack']}: takes the place of {beside[0]}; give one")
     path = absolute_path(str(model["pack"]), "model.pack")
     header = open_pack(path).header
@@ -35,11 +34,13 @@ def with_pack(config: Composed, overrides: Iterable[str]) -> Composed:
     name = model["name"] if "model.name" in given else header.model.name
     changes["model"] = {**kept, "name": name, "pack": str(path)}
     changed = Composed({**config, **changes})
-    changed.written = {**config.written, **changes}
+    changed.written, changed.chosen = {**config.written, **changes}, config.chosen
     return changed
 
 
-def _changes(config: Mapping[str, Any], header: PackHeader, given: set[str]) -> dict[str, Any]:
+def _changes(
+    config: Mapping[str, Any], header: PackHeader, given: Collection[str]
+) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     corpora, evaluation = config.get("corpus"), config.get("eval")
     named = any(name.partition(".")[0] == "corpus" for name in given)

@@ -21,7 +21,7 @@ from qsweep.evaluate.packs.header import (
 )
 from qsweep.formats.artifact import Artifact, from_content
 from qsweep.models.source import ModelFacts
-from qsweep.quantizers.existing import Existing
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.none import Unquantized
 from qsweep.sweep.config import TrialConfig
 from qsweep.text.stored import stored_text
@@ -41,7 +41,7 @@ def pack_of(trial: TrialConfig, store: Store) -> Pack | None:
         return None
     pack = open_pack(absolute_path(trial.model.pack, "model.pack"))
     where = f"model.pack={trial.model.pack}"
-    if not isinstance(trial.quant, (Existing, Unquantized)):
+    if not isinstance(trial.quant, (ExistingArtifact, Unquantized)):
         raise ConfigError(
             f"{where}: a reference pack has no weights to quantize; give the model itself "
             "(model.path=DIR), or measure an artifact that exists"
@@ -121,12 +121,13 @@ def require_same_tokenizer(pack: Pack, artifact: Artifact) -> None:
     """
     from transformers import AutoTokenizer
 
-    if not has_tokenizer(artifact.path):
+    place = artifact.files
+    if not has_tokenizer(place):
         return
-    found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(artifact.path))
+    found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(place))
     if (what := pack.header.model.tokenizer.difference(found)) is not None:
         raise ConfigError(
-            f"{artifact.path}: its tokenizer is not that of {pack.header.model.name} in "
+            f"{place}: its tokenizer is not that of {pack.header.model.name} in "
             f"{pack.path}: {what}; it is measured against a reference of its own model only"
         )
 

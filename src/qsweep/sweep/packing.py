@@ -14,6 +14,7 @@ from qsweep.base.version import __version__
 from qsweep.evaluate.packs.header import PackedMeasurement, PackedModel, PackHeader
 from qsweep.evaluate.packs.heads import EXACT
 from qsweep.formats.artifact import to_content
+from qsweep.models.facts import distinct_weights, read_config, read_tensors
 from qsweep.sweep.artifacts import tokenizer_of
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import trial_config
@@ -129,7 +130,7 @@ def write_reference_pack(plans: Sequence[Plan], store: Store, out: Path, head: s
     )
     parts = [(one.windows, one.cache) for one in measured]
     out.parent.mkdir(parents=True, exist_ok=True)
-    signature = write_pack(out, header, parts, weights, probes)
+    signature = write_pack(out, header, parts, weights, probes, source)
     packed = [p for weight in weights.values() for p in encoded(weight, head).values()]
     return PackSummary(
         signature=signature,
@@ -245,6 +246,12 @@ def _model(plan: Plan, config: str) -> PackedModel:
         max_length=facts.max_length,
         vocab_size=facts.vocab_size,
         experts=facts.experts,
+        tensors={
+            name: (info.dtype, list(info.shape))
+            for name, info in distinct_weights(
+                read_tensors(facts.path), read_config(facts.path)
+            ).items()
+        },
         artifact=to_content(plan.setting.reference_artifact()),
         tokenizer=tokenizer_fingerprint(tokenizer),
         chat_template=chat_template_hash(tokenizer),

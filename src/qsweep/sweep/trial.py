@@ -19,7 +19,13 @@ from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
 from qsweep.quantizers.gguf import require_runnable
 from qsweep.results.columns.views import check_figures
-from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
+from qsweep.sweep.artifacts import (
+    obtain_artifact,
+    plan_here,
+    release_memory,
+    require_unchanged,
+    tokenizer_of,
+)
 from qsweep.sweep.packed import (
     import_pack,
     packed_measurement,
@@ -94,6 +100,7 @@ class Measuring:
                 self._load()
                 store.build("measurements", step.identity, partial(self._measure, step, base))
         run_tasks(plan.tasks, store, self._language_model, self.progress)
+        require_unchanged(plan, store)
         self._model = None
         release_memory()
 
@@ -122,6 +129,7 @@ class Measuring:
             result = measure(model, windows, find_reference(plan, step, self.store), report)
             held = self.store.require("measurements", base.key)
             result.metrics.update(compare(result, read_measurement(held.path)))
+        require_unchanged(plan, self.store)
         check_figures("measurement", result.metrics)
         save_measurement(result, out)
         return {
@@ -174,15 +182,14 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
 
     from qsweep.formats.dense import load_dense
 
-    model, source = plan.trial.model, plan.setting.facts.path
-    if plan.setting.pack is not None and (artifact.path / "config.json").is_file():
-        source = artifact.path  # of the model itself there is no more than its head
+    model, setting = plan.trial.model, plan.setting
     return load_dense(
         artifact,
-        source,
-        dtype=getattr(torch, dtype or plan.setting.dtype),
-        device=plan.setting.device,
-        trust_remote_code=model.trust_remote_code,
+        setting.facts.path,
+        dtype=getattr(torch, dtype or setting.dtype),
+        device=setting.device,
+        # A pack holds no code, and its configuration must not lead to any.
+        trust_remote_code=model.trust_remote_code and setting.pack is None,
         device_map=model.device_map,
     )
 

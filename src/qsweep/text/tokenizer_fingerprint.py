@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    "tekken.json",
+)
+TOKENIZER_FILES = (
+    *_VOCABULARIES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "chat_template.jinja", "chat_template.json"),
+)
+"""What a tokenizer is made of, and what is said of how texts begin, end and are framed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def fingerprint_of(
 
 def has_tokenizer(path: Path) -> bool:
     """Whether a directory holds files that a tokenizer is made of."""
-    return any((path / name).is_file() for name in _FILES)
+    return any((path / name).is_file() for name in _VOCABULARIES)
 
 
 def chat_template_hash(tokenizer: Any) -> str | None:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.files import write_json, write_text
+from qsweep.base.files import read_regular, write_bytes, write_json, write_text
 from qsweep.evaluate.packs.header import (
     SIGNATURE,
     Pack,
@@ -15,16 +15,18 @@ from qsweep.evaluate.packs.header import (
 )
 from qsweep.evaluate.packs.heads import SCALE, HeadWeight, decoded, encoded
 from qsweep.evaluate.reference import FACTS, SHARD, TOKENS, read_cache
+from qsweep.models.facts import OUTLINE
 from qsweep.models.safetensors_header import tensor_bytes
 from qsweep.models.safetensors_writer import StreamedTensor, by_rows, whole, write_safetensors
+from qsweep.text.tokenizer_fingerprint import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qsweep.text.windows import Windows
 
-_HEAD = "head."
-_WINDOWS_FILE = "windows.safetensors"
+_HEAD, _FILE = "head.", "file."
+_WINDOWS_FILE = "windows.tensors"
 
 
 def write_pack(
@@ -33,6 +35,7 @@ def write_pack(
     measured: "Sequence[tuple[Windows, Path]]",
     head: Mapping[str, HeadWeight],
     probes: "Sequence[Tensor]",
+    tokenizer: Path,
 ) -> str:
     """Write a pack, whole or not at all; returns its signature.
 
@@ -43,6 +46,7 @@ def write_pack(
         head: The output head's parameters, not yet narrowed.
         probes: The logits of the first scored tokens of each measurement by the head that is
             packed, float32 [few, vocabulary].
+        tokenizer: The directory with the tokenizer's files.
 
     Raises:
         ArtifactCorrupt: A cached reference cannot be read.
@@ -55,6 +59,9 @@ def write_pack(
     for name, weight in head.items():
         for ending, part in encoded(weight, header.head).items():
             tensors[f"{_HEAD}{name}{ending}"] = part.streamed()
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            tensors[f"{_FILE}{name}"] = _of_file(tokenizer / name)
     return write_safetensors(path, tensors, notes_of(header), seal=SIGNATURE)
 
 
@@ -74,7 +81,8 @@ def narrowed(head: Mapping[str, HeadWeight], kind: str, dtype: Any) -> dict[str,
 def unpack_frame(pack: Pack, out: Path) -> dict[str, Any]:
     """Lay the head and the windows of a pack into an empty directory.
 
-    It is a checkpoint of the head alone, of which ``load_output_head`` makes the head.
+    It is a checkpoint of the head alone, of which ``load_output_head`` makes the head, with the
+    model's tokenizer and the outline of its other tensors (``read_outline``).
     """
     import torch
 
@@ -86,7 +94,12 @@ def unpack_frame(pack: Pack, out: Path) -> dict[str, Any]:
         for name in ("ids", "first_scored", "lengths")
         for info in [pack.tensors[f"{number}.{name}"]]
     }
+    # Not a checkpoint's weights by its name: a directory of a model is looked through for those.
     write_safetensors(out / _WINDOWS_FILE, ids)
+    for name in TOKENIZER_FILES:
+        if (info := pack.tensors.get(f"{_FILE}{name}")) is not None:
+            write_bytes(out / name, b"".join(tensor_bytes(info)))
+    write_json(out / OUTLINE, pack.header.model.tensors)
     return {"model": pack.header.model.name}
 
 
@@ -128,6 +141,11 @@ def _measurement_tensors(
     first = shards.read(slice(0, 1))
     shape = (len(tokens["nll"]), first.shape[1])
     yield "features", by_rows(shape, first.dtype, lambda a, b: shards.read(slice(a, b)))
+
+
+def _of_file(file: Path) -> StreamedTensor:
+    content = read_regular(file)
+    return StreamedTensor("U8", (len(content),), lambda: [content])
 
 
 def _packed_head(pack: Pack, dtype: Any) -> dict[str, HeadWeight]:

@@ -5,7 +5,8 @@ A pack is one safetensors file. Its header's metadata has ``format``, ``version`
 :class:`PackHeader`. For each measurement n it holds the tensors ``n.ids`` int32 [windows, context],
 ``n.first_scored`` and ``n.lengths`` int64 [windows], ``n.nll`` float32, ``n.first`` int32 and
 ``n.confidence`` float32 [tokens], ``n.probe`` float32 [few, vocabulary] and ``n.features`` [tokens,
-width]; of the output head each parameter as ``head.NAME``, and its scales where it is narrower.
+width]; of the output head each parameter as ``head.NAME``, and its scales where it is narrower; the
+tokenizer's files as ``file.NAME``, uint8.
 """
 
 import json
@@ -79,6 +80,7 @@ class PackedModel:
         content_hash: Of its files, as in keys.
         config: The text of its ``config.json``.
         artifact: Size and container of the whole model.
+        tensors: Dtype and shape of each of its tensors.
         chat_template: SHA-256 of it, None where there is none.
     """
 
@@ -92,6 +94,7 @@ class PackedModel:
     vocab_size: int
     experts: bool | None
     artifact: dict[str, Any]
+    tensors: dict[str, tuple[str, list[int]]]
     tokenizer: TokenizerFingerprint
     chat_template: str | None
 

@@ -13,6 +13,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.evaluate.head import head_parameters, load_output_head, stored_parameter
 from qsweep.evaluate.scoring import choose_tile, score_against, token_parts
 from qsweep.models.architecture import empty_model, load_model
+from qsweep.models.facts import distinct_weights, read_config, read_tensors
 from qsweep.models.safetensors_writer import StreamedTensor, by_rows
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class HeadWeight:
 def head_weights(
     source: Path, body: str, dtype: "torch.dtype", trust_remote_code: bool = False
 ) -> dict[str, HeadWeight]:
-    """The parameters of a checkpoint outside of its body, by the names that transformers gives them.
+    """The parameters of a checkpoint outside of its body, by their names in it.
 
     In the dtype that they are stored in, or in that of the run where that has fewer bits.
 
@@ -73,12 +74,14 @@ def head_weights(
         raise QsweepError(
             f"{source}: {type(model).__name__} has buffers beside its body, which no pack holds"
         )
-    places = {name: stored_parameter(model, name, source) for name in names}
-    if None in places.values():
+    # Of a head that only repeats the embedding, the embedding: as the model's own tensors are counted.
+    tensors = distinct_weights(read_tensors(source), read_config(source))
+    places = [stored_parameter(model, name, tensors) for name in names]
+    if None in places:
         # Their names cannot be matched: transformers knows how.
         model = load_model(source, config, dtype=dtype, trust_remote_code=trust_remote_code)
         return {name: _of_tensor(model.get_parameter(name).detach(), dtype) for name in names}
-    return {name: _of_file(*place, dtype) for name, place in places.items() if place is not None}
+    return {place[1]: _of_file(*place, dtype) for place in places if place is not None}
 
 
 def encoded(weight: HeadWeight, head: str) -> dict[str, HeadWeight]:
