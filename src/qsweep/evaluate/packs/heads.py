@@ -93,7 +93,7 @@ def encoded(weight: HeadWeight, head: str) -> dict[str, HeadWeight]:
     name, largest = _NARROW[head]
     dtype = getattr(torch, name)
     if largest is None:
-        return {"": HeadWeight(weight.shape, dtype, weight.rows)}
+        return {"": HeadWeight(weight.shape, dtype, lambda a, b: weight.rows(a, b).to(dtype))}
 
     def scales(start: int, stop: int) -> "Tensor":
         highest = weight.rows(start, stop).float().abs().amax(1, keepdim=True)
