@@ -4,15 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsweep.api.composition import compose_trials
+from qsweep.api.artifacts import measure_artifacts
 from qsweep.api.surroundings import untouched
 from qsweep.api.words import as_overrides
-from qsweep.base.errors import ConfigError
-from qsweep.base.keys import key_of
-from qsweep.quantizers.artifact import container_of
-from qsweep.search.batch import one_batch
-from qsweep.sweep.config import sweep_config
-from qsweep.sweep.session import run_sweep
 from qsweep.sweep.state import Sweep
 
 
@@ -28,7 +22,8 @@ def measure(
     Args:
         artifact: A GGUF file, a checkpoint's directory, or what a sweep made
             (a folder in ``outputs/store/artifacts``).
-        overrides: Options whose names have a dot, as for :func:`qsweep.run`.
+        overrides: Options whose names have a dot, as for :func:`qsweep.run`; ``model.pack`` names a
+            reference pack in place of the model.
         **named: ``model`` (the unquantized model), ``corpus``, ``eval``, ``device`` and others.
 
     Returns:
@@ -48,18 +43,6 @@ def measure(
         >>> bool(made["ppl"][0] == again["ppl"][0])
         True
     """
-    given = dict(overrides or {}) | named
-    for name in given:
-        if name.partition(".")[0] in ("quant", "bits", "group_size", "desc_act", "sym"):
-            raise ConfigError(f"{name}: is what the artifact was made by, and only read here")
-    given |= {"quant": "artifact", "quant.path": str(artifact)}
+    words = list(as_overrides(dict(overrides or {}) | named))
     with untouched():
-        configs = one_batch(compose_trials(list(as_overrides(given))))
-        places = [Path(config["quant"]["path"]) for config in configs]
-        for place in places:
-            container_of(place).size(place)  # raises what is wrong with it
-        several = [str(place) for place in places]
-        key = key_of(several if len(several) > 1 else several[0])
-        label = f"{places[0].name[:40]}-{key[:8]}"
-        name = sweep_config(configs[0]).name or label
-        return run_sweep(configs, name, f"qsweep.measure({str(artifact)!r})")
+        return measure_artifacts([str(artifact)], words, f"qsweep.measure({str(artifact)!r})")

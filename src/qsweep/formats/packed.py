@@ -13,7 +13,13 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.checkpoint import QuantizedCheckpoint, Settings
 from qsweep.formats.packed_settings import Stated, stated_of
 from qsweep.formats.weights import LazyWeight, transposed
-from qsweep.models.facts import CONV1D_TYPES, TensorHeader, read_config, read_tensors
+from qsweep.models.facts import (
+    CONV1D_TYPES,
+    TensorHeader,
+    read_config,
+    read_outline,
+    read_tensors,
+)
 from qsweep.models.safetensors_header import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -124,7 +130,7 @@ class PackedContainer(QuantizedCheckpoint):
         self, artifact: Artifact, source: Path, stored: Collection[str]
     ) -> dict[str, tuple[str, ...]]:
         """See :meth:`Container.stored_as`: what transformers has fused lies in parts."""
-        original = read_tensors(source)
+        original = read_outline(source)
         layers = (n.removesuffix(".weight") for n in stored if n not in original)
         fused = filter(None, map(fused_with, layers))
         return {f"{whole}.weight": tuple(f"{p}.weight" for p in parts) for whole, parts in fused}
@@ -254,7 +260,7 @@ def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _without_zero_biases(state: dict[str, Any], source: Path) -> dict[str, Any]:
     # AutoGPTQ gave every layer a bias, of zeros where the model has none.
-    original = read_tensors(source)
+    original = read_outline(source)
     packed = [
         name.removesuffix(".weight") for name, w in state.items() if isinstance(w, LazyWeight)
     ]
@@ -266,7 +272,7 @@ def _without_zero_biases(state: dict[str, Any], source: Path) -> dict[str, Any]:
 
 def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
     # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
-    original = read_tensors(source)
+    original = read_outline(source)
     joined: dict[str, Any] = {}
     for name, value in state.items():
         fused = fused_with(name.removesuffix(".weight"))

@@ -18,12 +18,14 @@ _DOWNLOAD = [
 
 
 def resolve(model: ModelConfig) -> Path:
-    """The directory of a model, fetched if need be.
+    """The directory of a model, fetched if need be; the file of a reference pack in its place.
 
     Raises:
         ConfigError: ``model.path`` is not a directory.
         QsweepError: the hub cannot be reached or refuses; ``model.hint`` follows.
     """
+    if model.pack is not None:
+        return Path(model.pack).expanduser().absolute()
     if model.path is not None:
         path = Path(model.path).expanduser().absolute()
         if not path.is_dir():

@@ -15,7 +15,6 @@ from qsweep.base.progress import Progress
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact, from_content, to_content
-from qsweep.formats.hf import reference_artifact
 from qsweep.launch import slot_device
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.artifact import ExistingArtifact
@@ -40,7 +39,7 @@ def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
 def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
     """The trial's artifact, quantized now unless the store holds it intact."""
     if plan.is_reference:
-        return reference_artifact(plan.setting.facts)
+        return plan.setting.reference_artifact()
 
     progress("quantize", None)
     require_unchanged(plan, store)

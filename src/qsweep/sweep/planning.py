@@ -10,6 +10,7 @@ from qsweep.base.errors import ArtifactCorrupt, ConfigError, IncompatibleTrial, 
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
+from qsweep.evaluate.packs.header import require_intact
 from qsweep.models.check import check_tokenizer
 from qsweep.models.hub import resolve
 from qsweep.sweep.config import TrialConfig
@@ -157,6 +158,8 @@ def _setting(
         try:
             path = resolve(trial.model)
             setting = find_setting(trial, path, store)
+            if setting.pack is not None:
+                require_intact(setting.pack)
             check_tokenizer(setting.facts)
             settings[key] = setting
         except ConfigError:

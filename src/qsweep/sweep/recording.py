@@ -11,7 +11,6 @@ from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
 from qsweep.evaluate.metrics import quality_per_gb
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.hf import reference_artifact
 from qsweep.results.judged import told_reference_ppl
 from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
@@ -32,7 +31,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
     """
     made: dict[str, Any] = {}
     if plan.is_reference:
-        artifact = reference_artifact(plan.setting.facts)
+        artifact = plan.setting.reference_artifact()
     else:
         entry = store.find("artifacts", plan.artifact_key)
         if entry is None:

@@ -16,7 +16,7 @@ from qsweep.formats.belonging.tensors import (
 from qsweep.formats.belonging.tokenizers import compare_tokenizers
 from qsweep.formats.stored import StoredTensor
 from qsweep.formats.weights import find_settings, stored_headers
-from qsweep.models.facts import TensorHeader, read_config, read_tensors
+from qsweep.models.facts import OUTLINE, TensorHeader, read_config, read_outline, read_tensors
 
 # Of a fine-tune every tensor differs, and a record need not name them all.
 _LISTED = 50
@@ -45,7 +45,7 @@ def checkpoint_differences(
     found = compare_configs(config, read_config(base))
     tokenizers = compare_tokenizers(path, base)
     headers, own = model_headers(base), stored_headers(path)
-    found += compare_shapes(stored, own, headers) + compare_heads(stored, own, headers)
+    found += compare_shapes(stored, own, _outline(base)) + compare_heads(stored, own, headers)
     return found + (tokenizers if quantized else as_notes(tokenizers))
 
 
@@ -56,8 +56,17 @@ def checkpoint_belonging(
     method = (find_settings(path) or {}).get("quant_method")
     compared = compare_content(stored, stored_headers(path), model_headers(base))
     differing = compared["differing"]
-    lines = content_notes(compared, container, method)
+    # Of the few tensors that a reference pack holds nothing follows for the others.
+    partial = (base / OUTLINE).is_file()
+    lines = [] if partial else content_notes(compared, container, method)
     return {**compared, "differing": differing[:_LISTED], "notes": lines}
+
+
+def _outline(base: Path) -> Mapping[str, TensorHeader]:
+    try:
+        return read_outline(base)
+    except ConfigError:
+        return {}
 
 
 def model_headers(base: Path) -> Mapping[str, TensorHeader]:
