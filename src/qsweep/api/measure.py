@@ -23,7 +23,8 @@ def measure(
 
     It is read by the one engine that measures all formats. That can read what qsweep itself made
     (the folder in ``outputs/store/artifacts``), and Hugging Face directories in GPTQ, AWQ (gemm),
-    compressed-tensors' packed integers, or unquantized, such as a fine-tuned or pruned checkpoint.
+    compressed-tensors of every dense format, ModelOpt, AutoRound, or unquantized, such as a
+    fine-tuned or pruned checkpoint.
 
     Args:
         artifact: Its directory.
