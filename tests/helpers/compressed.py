@@ -73,6 +73,22 @@ def write(source: Path, out: Path, tensors: dict, settings, **more) -> Path:
     return out
 
 
+def one_layer(whole: Path, out: Path) -> Path:
+    """A model of two layers cut down to one, whose sizes hold every group size."""
+    tensors = load_file(whole / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    return write(whole, out, kept, None, num_hidden_layers=1)
+
+
+def changed(path, out, edit=lambda tensors: None, config=lambda settings: None):
+    """A copy of a checkpoint with its tensors or its ``quantization_config`` edited."""
+    tensors = load_file(path / "model.safetensors")
+    edit(tensors)
+    stated = json.loads((path / "config.json").read_text())["quantization_config"]
+    config(stated)
+    return write(path, out, tensors, stated)
+
+
 def is_linear(name, weight):
     return name.endswith(".weight") and weight.ndim == 2 and "embed" not in name
 
