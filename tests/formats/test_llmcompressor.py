@@ -108,8 +108,8 @@ def test_what_llm_compressor_writes(scheme, written, pocket_dir):
             assert torch.equal(weight, theirs[name].to(weight.dtype)), name
     with torch.no_grad():
         logits = model(IDS).logits.float()
-    # Their versions of torch and transformers are others: the same sums in another order at most.
-    torch.testing.assert_close(logits, theirs["logits"], rtol=0, atol=0.1)
+    # Equal where measured; their transformers is another version, which may sum in another order.
+    torch.testing.assert_close(logits, theirs["logits"], rtol=0, atol=0.02)
 
 
 AUTO_ROUND = """
