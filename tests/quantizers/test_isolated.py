@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers.environments import require_environment
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
-from qsweep.formats.compressed_tensors import CONTAINER, unpack_compressed
+from qsweep.formats.compressed_tensors import CONTAINER
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
@@ -335,21 +335,6 @@ def test_a_quantizer_of_your_own_is_two_files(tmp_path):
         build_quantizer(values | {"writes": "gguf"})
     with pytest.raises(ConfigError, match="quant.env.name"):
         Custom("mine", script, "gptq")
-
-
-def test_compressed_tensors_by_hand():
-    """Two rows of eight 4-bit codes in the formats that its own packer would give."""
-    grid = unpack_compressed(
-        torch.tensor([[0x76543210], [0x0000000F]], dtype=torch.int32),
-        torch.tensor([[1.0, 2.0], [0.5, 1.0]]),
-        torch.tensor([2, 8]),
-        bits=4,
-        weight_g_idx=torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]),
-    )
-    assert grid.dense(torch.float32).tolist() == [
-        [-8.0, -14.0, -6.0, -10.0, -4.0, -6.0, -2.0, -2.0],
-        [3.5, -8.0, -4.0, -8.0, -4.0, -8.0, -4.0, -8.0],
-    ]
 
 
 def test_auto_gptq_is_skipped_on_a_cpu_before_anything_is_created(tmp_path):

@@ -66,8 +66,8 @@ def _numbers(settings: Mapping[str, Any], activations: bool = False) -> dict[str
     if kind.startswith("mx"):
         return {**found, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
     if kind.startswith("nv"):
-        dynamic = "local" if activations else False
-        return {**found, "strategy": "tensor_group", "group_size": 16, "dynamic": dynamic}
+        found["dynamic"] = "local" if activations else False
+        return {**found, "strategy": "tensor_group", "group_size": 16}
     if not kind.startswith(("int", "fp", "float")):
         return None
     if isinstance(size, list):

@@ -216,7 +216,7 @@ def _without_order(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(error: Any) -> str:
     # Of a group that could be a scheme or a preset's name, what is wrong with the scheme.
-    errors = error.errors()
-    chosen = next((e for e in errors if "QuantizationScheme" in e["loc"]), errors[0])
-    place = ".".join(str(part) for part in chosen["loc"] if part != "QuantizationScheme")
-    return in_one_line(f"{place}: {chosen['msg']}", 200)
+    errors = [([str(part) for part in found["loc"]], found["msg"]) for found in error.errors()]
+    scheme = "QuantizationScheme"
+    place, what = next((e for e in errors if any(scheme in part for part in e[0])), errors[0])
+    return in_one_line(f"{'.'.join(part for part in place if scheme not in part)}: {what}", 200)

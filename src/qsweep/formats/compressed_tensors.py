@@ -161,6 +161,9 @@ def decompress(
     if format_ == "pack-quantized":
         if args.symmetric:
             parts.pop("weight_zero_point", None)
+        if (zeros := parts.get("weight_zero_point")) is not None and len(zeros) == 1:
+            # Up to 8 outputs of 4 bits fill a single row of words, which the library cannot turn.
+            parts["weight_zero_point"] = torch.cat((zeros, zeros))
         # Minus one everywhere: written before the order was known, so there is none.
         if groups is not None and not bool((groups < 0).any()):
             return _by_index(parts, args, groups.to(torch.int64))

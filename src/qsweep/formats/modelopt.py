@@ -188,7 +188,7 @@ def _numbers(layer: str, parts: Mapping[str, TensorHeader]) -> _Numbers:
     if weight.dtype == "U8" and scale.dtype not in (_FLOAT8, "U8"):
         return _int4(layer, weight, scale)
     if weight.dtype == "U8" and scale.dtype == _FLOAT8:
-        shape = (weight.shape[0], 2 * weight.shape[1])
+        shape: tuple[int, ...] = (weight.shape[0], 2 * weight.shape[1])
         check_part(layer, "weight_scale", scale, (shape[0], -(-shape[1] // 16)), {_FLOAT8})
         if (second := parts.get("weight_scale_2")) is None:
             raise ArtifactCorrupt(f"{layer} has no weight_scale_2")

@@ -67,6 +67,8 @@ def recognize(path: Path) -> Container:
         raise ConfigError(
             f"{path}: a checkpoint in {method} that cannot be read: {UNREADABLE[method]}"
         )
+    if packing := settings.get("packing_format"):
+        method = f"{method}, packed as {str(packing)[:60]}"
     known = sorted({name for found in containers() for name in found.quant_methods})
     raise ConfigError(
         f"{path}: a checkpoint in {method}; those that can be read are GGUF, unquantized ones, "
