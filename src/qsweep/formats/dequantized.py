@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
-from qsweep.base.files import read_json, write_json
+from qsweep.base.files import write_json
 from qsweep.base.keys import key_of
-from qsweep.base.manifest import MANIFEST
+from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.base.store import Kind, Store, file_hash
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.container import Container
@@ -53,6 +53,7 @@ def base_directory(path: Path, store: Store) -> Path:
         BackendUnavailable: The library that reads them is not installed.
     """
     try:
+        # A GGUF file, which has no config.json, would become a directory here, before all else.
         if (found := _quantized(path)) is None:
             return path
         container, stored = found
@@ -75,11 +76,13 @@ def dequantized_from(path: Path) -> str | None:
     """What the checkpoint in a directory was dequantized from, such as ``fp8 block 128x128``.
 
     None of one that is not the store's: nobody knows what was done to it.
+
+    Raises:
+        ArtifactCorrupt: It is the store's, and damaged.
     """
     if path.parent.name != _KIND or not (path / MANIFEST).is_file():
         return None
-    content = read_json(path / MANIFEST).get("content")
-    found = content.get("dequantized_from") if isinstance(content, dict) else None
+    found = open_entry(path).content.get("dequantized_from")
     return found if isinstance(found, str) else None
 
 

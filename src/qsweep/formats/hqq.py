@@ -53,7 +53,11 @@ class HQQContainer(QuantizedCheckpoint):
         for full, file in open_weights(path).items():
             name, part = self.part_of(full)
             if part in ("shape", *_NUMBERS, *_TEXTS) and len(file.get_slice(full).get_shape()) < 2:
-                stated.setdefault(name, {})[part] = _value(part, file.get_tensor(full))
+                try:
+                    value = _value(part, file.get_tensor(full))
+                except ValueError as error:
+                    raise ArtifactCorrupt(f"{path}: {full} cannot be read ({error})") from error
+                stated.setdefault(name, {})[part] = value
         return {**quantization_settings(path), _STATED: stated}
 
     def dense(
@@ -94,7 +98,7 @@ CONTAINER = HQQContainer()
 
 
 def _value(part: str, tensor: "torch.Tensor") -> Any:
-    """A tensor as the value that it stands for. Raises ArtifactCorrupt."""
+    """A tensor as the value that it stands for. Raises ValueError."""
     import torch
 
     if part == "shape":
@@ -107,5 +111,5 @@ def _value(part: str, tensor: "torch.Tensor") -> Any:
         return text
     kind = text.removeprefix("torch.")
     if kind not in _DTYPES:
-        raise ArtifactCorrupt(f"an HQQ layer whose {part} is {text[:40]!r}, which is no dtype")
+        raise ValueError(f"it says {text[:40]!r}, which is no dtype")
     return getattr(torch, kind)
