@@ -6,7 +6,9 @@
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is compiled to bytecode ahead: most modules of torch, transformers and MLflow are never imported,
+# and those that are get compiled then.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Test files run side by side, each file's tests in one process, which has its share of the cores.
 AT_ONCE ?= --numprocesses logical --maxprocesses 4 --dist loadfile

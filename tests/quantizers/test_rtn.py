@@ -166,7 +166,9 @@ def test_native_runtime_agrees(llama, tmp_path, bits, sym):
     )
     dense = load_dense(artifact, llama.path, dtype=torch.float32, device="cpu")
     expected = log_probabilities(dense)
-    assert divergence(expected, log_probabilities(served.model)) < 1e-5
+    # Eager: its kernels compile themselves, which takes longer than all else here.
+    with torch.compiler.set_stance("force_eager"):
+        assert divergence(expected, log_probabilities(served.model)) < 1e-5
 
 
 def test_transformers_agrees(llama, tmp_path):

@@ -56,8 +56,9 @@ def _convert(
     trusted: bool,
     layers: list[bool] | None,
 ) -> dict[str, Any]:
-    # transformers imports scikit-learn wherever it finds it, and takes two seconds over it.
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    # transformers imports these wherever it finds them, and takes seconds over them.
+    for unused in ("sklearn", "hqq", "torchao"):
+        sys.modules[unused] = None  # type: ignore[assignment]
     sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
     import convert_hf_to_gguf
     import transformers

@@ -27,6 +27,7 @@ PRELOAD = (
     "torch",
     "safetensors.torch",
     "tokenizers",
+    "qsweep.base.lean_transformers",
     "transformers.modeling_utils",
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",

@@ -99,7 +99,8 @@ def installer_steps(spec: EnvSpec, base: Path, path: Path, installer: str = "aut
             make.insert(3, "--without-pip")
             pip = [sys.executable, "-m", "pip", "--python", str(path / "bin" / "python")]
         install = [*pip, "install", "--disable-pip-version-check", "--no-input"]
-        install += ["--progress-bar", "off"]
+        # uv's habit, too: most modules of what is installed are never imported.
+        install += ["--progress-bar", "off", "--no-compile"]
     steps = [Step("make", make)]
     for number, line in enumerate(spec.install):
         name = f"install {number + 1} of {len(spec.install)}"
