@@ -68,7 +68,9 @@ def build_tokenizer(file: GGUFFile) -> "Tokenizer":
     from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
     if not file.metadata.get("tokenizer.ggml.tokens"):
-        raise IncompatibleTrial(f"{file.path}: has no tokenizer; give the model that it was made from")
+        raise IncompatibleTrial(
+            f"{file.path}: has no tokenizer; give the model that it was made from"
+        )
     stated = {
         name: file.metadata[f"tokenizer.{key}"]
         for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items()

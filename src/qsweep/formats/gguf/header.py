@@ -228,7 +228,9 @@ class _Cursor:
                 f"file in {now}"
             )
         if number not in TENSOR_TYPES:
-            raise ArtifactCorrupt(f"{self.path}: {printable(name)} has the unknown tensor type {number}")
+            raise ArtifactCorrupt(
+                f"{self.path}: {printable(name)} has the unknown tensor type {number}"
+            )
         type_ = TENSOR_TYPES[number]
         if (sizes[0] if sizes else 1) % type_.block:
             raise self.damaged(

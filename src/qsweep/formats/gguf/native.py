@@ -111,9 +111,7 @@ def tokenize(path: Path, text: str) -> list[int] | None:
         try:
             room = (api.llama_token * (len(content) + 16))()
             vocab = api.llama_model_get_vocab(model)
-            count = api.llama_tokenize(
-                vocab, content, len(content), room, len(room), False, False
-            )
+            count = api.llama_tokenize(vocab, content, len(content), room, len(room), False, False)
         finally:
             api.llama_model_free(model)
     return list(room[:count]) if count >= 0 else None

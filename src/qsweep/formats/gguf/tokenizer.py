@@ -177,9 +177,7 @@ def _types(file: GGUFFile, count: int) -> list[int]:
     return types if isinstance(types, list) and len(types) == count else [1] * count
 
 
-def _pieces(
-    tokens: Sequence[str], types: Sequence[int], model: Mapping[int, str]
-) -> Iterator[str]:
+def _pieces(tokens: Sequence[str], types: Sequence[int], model: Mapping[int, str]) -> Iterator[str]:
     different = [
         (number, token, own)
         for number, token in enumerate(tokens)
@@ -255,4 +253,3 @@ def _ends(file: GGUFFile, model: ModelTokenizer) -> Iterator[str]:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from qsweep.formats.artifact import Artifact
     from qsweep.formats.gguf.reader import GGUFFile
-    from qsweep.formats.gguf.rules import Rule
     from qsweep.formats.gguf.types import TensorType
     from qsweep.models.source import SourceModel
     from qsweep.quantizers.gguf.base import UnquantizedFile
@@ -254,9 +253,7 @@ def _rounded(fitted: Fitted, name: str) -> Iterator[str]:
         yield info.dtype
 
 
-def _changed(
-    base: "UnquantizedFile", fitted: Fitted, changed: list[str], unquantized: int
-) -> str:
+def _changed(base: "UnquantizedFile", fitted: Fitted, changed: list[str], unquantized: int) -> str:
     """In one line what a file was made from whose unquantized tensors are not the model's."""
     name = changed[0]
     place = fitted.layout.rules[name].tensor
@@ -286,7 +283,7 @@ def _mismatch(
     if cosine < _FAMILY and _same_rows(source, found):
         return f"{tensor} does not resemble {name}: its rows are in another order"
     if cosine < _FAMILY:
-        return f"{tensor} does not resemble {name}: it was made from another model"
+        return f"{tensor} does not resemble {name}: these are other weights"
     return (
         f"{tensor} is off {name} by {error:.0%}, and {type_.name} rounds by {largest:.0%} at most: "
         "it was made from another fine-tune or revision of this model"
