@@ -22,7 +22,6 @@ from qsweep.formats.gguf.types import FILE_TYPES, TENSOR_TYPES  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel  # noqa: E402
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
-from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf.foreign import compare, foreign_artifact  # noqa: E402
 
 try:
@@ -46,16 +45,14 @@ def pocket(pocket_dir):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """Where artifacts lie beside each other, so that the model is converted once."""
-    return tmp_path_factory.mktemp("work")
+def base(pocket_conversion):
+    return pocket_conversion
 
 
 @pytest.fixture(scope="module")
-def base(pocket, work):
-    (out := work / "base").mkdir()
-    with unquantized(pocket, out) as base:
-        yield base
+def work(base):
+    """Where artifacts find that the model is converted."""
+    return base.path.parents[2]
 
 
 @pytest.fixture(scope="module")
