@@ -130,6 +130,19 @@ def test_an_unknown_architecture_is_one_line(quantized):
         read_config_of(other)
 
 
+def test_what_transformers_loads_by_other_rules_is_refused(quantized, tmp_path):
+    # It would be another model without them: those are not in its tables.
+    from types import SimpleNamespace
+
+    from qsweep.formats.gguf.as_checkpoint import _places
+
+    other = GGUFFile(quantized, {"general.architecture": "qwen35"}, {})
+    with pytest.raises(
+        IncompatibleTrial, match="do not tell how a GGUF file of qwen35 is laid out"
+    ):
+        _places(other, SimpleNamespace(), None)
+
+
 def test_the_rotary_embedding_is_the_files(quantized):
     linear = with_settings(quantized, rope__scaling__type="linear", rope__scaling__factor=4.0)
     assert read_config_of(linear).rope_parameters["factor"] == 4

@@ -89,7 +89,7 @@ def read_config_of(file: GGUFFile) -> Any:
             what = printable(file.architecture) or "no architecture"
             raise IncompatibleTrial(
                 f"{file.path}: transformers makes no model of a GGUF file of {what} "
-                f"({in_one_line(error)}); give the checkpoint that it was made from"
+                f"({printable(in_one_line(error))}); give the checkpoint that it was made from"
             ) from error
     _name_class(config)
     complete(config, file)
@@ -198,19 +198,26 @@ def _places(file: GGUFFile, model: "PreTrainedModel", processor: Any) -> dict[st
     each module of the model.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
-    architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == file.architecture)
-    names = get_tensor_name_map(architecture, model.config.get_text_config().num_hidden_layers)
+    found = [key for key, name in MODEL_ARCH_NAMES.items() if name == file.architecture]
+    if not found or file.architecture in GGUF_CONFIG_ARCHS:
+        # The latter are loaded by rules of another kind, which only its own loader applies.
+        raise IncompatibleTrial(
+            f"{file.path}: transformers' tables do not tell how a GGUF file of "
+            f"{printable(file.architecture)} is laid out; give the checkpoint that it was made from"
+        )
+    names = get_tensor_name_map(found[0], model.config.get_text_config().num_hidden_layers)
     places: dict[str, str] = {}
     for parameter in model.state_dict():
         name = processor.preprocess_name(parameter)
         stem, dot, kind = name.rpartition(".")
         stem, suffix = (stem, dot + kind) if kind in ("weight", "bias") else (name, "")
-        found = names.get_name(stem) or names.get_name(stem.partition(".")[2])
-        if found is None:
+        place = names.get_name(stem) or names.get_name(stem.partition(".")[2])
+        if place is None:
             processor.perform_fallback_tensor_mapping(places, suffix, "", name)
         else:
-            places[found + suffix] = name
+            places[place + suffix] = name
     return places
 
 

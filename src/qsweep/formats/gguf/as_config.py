@@ -36,9 +36,11 @@ def complete(config: Any, file: GGUFFile) -> None:
         found = file.setting(key)
         if not found or key.startswith("rope."):
             continue
-        own = [name for name in names if hasattr(config, name)]
-        if own and not isinstance(found, list) and not agree(found, getattr(config, own[0])):
-            setattr(config, own[0], _plain(found))
+        own = next((name for name in names if hasattr(config, name)), None)
+        if own is None or isinstance(found, list):
+            continue
+        if isinstance(found, float) or not agree(found, getattr(config, own)):
+            setattr(config, own, _plain(found))
     if hasattr(config, "query_pre_attn_scalar"):
         config.query_pre_attn_scalar = _attention_scalar(config)
     rope = getattr(config, "rope_parameters", None)
