@@ -89,7 +89,7 @@ def read_config_of(file: GGUFFile) -> Any:
             what = printable(file.architecture) or "no architecture"
             raise IncompatibleTrial(
                 f"{file.path}: transformers makes no model of a GGUF file of {what} "
-                f"({in_one_line(error)}); give the checkpoint that it was made from"
+                f"({printable(in_one_line(error))}); give the checkpoint that it was made from"
             ) from error
     _name_class(config)
     complete(config, file)
@@ -166,10 +166,7 @@ def _parameters(
 
     made = tables.TENSOR_PROCESSORS.get(file.architecture, tables.TensorProcessor)
     processor = made(config=config.to_dict())
-    try:
-        places = tables.get_gguf_hf_weights_map(model, processor)
-    except NotImplementedError as error:
-        raise IncompatibleTrial(f"{file.path}: {in_one_line(error)}") from error
+    places = _places(file, model, processor)
     collected: dict[str, Any] = {"tensors": {}}
     done = set()
     for name in file.tensors:
@@ -192,6 +189,36 @@ def _parameters(
             sources = {source for source, place in places.items() if place == target}
             if all(source in done or f"{source}.weight" in done for source in sources):
                 yield target, collected["tensors"].pop(target)
+
+
+def _places(file: GGUFFile, model: "PreTrainedModel", processor: Any) -> dict[str, str]:
+    """The parameter that each tensor of the file becomes, or becomes a part of.
+
+    As ``get_gguf_hf_weights_map`` in transformers, which makes the package's table of names anew for
+    each module of the model.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+
+    found = [key for key, name in MODEL_ARCH_NAMES.items() if name == file.architecture]
+    if not found or file.architecture in GGUF_CONFIG_ARCHS:
+        # The latter are loaded by rules of another kind, which only its own loader applies.
+        raise IncompatibleTrial(
+            f"{file.path}: transformers' tables do not tell how a GGUF file of "
+            f"{printable(file.architecture)} is laid out; give the checkpoint that it was made from"
+        )
+    names = get_tensor_name_map(found[0], model.config.get_text_config().num_hidden_layers)
+    places: dict[str, str] = {}
+    for parameter in model.state_dict():
+        name = processor.preprocess_name(parameter)
+        stem, dot, kind = name.rpartition(".")
+        stem, suffix = (stem, dot + kind) if kind in ("weight", "bias") else (name, "")
+        place = names.get_name(stem) or names.get_name(stem.partition(".")[2])
+        if place is None:
+            processor.perform_fallback_tensor_mapping(places, suffix, "", name)
+        else:
+            places[place + suffix] = name
+    return places
 
 
 def _dense(file: GGUFFile, name: str) -> "torch.Tensor":
