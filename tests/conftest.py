@@ -153,6 +153,24 @@ def pocket_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def pocket_conversion(pocket_dir, tmp_path_factory):
+    """The embedded model's unquantized GGUF file, converted once for all tests."""
+    pytest.importorskip("llama_cpp")
+    from qsweep.base.errors import BackendUnavailable
+    from qsweep.models.facts import read_facts
+    from qsweep.models.source import SourceModel
+    from qsweep.quantizers.gguf.base import unquantized
+
+    # What is converted from a directory beside it finds the conversion, too.
+    (out := tmp_path_factory.mktemp("conversion") / "base").mkdir()
+    try:
+        with unquantized(SourceModel(read_facts(pocket_dir, "pocket"), "cpu"), out) as base:
+            yield base
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, pocket_dir):
     """``tiny_model("qwen3")`` gives the directory of a random-weight miniature of that type."""
     made: dict[str, Path] = {}

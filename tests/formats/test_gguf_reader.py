@@ -9,11 +9,12 @@ from qsweep.formats.gguf.ggml import (
     dequantize_rows_numpy,
     library_path,
 )
-from qsweep.formats.gguf.reader import read_gguf
+from qsweep.formats.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from qsweep.formats.gguf.types import TENSOR_TYPES
 
 gguf = pytest.importorskip("gguf")
-QUANTIZED = [t for t in TENSOR_TYPES.values() if t.block > 1]
+# Of which ggml reads weights: two hold activations alone.
+QUANTIZED = [t for t in TENSOR_TYPES.values() if t.quantized and t.name not in ("Q8_1", "Q8_K")]
 
 
 @pytest.fixture
@@ -96,9 +97,34 @@ def test_ggml_and_numpy_agree_on_random_bytes(type_):
     dequantize_rows(rows, type_, out)
     if type_.name in ("Q1_0", "Q2_0"):
         assert len(out.unique()) > 2
-        return  # the package does not know them
+        return  # the package does not unpack them
     with np.errstate(all="ignore"):
         expected = dequantize_rows_numpy(rows, type_)
     finite = out.isfinite() & expected.isfinite()
     assert finite.float().mean() > 0.5
     assert torch.equal(out[finite], expected[finite])
+
+
+@pytest.mark.parametrize("name", ["F64", "I8", "I16", "I32", "I64"])
+def test_plain_numbers_of_every_type(name, tmp_path):
+    numbers = np.arange(-6, 6).reshape(3, 4)
+    dtype = {"F": "float", "I": "int"}[name[0]] + name[1:]
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("w", numbers.astype(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_gguf(path)
+    assert file.tensors["w"].type.name == name
+    assert np.array_equal(dequantize(file, "w", torch.float32).numpy(), numbers)
+
+
+@pytest.mark.parametrize("name", ["Q8_1", "Q8_K"])
+def test_types_of_activations_hold_no_weights(name, tmp_path):
+    type_ = next(t for t in TENSOR_TYPES.values() if t.name == name)
+    tensor = GGUFTensor("w", (4, type_.block), type_, 0, tmp_path / "model.gguf")
+    tensor.path.write_bytes(bytes(tensor.nbytes))
+    with pytest.raises(ArtifactCorrupt, match=f"w is stored as {name}, which llama.cpp computes"):
+        dequantize(GGUFFile(tensor.path, {}, {"w": tensor}), "w", torch.float32)

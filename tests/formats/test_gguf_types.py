@@ -1,9 +1,13 @@
 import dataclasses
+import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial
-from qsweep.formats.gguf.types import BY_BITS, FILE_TYPES, TENSOR_TYPES, file_type
+from qsweep.formats.gguf.ggml import _library, library_path
+from qsweep.formats.gguf.types import BY_BITS, FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES, file_type
 from qsweep.models.facts import read_facts
 from qsweep.quantizers.gguf import GGUF
 
@@ -11,13 +15,35 @@ from qsweep.quantizers.gguf import GGUF
 def test_tables_agree_with_the_package_gguf():
     constants = pytest.importorskip("gguf.constants")
     for number, (block, size) in constants.GGML_QUANT_SIZES.items():
-        if (known := TENSOR_TYPES.get(number.value)) is not None:
-            assert (known.name, known.block, known.size) == (number.name, block, size)
+        known = TENSOR_TYPES[number.value]
+        # gguf 0.19 takes the sums of Q8_1's blocks for float32; in ggml they are float16.
+        size = 36 if known.name == "Q8_1" else size
+        assert (known.name, known.block, known.size) == (number.name, block, size)
     for member in constants.LlamaFileType:
         name = member.name.removeprefix("MOSTLY_").removeprefix("ALL_")
         if name in FILE_TYPES:
             assert FILE_TYPES[name].number == member.value
     assert len({t.number for t in FILE_TYPES.values()}) == len(FILE_TYPES)
+
+
+@pytest.mark.skipif(library_path() is None, reason="llama-cpp-python is not installed")
+def test_tables_know_every_type_that_ggml_reads():
+    # How many there are is in the header alone, which llama-cpp-python copies into a comment.
+    source = Path(importlib.util.find_spec("llama_cpp").submodule_search_locations[0])
+    text = (source / "llama_cpp.py").read_text(encoding="utf-8")
+    count = int(re.search(r"GGML_TYPE_COUNT\s*=\s*(\d+)", text)[1])
+    for number in range(count):
+        traits = _library().ggml_get_type_traits(number).contents
+        if not traits.blck_size:
+            assert number in REMOVED_TYPES and number not in TENSOR_TYPES
+            continue
+        known = TENSOR_TYPES[number]
+        found = (traits.type_name.decode().upper(), traits.blck_size, traits.type_size)
+        assert (known.name, known.block, known.size, known.quantized) == (
+            *found,
+            bool(traits.is_quantized),
+        )
+    assert max(TENSOR_TYPES) == count - 1
 
 
 @pytest.mark.parametrize(("bits", "name"), BY_BITS.items())

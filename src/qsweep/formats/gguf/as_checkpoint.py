@@ -166,10 +166,7 @@ def _parameters(
 
     made = tables.TENSOR_PROCESSORS.get(file.architecture, tables.TensorProcessor)
     processor = made(config=config.to_dict())
-    try:
-        places = tables.get_gguf_hf_weights_map(model, processor)
-    except NotImplementedError as error:
-        raise IncompatibleTrial(f"{file.path}: {in_one_line(error)}") from error
+    places = _places(file, model, processor)
     collected: dict[str, Any] = {"tensors": {}}
     done = set()
     for name in file.tensors:
@@ -192,6 +189,29 @@ def _parameters(
             sources = {source for source, place in places.items() if place == target}
             if all(source in done or f"{source}.weight" in done for source in sources):
                 yield target, collected["tensors"].pop(target)
+
+
+def _places(file: GGUFFile, model: "PreTrainedModel", processor: Any) -> dict[str, str]:
+    """The parameter that each tensor of the file becomes, or becomes a part of.
+
+    As ``get_gguf_hf_weights_map`` in transformers, which makes the package's table of names anew for
+    each module of the model.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == file.architecture)
+    names = get_tensor_name_map(architecture, model.config.get_text_config().num_hidden_layers)
+    places: dict[str, str] = {}
+    for parameter in model.state_dict():
+        name = processor.preprocess_name(parameter)
+        stem, dot, kind = name.rpartition(".")
+        stem, suffix = (stem, dot + kind) if kind in ("weight", "bias") else (name, "")
+        found = names.get_name(stem) or names.get_name(stem.partition(".")[2])
+        if found is None:
+            processor.perform_fallback_tensor_mapping(places, suffix, "", name)
+        else:
+            places[found + suffix] = name
+    return places
 
 
 def _dense(file: GGUFFile, name: str) -> "torch.Tensor":

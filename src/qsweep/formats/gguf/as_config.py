@@ -39,6 +39,8 @@ def complete(config: Any, file: GGUFFile) -> None:
         own = [name for name in names if hasattr(config, name)]
         if own and not isinstance(found, list) and not agree(found, getattr(config, own[0])):
             setattr(config, own[0], _plain(found))
+    if hasattr(config, "query_pre_attn_scalar"):
+        config.query_pre_attn_scalar = _attention_scalar(config)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict):
         _set_rope(config, rope, file)
@@ -69,6 +71,16 @@ def _set_rope(config: Any, rope: dict[str, Any], file: GGUFFile) -> None:
             f"{file.path}: scales its rotary embedding by {kind!r}, which cannot be told in a "
             "configuration; give the checkpoint that it was made from"
         )
+
+
+def _attention_scalar(config: Any) -> int:
+    """What Gemma's queries are divided by the root of; no file says it, and llama.cpp knows it by size.
+
+    Of 27B it is the width of a head if heads made up the whole width (``gemma2.cpp``, ``gemma3.cpp``).
+    """
+    if config.num_hidden_layers in (46, 62):
+        return int(config.hidden_size // config.num_attention_heads)
+    return int(config.head_dim)
 
 
 def _head(config: Any) -> int:

@@ -86,9 +86,9 @@ def is_extra(name: str, fitted: Fitted) -> bool:
     layers = fitted.file.setting("block_count")
     further = fitted.file.setting("nextn_predict_layers")
     found = _BLOCK.match(name)
-    if found is not None and isinstance(layers, int) and isinstance(further, int):
-        if int(found["layer"]) >= layers - further:
-            return True
+    known = found is not None and isinstance(layers, int) and isinstance(further, int)
+    if known and int(found["layer"]) >= layers - further:
+        return True
     if re.search(r"^rope_|\.(scale|input_scale)$", name) or _OPTIONAL.search(name):
         return True
     return found is not None and found["part"] in ("attn_qkv", "ffn_gate_up_exps")

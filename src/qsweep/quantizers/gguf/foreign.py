@@ -283,7 +283,7 @@ def _mismatch(
     if cosine < _FAMILY and _same_rows(source, found):
         return f"{tensor} does not resemble {name}: its rows are in another order"
     if cosine < _FAMILY:
-        return f"{tensor} does not resemble {name}: it was made from another model"
+        return f"{tensor} does not resemble {name}: these are other weights"
     return (
         f"{tensor} is off {name} by {error:.0%}, and {type_.name} rounds by {largest:.0%} at most: "
         "it was made from another fine-tune or revision of this model"

@@ -46,7 +46,8 @@ class Custom:
             known = container(self.writes)
         except QsweepError as error:
             raise ConfigError(f"quant.writes={self.writes}: {error}") from error
-        if not known.counts_files:
+        # Where things lie in a GGUF file, only our own conversion of the model tells.
+        if not known.counts_files or known.name == "gguf":
             raise ConfigError(
                 f"quant.writes={self.writes}: a worker saves gptq, awq or compressed-tensors, or "
                 "another package's container"
