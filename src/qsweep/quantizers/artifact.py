@@ -139,7 +139,9 @@ class ExistingArtifact:
         found = adopt(self.place, model, out)
         differences = self._differences(model.path)
         belonging = dict(found.details.get("belonging") or {})
-        belonging["notes"] = notes(differences) + list(belonging.get("notes") or ())
+        of_the_container = (belonging.get("notes"), found.details.get("unlike_ours"))
+        said = [str(line) for lines in of_the_container for line in lines or ()]
+        belonging["notes"] = notes(differences) + said
         for line in belonging["notes"]:
             print(f"{self.label}: {line}", flush=True)
         stated = self.provenance.details()
