@@ -125,6 +125,6 @@ def test_a_gguf_tells_its_type_and_maker(tmp_path):
     writer.close()
     found = read_provenance(file)
     assert found.options == {"type": "Q4_K_M", "bits": 4} and found.method == "gguf"
-    assert found.quantized_by == "somebody else"
+    assert found.quantized_by == r"somebody\nelse"
     assert found.base_models == ("meta-llama/Llama-3.2-1B",)
     assert json.dumps(found.details())

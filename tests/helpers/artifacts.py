@@ -31,6 +31,18 @@ def edited(folder: Path, name: str, change) -> Path:
     return folder
 
 
+def with_another_piece(folder: Path, number: int = 1000) -> Path:
+    """A folder in whose tokenizer one piece is called otherwise."""
+
+    def rename(content):
+        vocabulary = content["model"]["vocab"]
+        piece = next(piece for piece, own in vocabulary.items() if own == number)
+        vocabulary["zzz"] = vocabulary.pop(piece)
+        return content
+
+    return edited(folder, "tokenizer.json", rename)
+
+
 def bad_artifacts(root: Path, good: Path) -> dict[str, tuple[Path, str]]:
     """Paths at which no artifact is, each with what is said of it."""
     root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import qsweep
-from helpers.artifacts import bad_artifacts, edited, rounded
+from helpers.artifacts import bad_artifacts, rounded, with_another_piece
 from qsweep.base.errors import QsweepError
 from qsweep.base.store import Store
 from qsweep.commands.export import export
@@ -27,7 +27,7 @@ def world(tiny_model, tmp_path_factory):
     shutil.copytree(made, root / "models" / "copy")
     other = root / "models" / "other"
     shutil.copytree(made, other)
-    edited(other, "tokenizer.json", lambda c: c | {"added_tokens": c["added_tokens"][1:]})
+    with_another_piece(other)
     tuned = root / "models" / "tuned <b>ü"
     shutil.copytree(base, tuned)
     bad = bad_artifacts(root / "bad", made)
@@ -69,7 +69,7 @@ def test_every_artifact_is_a_row_and_bad_ones_tell_why(world, swept):
     assert made.artifact.path == str(world[2][0]) and 4 < made.artifact.bpw < 5
     assert made.primary.metrics["kld"] > 0
     tuned = found["finished", "unquantized · tuned <b>ü"]
-    assert tuned.primary.metrics["kld"] == 0 and tuned.artifact.bpw == 16
+    assert abs(tuned.primary.metrics["kld"]) < 1e-6 and tuned.artifact.bpw == 16
     page = (sweep.directory / "report.html").read_text()
     assert "<b>ü" not in page and "tensor is the model" in page
 

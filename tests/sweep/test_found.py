@@ -33,7 +33,8 @@ def base(tiny_model):
 
 
 def configs(*words):
-    return one_batch(compose_trials(["quant=artifact", "corpus=file", *words]), words)
+    corpus = [] if any(word.startswith("corpus") for word in words) else ["corpus=python_docs"]
+    return one_batch(compose_trials(["quant=artifact", *corpus, *words]), words)
 
 
 def test_each_value_and_each_match_is_a_configuration(models, monkeypatch):
@@ -113,7 +114,7 @@ def test_plans_have_the_contents_keys_and_refusals_their_reasons(
     other = tmp_path / "z"
     shutil.copytree(models / "b", other)
     edited(other, "config.json", lambda content: content | {"rms_norm_eps": 0.1})
-    words = [f"corpus.path={text}", "eval.context=64", "device=cpu"]
+    words = ["corpus=file", f"corpus.path={text}", "eval.context=64", "device=cpu"]
     paths = f"quant.path={models}/*,{other}"
     trials, plans, refused = planned(configs(paths, *words, f"model.path={base}"), base, store)
     # The reference, and the two copies as one.

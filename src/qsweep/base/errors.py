@@ -23,6 +23,10 @@ class IncompatibleTrial(QsweepError):
     """A combination that cannot exist, such as GGUF at 7 bits: recorded as *skipped*."""
 
 
+class AnotherModel(IncompatibleTrial):
+    """An artifact is not one of the model that it is to be compared with; the text says why."""
+
+
 class UnknownLayout(IncompatibleTrial):
     """A converted file that cannot be led back to the checkpoint: only its runtime can run it.
 

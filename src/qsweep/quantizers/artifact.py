@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qsweep.base.errors import (
+    AnotherModel,
     ArtifactCorrupt,
     ConfigError,
     IncompatibleTrial,
@@ -118,13 +119,14 @@ class ExistingArtifact:
         """Refuse what cannot be read, or is not of this model; see ``formats.belonging``.
 
         Raises:
-            IncompatibleTrial: It is another model's, or in no container that can be read.
+            AnotherModel: It is not one of this model.
+            IncompatibleTrial: It is in no container that can be read.
             ArtifactCorrupt: It is damaged.
         """
         if (line := refusal(self._differences(model.path))) is not None:
             made_of = self.provenance.base_models
             hint = f" (it says that it was made of {made_of[0]})" if made_of else ""
-            raise IncompatibleTrial(f"{self.place}: is not one of {model.name}: {line}{hint}")
+            raise AnotherModel(f"{self.place}: is not one of {model.name}: {line}{hint}")
 
     def quantize(
         self,
@@ -137,7 +139,9 @@ class ExistingArtifact:
         found = adopt(self.place, model, out)
         differences = self._differences(model.path)
         belonging = dict(found.details.get("belonging") or {})
-        belonging["notes"] = notes(differences) + list(belonging.get("notes") or ())
+        of_the_container = (belonging.get("notes"), found.details.get("unlike_ours"))
+        said = [str(line) for lines in of_the_container for line in lines or ()]
+        belonging["notes"] = notes(differences) + said
         for line in belonging["notes"]:
             print(f"{self.label}: {line}", flush=True)
         stated = self.provenance.details()
@@ -149,7 +153,9 @@ class ExistingArtifact:
         try:
             if is_stored(self.place):
                 return []
-            return container_of(self.place).differences(self.place, base)
+            found = container_of(self.place)
+            counting_files(self.place)  # raises why there are no weights
+            return found.differences(self.place, base)
         except ConfigError as error:
             raise IncompatibleTrial(str(error)) from error
         except OSError as error:

@@ -56,7 +56,7 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     default of its own for this. What ran for a comparison, or in place of a whole trial, says so.
     """
     # What somebody else made is called by its file, which says more than its grid.
-    own = {key: record for key, record in records.items() if record.method != "existing"}
+    own = {key: record for key, record in records.items() if not record.existed}
     grids = {key: SYM.get(Row(own[key])) if key in own else None for key in records}
     both = {True, False} <= {value for value in grids.values() if isinstance(value, bool)}
     words = {True: " sym", False: " asym"} if both else {}

@@ -248,6 +248,11 @@ class Record:
         return self.status == "finished"
 
     @property
+    def existed(self) -> bool:
+        """Whether its artifact was there before: somebody else's, which was only measured."""
+        return self.method == "existing"
+
+    @property
     def primary(self) -> Measurement | None:
         """The measurement that verdict and quality rest on; None if nothing was measured."""
         first = self.measurements[0] if self.measurements else None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base.config_files import choice_values
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import AnotherModel, ConfigError, QsweepError
 from qsweep.base.schema import build
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
@@ -136,8 +136,8 @@ def _note(line: str) -> None:
     print(f"note: {hidden(line)}", file=sys.stderr, flush=True)
 
 
-def advice(trial: TrialConfig) -> str:
+def advice(trial: TrialConfig, error: QsweepError) -> str:
     """What to give in place of the default model, where an artifact turned out to be another's."""
-    if not isinstance(trial.quant, ExistingArtifact) or trial.model.path != str(MODEL_DIR):
+    if not isinstance(error, AnotherModel) or trial.model.path != str(MODEL_DIR):
         return ""
     return "; give the model that it was made of, with model=NAME or model.path=DIR"

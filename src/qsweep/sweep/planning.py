@@ -65,7 +65,7 @@ def plan_all(
             trial.quant.check(found.facts)
         except (IncompatibleTrial, ArtifactCorrupt) as error:
             status = "skipped" if isinstance(error, IncompatibleTrial) else "failed"
-            refused.append(Unplanned(trial, status, f"{error}{advice(trial)}"))
+            refused.append(Unplanned(trial, status, f"{error}{advice(trial, error)}"))
             continue
         check_requests(trial, found)
         plan = make_plan(trial, found)
