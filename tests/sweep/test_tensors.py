@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import silent
-from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.artifact import Artifact, Size, to_content
 from qsweep.formats.container import container
 from qsweep.formats.gguf.rules import Layout, Rule, to_json
 from qsweep.formats.tensor_table import from_csv, in_order, to_csv
@@ -20,7 +21,6 @@ from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
 from qsweep.results.record_file import content_of, record_of
 from qsweep.results.tensor_flags import claim_of, flags_of, notes_of
-from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
 from qsweep.sweep.tensors import lacks_table
 from qsweep.sweep.trial import run_trial
@@ -112,8 +112,12 @@ def test_a_scale_that_is_no_number_is_named_and_nothing_is_measured(planned, fac
 
     artifact = damaged(damage)
     store, plan = planned("quant=rtn", "bits=4")
-    theirs = dataclasses.replace(plan.trial, quant=Existing(str(artifact.path)))
-    plan = make_plan(theirs, plan.setting)
+
+    def make(out):  # what a quantizer leaves that wrote such scales
+        shutil.copytree(artifact.path, out, dirs_exist_ok=True)
+        return to_content(artifact)
+
+    store.build("artifacts", plan.artifact, make)
     with pytest.raises(ArtifactCorrupt) as caught:
         run_trial(plan, store, silent)
     line = str(caught.value)
@@ -121,6 +125,7 @@ def test_a_scale_that_is_no_number_is_named_and_nothing_is_measured(planned, fac
     assert "and so in 1 more tensors" in line and "\n" not in line
     assert finished_record(plan, store) is None
     assert not list((store.root / "tensors").iterdir())
+    assert not (store.root / "measurements").exists()
 
 
 def test_a_norm_that_is_another_one_is_flagged_with_how_much(damaged, facts):

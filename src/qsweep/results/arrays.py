@@ -1,6 +1,7 @@
 """Where a measurement's arrays are, and what is read of them."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,28 @@ def stored_arrays(record: Record, measurement: Measurement) -> Path | None:
     if not (folder := measurement.file):
         return None
     path = Path(folder) / "arrays.safetensors"
-    if (path.parent / MANIFEST).exists():
-        try:
-            open_entry(path.parent, full=True)
-        except ArtifactCorrupt:
-            return None
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    manifest = path.parent / MANIFEST
+    if manifest.exists() and not _is_whole(path.parent, stamp(path), stamp(manifest)):
+        return None
+    return path
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does, its own time stamps set back or not."""
+    stat = path.stat()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=8192)
+def _is_whole(folder: Path, *stamps: tuple[int, ...]) -> bool:
+    # Several tables and pages ask for the arrays of all trials; each is hashed once.
+    try:
+        open_entry(folder, full=True)
+    except ArtifactCorrupt:
+        return False
+    return True
 
 
 def read_arrays(path: Path, *names: str) -> "dict[str, np.ndarray] | None":

@@ -7,6 +7,7 @@ the same windows is a tie, and of those that tie the smallest is named.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qsweep.base import numbers
@@ -117,7 +118,7 @@ def budget_answer(
     if not able:
         return BudgetAnswer(_nothing(found, asked), tuple(sorted(found, key=_order)))
     best = min(able, key=_order)
-    windows = _remembered(lambda row: windows_of(row, find))
+    windows = partial(windows_of, find=find)
     ties = {fit.row.key for fit in able if fit is not best and _ties(fit.row, best.row, windows)}
     placed = [
         Fit(f.row, f.footprint, f.spare, "best" if f is best else "tie" * (f.row.key in ties))
@@ -195,14 +196,3 @@ def _figures(row: Row) -> dict[str, Any]:
     measured = row.measurement
     cut = {"windows_cut": measured is not None and measured.windows_cut}
     return {column.name: column.get(row) for column in CONTEND_BY} | cut
-
-
-def _remembered(find: Callable[[Row], Windows | None]) -> Callable[[Row], Windows | None]:
-    known: dict[str, Windows | None] = {}
-
-    def get(row: Row) -> Windows | None:
-        if row.key not in known:
-            known[row.key] = find(row)
-        return known[row.key]
-
-    return get

@@ -9,12 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.metrics import clustered_mean, ppl_ratio, student_t
-from qsweep.results.arrays import FindArrays, read_arrays, stored_arrays
+from qsweep.results.arrays import FindArrays, read_arrays, stamp, stored_arrays
 from qsweep.results.columns.table import KLD, PPL_RATIO, SIZE_GB
 from qsweep.results.comparable import measured_by
 from qsweep.results.peer import Peer
@@ -57,10 +58,8 @@ def with_peers(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Ro
             record = row.record
             place = (record.model, record.model_hash, *row.measurement.place)
             places[*place, measured_by(row.measurement)].append(row)
-    windows = cache(lambda key: windows_of(by_id[key], find))
-    by_id = {id(row): row for found in places.values() for row in found}
     peers = {
-        id(row): compared(row, other, lambda one: windows(id(one)))
+        id(row): compared(row, other, partial(windows_of, find=find))
         for found in places.values()
         for row in found
         if (other := nearest(row, found)) is not None
@@ -115,10 +114,15 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
 
 def windows_of(row: Row, find: FindArrays = stored_arrays) -> Windows | None:
     """What a row's measurement says of its windows; None where its arrays are gone."""
-    import numpy as np
-
     if row.measurement is None or (path := find(row.record, row.measurement)) is None:
         return None
+    return _read(path, stamp(path))
+
+
+@lru_cache(maxsize=8192)
+def _read(path: Path, stamp: tuple[int, ...]) -> Windows | None:
+    import numpy as np
+
     arrays = read_arrays(path, "window_nll", "window_tokens", "token_kld")
     if arrays is None or not {"window_nll", "window_tokens"} <= set(arrays):
         return None
