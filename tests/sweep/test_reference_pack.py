@@ -60,6 +60,9 @@ def test_the_model_itself_measured_against_its_pack_is_exactly_that(made, elsewh
         assert found.metrics["ppl_ratio"] == 1 and found.metrics["ppl"] == base.metrics["ppl"]
         assert base.metrics == measured.metrics and base.facts == measured.facts
         assert base.metrics["kld_floor_batch"] < 1e-6
+        assert found.facts["reference"].startswith(
+            f"pack {open_pack(pack).signature[:16]} (float32"
+        )
     assert reference.artifact.size_gb == own.artifact.size_gb
     assert record.model == "pocket" and record.model_hash == own.model_hash
     # a directory of the model is nowhere among what was used
