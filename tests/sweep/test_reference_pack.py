@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.packed import (
+from helpers.reference_packs import (
     configuration,
     make_pack,
     measure_against,
@@ -148,7 +148,7 @@ def test_one_with_fewer_tokens_has_the_first_windows_of_each_text(tmp_path, pock
 _ANOTHER_PROCESS = """
 import sys, torch
 from pathlib import Path
-from helpers.packed import packed_trial
+from helpers.reference_packs import packed_trial
 from qsweep.base.store import Store
 from qsweep.evaluate import measure
 from qsweep.sweep.plan import find_setting, make_plan
