@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from helpers.packs import text_file
+from helpers.reference_packs import text_file
 from helpers.sweeps import rows
 from qsweep.commands.main import main
 

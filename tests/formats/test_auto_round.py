@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file
 
 from helpers.compressed import compress, write
@@ -15,7 +16,6 @@ from qsweep.formats.recognize import recognize
 from qsweep.formats.weights import quantization_settings
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.existing import read_existing
 from qsweep.quantizers.rtn import RTN
 
 INT4 = {"bits": 4, "group_size": 64, "sym": True, "data_type": "int", "quant_method": "auto-round"}

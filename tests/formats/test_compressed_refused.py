@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from qsweep.quantizers.existing import read_existing
 
 from helpers.compressed import changed, compress, one_layer, write
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.compressed_tensors import CONTAINER
 from qsweep.formats.recognize import recognize
-from qsweep.quantizers.existing import read_existing
 
 LINEAR = ["Linear"]
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file
 
 from helpers.compressed import compress, one_layer, scheme_of
@@ -11,7 +12,6 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.compressed_tensors import CONTAINER
 from qsweep.formats.dense import load_dense
 from qsweep.formats.recognize import recognize
-from qsweep.quantizers.existing import read_existing
 
 IDS = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(3))
 LINEAR = ["Linear"]

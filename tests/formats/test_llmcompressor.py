@@ -9,12 +9,12 @@ import subprocess
 
 import pytest
 import torch
+from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file, save_file
 
 from helpers.environments import require_environment
 from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
-from qsweep.quantizers.existing import read_existing
 
 IDS = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(3))
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file
 
 from helpers.compressed import compress, write
@@ -13,7 +14,6 @@ from qsweep.formats.dense import load_dense
 from qsweep.formats.modelopt import CONTAINER
 from qsweep.formats.recognize import recognize
 from qsweep.models.safetensors_header import read_header
-from qsweep.quantizers.existing import read_existing
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 OUT, IN = 8, 64

@@ -63,7 +63,7 @@ for config in [records[0], *records]:  # the first warms up
     trial = trial_config(config)
     started = time.perf_counter()
     plan = make_plan(trial, find_setting(trial, Path(trial.model.path), store, "cpu"))
-    model = t.load(plan, t.reference_artifact(plan.setting.facts))
+    model = t.load(plan, plan.setting.reference_artifact())
     windows = t.windows_of(plan, plan.measurements[0])
     from qsweep.evaluate import measure
     measure(model, windows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.packs import (
+from helpers.reference_packs import (
     configuration,
     make_pack,
     measure_against,
@@ -60,6 +60,9 @@ def test_the_model_itself_measured_against_its_pack_is_exactly_that(made, elsewh
         assert found.metrics["ppl_ratio"] == 1 and found.metrics["ppl"] == base.metrics["ppl"]
         assert base.metrics == measured.metrics and base.facts == measured.facts
         assert base.metrics["kld_floor_batch"] < 1e-6
+        assert found.facts["reference"].startswith(
+            f"pack {open_pack(pack).signature[:16]} (float32"
+        )
     assert reference.artifact.size_gb == own.artifact.size_gb
     assert record.model == "pocket" and record.model_hash == own.model_hash
     # a directory of the model is nowhere among what was used
@@ -145,7 +148,7 @@ def test_one_with_fewer_tokens_has_the_first_windows_of_each_text(tmp_path, pock
 _ANOTHER_PROCESS = """
 import sys, torch
 from pathlib import Path
-from helpers.packs import packed_trial
+from helpers.reference_packs import packed_trial
 from qsweep.base.store import Store
 from qsweep.evaluate import measure
 from qsweep.sweep.plan import find_setting, make_plan

@@ -30,8 +30,8 @@ from qsweep.models.safetensors_header import DTYPE_BITS, TensorHeader, read_head
 from qsweep.models.source import ModelFacts
 
 __all__ = [
-    "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "read_config",
-    "read_facts", "read_outline", "read_tensors", "text_config", "weight_files",
+    "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "is_partial",
+    "read_config", "read_facts", "read_outline", "read_tensors", "text_config", "weight_files",
 ]  # fmt: skip
 
 # Their linear layers are transformers' Conv1D, which stores (in_features, out_features).
@@ -128,6 +128,11 @@ def read_tensors(path: Path, files: Sequence[Path] | None = None) -> dict[str, T
     return tensors
 
 
+def is_partial(path: Path) -> bool:
+    """Whether a directory holds no more of a model than its head: what a reference pack has of it."""
+    return (path / OUTLINE).is_file()
+
+
 def read_outline(path: Path) -> dict[str, TensorHeader]:
     """All tensors of a checkpoint by name, also of one that lies here in part.
 
@@ -138,7 +143,7 @@ def read_outline(path: Path) -> dict[str, TensorHeader]:
         ConfigError: as :func:`read_tensors`; the outline is none.
     """
     file = path / OUTLINE
-    if not file.is_file():
+    if not is_partial(path):
         return read_tensors(path)
     content = read_json(file)
     if not isinstance(content, Mapping):

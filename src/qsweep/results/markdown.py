@@ -64,7 +64,10 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
 def _protocol(rows: Sequence[Row], floor: float | None) -> str:
     # Rows may be measured in several ways; what differs between them is in their names.
     facts = [row.measurement.facts for row in rows if row.measurement]
-    names = ("windows", "context", "stride", "tokens_scored", "bos", "dtype", "fingerprint")
+    names = (
+        *("windows", "context", "stride", "tokens_scored", "bos", "dtype", "fingerprint"),
+        "reference",
+    )
     found = {n: list(dict.fromkeys(f[n] for f in facts if f.get(n) is not None)) for n in names}
     known = [
         f"{n.replace('_', ' ')} {' or '.join(map(str, values))}"

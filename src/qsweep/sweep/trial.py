@@ -132,6 +132,8 @@ class Measuring:
             held = self.store.require("measurements", base.key)
             result.metrics.update(compare(result, read_measurement(held.path)))
         require_unchanged(plan, self.store)
+        if (pack := plan.setting.pack) is not None:
+            result.facts["reference"] = pack.words
         check_figures("measurement", result.metrics)
         save_measurement(result, out)
         return {

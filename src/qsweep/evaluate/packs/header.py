@@ -21,7 +21,7 @@ from qsweep.base.keys import key_of
 from qsweep.base.names import check_label
 from qsweep.base.typed_json import JsonMismatch, parse
 from qsweep.evaluate.measurement import PROTOCOL_VERSION
-from qsweep.evaluate.packs.heads import HEADS
+from qsweep.evaluate.packs.heads import EXACT, HEADS
 from qsweep.models.safetensors_header import TensorHeader, read_annotated
 from qsweep.models.safetensors_writer import seal_of
 from qsweep.text.tokenizer_fingerprint import TokenizerFingerprint
@@ -141,6 +141,13 @@ class Pack:
     header: PackHeader
     signature: str
     tensors: Mapping[str, TensorHeader]
+
+    @property
+    def words(self) -> str:
+        """What a record says of the reference that a trial was measured against."""
+        head = "" if self.header.head == EXACT else f", head in {self.header.head}"
+        made = f"{self.header.dtype} on {self.header.device_type}"
+        return f"pack {self.signature[:16]} ({made}{head})"
 
     @property
     def identity(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from qsweep.formats.belonging.tensors import (
 from qsweep.formats.belonging.tokenizers import compare_tokenizers
 from qsweep.formats.stored import StoredTensor
 from qsweep.formats.weights import find_settings, stored_headers
-from qsweep.models.facts import OUTLINE, TensorHeader, read_config, read_outline, read_tensors
+from qsweep.models.facts import TensorHeader, is_partial, read_config, read_outline, read_tensors
 
 # Of a fine-tune every tensor differs, and a record need not name them all.
 _LISTED = 50
@@ -57,8 +57,7 @@ def checkpoint_belonging(
     compared = compare_content(stored, stored_headers(path), model_headers(base))
     differing = compared["differing"]
     # Of the few tensors that a reference pack holds nothing follows for the others.
-    partial = (base / OUTLINE).is_file()
-    lines = [] if partial else content_notes(compared, container, method)
+    lines = [] if is_partial(base) else content_notes(compared, container, method)
     return {**compared, "differing": differing[:_LISTED], "notes": lines}
 
 

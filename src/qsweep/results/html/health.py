@@ -18,7 +18,7 @@ from qsweep.results.rows import counts, noise_floors, ranked
 _MOST = 100
 _PROTOCOL = (
     "protocol", "preset", "context", "stride", "windows", "tokens_scored", "bos", "dtype",
-    "device_type", "fingerprint",
+    "device_type", "fingerprint", "reference",
 )  # fmt: skip
 
 
