@@ -127,6 +127,11 @@ def check_qsweep(arguments, monkeypatch):
             assert options.name == "llama.cpp" or load_spec(os.path.expanduser(options.name))
         elif name == "env":
             assert main(arguments) == 0
+    elif name in ("pack", "score"):
+        module = importlib.import_module(f"qsweep.commands.{name}")
+        options = module.parser().parse_intermixed_args(arguments[1:])
+        words = options.overrides if name == "pack" else options.words
+        compose(["quant=none", *(word for word in words if "=" in word)], monkeypatch)
     elif {"--help", "--version", "-sc"} & set(arguments):
         assert main(arguments) == 0
     else:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.environments import require_environment
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.formats.compressed_tensors import CONTAINER, unpack_compressed
 from qsweep.formats.dense import load_dense
@@ -391,16 +392,6 @@ for layer in layers:
     out[layer + ".weight"] = found["weight"].float().contiguous()
 save_file(out, sys.argv[2])
 """
-
-
-def require_environment(name: str) -> EnvChoice:
-    """The environment in QSWEEP_ENVS (or outputs/envs), or the test is skipped with the reason."""
-    choice = EnvChoice(folder=Path(os.environ.get("QSWEEP_ENVS", "outputs/envs")), device="cpu")
-    try:
-        choice.require(name)
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
-    return choice
 
 
 @pytest.fixture(scope="module")

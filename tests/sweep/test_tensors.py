@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from qsweep.quantizers.existing import Existing
 from safetensors.torch import load_file, save_file
 
 from qsweep.base.errors import ArtifactCorrupt

@@ -49,7 +49,7 @@ def run(
     given = dict(overrides or {}) | named
     words = list(as_overrides(given))
     with untouched():
-        configs = one_batch(compose_trials(words, file))
+        configs = one_batch(compose_trials(words, file), words)
         name = sweep_config(configs[0]).name or default_name(words, file or "config")
         return run_sweep(configs, name, command_line([*_flags(file), *words]))
 

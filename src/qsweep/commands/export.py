@@ -103,6 +103,12 @@ def export(record: Record, store: Store, directory: Path) -> Path:
     directory = directory.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise QsweepError(f"{directory} is not empty: choose a new directory")
+    if record.method == "existing":
+        place = record.artifact.path if record.artifact else None
+        raise QsweepError(
+            f"{record.name} was made by somebody else and lies at {place}: serve it from there; "
+            "only what a sweep has made is exported"
+        )
     key = record.artifact.key if record.artifact else None
     entry = store.find("artifacts", str(key), full=True)
     if entry is None:

@@ -16,6 +16,7 @@ qsweep: what quantization costs a language model, measured over whole grids.
   capabilities  qsweep -m quant=gptq bits=3,4 eval=embedded
   a file        qsweep --config-name=degradation   (qsweep sweeps lists such files)
   best per GB   qsweep search --config-name=pareto
+  others' files qsweep score FILE DIR --reference MODEL
 
 With -m, commas sweep. What cannot exist is skipped; what is done is not done again.
 
@@ -37,7 +38,7 @@ timeout_s: null     end a trial as failed after so many seconds
 sweep: null         the sweep's name; null: made from what it varies
 outputs_dir: outputs
 
-also: model.path, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
+also: model.path, model.pack, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
 calibration.num_samples, calibration.max_seq_len, eval.presets, eval.max_windows, eval.speed,
 eval.tasks, eval.limit, eval.chat_template
 

@@ -9,6 +9,8 @@ COMMANDS = {
     "sweep": "quantize and measure: what qsweep does without a command's name",
     "search": "let Optuna choose the trials, and name the best",
     "report": "the page of a sweep again, or of several side by side",
+    "score": "artifacts that exist, compared with a model or with a reference pack",
+    "pack": "a file with all that a comparison needs of a reference",
     "export": "a winner with tokenizer, model card and serving commands",
     "prune": "what the store holds, and what can go",
     "doctor": "what this machine can do, and what to install for the rest",

@@ -146,9 +146,11 @@ class HydraRun:
         from qsweep.sweep.config import sweep_config
         from qsweep.sweep.session import run_sweep
 
-        resolved = one_batch(configs)
+        resolved = one_batch(configs, overrides)
         self.began = True
         if self.session is not None:
+            if len(resolved) != len(configs):
+                raise ConfigError("quant.file: give the files that are searched one by one")
             return self.session.run_configs(resolved)
         name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
         sweep = run_sweep(resolved, name, self.command)

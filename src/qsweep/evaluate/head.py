@@ -8,7 +8,7 @@ vocabulary. Whoever uses this checks it once against the model's own logits with
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from qsweep.models.safetensors_header import TensorHeader
 
 
 class CannotSplit(QsweepError):
@@ -182,41 +184,54 @@ def load_output_head(
     return OutputHead(model, body)
 
 
-def _load_all_but_body(
-    model: "PreTrainedModel", source: Path, body: str, dtype: "torch.dtype", device: str
-) -> bool:
-    # Give a model on the meta device the weights of all that is not its body.
-    import torch
+def head_parameters(model: "PreTrainedModel", body: str) -> list[str] | None:
+    """Names of the parameters outside of a body; None where buffers lie there, which no file holds."""
 
     def outside(names: Iterable[str]) -> list[str]:
         return [name for name in names if not name.startswith(f"{body}.")]
 
     if outside(name for name, _ in model.named_buffers()):
-        return False
-    found = {}
-    for name in outside(n for n, _ in model.named_parameters(remove_duplicate=False)):
-        tensor = _read(model, name, source)
-        if tensor is None or tensor.shape != model.get_parameter(name).shape:
-            return False
-        found[name] = tensor
-    for name, tensor in found.items():
-        parent, _, leaf = name.rpartition(".")
-        value = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-        model.get_submodule(parent)._parameters[leaf] = value
-    return True
+        return None
+    return outside(name for name, _ in model.named_parameters(remove_duplicate=False))
 
 
-def _read(model: "PreTrainedModel", name: str, source: Path) -> "Tensor | None":
-    # A parameter of a checkpoint by its own name, else by that of the one it is tied to.
+def stored_parameter(
+    model: "PreTrainedModel", name: str, tensors: "Mapping[str, TensorHeader]"
+) -> tuple[Path, str] | None:
+    """Where a parameter lies among a checkpoint's tensors: a file, and a tensor's name in it.
+
+    By its own name, else by that of the one that it is tied to. None where nothing has such a name,
+    or what has it is of another shape.
+    """
+    stored = next(_stored_names(model, name, list(tensors)), None)
+    if stored is None or tensors[stored].shape != tuple(model.get_parameter(name).shape):
+        return None
+    return tensors[stored].file, stored
+
+
+def _load_all_but_body(
+    model: "PreTrainedModel", source: Path, body: str, dtype: "torch.dtype", device: str
+) -> bool:
+    # Give a model on the meta device the weights of all that is not its body.
+    import torch
     from safetensors import safe_open
 
     from qsweep.models.facts import read_tensors
 
+    if (names := head_parameters(model, body)) is None:
+        return False
     tensors = read_tensors(source)
-    for stored in _stored_names(model, name, list(tensors)):
-        with safe_open(tensors[stored].file, framework="pt", device="cpu") as file:
-            return file.get_tensor(stored)
-    return None
+    places = {name: stored_parameter(model, name, tensors) for name in names}
+    if None in places.values():
+        return False
+    for name, place in places.items():
+        assert place is not None
+        with safe_open(place[0], framework="pt", device="cpu") as file:
+            tensor = file.get_tensor(place[1])
+        parent, _, leaf = name.rpartition(".")
+        value = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+        model.get_submodule(parent)._parameters[leaf] = value
+    return True
 
 
 def _stored_names(model: "PreTrainedModel", name: str, stored: list[str]) -> Iterator[str]:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from qsweep.text.windows import Windows
 
-_FACTS, _TOKENS, _SHARD = "reference.json", "tokens.safetensors", "features-{:05d}.safetensors"
+FACTS, TOKENS, SHARD = "reference.json", "tokens.safetensors", "features-{:05d}.safetensors"
 _SHARD_BYTES = 512_000_000
-_PROBED_TOKENS = 4
+PROBED_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Shards:
 
         self._ends = list(ends)
         self._files = [
-            safe_open(path / _SHARD.format(number), framework="pt", device="cpu").get_slice(
+            safe_open(path / SHARD.format(number), framework="pt", device="cpu").get_slice(
                 "features"
             )
             for number in range(len(self._ends))
@@ -134,7 +134,7 @@ class _Writer:
                 self._flush(self._buffer, copied)
 
     def _flush(self, buffer: "Tensor", copied: Any) -> None:
-        file = self._path / _SHARD.format(len(self.ends))
+        file = self._path / SHARD.format(len(self.ends))
         self._left -= self._filled
         self.ends.append(self._filled + (self.ends[-1] if self.ends else 0))
         self._buffer, self._filled = None, 0
@@ -211,14 +211,14 @@ def build_reference(
                 for name, values in kept.items():
                     values[before + part.start : before + part.stop] = getattr(scores, name)
             if before == 0:
-                probe["probe"] = head.logits(features[:_PROBED_TOKENS])
+                probe["probe"] = head.logits(features[:PROBED_TOKENS])
             # Last, since a batch that runs out of memory comes again.
             writer.add(features)
 
         batch = run_windows(engine, windows, consume, lambda done: progress("reference", done))
     tokens = {name: values.cpu() for name, values in (kept | probe).items()}
     require_finite(tokens["nll"], windows, model=model)
-    save_file(tokens, out / _TOKENS)
+    save_file(tokens, out / TOKENS)
     facts = {
         **run_facts(engine, batch),
         "fingerprint": windows.fingerprint,
@@ -226,7 +226,7 @@ def build_reference(
         "vocab": head.vocab,
         "ends": writer.ends,
     }
-    write_json(out / _FACTS, facts)
+    write_json(out / FACTS, facts)
 
 
 def open_reference(
@@ -252,7 +252,7 @@ def open_reference(
     """
     import torch
 
-    facts, tokens, shards = _read(path)
+    facts, tokens, shards = read_cache(path)
     body, probe = facts["body"], tokens["probe"]
     head: OutputHead | KeptLogits
     if body is None:
@@ -284,7 +284,7 @@ def reference_measurement(path: Path, windows: "Windows") -> WindowScores:
     Raises:
         ArtifactCorrupt: The cache cannot be read, or is of other windows.
     """
-    facts, tokens, _ = _read(path)
+    facts, tokens, _ = read_cache(path)
     if facts["fingerprint"] != windows.fingerprint:
         raise ArtifactCorrupt(f"{path}: the reference was measured on other windows")
     run = {name: facts[name] for name in ("dtype", "device_type", "protocol", "batch", "head")}
@@ -293,13 +293,14 @@ def reference_measurement(path: Path, windows: "Windows") -> WindowScores:
     return result
 
 
-def _read(path: Path) -> "tuple[dict[str, Any], dict[str, Tensor], Shards]":
+def read_cache(path: Path) -> "tuple[dict[str, Any], dict[str, Tensor], Shards]":
+    """Facts of a cache, its tensors of a value per token, and its features. Raises ArtifactCorrupt."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        facts = read_json(path / _FACTS)
-        tokens = load_file(path / _TOKENS)
+        facts = read_json(path / FACTS)
+        tokens = load_file(path / TOKENS)
         if missing := {"fingerprint", "body", "vocab"} - facts.keys():
             raise KeyError(*missing)
         return facts, tokens, Shards(path, facts["ends"])

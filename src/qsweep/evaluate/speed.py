@@ -89,7 +89,9 @@ def measure_speed(
     started = time.perf_counter()
     memory = _memory(artifact, device)
     context = prompt_length + decode_tokens
-    with _engine(artifact, device, context, trust_remote_code) as engine:
+    # Trust in a model's code is none in that of whoever else made a directory.
+    trusted = trust_remote_code and artifact.origin is None
+    with _engine(artifact, device, context, trusted) as engine:
         load_s = time.perf_counter() - started
         count = _warm_up(engine, prompt, decode_tokens)
         prefill, decode = [], []
@@ -148,7 +150,7 @@ def _engine(
         if runtime == "gptqmodel":
             model = _load_gptqmodel(artifact, device, trusted)
         else:
-            model = load_on(device, artifact.path, trusted)
+            model = load_on(device, artifact.files, trusted)
         yield _Transformers(model, device)
 
 
@@ -189,7 +191,7 @@ def _load_gptqmodel(artifact: Artifact, device: str, trusted: bool) -> Any:
     if device == "cpu":
         backend = library.BACKEND[f"{artifact.format.upper()}_TORCH"]
     model = library.GPTQModel.load(
-        str(artifact.path), device=device, backend=backend, trust_remote_code=trusted
+        str(artifact.files), device=device, backend=backend, trust_remote_code=trusted
     ).model.eval()
     # On a CPU it insists on half precision, for which most CPUs have no units.
     return model.float() if device == "cpu" else model

@@ -7,15 +7,18 @@ from another package is an entry point of the group ``qsweep.containers`` that n
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from qsweep.base.errors import QsweepError
+from qsweep.base.errors import BackendUnavailable, QsweepError
 from qsweep.base.schema import nearest
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.belonging.check import checkpoint_belonging, checkpoint_differences
+from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.stored import StoredTensor, size_of
 from qsweep.models.files import saved_weight_files
 
@@ -26,6 +29,13 @@ _MODULES = {
     "gptq": "qsweep.formats.gptq",
     "awq": "qsweep.formats.awq",
     "compressed-tensors": "qsweep.formats.compressed_tensors",
+    "fp8": "qsweep.formats.fp8",
+    "mxfp4": "qsweep.formats.mxfp4",
+    "bitsandbytes": "qsweep.formats.bitsandbytes",
+    "torchao": "qsweep.formats.torchao",
+    "hqq": "qsweep.formats.hqq",
+    "exl3": "qsweep.formats.exl3",
+    "modelopt": "qsweep.formats.modelopt",
     "gguf": "qsweep.formats.gguf.dense",
 }
 # Runtimes that qsweep can run by itself to time an artifact.
@@ -40,6 +50,7 @@ class Container(ABC):
         quantized: Whether the weights are codes rather than numbers.
         quant_methods: The ``quant_method`` of checkpoints that it reads.
         timed_by: The runtime that can be timed from here, if there is one.
+        library: What reads it, if that is an extra of qsweep's, by the name of both.
         counts_files: Whether :meth:`size` can tell from files alone which layers are quantized.
     """
 
@@ -47,6 +58,7 @@ class Container(ABC):
     quantized: bool = True
     quant_methods: tuple[str, ...] = ()
     timed_by: TimedBy | None = None
+    library: str | None = None
     counts_files: bool = True
 
     @abstractmethod
@@ -74,6 +86,18 @@ class Container(ABC):
         """Why a checkpoint that it claims cannot be read after all, in a few words; None if it can."""
         return None
 
+    def details(self, path: Path) -> dict[str, Any]:
+        """What an artifact says beside its weights: what activations and the KV cache are served as."""
+        return {}
+
+    def require_library(self) -> None:
+        """Raises BackendUnavailable where the library that reads the format is not installed."""
+        if self.library is not None and importlib.util.find_spec(self.library) is None:
+            raise BackendUnavailable(
+                f"{self.library}, which reads {self.name} checkpoints, is not installed: "
+                f'pip install "qsweep[{self.library}]"'
+            )
+
     def stored(self, path: Path) -> list[StoredTensor]:
         """How each tensor is stored in an artifact at ``path``, from its files alone.
 
@@ -83,6 +107,41 @@ class Container(ABC):
         raise QsweepError(
             f"{path}: which layers are quantized is not told by {self.name} files alone"
         )
+
+    def differences(self, path: Path, base: Path) -> list[Difference]:
+        """In what an artifact of another maker is not one of a model; see ``formats.belonging``.
+
+        Args:
+            path: The artifact, a checkpoint's directory unless a subclass says otherwise.
+            base: The directory of the unquantized model.
+
+        Raises:
+            QsweepError: Its files cannot be read.
+        """
+        return checkpoint_differences(path, base, self.stored(path), quantized=self.quantized)
+
+    def adopt(self, path: Path, base: Path, out: Path) -> Artifact:
+        """An artifact of another maker, which stays where it is.
+
+        Args:
+            path: Where it lies.
+            base: The directory of the unquantized model.
+            out: An empty directory, for what reading it takes beside.
+
+        Returns:
+            It, with its size counted and ``path`` as its origin; in ``details["belonging"]`` which
+            tensors are the model's own, and notes on it.
+
+        Raises:
+            QsweepError: Its files cannot be read.
+        """
+        found = checkpoint_belonging(path, base, self.stored(path), self.name)
+        details = {**self.details(path), "belonging": found}
+        return Artifact(out, self.name, self.size(path), (), details, origin=path)
+
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """What can serve an artifact that states these options; nothing where nobody can tell."""
+        return ()
 
     def stored_as(
         self, artifact: Artifact, source: Path, stored: Collection[str]

@@ -131,7 +131,7 @@ def _forget_quantization(config: Any) -> None:
 
 def _unfit(artifact: Artifact, problem: str) -> QsweepError:
     kind = ArtifactCorrupt if container(artifact.format).quantized else QsweepError
-    return kind(f"{artifact.path}: weights do not fit the model ({problem})")
+    return kind(f"{artifact.files}: weights do not fit the model ({problem})")
 
 
 def _not_built(source: Path, error: Exception) -> QsweepError:

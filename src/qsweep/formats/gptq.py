@@ -1,19 +1,37 @@
-"""GPTQ checkpoints, as GPTQModel, transformers and vLLM read them.
+"""GPTQ checkpoints, as GPTQModel, AutoGPTQ, transformers and vLLM read them.
 
-A layer of ``out`` x ``in`` weights: ``qweight`` int32 [in * bits / 32, out] packs along the inputs,
-``qzeros`` int32 [groups, out * bits / 32] along the outputs, ``scales`` [groups, out], ``g_idx``
-[in] names each input's group. Version 1 of the format stores zero points less 1, version 2 as they
-are.
+A layer of ``out`` x ``in`` weights: ``qweight`` [in * bits / 32, out] packs along the inputs,
+``qzeros`` [groups, out * bits / 32] along the outputs, ``scales`` [groups, out], ``g_idx`` [in] names
+each input's group. Version 1 of the format stores zero points less 1, version 2 as they are, and so
+does ``gptq_p``, whose codes lie in planes (:mod:`qsweep.formats.planar`). Words have 32 bits, or 8 or
+16 where GPTQModel was told so. Marlin's layout is :mod:`qsweep.formats.marlin`'s.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.formats.packed import MARLIN_GROUP_SIZES, PARTS, PackedContainer
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.formats.checkpoint import Settings
+from qsweep.formats.marlin import MARLIN_BITS, unpack_marlin
+from qsweep.formats.packed import (
+    MARLIN_GROUP_SIZES,
+    PARTS,
+    PackedContainer,
+    PackedLayer,
+    Shapes,
+    layer_of,
+)
+from qsweep.formats.packed_settings import layout_of
 from qsweep.formats.packing import Grid, pack, unpack
+from qsweep.formats.planar import PLANES, pack_planar, unpack_planar
+from qsweep.models.facts import TensorHeader
 
 if TYPE_CHECKING:
     import torch
+
+# Layouts that are read, by the version of their zero points; marlin has none.
+_VERSIONS = {"": 1, "gptq": 1, "gptq_v2": 2, "gptq_p": 2, "marlin": 2}
 
 
 class GPTQContainer(PackedContainer):
@@ -25,18 +43,67 @@ class GPTQContainer(PackedContainer):
     """
 
     name = "gptq"
-    quant_methods = ("gptq",)
-    parts = PARTS
+    quant_methods = ("gptq", "marlin")
+    parts = PARTS[:3]
+    optional = ("g_idx", "B", "s", "workspace", "Workspace")
+    codes = ("qweight", "B")
     group_sizes = (16, 32, 64, 128, 256, 512, 1024)
     packed_sides = "rows and columns"
 
+    def refusal(self, path: Path, settings: Mapping[str, Any]) -> str | None:
+        """See :meth:`Container.refusal`."""
+        layout = _layout(settings)
+        if layout not in _VERSIONS:
+            known = ", ".join(name for name in _VERSIONS if name)
+            return f"its layout is {layout[:40]!r}; {known} are read"
+        return refused_transform(settings)
+
+    def needed(self, parts: Mapping[str, TensorHeader], settings: Settings) -> tuple[str, ...]:
+        """See :meth:`QuantizedCheckpoint.needed`."""
+        return ("B", "s") if "B" in parts else self.parts
+
     def pack(self, grid: Grid, settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
         """See :meth:`PackedContainer.pack`."""
-        return pack_gptq(grid, settings["bits"], _version(settings))
+        return pack_gptq(grid, settings["bits"], _VERSIONS[_layout(settings)])
 
-    def unpack(self, settings: Mapping[str, Any], **tensors: "torch.Tensor") -> Grid:
+    def layer(self, name: str, shapes: Shapes, settings: Settings) -> PackedLayer:
+        """See :meth:`PackedContainer.layer`."""
+        if "B" in shapes:
+            return marlin_layer(name, shapes, settings, "B", "s")
+        (rows, _), word = shapes["qweight"]
+        (groups, outputs), _ = shapes["scales"]
+
+        def expected(bits: int) -> tuple[int, dict[str, tuple[int, int]]]:
+            inputs = shapes["g_idx"][0][0] if "g_idx" in shapes else rows * word // bits
+            return inputs, {
+                "qweight": (-(-inputs * bits // word), outputs),
+                "qzeros": (groups, -(-outputs * bits // word)),
+            }
+
+        found = layer_of(name, outputs, groups, settings, shapes, expected)
+        if word != 32 and found.bits in PLANES:
+            raise ArtifactCorrupt(f"{name}: codes of {found.bits} bits in words of {word}, not 32")
+        return found
+
+    def unpack(
+        self, layer: PackedLayer, tensors: "Mapping[str, torch.Tensor]", settings: Settings
+    ) -> "torch.Tensor":
         """See :meth:`PackedContainer.unpack`."""
-        return unpack_gptq(**tensors, bits=int(settings["bits"]), version=_version(settings))
+        import torch
+
+        if "B" in tensors:
+            return unpack_marlin(tensors["B"], tensors["s"]).dense(torch.float32)
+        layout = _layout(settings)
+        grid = unpack_gptq(
+            tensors["qweight"],
+            tensors["qzeros"],
+            tensors["scales"],
+            _groups(layer, tensors.get("g_idx"), tensors["qweight"].device),
+            layer.bits,
+            _VERSIONS.get(layout, 1),
+            planar=layer.bits > 4 or layout == "gptq_p",
+        )
+        return grid.dense(torch.float32)
 
     def packs(self, shape: tuple[int, int]) -> bool:
         """Words of 32 bits lie along both dimensions."""
@@ -60,6 +127,32 @@ def format_of(sym: bool) -> str:
     return "gptq" if sym else "gptq_v2"
 
 
+def marlin_layer(
+    name: str, shapes: Shapes, settings: Settings, codes: str, scales: str
+) -> PackedLayer:
+    """See :meth:`PackedContainer.layer`; of Marlin's layout, with its parts called that way."""
+    (groups, outputs), _ = shapes[scales]
+    inputs = shapes[codes][0][0] * 16
+
+    def expected(bits: int) -> tuple[int, dict[str, tuple[int, int]]]:
+        return inputs, {codes: (inputs // 16, outputs * bits // 2)}
+
+    found = layer_of(name, outputs, groups, settings, shapes, expected)
+    if found.bits != MARLIN_BITS or outputs % 64:
+        raise ArtifactCorrupt(
+            f"{name}: {found.bits} bits and {outputs} outputs, where Marlin's layout has 4 bits "
+            "and a multiple of 64 outputs"
+        )
+    return found
+
+
+def refused_transform(settings: Settings) -> str | None:
+    """Why a checkpoint's weights are not those of the model that its codes stand in, if so."""
+    if rotation := settings.get("rotation"):
+        return f"its inputs are rotated while it runs (rotation: {str(rotation)[:40]})"
+    return None
+
+
 def unpack_gptq(
     qweight: "torch.Tensor",
     qzeros: "torch.Tensor",
@@ -67,22 +160,28 @@ def unpack_gptq(
     g_idx: "torch.Tensor",
     bits: int,
     version: int = 1,
+    planar: bool = False,
 ) -> Grid:
     """Read a GPTQ layer.
 
     Args:
-        qweight: Codes, int32 [in * bits / 32, out].
-        qzeros: Zero points, int32 [groups, out * bits / 32].
+        qweight: Codes, [in * bits / 32, out].
+        qzeros: Zero points, [groups, out * bits / 32].
         scales: [groups, out].
         g_idx: The group of each input, [in].
         bits: Bits per code.
         version: 1 where zero points are stored less 1.
+        planar: Whether codes lie in planes.
     """
     import torch
 
     inputs, outputs = g_idx.shape[0], scales.shape[1]
-    codes = unpack(qweight.T, bits, inputs)
-    zeros = unpack(_shift_zeros(qzeros, bits, 1) if version == 1 else qzeros, bits, outputs)
+    lies_in_planes = planar and bits in PLANES
+    read = unpack_planar if lies_in_planes else unpack
+    codes = read(qweight.T, bits, inputs)
+    if version == 1:
+        qzeros = _shift_zeros(qzeros, bits, 1, lies_in_planes)
+    zeros = read(qzeros, bits, outputs)
     group, groups = g_idx.to(torch.int64), scales.shape[0]
     consecutive = inputs % groups == 0 and torch.equal(
         group, torch.arange(inputs, device=group.device) // (inputs // groups)
@@ -107,18 +206,40 @@ def pack_gptq(grid: Grid, bits: int, version: int = 1) -> dict[str, "torch.Tenso
     }
 
 
-def _version(settings: Mapping[str, Any]) -> int:
-    return 2 if "gptq_v2" in (settings.get("checkpoint_format"), settings.get("format")) else 1
+def _layout(settings: Settings) -> str:
+    return layout_of(settings, ("format", "checkpoint_format"))
 
 
-def _shift_zeros(qzeros: "torch.Tensor", bits: int, by: int) -> "torch.Tensor":
+def _groups(
+    layer: PackedLayer, g_idx: "torch.Tensor | None", device: "torch.device"
+) -> "torch.Tensor":
+    # Files from before act-order have no g_idx, or one of zeros that nobody filled.
+    import torch
+
+    if g_idx is None or (layer.groups > 1 and not g_idx.any()):
+        return torch.arange(layer.inputs, device=device) // layer.group_size
+    least, most = int(g_idx.min()), int(g_idx.max())
+    if least < 0 or most >= layer.groups:
+        raise ArtifactCorrupt(
+            f"{layer.name}: g_idx names group {least if least < 0 else most}, and there are "
+            f"{layer.groups}"
+        )
+    return g_idx
+
+
+def _shift_zeros(
+    qzeros: "torch.Tensor", bits: int, by: int, planar: bool = False
+) -> "torch.Tensor":
     # GPTQModel converts between the versions on whole words at 2, 4 and 8 bits, so that a zero
-    # point of 0 borrows from its neighbour, and code by code at 3 bits. What it wrote must be read
+    # point of 0 borrows from its neighbour, and code by code at others. What it wrote must be read
     # the same way.
     import torch
 
-    if bits == 3:
-        count = qzeros.shape[1] * 32 // 3
-        return pack((unpack(qzeros, 3, count).to(torch.int16) + by) & 7, 3)[:, : qzeros.shape[1]]
-    ones = sum(1 << place for place in range(0, 32, bits))
-    return (qzeros.to(torch.int64) + by * ones).to(torch.int32)
+    if bits in (2, 4, 8):
+        word = 8 * qzeros.element_size()
+        ones = sum(1 << place for place in range(0, word, bits))
+        return (qzeros.to(torch.int64) + by * ones).to(qzeros.dtype)
+    count = qzeros.shape[1] * 32 // bits
+    read, write = (unpack_planar, pack_planar) if planar else (unpack, pack)
+    shifted = (read(qzeros, bits, count).to(torch.int16) + by) & ((1 << bits) - 1)
+    return write(shifted, bits)[:, : qzeros.shape[1]]

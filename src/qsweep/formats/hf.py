@@ -16,6 +16,7 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
 from qsweep.formats.stored import StoredTensor, size_of
+from qsweep.formats.weights import open_weights
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
@@ -66,10 +67,19 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     config = {**corrected_config(source), "quantization_config": dict(settings)}
     write_json(out / "config.json", config)
     write_json(out / "quantize_config.json", dict(settings))
-    for pattern in _COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+    copy_companions(source, out)
+
+
+def companions(source: Path) -> list[Path]:
+    """Tokenizer, chat template, code and licence: what a checkpoint has beside weights and settings."""
+    found = {file for pattern in _COMPANIONS for file in source.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy them, byte for byte."""
+    for file in companions(source):
+        shutil.copyfile(file, out / file.name)
 
 
 def usual_dtype(tensors: Iterable[TensorHeader]) -> "torch.dtype":
@@ -166,12 +176,20 @@ class CheckpointContainer(Container):
     quantized = False
     timed_by = "transformers"
 
-    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> None:
-        """Transformers reads them by itself."""
+    def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any] | None:
+        """Transformers reads the model's own by itself; of another maker nothing but weights is."""
+        if artifact.origin is None:
+            return None
+        handles = open_weights(artifact.files)
+        return {name: handle.get_slice(name) for name, handle in handles.items()}
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; ``bpw`` counts the linear layers inside the decoder."""
         return _stored(path, read_facts(path, path.name).linears)
+
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Container.served_by`."""
+        return UNQUANTIZED_RUNTIMES
 
 
 CONTAINER = CheckpointContainer()

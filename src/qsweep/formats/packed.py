@@ -2,21 +2,33 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.checkpoint import QuantizedCheckpoint
-from qsweep.formats.weights import LazyWeight
-from qsweep.models.facts import CONV1D_TYPES, TensorHeader, read_config, read_tensors
+from qsweep.formats.checkpoint import QuantizedCheckpoint, Settings
+from qsweep.formats.packed_settings import Stated, stated_of
+from qsweep.formats.weights import LazyWeight, transposed
+from qsweep.models.facts import (
+    CONV1D_TYPES,
+    TensorHeader,
+    read_config,
+    read_outline,
+    read_tensors,
+)
+from qsweep.models.safetensors_header import DTYPE_BITS
 
 if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.packing import Grid
 
+# By part of a layer: its shape, and the bits of one element.
+Shapes = Mapping[str, tuple[tuple[int, ...], int]]
 # Group sizes of Marlin, through which vLLM serves both formats.
 MARLIN_GROUP_SIZES = (-1, 32, 64, 128)
 # What a packed layer consists of; its weight has in_features x out_features elements.
@@ -33,16 +45,18 @@ class PackedContainer(QuantizedCheckpoint):
         group_sizes: Those that GPTQModel's portable kernel runs.
         packed_sides: What of a matrix must be a multiple of 32, in words.
         holds_conv1d: Whether there are checkpoints of models that store weights transposed.
+        codes: What the part that holds a layer's codes may be called.
     """
 
     timed_by = "gptqmodel"
     group_sizes: tuple[int, ...]
     packed_sides: str
     holds_conv1d: bool = True
+    codes: tuple[str, ...]
 
     @abstractmethod
     def pack(self, grid: "Grid", settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
-        """Pack a layer.
+        """Pack a layer as quantizers write it.
 
         Args:
             grid: A matrix [out, in].
@@ -53,8 +67,23 @@ class PackedContainer(QuantizedCheckpoint):
         """
 
     @abstractmethod
-    def unpack(self, settings: Mapping[str, Any], **tensors: "torch.Tensor") -> "Grid":
-        """The inverse of :meth:`pack`; gives a matrix [out, in]."""
+    def layer(self, name: str, shapes: Shapes, settings: Mapping[str, Any]) -> "PackedLayer":
+        """What the shapes of a layer's parts say of it.
+
+        Args:
+            name: The layer's.
+            shapes: By part: a shape, and the bits of an element.
+            settings: The ``quantization_config``.
+
+        Raises:
+            ArtifactCorrupt: They contradict each other, or what is stated.
+        """
+
+    @abstractmethod
+    def unpack(
+        self, layer: "PackedLayer", tensors: "Mapping[str, torch.Tensor]", settings: Settings
+    ) -> "torch.Tensor":
+        """The weights of a layer of which these are the parts, in float32 [out, in]."""
 
     @abstractmethod
     def packs(self, shape: tuple[int, int]) -> bool:
@@ -69,6 +98,13 @@ class PackedContainer(QuantizedCheckpoint):
         ``transformers`` reads both formats through GPTQModel, and GPTQ only with optimum as well.
         """
 
+    def served_by(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Container.served_by`."""
+        bits, group, sym = (options.get(name) for name in ("bits", "group_size", "sym"))
+        if type(bits) is not int or type(group) is not int:
+            return ()
+        return self.runtimes(bits, group, sym is not False)
+
     def fits(self, group_size: int, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be packed with that group size."""
         return self.packs(shape) and (group_size == -1 or shape[1] % group_size == 0)
@@ -79,38 +115,115 @@ class PackedContainer(QuantizedCheckpoint):
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :meth:`Container.dense_weights`."""
-        state = super().dense_weights(artifact, source, device)
+        state = _without_zero_biases(super().dense_weights(artifact, source, device), source)
         if read_config(source).get("model_type") in CONV1D_TYPES:
             # Those models want the weights of their layers as [in, out].
             unpacked = {n: value for n, value in state.items() if isinstance(value, LazyWeight)}
-            state |= {n: LazyWeight(partial(_transposed, value)) for n, value in unpacked.items()}
+            state |= {n: LazyWeight(partial(transposed, value)) for n, value in unpacked.items()}
         return _fuse(state, source)
+
+    def is_quantized(self, parts: Mapping[str, TensorHeader]) -> bool:
+        """See :meth:`QuantizedCheckpoint.is_quantized`."""
+        return any(codes in parts for codes in self.codes)
 
     def stored_as(
         self, artifact: Artifact, source: Path, stored: Collection[str]
     ) -> dict[str, tuple[str, ...]]:
         """See :meth:`Container.stored_as`: what transformers has fused lies in parts."""
-        original = read_tensors(source)
+        original = read_outline(source)
         layers = (n.removesuffix(".weight") for n in stored if n not in original)
         fused = filter(None, map(fused_with, layers))
         return {f"{whole}.weight": tuple(f"{p}.weight" for p in parts) for whole, parts in fused}
 
     def dense(
-        self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]
+        self, name: str, tensors: "Mapping[str, torch.Tensor]", settings: Settings
     ) -> "torch.Tensor":
         """See :meth:`QuantizedCheckpoint.dense`."""
-        import torch
-
-        return self.unpack(settings, **tensors).dense(torch.float32)
+        shapes = {part: (tuple(t.shape), 8 * t.element_size()) for part, t in tensors.items()}
+        return self.unpack(self._layer(name, shapes, settings), tensors, settings)
 
     def describe(
-        self, name: str, parts: Mapping[str, TensorHeader], settings: Mapping[str, Any]
+        self, name: str, parts: Mapping[str, TensorHeader], settings: Settings
     ) -> tuple[str, int]:
         """See :meth:`QuantizedCheckpoint.describe`."""
-        groups, outputs = parts["scales"].shape
-        inputs = parts.get("g_idx", parts["qweight"]).shape[0]
-        group = "channel" if groups == 1 else f"g{inputs // groups}"
-        return f"int{settings['bits']} {group}", inputs * outputs
+        shapes = {part: (header.shape, DTYPE_BITS[header.dtype]) for part, header in parts.items()}
+        layer = self._layer(name, shapes, settings)
+        group = "channel" if layer.groups == 1 else f"g{layer.group_size}"
+        order = " act-order" if layer.stated.desc_act and layer.groups > 1 else ""
+        sym = "sym" if layer.stated.sym else "asym"
+        return f"int{layer.bits} {group} {sym}{order}", layer.inputs * layer.outputs
+
+    def _layer(self, name: str, shapes: Shapes, settings: Settings) -> "PackedLayer":
+        layer = name.removesuffix(".weight")
+        for part, (shape, _) in shapes.items():
+            sides = 1 if part in ("g_idx", "workspace", "Workspace") else 2
+            if len(shape) != sides or 0 in shape:
+                raise ArtifactCorrupt(f"{layer}: {part} of the shape {list(shape)}")
+        return self.layer(layer, shapes, settings)
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """What a packed layer is: how many outputs and inputs, how its codes are grouped.
+
+    Attributes:
+        name: What it is called.
+        outputs: Rows of its weight.
+        inputs: Columns.
+        bits: Bits per code.
+        groups: How many scales a row has.
+        group_size: Inputs per group, where groups are consecutive; a last one may be smaller.
+        stated: What the configuration says of it.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    bits: int
+    groups: int
+    group_size: int
+    stated: Stated
+
+
+def layer_of(
+    name: str,
+    outputs: int,
+    groups: int,
+    settings: Settings,
+    shapes: Shapes,
+    expected: Callable[[int], tuple[int, Mapping[str, tuple[int, int]]]],
+) -> PackedLayer:
+    """The layer whose parts have the shapes that its bits, of those stated, give.
+
+    Args:
+        name: The layer's.
+        outputs: Rows of its weight.
+        groups: How many scales a row has.
+        settings: The ``quantization_config``.
+        shapes: As they are.
+        expected: Given the bits per code, how many inputs there are, and shapes as they should be.
+
+    Raises:
+        ArtifactCorrupt: No number of bits that is stated gives these shapes.
+    """
+    stated = stated_of(settings, name)
+    for bits in stated.bits:
+        inputs, wanted = expected(bits)
+        if all(shapes[part][0] == shape for part, shape in wanted.items()):
+            break
+    else:
+        bits = stated.bits[0]
+        _, wanted = expected(bits)
+        odd = next(part for part, shape in wanted.items() if shapes[part][0] != shape)
+        raise ArtifactCorrupt(
+            f"{name}: {odd} has the shape {list(shapes[odd][0])}, where {bits} bits, as stated, "
+            f"and its other tensors ask for {list(wanted[odd])}"
+        )
+    sizes = (inputs if size == -1 else size for size in stated.group_sizes)
+    size = next((n for n in sizes if n > 0 and -(-inputs // n) == groups), None)
+    if size is None and inputs % groups:
+        raise ArtifactCorrupt(f"{name}: {groups} scales a row do not divide its {inputs} inputs")
+    return PackedLayer(name, outputs, inputs, bits, groups, size or inputs // groups, stated)
 
 
 def kept_settings(names: Sequence[str]) -> dict[str, Any]:
@@ -145,9 +258,21 @@ def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
+def _without_zero_biases(state: dict[str, Any], source: Path) -> dict[str, Any]:
+    # AutoGPTQ gave every layer a bias, of zeros where the model has none.
+    original = read_outline(source)
+    packed = [
+        name.removesuffix(".weight") for name, w in state.items() if isinstance(w, LazyWeight)
+    ]
+    for name in (f"{layer}.bias" for layer in packed):
+        if name in state and name not in original and not state[name][...].any():
+            del state[name]
+    return state
+
+
 def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
     # GPTQModel splits projections that Phi-3 has fused; transformers wants them whole.
-    original = read_tensors(source)
+    original = read_outline(source)
     joined: dict[str, Any] = {}
     for name, value in state.items():
         fused = fused_with(name.removesuffix(".weight"))
@@ -157,10 +282,6 @@ def _fuse(state: dict[str, Any], source: Path) -> dict[str, Any]:
         parts = [state[f"{part}.weight"] for part in fused[1]]
         joined[f"{fused[0]}.weight"] = LazyWeight(partial(_concatenate, parts))
     return joined
-
-
-def _transposed(weight: LazyWeight) -> "torch.Tensor":
-    return weight[...].T
 
 
 def _concatenate(parts: list[Any]) -> "torch.Tensor":

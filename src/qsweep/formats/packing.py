@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# What quantizers write, and what checkpoints may hold.
 BITS = (2, 3, 4, 8)
+ALL_BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ def pack(codes: "torch.Tensor", bits: int) -> "torch.Tensor":
     if padded != count:
         codes = torch.nn.functional.pad(codes, (0, padded - count))
     codes = codes.reshape(lines, -1, per_unit)
-    if bits == 3:
-        shifts = 3 * torch.arange(8, dtype=torch.int32, device=codes.device)
-        joined = (codes.to(torch.int32) << shifts).sum(-1, dtype=torch.int32)
-        stream = torch.stack([(joined >> s & 255).to(torch.uint8) for s in (0, 8, 16)], -1)
+    if unit > 1:
+        joined = codes[..., 0].to(torch.int64)
+        for place in range(1, per_unit):
+            joined |= codes[..., place].to(torch.int64) << (bits * place)
+        stream = torch.stack(
+            [(joined >> (8 * byte) & 255).to(torch.uint8) for byte in range(unit)], -1
+        )
         stream = stream.reshape(lines, -1)
     else:
         stream = codes[..., 0].clone()
@@ -79,7 +84,10 @@ def pack(codes: "torch.Tensor", bits: int) -> "torch.Tensor":
 
 
 def unpack(words: "torch.Tensor", bits: int, count: int) -> "torch.Tensor":
-    """The first ``count`` codes of each line of int32 [lines, words]: uint8 [lines, count]."""
+    """The first ``count`` codes of each line of whole numbers [lines, words]: uint8 [lines, count].
+
+    Words may have 8, 16, 32 or 64 bits: it is the same stream.
+    """
     import torch
 
     _check(bits)
@@ -90,10 +98,14 @@ def unpack(words: "torch.Tensor", bits: int, count: int) -> "torch.Tensor":
         stream = torch.nn.functional.pad(stream, (0, unit - stream.shape[1] % unit))
     if bits == 8:
         codes = stream
-    elif bits == 3:
-        parts = stream.reshape(lines, -1, 3).to(torch.int32)
-        joined = parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16
-        codes = torch.stack([(joined >> (3 * place) & 7).to(torch.uint8) for place in range(8)], -1)
+    elif unit > 1:
+        parts = stream.reshape(lines, -1, unit)
+        joined = parts[..., 0].to(torch.int64)
+        for byte in range(1, unit):
+            joined |= parts[..., byte].to(torch.int64) << (8 * byte)
+        mask = (1 << bits) - 1
+        places = range(per_unit)
+        codes = torch.stack([(joined >> (bits * n) & mask).to(torch.uint8) for n in places], -1)
     else:
         mask = (1 << bits) - 1
         codes = torch.stack([stream >> (bits * place) & mask for place in range(per_unit)], -1)
@@ -102,9 +114,9 @@ def unpack(words: "torch.Tensor", bits: int, count: int) -> "torch.Tensor":
 
 def _unit(bits: int) -> tuple[int, int]:
     # The smallest piece of the stream that begins and ends with a byte: (codes, bytes).
-    return (8, 3) if bits == 3 else (8 // bits, 1)
+    return (8 // bits, 1) if bits in (1, 2, 4, 8) else (8, bits)
 
 
 def _check(bits: int) -> None:
-    if bits not in BITS:
-        raise ValueError(f"{bits} bits: GPTQ and AWQ checkpoints hold {BITS}")
+    if bits not in (1, *ALL_BITS):  # one bit is a plane of wider codes
+        raise ValueError(f"{bits} bits: GPTQ and AWQ checkpoints hold 2 to 8")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.formats.auto_round import translated
 from qsweep.models.config import read_json
 from qsweep.models.facts import TensorHeader, read_config, read_tensors, text_config
 from qsweep.models.files import saved_weight_files
@@ -30,12 +31,19 @@ class LazyWeight:
         return self._make()[index]
 
 
+def transposed(weight: Any) -> "torch.Tensor":
+    """A lazy matrix turned over, for models that store their layers' weights as [in, out]."""
+    found: torch.Tensor = weight[...]
+    return found.T
+
+
 def quantization_settings(path: Path) -> dict[str, Any]:
     """The ``quantization_config`` of an artifact.
 
     It stands in ``config.json``, at its top or in the part of the text. Earlier writers left it in a
     file of its own: ``quantize_config.json`` (AutoGPTQ), ``quant_config.json`` (AutoAWQ),
-    ``hf_quant_config.json`` (ModelOpt).
+    ``hf_quant_config.json`` (ModelOpt). That of AutoRound is given in the words of the container
+    whose layout it has.
 
     Raises:
         ArtifactCorrupt: There is none, or it is no JSON object with a ``quant_method``.
@@ -58,7 +66,7 @@ def find_settings(path: Path) -> dict[str, Any] | None:
         raise ArtifactCorrupt(
             f"{path}: its quantization_config has no quant_method, which says what its weights are"
         )
-    return settings
+    return None if settings is None else translated(settings)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
@@ -99,3 +107,11 @@ def open_weights(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, ConfigError) as error:
         raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
     return handles
+
+
+def header_metadata(path: Path) -> dict[str, str]:
+    """What writers have put into the headers of a checkpoint's files, by name. Raises ArtifactCorrupt."""
+    found: dict[str, str] = {}
+    for file in {id(file): file for file in open_weights(path).values()}.values():
+        found |= file.metadata() or {}
+    return found

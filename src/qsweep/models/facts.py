@@ -11,7 +11,14 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.models.architecture import expert_counts, holds_experts, require_language_model
-from qsweep.models.config import LENGTHS, check_config, check_sizes, read_config, text_config
+from qsweep.models.config import (
+    LENGTHS,
+    check_config,
+    check_sizes,
+    read_config,
+    read_json,
+    text_config,
+)
 from qsweep.models.files import (
     check_directory,
     index_file,
@@ -24,12 +31,13 @@ from qsweep.models.source import ModelFacts
 
 __all__ = [
     "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "read_config",
-    "read_facts", "read_tensors", "text_config", "weight_files",
+    "read_facts", "read_outline", "read_tensors", "text_config", "weight_files",
 ]  # fmt: skip
 
 # Their linear layers are transformers' Conv1D, which stores (in_features, out_features).
 CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
+OUTLINE, ABSENT = "qsweep-outline.json", "not-here.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_PATTERNS = ("tokenizer_config.json", "*.tiktoken", "tekken.json", "sentencepiece*.model")
 _DEFAULT_LENGTHS = {"gemma3": 131072, "gemma3_text": 131072, "mistral3": 131072}
@@ -80,6 +88,16 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     )
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as an embedding of tokens is."""
+    return _EMBEDDING.search(name) is not None
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is called as an output head is, and is no part of a layer."""
+    return _HEAD.search(name) is not None and _NUMBERED.search(name) is None
+
+
 def has_experts(config: Mapping[str, Any]) -> bool:
     """Whether a configuration speaks of experts: a hint, where nobody looked at the weights."""
     return bool(expert_counts(text_config(config)))
@@ -108,6 +126,29 @@ def read_tensors(path: Path, files: Sequence[Path] | None = None) -> dict[str, T
             if name not in tensors:
                 raise ConfigError(f"{path / place}: lacks {name}, which the index says it has")
     return tensors
+
+
+def read_outline(path: Path) -> dict[str, TensorHeader]:
+    """All tensors of a checkpoint by name, also of one that lies here in part.
+
+    A directory of a model of which little more than its head is here says in ``qsweep-outline.json``
+    which tensors the whole has. Those that are not here lie in a file that does not exist.
+
+    Raises:
+        ConfigError: as :func:`read_tensors`; the outline is none.
+    """
+    file = path / OUTLINE
+    if not file.is_file():
+        return read_tensors(path)
+    content = read_json(file)
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{file}: holds no JSON object")
+    here = read_tensors(path) if any(path.glob("*.safetensors")) else {}
+    absent = {
+        name: TensorHeader(tuple(shape), dtype, path / ABSENT)
+        for name, (dtype, shape) in content.items()
+    }
+    return absent | {name: info for name, info in here.items() if name in absent}
 
 
 def distinct_weights(

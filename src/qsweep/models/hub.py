@@ -1,6 +1,8 @@
 """From a model's name to its directory, and to the hash of its content."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError, QsweepError
@@ -16,12 +18,14 @@ _DOWNLOAD = [
 
 
 def resolve(model: ModelConfig) -> Path:
-    """The directory of a model, fetched if need be.
+    """The directory of a model, fetched if need be; the file of a reference pack in its place.
 
     Raises:
         ConfigError: ``model.path`` is not a directory.
         QsweepError: the hub cannot be reached or refuses; ``model.hint`` follows.
     """
+    if model.pack is not None:
+        return Path(model.pack).expanduser().absolute()
     if model.path is not None:
         path = Path(model.path).expanduser().absolute()
         if not path.is_dir():
@@ -51,14 +55,7 @@ def content_hash(path: Path, store: Store) -> str:
 def _from_hub(model: ModelConfig) -> Path:
     # A snapshot that is complete in the cache needs no network at all.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     def snapshot(local_files_only: bool) -> Path:
         return Path(
@@ -84,29 +81,58 @@ def _from_hub(model: ModelConfig) -> Path:
             f"{name}: {model.repo} is {held} in the hub cache and HF_HUB_OFFLINE is set; "
             "unset it, or give a local copy with model.path=DIR"
         )
-    try:
+    with hub_errors(name, str(model.repo), model.revision, "model.path=DIR"):
         # Where the hub does not answer, this too gives what is in the cache.
         fetched = snapshot(local_files_only=False)
-        if _is_whole(fetched):
-            return fetched
-        raise QsweepError(
-            f"{name}: {model.repo} is not whole in the hub cache ({fetched}); either the hub cannot "
-            "be reached, or it has no safetensors of it, and pickled weights are never loaded"
-        )
+    if _is_whole(fetched):
+        return fetched
+    raise QsweepError(
+        f"{name}: {model.repo} is not whole in the hub cache ({fetched}); either the hub cannot "
+        "be reached, or it has no safetensors of it, and pickled weights are never loaded"
+    )
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, repo: str, revision: str, instead: str) -> Iterator[None]:
+    """Say in one line why a hub does not give a repository.
+
+    Args:
+        name: Which option asked for it.
+        repo: ``ORG/NAME``.
+        revision: A branch, a tag or a commit.
+        instead: The option that takes a local copy.
+
+    Raises:
+        QsweepError: Whatever the hub's library raises.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
     except GatedRepoError as error:
         raise QsweepError(
-            f"{name}: {model.repo} is gated; accept its licence on the hub and log in (hf auth login)"
+            f"{name}: {repo} is gated; accept its licence on the hub and log in (hf auth login)"
         ) from error
     except RevisionNotFoundError as error:
-        raise QsweepError(f"{name}: {model.repo} has no revision {model.revision!r}") from error
+        raise QsweepError(f"{name}: {repo} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
+        raise QsweepError(f"{name}: the hub has no model {repo} (or it is private)") from error
+    except OfflineModeIsEnabled as error:
         raise QsweepError(
-            f"{name}: the hub has no model {model.repo} (or it is private)"
+            f"{name}: {repo} is not in the hub cache and HF_HUB_OFFLINE is set; "
+            f"unset it, or give a local copy with {instead}"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise QsweepError(
-            f"{name}: the model hub cannot be reached for {model.repo}; "
-            "check the network, or give a local copy with model.path=DIR"
+            f"{name}: the model hub cannot be reached for {repo}; "
+            f"check the network, or give a local copy with {instead}"
         ) from error
 
 

@@ -5,7 +5,8 @@ Format: https://github.com/huggingface/safetensors#format. No weight is read.
 
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ DTYPE_BITS = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     "F4": 4,
 }
+# As struct spells them.
+_INTEGERS = {"I64": "q", "I32": "i", "I16": "h", "U64": "Q", "U32": "I", "U16": "H"}
 _LONGEST = 100_000_000
 
 
@@ -55,18 +58,35 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
     Raises:
         ConfigError: the file is cut short or damaged; the line names the tensor where one is wrong.
     """
+    return read_annotated(file)[0]
+
+
+def read_annotated(
+    file: Path, longest: int = _LONGEST
+) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """The tensors of a safetensors file by name, and the texts that its header holds beside them.
+
+    Args:
+        file: The file.
+        longest: A header of more bytes is refused unread.
+
+    Raises:
+        ConfigError: as :func:`read_header`.
+    """
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             # 8 bytes: length of the header, little-endian; then JSON; then the data.
             length = int.from_bytes(stream.read(8), "little")
-            if length > _LONGEST:
+            if length > longest:
                 raise ValueError("its header is too long")
             text = stream.read(length)
         header = json.loads(text, object_pairs_hook=_each_once)
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
-        header.pop("__metadata__", None)
+        notes = header.pop("__metadata__", None) or {}
+        if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+            notes = {}  # a fault that concerns no tensor
         found = {name: _tensor(name, entry, file, 8 + length) for name, entry in header.items()}
         end = max((info.start + info.bits // 8 for info in found.values()), default=8 + length)
         if size != end:
@@ -76,7 +96,38 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
         raise ConfigError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not a whole safetensors file ({error})") from error
-    return found
+    return found, notes
+
+
+def tensor_bytes(info: TensorHeader, chunk: int = 1 << 23) -> Iterator[bytes]:
+    """A tensor's bytes as they lie in its file, in pieces of at most ``chunk``.
+
+    Raises:
+        ConfigError: the file has become shorter.
+    """
+    left = info.bits // 8
+    with open_regular(info.file) as stream:
+        stream.seek(info.start)
+        while left:
+            part = stream.read(min(chunk, left))
+            if not part:
+                raise ConfigError(f"{info.file}: not a whole safetensors file (it was cut short)")
+            left -= len(part)
+            yield part
+
+
+def read_integers(info: TensorHeader) -> tuple[int, ...]:
+    """The elements of a small tensor of integers, such as a shape.
+
+    Raises:
+        ConfigError: it holds no integers.
+    """
+    if info.dtype not in _INTEGERS:
+        raise ConfigError(f"{info.file}: a tensor of {info.dtype} where integers are due")
+    with open_regular(info.file) as stream:
+        stream.seek(info.start)
+        found = stream.read(info.bits // 8)
+    return struct.unpack(f"<{info.count}{_INTEGERS[info.dtype]}", found)
 
 
 def same_content(one: TensorHeader, other: TensorHeader) -> bool:

@@ -13,6 +13,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 class ModelConfig:
     """Where a model comes from: a directory (``path``), else a hub repository (``repo``).
 
+    Or only what was measured on it: a reference pack (``pack``), which takes their place.
     ``hint`` says what else there is where no hub can be reached.
     """
 
@@ -24,10 +25,12 @@ class ModelConfig:
     dtype: DType = "auto"
     device_map: str | None = None
     trust_remote_code: bool = False
+    pack: str | None = None
 
     def __post_init__(self):
         check_label(self.name, "model.name")
-        if self.path is None and self.repo is None:
+        if self.path is None and self.repo is None and self.pack is None:
             raise ConfigError(f"model {self.name!r}: give model.path or model.repo")
-        if self.path is not None:
-            absolute_path(self.path, "model.path")
+        for option, place in (("path", self.path), ("pack", self.pack)):
+            if place is not None:
+                absolute_path(place, f"model.{option}")

@@ -11,6 +11,8 @@ class ModelFacts:
     ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
     (out_features, in_features). Embeddings, norms and the output head are not among them.
     ``experts`` tells whether the decoder is a mixture of experts; None where nobody looked.
+    ``dequantized_from`` says what it was before, such as ``fp8 block 128x128``, where only a
+    quantized checkpoint was given.
     """
 
     name: str
@@ -21,6 +23,7 @@ class ModelFacts:
     max_length: int
     vocab_size: int
     experts: bool | None = None
+    dequantized_from: str | None = None
 
 
 @dataclass(frozen=True)

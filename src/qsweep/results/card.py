@@ -48,6 +48,7 @@ def _made(record: Record, made: dict[str, Any]) -> str:
     facts = {
         "base model": model.get("repo") or record.model,
         "revision": model.get("revision"),
+        "reference": record.dequantized_from and f"dequantized from {record.dequantized_from}",
         "method": f"{record.method} ({record.backend})",
         "options": options,
         "calibration": f"{record.calibration}, {calibration.get('num_samples')} samples of "

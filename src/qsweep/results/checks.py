@@ -61,7 +61,10 @@ def check(records: Iterable[Record]) -> list[str]:
             *_rounding(found),
         )
     ]
-    more = (*_calibration(named), *_other_functions(named), *_tensors(named))
+    more = (
+        *(*_calibration(named), *_other_functions(named)),
+        *(*_belonging(named), *_tensors(named)),
+    )
     return list(dict.fromkeys([*lines, *more]))
 
 
@@ -70,6 +73,14 @@ def _tensors(records: Iterable[Record]) -> Iterator[str]:
     for record in records:
         for flag in () if record.tensors is None else record.tensors.flags:
             yield f"{record.name}: {flag}"
+
+
+def _belonging(records: Iterable[Record]) -> Iterator[str]:
+    """What an artifact of another maker does not have in common with the model."""
+    for record in records:
+        found = record.details.get("belonging")
+        for note in found.get("notes") or () if isinstance(found, Mapping) else ():
+            yield f"{record.name}: {note}"
 
 
 def _other_functions(records: Iterable[Record]) -> Iterator[str]:

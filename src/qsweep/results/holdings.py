@@ -14,7 +14,7 @@ from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
 
 # What can be made again from what is left.
-Prunable = Literal["artifacts", "importances", "references"]
+Prunable = Literal["artifacts", "importances", "references", "models", "packs"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def look(outputs: Path) -> Holdings:
             on_front=path.name in kept,
             in_use=sealed >= since
             or path.name in busy
-            or (kind in ("importances", "references") and any(running.values())),
+            or (kind in ("importances", "references", "models", "packs") and any(running.values())),
         )
         for kind in get_args(Kind)
         for path in _sealed(store.root / kind)

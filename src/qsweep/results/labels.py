@@ -55,14 +55,16 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     Rows of several methods are compared at equal bits and group size, where each method has a
     default of its own for this. What ran for a comparison, or in place of a whole trial, says so.
     """
-    grids = {key: SYM.get(Row(record)) for key, record in records.items()}
+    # What somebody else made is called by its file, which says more than its grid.
+    own = {key: record for key, record in records.items() if record.method != "existing"}
+    grids = {key: SYM.get(Row(own[key])) if key in own else None for key in records}
     both = {True, False} <= {value for value in grids.values() if isinstance(value, bool)}
     words = {True: " sym", False: " asym"} if both else {}
     found = {}
     for key, label in labels.items():
         grid = grids[key]
         word = words.get(grid, "") if isinstance(grid, bool) else ""
-        found[key] = f"{label}{word}{_purpose(records[key])}"
+        found[key] = f"{label}{word}{_purpose(records[key])}{_origin(records[key])}"
     return found
 
 
@@ -71,6 +73,12 @@ def _purpose(record: Record) -> str:
     if record.implied and not record.reference and record.fidelity == "full":
         return " (check)"
     return {"few": " (first windows)", "proxy": " (proxy)"}.get(record.fidelity, "")
+
+
+def _origin(record: Record) -> str:
+    """What a reference was before it was one."""
+    found = record.dequantized_from if record.reference else None
+    return f" (dequantized from {found})" if found else ""
 
 
 def distinguish(

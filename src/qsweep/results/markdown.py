@@ -14,6 +14,7 @@ from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import cells_of, headings
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown_table import table
+from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, noise_floors, places, ranked
 
@@ -30,6 +31,7 @@ def results_markdown(name: str, records: Sequence[Record], command: str = "") ->
 def _introduction(records: Sequence[Record], command: str) -> str:
     models = sorted({record.model for record in records})
     lines = [f"- model: {numbers.markdown(', '.join(models))}"]
+    lines += [f"- {numbers.markdown(line)}" for line in dequantized_references(records)]
     if command:
         fence = "``" if "`" in command else "`"
         lines.append(f"- command: {fence}{numbers.one_line(command)}{fence}")

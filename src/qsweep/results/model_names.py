@@ -15,6 +15,16 @@ def model_place(record: Record) -> str:
     return f"{repo}@{model.get('revision') or 'main'}" if repo else record.model
 
 
+def dequantized_references(records: Sequence[Record]) -> list[str]:
+    """A line for each model that was given quantized alone: what its reference was made from."""
+    found = {r.model: r.dequantized_from for r in records if r.dequantized_from}
+    several = len({record.model for record in records}) > 1
+    return [
+        f"reference{f' of {model}' if several else ''}: dequantized from {what}"
+        for model, what in sorted(found.items())
+    ]
+
+
 def with_distinct_models(records: Sequence[Record]) -> list[Record]:
     """Records in whose ``model``, and ``name``, no two models are called alike.
 

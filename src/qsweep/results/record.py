@@ -193,6 +193,8 @@ class Record:
         fidelity: ``full``, or what a search measured in its place.
         config: Its configuration, passwords left out.
         model_hash: Of the model's content; None in records of before there was one.
+        dequantized_from: What the model was before, such as ``fp8 block 128x128``, where it was
+            given quantized alone and its reference is what dequantizing it gives.
         capabilities: By name; None where no tasks were run.
         tensors: How they are stored; None of the reference, and in records of before it was there.
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
@@ -212,6 +214,7 @@ class Record:
     fidelity: str = "full"
     config: Mapping[str, Any] = field(default_factory=dict)
     model_hash: str | None = None
+    dequantized_from: str | None = None
     vocab_size: Number | None = None
     reason: str | None = None
     artifact: ArtifactFacts | None = None

@@ -15,6 +15,7 @@ from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import DECODE_TPS, EXPECTED_LOW, LABEL, SUFFERS, TIME, VERDICT
 from qsweep.results.columns.views import columns_of
 from qsweep.results.labels import with_distinct_names
+from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, places, ranked
 
@@ -115,7 +116,7 @@ def _short_name(record: Record, models: Sequence[str]) -> str:
 def _remarks(records: Sequence[Record]) -> list["Text"]:
     from rich.text import Text
 
-    lines = []
+    lines = [Text(line) for line in dequantized_references(records)]
     for record in ranked(records):
         if not record.finished:
             reason = numbers.one_line(record.reason or "no reason recorded")

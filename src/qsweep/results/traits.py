@@ -35,6 +35,10 @@ def traits(record: Record) -> dict[str, Any]:
     found: dict[str, Any] = {"model": record.model, "calibration": calibrated}
     found["quant.backend"] = record.backend
     found |= {f"quant.{name}": value for name, value in record.options.items()}
+    quant = record.config.get("quant")
+    if "content" in record.options and isinstance(quant, Mapping):
+        # An artifact that existed: its place says more than the hash of its content.
+        found |= {"quant.content": None, "quant.path": quant.get("path")}
     config = {str(k): v for k, v in record.config.items()}
     corpora = config.get("corpus")
     if isinstance(corpora, Mapping):

@@ -7,11 +7,19 @@ from qsweep.search.settings import search_config
 from qsweep.search.sweep_file import check_options
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import check_one_sweep
+from qsweep.sweep.found import find_artifacts
 from qsweep.sweep.option_names import known_options
+from qsweep.sweep.pack_choices import with_pack
 
 
-def one_batch(configs: Sequence[Any]) -> list[Composed]:
+def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Composed]:
     """Resolved configurations of one sweep, or of a batch of a search, checked.
+
+    Where one names several artifacts that exist, there is one for each.
+
+    Args:
+        configs: Hydra's, or resolved ones.
+        typed: What the command line gives to all of them; what nobody chose, a reference pack may.
 
     Raises:
         ConfigError: an option that nothing reads, or several values of what a sweep has one of.
@@ -20,7 +28,9 @@ def one_batch(configs: Sequence[Any]) -> list[Composed]:
 
     from qsweep.sweep.compose import plain
 
-    resolved = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    composed = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
+    given = [one.partition("=")[0].lstrip("+~") for one in typed]
+    resolved = [with_pack(config, {*given, *config.chosen}) for config in composed]
     check_options(resolved[0], known_options(""))
     for config in resolved:
         if search := config.get("search"):
@@ -28,4 +38,4 @@ def one_batch(configs: Sequence[Any]) -> list[Composed]:
             config["search"] = {"fidelity": search_config(search).fidelity}
             config.written["search"] = dict(config["search"])
     check_one_sweep(resolved)
-    return resolved
+    return find_artifacts(resolved, given)

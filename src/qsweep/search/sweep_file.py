@@ -7,11 +7,13 @@ a list of explicit rows instead of, or beside, a product.
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import nearest
 from qsweep.search.space import Parameter, Space, When, overrides_of
+from qsweep.sweep.found import expand_pattern
 from qsweep.sweep.overrides import acceptable
 
 _WHERE = "hydra.sweeper"
@@ -46,7 +48,8 @@ def read_space(params: Any, when: Any, arguments: Sequence[str]) -> Space:
     # Before those that have conditions, which may well look at them.
     new = [Parameter(typed[name], given[name]) for name in given if name not in placed]
     free = [p for p in parameters if p.when is None]
-    return Space((*free, *new, *(p for p in parameters if p.when is not None)))
+    everything = (*free, *new, *(p for p in parameters if p.when is not None))
+    return Space(tuple(replace(p, values=expand_pattern(p.name, p.values)) for p in everything))
 
 
 def read_trials(params: Any, when: Any, trials: Any, arguments: Sequence[str]) -> list[list[str]]:

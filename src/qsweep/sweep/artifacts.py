@@ -15,9 +15,9 @@ from qsweep.base.progress import Progress
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact, from_content, to_content
-from qsweep.formats.hf import reference_artifact
 from qsweep.launch import slot_device
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.importance import load as load_importance
 from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.importance import save as save_importance
@@ -39,12 +39,26 @@ def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
 def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:
     """The trial's artifact, quantized now unless the store holds it intact."""
     if plan.is_reference:
-        return reference_artifact(plan.setting.facts)
+        return plan.setting.reference_artifact()
 
     progress("quantize", None)
+    require_unchanged(plan, store)
     entry, _ = store.build("artifacts", plan.artifact, partial(_make, plan, store, progress))
     release_memory()
-    return from_content(entry.path, entry.content)
+    return stored_artifact(plan, entry)
+
+
+def stored_artifact(plan: Plan, entry: Entry) -> Artifact:
+    """What the store holds as a trial's artifact; one that existed stays where it was."""
+    found = from_content(entry.path, entry.content)
+    quant = plan.trial.quant
+    return replace(found, origin=quant.place) if isinstance(quant, ExistingArtifact) else found
+
+
+def require_unchanged(plan: Plan, store: Store) -> None:
+    """Refuse to go on with an artifact of another maker that somebody writes. Raises TrialFailed."""
+    if isinstance(plan.trial.quant, ExistingArtifact):
+        plan.trial.quant.require_unchanged(store)
 
 
 def _make(plan: Plan, store: Store, progress: Progress, out: Path) -> dict[str, Any]:

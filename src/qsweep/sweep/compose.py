@@ -17,6 +17,8 @@ class Composed(dict[str, Any]):
     """
 
     written: dict[str, Any]
+    chosen: frozenset[str] = frozenset()
+    """Names of the groups and options that a command line, or a sweep file's space, set."""
 
 
 class Composer:
@@ -46,13 +48,16 @@ class Composer:
 
         choices: list[Any] = []
         values: list[Any] = []
-        for override in self._parser.parse_overrides(list(overrides)):
+        parsed = self._parser.parse_overrides(list(overrides))
+        for override in parsed:
             (choices if self._is_choice(override) else values).append(override)
         config = copy.deepcopy(self._base(tuple(str(o.input_line) for o in choices)))
         for override in values:
             _add_if_known(override, config)
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        return plain(config, OmegaConf)
+        composed = plain(config, OmegaConf)
+        composed.chosen = frozenset(str(one.key_or_group) for one in parsed)
+        return composed
 
     def _is_choice(self, override: Any) -> bool:
         key = override.key_or_group

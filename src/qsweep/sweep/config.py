@@ -13,6 +13,7 @@ from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
 from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
@@ -268,6 +269,8 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
 
 def describe(quant: Quantizer) -> str:
     """A quantizer in a few words, from its effective options."""
+    if isinstance(quant, ExistingArtifact):
+        return quant.label
     options = quant.options()
     words = ["gptaq" if options.get("gptaq_alpha") else quant.method]
     if options.get("type"):

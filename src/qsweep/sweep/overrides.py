@@ -20,6 +20,8 @@ from qsweep.base.errors import ConfigError
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
 _TEXTS = ("sweep", "outputs_dir")
+# What quant=artifact takes, whatever other quantizers are chosen beside it.
+_ARTIFACTS = ("quant.path", "quant.repo", "quant.file", "quant.revision")
 # What the grammar reads as something else.
 _NO_TEXTS = ("true", "false", "null", "inf", "nan")
 
@@ -65,6 +67,17 @@ def quote(text: str) -> str:
     """A text as Hydra's grammar has it in quotes."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def unquoted(value: str) -> str:
+    """A value of Hydra's grammar as a text, without quotes and escapes.
+
+    >>> unquoted("'a b.gguf'"), unquoted("a.gguf")
+    ('a b.gguf', 'a.gguf')
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return str(OverridesParser.create().parse_override(f"x={value}").value())
 
 
 def spelled(value: Any, name: str) -> str:
@@ -192,6 +205,8 @@ def _accepts_text(key: str) -> bool:
         from qsweep.quantizers.environments.choice import EnvChoice
 
         return _is_text(_annotation(EnvChoice, key.removeprefix("quant.env.")))
+    elif key in _ARTIFACTS:
+        return True
     elif group == "search":
         return rest in ("storage", "study")
     found = [_annotation(cls, rest) for cls in _typed(group)]

@@ -5,7 +5,7 @@ what is already there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,27 @@ from qsweep.base.environment import environment
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
+from qsweep.evaluate.packs.header import Pack, signed_identity
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
 from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer
 from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
+from qsweep.sweep.packed import (
+    import_pack,
+    pack_of,
+    packed_artifact,
+    packed_facts,
+    packed_measurement,
+)
 from qsweep.tasks.revisions import key_revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
@@ -46,6 +58,14 @@ class Setting:
     tasks: tuple[Task, ...] = ()
     task_revisions: tuple[dict[str, Any], ...] = ()
     """Of each task: what its key says beside its identity."""
+    pack: Pack | None = None
+    """The reference pack that all this comes from, where the model itself is not here."""
+
+    def reference_artifact(self) -> Artifact:
+        """The unquantized model. Raises ConfigError where its files are no longer there."""
+        if self.pack is not None:
+            return packed_artifact(self.pack, self.facts.path)
+        return reference_artifact(self.facts)
 
 
 @dataclass(frozen=True)
@@ -137,10 +157,15 @@ def find_setting(
     """Look up what a trial refers to: model files, texts, device (unless it is given).
 
     Raises:
-        QsweepError: one line on what is missing. No model is loaded; texts are, the first time.
+        QsweepError: one line on what is missing. No model is loaded; texts are, the first time, and
+            a model that is given quantized alone is dequantized, the first time.
     """
     device = device or resolve_device(trial.device)
+    if (pack := pack_of(trial, store)) is not None:
+        return _packed_setting(trial, pack, store, device)
+    model = base_directory(model, store)
     facts = read_facts(model, trial.model.name)
+    facts = replace(facts, dequantized_from=dequantized_from(model))
     texts = {corpus.name: stored_text(corpus, store) for corpus in trial.corpora}
     calibration = (
         stored_text(trial.calibration.text, store) if trial.quant.uses_calibration else None
@@ -160,24 +185,30 @@ def find_setting(
     )
 
 
+def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:
+    directory = import_pack(pack, store)
+    return Setting(
+        facts=packed_facts(pack, directory),
+        model_hash=pack.header.model.content_hash,
+        device=device,
+        dtype=resolve_dtype(trial.eval.dtype, device, directory),
+        texts={},
+        calibration=None,
+        pack=pack,
+    )
+
+
 def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
     """The identities of a trial's artifact, measurements and timing; pure."""
     artifact = _artifact_identity(trial, trial.quant, setting)
     reference = _artifact_identity(trial, Unquantized(), setting)
     measurements = tuple(
-        MeasurementPlan(
-            corpus=corpus,
-            preset=preset,
-            identity={"artifact": key_of(artifact), **protocol, **_comparison(trial)},
-            reference={"artifact": key_of(reference), **protocol},
-            primary=corpus.name == trial.primary and preset == trial.eval.presets[0],
-        )
+        _measurement_plan(trial, setting, key_of(artifact), key_of(reference), corpus, preset)
         for corpus in trial.corpora
         for preset in trial.eval.presets
-        for protocol in [_protocol(trial, setting, corpus, preset)]
     )
     speed = trial.eval.speed
-    native = trial.eval.kld_native and _is_gguf(trial.quant)
+    native = trial.eval.kld_native and _runs_in_llama_cpp(trial.quant)
     timing = None
     if speed or native:
         timing = {
@@ -254,6 +285,11 @@ def _is_gguf(quant: Quantizer) -> bool:
     return "gguf" in (quant.method, quant.options().get("export"))
 
 
+def _runs_in_llama_cpp(quant: Quantizer) -> bool:
+    stated = isinstance(quant, ExistingArtifact) and quant.provenance.method == "gguf"
+    return stated or _is_gguf(quant)
+
+
 def _uses_importance(quant: Quantizer) -> bool:
     return isinstance(quant, ImportanceUser) and quant.uses_importance
 
@@ -279,17 +315,36 @@ def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _protocol(
-    trial: TrialConfig, setting: Setting, corpus: CorpusConfig, preset: str
-) -> dict[str, Any]:
-    return {
-        "text": setting.texts[corpus.name].fingerprint,
+def _measurement_plan(
+    trial: TrialConfig,
+    setting: Setting,
+    artifact: str,
+    reference: str,
+    corpus: CorpusConfig,
+    preset: str,
+) -> MeasurementPlan:
+    protocol = {
         "preset": preset_key(preset),
-        "overrides": effective_preset(trial.eval, preset).overrides,
         "dtype": setting.dtype,
         "device_type": setting.device.partition(":")[0],
         "protocol": PROTOCOL_VERSION,
     }
+    if setting.pack is None:
+        protocol["text"] = setting.texts[corpus.name].fingerprint
+        protocol["overrides"] = effective_preset(trial.eval, preset).overrides
+        identity = {"artifact": artifact, **protocol, **_comparison(trial)}
+        base = {"artifact": reference, **protocol}
+    else:
+        # Text and windows are the pack's, and so is what the reference was run in; dtype and
+        # device of the measurement are this machine's.
+        packed = packed_measurement(setting.pack, corpus.name, preset)
+        protocol |= {name: packed.reference[name] for name in ("text", "overrides")}
+        own = {"artifact": artifact, **protocol, **_comparison(trial)}
+        of_reference = isinstance(trial.quant, Unquantized)
+        identity = signed_identity(packed.measurement if of_reference else own, setting.pack)
+        base = signed_identity(packed.reference, setting.pack)
+    primary = corpus.name == trial.primary and preset == trial.eval.presets[0]
+    return MeasurementPlan(corpus, preset, identity, base, primary)
 
 
 def _comparison(trial: TrialConfig) -> dict[str, bool]:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
+from qsweep.base.errors import ArtifactCorrupt, ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
+from qsweep.evaluate.packs.header import require_intact
 from qsweep.models.check import check_tokenizer
 from qsweep.models.hub import resolve
 from qsweep.sweep.config import TrialConfig
+from qsweep.sweep.found import advice
 from qsweep.sweep.plan import (
     Plan,
     Setting,
@@ -61,8 +63,9 @@ def plan_all(
             continue
         try:
             trial.quant.check(found.facts)
-        except IncompatibleTrial as error:
-            refused.append(Unplanned(trial, "skipped", str(error)))
+        except (IncompatibleTrial, ArtifactCorrupt) as error:
+            status = "skipped" if isinstance(error, IncompatibleTrial) else "failed"
+            refused.append(Unplanned(trial, status, f"{error}{advice(trial)}"))
             continue
         check_requests(trial, found)
         plan = make_plan(trial, found)
@@ -155,6 +158,8 @@ def _setting(
         try:
             path = resolve(trial.model)
             setting = find_setting(trial, path, store)
+            if setting.pack is not None:
+                require_intact(setting.pack)
             check_tokenizer(setting.facts)
             settings[key] = setting
         except ConfigError:

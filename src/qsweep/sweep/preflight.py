@@ -33,7 +33,7 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
         facts, trusted = plan.setting.facts, plan.trial.model.trust_remote_code
         key = key_of([VERSION, plan.setting.model_hash, library, trusted])
         known = key in jobs or (store.root / "checks" / key).exists()
-        if known or finished_record(plan, store) is not None:
+        if known or plan.setting.pack is not None or finished_record(plan, store) is not None:
             continue
         jobs[key] = Job(
             id=key,

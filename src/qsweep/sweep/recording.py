@@ -10,11 +10,11 @@ from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
 from qsweep.evaluate.metrics import quality_per_gb
-from qsweep.formats.artifact import Artifact, from_content
-from qsweep.formats.hf import reference_artifact
+from qsweep.formats.artifact import Artifact
 from qsweep.results.judged import told_reference_ppl
 from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
+from qsweep.sweep.artifacts import stored_artifact
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan
 from qsweep.sweep.tensors import find_tensors, has_table
@@ -31,12 +31,12 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
     """
     made: dict[str, Any] = {}
     if plan.is_reference:
-        artifact = reference_artifact(plan.setting.facts)
+        artifact = plan.setting.reference_artifact()
     else:
         entry = store.find("artifacts", plan.artifact_key)
         if entry is None:
             return None
-        artifact, made = from_content(entry.path, entry.content), entry.content
+        artifact, made = stored_artifact(plan, entry), entry.content
     if artifact.unexplained and not plan.own_run:
         return None
     steps = () if artifact.unexplained else plan.measurements
@@ -65,6 +65,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             **_outline(plan.trial),
             "key": plan.key,
             "model_hash": plan.setting.model_hash,
+            "dequantized_from": plan.setting.facts.dequantized_from,
             "vocab_size": plan.setting.facts.vocab_size,
             "status": "finished",
             "reason": None,
@@ -145,7 +146,7 @@ def _outline(trial: TrialConfig) -> dict[str, Any]:
 def _artifact(artifact: Artifact, plan: Plan) -> ArtifactFacts:
     return ArtifactFacts(
         key=plan.artifact_key,
-        path=str(artifact.path),
+        path=str(artifact.files),
         format=artifact.format,
         runtimes=tuple(artifact.runtimes),
         size_gb=artifact.size.size_gb,

@@ -20,6 +20,7 @@ from qsweep.results.record import Record
 from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
+from qsweep.sweep.found import identified
 from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
@@ -48,7 +49,7 @@ class Session:
         Raises:
             ConfigError: something in a configuration is invalid; none of the batch has run.
         """
-        trials = [trial_config(config) for config in configs]
+        trials = [identified(trial_config(config), self.store) for config in configs]
         plans, refused = plan_all(trials, self.store, self.settings)
         require_fitting_models(plans.values(), self.store, self.launcher)
         keys = keys_of(trials, refused, self.settings)
@@ -73,6 +74,7 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
     sweep = Sweep(sweep_config(configs[0]), name, command)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
+    trials = [identified(trial, store) for trial in trials]
     settings: dict[str, Setting | QsweepError] = {}
     plans, refused = plan_all(trials, store, settings)
     sweep.asked = keys_of(trials, refused, settings)

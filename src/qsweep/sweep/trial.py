@@ -17,10 +17,21 @@ from qsweep.base.memory import peak_memory, reset_peak_memory
 from qsweep.base.progress import Progress
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.hf import reference_artifact
 from qsweep.quantizers.gguf import require_runnable
 from qsweep.results.columns.views import check_figures
-from qsweep.sweep.artifacts import obtain_artifact, plan_here, release_memory, tokenizer_of
+from qsweep.sweep.artifacts import (
+    obtain_artifact,
+    plan_here,
+    release_memory,
+    require_unchanged,
+    tokenizer_of,
+)
+from qsweep.sweep.packed import (
+    import_pack,
+    packed_measurement,
+    packed_windows,
+    require_same_tokenizer,
+)
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.sweep.tensors import keep_tensors
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
@@ -44,6 +55,9 @@ def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
     """Bring everything that the plan names into the store; what is there already stays."""
     artifact = obtain_artifact(plan, store, progress)
+    if (pack := plan.setting.pack) is not None:
+        import_pack(pack, store, full=True)
+        require_same_tokenizer(pack, artifact)
     if artifact.unexplained:
         # It was made for another trial, perhaps, which asked for that.
         require_runnable(
@@ -88,6 +102,7 @@ class Measuring:
                 self._load()
                 store.build("measurements", step.identity, partial(self._measure, step, base))
         run_tasks(plan.tasks, store, self._language_model, self.progress)
+        require_unchanged(plan, store)
         self._model = None
         release_memory()
 
@@ -116,6 +131,7 @@ class Measuring:
             result = measure(model, windows, find_reference(plan, step, self.store), report)
             held = self.store.require("measurements", base.key)
             result.metrics.update(compare(result, read_measurement(held.path)))
+        require_unchanged(plan, self.store)
         check_figures("measurement", result.metrics)
         save_measurement(result, out)
         return {
@@ -148,7 +164,7 @@ class Measuring:
         return result
 
     def _load_wide(self) -> "PreTrainedModel":
-        return load(self.plan, reference_artifact(self.plan.setting.facts), "float32")
+        return load(self.plan, self.plan.setting.reference_artifact(), "float32")
 
 
 def _report_as(label: str, progress: Progress, _: str, done: float | None = None) -> None:
@@ -168,13 +184,14 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
 
     from qsweep.formats.dense import load_dense
 
-    model = plan.trial.model
+    model, setting = plan.trial.model, plan.setting
     return load_dense(
         artifact,
-        plan.setting.facts.path,
-        dtype=getattr(torch, dtype or plan.setting.dtype),
-        device=plan.setting.device,
-        trust_remote_code=model.trust_remote_code,
+        setting.facts.path,
+        dtype=getattr(torch, dtype or setting.dtype),
+        device=setting.device,
+        # A pack holds no code, and its configuration must not lead to any.
+        trust_remote_code=model.trust_remote_code and setting.pack is None,
         device_map=model.device_map,
     )
 
@@ -208,12 +225,14 @@ def _open_reference(plan: Plan, entry: Entry) -> "Reference":
 
     from qsweep.evaluate import open_reference
 
+    setting = plan.setting
     return open_reference(
         entry.path,
-        plan.setting.facts.path,
-        plan.setting.device,
-        getattr(torch, plan.setting.dtype),
-        trust_remote_code=plan.trial.model.trust_remote_code,
+        setting.facts.path,
+        setting.device,
+        getattr(torch, setting.dtype if setting.pack is None else setting.pack.header.dtype),
+        # A pack holds no code, and its configuration must not lead to any.
+        trust_remote_code=plan.trial.model.trust_remote_code and setting.pack is None,
     )
 
 
@@ -254,6 +273,9 @@ def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
     """The token windows of one measurement, by the reference model's own tokenizer."""
     from qsweep.text.windows import make_windows
 
+    if (pack := plan.setting.pack) is not None:
+        one = packed_measurement(pack, step.corpus.name, step.preset)
+        return packed_windows(pack, plan.setting.facts.path, one)
     tokenizer, facts = tokenizer_of(plan), plan.setting.facts
     windows = make_windows(
         plan.setting.texts[step.corpus.name].documents(),
@@ -283,4 +305,4 @@ def _ensure_references(
             store.remove("measurements", step.key)
             whole = False
     if not whole or any(store.find("tasks", t.key, full=True) is None for t in plan.tasks):
-        Measuring(plan, reference_artifact(plan.setting.facts), store, progress).run()
+        Measuring(plan, plan.setting.reference_artifact(), store, progress).run()

@@ -33,7 +33,9 @@ def load_documents(config: CorpusConfig) -> list[str]:
     from qsweep.text.files import lone_surrogates, without_surrogates
     from qsweep.text.sources import from_datasets, from_files
 
-    loaders = {"python": _from_python, "file": from_files, "datasets": from_datasets}
+    loaders = {
+        "python": _from_python, "file": from_files, "datasets": from_datasets, "pack": _from_pack
+    }  # fmt: skip
     load = loaders.get(config.source, _from_function)
     documents = _limited(load(config), config)
     if halves := sum(map(lone_surrogates, documents)):
@@ -165,6 +167,13 @@ def covered_positions(starts: Sequence[int], length: int) -> int:
         count += start + length - max(start, end)
         end = start + length
     return count
+
+
+def _from_pack(config: CorpusConfig) -> list[str]:
+    raise ConfigError(
+        f"{config.name}: a reference pack holds its token ids alone, and no text of it; "
+        "give model.pack=FILE, or choose the text with corpus="
+    )
 
 
 def _from_function(config: CorpusConfig) -> list[str]:

@@ -7,7 +7,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.names import check_label
 from qsweep.base.schema import nearest
 
-SOURCES = ("python", "file", "datasets")
+SOURCES = ("python", "file", "datasets", "pack")
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class CorpusConfig:
     Attributes:
         name: What results call it.
         source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
+            ``pack``: only the token ids that a reference pack holds of it.
             ``package.module:function``: that function's, called without arguments.
         kind: For ``python``: prose, code, or both.
         split: Part of the data; for ``python``: train, calibration or test.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsweep.models.facts import TensorHeader, read_tensors
+from qsweep.base.errors import UnknownLayout
+from qsweep.models.facts import TensorHeader, read_outline
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +36,15 @@ class Checkpoint:
                     yield name, file.get_tensor(name)
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor [...] in its own dtype."""
+        """One tensor [...] in its own dtype. Raises UnknownLayout where only its shape is here."""
         from safetensors import safe_open
 
+        if not self.infos[name].file.exists():
+            raise UnknownLayout(f"{self.path}: holds the head of its model alone, and no {name}")
         with safe_open(self.infos[name].file, framework="pt") as file:
             return file.get_tensor(name)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Index a checkpoint's directory. Raises ConfigError where its files are not whole."""
-    return Checkpoint(path, read_tensors(path))
+    return Checkpoint(path, read_outline(path))

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
-from qsweep.formats.artifact import Artifact
+from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.container import Container
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
-from qsweep.formats.gguf.reader import GGUFFile, read_gguf
+from qsweep.formats.gguf.hyperparameters import config_differences, context_difference
+from qsweep.formats.gguf.reader import MODEL_FILE, GGUFFile, find_file, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
-from qsweep.formats.stored import StoredTensor
+from qsweep.formats.gguf.stored import stored_tensors
+from qsweep.formats.gguf.tokenizer import chat_template_difference, tokenizer_differences
+from qsweep.formats.gguf.variants import EMBEDDING, HEAD, factor_of, fit
+from qsweep.formats.stored import StoredTensor, size_of
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_FILE = "model.gguf"
+__all__ = ["CONTAINER", "MODEL_FILE", "ORDERS_FILE", "dense_state_dict", "model_file", "weight_of"]
+
 ORDERS_FILE = "layout.safetensors"
-# Types that hold weights as they are.
-_NUMBERS = ("F32", "F16", "BF16", "F64")
 
 
 def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
@@ -42,46 +46,49 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
         )
     checkpoint = open_checkpoint(source)
     file = read_gguf(model_file(artifact))
-    layout = read_layout(artifact, checkpoint)
-    for rule in layout.rules.values():
-        for tensor in rule.tensors:
-            if tensor not in file.tensors:
-                raise ArtifactCorrupt(f"{file.path}: has no tensor {tensor}")
+    fitted = fit(read_layout(artifact, checkpoint), checkpoint, file)
+    if fitted.missing is not None:
+        raise ArtifactCorrupt(f"{file.path}: has no tensor {fitted.missing}")
+    names = dict.fromkeys((*checkpoint.infos, *fitted.layout.rules))
     return {
         name: LazyWeight(
-            partial(weight_of, name, layout, file, info.shape)
-            if name in layout.rules
+            partial(whole_weight, name, fitted.layout, fitted.file, checkpoint)
+            if name in fitted.layout.rules
             else partial(checkpoint.tensor, name)
         )
-        for name, info in checkpoint.infos.items()
+        for name in names
     }
 
 
 class GGUFContainer(Container):
-    """One file, ``model.gguf``, and how the checkpoint lies in it in the artifact's details."""
+    """One file, or its parts, and how the checkpoint lies in it in the artifact's details."""
 
     name = "gguf"
     timed_by = "llama.cpp"
-    counts_files = False
 
     def dense_weights(self, artifact: Artifact, source: Path, device: str) -> dict[str, Any]:
         """See :func:`dense_state_dict`."""
         return dense_state_dict(artifact, source)
 
+    def differences(self, path: Path, base: Path) -> list[Difference]:
+        """See :meth:`Container.differences`; ``path`` is a file, or one of its parts.
+
+        Its tensors are compared when the checkpoint is led to them, after this.
+        """
+        file = read_gguf(find_file(path))
+        lines = [*config_differences(file, base), *tokenizer_differences(file, base)]
+        said = context_difference(file, base), chat_template_difference(file, base)
+        noted = [Difference(line, refuses=False) for line in said if line is not None]
+        return [*(Difference(line) for line in lines), *noted]
+
     def stored(self, path: Path) -> list[StoredTensor]:
-        """See :meth:`Container.stored`; names are the file's."""
-        file = read_gguf(path if path.is_file() else path / MODEL_FILE)
-        return [
-            StoredTensor(
-                name=name,
-                type=tensor.type.name,
-                weights=tensor.weights,
-                bits=tensor.nbytes * 8,
-                quantized=tensor.type.name not in _NUMBERS,
-                linear=False,
-            )
-            for name, tensor in file.tensors.items()
-        ]
+        """See :meth:`Container.stored`; ``path`` is a file, one of its parts, or their directory."""
+        return stored_tensors(read_gguf(find_file(path)))
+
+    def size(self, path: Path) -> Size:
+        """See :meth:`Container.size`; all parts are counted."""
+        file = read_gguf(find_file(path))
+        return size_of(stored_tensors(file), file.weight_bytes)
 
     def stored_as(
         self, artifact: Artifact, source: Path, stored: Collection[str]
@@ -95,8 +102,9 @@ CONTAINER = GGUFContainer()
 
 
 def model_file(artifact: Artifact) -> Path:
-    """The file of a GGUF artifact, or the first of its parts."""
-    return artifact.files if artifact.files.is_file() else artifact.files / MODEL_FILE
+    """The file of a GGUF artifact, or the first of its parts. Raises ConfigError: there is none."""
+    found = find_file(artifact.files)
+    return read_gguf(found).path if artifact.origin is not None else found
 
 
 def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
@@ -112,6 +120,24 @@ def read_layout(artifact: Artifact, checkpoint: Checkpoint) -> Layout:
         raise ArtifactCorrupt(
             f"{artifact.path}: its manifest and {ORDERS_FILE} do not say where what is"
         ) from error
+
+
+def whole_weight(
+    name: str, layout: Layout, file: GGUFFile, checkpoint: Checkpoint
+) -> "torch.Tensor":
+    """:func:`weight_of`, with the checkpoint's own rows where the file's vocabulary ends earlier.
+
+    Those are rows that no token has: converters of former days left them out.
+    """
+    import torch
+
+    info = checkpoint.infos.get(name)
+    found = weight_of(name, layout, file, () if info is None else info.shape)
+    if info is None or layout.rules[name].tensor not in (EMBEDDING, HEAD):
+        return found
+    if len(found) >= info.shape[0] or found.shape[1:] != info.shape[1:]:
+        return found
+    return torch.cat([found, checkpoint.tensor(name)[len(found) :].to(found.dtype)])
 
 
 def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...]) -> "torch.Tensor":
@@ -135,7 +161,14 @@ def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...])
 
     def read(tensor: str, index: int | None) -> torch.Tensor:
         stacked = len(file.tensors[tensor].shape) > len(shape)
-        return dequantize(file, tensor, torch.float32, index if stacked else None)
+        dense = dequantize(file, tensor, torch.float32, index if stacked else None)
+        factor = factor_of(file, tensor)
+        if factor is None:
+            return dense
+        factors = dequantize(file, factor, torch.float32).flatten()
+        if stacked and index is not None and len(factors) > 1:
+            factors = factors[index : index + 1]
+        return dense * factors.reshape(-1, *[1] * (dense.ndim - 1))
 
     found = layout.weight(name, read)
     return found.reshape(shape) if found.numel() == math.prod(shape) else found

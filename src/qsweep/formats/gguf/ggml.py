@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsweep.base.errors import BackendUnavailable
+from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable
 from qsweep.formats.gguf.reader import GGUFFile
 from qsweep.formats.gguf.types import TensorType
 
@@ -25,6 +25,12 @@ INSTALL = 'pip install "qsweep[gguf]"'
 _CHUNK = 1 << 22
 # Fewer weights than this are not worth another thread.
 _PER_THREAD = 1 << 16
+
+_PLAIN = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+}  # fmt: skip
+_ACTIVATIONS = ("Q8_1", "Q8_K")
 
 # void (*ggml_to_float_t)(const void * x, float * y, int64_t k)
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -57,6 +63,7 @@ def dequantize(
             read.
 
     Raises:
+        ArtifactCorrupt: it is stored as what no weights are read from.
         BackendUnavailable: neither ggml's library nor the package ``gguf`` is installed.
     """
     import torch
@@ -65,9 +72,14 @@ def dequantize(
     raw, shape = file.bytes_of(name), info.shape
     if index is not None:
         raw, shape = raw.view(shape[0], -1)[index], shape[1:]
-    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    if info.type.name in plain:
-        return raw.view(plain[info.type.name]).reshape(shape).to(dtype, copy=True)
+    plain = plain_dtype(info.type)
+    if plain is not None:
+        return raw.view(plain).reshape(shape).to(dtype, copy=True)
+    if info.type.name in _ACTIVATIONS:
+        raise ArtifactCorrupt(
+            f"{file.path}: {name} is stored as {info.type.name}, which llama.cpp computes "
+            "activations in and reads no weights from"
+        )
     columns = shape[-1]
     rows = raw.view(-1, info.type.bytes_of(columns))
     out = torch.empty(len(rows), columns, dtype=dtype)
@@ -80,6 +92,14 @@ def dequantize(
         if buffer is not out:
             out[at : at + step].copy_(dense)
     return out.reshape(shape)
+
+
+def plain_dtype(type_: TensorType) -> "torch.dtype | None":
+    """What PyTorch calls a type of numbers; None of codes."""
+    import torch
+
+    found: torch.dtype | None = getattr(torch, _PLAIN.get(type_.name, ""), None)
+    return found
 
 
 def dequantize_rows(rows: "torch.Tensor", type_: TensorType, out: "torch.Tensor") -> None:

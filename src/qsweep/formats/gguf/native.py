@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.disk import has_no_room
 from qsweep.base.errors import ArtifactCorrupt, TrialFailed
-from qsweep.formats.gguf.types import FileType
+from qsweep.formats.gguf.types import FileType, TensorType
 
 if TYPE_CHECKING:
     import numpy
@@ -22,7 +22,11 @@ _CONTINUED = 5  # GGML_LOG_LEVEL_CONT
 
 
 def quantize_file(
-    source: Path, target: Path, type_: FileType, imatrix: "Mapping[str, torch.Tensor] | None"
+    source: Path,
+    target: Path,
+    type_: FileType,
+    imatrix: "Mapping[str, torch.Tensor] | None",
+    overrides: Mapping[str, TensorType] | None = None,
 ) -> None:
     """Quantize an unquantized file.
 
@@ -31,6 +35,7 @@ def quantize_file(
         target: the file to write.
         type_: which mixture of types.
         imatrix: mean squared activation per input channel, float32, by tensor name in the file.
+        overrides: types of single tensors, by regular expressions (C++) of names in the file.
 
     Raises:
         OSError: the disk is full.
@@ -51,6 +56,11 @@ def quantize_file(
             entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             entry.size = array.size
         params.imatrix = entries
+    if overrides:
+        types = (api.llama_model_tensor_override * (len(overrides) + 1))()
+        for override, (pattern, wanted) in zip(types, overrides.items(), strict=False):
+            override.pattern, override.type = pattern.encode(), wanted.number
+        params.tt_overrides = types
     with logged() as errors:
         failed = api.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(params)
@@ -85,6 +95,26 @@ def logged() -> Iterator[list[str]]:
     finally:
         # Never leave a callback behind that Python may free.
         api.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+def tokenize(path: Path, text: str) -> list[int] | None:
+    """A text's token ids by a file's own tokenizer, none put before or behind; None: it has none."""
+    from llama_cpp import llama_cpp as api
+
+    content = text.encode()
+    with logged():
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            return None
+        try:
+            room = (api.llama_token * (len(content) + 16))()
+            vocab = api.llama_model_get_vocab(model)
+            count = api.llama_tokenize(vocab, content, len(content), room, len(room), False, False)
+        finally:
+            api.llama_model_free(model)
+    return list(room[:count]) if count >= 0 else None
 
 
 def can_use_gpu() -> bool:

@@ -1,57 +1,58 @@
-"""Reading a GGUF file: its metadata, and where each tensor lies.
+"""A GGUF file, in one part or several: its metadata, and where each tensor lies.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A vocabulary of 128k tokens
-and its merges are read in a fraction of a second, and tensor data only when it is asked for.
+A vocabulary of 128k tokens and its merges are read in a fraction of a second, and tensor data only
+when it is asked for. llama.cpp's ``gguf-split`` cuts a file into parts ``NAME-00001-of-0000N.gguf``,
+of which the first has all the metadata; any of them stands for the whole.
 """
 
-import mmap
-import struct
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ArtifactCorrupt
-from qsweep.formats.gguf.types import TENSOR_TYPES, TensorType
+from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.formats.gguf.header import GGUFTensor, Header, printable, read_header
 
 if TYPE_CHECKING:
     import torch
 
-# By the number of a metadata value's type: its struct code. 7 is a bool, 8 a string, 9 an array.
-_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+__all__ = ["GGUFFile", "GGUFTensor", "find_file", "part_files", "read_gguf"]
 
-
-@dataclass(frozen=True)
-class GGUFTensor:
-    """One tensor: ``shape`` in PyTorch's order (rows first), ``offset`` from the file's start."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: TensorType
-    offset: int
-
-    @property
-    def weights(self) -> int:
-        """How many weights it has."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return self.type.bytes_of(self.weights)
+MODEL_FILE = "model.gguf"
+# llama_split_path in llama.cpp's src/llama.cpp.
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
+# Of a model's other parts, such as the projector of its images.
+_NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The header of a file: metadata by key, tensors by name, in the file's order."""
+    """The header of a file: metadata by key, tensors by name, in the file's order.
+
+    ``path`` is the file, or the first of its parts, and ``parts`` are all files.
+    """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GGUFTensor]
+    parts: tuple[Path, ...] = field(default=())
+
+    @property
+    def architecture(self) -> str:
+        """As llama.cpp calls it; empty where the file does not say."""
+        found = self.metadata.get("general.architecture")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.parts or (self.path,))
+
+    def setting(self, name: str) -> Any:
+        """The metadata value ``name`` of the file's architecture; None where there is none."""
+        return self.metadata.get(f"{self.architecture}.{name}")
 
     def bytes_of(self, name: str) -> "torch.Tensor":
         """A tensor's bytes, uint8 [nbytes], mapped from the file rather than read."""
@@ -59,74 +60,96 @@ class GGUFFile:
         import torch
 
         info = self.tensors[name]
-        mapped = numpy.memmap(self.path, numpy.uint8, "c", info.offset, (info.nbytes,))
+        mapped = numpy.memmap(info.path, numpy.uint8, "c", info.offset, (info.nbytes,))
         return torch.from_numpy(mapped)
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read a file's header.
+    """Read a file's header, and those of its other parts.
 
     Raises:
-        ArtifactCorrupt: it is not a GGUF file, is truncated, or holds a tensor type unknown here.
+        ArtifactCorrupt: it is not a GGUF file, is truncated or damaged, holds a tensor type unknown
+            here, or its parts are not all there or not those of one file.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = _parse(path, data)
-            end = max((t.offset + t.nbytes for t in found.tensors.values()), default=0)
-            if end > len(data):
-                raise ArtifactCorrupt(f"{path}: truncated, {len(data)} bytes instead of {end}")
-            return found
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise ArtifactCorrupt(f"{path}: not a readable GGUF file ({error})") from error
+    header = read_header(path)
+    count = header.metadata.get(_COUNT, 1)
+    if not isinstance(count, int) or count <= 1:
+        return GGUFFile(path, header.metadata, header.tensors, (path,))
+    paths = _sister_files(path, count)
+    headers = [header if part == path else read_header(part) for part in paths]
+    return _joined(paths, headers)
 
 
-def _parse(path: Path, data: mmap.mmap) -> GGUFFile:
-    cursor = _Cursor(data)
-    magic, version, n_tensors, n_values = cursor.unpack("4sIQQ")
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ArtifactCorrupt(f"{path}: not a GGUF file of version 2 or 3")
-    metadata = {}
-    for _ in range(n_values):
-        key = cursor.string()
-        metadata[key] = cursor.value(*cursor.unpack("I"))
-    places = []
-    for _ in range(n_tensors):
-        name = cursor.string()
-        sizes = cursor.unpack(f"{cursor.unpack('I')[0]}Q")
-        number, offset = cursor.unpack("IQ")
-        if number not in TENSOR_TYPES:
-            raise ArtifactCorrupt(f"{path}: {name} has the unknown tensor type {number}")
-        places.append((name, tuple(reversed(sizes)), TENSOR_TYPES[number], offset))
-    alignment = metadata.get("general.alignment", 32)
-    start = -(-cursor.at // alignment) * alignment
-    infos = [GGUFTensor(name, shape, type_, start + at) for name, shape, type_, at in places]
-    return GGUFFile(path, metadata, {info.name: info for info in infos})
+def part_files(path: Path) -> list[Path]:
+    """The files that ``path`` stands for: itself, or all parts of the file that it is a part of.
+
+    Raises:
+        ArtifactCorrupt: as :func:`read_gguf`.
+    """
+    return list(read_gguf(path).parts)
 
 
-class _Cursor:
-    """A place in the header that moves on as things are read."""
+def find_file(path: Path) -> Path:
+    """The GGUF model at ``path``, a file or a directory: the file, or the first of its parts.
 
-    def __init__(self, data: mmap.mmap):
-        self.data = data
-        self.at = 0
+    Raises:
+        ConfigError: a directory holds none, or several; they are named.
+    """
+    if not path.is_dir():
+        return path
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    found = sorted(file for file in path.glob("*.gguf") if not _NO_MODEL.search(file.name))
+    names = {m["stem"] if (m := _PART.fullmatch(file.name)) else file.name for file in found}
+    if not found:
+        raise ConfigError(f"{path}: no GGUF file of a model in it")
+    if len(names) > 1:
+        listed = ", ".join(file.name for file in found[:4]) + (", …" if len(found) > 4 else "")
+        raise ConfigError(f"{path}: {len(names)} GGUF models in it; name one file ({listed})")
+    return found[0]
 
-    def unpack(self, codes: str) -> tuple[Any, ...]:
-        code = "<" + codes
-        found = struct.unpack_from(code, self.data, self.at)
-        self.at += struct.calcsize(code)
-        return found
 
-    def string(self) -> str:
-        (size,) = self.unpack("Q")
-        self.at += size
-        return self.data[self.at - size : self.at].decode()
+def _sister_files(path: Path, count: int) -> list[Path]:
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named["count"]) != count or not 1 <= int(named["number"]) <= count:
+        raise ArtifactCorrupt(
+            f"{path}: says that it is one of {count} parts, which are found by their names: call "
+            f"it NAME-00001-of-{count:05}.gguf, by its number"
+        )
+    paths = [
+        path.with_name(f"{named['stem']}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    ]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ArtifactCorrupt(f"{path}: of its {count} parts {missing[0]}{more} is missing")
+    return paths
 
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
-            return self.unpack(_SCALARS[kind])[0]
-        kind, count = self.unpack("IQ")
-        if kind in _SCALARS:
-            return list(self.unpack(f"{count}{_SCALARS[kind]}"))
-        return [self.value(kind) for _ in range(count)]
+
+def _joined(paths: list[Path], headers: list[Header]) -> GGUFFile:
+    """One file of the parts, if they are those of one."""
+    first, count = headers[0].metadata, len(paths)
+    tensors: dict[str, GGUFTensor] = {}
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        for key, expected in (
+            (_COUNT, count), (_NUMBER, number), (_TENSORS, first.get(_TENSORS)),
+            # What a later part repeats must be what the first one says.
+            *((key, first.get(key)) for key in header.metadata if key.startswith("general.")),
+        ):  # fmt: skip
+            if (found := header.metadata.get(key)) != expected:
+                raise ArtifactCorrupt(
+                    f"{path}: no part of {paths[0].name}: its "
+                    + printable(f"{key} is {found!r}, not {expected!r}")
+                )
+        if twice := next((name for name in header.tensors if name in tensors), None):
+            raise ArtifactCorrupt(
+                f"{path}: no part of {paths[0].name}: {printable(twice)} lies in {tensors[twice].path.name} too"
+            )
+        tensors |= header.tensors
+    total = first.get(_TENSORS)
+    if total is not None and total != len(tensors):
+        raise ArtifactCorrupt(
+            f"{paths[0]}: its {count} parts hold {len(tensors)} tensors, and it says {total}"
+        )
+    return GGUFFile(paths[0], first, tensors, tuple(paths))

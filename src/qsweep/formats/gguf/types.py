@@ -91,6 +91,11 @@ class TensorType:
     block: int
     size: int
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it holds codes rather than numbers."""
+        return self.block > 1
+
     def bytes_of(self, weights: int) -> int:
         """Bytes that so many weights take; rows are whole numbers of blocks."""
         return weights // self.block * self.size
@@ -106,11 +111,14 @@ TENSOR_TYPES = {
         TensorType("Q5_0", 6, 32, 22),
         TensorType("Q5_1", 7, 32, 24),
         TensorType("Q8_0", 8, 32, 34),
+        # Q8_1 and Q8_K hold activations while llama.cpp computes, and no file's weights.
+        TensorType("Q8_1", 9, 32, 36),
         TensorType("Q2_K", 10, 256, 84),
         TensorType("Q3_K", 11, 256, 110),
         TensorType("Q4_K", 12, 256, 144),
         TensorType("Q5_K", 13, 256, 176),
         TensorType("Q6_K", 14, 256, 210),
+        TensorType("Q8_K", 15, 256, 292),
         TensorType("IQ2_XXS", 16, 256, 66),
         TensorType("IQ2_XS", 17, 256, 74),
         TensorType("IQ3_XXS", 18, 256, 98),
@@ -129,7 +137,15 @@ TENSOR_TYPES = {
         TensorType("TQ1_0", 34, 256, 54),
         TensorType("TQ2_0", 35, 256, 66),
         TensorType("MXFP4", 39, 32, 17),
+        TensorType("NVFP4", 40, 64, 36),
         TensorType("Q1_0", 41, 128, 18),
         TensorType("Q2_0", 42, 64, 18),
     )
+}
+# Types that ggml once had, by number, and what it reads in their place.
+REMOVED_TYPES = {
+    4: ("Q4_2", "Q4_0"),
+    5: ("Q4_3", "Q4_1"),
+    **dict.fromkeys((31, 32, 33), ("Q4_0 for one kind of processor", "Q4_0")),
+    **dict.fromkeys((36, 37, 38), ("IQ4_NL for one kind of processor", "IQ4_NL")),
 }

@@ -2,14 +2,14 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
 from qsweep.base.progress import Progress, silent
-from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import BY_BITS, FileType, file_type
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.text.calibration import CalibrationTokens
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qsweep.quantizers.gguf.base import UnquantizedFile
 
 # Types that so far only llama.cpp itself reads.
-_NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+_NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "NVFP4")
 # What goes beside the model file, so that the tokenizer can be loaded from the artifact too.
 _COPIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "LICENSE*")
 _NOT_COPIED = ("*.index.json",)
@@ -199,6 +199,8 @@ def gguf_artifact(
 
     from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
     from qsweep.formats.gguf.reader import read_gguf
+    from qsweep.formats.gguf.stored import stored_tensors
+    from qsweep.formats.stored import size_of
 
     if base.layout.orders:
         save_file(dict(base.layout.orders), out / ORDERS_FILE)
@@ -208,7 +210,7 @@ def gguf_artifact(
     return Artifact(
         path=out,
         format="gguf",
-        size=_size(file, linears),
+        size=size_of(stored_tensors(file, linears), file.weight_bytes),
         runtimes=runtimes(type_, base),
         details=_details(file, linears, type_, base) | details,
     )
@@ -216,9 +218,14 @@ def gguf_artifact(
 
 def runtimes(type_: FileType, base: "UnquantizedFile") -> tuple[str, ...]:
     """What serves a file; nothing where llama.cpp computes another function from it."""
-    if not base.agreement["agrees"]:
+    return serving({type_.name}, agrees=base.agreement["agrees"])
+
+
+def serving(types: Collection[str], *, agrees: bool) -> tuple[str, ...]:
+    """What serves a file of these types; nothing where llama.cpp computes another function from it."""
+    if not agrees:
         return ()
-    return ("llama.cpp",) if type_.name in _NOVEL else ("llama.cpp", "ollama")
+    return ("llama.cpp",) if any(type_ in _NOVEL for type_ in types) else ("llama.cpp", "ollama")
 
 
 def _importance(
@@ -268,18 +275,6 @@ def _linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:
     rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
     known = [rule for rule in rules if rule is not None]
     return {t for rule in known for t in rule.tensors} if len(known) == len(rules) else set()
-
-
-def _size(file: "GGUFFile", linears: set[str]) -> Size:
-    tensors = file.tensors.values()
-    return Size(
-        weight_bytes=file.path.stat().st_size,
-        linear_bits=sum(8 * t.nbytes for t in tensors if t.name in linears),
-        linear_weights=sum(t.weights for t in tensors if t.name in linears),
-        total_bits=sum(8 * t.nbytes for t in tensors),
-        # What the converter computes from the configuration is stored, but no parameter.
-        parameters=sum(t.weights for t in tensors if not t.name.startswith("rope_")),
-    )
 
 
 def _details(

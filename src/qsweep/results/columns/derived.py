@@ -1,6 +1,6 @@
 """What columns derive from a row. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qsweep.base import numbers
@@ -107,7 +107,12 @@ def size(row: Row) -> str:
 
 
 def setting(row: Row) -> str:
-    """Calibration and backend."""
+    """Calibration and backend; of an artifact that existed, what it says of its maker."""
+    made = row.record.details.get("provenance")
+    if isinstance(made, Mapping):
+        by = made.get("quantized_by")
+        told = (made.get("producer"), f"quantized by {by}" if by else "")
+        return ", ".join(str(part) for part in told if part) or "somebody else"
     text = row.record.calibration
     parts = (f"calibrated on {text}" if text else "", row.record.backend)
     return ", ".join(part for part in parts if part)

@@ -298,6 +298,10 @@ for _name, _meaning in {
     add(of_trial(_name, _meaning, csv=True))
 MODEL_PATH = add(Column("model_path", "where the model came from", "trial", derived.model_path,
     csv=True))
+DEQUANTIZED_FROM = add(of_trial(
+    "dequantized_from",
+    "what the model was released in, where that is quantized: its reference is what dequantizing it "
+    "gives", csv=True, tables={"html": "reference dequantized from"}))
 ARTIFACT = add(Column(
     "artifact", "the folder with what was made", "artifact",
     lambda row: row.record.artifact and row.record.artifact.path, csv=True))
@@ -330,6 +334,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high "
+    "peer_kld_difference_high dequantized_from "
 ).split())
 # fmt: on

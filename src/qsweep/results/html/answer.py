@@ -11,6 +11,7 @@ from qsweep.results.answers import answers as decisions
 from qsweep.results.answers import contender_of
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT, VERDICT_OPEN
 from qsweep.results.html.data import Group, is_finite
+from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts
 from qsweep.results.winner import says_nothing, sentence
@@ -29,9 +30,18 @@ class Sentence:
 
 
 def answers(group: Group) -> list[Sentence]:
-    """Best quality per GB, smallest acceptable, what suffers most; what has no verdict, and why."""
+    """What the reference was; best quality per GB, smallest acceptable, what suffers most; what has no verdict, and why."""
     without = [Sentence("No verdict", line) for line in group.no_verdicts]
-    return [*without, *_best(group), *_smallest(group), *_suffers(group)]
+    return [*_references(group), *without, *_best(group), *_smallest(group), *_suffers(group)]
+
+
+def _references(group: Group) -> Iterator[Sentence]:
+    for line in dequantized_references(group.records):
+        what, _, text = line.partition(": ")
+        yield Sentence(
+            what[0].upper() + what[1:],
+            f"{text}: all is compared with the released weights, rounded to 16 bits",
+        )
 
 
 def nothing(records: Sequence[Record]) -> str:

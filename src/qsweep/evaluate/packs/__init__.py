@@ -1,0 +1,1 @@
+"""Reference packs: a file with all that a comparison needs of a reference."""

@@ -1,0 +1,183 @@
+"""A model to start from that is itself quantized: dequantized once, into an ordinary checkpoint.
+
+Many models are released in FP8 or MXFP4 alone. Their weights are read as those of any artifact are
+(:mod:`qsweep.formats.container`), rounded to 16 bits and written down as a plain checkpoint in the
+store; everything after that (facts, reference, quantizers, converters) sees an ordinary directory.
+What it was made from is told in the entry's manifest, and from there in every record.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.base.files import read_json, write_json
+from qsweep.base.keys import key_of
+from qsweep.base.manifest import MANIFEST
+from qsweep.base.store import Kind, Store, file_hash
+from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.container import Container
+from qsweep.formats.hf import ShardWriter, companions, copy_companions
+from qsweep.formats.recognize import recognize
+from qsweep.formats.stored import StoredTensor
+from qsweep.formats.weights import LazyWeight, find_settings, stored_headers
+from qsweep.models.facts import TensorHeader, read_config
+from qsweep.models.files import check_directory, saved_weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+# Raised when a base is dequantized otherwise than before.
+VERSION = 1
+_KIND: Kind = "models"
+_PARTS = ("text_config", "llm_config")
+_FIELD = "quantization_config"
+
+
+def base_directory(path: Path, store: Store) -> Path:
+    """The unquantized checkpoint to start from: ``path`` itself, unless it is quantized.
+
+    What is quantized is dequantized into the store, or found there; of two who want the same, one
+    makes it and the other waits.
+
+    Args:
+        path: The directory that the user gave.
+        store: Where the dequantized checkpoint is kept.
+
+    Raises:
+        ConfigError: It is quantized in a way that cannot be undone here, or its weights cannot be
+            read; the line says why.
+        BackendUnavailable: The library that reads them is not installed.
+    """
+    try:
+        if (found := _quantized(path)) is None:
+            return path
+        container, stored = found
+        container.require_library()
+        called = describe(container, stored)
+        identity = {"files": _content(path, store), "container": container.name, "version": VERSION}
+        if store.find(_KIND, key_of(identity)) is None:
+            print(
+                f"note: {path} is quantized ({called}); it is dequantized to 16 bits, once",
+                file=sys.stderr,
+                flush=True,
+            )
+        entry, _ = store.build(_KIND, identity, partial(_dequantize, path, container, called))
+        return entry.path
+    except ArtifactCorrupt as error:
+        raise ConfigError(str(error)) from error
+
+
+def dequantized_from(path: Path) -> str | None:
+    """What the checkpoint in a directory was dequantized from, such as ``fp8 block 128x128``.
+
+    None of one that is not the store's: nobody knows what was done to it.
+    """
+    if path.parent.name != _KIND or not (path / MANIFEST).is_file():
+        return None
+    content = read_json(path / MANIFEST).get("content")
+    found = content.get("dequantized_from") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def describe(container: Container, stored: Iterable[StoredTensor]) -> str:
+    """What most of a checkpoint's quantized weights are, in few words, with the container's name."""
+    counts: Counter[str] = Counter()
+    for tensor in stored:
+        if tensor.quantized:
+            counts[tensor.type] += tensor.weights
+    usual = counts.most_common(1)[0][0]
+    return usual if usual.startswith(container.name) else f"{container.name} {usual}"
+
+
+def _quantized(path: Path) -> tuple[Container, list[StoredTensor]] | None:
+    """What a directory is quantized in, and how its tensors are stored; None if it is not."""
+    config = read_config(path)
+    parts = [config, *(config.get(name) for name in _PARTS)]
+    stated = [p[_FIELD] for p in parts if isinstance(p, Mapping) and p.get(_FIELD) is not None]
+    if stated and not (isinstance(stated[0], Mapping) and stated[0]):
+        return None  # for read_facts to refuse
+    if not stated and find_settings(path) is None:
+        return None
+    check_directory(path)
+    try:
+        container = recognize(path)
+        tensors = container.stored(path)
+    except ConfigError as error:
+        if not stated:
+            return None  # a file that lies beside an unquantized model
+        raise ConfigError(f"{error}; give the unquantized model it was made from") from error
+    if any(tensor.quantized for tensor in tensors):
+        return container, tensors
+    if not stated:
+        return None
+    raise ConfigError(
+        f"{path}: config.json says that it is quantized ({stated[0].get('quant_method')}), and none "
+        "of its weights is; take quantization_config out if they are not"
+    )
+
+
+def _content(path: Path, store: Store) -> str:
+    """A hash of all files that the dequantized checkpoint is made of."""
+    files = {*saved_weight_files(path), path / "config.json", *companions(path)}
+    return key_of({str(f.relative_to(path)): file_hash(store, f) for f in sorted(files)})
+
+
+def _dequantize(path: Path, container: Container, called: str, out: Path) -> dict[str, Any]:
+    """Write the plain checkpoint, tensor by tensor; what the manifest says of it."""
+    import torch
+
+    artifact = Artifact(path, container.name, Size(0, 0, 0, 0, 0))
+    state = container.dense_weights(artifact, path, "cpu")
+    assert state is not None
+    dtype = _half(stored_headers(path))
+    writer, error, total = ShardWriter(out), 0.0, 0.0
+    for name, value in state.items():
+        tensor: torch.Tensor = value[...]
+        if isinstance(value, LazyWeight):
+            rounded = tensor.to(dtype)
+            if not bool(rounded.isfinite().all()) and bool(tensor.isfinite().all()):
+                raise ArtifactCorrupt(
+                    f"{path}: {name} has weights beyond {str(dtype).removeprefix('torch.')}, which "
+                    "its other tensors are in"
+                )
+            error += float((rounded.to(torch.float32) - tensor).square().sum(dtype=torch.float64))
+            total += float(tensor.square().sum(dtype=torch.float64))
+            tensor = rounded
+        writer.add(name, tensor)
+    writer.close()
+    kind = str(dtype).removeprefix("torch.")
+    write_json(out / "config.json", _plain_config(read_config(path), kind))
+    copy_companions(path, out)
+    return {
+        "dequantized_from": called,
+        "source": str(path),
+        "dtype": kind,
+        # Of the weights that were codes: the root mean square of what rounding changed, relative.
+        "rounding": (error / total) ** 0.5 if total else 0.0,
+    }
+
+
+def _half(headers: Mapping[str, TensorHeader]) -> "torch.dtype":
+    """bfloat16, unless what is not quantized is mostly float16."""
+    import torch
+
+    counts = dict.fromkeys(("BF16", "F16"), 0)
+    for header in headers.values():
+        if header.dtype in counts and len(header.shape) > 1:
+            counts[header.dtype] += header.count
+    return torch.float16 if counts["F16"] > counts["BF16"] else torch.bfloat16
+
+
+def _plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A configuration as that of an unquantized model of this dtype."""
+    plain = {name: value for name, value in config.items() if name != _FIELD}
+    for name in _PARTS:
+        if isinstance(plain.get(name), Mapping):
+            plain[name] = {n: value for n, value in plain[name].items() if n != _FIELD}
+    for part in (plain, *(plain[n] for n in _PARTS if isinstance(plain.get(n), dict))):
+        part |= {field: dtype for field in ("dtype", "torch_dtype") if field in part}
+    return plain if {"dtype", "torch_dtype"} & plain.keys() else plain | {"dtype": dtype}

@@ -1,0 +1,214 @@
+"""Fine-grained FP8 and MXFP4 against transformers' own reading of the same directory."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.quantized import change, dense, fp8, logits, mxfp4, write_checkpoint
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.formats.fp8 import dequantize
+from qsweep.formats.recognize import recognize
+
+# What each is configured with, what it is called, and its bits per weight.
+VARIANTS = [
+    ({}, "fp8 block 128x128", 8 + 32 / 128**2),
+    ({"weight_block_size": [64, 32]}, "fp8 block 64x32", 8 + 32 / (64 * 32)),
+    ({"weight_block_size": None}, "fp8 tensor", None),
+    ({"scale_fmt": "ue8m0"}, "fp8 block 128x128", 8 + 8 / 128**2),
+]
+
+
+def by_owner(path):
+    """transformers' own model of the directory; on a CPU it dequantizes."""
+    from transformers import AutoModelForCausalLM
+
+    # What it dequantizes of gpt-oss it leaves in bfloat16, and would compute in it.
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().float()
+
+
+def require_same(ours, owners):
+    theirs = dict(owners.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs[name].to(parameter.dtype)), name
+
+
+@pytest.mark.parametrize(("options", "called", "bpw"), VARIANTS)
+def test_every_weight_is_the_owners(tiny_model, tmp_path, options, called, bpw):
+    source = tiny_model("llama")
+    path = fp8(source, tmp_path / "fp8", **options)
+    ours, owners = dense(path, source), by_owner(path)
+    require_same(ours, owners)
+    assert torch.equal(logits(ours), logits(owners))
+    container = recognize(path)
+    assert container.name == "fp8"
+    types = {tensor.type for tensor in container.stored(path) if tensor.quantized}
+    assert types == {called}
+    if bpw is not None:
+        assert container.size(path).bpw == pytest.approx(bpw)
+
+
+def test_what_the_checkpoint_leaves_in_16_bits_stays_so(tiny_model, tmp_path):
+    # Blocks that do not divide: transformers' own quantization passes such a matrix over.
+    source = tiny_model("llama")
+    path = fp8(source, tmp_path / "fp8", weight_block_size=[96, 128])
+    stored = {tensor.name: tensor for tensor in recognize(path).stored(path)}
+    assert not any(tensor.quantized for tensor in stored.values())
+    with pytest.raises(ArtifactCorrupt, match="no quantized layer"):
+        dense(path, source)
+
+
+def test_experts_that_are_stored_one_by_one(tiny_model, tmp_path):
+    source = tiny_model("deepseek_v2")
+    path = fp8(source, tmp_path / "fp8", weight_block_size=[32, 32])
+    names = load_file(path / "model.safetensors")
+    assert "model.layers.1.mlp.experts.0.up_proj.weight_scale_inv" in names
+    ours, owners = dense(path, source), by_owner(path)
+    require_same(ours, owners)
+    assert torch.equal(logits(ours), logits(owners))
+
+
+@pytest.mark.parametrize("shape", [(200, 320), (576, 256), (128, 100), (3, 200, 320)])
+def test_blocks_at_the_edges_are_cut_off(shape):
+    # Oracle: each weight times the scale of the block that it lies in, as DeepSeek's own
+    # weight_dequant kernel does; transformers refuses such scales, or spreads them evenly.
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+    rows, columns = shape[-2:]
+    grid = (-(-rows // 128), -(-columns // 128))
+    scale = torch.rand((*shape[:-2], *grid), generator=generator)
+    found = dequantize(codes, scale, (128, 128))
+    assert found.shape == shape
+    row, column = torch.arange(rows) // 128, torch.arange(columns) // 128
+    assert torch.equal(found, codes.float() * scale[..., row, :][..., column])
+
+
+def test_scales_of_a_channel_and_of_stacked_experts():
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randn(4, 6, 32, generator=generator).to(torch.float8_e4m3fn)
+    per_expert = torch.rand(4, generator=generator)
+    per_row = torch.rand(4, 6, 1, generator=generator)
+    assert torch.equal(dequantize(codes, per_expert), codes.float() * per_expert[:, None, None])
+    assert torch.equal(dequantize(codes, per_row), codes.float() * per_row)
+    assert torch.equal(dequantize(codes[0], per_row[0]), codes[0].float() * per_row[0])
+
+
+def test_experts_in_fp4_beside_layers_in_fp8():
+    # DeepSeek-V4: two codes per byte, the low half first, an exponent for 32 weights.
+    codes = torch.tensor([[0x21, 0x7F] * 16], dtype=torch.uint8).view(torch.int8)
+    exponents = torch.tensor([[128, 126]], dtype=torch.uint8)
+    found = dequantize(codes, exponents, (128, 128))
+    pattern = torch.tensor([0.5, 1.0, -6.0, 6.0])
+    assert torch.equal(found, torch.cat([pattern.repeat(8) * 2, pattern.repeat(8) / 2])[None])
+
+
+def test_names_of_deepseek_and_of_static_activations(tiny_model, tmp_path):
+    source = tiny_model("llama")
+    path = fp8(source, tmp_path / "fp8")
+    expected = logits(dense(path, source))
+
+    def rename(tensors):
+        for name in [n for n in tensors if n.endswith(".weight_scale_inv")]:
+            layer = name.removesuffix(".weight_scale_inv")
+            tensors[f"{layer}.scale"] = tensors.pop(name)
+            tensors[f"{layer}.activation_scale"] = torch.tensor(1.0)
+
+    change(path, rename)
+    assert torch.equal(logits(dense(path, source)), expected)
+
+
+def test_fbgemm_rows(tiny_model, tmp_path):
+    """fbgemm quantizes on a GPU alone: here with the formula of its ``quantize_fp8_per_row``."""
+    source = tiny_model("llama")
+    tensors, expected = {}, {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        tensors[name] = expected[name] = tensor
+        if "_proj" in name:
+            scale = tensor.float().abs().amax(1, keepdim=True) / 448
+            tensors[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale"] = scale
+            expected[name] = tensors[name].float() * scale
+    settings = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
+    path = write_checkpoint(source, tmp_path / "fbgemm", tensors, settings)
+    model = dense(path, source)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[name].float()), name
+    types = {tensor.type for tensor in recognize(path).stored(path) if tensor.quantized}
+    assert types == {"fp8 channel"}
+
+
+def test_gpt_oss(tiny_model, tmp_path):
+    source = tiny_model("gpt_oss")
+    path = mxfp4(source, tmp_path / "mxfp4")
+    ours, owners = dense(path, source), by_owner(path)
+    require_same(ours, owners)
+    assert torch.equal(logits(ours), logits(owners))
+    container = recognize(path)
+    quantized = [tensor for tensor in container.stored(path) if tensor.quantized]
+    assert {tensor.type for tensor in quantized} == {"mxfp4"}
+    assert container.size(path).bpw == 4.25
+    # The experts' tensors have their names and shapes of the model, and the router is none of them.
+    assert {t.name.rpartition(".")[2] for t in quantized} == {"gate_up_proj", "down_proj"}
+    sizes = {name: p.numel() for name, p in ours.named_parameters()}
+    assert all(tensor.weights == sizes[tensor.name] for tensor in quantized)
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def cut(name):
+    return lambda tensors: tensors.update({name: tensors[name][..., :1].clone()})
+
+
+Q = "model.layers.0.self_attn.q_proj"
+E = "model.layers.0.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("made", "architecture", "edit", "said"),
+    [
+        (fp8, "llama", drop(f"{Q}.weight_scale_inv"), f"{Q} has no scale"),
+        (fp8, "llama", drop(f"{Q}.weight"), "left out.*q_proj.weight_scale_inv|missing: .*q_proj"),
+        (
+            fp8,
+            "llama",
+            lambda t: t.update({f"{Q}.weight_scale_inv": torch.ones(3, 2)}),
+            r"q_proj.weight cannot be read \(scales of the shape \[3, 2\] for weights of "
+            r"\[256, 256\] in blocks of 128x128\)",
+        ),
+        (mxfp4, "gpt_oss", drop(f"{E}_scales"), "experts.down_proj has no scales"),
+        (mxfp4, "gpt_oss", drop(f"{E}_blocks"), "experts.down_proj has no blocks"),
+        (mxfp4, "gpt_oss", cut(f"{E}_blocks"), r"blocks of the shape \[4, 256, 16, 1\]"),
+        (mxfp4, "gpt_oss", cut(f"{E}_scales"), r"scales of the shape \[4, 256, 1\] for blocks"),
+    ],
+)
+def test_damage_is_one_line(tiny_model, tmp_path, made, architecture, edit, said):
+    source = tiny_model(architecture)
+    path = made(source, tmp_path / "damaged")
+    change(path, edit)
+    with pytest.raises(ArtifactCorrupt, match=said) as caught:
+        dense(path, source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_is_cut_short(tiny_model, tmp_path):
+    source = tiny_model("llama")
+    path = fp8(source, tmp_path / "fp8")
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ArtifactCorrupt, match="not a whole safetensors file"):
+        recognize(path).size(path)
+
+
+def test_scales_without_a_configuration(tiny_model, tmp_path):
+    source = tiny_model("llama")
+    path = fp8(source, tmp_path / "fp8")
+    config = json.loads((path / "config.json").read_text())
+    del config["quantization_config"]["quant_method"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactCorrupt, match="has no quant_method"):
+        recognize(path)
+    shutil.rmtree(path)
