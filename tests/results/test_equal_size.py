@@ -176,7 +176,9 @@ def test_the_best_that_fits_and_by_how_much_others_do_not(measured):
     # a longer context may be what does not fit
     assert not fits(found[0], CONFIG, int(2.5e9), 10**7).fits
     nothing = budget_answer(found, CONFIG, int(1e6), 1024)
-    assert nothing.sentence.startswith("none fits 0.001 GB at 1024 tokens: pocket small is nearest")
+    assert nothing.sentence.startswith(
+        "none fits 0.0010 GB at 1024 tokens: pocket small is nearest"
+    )
     assert {fit.place for fit in nothing.fits} == {""}
 
 
