@@ -94,8 +94,9 @@ class GGUFContainer(Container):
         self, artifact: Artifact, source: Path, stored: Collection[str]
     ) -> dict[str, tuple[str, ...]]:
         """See :meth:`Container.stored_as`."""
-        layout = read_layout(artifact, open_checkpoint(source))
-        return {name: rule.tensors for name, rule in layout.rules.items() if name not in stored}
+        checkpoint = open_checkpoint(source)
+        fitted = fit(read_layout(artifact, checkpoint), checkpoint, read_gguf(model_file(artifact)))
+        return {n: rule.tensors for n, rule in fitted.layout.rules.items() if n not in stored}
 
 
 CONTAINER = GGUFContainer()
