@@ -249,53 +249,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
         CONTAINER.size(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["gptq", "gptq_v2", "gptq_p"])
-def test_what_gptqmodel_quantizes(tiny_model, tmp_path, layout):
-    """A mix of its own making: each weight and the logits against its own kernel."""
-    library = gptqmodel()
-    from gptqmodel.quantization import FORMAT
-
-    source = tiny_model("llama")
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 4096, (8, 128), generator=generator)
-    dynamic = {
-        r"+:.*\.1\.mlp\.down_proj": {"bits": 8, "group_size": 32},
-        r"+:.*\.0\.mlp\.down_proj": {"bits": 6 if layout == "gptq_p" else 3},
-        r"-:.*\.0\.self_attn\.k_proj": {},
-    }
-    config = library.QuantizeConfig(
-        bits=4, group_size=64, desc_act=True, sym=layout != "gptq_v2", dynamic=dynamic
-    )
-    config.format = FORMAT(layout)
-    model = library.GPTQModel.load(str(source), config, device="cpu")
-    model.quantize([{"input_ids": row[None], "attention_mask": torch.ones(1, 128)} for row in ids])
-    model.save(str(tmp_path))
-    found = recognize(tmp_path)
-    types = {t.name: t.type for t in found.stored(tmp_path)}
-    sym = "asym" if layout == "gptq_v2" else "sym"
-    assert types["model.layers.1.mlp.down_proj.weight"] == f"int8 g32 {sym} act-order"
-    assert types["model.layers.0.self_attn.k_proj.weight"] in ("BF16", "F16")
-    kernel = library.BACKEND.GPTQ_TORCH
-    served = library.GPTQModel.load(
-        str(tmp_path), device="cpu", backend=kernel, dtype=torch.float16
-    ).model
-    artifact = Artifact(tmp_path, "gptq", found.size(tmp_path))
-    dense = load_dense(artifact, source, dtype=torch.float32, device="cpu")
-    compared = 0
-    # Eager: its kernels compile themselves, which takes minutes.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for name, module in served.named_modules():
-            if hasattr(module, "dequantize_weight"):
-                ours = dense.get_submodule(name).weight
-                assert torch.equal(ours.half(), module.dequantize_weight().T), name
-                compared += 1
-        ours, kernels = (m(ids[:2]).logits.float().log_softmax(-1) for m in (dense, served))
-    assert compared == 13
-    assert (ours.exp() * (ours - kernels)).sum(-1).mean() < 1e-4
-
-
-def test_save_file_is_what_is_read(tmp_path):
+def test_shards_without_an_index_that_transformers_knows(tmp_path):
     """Files in shards with an index of AutoGPTQ's own name."""
     parts = pack_gptq(make_grid(4), 4)
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings(4)}))
