@@ -49,8 +49,8 @@ def complete(config: Any, file: GGUFFile) -> None:
 
 
 def _set_rope(config: Any, rope: dict[str, Any], file: GGUFFile) -> None:
-    full = rope.get("full_attention") if "full_attention" in rope else rope
-    sliding = rope.get("sliding_attention") if "sliding_attention" in rope else None
+    full: dict[str, Any] = rope["full_attention"] if "full_attention" in rope else rope
+    sliding: dict[str, Any] | None = rope.get("sliding_attention")
     if base := file.setting("rope.freq_base"):
         full["rope_theta"] = _plain(base)
     if sliding is not None and (base := file.setting("rope.freq_base_swa")):

@@ -86,8 +86,8 @@ def is_extra(name: str, fitted: Fitted) -> bool:
     layers = fitted.file.setting("block_count")
     further = fitted.file.setting("nextn_predict_layers")
     found = _BLOCK.match(name)
-    known = found is not None and isinstance(layers, int) and isinstance(further, int)
-    if known and int(found["layer"]) >= layers - further:
+    known = isinstance(layers, int) and isinstance(further, int)
+    if found is not None and known and int(found["layer"]) >= layers - further:
         return True
     if re.search(r"^rope_|\.(scale|input_scale)$", name) or _OPTIONAL.search(name):
         return True

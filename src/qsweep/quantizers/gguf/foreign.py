@@ -8,6 +8,7 @@ for bit where it is stored unquantized, and otherwise to within what its type ro
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def compare(base: "UnquantizedFile", file: "GGUFFile") -> Comparison:
     if problem := _unknown(own, fitted) or _misshapen(base, fitted):
         return Comparison(problem, fitted.notes)
     errors: dict[str, float] = {}
-    plain, others = [], []
+    plain: list[str] = []
+    others: list[str] = []
     for name, rule in fitted.layout.rules.items():
         quantized = any(fitted.file.tensors[t].type.quantized for t in rule.tensors)
         (others if quantized or name not in base.checkpoint.infos else plain).append(name)
@@ -96,18 +98,22 @@ def compare(base: "UnquantizedFile", file: "GGUFFile") -> Comparison:
         errors[name] = _error(source, found)
         if not _equal(source, found, fitted, name):
             changed.append(name)
-    counts = {"unquantized": len(plain), "equal": len(plain) - len(changed)}
+    told = partial(
+        Comparison,
+        notes=fitted.notes,
+        errors=errors,
+        unquantized=len(plain),
+        equal=len(plain) - len(changed),
+    )
     if changed:
-        problem = _changed(base, fitted, changed, len(plain))
-        return Comparison(problem, fitted.notes, errors, **counts)
+        return told(_changed(base, fitted, changed, len(plain)))
     for name in others:
         source, found = _pair(base, fitted, name)
         errors[name] = _error(source, found)
         tensor = fitted.file.tensors[fitted.layout.rules[name].tensor]
         if problem := _mismatch(name, tensor.name, tensor.type, source, found):
-            return Comparison(problem, fitted.notes, errors, **counts)
-    settings = tuple(metadata_differences(file, own))
-    return Comparison(None, fitted.notes, errors, settings, **counts)
+            return told(problem)
+    return told(settings=tuple(metadata_differences(file, own)))
 
 
 def foreign_artifact(model: "SourceModel", path: Path, out: Path) -> "Artifact":
@@ -205,7 +211,8 @@ def _misshapen(base: "UnquantizedFile", fitted: Fitted) -> str | None:
         own = shape[1:] if stacked else shape
         if rule.tensor in (EMBEDDING, HEAD) and own[1:] == info.shape[1:]:
             continue
-        if math.prod(own) != math.prod(info.shape) or (stacked and rule.slice >= shape[0]):
+        beyond = stacked and (rule.slice or 0) >= shape[0]
+        if math.prod(own) != math.prod(info.shape) or beyond:
             return f"{rule.tensor} has the shape {shape}, where the model's {name} is {info.shape}"
         plain = rule.rows is None and rule.shape is None and not rule.transpose
         if plain and len(own) == len(info.shape) and own != info.shape:
