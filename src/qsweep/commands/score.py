@@ -2,23 +2,31 @@
 
 Each ARTIFACT, whoever made it, is measured against the reference as a trial of one sweep:
 perplexity, its ratio to the reference's, divergence, top-1 agreement, size, verdict. The reference is a
-pack (qsweep pack), a choice of model= or a directory. Overrides are those of a sweep; with a pack,
-corpora and presets are by default the pack's own.
+pack (qsweep pack), a choice of model= or a directory; by default the model that the artifact says it
+was made of. Overrides are those of a sweep; with a pack, corpora and presets are by default the
+pack's own. With --budget: which of them fit into so much memory at a context, and which of those is
+best.
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsweep.base.disk import disk_errors
 from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.commands.pack import model_words
 from qsweep.sweep.overrides import quote
 
+if TYPE_CHECKING:
+    from qsweep.results.record import Record
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0: all finished, 1: one failed or none finished, 2: a wrong option."""
     from qsweep.api.artifacts import measure_artifacts
+    from qsweep.evaluate.serving_memory import parse_bytes
     from qsweep.results.scores import scores_table
     from qsweep.sweep.session import command_line
 
@@ -28,10 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     artifacts = [word for word in options.words if not _is_override(word)]
     if not artifacts:
         parser().error("the following arguments are required: ARTIFACT")
-    words = [*reference_words(options.reference), *overrides]
+    budget = None if options.budget is None else parse_bytes(options.budget)
+    words = [*reference_words(options.reference), *overrides] if options.reference else overrides
     with disk_errors():
         sweep = measure_artifacts(artifacts, words, command_line(["score", *typed]))
-    print("\n".join(scores_table([sweep.records[key] for key in dict.fromkeys(sweep.asked)])))
+    scored = [sweep.records[key] for key in dict.fromkeys(sweep.asked)]
+    print("\n".join(scores_table(scored)))
     reference = next((r for r in sweep.shown if r.reference and r.finished), None)
     if reference is not None and reference.primary is not None:
         measured = reference.primary
@@ -39,8 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"against {reference.model}, ppl {measured.metrics['ppl']:.4g} on {measured.corpus} "
             f"({measured.preset})"
         )
+    if budget is not None and reference is not None and reference.artifact is not None:
+        source = Path(str(reference.artifact.path))
+        print("\n".join(_what_fits(scored, source, budget, options.context, options.kv_cache)))
     print(f"results in {sweep.directory}")
     return sweep.exit_code
+
+
+def _what_fits(
+    scored: Sequence[Record], model: Path, budget: int, context: int, kv_cache: str
+) -> list[str]:
+    from qsweep.evaluate.serving_memory import serving_config
+    from qsweep.results.budget import HEADINGS, budget_answer, rows_of
+    from qsweep.results.scores import aligned
+
+    rows = rows_of(scored)
+    answer = budget_answer(rows, serving_config(model), budget, context, kv_cache)
+    left = {0, len(HEADINGS) - 2, len(HEADINGS) - 1}
+    return ["", *aligned([list(HEADINGS), *answer.lines], left), answer.sentence]
 
 
 def reference_words(reference: str) -> list[str]:
@@ -62,7 +88,18 @@ def parser() -> Parser:
         "words", nargs="+", metavar="ARTIFACT", help="artifacts, and overrides (NAME=VALUE)"
     )
     parser.add_argument(
-        "--reference", required=True, metavar="PACK|MODEL", help="what they are compared with"
+        "--reference",
+        metavar="PACK|MODEL",
+        help="what they are compared with; by default what the artifacts say they were made of",
+    )
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="memory that one may take when it is served, as 16GB"
+    )
+    parser.add_argument(
+        "--context", type=int, default=4096, metavar="TOKENS", help="of the one sequence served"
+    )
+    parser.add_argument(
+        "--kv-cache", default="f16", metavar="TYPE", help="what its keys and values are kept in"
     )
     return parser
 

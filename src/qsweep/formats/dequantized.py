@@ -19,7 +19,9 @@ from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.base.store import Kind, Store, file_hash
 from qsweep.formats.artifact import Artifact, Size
+from qsweep.formats.artifact_files import counting_files, find_place, is_gguf
 from qsweep.formats.container import Container
+from qsweep.formats.container import container as container_named
 from qsweep.formats.hf import ShardWriter, companions, copy_companions
 from qsweep.formats.recognize import recognize
 from qsweep.formats.stored import StoredTensor
@@ -92,12 +94,24 @@ def describe(container: Container, stored: Iterable[StoredTensor]) -> str:
     for tensor in stored:
         if tensor.quantized:
             counts[tensor.type] += tensor.weights
+    if not counts:
+        return f"{container.name} unquantized"
     usual = counts.most_common(1)[0][0]
     return usual if usual.startswith(container.name) else f"{container.name} {usual}"
 
 
+def _gguf_alone(path: Path) -> Path | None:
+    """The GGUF file that stands for a model where there is no checkpoint of it."""
+    if path.is_dir() and ((path / "config.json").exists() or not any(path.glob("*.gguf"))):
+        return None
+    found = find_place(path, "model.path")
+    return found if is_gguf(found) else None
+
+
 def _quantized(path: Path) -> tuple[Container, list[StoredTensor]] | None:
-    """What a directory is quantized in, and how its tensors are stored; None if it is not."""
+    """What a model is quantized in, and how its tensors are stored; None if it is not."""
+    if path.is_file():
+        return container_named("gguf"), container_named("gguf").stored(path)
     config = read_config(path)
     parts = [config, *(config.get(name) for name in _PARTS)]
     stated = [p[_FIELD] for p in parts if isinstance(p, Mapping) and p.get(_FIELD) is not None]
@@ -125,6 +139,8 @@ def _quantized(path: Path) -> tuple[Container, list[StoredTensor]] | None:
 
 def _content(path: Path, store: Store) -> str:
     """A hash of all files that the dequantized checkpoint is made of."""
+    if path.is_file():
+        return key_of({name: file_hash(store, f) for name, f in counting_files(path).items()})
     files = {*saved_weight_files(path), path / "config.json", *companions(path)}
     return key_of({str(f.relative_to(path)): file_hash(store, f) for f in sorted(files)})
 
@@ -133,6 +149,8 @@ def _dequantize(path: Path, container: Container, called: str, out: Path) -> dic
     """Write the plain checkpoint, tensor by tensor; what the manifest says of it."""
     import torch
 
+    if path.is_file():
+        return _dequantize_gguf(path, called, out)
     artifact = Artifact(path, container.name, Size(0, 0, 0, 0, 0))
     state = container.dense_weights(artifact, path, "cpu")
     assert state is not None
@@ -161,6 +179,21 @@ def _dequantize(path: Path, container: Container, called: str, out: Path) -> dic
         "dtype": kind,
         # Of the weights that were codes: the root mean square of what rounding changed, relative.
         "rounding": (error / total) ** 0.5 if total else 0.0,
+    }
+
+
+def _dequantize_gguf(path: Path, called: str, out: Path) -> dict[str, Any]:
+    from qsweep.formats.gguf.as_checkpoint import checkpoint_from_gguf
+    from qsweep.formats.gguf.reader import read_gguf
+
+    notes = checkpoint_from_gguf(read_gguf(path), out)
+    for line in notes:
+        print(f"note: {path}: {line}", file=sys.stderr, flush=True)
+    return {
+        "dequantized_from": called,
+        "source": str(path),
+        "dtype": "bfloat16",
+        "notes": notes,
     }
 
 

@@ -28,7 +28,7 @@ def resolve(model: ModelConfig) -> Path:
         return Path(model.pack).expanduser().absolute()
     if model.path is not None:
         path = Path(model.path).expanduser().absolute()
-        if not path.is_dir():
+        if not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
             what = "is a file, not a directory" if path.exists() else "no such directory"
             raise ConfigError(f"model.path={model.path}: {what}")
         return path

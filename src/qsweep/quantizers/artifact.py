@@ -204,11 +204,7 @@ def adopt(place: Path, model: SourceModel, out: Path) -> Artifact:
         return found.adopt(place, model.path, out)
     from qsweep.quantizers.gguf.foreign import foreign_artifact
 
-    made = foreign_artifact(model, place, out)
-    for file in out.iterdir():
-        if file.is_symlink():  # an entry of the store never leads to what somebody may overwrite
-            file.unlink()
-    return replace(made, origin=place)
+    return replace(foreign_artifact(model, place, out), origin=place)
 
 
 def container_of(place: Path) -> Container:

@@ -5,7 +5,7 @@ the same windows is a tie, and of those that tie the smallest is named.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.derived import interval
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT
 from qsweep.results.labels import with_distinct_names
-from qsweep.results.peers import Windows, compared, windows_of
+from qsweep.results.peers import ties, windows_of
 from qsweep.results.record import Record, Row
 from qsweep.results.winner import CONTEND_BY, contender, says_nothing
 
@@ -119,9 +119,9 @@ def budget_answer(
         return BudgetAnswer(_nothing(found, asked), tuple(sorted(found, key=_order)))
     best = min(able, key=_order)
     windows = partial(windows_of, find=find)
-    ties = {fit.row.key for fit in able if fit is not best and _ties(fit.row, best.row, windows)}
+    tied = {fit.row.key for fit in able if fit is not best and ties(fit.row, best.row, windows)}
     placed = [
-        Fit(f.row, f.footprint, f.spare, "best" if f is best else "tie" * (f.row.key in ties))
+        Fit(f.row, f.footprint, f.spare, "best" if f is best else "tie" * (f.row.key in tied))
         for f in found
     ]
     placed.sort(key=_order)
@@ -130,11 +130,11 @@ def budget_answer(
 
 def _sentence(placed: Sequence[Fit], asked: str) -> str:
     best = next(fit for fit in placed if fit.place == "best")
-    ties = [fit for fit in placed if fit.place == "tie"]
+    others = [fit for fit in placed if fit.place == "tie"]
     words = f"{best.row.label} is the best of those that fit {asked}"
-    if ties:
-        names = ", ".join(fit.row.label for fit in ties)
-        least = min([best, *ties], key=lambda fit: fit.footprint.weights)
+    if others:
+        names = ", ".join(fit.row.label for fit in others)
+        least = min([best, *others], key=lambda fit: fit.footprint.weights)
         words = (
             f"of those that fit {asked}, {best.row.label} has the lowest perplexity, but ties with "
             f"{names}: the smallest of them is {least.row.label}"
@@ -174,11 +174,6 @@ def _line(fit: Fit) -> list[str]:
         VERDICT.cell(fit.row),
         fit.place,
     ]
-
-
-def _ties(row: Row, best: Row, windows: Callable[[Row], Windows | None]) -> bool:
-    """Whether neither is better beyond noise; where nothing tells, nothing says that one is."""
-    return compared(row, best, windows).tie is not False
 
 
 def _order(fit: Fit) -> tuple[Any, ...]:

@@ -112,6 +112,11 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     )
 
 
+def ties(row: Row, other: Row, windows: FindWindows) -> bool:
+    """Whether neither is better beyond noise; where nothing tells, nothing says that one is."""
+    return compared(row, other, windows).tie is not False
+
+
 def windows_of(row: Row, find: FindArrays = stored_arrays) -> Windows | None:
     """What a row's measurement says of its windows; None where its arrays are gone."""
     if row.measurement is None or (path := find(row.record, row.measurement)) is None:

@@ -49,7 +49,7 @@ def complete(config: Any, file: GGUFFile) -> None:
 
 
 def _set_rope(config: Any, rope: dict[str, Any], file: GGUFFile) -> None:
-    full: dict[str, Any] = rope["full_attention"] if "full_attention" in rope else rope
+    full: dict[str, Any] = rope.get("full_attention", rope)
     sliding: dict[str, Any] | None = rope.get("sliding_attention")
     if base := file.setting("rope.freq_base"):
         full["rope_theta"] = _plain(base)

@@ -44,8 +44,10 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
         raise UnknownLayout(
             f"{artifact.path}: {artifact.unexplained}; only llama.cpp itself can run it"
         )
-    checkpoint = open_checkpoint(source)
     file = read_gguf(model_file(artifact))
+    if artifact.details.get("tensors") is None:
+        return _alone(file)
+    checkpoint = open_checkpoint(source)
     fitted = fit(read_layout(artifact, checkpoint), checkpoint, file)
     if fitted.missing is not None:
         raise ArtifactCorrupt(f"{file.path}: has no tensor {fitted.missing}")
@@ -58,6 +60,21 @@ def dense_state_dict(artifact: Artifact, source: Path) -> dict[str, Any]:
         )
         for name in names
     }
+
+
+def _alone(file: GGUFFile) -> dict[str, Any]:
+    """The weights of a file of which no checkpoint is here, by the names that transformers gives them.
+
+    They lie in a temporary folder until nobody reads them any more: it is gone, its files are open.
+    """
+    from qsweep.base.scratch import ScratchFolder
+    from qsweep.formats.gguf.as_checkpoint import checkpoint_from_gguf
+    from qsweep.formats.weights import open_weights
+
+    with ScratchFolder() as folder:
+        place = Path(folder) / "checkpoint"
+        checkpoint_from_gguf(file, place, "float32")
+        return {name: handle.get_slice(name) for name, handle in open_weights(place).items()}
 
 
 class GGUFContainer(Container):

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ArtifactCorrupt, UnknownLayout
+from qsweep.base.errors import AnotherModel, UnknownLayout
 from qsweep.formats.gguf.header import printable
 from qsweep.formats.gguf.hyperparameters import metadata_differences
 from qsweep.formats.gguf.reader import find_file, read_gguf
 from qsweep.formats.gguf.variants import EMBEDDING, HEAD, Fitted, fit, is_extra
+from qsweep.models.facts import is_partial
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +118,10 @@ def compare(base: "UnquantizedFile", file: "GGUFFile") -> Comparison:
 
 
 def foreign_artifact(model: "SourceModel", path: Path, out: Path) -> "Artifact":
-    """The artifact that a GGUF file of any maker is, in the directory ``out``.
+    """The artifact that a GGUF file of any maker is.
 
-    The file stays where it is, and so do its parts; ``out`` gets links to them, and how the
-    checkpoint lies in them.
+    The file stays where it is, and so do its parts; ``out`` gets how the checkpoint lies in them,
+    unless the model's weights are not here: then the file alone says what it holds.
 
     Args:
         model: The unquantized model that it is said to be one of.
@@ -128,23 +129,22 @@ def foreign_artifact(model: "SourceModel", path: Path, out: Path) -> "Artifact":
         out: The directory, which exists.
 
     Raises:
-        ArtifactCorrupt: it is damaged, or is not one of this model; the line says what differs.
+        ArtifactCorrupt: it is damaged.
+        AnotherModel: it is not one of this model; the line says what differs.
         BackendUnavailable: llama-cpp-python or its converter is not installed.
         ConfigError: there is no file, or there are several.
         IncompatibleTrial: the converter refuses the model, or what lies where cannot be told.
     """
     from safetensors.torch import save_file
 
-    from qsweep.formats.artifact import Artifact
-    from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
-    from qsweep.formats.gguf.facts import read_gguf_facts
+    from qsweep.formats.gguf.dense import ORDERS_FILE
     from qsweep.formats.gguf.rules import to_json
-    from qsweep.formats.gguf.stored import stored_tensors
-    from qsweep.formats.stored import size_of
-    from qsweep.quantizers.gguf import require_converter, serving
+    from qsweep.quantizers.gguf import require_converter
     from qsweep.quantizers.gguf.base import unquantized
 
     file = read_gguf(find_file(path))
+    if is_partial(model.path):
+        return _artifact(file, out, None, {}, runs=True)
     require_converter(model.facts)
     with unquantized(model, out) as base:
         if base.unexplained is not None:
@@ -154,33 +154,51 @@ def foreign_artifact(model: "SourceModel", path: Path, out: Path) -> "Artifact":
             )
         found = compare(base, file)
         if found.problem is not None:
-            raise ArtifactCorrupt(
+            raise AnotherModel(
                 f"{path}: is no GGUF file of {model.facts.name}: {found.problem}; check model="
             )
         if base.layout.orders:
             save_file(dict(base.layout.orders), out / ORDERS_FILE)
         rules = to_json(base.layout, base.checkpoint.infos)
-    for part in file.parts:
-        name = MODEL_FILE if len(file.parts) == 1 else part.name
-        (out / name).symlink_to(part.resolve())
     agreement = base.agreement
     if found.settings:
         agreement = {"agrees": False, "reason": f"in its metadata, {'; '.join(found.settings)}"}
+    details = {
+        "llama_cpp": agreement,
+        "weight_errors": {name: float(f"{e:.3g}") for name, e in found.errors.items()},
+        **({"unlike_ours": list(found.notes)} if found.notes else {}),
+    }
+    return _artifact(file, out, rules, details, runs=bool(agreement["agrees"]))
+
+
+def _artifact(
+    file: "GGUFFile",
+    out: Path,
+    rules: dict[str, Any] | None,
+    details: dict[str, Any],
+    *,
+    runs: bool,
+) -> "Artifact":
+    from qsweep.formats.artifact import Artifact
+    from qsweep.formats.gguf.facts import read_gguf_facts
+    from qsweep.formats.gguf.stored import stored_tensors
+    from qsweep.formats.stored import size_of
+    from qsweep.quantizers.gguf import serving
+
     facts, tensors = read_gguf_facts(file), stored_tensors(file)
     return Artifact(
         path=out,
         format="gguf",
         size=size_of(tensors, file.weight_bytes),
-        runtimes=serving({tensor.type for tensor in tensors}, agrees=agreement["agrees"]),
+        runtimes=serving({tensor.type for tensor in tensors}, agrees=runs),
         details={
             "type": facts.file_type,
             **_types(tensors),
             "tensors": rules,
-            "llama_cpp": agreement,
             "made_by": facts.content(),
-            "weight_errors": {name: float(f"{e:.3g}") for name, e in found.errors.items()},
-            **({"unlike_ours": list(found.notes)} if found.notes else {}),
+            **details,
         },
+        origin=file.path,
     )
 
 
