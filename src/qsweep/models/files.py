@@ -22,7 +22,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Names by which everybody finds the weights who looks for files rather than reads the index.
 _STANDARD_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
-_PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "gptq_model*.bin")
 # What determines a model's numbers beside its weights: configuration, tokenizer, code.
 CONTENT = (
     *("config.json", "tokenizer*", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
