@@ -1,32 +1,38 @@
-"""transformers, imported without scikit-learn, which it imports in case somebody wants it.
+"""transformers, imported without libraries that it imports in case somebody wants them.
 
-Where that is installed, as with lm-evaluation-harness or MLflow, transformers 5.18 imports it for one
-option of assisted generation, and so pandas and scipy.stats. qsweep never generates that way, and
-every sweep and worker would pay. Importing this module imports that one module of transformers as
-if scikit-learn were missing; all others see what is installed.
+Where scikit-learn is installed, as with lm-evaluation-harness or MLflow, transformers 5.18 imports it
+for one option of assisted generation, and so pandas and scipy.stats; where HQQ and torchao are, those,
+for a cache and for quantizers that qsweep has no use for: it reads their checkpoints with the
+libraries themselves. Every sweep and worker would pay. Importing this module imports
+the modules that ask as if those libraries were missing; all others see what is installed.
 
-transformers offers no setting for it (``transformers/generation/candidate_generator.py`` asks at its
-head).
+transformers offers no setting for it: the modules ask at their head.
 """
 
 import importlib
 
-# The module of transformers, and what it asks before it imports the library.
-MODULE = "transformers.generation.candidate_generator"
-ASKED = "is_sklearn_available"
+# The modules of transformers, and what each asks before it imports a library.
+ASKED = {
+    "transformers.cache_utils": "is_hqq_available",
+    "transformers.quantizers.quantizer_hqq": "is_hqq_available",
+    "transformers.quantizers.quantizer_torchao": "is_torchao_available",
+    "transformers.generation.candidate_generator": "is_sklearn_available",
+}
 
 
 def _import_lean() -> None:
     from transformers import utils
 
-    real = getattr(utils, ASKED, None)
-    if real is None:  # another version, which asks in another way
-        return
-    setattr(utils, ASKED, lambda: False)
+    # Another version may ask in another way.
+    real = {name: getattr(utils, name) for name in ASKED.values() if hasattr(utils, name)}
     try:
-        importlib.import_module(MODULE)
+        for name in real:
+            setattr(utils, name, lambda *_: False)
+        for module in ASKED:
+            importlib.import_module(module)
     finally:
-        setattr(utils, ASKED, real)
+        for name, function in real.items():
+            setattr(utils, name, function)
 
 
 _import_lean()

@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import functools
 import io
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ from qsweep.launch.interrupts import (
 Main = Callable[[Sequence[str] | None], int]
 # Set to see the whole traceback of an error that has no words of its own.
 TRACEBACK = "QSWEEP_TRACEBACK"
+# They tell of kernels for GPUs that this machine has not, and of themselves, whenever they are imported.
+_NOISY = ("torchao", "torch.utils._pytree")
 # What stands for a character in an encoding that lacks it; one for one, so that tables stay aligned.
 _PLAIN = str.maketrans("·±…×≤≥–—−→²’‘“”•", "-~.x<>--->2''\"\"*")
 
@@ -108,6 +111,8 @@ def _command(main: Main, invalid: type[QsweepError]) -> Callable[..., int]:
         alone = arguments is None
         if alone:
             _open_streams()
+            for name in _NOISY:
+                logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with interruptible():
                 code = _run(main, arguments, invalid)
