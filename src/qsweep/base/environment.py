@@ -137,3 +137,15 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def machine_identity(device: str) -> dict[str, Any]:
+    """What a speed depends on beside the artifact: the processor, and the runtimes' versions."""
+    found = environment()
+    gpus = [gpu["name"] for gpu in found["gpus"]] if device.startswith("cuda") else []
+    runtimes = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
+    return {
+        "device": device.partition(":")[0],
+        "processor": gpus or [found["cpu"], found["cpu_cores"]],
+        "runtimes": {name: found["packages"].get(name) for name in runtimes},
+    }

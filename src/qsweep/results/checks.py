@@ -79,8 +79,13 @@ def _belonging(records: Iterable[Record]) -> Iterator[str]:
     """What an artifact of another maker does not have in common with the model."""
     for record in records:
         found = record.details.get("belonging")
-        for note in found.get("notes") or () if isinstance(found, Mapping) else ():
-            yield f"{record.name}: {note}"
+        if not isinstance(found, Mapping):
+            continue
+        # The table of its tensors, where there is one, says it with numbers.
+        told = () if record.tensors is None else found.get("of_tensors") or ()
+        for note in found.get("notes") or ():
+            if note not in told:
+                yield f"{record.name}: {note}"
 
 
 def _other_functions(records: Iterable[Record]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qsweep.base.environment import environment
+from qsweep.base.environment import machine_identity
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
@@ -213,7 +213,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
     if speed or native:
         timing = {
             "artifact": key_of(artifact),
-            "machine": _machine(setting.device),
+            "machine": machine_identity(setting.device),
             "speed": speed,
             # llama.cpp's own run is of the primary measurement's windows
             "kld_native": next(m.key for m in measurements if m.primary) if native else None,
@@ -292,18 +292,6 @@ def _runs_in_llama_cpp(quant: Quantizer) -> bool:
 
 def _uses_importance(quant: Quantizer) -> bool:
     return isinstance(quant, ImportanceUser) and quant.uses_importance
-
-
-def _machine(device: str) -> dict[str, Any]:
-    # What a speed depends on beside the artifact: the processor, and the runtimes' versions.
-    found = environment()
-    gpus = [gpu["name"] for gpu in found["gpus"]] if device.startswith("cuda") else []
-    runtimes = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
-    return {
-        "device": device.partition(":")[0],
-        "processor": gpus or [found["cpu"], found["cpu_cores"]],
-        "runtimes": {name: found["packages"].get(name) for name in runtimes},
-    }
 
 
 def _task_protocol(task: Task, setting: Setting) -> dict[str, Any]:

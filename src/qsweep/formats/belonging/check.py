@@ -52,13 +52,18 @@ def checkpoint_differences(
 def checkpoint_belonging(
     path: Path, base: Path, stored: Sequence[StoredTensor], container: str
 ) -> dict[str, Any]:
-    """What a checkpoint has of the model's, for a record: see :func:`compare_content`; ``notes``."""
+    """What a checkpoint has of the model's, for a record: see :func:`compare_content`.
+
+    Also ``notes``, and which of them are ``of_tensors``.
+    """
     method = (find_settings(path) or {}).get("quant_method")
     compared = compare_content(stored, stored_headers(path), model_headers(base))
     differing = compared["differing"]
     # Of the few tensors that a reference pack holds nothing follows for the others.
     lines = [] if is_partial(base) else content_notes(compared, container, method)
-    return {**compared, "differing": differing[:_LISTED], "notes": lines}
+    # Said apart as well: a table of tensors tells it with numbers.
+    own = {"notes": lines, "of_tensors": list(lines)}
+    return {**compared, "differing": differing[:_LISTED], **own}
 
 
 def _outline(base: Path) -> Mapping[str, TensorHeader]:
