@@ -16,6 +16,7 @@ from qsweep.formats.packing import ALL_BITS
 
 _BITS = ("bits", "w_bit", "wbits")
 _GROUP_SIZE = ("group_size", "q_group_size")
+_OF_EXPRESSIONS = frozenset("*+?^$()[]{}|\\")
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,28 @@ class Stated:
 
 
 def stated_of(settings: Mapping[str, Any], layer: str) -> Stated:
-    """What a checkpoint states of a layer; ArtifactCorrupt if its bits are no number from 2 to 8."""
-    own = {**settings, **_override(settings, layer)}
-    everywhere = [own, settings, *(values for _, values in _overrides(settings))]
-    bits = [int(b) for values in everywhere if (b := _first(values, _BITS)) is not None]
-    if not bits or any(b not in ALL_BITS for b in bits) or _first(settings, _BITS) is None:
-        raise ArtifactCorrupt(
-            f"its quantization_config says bits: {_shown(settings)}; a whole number from 2 to 8 "
-            "must stand there"
-        )
-    sizes = [int(n) for values in everywhere if (n := _first(values, _GROUP_SIZE)) is not None]
+    """What a checkpoint states of a layer; ArtifactCorrupt if its bits are no number from 2 to 8.
+
+    Rules for other layers may also name bits that are not packed: 16 of a layer that is left alone.
+    """
+    override = _override(settings, layer)
+    for values, of in ((settings, ""), (override, f" for {layer}")):
+        stated = _first(values, _BITS)
+        if stated not in ALL_BITS and (values is settings or stated is not None):
+            raise ArtifactCorrupt(
+                f"its quantization_config says bits: {_shown(values)}{of}; a whole number from 2 "
+                "to 8 must stand there"
+            )
+    own = {**settings, **override}
+    everywhere = [override, settings, *(values for *_, values in _overrides(settings))]
+    bits = [b for values in everywhere if (b := _first(values, _BITS)) in ALL_BITS]
+    sizes = [n for values in everywhere if (n := _first(values, _GROUP_SIZE)) is not None]
     zero_point = own.get("zero_point")
     sym = not zero_point if isinstance(zero_point, bool) else bool(own.get("sym", True))
     if settings.get("quant_method") == "awq" and zero_point is None and "sym" not in own:
         sym = False
     return Stated(
-        tuple(dict.fromkeys(bits)),
+        tuple(dict.fromkeys(b for b in bits if b is not None)),
         tuple(dict.fromkeys(sizes)) or (-1,),
         sym,
         own.get("desc_act") is True,
@@ -73,22 +80,30 @@ def layout_of(settings: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _override(settings: Mapping[str, Any], layer: str) -> Mapping[str, Any]:
-    for pattern, values in _overrides(settings):
-        if pattern == layer or _matches(pattern, layer):
-            return values
-    return {}
+    rules = list(_overrides(settings))
+    # GPTQModel takes the first that matches, AutoRound what is said of the layer by name.
+    found = [values for group, name, values in rules if (group, name) == ("extra_config", layer)]
+    found += [values for group, name, values in rules if _matches(group, name, layer)]
+    return found[0] if found else {}
 
 
-def _overrides(settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _overrides(
+    settings: Mapping[str, Any],
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Where each rule for single layers stands, whom it is for, and what it says."""
     for group in ("dynamic", "extra_config"):
         rules = settings.get(group)
         for pattern, values in (rules if isinstance(rules, Mapping) else {}).items():
             # A rule with a minus leaves layers out: they have no codes to be read.
             if isinstance(values, Mapping) and not pattern.startswith("-:"):
-                yield pattern.removeprefix("+:"), values
+                yield group, pattern.removeprefix("+:"), values
 
 
-def _matches(pattern: str, layer: str) -> bool:
+def _matches(group: str, pattern: str, layer: str) -> bool:
+    # AutoRound's are names, but for those with more than a dot of an expression: ``mlp.gate``,
+    # which is left alone in a mixture's router, is no rule for ``mlp.gate_proj``.
+    if group == "extra_config" and not set(pattern) & _OF_EXPRESSIONS:
+        return False
     try:
         return re.match(pattern, layer) is not None
     except re.error:  # written for another library's expressions
