@@ -119,6 +119,41 @@ def test_names_of_deepseek_and_of_static_activations(tiny_model, tmp_path):
     assert torch.equal(logits(dense(path, source)), expected)
 
 
+def test_scales_of_an_fp8_cache_are_no_weights(tiny_model, tmp_path):
+    """As AutoFP8 and vLLM's users name them, beside one scale for each matrix."""
+    source = tiny_model("llama")
+    weights = load_file(source / "model.safetensors")
+    tensors = {}
+    for name, tensor in weights.items():
+        tensors[name] = tensor
+        if "_proj" in name:
+            tensors[f"{name}_scale"] = scale = (tensor.float().abs().max() / 448)[None]
+            tensors[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+            tensors[name.replace("weight", "input_scale")] = torch.tensor(1.0)
+    settings = {"quant_method": "fp8", "activation_scheme": "static"}
+    bare = recognize(write_checkpoint(source, tmp_path / "bare", tensors, settings))
+    size = bare.size(tmp_path / "bare")
+    scales = (
+        *("k_scale", "v_scale", "kv_scale", "k_proj.output_scale", "v_proj.output_scale"),
+        *("q_proj.act_scale", "q_scale", "prob_scale", "attn.k_scale"),
+    )
+    attention = "model.layers.0.self_attn"
+    tensors |= {f"{attention}.{name}": torch.tensor(0.5) for name in scales}
+    tensors["lm_head.input_scale"] = torch.tensor(0.5)  # of a layer that is itself in 16 bits
+    path = write_checkpoint(source, tmp_path / "fp8", tensors, settings)
+    container = recognize(path)
+    found = container.size(path)
+    assert (found.bpw, found.parameters) == (size.bpw, size.parameters)
+    assert container.differences(path, source) == []
+    artifact = container.adopt(path, source, path)
+    assert artifact.details["belonging"]["notes"] == []
+    dense = container.dense_weights(artifact, source, "cpu")
+    assert dense.keys() == weights.keys()
+    name = f"{attention}.k_proj.weight"
+    expected = tensors[name].float() * tensors[f"{name}_scale"]
+    assert torch.equal(dense[name][...], expected)
+
+
 def test_fbgemm_rows(tiny_model, tmp_path):
     """fbgemm quantizes on a GPU alone: here with the formula of its ``quantize_fp8_per_row``."""
     source = tiny_model("llama")

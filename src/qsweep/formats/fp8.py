@@ -6,7 +6,9 @@ A matrix [out, in] has its codes under its own name, ``weight`` in float8 (e4m3)
 channel [out, 1], or one for the tensor. Experts may be stacked: ``gate_up_proj`` [experts, …] beside
 ``gate_up_proj_scale_inv``. Scales are float32, bfloat16, or powers of two (``ue8m0``: float8_e8m0, or
 bytes that are the exponent plus 127). DeepSeek-V4 calls them ``scale`` and has experts in FP4: two
-codes (e2m1) per byte, a scale per 32 of them. fbgemm writes ``weight_scale`` [out, 1].
+codes (e2m1) per byte, a scale per 32 of them. fbgemm writes ``weight_scale`` [out, 1], AutoFP8 and
+vLLM one for the tensor, and for an FP8 KV cache ``self_attn.k_scale`` and the like (vLLM's
+``model_loader/weight_utils.py``, ``maybe_remap_kv_scale_name``), which are no weights.
 
 Formats: ``integrations/finegrained_fp8.py`` and ``fbgemm_fp8.py`` in transformers 5.18, whose
 ``Fp8Dequantize`` reads them here.
@@ -18,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsweep.formats.checkpoint import QuantizedCheckpoint
+from qsweep.formats.compressed_tensors import ACTIVATIONS
 from qsweep.models.facts import TensorHeader
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _BESIDE = re.compile(r"^(.+?)([._])(activation_scale|input_scale|scale_inv|scale
 _FLOATS = {"F8_E4M3": "fp8", "F8_E5M2": "fp8_e5m2"}
 _PACKED = ("I8", "U8")
 _PARTS = {"scale_inv": "scale", "scale": "scale"}
+# Of a layer's inputs: they lie beside its codes and count with them.
+_OF_INPUTS = ("input_scale", "activation_scale")
 
 
 class FP8Container(QuantizedCheckpoint):
@@ -37,10 +42,12 @@ class FP8Container(QuantizedCheckpoint):
     quant_methods = ("fp8", "mxfp8", "fbgemm_fp8")
     parts = ("", "scale")
     optional = ("activation_scale",)
+    activations = (*ACTIVATIONS, *_OF_INPUTS, "act_scale", "kv_scale", "prob_scale")
 
     def part_of(self, tensor: str) -> tuple[str, str]:
         """See :meth:`QuantizedCheckpoint.part_of`."""
-        if (match := _BESIDE.match(tensor)) is None:
+        elsewhere = self._scales_activations(tensor) and not tensor.endswith(_OF_INPUTS)
+        if elsewhere or (match := _BESIDE.match(tensor)) is None:
             return tensor, ""
         owner, joint, part = match.groups()
         # What activations are scaled by is no part of a weight, and is passed over.
