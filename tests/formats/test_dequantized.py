@@ -98,6 +98,28 @@ def test_what_lies_beside_the_weights_comes_along(tiny_model, tmp_path, store):
     assert (second / "chat_template.jinja").read_text() == "{{ other }}"
 
 
+def test_settings_in_a_file_of_their_own_are_part_of_what_it_is_made_from(
+    tiny_model, tmp_path, store
+):
+    path = gptq(tiny_model("llama"), tmp_path / "base")
+    first = base_directory(path, store)
+    # What config.json says itself, no other file is read for.
+    (path / "quantize_config.json").write_text("{}")
+    assert base_directory(path, store) == first
+    config = json.loads((path / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (path / "config.json").write_text(json.dumps(config))
+    made = []
+    for version in ("gptq", "gptq_v2"):
+        stated = {**settings, "checkpoint_format": version, "format": version}
+        (path / "quantize_config.json").write_text(json.dumps(stated))
+        made.append(base_directory(path, store))
+    assert len({first, *made}) == 3
+    name = "model.layers.0.mlp.up_proj.weight"
+    one, other = (load_file(found / "model.safetensors")[name] for found in made)
+    assert not torch.equal(one, other)
+
+
 def test_it_is_made_once(tiny_model, tmp_path, store, monkeypatch, capsys):
     path = fp8(tiny_model("llama"), tmp_path / "base")
     made = []

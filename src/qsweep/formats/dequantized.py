@@ -25,7 +25,7 @@ from qsweep.formats.container import container as container_named
 from qsweep.formats.hf import ShardWriter, companions, copy_companions
 from qsweep.formats.recognize import recognize
 from qsweep.formats.stored import StoredTensor
-from qsweep.formats.weights import LazyWeight, find_settings, stored_headers
+from qsweep.formats.weights import LazyWeight, find_settings, settings_files, stored_headers
 from qsweep.models.facts import TensorHeader, read_config
 from qsweep.models.files import check_directory, saved_weight_files
 
@@ -141,7 +141,7 @@ def _content(path: Path, store: Store) -> str:
     """A hash of all files that the dequantized checkpoint is made of."""
     if path.is_file():
         return key_of({name: file_hash(store, f) for name, f in counting_files(path).items()})
-    files = {*saved_weight_files(path), path / "config.json", *companions(path)}
+    files = {*saved_weight_files(path), *settings_files(path), *companions(path)}
     return key_of({str(f.relative_to(path)): file_hash(store, f) for f in sorted(files)})
 
 

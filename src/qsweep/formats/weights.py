@@ -71,16 +71,35 @@ def find_settings(path: Path) -> dict[str, Any] | None:
 
 def _settings(path: Path) -> dict[str, Any] | None:
     config = read_config(path)
-    stated = config.get("quantization_config") or text_config(config).get("quantization_config")
+    stated = _stated(config)
     if stated is not None:
         return dict(stated)
-    for name, method in _SETTINGS_FILES.items():
-        if (path / name).is_file():
-            found = dict(read_json(path / name))
-            if method == "modelopt":
-                found = dict(found.get("quantization") or {})
-            return {"quant_method": method, **found}
-    return None
+    if (file := _settings_beside(path)) is None:
+        return None
+    found, method = dict(read_json(file)), _SETTINGS_FILES[file.name]
+    if method == "modelopt":
+        found = dict(found.get("quantization") or {})
+    return {"quant_method": method, **found}
+
+
+def _settings_beside(path: Path) -> Path | None:
+    files = (path / name for name in _SETTINGS_FILES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def settings_files(path: Path) -> list[Path]:
+    """The files that say how a checkpoint is quantized: config.json, and another if only that does.
+
+    Raises:
+        ConfigError: config.json cannot be read.
+    """
+    config = read_config(path)
+    beside = _settings_beside(path) if _stated(config) is None else None
+    return [path / "config.json", *([beside] if beside is not None else [])]
+
+
+def _stated(config: dict[str, Any]) -> Any:
+    return config.get("quantization_config") or text_config(config).get("quantization_config")
 
 
 def stored_headers(path: Path) -> dict[str, TensorHeader]:
