@@ -6,7 +6,7 @@ own layers write the tensors, in the form that they have for safetensors.
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from helpers.quantized import by_transformers, change, dense, logits, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
@@ -95,6 +95,25 @@ def test_damage_is_one_line(tiny_model, tmp_path, edit, said):
     change(path, edit)
     with pytest.raises(ArtifactCorrupt, match=said) as caught:
         dense(path, source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("nbits", torch.tensor(torch.inf)),
+        ("group_size", torch.tensor(torch.nan)),
+        ("shape", torch.tensor(7)),
+        ("shape", torch.tensor([7.5, 1.0])),
+        ("packing", torch.tensor([2**40])),
+        ("packing", torch.tensor(-1)),
+    ],
+)
+def test_what_a_layer_says_of_itself_makes_no_sense(tmp_path, part, value):
+    save_file({f"{Q}.{part}": value}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "hqq"}}')
+    with pytest.raises(ArtifactCorrupt, match=rf"{Q}.{part} cannot be read \(") as caught:
+        recognize(tmp_path).settings(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -55,7 +55,7 @@ class HQQContainer(QuantizedCheckpoint):
             if part in ("shape", *_NUMBERS, *_TEXTS) and len(file.get_slice(full).get_shape()) < 2:
                 try:
                     value = _value(part, file.get_tensor(full))
-                except ValueError as error:
+                except (ValueError, OverflowError, TypeError) as error:
                     raise ArtifactCorrupt(f"{path}: {full} cannot be read ({error})") from error
                 stated.setdefault(name, {})[part] = value
         return {**quantization_settings(path), _STATED: stated}
@@ -98,7 +98,7 @@ CONTAINER = HQQContainer()
 
 
 def _value(part: str, tensor: "torch.Tensor") -> Any:
-    """A tensor as the value that it stands for. Raises ValueError."""
+    """A tensor as the value that it stands for. Raises ValueError, OverflowError or TypeError."""
     import torch
 
     if part == "shape":
