@@ -137,6 +137,9 @@ def test_tensors_that_are_not_those_of_the_header_are_named(pack):
         ("0.nll", StreamedTensor("F32", (2,), lambda: [bytes(8)])),
         ("0.ids", StreamedTensor("I64", (1, 4), lambda: [bytes(32)])),
         ("0.features", StreamedTensor("F32", (1, 2), lambda: [bytes(8)])),
+        # Numbers alone, without a dimension.
+        ("0.nll", StreamedTensor("F32", (), lambda: [bytes(4)])),
+        ("0.features", StreamedTensor("F32", (), lambda: [bytes(4)])),
     ):
         notes = notes_of(small_header())
         write_safetensors(pack, {**small_tensors(), name: tensor}, notes, seal=SIGNATURE)

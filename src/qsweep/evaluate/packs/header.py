@@ -219,7 +219,7 @@ def _read(path: Path) -> Pack:
         header = parse(PackHeader, notes["reference"])
         _check(header)
         _check_tensors(header, tensors)
-    except (JsonMismatch, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (JsonMismatch, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: a damaged reference pack ({error})") from error
     return Pack(path, header, notes[SIGNATURE], tensors)
 
@@ -245,9 +245,10 @@ def _check_tensors(header: PackHeader, tensors: Mapping[str, TensorHeader]) -> N
         for names, rows in ((_PER_TOKEN, count), (_WINDOWS, windows)):
             for name, dtype in names.items():
                 found = tensors[f"{number}.{name}"]
-                if found.dtype != dtype or found.shape[0] != rows:
+                if found.dtype != dtype or found.shape[:1] != (rows,):
                     raise ValueError(f"{number}.{name} is not what the header says")
-        if tensors[f"{number}.features"].shape[0] != count or f"{number}.probe" not in tensors:
+        features = tensors[f"{number}.features"].shape
+        if features[:1] != (count,) or f"{number}.probe" not in tensors:
             raise ValueError(f"{number}.features is not what the header says")
 
 
