@@ -64,6 +64,50 @@ def test_spellings_of_other_versions_are_no_differences(base):
     assert refusal(found) == "rope base 500000 instead of 10000"
 
 
+PHI = {
+    "model_type": "phi", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "intermediate_size": 128, "vocab_size": 64, "partial_rotary_factor": 0.5, "rope_theta": 1e4,
+}  # fmt: skip
+
+
+def without(config, *names):
+    return {name: value for name, value in config.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (PHI, {"partial_rotary_factor": 0.4}),
+        (PHI, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.4}}),
+        # As written alone, where transformers knows no such type.
+        ({**PHI, "model_type": "nonesuch"}, {"partial_rotary_factor": 0.4}),
+        # phi's default is not named in the other.
+        (without(PHI, "partial_rotary_factor"), {"partial_rotary_factor": 0.4}),
+        ({**without(PHI, "partial_rotary_factor"), "model_type": "gpt_neox", "rotary_pct": 0.5},
+         {"rotary_pct": 0.4}),
+    ],
+)  # fmt: skip
+def test_the_part_that_is_rotated_is_compared_whatever_the_scaling(config, change):
+    found = compare_configs({**config, **change}, config)
+    assert refusal(found) == "rope partial_rotary_factor 0.4 instead of 0.5"
+
+
+def test_a_part_that_is_rotated_by_default_is_no_difference():
+    assert compare_configs(PHI, without(PHI, "partial_rotary_factor")) == []
+    new = without(PHI, "partial_rotary_factor", "rope_theta")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    assert compare_configs({**new, "rope_parameters": rope}, PHI) == []
+    llama = without({**PHI, "model_type": "llama"}, "partial_rotary_factor")
+    assert compare_configs({**llama, "partial_rotary_factor": 1.0}, llama) == []
+
+
+def test_a_bias_of_attention_is_compared():
+    llama = without({**PHI, "model_type": "llama"}, "partial_rotary_factor")
+    assert compare_configs({**llama, "attention_bias": False}, llama) == []
+    found = compare_configs({**llama, "attention_bias": True}, llama)
+    assert refusal(found) == "attention bias True instead of False"
+
+
 def test_of_experts_the_counts_are_told(tiny_model):
     config = json.loads((tiny_model("deepseek_v2") / "config.json").read_text())
     found = compare_configs({**config, "n_routed_experts": 8, "num_experts_per_tok": 4}, config)

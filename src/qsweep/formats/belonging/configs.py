@@ -20,14 +20,18 @@ _FACETS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("experts per token", ("num_experts_per_tok", "num_experts_per_token", "moe_topk")),
     ("norm epsilon", ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")),
     ("activation", ("hidden_act", "hidden_activation", "activation_function")),
+    ("attention bias", ("attention_bias",)),
     ("sliding window", ("sliding_window",)),
     ("kinds of layers", ("layer_types",)),
     ("soft cap of logits", ("final_logit_softcapping", "attn_logit_softcapping")),
     ("scale of logits", ("logit_scale", "logits_scaling", "embedding_multiplier")),
 )
 _BASE = ("rope_theta", "rotary_emb_base")
+_PARTIAL = ("partial_rotary_factor", "rotary_pct")
+# What holds where transformers itself leaves something out.
+_USUAL = {"attention bias": False, "rope partial_rotary_factor": 1.0}
 _ROTARY = (
-    *("factor", "partial_rotary_factor", "original_max_position_embeddings", "attention_factor"),
+    *("factor", "original_max_position_embeddings", "attention_factor"),
     *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "short_factor"),
     *("long_factor", "mscale", "mscale_all_dim"),
 )
@@ -49,7 +53,8 @@ def compare_configs(own: Mapping[str, Any], base: Mapping[str, Any]) -> list[Dif
     ours, theirs = _facets(read[0] if complete else own), _facets(read[1] if complete else base)
     found = []
     for name in {**theirs, **ours}:
-        one, other = ours.get(name), theirs.get(name)
+        usual = _USUAL.get(name.partition(" of ")[0]) if complete else None
+        one, other = ours.get(name, usual), theirs.get(name, usual)
         # As written, what one of them leaves out may be what the other says.
         if one != other and (complete or None not in (one, other)):
             found.append(Difference(f"{name} {_shown(one)} instead of {_shown(other)}"))
@@ -60,9 +65,9 @@ def _facets(config: Mapping[str, Any] | None) -> dict[str, Any]:
     text = text_config(config or {})
     found: dict[str, Any] = {}
     for name, keys in _FACETS:
-        value = next((text[key] for key in keys if text.get(key) is not None), None)
-        found[name] = value
-    return found | _rotary(text)
+        found[name] = next((text[key] for key in keys if text.get(key) is not None), None)
+    # What is left out is what is usual, not None.
+    return {k: v for k, v in found.items() if v is not None or k not in _USUAL} | _rotary(text)
 
 
 def _rotary(text: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +81,11 @@ def _rotary(text: Mapping[str, Any]) -> dict[str, Any]:
         suffix = f" of {kind}" if kind else ""
         bases = [place[key] for place in (part, text) for key in _BASE if key in place]
         found[f"rope base{suffix}"] = float(bases[0]) if bases else None
+        # A part of each head's size is rotated whatever the scaling.
+        for key in _PARTIAL:
+            partial = part.get(key, text.get(key))
+            if isinstance(partial, int | float):
+                found.setdefault(f"rope partial_rotary_factor{suffix}", float(partial))
         type_ = part.get("rope_type", part.get("type"))
         found[f"rope scaling{suffix}"] = type_ or "default"
         for key in _ROTARY:
