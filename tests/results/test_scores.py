@@ -54,6 +54,25 @@ def test_who_is_worse_on_every_window_is_behind_and_who_is_not_is_a_tie(artifact
     assert lines[4].startswith("=: a tie")
 
 
+def test_two_files_of_one_name_are_told_apart(artifact):
+    base = [20.0 + n % 3 for n in range(10)]
+    alike = [
+        replace(
+            artifact(folder, 1.0 + 0.1 * number, [v + number for v in base]),
+            name=f"m existing {folder}", config={"quant": {"path": f"/{folder}/m-Q4.gguf"}},
+        )
+        for number, folder in enumerate("ab")
+    ]  # fmt: skip
+    other = artifact("m-Q5.gguf", 1.3, [v + 2 for v in base])
+    text = "\n".join(scores_table([*alike, other]))
+    assert "m existing a" in text and "m existing b" in text and "m-Q4.gguf" not in text
+    assert "m-Q5.gguf" in text and "m existing" not in text.splitlines()[3]
+    lost = [replace(one, status="failed", reason="no space") for one in alike]
+    assert scores_table(lost) == [
+        "failed: m existing a: no space", "failed: m existing b: no space"
+    ]  # fmt: skip
+
+
 def test_few_windows_tell_nothing_and_what_did_not_finish_says_why(artifact, tmp_path):
     base = [20.0, 21.0, 22.0]
     one, other = artifact("one", 1.0, base), artifact("other", 1.2, [v + 2 for v in base])

@@ -1,5 +1,6 @@
 """Artifacts ranked by what they keep of their reference, ties said as ties."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -36,18 +37,25 @@ def _first_of(ranks: Sequence[tuple[int, Record]]) -> Record:
 def scores_table(records: Sequence[Record]) -> list[str]:
     """Lines of a table of artifacts by rank, then of what did not finish, and what ties mean."""
     records = with_distinct_names(records)
+    files = Counter(_file_of(record) for record in records)
+
+    def named(record: Record) -> str:
+        # By its file, which is what was asked about, where that tells it from the others.
+        file = _file_of(record)
+        return file if file is not None and files[file] == 1 else record.name
+
     ranks = ranked_by_quality(records)
     shared = {rank for rank, _ in ranks if sum(rank == other for other, _ in ranks) > 1}
     lines = [list(_HEADINGS)]
     for rank, record in ranks:
         row = _row(record)
         cells = [column.cell(row) for column in _COLUMNS]
-        lines.append([f"{rank}{'=' if rank in shared else ''}", _named(record), *cells])
+        lines.append([f"{rank}{'=' if rank in shared else ''}", named(record), *cells])
     text = aligned(lines, {1, len(_HEADINGS) - 1}) if ranks else []
     for record in records:
         if not record.finished:
             reason = one_line(record.reason or "no reason recorded")
-            text.append(f"{record.status}: {_named(record)}: {reason}")
+            text.append(f"{record.status}: {named(record)}: {reason}")
     if shared:
         text.append("=: a tie, the text does not tell them apart; go by size, or measure more text")
     return text
@@ -61,10 +69,9 @@ def _ratio(record: Record) -> float | None:
     return PPL_RATIO.get(_row(record))
 
 
-def _named(record: Record) -> str:
-    # By its file, which is what was asked about.
+def _file_of(record: Record) -> str | None:
     path = record.config.get("quant", {}).get("path")
-    return Path(str(path)).name if path else record.name
+    return Path(str(path)).name if path else None
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
