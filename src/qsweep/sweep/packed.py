@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, in_one_line
 from qsweep.base.keys import key_of
 from qsweep.base.names import absolute_path
 from qsweep.base.store import Kind, Make, Store
@@ -20,6 +20,7 @@ from qsweep.evaluate.packs.header import (
     signed_identity,
 )
 from qsweep.formats.artifact import Artifact, from_content
+from qsweep.formats.container import container
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.none import Unquantized
@@ -114,18 +115,27 @@ def packed_windows(pack: Pack, directory: Path, one: PackedMeasurement) -> "Wind
 def require_same_tokenizer(pack: Pack, artifact: Artifact) -> None:
     """Refuse an artifact whose tokenizer would cut texts otherwise than the reference's.
 
-    One that brings none is taken to be of the reference's model.
+    One that brings none is taken to be of the reference's model. An unquantized one may have added
+    tokens of its own, as a fine-tune does against the model itself: they cut no text otherwise.
 
     Raises:
-        ConfigError: One line on what differs.
+        ConfigError: One line on what differs, or on why its tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
     place = artifact.files
     if not has_tokenizer(place):
         return
-    found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(place))
-    if (what := pack.header.model.tokenizer.difference(found)) is not None:
+    wanted = pack.header.model.tokenizer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        first = None if container(artifact.format).quantized else wanted.pieces
+        found = tokenizer_fingerprint(tokenizer, first)
+    except Exception as error:  # of the tokenizers library, whose errors have no kind
+        raise ConfigError(
+            f"{place}: its tokenizer cannot be read ({in_one_line(error)})"
+        ) from error
+    if (what := wanted.difference(found)) is not None:
         raise ConfigError(
             f"{place}: its tokenizer is not that of {pack.header.model.name} in "
             f"{pack.path}: {what}; it is measured against a reference of its own model only"

@@ -56,10 +56,12 @@ class TokenizerFingerprint:
         return None
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> TokenizerFingerprint:
-    """The fingerprint of a transformers tokenizer."""
+def tokenizer_fingerprint(tokenizer: Any, first: int | None = None) -> TokenizerFingerprint:
+    """The fingerprint of a transformers tokenizer, or of the first pieces that it has, by id."""
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
-    return fingerprint_of(tokenizer.get_vocab(), _merges(tokenizer), ids)
+    pieces = tokenizer.get_vocab()
+    kept = sorted(pieces, key=lambda piece: pieces[piece])[:first]
+    return fingerprint_of({piece: pieces[piece] for piece in kept}, _merges(tokenizer), ids)
 
 
 def fingerprint_of(
