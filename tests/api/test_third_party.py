@@ -52,6 +52,7 @@ def test_a_sweep_with_their_quantizer_text_task_launcher_and_tracker(call, tmp_p
     assert f"lines in {tmp_path / 'lines.jsonl'}" in done.stdout
 
 
+@pytest.mark.slow
 def test_their_text_calibrates_and_by_target_nothing_need_be_declared(call, tmp_path):
     done = call(
         *("quant=gptq", "calibration=proverbs", "calibration.num_samples=2"),

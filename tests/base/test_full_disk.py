@@ -161,6 +161,7 @@ def test_a_conversion_that_did_not_fit_leaves_the_room_to_the_results(disk, base
     assert not list(disk.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_damaged_conversion_is_made_again(base, tiny_model, tmp_path):
     from helpers.damage import flip
     from qsweep.models.facts import read_facts

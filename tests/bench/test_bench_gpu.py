@@ -41,6 +41,7 @@ def check(part, out, subjects):
     return {(row["subject"], row["what"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_evaluate(tmp_path):
     rows = check("evaluate", tmp_path, {"ceiling", "trial"})
     assert rows["trial", "divergence from itself"]["value"] == 0

@@ -14,6 +14,7 @@ import qsweep
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial
 from qsweep.commands.main import COMMANDS
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ, AutoRound
@@ -158,7 +159,7 @@ def test_every_extra_that_is_named_exists():
 
 
 # What follows qsweep's name in sentences.
-NO_COMMANDS = {"again", "does", "is", "measures", "reads", "serves", "starts"}
+NO_COMMANDS = {"again", "does", "has", "is", "measures", "reads", "reference", "serves", "starts"}
 
 
 def test_every_command_that_is_named_is_one():
@@ -191,10 +192,10 @@ NO_OPTIONS = {
     *("device_map", "max_new_tokens", "return_tensors"),
     *("journal_mode", "synchronous", "mode"),
     *("root", "size", "nr_inodes"),
-    *("python", "bos", "x", "s", "hydra.mode", "source", "install", "query", "file"),
+    *("python", "bos", "x", "s", "b", "hydra.mode", "source", "install", "query", "file"),
 }
 ASSIGNED = named(r"(?<![\w./%\"'-])\+?([a-z_]+(?:[./][a-z_]+)*)=([\w./{}-]*)")
-QUANTIZERS = ("gptq", "awq", "rtn", "gguf", "autoround", "gptaq")
+QUANTIZERS = ("gptq", "awq", "rtn", "gguf", "autoround", "gptaq", "artifact")
 
 
 def composes(tmp_path, *overrides):
@@ -240,7 +241,10 @@ def test_every_option_that_is_named_is_one(name, value, tmp_path):
     elif not rest:
         assert name in file or name in groups
     elif group == "quant":
-        classes = (RTN, NativeGPTQ, NativeAWQ, GPTQ, AWQ, AutoAWQ, AutoGPTQ, AutoRound, GGUF)
+        classes = (
+            *(RTN, NativeGPTQ, NativeAWQ, GPTQ, AWQ, AutoAWQ, AutoGPTQ, AutoRound, GGUF),
+            ExistingArtifact,
+        )
         assert rest in (
             "env.python",
             "env.create",
@@ -262,7 +266,10 @@ def test_every_option_that_is_named_is_one(name, value, tmp_path):
     ),
 )  # fmt: skip
 def test_every_value_that_is_advised_is_taken(name, value, tmp_path):
-    more = {"file": [option("corpus.path", tmp_path / "text.txt")]}.get(value, [])
+    more = {
+        "file": [option("corpus.path", tmp_path / "text.txt")],
+        "artifact": [option("quant.path", tmp_path / "a.gguf")],
+    }.get(value, [])
     assert (
         composes(tmp_path, f"{name}={value}" if "." not in name else option(name, value), *more)
         is None

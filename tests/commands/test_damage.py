@@ -81,6 +81,7 @@ def spoil(file, kind):
 KINDS = [*JUNK, "numbers as text", "version 1, numbers as text", "folder"]
 
 
+@pytest.mark.slow
 def test_whatever_any_file_holds_the_next_start_comes_to_the_same(finished, outputs):
     files = json_files(outputs)
     assert len({file.name for file in files}) > 6

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file
 
 from helpers.compressed import compress, write
+from helpers.quantized import read_existing
 from qsweep.base.errors import ConfigError
 from qsweep.formats.auto_round import translated
 from qsweep.formats.compressed_tensors import CONTAINER

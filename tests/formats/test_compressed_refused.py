@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from qsweep.quantizers.existing import read_existing
 
 from helpers.compressed import changed, compress, one_layer, write
+from helpers.quantized import read_existing
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.compressed_tensors import CONTAINER

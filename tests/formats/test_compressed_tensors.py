@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file
 
 from helpers.compressed import compress, one_layer, scheme_of
+from helpers.quantized import read_existing
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.compressed_tensors import CONTAINER
 from qsweep.formats.dense import load_dense

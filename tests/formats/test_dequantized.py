@@ -52,7 +52,7 @@ def gptq(source, out):
         (fp8, "llama", "fp8 block 128x128", 0.0025),
         (mxfp4, "gpt_oss", "mxfp4", 0.0),
         (nf4, "llama", "bitsandbytes nf4 block 64", 0.0),
-        (gptq, "llama", "gptq int4 g64", 0.0025),
+        (gptq, "llama", "gptq int4 g64 asym", 0.0025),
     ],
 )
 def test_it_is_the_same_model_rounded(

@@ -9,10 +9,10 @@ import subprocess
 
 import pytest
 import torch
-from qsweep.quantizers.existing import read_existing
 from safetensors.torch import load_file, save_file
 
 from helpers.environments import require_environment
+from helpers.quantized import read_existing
 from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
 

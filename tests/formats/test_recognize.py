@@ -22,8 +22,8 @@ def test_every_method_of_transformers_has_an_answer():
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     read = {method for found in containers() for method in found.quant_methods}
-    # A GGUF file is told by its name, not by a configuration.
-    assert set(AUTO_QUANTIZER_MAPPING) <= read | UNREADABLE.keys() | {"gguf"}
+    # A GGUF file is told by its name, AutoRound's checkpoints by their packing.
+    assert set(AUTO_QUANTIZER_MAPPING) <= read | UNREADABLE.keys() | {"gguf", "auto-round"}
 
 
 @pytest.mark.parametrize("method", sorted(UNREADABLE))

@@ -20,12 +20,15 @@ def logits(model):
         return model(IDS).logits.float()
 
 
+def read_existing(path):
+    """The artifact that a checkpoint's directory is."""
+    found = recognize(path)
+    return Artifact(path, found.name, found.size(path), details=found.details(path))
+
+
 def dense(path, source, dtype=torch.float32):
     """What the dense engine makes of a checkpoint."""
-    found = recognize(path)
-    return load_dense(
-        Artifact(path, found.name, found.size(path)), source, dtype=dtype, device="cpu"
-    )
+    return load_dense(read_existing(path), source, dtype=dtype, device="cpu")
 
 
 def by_transformers(source, out, settings):

@@ -40,6 +40,7 @@ def other_base(tiny_model, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_file_of_another_rotary_base_is_another_function(tiny_model, other_base, tmp_path):
     model = source_model(tiny_model("llama"))
     (out := tmp_path / "out").mkdir()

@@ -21,6 +21,7 @@ def test_every_choice_of_every_group_becomes_a_trial(choice, tmp_path):
         "model=path": [f"model.path={tmp_path}"],
         "calibration=file": ["calibration.path=/some/text.txt"],
         "corpus=file": ["corpus.path=/some/text.txt"],
+        "quant=artifact": ["quant.path=/some/file.gguf"],
     }.get(choice, [])
     config = composed(choice, *extra)
     trial = trial_config(config)

@@ -53,13 +53,13 @@ def damaged(rounded, tmp_path):
     """``damaged(change)`` gives the same artifact after ``change`` of its tensors by name."""
 
     def make(change):
-        for file in rounded.path.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        file = tmp_path / "model.safetensors"
+        place = tmp_path / "damaged"
+        shutil.copytree(rounded.path, place)
+        file = place / "model.safetensors"
         tensors = load_file(file)
         change(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
-        return Artifact(tmp_path, "gptq", container("gptq").size(tmp_path))
+        return Artifact(place, "gptq", container("gptq").size(place))
 
     return make
 
@@ -82,7 +82,7 @@ def test_errors_are_those_of_the_dequantized_weights(rounded, facts):
         assert row.max_error == pytest.approx(float(distance.abs().max()))
         assert row.linear == row.quantized == (name.removesuffix(".weight") in facts.linears)
         assert row.weights == weight.numel() and row.constant == 0
-    assert rows[f"{LAYER}.weight"].type == "int4 g64"
+    assert rows[f"{LAYER}.weight"].type == "int4 g64 asym"
     assert 0.02 < rows[f"{LAYER}.weight"].relative_error < 0.2
     assert rows["model.norm.weight"].relative_error == 0 == rows["model.norm.weight"].changed
     assert sum(row.share for row in rows.values()) == pytest.approx(1)
@@ -99,7 +99,7 @@ def test_the_table_is_the_same_when_it_is_read_again(rounded, facts):
     assert from_csv(to_csv(rows)) == rows == in_order(reversed(rows))
     assert rows[0].kind == "model.embed_tokens" and rows[-1].kind == "model.norm"
     assert [row.layer for row in rows[1:-1]] == sorted(row.layer for row in rows[1:-1])
-    for text in ("", "name\n", to_csv(rows).replace("int4 g64,4", "int4 g64,x", 1)):
+    for text in ("", "name\n", to_csv(rows).replace("int4 g64 asym,4", "int4 g64 asym,x", 1)):
         with pytest.raises(ArtifactCorrupt, match=r"^there: not a table of tensors"):
             from_csv(text, "there")
 
@@ -120,7 +120,7 @@ def test_a_scale_that_is_no_number_is_named_and_nothing_is_measured(planned, fac
     with pytest.raises(ArtifactCorrupt) as caught:
         run_trial(plan, store, silent)
     line = str(caught.value)
-    assert f"{LAYER}.weight (int4 g64): 64 of 196608 weights are NaN or infinite" in line
+    assert f"{LAYER}.weight (int4 g64 asym): 64 of 196608 weights are NaN or infinite" in line
     assert "and so in 1 more tensors" in line and "\n" not in line
     assert finished_record(plan, store) is None
     assert not list((store.root / "tensors").iterdir())
@@ -281,14 +281,14 @@ def test_what_a_name_claims(options, names, bits):
 def test_counted_bits_beyond_what_is_claimed(rounded, facts):
     rows = tensor_table(rounded, facts, "cpu")
     (line,) = flags_of(rows, claim_of({"type": "Q2_K"}, "gguf"), [])
-    assert line.startswith("claims Q2_K; its linear weights take 4.41 bits each (int4 g64)")
+    assert line.startswith("claims Q2_K; its linear weights take 4.41 bits each (int4 g64 asym)")
 
 
 def test_a_trial_keeps_its_table_and_an_older_store_gets_one(planned):
     store, plan = planned("quant=rtn", "bits=4", "eval.divergence=false")
     run_trial(plan, store, silent)
     record = finished_record(plan, store)
-    assert {t.type for t in record.tensors.types} == {"int4 g128", "BF16"}
+    assert {t.type for t in record.tensors.types} == {"int4 g128 asym", "BF16"}
     assert sum(t.share for t in record.tensors.types) == pytest.approx(1, abs=1e-3)
     assert record.tensors.worst[0].relative_error >= record.tensors.worst[-1].relative_error > 0
     assert {len(kind.layers) for kind in record.tensors.kinds} == {4}

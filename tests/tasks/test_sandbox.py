@@ -253,6 +253,7 @@ def test_the_program_can_read_neither_its_order_nor_the_token(sandbox):
     assert run_program(sandbox, program, QUICK).passed
 
 
+@pytest.mark.slow
 def test_humaneval_is_scored_as_its_own_package_does():
     try:
         sandbox, found = find_sandbox(), problems()

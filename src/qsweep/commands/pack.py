@@ -18,6 +18,8 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import shown
 from qsweep.base.schema import nearest
 from qsweep.commands.entry import Parser, absolute, command, command_parser
+from qsweep.formats.artifact_files import is_gguf
+from qsweep.sweep.overrides import quote
 
 
 @command
@@ -78,7 +80,7 @@ def _check(trial: object) -> None:
 
 
 def model_words(model: str, what: str) -> list[str]:
-    """A model as it is typed, a choice of ``model=`` or a directory, as overrides.
+    """A model as it is typed, a choice of ``model=``, a directory or a GGUF file, as overrides.
 
     Raises:
         ConfigError: it is neither; ``what`` is what it was typed for.
@@ -86,9 +88,12 @@ def model_words(model: str, what: str) -> list[str]:
     choices = group_choices()["model"]
     if model in choices:
         return [f"model={model}"]
-    if absolute(model).is_dir():
-        return [f"model.path={absolute(model)}"]
-    raise ConfigError(f"{what} {model}: neither a directory nor a model{nearest(model, choices)}")
+    place = absolute(model)
+    if place.is_dir() or is_gguf(place):
+        return [f"model.path={quote(str(place))}"]
+    raise ConfigError(
+        f"{what} {model}: neither a directory, a GGUF file nor a model{nearest(model, choices)}"
+    )
 
 
 def parser() -> Parser:
@@ -96,7 +101,9 @@ def parser() -> Parser:
     from qsweep.evaluate.packs.heads import HEADS
 
     parser = command_parser("pack", __doc__, outputs=False)
-    parser.add_argument("model", metavar="MODEL", help="a choice of model=, or a directory")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a choice of model=, a directory, or a GGUF file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="as those of a sweep")
     parser.add_argument(
         "-o", "--out", type=absolute, required=True, metavar="FILE", help="the pack"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from qsweep.base.disk import disk_errors
 from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.commands.pack import model_words
+from qsweep.formats.artifact_files import is_gguf
 from qsweep.sweep.overrides import quote
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0: all finished, 1: one failed or none finished, 2: a wrong option."""
     from qsweep.api.artifacts import measure_artifacts
-    from qsweep.evaluate.serving_memory import parse_bytes
+    from qsweep.evaluate.serving_memory import check_serving, parse_bytes
     from qsweep.results.scores import scores_table
     from qsweep.sweep.session import command_line
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not artifacts:
         parser().error("the following arguments are required: ARTIFACT")
     budget = None if options.budget is None else parse_bytes(options.budget)
+    check_serving(options.context, options.kv_cache)
     words = [*reference_words(options.reference), *overrides] if options.reference else overrides
     with disk_errors():
         sweep = measure_artifacts(artifacts, words, command_line(["score", *typed]))
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"against {reference.model}, ppl {measured.metrics['ppl']:.4g} on {measured.corpus} "
             f"({measured.preset})"
         )
-    if budget is not None and reference is not None and reference.artifact is not None:
+    if budget is not None and (reference is None or reference.artifact is None):
+        print("what fits the budget is not told: the reference was not measured")
+    elif budget is not None and reference is not None and reference.artifact is not None:
         source = Path(str(reference.artifact.path))
         print("\n".join(_what_fits(scored, source, budget, options.context, options.kv_cache)))
     print(f"results in {sweep.directory}")
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _what_fits(
-    scored: Sequence[Record], model: Path, budget: int, context: int, kv_cache: str
+    scored: "Sequence[Record]", model: Path, budget: int, context: int, kv_cache: str
 ) -> list[str]:
     from qsweep.evaluate.serving_memory import serving_config
     from qsweep.results.budget import HEADINGS, budget_answer, rows_of
@@ -71,7 +75,7 @@ def _what_fits(
 
 def reference_words(reference: str) -> list[str]:
     """What ``--reference`` says, as overrides. Raises ConfigError."""
-    if absolute(reference).is_file():
+    if absolute(reference).is_file() and not is_gguf(absolute(reference)):
         return [f"model.pack={quote(str(absolute(reference)))}"]
     return model_words(reference, "--reference")
 

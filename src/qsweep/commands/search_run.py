@@ -33,6 +33,7 @@ from qsweep.sweep.config import (
     sweep_config,
     trial_config,
 )
+from qsweep.sweep.found import identified
 from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
@@ -60,7 +61,8 @@ class HydraLab:
 
     def plan(self, overrides: Params) -> PlannedTrial | None:
         """A trial before anything runs; None if it cannot exist."""
-        trial = trial_config(self._compose(overrides_of(overrides)))
+        store = self._session.store
+        trial = identified(trial_config(self._compose(overrides_of(overrides))), store)
         plans, refused = plan_all([trial], self._session.store, self._session.settings)
         if refused:
             self.refusal = self.refusal or f"{trial.name}: {refused[0].reason}"
@@ -203,7 +205,7 @@ def _identity(
     """What makes the results of a study comparable, from the first trial that can exist."""
     reason = "no combination"
     for params in itertools.islice(space.combinations(), 1000):
-        trial = trial_config(compose(overrides_of(params)))
+        trial = identified(trial_config(compose(overrides_of(params))), store)
         plans, refused = plan_all([trial], store, found)
         if refused:
             reason = refused[0].reason
@@ -291,6 +293,7 @@ class _Commands:
         return self._key(alone) == self._key(trial_config(self._compose(overrides_of(params))))
 
     def _key(self, trial: TrialConfig) -> str:
+        trial = identified(trial, self._session.store)
         _, refused = plan_all([trial], self._session.store, self._session.settings)
         return keys_of([trial], refused, self._session.settings)[0]
 

@@ -101,10 +101,7 @@ def footprint(
     Raises:
         ConfigError: There is no such type, or the configuration lacks a size.
     """
-    if kv_cache not in CACHE_BITS:
-        raise ConfigError(f"kv_cache {kv_cache!r}: one of {', '.join(CACHE_BITS)}")
-    if context < 1:
-        raise ConfigError(f"a context of {context} tokens holds nothing")
+    check_serving(context, kv_cache)
     bits, states, unknown = 0.0, 0, {}
     for index, kind in enumerate(layer_kinds(config)):
         tokens = _cells(kind, config, context)
@@ -120,6 +117,14 @@ def footprint(
         buffers=_buffers(config, context),
         unknown=tuple(unknown),
     )
+
+
+def check_serving(context: int, kv_cache: str) -> None:
+    """Refuse a context or a cache's type that there is not. Raises ConfigError."""
+    if kv_cache not in CACHE_BITS:
+        raise ConfigError(f"kv_cache {kv_cache!r}: one of {', '.join(CACHE_BITS)}")
+    if context < 1:
+        raise ConfigError(f"a context of {context} tokens holds nothing")
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str]:

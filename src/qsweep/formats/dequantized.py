@@ -46,16 +46,17 @@ def base_directory(path: Path, store: Store) -> Path:
     makes it and the other waits.
 
     Args:
-        path: The directory that the user gave.
+        path: What the user gave: a directory, or a GGUF file.
         store: Where the dequantized checkpoint is kept.
 
     Raises:
         ConfigError: It is quantized in a way that cannot be undone here, or its weights cannot be
             read; the line says why.
         BackendUnavailable: The library that reads them is not installed.
+        IncompatibleTrial: It is a GGUF file of an architecture that transformers has no tables for.
     """
     try:
-        # A GGUF file, which has no config.json, would become a directory here, before all else.
+        path = _gguf_alone(path) or path
         if (found := _quantized(path)) is None:
             return path
         container, stored = found

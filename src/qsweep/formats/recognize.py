@@ -19,6 +19,7 @@ UNREADABLE = {
     "higgs": f"codes of a Hadamard-rotated grid; {_KERNEL}",
     "metal": "packed for Apple's GPUs alone",
     "nvfp4": "the checkpoint is unquantized and is packed while it is loaded",
+    "paroquant": f"weights that are rotated in pairs; {_KERNEL}",
     "quanto": "transformers never writes one, and optimum-quanto is no longer maintained",
     "quark": "AMD Quark reads it alone",
     "sinq": "only the package sinq reads it",

@@ -278,7 +278,8 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         }
         if _uses_importance(quant):
             identity["importance"] = IMPORTANCE_VERSION
-    return identity
+    # What was made beside a pack knows less of the model than what was made beside that itself.
+    return identity if setting.pack is None else signed_identity(identity, setting.pack)
 
 
 def _is_gguf(quant: Quantizer) -> bool:
