@@ -1,60 +1,74 @@
-"""Packed layers, and checkpoints of them, as makers of GPTQ and AWQ files write them."""
+"""Reference packs, made and used in this process."""
 
-import json
-import os
-import shutil
+from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from helpers.configs import composed
+from qsweep.base.progress import silent
+from qsweep.base.store import Store
+from qsweep.sweep.compose import Composed
+from qsweep.sweep.config import trial_config
+from qsweep.sweep.found import identified
+from qsweep.sweep.pack_choices import with_pack
+from qsweep.sweep.packing import write_reference_pack
+from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.trial import run_trial
 
-from qsweep.formats.packing import Grid
+SMALL = ["eval.context=64", "eval.max_windows=3", "device=cpu"]
 
 
-def make_grid(bits, outputs=32, inputs=64, group_size=16, order=None, seed=0):
-    """A matrix of random codes; ``order`` permutes which group an input belongs to."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = inputs // group_size
-    g_idx = None
-    if order is not None:
-        g_idx = (torch.arange(inputs) // group_size)[torch.randperm(inputs, generator=generator)]
-    return Grid(
-        codes=torch.randint(0, 2**bits, (outputs, inputs), generator=generator).to(torch.uint8),
-        zeros=torch.randint(0, 2**bits, (outputs, groups), generator=generator).to(torch.uint8),
-        scales=(torch.rand(outputs, groups, generator=generator) / 50 + 0.001).half(),
-        g_idx=g_idx,
+def text_file(folder: Path) -> Path:
+    """A text of some windows."""
+    file = folder / "text.txt"
+    file.write_text(
+        "".join(f"def f{n}(x):\n    return x + {n * n % 97}  # and so on\n" for n in range(300))
     )
+    return file
 
 
-def gptqmodel():
-    """GPTQModel, or the test is skipped; its thread pools want a number on two cores."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-    return pytest.importorskip("gptqmodel")
+def configuration(*overrides, quant=None):
+    """A composed configuration, whose quantizer may be given as a mapping."""
+    config = Composed(composed(*overrides))
+    config |= {"quant": quant} if quant else {}
+    config.written = dict(config)
+    return with_pack(config, {one.partition("=")[0].lstrip("+") for one in overrides})
 
 
-def packed_checkpoint(source, out, layers, settings, *, file="model.safetensors", beside=None):
-    """Write a model of which some layers are packed.
+def make_pack(model: Path, text: Path, out: Path, *overrides, store=None, head="exact"):
+    """Measure a model as a reference, and pack it: the plan and what was written."""
+    store = Store(store or out.with_suffix(".store"))
+    given = {o.partition("=")[0] for o in overrides}
+    small = [o for o in SMALL if o.partition("=")[0] not in given]
+    config = configuration(
+        "quant=none",
+        "corpus=file",
+        f"corpus.path={text}",
+        f"model.path={model}",
+        *small,
+        *overrides,
+    )
+    trial = trial_config(config)
+    plan = make_plan(trial, find_setting(trial, model, store))
+    run_trial(plan, store, silent)
+    return plan, write_reference_pack([plan], store, out, head)
 
-    Args:
-        source: The unquantized model's directory.
-        out: Where to write it.
-        layers: By layer, its tensors by part.
-        settings: The ``quantization_config``.
-        file: What the weights' file is called.
-        beside: A file of their own for the settings, instead of config.json.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    saved = load_file(source / "model.safetensors")
-    for layer, parts in layers.items():
-        saved.pop(f"{layer}.weight", None)
-        saved |= {f"{layer}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-    save_file(saved, out / file)
-    config = json.loads((source / "config.json").read_text())
-    if beside is None:
-        config["quantization_config"] = settings
-    else:
-        (out / beside).write_text(json.dumps(settings))
-    (out / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, out / name)
-    return out
+
+def packed_trial(pack: Path, artifact: Path, store: Store, *overrides):
+    """The trial that measures an artifact against a pack."""
+    target = "qsweep.quantizers.artifact.ExistingArtifact"
+    trial = trial_config(
+        configuration(
+            f"+model.pack={pack}",
+            "device=cpu",
+            *overrides,
+            quant={"_target_": target, "path": str(artifact)},
+        )
+    )
+    return identified(trial, store)
+
+
+def measure_against(pack: Path, artifact: Path, store: Store, *overrides):
+    """Run that trial in this process; returns its plan."""
+    trial = packed_trial(pack, artifact, store, *overrides)
+    plan = make_plan(trial, find_setting(trial, pack, store))
+    run_trial(plan, store, silent)
+    return plan
