@@ -130,6 +130,20 @@ def test_an_unknown_architecture_is_one_line(quantized):
         read_config_of(other)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention__head_count_kv": [2, 4]},  # of each layer, as some architectures have it
+        {"embedding_length": "wide"},
+    ],
+    ids=str,
+)
+def test_what_no_configuration_takes_is_one_line(settings, quantized):
+    with pytest.raises(IncompatibleTrial, match="no model of a GGUF file of llama") as caught:
+        read_config_of(with_settings(quantized, **settings))
+    assert str(caught.value).isprintable()
+
+
 def test_what_transformers_loads_by_other_rules_is_refused(quantized, tmp_path):
     # It would be another model without them: those are not in its tables.
     from types import SimpleNamespace

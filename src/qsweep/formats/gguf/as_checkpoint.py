@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Arrays longer than this are a vocabulary's.
 _LONG = 4096
 # What is told by the configuration, or is no weight of the text model.
-_NOT_LOADED = (".scale", ".input_scale", "rope_freqs.weight")
+_NOT_LOADED = (".input_scale", "rope_freqs.weight")
 _ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -75,24 +75,30 @@ def read_config_of(file: GGUFFile) -> Any:
     """transformers' configuration of the model that a file holds. Raises like the above."""
     try:
         import gguf  # noqa: F401
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
     except ImportError as error:
         raise BackendUnavailable(
             f"a GGUF file as a model needs the package gguf: {INSTALL}"
         ) from error
 
+    # A file may state anything: what a configuration refuses is said, whoever refuses it.
+    refused = (
+        StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+        NotImplementedError,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         _write_header(file, Path(folder) / "header.gguf")
         try:
             config: Any = AutoConfig.from_pretrained(folder, gguf_file="header.gguf")
-        except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+            _name_class(config)
+            complete(config, file)
+        except refused as error:
             what = printable(file.architecture) or "no architecture"
             raise IncompatibleTrial(
                 f"{file.path}: transformers makes no model of a GGUF file of {what} "
                 f"({printable(in_one_line(error))}); give the checkpoint that it was made from"
             ) from error
-    _name_class(config)
-    complete(config, file)
     return config
 
 
@@ -169,8 +175,9 @@ def _parameters(
     places = _places(file, model, processor)
     collected: dict[str, Any] = {"tensors": {}}
     done = set()
+    factors = {factor_of(file, name) for name in file.tensors}
     for name in file.tensors:
-        if name.endswith(_NOT_LOADED) or name in _ROPE_FACTORS:
+        if name.endswith(_NOT_LOADED) or name in _ROPE_FACTORS or name in factors:
             continue
         weights = _dense(file, name).numpy()
         with contextlib.suppress(KeyError):
