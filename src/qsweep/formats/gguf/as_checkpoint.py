@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,22 @@ _NOT_LOADED = (".input_scale", "rope_freqs.weight")
 _ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> list[str]:
+@dataclass(frozen=True)
+class Made:
+    """What became of a file.
+
+    Attributes:
+        notes: What the checkpoint does otherwise than the file as llama.cpp runs it, a line each:
+            how text is split into tokens, for the most part.
+        rounding: Of its matrices, the root mean square of what rounding to the checkpoint's dtype
+            changed, as a share of their own.
+    """
+
+    notes: list[str]
+    rounding: float
+
+
+def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> Made:
     """Write the model that a GGUF file holds as a checkpoint: config, safetensors, tokenizer.
 
     Args:
@@ -44,13 +60,10 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
         dtype: What the weights are rounded to: ``bfloat16`` or ``float16``, or ``float32``, which
             keeps what the file holds to the last bit.
 
-    Returns:
-        What the checkpoint does otherwise than the file as llama.cpp runs it, a line each: how text
-        is split into tokens, for the most part.
-
     Raises:
         ArtifactCorrupt: the file lacks a tensor, or has one of another shape.
         BackendUnavailable: the package ``gguf`` is not installed.
+        OverflowError: a weight is beyond ``dtype``.
         IncompatibleTrial: transformers does not know the architecture as a GGUF file, or the file
             says something that no configuration does.
     """
@@ -60,7 +73,7 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
     try:
         config = read_config_of(file)
         config.dtype = dtype
-        _write_weights(file, config, temporary, dtype)
+        rounding = _write_weights(file, config, temporary, dtype)
         config.save_pretrained(temporary)
         notes = write_tokenizer(file, temporary)
         if out.is_dir() and not any(out.iterdir()):
@@ -68,7 +81,7 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return notes
+    return Made(notes, rounding)
 
 
 def read_config_of(file: GGUFFile) -> Any:
@@ -137,7 +150,8 @@ def _name_class(config: Any) -> None:
         config.architectures = [found[0] if isinstance(found, tuple) else found]
 
 
-def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
+def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> float:
+    """Write all parameters; what rounding changed, as in :class:`Made`."""
     import torch
 
     from qsweep.models.architecture import empty_model
@@ -146,7 +160,7 @@ def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     tied = getattr(model, "_tied_weights_keys", None) or ()
     missing = set(wanted) - (set(tied) if config.tie_word_embeddings else set())
-    writer = ShardWriter(out)
+    writer, error, total = ShardWriter(out), 0.0, 0.0
     for name, tensor in _parameters(file, config, model):
         if name not in wanted or tuple(tensor.shape) != wanted[name]:
             raise ArtifactCorrupt(
@@ -154,13 +168,20 @@ def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
                 f"file describes {wanted.get(name)}"
             )
         missing.discard(name)
-        for part, weight in _as_saved(model, name, tensor.to(getattr(torch, dtype))):
+        rounded = tensor.to(getattr(torch, dtype))
+        if not bool(rounded.isfinite().all()) and bool(tensor.isfinite().all()):
+            raise OverflowError(f"{file.path}: {name} has weights beyond {dtype}")
+        if tensor.ndim > 1:
+            error += float((rounded.float() - tensor).square().sum(dtype=torch.float64))
+            total += float(tensor.square().sum(dtype=torch.float64))
+        for part, weight in _as_saved(model, name, rounded):
             writer.add(part, weight.contiguous())
     if missing:
         raise ArtifactCorrupt(
             f"{file.path}: has nothing for {min(missing)}, which the model that it describes needs"
         )
     writer.close()
+    return (error / total) ** 0.5 if total else 0.0
 
 
 def _parameters(
