@@ -22,9 +22,7 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "chat_template*")
 # Of a model's other parts, such as the projector of its images; the name of a model that was quantized
 # by an importance matrix may say so in its middle.
-_NO_MODEL = re.compile(
-    r"^(mmproj|imatrix)|[-_.]mmproj([-_.]|$)|[-_.]imatrix\.gguf$", re.IGNORECASE
-)
+_NO_MODEL = re.compile(r"^(mmproj|imatrix)|[-_.]mmproj([-_.]|$)|[-_.]imatrix\.gguf$", re.IGNORECASE)
 
 
 def is_gguf(path: Path) -> bool:
