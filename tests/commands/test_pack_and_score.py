@@ -52,7 +52,7 @@ def test_a_model_is_packed_and_artifacts_are_scored_without_it(tmp_path, pocket_
     [
         (
             ["pack", "pockt", "-o", "x"],
-            "MODEL pockt: neither a directory nor a model; did you mean",
+            "MODEL pockt: neither a directory, a GGUF file nor a model; did you mean",
         ),
         (["pack", "pocket", "-o", "."], "is a directory; give the name of a file"),
         (["pack", "pocket", "-o", "x", "quant=gptq"], "quant: a pack is of the unquantized model"),
@@ -60,7 +60,10 @@ def test_a_model_is_packed_and_artifacts_are_scored_without_it(tmp_path, pocket_
         (["pack", "pocket", "-o", "x", "eval=embedded"], "eval.tasks: a pack holds no task's"),
         (["pack", "pocket", "-o", "x", "seed=1,2"], "a pack is of one reference"),
         (["pack", "pocket", "-o", "x", "eval.presets=[papr]"], "no preset 'papr'"),
-        (["score", ".", "--reference", "nowhere"], "--reference nowhere: neither a directory nor"),
+        (
+            ["score", ".", "--reference", "nowhere"],
+            "--reference nowhere: neither a directory, a GGUF",
+        ),
         (["score", ".", "--reference", "no.pack"], "no.pack: not a whole safetensors file"),
         (["score", "gone.gguf", "--reference", "pocket"], "gone.gguf"),
         (["score", ".", "--reference", "pocket", "bits=3"], "bits: is what the artifact was made"),
@@ -68,7 +71,7 @@ def test_a_model_is_packed_and_artifacts_are_scored_without_it(tmp_path, pocket_
 )
 def test_what_is_wrong_is_one_line(words, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "no.pack").write_bytes(b"GGUF" + bytes(50))
+    (tmp_path / "no.pack").write_bytes(b"PACK" + bytes(50))
     assert main([*words, "tracking=none"]) == 2
     err = capfd.readouterr().err
     assert message in err and len(err.splitlines()) == 1, err
@@ -81,7 +84,6 @@ def test_what_is_wrong_is_one_line(words, message, tmp_path, monkeypatch, capfd)
         (["pack", "pocket"], "the following arguments are required: -o/--out"),
         (["pack", "pocket", "-o", "x", "--tokens", "0"], "0: a number from 1"),
         (["pack", "pocket", "-o", "x", "--head", "int3"], "invalid choice: 'int3'"),
-        (["score", "a.gguf"], "the following arguments are required: --reference"),
         (["score", "--reference", "pocket", "corpus=c4"], "are required: ARTIFACT"),
     ],
 )

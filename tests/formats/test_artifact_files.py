@@ -57,6 +57,17 @@ def test_a_split_file_is_named_by_its_first_part_and_needs_all(models):
     (models / "big-Q8_0-00003-of-00003.gguf").unlink()
     with pytest.raises(ArtifactCorrupt, match="00003-of-00003.gguf: missing, one of the 3 parts"):
         parts_of(first)
+    (models / "big-Q8_0-00002-of-00003.gguf").unlink()
+    with pytest.raises(ArtifactCorrupt, match="00002-of-00003.gguf: missing, .* and 1 more"):
+        parts_of(first)
+
+
+def test_a_models_other_parts_are_no_models(tmp_path):
+    from qsweep.formats.gguf.reader import find_file
+
+    for name in ("m-imatrix-Q4_K_M.gguf", "m-mmproj-f16.gguf", "MMPROJ-m.gguf", "m.imatrix.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert find_place(tmp_path) == find_file(tmp_path) == tmp_path / "m-imatrix-Q4_K_M.gguf"
 
 
 @pytest.mark.parametrize(

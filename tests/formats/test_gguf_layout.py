@@ -6,10 +6,11 @@ from safetensors.torch import save_file
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.gguf.checkpoint import open_checkpoint
 from qsweep.formats.gguf.dense import weight_of  # noqa: E402
+from qsweep.formats.gguf.ggml import dequantize
 from qsweep.formats.gguf.layout import derive
 from qsweep.formats.gguf.reader import read_gguf
 from qsweep.formats.gguf.rows import find_order, from_file, to_file
-from qsweep.formats.gguf.rules import from_json, to_json
+from qsweep.formats.gguf.rules import Layout, Rule, from_json, to_json
 
 gguf = pytest.importorskip("gguf")
 
@@ -174,3 +175,44 @@ def test_leading_axes_of_one_that_quantizing_drops_come_back(
     assert to_json(layout, checkpoint.infos)["w.weight"] == {"tensor": "w", **rule}
     quantized = read_gguf(tmp_path / "quantized.gguf")
     assert torch.equal(weight_of("w.weight", layout, quantized, shape), source)
+
+
+def test_only_what_a_converter_writes_beside_packed_weights_is_a_factor(tmp_path):
+    generator = np.random.default_rng(0)
+    nvfp4 = generator.integers(0, 256, (2, 4, 36), np.uint8)
+    nvfp4[:, :, :4] = 0x38  # scales of one
+    plain = generator.normal(size=(2, 64)).astype(np.float32)
+    down, router, query = (f"blk.0.{part}" for part in ("ffn_down_exps", "ffn_gate_inp", "attn_q"))
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gemma4")
+    for name, packed in ((down, nvfp4), (query, nvfp4[0])):
+        writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.NVFP4)
+    writer.add_tensor(f"{router}.weight", plain)
+    writer.add_tensor("blk.0.attn_output.weight", plain)
+    for name, count in ((down, 2), (router, 64), (query, 1), ("blk.0.attn_output", 1)):
+        writer.add_tensor(f"{name}.scale", np.arange(3, 3 + count, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_gguf(tmp_path / "model.gguf")
+    rules = {
+        "experts": Rule(f"{down}.weight"), "expert": Rule(f"{down}.weight", slice=1),
+        "router": Rule(f"{router}.weight"), "query": Rule(f"{query}.weight"),
+        "out": Rule("blk.0.attn_output.weight"),
+    }  # fmt: skip
+    parameters = {"scale": Rule(f"{router}.scale"), "per_expert_scale": Rule(f"{down}.scale")}
+    whole = dequantize(file, f"{down}.weight", torch.float32)
+
+    def read(name, shape, rules):
+        return weight_of(name, Layout(rules, {}), file, shape)
+
+    # NVFP4's factors, one or one for each expert; a router's scale of each input is none.
+    assert torch.equal(read("query", (4, 64), rules), 3 * whole[0])
+    assert torch.equal(read("expert", (4, 64), rules), 4 * whole[1])
+    expected = whole * torch.tensor([3.0, 4.0]).reshape(2, 1, 1)
+    assert torch.equal(read("experts", (2, 4, 64), rules), expected)
+    for name in ("router", "out"):
+        assert torch.equal(read(name, (2, 64), rules), torch.from_numpy(plain))
+    # Gemma 4's of each expert is a parameter of its own, whatever the experts are stored as.
+    assert torch.equal(read("experts", (2, 4, 64), rules | parameters), whole)
+    assert torch.equal(read("expert", (4, 64), rules | parameters), whole[1])

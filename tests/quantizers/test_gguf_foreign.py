@@ -1,5 +1,7 @@
 """GGUF files of other makers: measured where they are the model's, refused in one line where not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 from helpers.gguf_files import rewrite  # noqa: E402
-from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable  # noqa: E402
+from qsweep.base.errors import AnotherModel, BackendUnavailable  # noqa: E402
 from qsweep.formats.artifact import from_content, to_content  # noqa: E402
 from qsweep.formats.container import container  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
@@ -144,7 +146,8 @@ def made(pocket, path, out):
     """The artifact of a file as the store would give it back."""
     out.mkdir()
     artifact = foreign_artifact(pocket, path, out)
-    return from_content(out, to_content(artifact))
+    assert artifact.origin == read_gguf(path).path
+    return replace(from_content(out, to_content(artifact)), origin=path)
 
 
 @pytest.mark.parametrize("make", [head_once_more, fused, in_parts], ids=lambda m: m.__name__)
@@ -308,7 +311,7 @@ def test_other_numbers_in_the_metadata_are_told(base, files, tmp_path):
 def test_another_model_is_refused_in_one_line(pocket, base, tiny_model, work, tmp_path):
     convert(tiny_model("qwen3"), tmp_path / "other.gguf", "bf16")
     (out := work / "refused").mkdir()
-    with pytest.raises(ArtifactCorrupt, match="no GGUF file of pocket: it is qwen3, and the model"):
+    with pytest.raises(AnotherModel, match="no GGUF file of pocket: it is qwen3, and the model"):
         foreign_artifact(pocket, tmp_path / "other.gguf", out)
     assert not list(out.iterdir())
 

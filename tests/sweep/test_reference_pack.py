@@ -170,6 +170,7 @@ print(float(found.arrays["token_kld"].double().abs().mean()), found.metrics["ppl
 """
 
 
+@pytest.mark.slow
 def test_other_processes_batches_and_threads_give_the_same_to_the_noise_floor(
     made, elsewhere, tmp_path
 ):

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
@@ -20,7 +20,9 @@ _WILDCARD = re.compile(r"[*?]|\[[^\]]+\]")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 # Beside the weights: which of the files in a checkpoint's directory say what their codes mean.
 _SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "chat_template*")
-_NO_MODELS = ("mmproj", "imatrix")
+# Of a model's other parts, such as the projector of its images; the name of a model that was quantized
+# by an importance matrix may say so in its middle.
+_NO_MODEL = re.compile(r"^(mmproj|imatrix)|[-_.]mmproj([-_.]|$)|[-_.]imatrix\.gguf$", re.IGNORECASE)
 
 
 def is_gguf(path: Path) -> bool:
@@ -66,8 +68,7 @@ def find_place(path: str | Path, where: str = "quant.path") -> Path:
         found = sorted(file.name for file in place.iterdir())
     if is_stored(place) or any(name.endswith(".safetensors") for name in found):
         return place
-    files = one_of_each_split([place / n for n in found if n.endswith(".gguf")])
-    files = [file for file in files if not file.name.startswith(_NO_MODELS)]
+    files = gguf_models([place / n for n in found if n.endswith(".gguf")])
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:3]) + (", …" if len(files) > 3 else "")
         raise ConfigError(
@@ -103,6 +104,12 @@ def find_places(pattern: str, where: str = "quant.path") -> list[Path]:
     return one_of_each_split(sorted(real.values()))
 
 
+def gguf_models(files: Iterable[Path]) -> list[Path]:
+    """Those of GGUF files that hold models, sorted; of a split file's parts the first that is there."""
+    models = [file for file in files if not _NO_MODEL.search(file.name)]
+    return one_of_each_split(sorted(models))
+
+
 def one_of_each_split(files: Sequence[Path]) -> list[Path]:
     """Files in their order, of those that are parts of one only the first."""
     kept: dict[str, Path] = {}
@@ -111,6 +118,12 @@ def one_of_each_split(files: Sequence[Path]) -> list[Path]:
         name = f"{part['stem']}-of-{part['count']}.gguf" if part else file.name
         kept.setdefault(str(file.with_name(name)), file)
     return list(kept.values())
+
+
+def split_of(file: Path) -> tuple[int, int] | None:
+    """The number of a part, from one, and how many there are, as its name says; None: no part."""
+    named = _PART.fullmatch(file.name)
+    return None if named is None else (int(named["number"]), int(named["count"]))
 
 
 def parts_of(file: Path) -> list[Path]:
@@ -130,8 +143,9 @@ def parts_of(file: Path) -> list[Path]:
     missing = [part.name for part in parts if not part.exists()]
     if missing or not parts:
         named_part = missing[0] if missing else file.name
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ArtifactCorrupt(
-            f"{file.parent / named_part}: missing, one of the {count} parts of {named['stem']}"
+            f"{file.parent / named_part}: missing, one of the {count} parts of {named['stem']}{more}"
         )
     return parts
 

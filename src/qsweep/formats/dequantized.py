@@ -6,9 +6,10 @@ store; everything after that (facts, reference, quantizers, converters) sees an 
 What it was made from is told in the entry's manifest, and from there in every record.
 """
 
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from qsweep.formats.hf import ShardWriter, companions, copy_companions
 from qsweep.formats.recognize import recognize
 from qsweep.formats.stored import StoredTensor
 from qsweep.formats.weights import LazyWeight, find_settings, settings_files, stored_headers
-from qsweep.models.facts import TensorHeader, read_config
+from qsweep.models.facts import read_config
 from qsweep.models.files import check_directory, saved_weight_files
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _dequantize(path: Path, container: Container, called: str, out: Path) -> dic
     artifact = Artifact(path, container.name, Size(0, 0, 0, 0, 0))
     state = container.dense_weights(artifact, path, "cpu")
     assert state is not None
-    dtype = _half(stored_headers(path))
+    dtype = _half((h.dtype, h.shape) for h in stored_headers(path).values())
     writer, error, total = ShardWriter(out), 0.0, 0.0
     for name, value in state.items():
         tensor: torch.Tensor = value[...]
@@ -163,7 +164,7 @@ def _dequantize(path: Path, container: Container, called: str, out: Path) -> dic
             rounded = tensor.to(dtype)
             if not bool(rounded.isfinite().all()) and bool(tensor.isfinite().all()):
                 raise ArtifactCorrupt(
-                    f"{path}: {name} has weights beyond {str(dtype).removeprefix('torch.')}, which "
+                    f"{path}: {name} has weights beyond {_name(dtype)}, which "
                     "its other tensors are in"
                 )
             error += float((rounded.to(torch.float32) - tensor).square().sum(dtype=torch.float64))
@@ -171,7 +172,7 @@ def _dequantize(path: Path, container: Container, called: str, out: Path) -> dic
             tensor = rounded
         writer.add(name, tensor)
     writer.close()
-    kind = str(dtype).removeprefix("torch.")
+    kind = _name(dtype)
     write_json(out / "config.json", _plain_config(read_config(path), kind))
     copy_companions(path, out)
     return {
@@ -187,26 +188,37 @@ def _dequantize_gguf(path: Path, called: str, out: Path) -> dict[str, Any]:
     from qsweep.formats.gguf.as_checkpoint import checkpoint_from_gguf
     from qsweep.formats.gguf.reader import read_gguf
 
-    notes = checkpoint_from_gguf(read_gguf(path), out)
-    for line in notes:
+    file = read_gguf(path)
+    kind = _name(_half((t.type.name, t.shape) for t in file.tensors.values()))
+    try:
+        made = checkpoint_from_gguf(file, out, kind)
+    except OverflowError:  # of float16: its unquantized tensors are, and others are of any size
+        kind = "bfloat16"
+        made = checkpoint_from_gguf(file, out, kind)
+    for line in made.notes:
         print(f"note: {path}: {line}", file=sys.stderr, flush=True)
     return {
         "dequantized_from": called,
         "source": str(path),
-        "dtype": "bfloat16",
-        "notes": notes,
+        "dtype": kind,
+        "notes": made.notes,
+        "rounding": made.rounding,
     }
 
 
-def _half(headers: Mapping[str, TensorHeader]) -> "torch.dtype":
-    """bfloat16, unless what is not quantized is mostly float16."""
+def _half(tensors: Iterable[tuple[str, Sequence[int]]]) -> "torch.dtype":
+    """bfloat16, unless what is not quantized is mostly float16; of tensors' types and shapes."""
     import torch
 
     counts = dict.fromkeys(("BF16", "F16"), 0)
-    for header in headers.values():
-        if header.dtype in counts and len(header.shape) > 1:
-            counts[header.dtype] += header.count
+    for kind, shape in tensors:
+        if kind in counts and len(shape) > 1:
+            counts[kind] += math.prod(shape)
     return torch.float16 if counts["F16"] > counts["BF16"] else torch.bfloat16
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import state_of
-from qsweep.base.keys import key_of
 from qsweep.base.names import check_label
 from qsweep.base.typed_json import JsonMismatch, parse
 from qsweep.evaluate.measurement import PROTOCOL_VERSION
@@ -263,8 +262,3 @@ def measured_windows(one: PackedMeasurement, tensors: "Mapping[str, Any]") -> "W
 def signed_identity(identity: Mapping[str, Any], pack: Pack) -> dict[str, Any]:
     """The identity of an entry that came from a pack: never that of one that was measured here."""
     return {**identity, **pack.identity}
-
-
-def name_in_store(pack: Pack) -> str:
-    """The key of a pack's own entry."""
-    return key_of(pack.identity)

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,26 @@ if TYPE_CHECKING:
 # Arrays longer than this are a vocabulary's.
 _LONG = 4096
 # What is told by the configuration, or is no weight of the text model.
-_NOT_LOADED = (".scale", ".input_scale", "rope_freqs.weight")
+_NOT_LOADED = (".input_scale", "rope_freqs.weight")
 _ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> list[str]:
+@dataclass(frozen=True)
+class Made:
+    """What became of a file.
+
+    Attributes:
+        notes: What the checkpoint does otherwise than the file as llama.cpp runs it, a line each:
+            how text is split into tokens, for the most part.
+        rounding: Of its matrices, the root mean square of what rounding to the checkpoint's dtype
+            changed, as a share of their own.
+    """
+
+    notes: list[str]
+    rounding: float
+
+
+def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> Made:
     """Write the model that a GGUF file holds as a checkpoint: config, safetensors, tokenizer.
 
     Args:
@@ -44,13 +60,10 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
         dtype: What the weights are rounded to: ``bfloat16`` or ``float16``, or ``float32``, which
             keeps what the file holds to the last bit.
 
-    Returns:
-        What the checkpoint does otherwise than the file as llama.cpp runs it, a line each: how text
-        is split into tokens, for the most part.
-
     Raises:
         ArtifactCorrupt: the file lacks a tensor, or has one of another shape.
         BackendUnavailable: the package ``gguf`` is not installed.
+        OverflowError: a weight is beyond ``dtype``.
         IncompatibleTrial: transformers does not know the architecture as a GGUF file, or the file
             says something that no configuration does.
     """
@@ -60,7 +73,7 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
     try:
         config = read_config_of(file)
         config.dtype = dtype
-        _write_weights(file, config, temporary, dtype)
+        rounding = _write_weights(file, config, temporary, dtype)
         config.save_pretrained(temporary)
         notes = write_tokenizer(file, temporary)
         if out.is_dir() and not any(out.iterdir()):
@@ -68,31 +81,37 @@ def checkpoint_from_gguf(file: GGUFFile, out: Path, dtype: str = "bfloat16") -> 
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return notes
+    return Made(notes, rounding)
 
 
 def read_config_of(file: GGUFFile) -> Any:
     """transformers' configuration of the model that a file holds. Raises like the above."""
     try:
         import gguf  # noqa: F401
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
     except ImportError as error:
         raise BackendUnavailable(
             f"a GGUF file as a model needs the package gguf: {INSTALL}"
         ) from error
 
+    # A file may state anything: what a configuration refuses is said, whoever refuses it.
+    refused = (
+        StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+        NotImplementedError,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         _write_header(file, Path(folder) / "header.gguf")
         try:
             config: Any = AutoConfig.from_pretrained(folder, gguf_file="header.gguf")
-        except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+            _name_class(config)
+            complete(config, file)
+        except refused as error:
             what = printable(file.architecture) or "no architecture"
             raise IncompatibleTrial(
                 f"{file.path}: transformers makes no model of a GGUF file of {what} "
                 f"({printable(in_one_line(error))}); give the checkpoint that it was made from"
             ) from error
-    _name_class(config)
-    complete(config, file)
     return config
 
 
@@ -131,7 +150,8 @@ def _name_class(config: Any) -> None:
         config.architectures = [found[0] if isinstance(found, tuple) else found]
 
 
-def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
+def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> float:
+    """Write all parameters; what rounding changed, as in :class:`Made`."""
     import torch
 
     from qsweep.models.architecture import empty_model
@@ -140,7 +160,7 @@ def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     tied = getattr(model, "_tied_weights_keys", None) or ()
     missing = set(wanted) - (set(tied) if config.tie_word_embeddings else set())
-    writer = ShardWriter(out)
+    writer, error, total = ShardWriter(out), 0.0, 0.0
     for name, tensor in _parameters(file, config, model):
         if name not in wanted or tuple(tensor.shape) != wanted[name]:
             raise ArtifactCorrupt(
@@ -148,13 +168,20 @@ def _write_weights(file: GGUFFile, config: Any, out: Path, dtype: str) -> None:
                 f"file describes {wanted.get(name)}"
             )
         missing.discard(name)
-        for part, weight in _as_saved(model, name, tensor.to(getattr(torch, dtype))):
+        rounded = tensor.to(getattr(torch, dtype))
+        if not bool(rounded.isfinite().all()) and bool(tensor.isfinite().all()):
+            raise OverflowError(f"{file.path}: {name} has weights beyond {dtype}")
+        if tensor.ndim > 1:
+            error += float((rounded.float() - tensor).square().sum(dtype=torch.float64))
+            total += float(tensor.square().sum(dtype=torch.float64))
+        for part, weight in _as_saved(model, name, rounded):
             writer.add(part, weight.contiguous())
     if missing:
         raise ArtifactCorrupt(
             f"{file.path}: has nothing for {min(missing)}, which the model that it describes needs"
         )
     writer.close()
+    return (error / total) ** 0.5 if total else 0.0
 
 
 def _parameters(
@@ -169,8 +196,9 @@ def _parameters(
     places = _places(file, model, processor)
     collected: dict[str, Any] = {"tensors": {}}
     done = set()
+    factors = {factor_of(file, name) for name in file.tensors}
     for name in file.tensors:
-        if name.endswith(_NOT_LOADED) or name in _ROPE_FACTORS:
+        if name.endswith(_NOT_LOADED) or name in _ROPE_FACTORS or name in factors:
             continue
         weights = _dense(file, name).numpy()
         with contextlib.suppress(KeyError):

@@ -180,7 +180,7 @@ def weight_of(name: str, layout: Layout, file: GGUFFile, shape: tuple[int, ...])
     def read(tensor: str, index: int | None) -> torch.Tensor:
         stacked = len(file.tensors[tensor].shape) > len(shape)
         dense = dequantize(file, tensor, torch.float32, index if stacked else None)
-        factor = factor_of(file, tensor)
+        factor = factor_of(file, tensor, layout)
         if factor is None:
             return dense
         factors = dequantize(file, factor, torch.float32).flatten()

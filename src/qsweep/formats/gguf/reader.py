@@ -5,26 +5,22 @@ when it is asked for. llama.cpp's ``gguf-split`` cuts a file into parts ``NAME-0
 of which the first has all the metadata; any of them stands for the whole.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.formats.artifact_files import gguf_models, parts_of, split_of
 from qsweep.formats.gguf.header import GGUFTensor, Header, printable, read_header
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GGUFFile", "GGUFTensor", "find_file", "part_files", "read_gguf"]
+__all__ = ["GGUFFile", "GGUFTensor", "find_file", "read_gguf"]
 
 MODEL_FILE = "model.gguf"
-# llama_split_path in llama.cpp's src/llama.cpp.
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
-# Of a model's other parts, such as the projector of its images.
-_NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,6 @@ def read_gguf(path: Path) -> GGUFFile:
     return _joined(paths, headers)
 
 
-def part_files(path: Path) -> list[Path]:
-    """The files that ``path`` stands for: itself, or all parts of the file that it is a part of.
-
-    Raises:
-        ArtifactCorrupt: as :func:`read_gguf`.
-    """
-    return list(read_gguf(path).parts)
-
-
 def find_file(path: Path) -> Path:
     """The GGUF model at ``path``, a file or a directory: the file, or the first of its parts.
 
@@ -99,32 +86,23 @@ def find_file(path: Path) -> Path:
         return path
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
-    found = sorted(file for file in path.glob("*.gguf") if not _NO_MODEL.search(file.name))
-    names = {m["stem"] if (m := _PART.fullmatch(file.name)) else file.name for file in found}
+    found = gguf_models(path.glob("*.gguf"))
     if not found:
         raise ConfigError(f"{path}: no GGUF file of a model in it")
-    if len(names) > 1:
+    if len(found) > 1:
         listed = ", ".join(file.name for file in found[:4]) + (", …" if len(found) > 4 else "")
-        raise ConfigError(f"{path}: {len(names)} GGUF models in it; name one file ({listed})")
+        raise ConfigError(f"{path}: {len(found)} GGUF models in it; name one file ({listed})")
     return found[0]
 
 
 def _sister_files(path: Path, count: int) -> list[Path]:
-    named = _PART.fullmatch(path.name)
-    if named is None or int(named["count"]) != count or not 1 <= int(named["number"]) <= count:
+    number, named = split_of(path) or (0, 0)
+    if named != count or not 1 <= number <= count:
         raise ArtifactCorrupt(
             f"{path}: says that it is one of {count} parts, which are found by their names: call "
             f"it NAME-00001-of-{count:05}.gguf, by its number"
         )
-    paths = [
-        path.with_name(f"{named['stem']}-{number:05}-of-{count:05}.gguf")
-        for number in range(1, count + 1)
-    ]
-    missing = [part.name for part in paths if not part.exists()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ArtifactCorrupt(f"{path}: of its {count} parts {missing[0]}{more} is missing")
-    return paths
+    return parts_of(path)
 
 
 def _joined(paths: list[Path], headers: list[Header]) -> GGUFFile:

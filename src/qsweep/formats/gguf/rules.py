@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qsweep.formats.gguf.blocks import Block, gather
@@ -51,6 +52,11 @@ class Layout:
 
     rules: Mapping[str, Rule]
     orders: "Mapping[str, torch.Tensor]"
+
+    @cached_property
+    def places(self) -> frozenset[str]:
+        """Names of all the file's tensors that a rule leads to."""
+        return frozenset(name for rule in self.rules.values() for name in rule.tensors)
 
     def weight(
         self, name: str, read: "Callable[[str, int | None], torch.Tensor]"

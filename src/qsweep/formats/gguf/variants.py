@@ -28,6 +28,8 @@ _FUSED = ("attn_q", "attn_k", "attn_v")
 _EXPERTS = {"ffn_gate_exps": 0, "ffn_up_exps": 1}
 # Names that converters wrote before, or write of some models: each of a pair stands for the other.
 _OTHER_NAMES = (("post_attention_norm", "ffn_norm"), ("ssm_ba", "ssm_beta_alpha"))
+# Types of weights that converters write a factor beside: NVFP4, and BitNet's before it was in them.
+_WITH_FACTOR = ("NVFP4", "TQ1_0", "TQ2_0")
 # Parts that llama.cpp runs without: layers that predict further tokens, towers for images and sounds.
 _OPTIONAL = re.compile(r"(^|\.)nextn\.|^(v|mm|a)\.|^mtp\.")
 
@@ -89,23 +91,40 @@ def is_extra(name: str, fitted: Fitted) -> bool:
     known = isinstance(layers, int) and isinstance(further, int)
     if found is not None and known and int(found["layer"]) >= layers - further:
         return True
-    if re.search(r"^rope_|\.(scale|input_scale)$", name) or _OPTIONAL.search(name):
+    if name.endswith(".scale"):
+        return factor_of(fitted.file, f"{name.removesuffix('.scale')}.weight") == name
+    if re.search(r"^rope_|\.input_scale$", name) or _OPTIONAL.search(name):
         return True
     return found is not None and found["part"] in ("attn_qkv", "ffn_gate_up_exps")
 
 
-def factor_of(file: GGUFFile, name: str) -> str | None:
+def factor_of(file: GGUFFile, name: str, layout: Layout | None = None) -> str | None:
     """The tensor that all of another one's numbers are multiplied by, as NVFP4's are; None: none.
 
     It has one number, or one for each matrix of a stack. The output of the layer is what llama.cpp
-    multiplies, which is the same (``build_lora_mm`` in ``llama-graph.cpp``).
+    multiplies, which is the same (``build_lora_mm`` in ``llama-graph.cpp``). Parameters of a model
+    are called so too, and are no factors: those of Gemma 4's router and of each of its experts, and
+    Talkie's (``conversion/gemma.py`` and ``conversion/talkie.py`` in llama.cpp).
+
+    Args:
+        file: The file.
+        name: The tensor that may have a factor.
+        layout: Where a checkpoint lies in the file: what it leads to is a parameter.
     """
     factor = name.removesuffix(".weight") + ".scale"
-    return factor if name.endswith(".weight") and factor in file.tensors else None
+    if not name.endswith(".weight") or name not in file.tensors or factor not in file.tensors:
+        return None
+    tensor, numbers = file.tensors[name], file.tensors[factor].weights
+    if tensor.type.name not in _WITH_FACTOR:
+        return None
+    if layout is not None and factor in layout.places:
+        return None
+    return factor if numbers in (1, tensor.shape[0] if len(tensor.shape) > 2 else 1) else None
 
 
 class _Fitter:
     def __init__(self, layout: Layout, checkpoint: "Checkpoint", file: GGUFFile):
+        self.layout = layout
         self.checkpoint = checkpoint
         self.file = file
         self.tensors: dict[str, GGUFTensor] = dict(file.tensors)
@@ -247,7 +266,7 @@ class _Fitter:
         return Rule(parts[0], shape=self.checkpoint.infos[name].shape, blocks=tuple(blocks))
 
     def _take_factor(self, fused: str, name: str) -> None:
-        factor = factor_of(self.file, fused)
+        factor = factor_of(self.file, fused, self.layout)
         if factor is not None and math.prod(self.tensors[factor].shape) == 1:
             own = name.removesuffix(".weight") + ".scale"
             self.tensors[own] = replace(self.tensors[factor], name=own)
