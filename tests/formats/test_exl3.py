@@ -48,7 +48,7 @@ def save(source, out, bits, codebook=None):
             },
         }
     settings = {
-        "quant_method": "exl3", "format": "exl3", "bits": bits, "head_bits": 16,
+        "quant_method": "exl3", "format": "exl3", "bits": bits,
         "tensor_storage": storage,
     }  # fmt: skip
     return write_checkpoint(source, out, tensors, settings)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate.packs.header import open_pack
 from qsweep.sweep.config import trial_config
+from qsweep.sweep.packed import packed_artifact, require_same_tokenizer
 from qsweep.sweep.packing import cut_to_tokens
 from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.recording import finished_record
@@ -224,7 +226,6 @@ def test_another_tokenizer_is_refused_before_anything_is_measured(made, elsewher
     for number, (change, words) in enumerate(
         (
             (_swap_two_pieces, "not the same ones under the same ids"),
-            (_add_a_piece, "4097 pieces instead of 4096"),
             (_swap_two_merges, "other merges"),
         )
     ):
@@ -240,6 +241,41 @@ def test_another_tokenizer_is_refused_before_anything_is_measured(made, elsewher
         assert str(other) in str(caught.value) and "\n" not in str(caught.value)
         trial = packed_trial(pack, other, store)
         assert finished_record(make_plan(trial, find_setting(trial, pack, store)), store) is None
+
+
+def test_added_tokens_refuse_what_is_quantized_alone(made, elsewhere, tmp_path):
+    pack = open_pack(made[0])
+    other = shutil.copytree(elsewhere[0], tmp_path / "other")
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text())
+    _add_a_piece(content)
+    file.write_text(json.dumps(content))
+    base = packed_artifact(pack, other)
+    require_same_tokenizer(pack, replace(base, format="hf"))
+    with pytest.raises(ConfigError, match="4097 pieces instead of 4096"):
+        require_same_tokenizer(pack, replace(base, format="gptq"))
+    # A word of the model's own that is another by now is no addition.
+    _swap_two_pieces(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="not the same ones under the same ids"):
+        require_same_tokenizer(pack, replace(base, format="hf"))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line(made, elsewhere, tmp_path):
+    pack = open_pack(made[0])
+    other, proof = shutil.copytree(elsewhere[0], tmp_path / "other"), tmp_path / "proof"
+    artifact = replace(packed_artifact(pack, other), format="gptq")
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="other: its tokenizer cannot be read") as caught:
+        require_same_tokenizer(pack, artifact)
+    assert "\n" not in str(caught.value)
+    # Nor is a class of its own ever run.
+    (other / "own.py").write_text(f"open({str(proof)!r}, 'w')")
+    stated = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (other / "tokenizer_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ConfigError, match="other: its tokenizer cannot be read") as caught:
+        require_same_tokenizer(pack, artifact)
+    assert "\n" not in str(caught.value) and not proof.exists()
 
 
 def _swap_two_pieces(content):
