@@ -61,8 +61,8 @@ def checkpoint_belonging(
     differing = compared["differing"]
     # Of the few tensors that a reference pack holds nothing follows for the others.
     lines = [] if is_partial(base) else content_notes(compared, container, method)
-    # Said apart as well: a table of tensors tells it with numbers.
-    own = {"notes": lines, "of_tensors": list(lines)}
+    # Said apart as well: of codes, a table of tensors tells it with numbers.
+    own = {"notes": lines, "of_tensors": [] if container == "hf" else list(lines)}
     return {**compared, "differing": differing[:_LISTED], **own}
 
 
