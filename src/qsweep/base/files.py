@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.locks import try_lock
@@ -115,22 +115,22 @@ def verify(path: Path, stamp: FileStamp, *, full: bool) -> None:
         raise ArtifactCorrupt(f"{path!r}: {error}") from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary sibling, fsync, rename.
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A new file in binary, which is at ``path`` once all of it is on disk.
 
-    The sibling is locked as long as its writer lives, so that others can tell what was left behind
-    (:mod:`qsweep.base.cleanup`).
+    It is a temporary sibling until then, locked as long as its writer lives, so that others can tell
+    what was left behind (:mod:`qsweep.base.cleanup`); it is gone where the writing fails.
 
     Raises:
         OSError: names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 try_lock(file.fileno())
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
@@ -140,6 +140,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically (:func:`open_atomic`); its folder is made. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomic(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

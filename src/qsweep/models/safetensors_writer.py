@@ -8,15 +8,13 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.cleanup import is_in_use
-from qsweep.base.files import open_regular
-from qsweep.base.locks import try_lock
+from qsweep.base.files import open_atomic, open_regular
 from qsweep.models.safetensors_header import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -104,27 +102,14 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                try_lock(file.fileno())
-            digest = hashlib.sha256(head)
-            file.write(head)
-            for name, tensor in tensors.items():
-                _write_tensor(name, tensor, file, digest)
-            if seal is not None:
-                file.seek(head.index(_mark(seal, UNSEALED)))
-                file.write(_mark(seal, digest.hexdigest()))
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-    except OSError as error:
-        # Only opening says which file it was, and that is the temporary one.
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with open_atomic(path) as file:
+        digest = hashlib.sha256(head)
+        file.write(head)
+        for name, tensor in tensors.items():
+            _write_tensor(name, tensor, file, digest)
+        if seal is not None:
+            file.seek(head.index(_mark(seal, UNSEALED)))
+            file.write(_mark(seal, digest.hexdigest()))
     return digest.hexdigest()
 
 
