@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsweep.text.tokenizer_files import joined_merges
+
 _SPECIAL = ("bos", "eos", "unk", "pad")
 _VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
@@ -99,15 +101,12 @@ def chat_template_hash(tokenizer: Any) -> str | None:
     return _hash([text])
 
 
-def _merges(tokenizer: Any) -> list[str] | None:
-    # Only the library's own JSON has them, as pairs or, from older versions, with a space between.
+def _merges(tokenizer: Any) -> tuple[str, ...] | None:
+    # Only the library's own JSON has them.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    merges = json.loads(backend.to_str())["model"].get("merges")
-    if merges is None:
-        return None
-    return [one if isinstance(one, str) else " ".join(one) for one in merges]
+    return joined_merges(json.loads(backend.to_str())["model"].get("merges"))
 
 
 def _hash(lines: Iterable[str]) -> str:

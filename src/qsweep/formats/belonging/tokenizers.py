@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.files import state_of
 from qsweep.formats.belonging.difference import Difference
 from qsweep.models.config import read_config, read_json, text_config
+from qsweep.text.tokenizer_files import chat_template, joined_merges
 
 _FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt"),
@@ -91,7 +92,7 @@ def _read_vocabulary(path: Path, _state: Any) -> Vocabulary | None:
     bos = _ids(config.get("bos_token_id")) or _ids(pieces.get(_text(named.get("bos_token"))))
     eos = _ids(config.get("eos_token_id")) or _ids(pieces.get(_text(named.get("eos_token"))))
     return Vocabulary(
-        pieces, merges, min(bos, default=None), frozenset(eos), _chat_template(path, settings)
+        pieces, merges, min(bos, default=None), frozenset(eos), chat_template(path, settings)
     )
 
 
@@ -105,7 +106,7 @@ def _of_json(path: Path) -> tuple[dict[str, int], tuple[str, ...] | None]:
     pieces = {str(piece): int(number) for piece, number in vocabulary.items()}
     for token in content.get("added_tokens") or ():
         pieces[token["content"]] = int(token["id"])
-    return pieces, _joined(model.get("merges"))
+    return pieces, joined_merges(model.get("merges"))
 
 
 def _of_library(path: Path) -> tuple[dict[str, int], tuple[str, ...] | None] | None:
@@ -118,16 +119,9 @@ def _of_library(path: Path) -> tuple[dict[str, int], tuple[str, ...] | None] | N
         pieces = {str(piece): int(number) for piece, number in tokenizer.get_vocab().items()}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         model = json.loads(backend.to_str())["model"] if backend is not None else {}
-        return pieces, _joined(model.get("merges"))
+        return pieces, joined_merges(model.get("merges"))
     except Exception:  # of the tokenizers library, whose errors have no kind
         return None
-
-
-def _joined(merges: Iterable[Any] | None) -> tuple[str, ...] | None:
-    # Pairs since tokenizers 0.20, and texts with a space between before.
-    if merges is None:
-        return None
-    return tuple(one if isinstance(one, str) else " ".join(one) for one in merges)
 
 
 def _pieces(own: Mapping[str, int], base: Mapping[str, int]) -> str | None:
@@ -156,17 +150,6 @@ def _merges(own: tuple[str, ...] | None, base: tuple[str, ...] | None) -> str | 
     at = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(own), len(base)))
     words = [_quoted(where[at] if at < len(where) else None) for where in (own, base)]
     return f"the same pieces, but merge {at} is {words[0]} instead of {words[1]}"
-
-
-def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        with (path / "chat_template.jinja").open(encoding="utf-8", errors="replace") as file:
-            return file.read(1 << 20)
-    found = settings.get("chat_template") or _json(path / "chat_template.json").get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
 
 
 def _json(file: Path) -> dict[str, Any]:

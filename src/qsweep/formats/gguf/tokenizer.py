@@ -16,6 +16,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.formats.gguf.header import printable
 from qsweep.formats.gguf.reader import GGUFFile
 from qsweep.models.config import read_config, read_json, text_config
+from qsweep.text.tokenizer_files import chat_template
 
 _UNUSED = 5  # LLAMA_TOKEN_TYPE_UNUSED
 # What converters fill the vocabulary up with.
@@ -93,7 +94,7 @@ def read_tokenizer(source: Path) -> ModelTokenizer:
         bos=frozenset(_special("bos", settings, ids)),
         eos=frozenset(_special("eos", settings, ids)),
         adds_bos=stated if isinstance(stated, bool) else adds_bos,
-        chat_template=_chat_template(source, settings),
+        chat_template=chat_template(source, settings),
         settings=settings,
     )
 
@@ -159,17 +160,6 @@ def _begins_with_special(content: Mapping[str, Any]) -> bool | None:
         if step.get("type") == "TemplateProcessing" and step.get("single"):
             return "SpecialToken" in step["single"][0]
     return None
-
-
-def _chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:
-    file = source / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, Mapping)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
 
 
 def _types(file: GGUFFile, count: int) -> list[int]:
