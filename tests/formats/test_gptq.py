@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.packed import gptqmodel, make_grid, packed_checkpoint
+from helpers.packed import gptqmodel, make_grid, packed_checkpoint, torch_linear
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dense import load_dense
@@ -25,23 +25,11 @@ def settings(bits, layout="gptq", **more):
 def theirs(grid, bits, layout, pack_dtype=torch.int32, dtype=torch.float16):
     """The layer as GPTQModel packs it in a layout, and the weights that its kernel makes of it."""
     gptqmodel()
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.quantization import FORMAT
     from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
 
     outputs, inputs = grid.codes.shape
-    module = TorchLinear(
-        bits=bits,
-        group_size=inputs // grid.scales.shape[1],
-        sym=False,
-        desc_act=grid.g_idx is not None,
-        in_features=inputs,
-        out_features=outputs,
-        bias=False,
-        pack_dtype=pack_dtype,
-        register_buffers=True,
-        format=FORMAT(layout),
-    )
+    module = torch_linear(grid, bits, pack_dtype, format=FORMAT(layout))
     linear = torch.nn.Linear(inputs, outputs, bias=False)
     linear.weight.data = grid.dense(torch.float32)
     g_idx = grid.g_idx
@@ -49,7 +37,6 @@ def theirs(grid, bits, layout, pack_dtype=torch.int32, dtype=torch.float16):
         g_idx = torch.arange(inputs) // (inputs // grid.scales.shape[1])
     module.pack_original(linear, grid.scales.float(), grid.zeros.float(), g_idx.int())
     module.scales = module.scales.to(dtype)
-    module.optimized = True  # or it compiles what a test runs once
     module.post_init()
     dense = module.dequantize_weight().T.clone()
     if layout == "gptq":

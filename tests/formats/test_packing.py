@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.packed import make_grid
+from helpers.packed import torch_linear as new_torch_linear
 from qsweep.formats.awq import pack_awq, unpack_awq
 from qsweep.formats.gptq import pack_gptq, unpack_gptq
 from qsweep.formats.packing import ALL_BITS, BITS, pack, unpack
@@ -79,23 +80,10 @@ def gptqmodel():
 
 
 def torch_linear(grid, packed, bits, version):
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
-    outputs, inputs = grid.codes.shape
-    module = TorchLinear(
-        bits=bits,
-        group_size=inputs // grid.scales.shape[1],
-        sym=False,
-        desc_act=grid.g_idx is not None,
-        in_features=inputs,
-        out_features=outputs,
-        bias=False,
-        pack_dtype=torch.int32,
-        register_buffers=True,
-    )
+    module = new_torch_linear(grid, bits)
     module.load_state_dict(packed)
-    module.optimized = True  # or it compiles what a test runs once
     if version == 1:
         convert_gptq_v1_to_v2_format_module(module, bits, torch.int32)
     module.post_init()

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.quantized import by_transformers, change, dense, logits
+from helpers.quantized import by_transformers, change, dense, logits, refused
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.recognize import recognize
 
@@ -107,9 +107,7 @@ def test_what_a_header_says_is_checked(tiny_model, tmp_path, edit, said):
     source, path = tiny_model("llama"), tmp_path / "int8"
     by_transformers(source, path, settings("int8"))
     restate(path, edit)
-    with pytest.raises(ArtifactCorrupt, match=said) as caught:
-        dense(path, source)
-    assert "\n" not in str(caught.value)
+    refused(path, source, said)
 
 
 def test_damage_is_one_line(tiny_model, tmp_path):

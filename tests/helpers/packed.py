@@ -32,6 +32,27 @@ def gptqmodel():
     return pytest.importorskip("gptqmodel")
 
 
+def torch_linear(grid, bits, pack_dtype=torch.int32, **options):
+    """GPTQModel's portable layer of a grid's shape, with no weights yet; it compiles nothing."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    outputs, inputs = grid.codes.shape
+    module = TorchLinear(
+        bits=bits,
+        group_size=inputs // grid.scales.shape[1],
+        sym=False,
+        desc_act=grid.g_idx is not None,
+        in_features=inputs,
+        out_features=outputs,
+        bias=False,
+        pack_dtype=pack_dtype,
+        register_buffers=True,
+        **options,
+    )
+    module.optimized = True  # or it compiles what a test runs once
+    return module
+
+
 def packed_checkpoint(source, out, layers, settings, *, file="model.safetensors", beside=None):
     """Write a model of which some layers are packed.
 

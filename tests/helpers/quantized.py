@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dense import load_dense
 from qsweep.formats.recognize import recognize
@@ -24,6 +26,13 @@ def read_existing(path):
     """The artifact that a checkpoint's directory is."""
     found = recognize(path)
     return Artifact(path, found.name, found.size(path), details=found.details(path))
+
+
+def refused(path, source, said):
+    """Check that a damaged checkpoint is told in one line that says so."""
+    with pytest.raises(ArtifactCorrupt, match=said) as caught:
+        dense(path, source)
+    assert "\n" not in str(caught.value)
 
 
 def dense(path, source, dtype=torch.float32):
