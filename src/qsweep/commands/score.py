@@ -51,24 +51,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"against {reference.model}, ppl {measured.metrics['ppl']:.4g} on {measured.corpus} "
             f"({measured.preset})"
         )
-    if budget is not None and (reference is None or reference.artifact is None):
-        print("what fits the budget is not told: the reference was not measured")
-    elif budget is not None and reference is not None and reference.artifact is not None:
-        source = Path(str(reference.artifact.path))
-        print("\n".join(_what_fits(scored, source, budget, options.context, options.kv_cache)))
+    if budget is not None:
+        fitting = _what_fits(scored, reference, budget, options.context, options.kv_cache)
+        print("\n".join(fitting))
     print(f"results in {sweep.directory}")
     return sweep.exit_code
 
 
 def _what_fits(
-    scored: "Sequence[Record]", model: Path, budget: int, context: int, kv_cache: str
+    scored: "Sequence[Record]",
+    reference: "Record | None",
+    budget: int,
+    context: int,
+    kv_cache: str,
 ) -> list[str]:
     from qsweep.evaluate.serving_memory import serving_config
     from qsweep.results.budget import HEADINGS, budget_answer, rows_of
     from qsweep.results.scores import aligned
 
-    rows = rows_of(scored)
-    answer = budget_answer(rows, serving_config(model), budget, context, kv_cache)
+    if reference is None or reference.artifact is None:
+        return ["what fits the budget is not told: the reference was not measured"]
+    config = serving_config(Path(str(reference.artifact.path)))
+    answer = budget_answer(rows_of(scored), config, budget, context, kv_cache)
     left = {0, len(HEADINGS) - 2, len(HEADINGS) - 1}
     return ["", *aligned([list(HEADINGS), *answer.lines], left), answer.sentence]
 
