@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import sweeps
 from helpers.planned import planned  # noqa: F401
 from helpers.trackers import empty_database, outputs  # noqa: F401
 
@@ -200,6 +201,13 @@ def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pocket_dir / name, path / name)
     return path
+
+
+@pytest.fixture(scope="module")
+def warm_jobs():
+    """What a module's sweeps in this process fork their jobs from is started once."""
+    with sweeps.warm_jobs():
+        yield
 
 
 @pytest.fixture(scope="session")
