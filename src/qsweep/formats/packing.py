@@ -19,7 +19,7 @@ ALL_BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantizedMatrix:
     """A quantized matrix before packing or after unpacking.
 
     Attributes:

@@ -15,7 +15,7 @@ from qsweep.text.calibration import CalibrationTokens
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.packing import Grid
+    from qsweep.formats.packing import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class RTN(GroupedOptions):
                         continue
                     weight = tensor.to(model.device, torch.float32)
                     weight = weight.T if transposed else weight
-                    grid = round_to_grid(weight, self.bits, self.group_size, self.symmetric)
-                    for part, packed in self.container.pack(grid, settings).items():
+                    matrix = round_to_grid(weight, self.bits, self.group_size, self.symmetric)
+                    for part, packed in self.container.pack(matrix, settings).items():
                         writer.add(f"{layer}.{part}", packed)
                     done += 1
                     progress("round", done / len(linears))
@@ -82,7 +82,9 @@ class RTN(GroupedOptions):
         )
 
 
-def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool) -> "Grid":
+def round_to_grid(
+    weight: "torch.Tensor", bits: int, group_size: int, sym: bool
+) -> "QuantizedMatrix":
     """The nearest codes for a matrix, each group on a uniform grid that spans its values and 0.
 
     The grids are GPTQ's own (Frantar et al. 2022, section 4), so that beside GPTQ only the rounding
@@ -96,14 +98,14 @@ def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool)
     """
     import torch
 
-    from qsweep.formats.packing import Grid
+    from qsweep.formats.packing import QuantizedMatrix
     from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
 
     scheme = Scheme(bits, sym)
     grouped = weight.reshape(len(weight), -1, weight.shape[1] if group_size == -1 else group_size)
     scales, zeros = find_grid(grouped, scheme)
     codes = encode(grouped, scales[..., None], zeros[..., None], scheme.top)
-    return Grid(codes.to(torch.uint8).view_as(weight), zeros.to(torch.uint8), scales)
+    return QuantizedMatrix(codes.to(torch.uint8).view_as(weight), zeros.to(torch.uint8), scales)
 
 
 def _settings(bits: int, group_size: int, sym: bool) -> dict[str, Any]:

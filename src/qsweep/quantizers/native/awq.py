@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
 from qsweep.quantizers.native.stats import InputStats, output_loss, quick_output_loss
 
@@ -70,7 +70,7 @@ def search_scales(
 
 def quantize(
     weight: torch.Tensor, gram: torch.Tensor, scheme: Scheme, group_size: int, *, clip: bool
-) -> tuple[Grid, torch.Tensor]:
+) -> tuple[QuantizedMatrix, torch.Tensor]:
     """Round to nearest, after clipping each group where its own inputs' Gram matrix says it pays.
 
     Args:
@@ -81,7 +81,7 @@ def quantize(
         clip: Whether ranges may shrink.
 
     Returns:
-        The grid, and the loss of each row, float32 [rows].
+        The matrix, and the loss of each row, float32 [rows].
     """
     rows, channels = weight.shape
     grouped = weight.view(rows, -1, group_size)
@@ -89,8 +89,10 @@ def quantize(
     if clip:
         scale, zero = _clip(grouped, gram, scheme, scale, zero)
     codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
-    grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
-    return grid, output_loss(grid.dense(torch.float32) - weight, gram)
+    matrix = QuantizedMatrix(
+        codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale
+    )
+    return matrix, output_loss(matrix.dense(torch.float32) - weight, gram)
 
 
 def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from qsweep.base.errors import TrialFailed
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native.rounding import Scheme, find_grid
 
 # Columns that are updated together after their errors are known, outer and inner.
@@ -142,7 +142,7 @@ def _order(
 
 def solve(
     weights: Sequence[torch.Tensor], factors: Sequence[Factor], settings: Sequence[Settings]
-) -> list[tuple[Grid, torch.Tensor]]:
+) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
     """Quantize one matrix, or matrices of one shape side by side.
 
     Args:
@@ -151,7 +151,7 @@ def solve(
         settings: The settings of each.
 
     Returns:
-        For each configuration the grid, and the loss of each row, float32 [rows].
+        For each configuration the matrix, and the loss of each row, float32 [rows].
 
     What a configuration gets does not depend on its neighbours: only elementwise operations run
     over all of them, sums and matrix products are made for each by itself.
@@ -248,7 +248,7 @@ def _restore(
     zeros: list[torch.Tensor],
     factor: Factor,
     settings: Settings,
-) -> Grid:
+) -> QuantizedMatrix:
     # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
     scale, zero, g_idx = torch.stack(scales, 1), torch.stack(zeros, 1), None
     if factor.order is not None:
@@ -261,4 +261,4 @@ def _restore(
             scale, zero = scale[:, back], zero[:, back]
         elif scale.shape[1] > 1:
             g_idx = place // settings.group_size
-    return Grid(codes.T.contiguous(), zero.contiguous(), scale.contiguous(), g_idx)
+    return QuantizedMatrix(codes.T.contiguous(), zero.contiguous(), scale.contiguous(), g_idx)

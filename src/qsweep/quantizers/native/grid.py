@@ -14,7 +14,7 @@ from torch import nn
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.base.progress import Progress
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native.fold import Fold, find_folds
@@ -39,7 +39,7 @@ from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
-_Grids = dict[str, Grid]
+_Matrices = dict[str, QuantizedMatrix]
 
 
 # Gradients are off throughout: one configuration's walk goes on where another's has just left off.
@@ -178,7 +178,7 @@ class _CalibrationText:
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
             jobs = every[number::rounds]
-            walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [
+            walks: list[Callable[[Callable[[_Asked], _Matrices]], list[Chunk]]] = [
                 partial(_walk, index, layer, self._own[job], plain if job.compares else None)
                 if job.sequential
                 else partial(_ask_only, layer, shared)
@@ -206,7 +206,7 @@ class _CalibrationText:
         return self._folds[key]
 
 
-def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Grids]:
+def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Matrices]:
     with _timed(jobs):
         return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
 
@@ -216,15 +216,15 @@ def _walk(
     layer: Layer,
     chunks: list[Chunk],
     plain: StageInputs | None,
-    ask: Callable[[_Asked], _Grids],
+    ask: Callable[[_Asked], _Matrices],
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
     modules = dict(module.named_modules())
 
     def quantize(stage: Stage, stats: InputStats) -> None:
-        for name, grid in ask((stage, stats)).items():
-            set_weight(modules[name], grid.dense(torch.float32))
+        for name, matrix in ask((stage, stats)).items():
+            set_weight(modules[name], matrix.dense(torch.float32))
 
     return advance(
         module,
@@ -240,7 +240,7 @@ def _walk(
 
 
 def _ask_only(
-    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Grids]
+    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Matrices]
 ) -> list[Chunk]:
     # Who shares the unquantized model's statistics is solved along with those who walk.
     for stage, stats in zip(layer.stages, shared, strict=True):

@@ -16,7 +16,7 @@ from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.gptq import format_of
 from qsweep.formats.packed import PackedContainer
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
@@ -78,9 +78,9 @@ class _Job:
         size: int = self._options["group_size"]
         return channels if size == -1 else size
 
-    def _add(self, name: str, grid: Grid, losses: torch.Tensor) -> None:
+    def _add(self, name: str, matrix: QuantizedMatrix, losses: torch.Tensor) -> None:
         """Take a finished linear layer in; ``losses`` [rows]."""
-        self._checkpoint.add_linear(name, grid)
+        self._checkpoint.add_linear(name, matrix)
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = total = float(losses.sum())
         if not math.isfinite(total):
@@ -117,16 +117,16 @@ class GPTQJob(_Job):
             gptaq_alpha=options["gptaq_alpha"],
         )
 
-    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
+    def keep(self, name: str, matrix: QuantizedMatrix, losses: torch.Tensor, damp: float) -> None:
         """Take a finished linear layer in.
 
         Args:
             name: Its name in the model.
-            grid: What it became.
+            matrix: What it became.
             losses: float32 [rows].
             damp: The share of the mean diagonal that was added in the end.
         """
-        self._add(name, grid, losses)
+        self._add(name, matrix, losses)
         if damp != self._options["damp_percent"]:
             self._damping[name] = damp
 
@@ -136,7 +136,7 @@ class GPTQJob(_Job):
 
 def solve_stage(
     jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
-) -> list[dict[str, Grid]]:
+) -> list[dict[str, QuantizedMatrix]]:
     """Quantize the linear layers of one stage for every job that can hold them.
 
     Args:
@@ -146,7 +146,7 @@ def solve_stage(
         stats: What each job's inputs are; several may share the same object.
 
     Returns:
-        For each job the grids, by the linear layers' names inside the decoder layer.
+        For each job the matrices, by the linear layers' names inside the decoder layer.
     """
     modules = dict(layer.module.named_modules())
     weights = {name: weight_of(modules[name]) for name in stage.linears}
@@ -155,13 +155,13 @@ def solve_stage(
         names = tuple(name for name in stage.linears if job.fits(weights[name]))
         if names:
             alike.setdefault(names, []).append(number)
-    results: list[dict[str, Grid]] = [{} for _ in jobs]
+    results: list[dict[str, QuantizedMatrix]] = [{} for _ in jobs]
     for names, numbers in alike.items():
         part = {name: weights[name] for name in names}
         chosen = [jobs[number] for number in numbers]
         solved = _solve(chosen, layer, part, stage.channels, [stats[n] for n in numbers])
-        for number, grids in zip(numbers, solved, strict=True):
-            results[number] = grids
+        for number, matrices in zip(numbers, solved, strict=True):
+            results[number] = matrices
     return results
 
 
@@ -171,7 +171,7 @@ def _solve(
     linears: Mapping[str, torch.Tensor],
     channels: int,
     stats: Sequence[InputStats],
-) -> list[dict[str, Grid]]:
+) -> list[dict[str, QuantizedMatrix]]:
     # Layers that share an input are one matrix to GPTQ: rows do not know of each other.
     weights = list(linears.values())
     joined = torch.cat(weights)
@@ -193,15 +193,17 @@ def _solve(
         )
     solved = gptq.solve(targets, chosen, settings)
     results = []
-    for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
-        grids, start = {}, 0
+    for job, factor, (matrix, losses) in zip(jobs, chosen, solved, strict=True):
+        matrices, start = {}, 0
         for name, weight in linears.items():
             rows = slice(start, start + len(weight))
-            part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
+            part = QuantizedMatrix(
+                matrix.codes[rows], matrix.zeros[rows], matrix.scales[rows], matrix.g_idx
+            )
             job.keep(layer.full_name(name), part, losses[rows], factor.damp)
-            grids[name] = part
+            matrices[name] = part
             start += len(weight)
-        results.append(grids)
+        results.append(matrices)
     return results
 
 
@@ -249,14 +251,14 @@ class AWQJob(_Job):
                     # Scales went into it all the same, from before or from behind.
                     self._keep(layer.full_name(name), modules[name], weights[name])
                     continue
-                grid, losses = awq.quantize(
+                matrix, losses = awq.quantize(
                     weights[name],
                     gram,
                     self._scheme,
                     self._group_size(stage.channels),
                     clip=self._options["clip"],
                 )
-                self._add(layer.full_name(name), grid, losses)
+                self._add(layer.full_name(name), matrix, losses)
 
     def _found(self) -> dict[str, Any]:
         return {"scaling": self._scaling}

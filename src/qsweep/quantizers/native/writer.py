@@ -8,7 +8,7 @@ import torch
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.packed import PackedContainer, kept_settings
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.limits import SHARD_BYTES
@@ -46,9 +46,9 @@ class PackedCheckpointWriter:
         info = self._infos.get(name)
         return usual_dtype([info]) if info else self._usual
 
-    def add_linear(self, name: str, grid: Grid) -> None:
+    def add_linear(self, name: str, matrix: QuantizedMatrix) -> None:
         """Pack and add a linear layer's weight; ``name`` without ``.weight``."""
-        for part, tensor in self._container.pack(grid, self._settings).items():
+        for part, tensor in self._container.pack(matrix, self._settings).items():
             self._shards.add(f"{name}.{part}", tensor)
         self._done.add(f"{name}.weight")
         self._packed.add(name)
