@@ -16,9 +16,9 @@ from qsweep.formats.awq import CONTAINER, pack_awq
 from qsweep.formats.dense import load_dense
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.marlin import pack_marlin, unpack_marlin
+from qsweep.formats.numbers.rounding import round_to_grid
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.formats.recognize import recognize
-from qsweep.quantizers.rtn import round_to_grid
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
