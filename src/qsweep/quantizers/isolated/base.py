@@ -60,6 +60,10 @@ class IsolatedQuantizer(GroupedOptions):
     def refuse(self, model: ModelFacts) -> None:
         """Refuse what this library alone cannot do. Raises IncompatibleTrial."""
 
+    def recipe_used(self) -> Recipe:
+        """The recipe with these options."""
+        return self.recipe
+
     def worker_options(self) -> dict[str, Any]:
         """What the worker is told."""
         return self.options()
@@ -73,6 +77,6 @@ class IsolatedQuantizer(GroupedOptions):
     ) -> Artifact:
         """Write a checkpoint of the format that the recipe names."""
         return quantize(
-            self.recipe, self.env, self.worker_options(), model, calibration, out, progress,
+            self.recipe_used(), self.env, self.worker_options(), model, calibration, out, progress,
             self.runtimes,
         )  # fmt: skip
