@@ -234,7 +234,7 @@ def measure_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 same = {"bits": bits, "group_size": size, "format": format_}
                 quantizers += [
                     NativeGPTQ(**same),
-                    NativeGPTQ(**same, desc_act=True),
+                    NativeGPTQ(**same, act_group_aware=False),
                     NativeGPTQ(**same, gptaq_alpha=0.5, scale_search="loss"),
                     NativeAWQ(**same),
                 ]

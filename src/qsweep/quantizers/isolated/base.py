@@ -64,7 +64,7 @@ class IsolatedQuantizer(GroupedOptions):
         """The recipe with these options."""
         return self.recipe
 
-    def worker_options(self) -> dict[str, Any]:
+    def worker_options(self, model: ModelFacts) -> dict[str, Any]:
         """What the worker is told."""
         return self.options()
 
@@ -77,6 +77,6 @@ class IsolatedQuantizer(GroupedOptions):
     ) -> Artifact:
         """Write a checkpoint of the format that the recipe names."""
         return quantize(
-            self.recipe_used(), self.env, self.worker_options(), model, calibration, out, progress,
-            self.runtimes,
+            self.recipe_used(), self.env, self.worker_options(model.facts), model, calibration, out,
+            progress, self.runtimes,
         )  # fmt: skip
