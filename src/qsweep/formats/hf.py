@@ -69,7 +69,8 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     """
     config = {**corrected_config(source), "quantization_config": dict(settings)}
     write_json(out / "config.json", config)
-    write_json(out / "quantize_config.json", dict(settings))
+    if settings["quant_method"] in ("gptq", "awq"):
+        write_json(out / "quantize_config.json", dict(settings))
     copy_companions(source, out)
 
 

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.base.progress import Progress
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, Layer, RTNJob, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.names import by_checkpoint_name
 from qsweep.quantizers.native.precision import calibration_dtype
@@ -39,7 +40,8 @@ from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
-_Grids = dict[str, Grid]
+_Matrices = dict[str, QuantizedMatrix]
+_JOBS: dict[str, type[Job]] = {"gptq": GPTQJob, "awq": AWQJob, "rtn": RTNJob}
 
 
 # Gradients are off throughout: one configuration's walk goes on where another's has just left off.
@@ -67,8 +69,8 @@ def run(
     progress("load", None)
     network = load_network(model)
     decoder = find_decoder(network)
-    jobs: list[GPTQJob | AWQJob] = [
-        (AWQJob if quantizer.method == "awq" else GPTQJob)(quantizer.options(), out, model.facts)
+    jobs = [
+        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model.facts)
         for quantizer, out in configurations
     ]
     progress("embed", None)
@@ -104,7 +106,7 @@ class _CalibrationText:
 
     def __init__(
         self,
-        jobs: Sequence[GPTQJob | AWQJob],
+        jobs: Sequence[Job],
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
@@ -115,6 +117,7 @@ class _CalibrationText:
         self.importance: dict[str, torch.Tensor] = {}
         self._weighs = importance
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
+        self._rounding = [job for job in jobs if isinstance(job, RTNJob)]
         gptq = [job for job in jobs if isinstance(job, GPTQJob)]
         self._walking = [job for job in gptq if job.sequential]
         self._sharing = [job for job in gptq if not job.sequential]
@@ -132,6 +135,9 @@ class _CalibrationText:
         layer = Layer(module, stages, full_name)
         inputs: StageInputs | None = {} if any(job.compares for job in self._walking) else None
         shared = self._share(index, layer, inputs)
+        for rounding in self._rounding:
+            with _timed([rounding]):
+                rounding.take(layer, shared)
         if self._awq:
             folds = self._find_folds(index, layer)
             for job in self._awq:
@@ -148,13 +154,14 @@ class _CalibrationText:
         # The statistics of the unquantized model, of each stage, if somebody wants them.
         gathered: list[InputStats] = []
         products = bool(self._awq or self._sharing)
-        if not (products or self._weighs) and keep is None:
+        if not (products or self._rounding or self._weighs) and keep is None:
             return gathered
+        ranges = any(job.ranges for job in (*self._awq, *self._sharing, *self._rounding))
 
         def take(stage: Stage, stats: InputStats) -> None:
             values = stats.importance.cpu()
             self.importance |= {layer.full_name(name): values for name in stage.linears}
-            if products:
+            if products or ranges:
                 gathered.append(stats)
 
         self._plain = advance(
@@ -165,7 +172,7 @@ class _CalibrationText:
             layer.full_name,
             take,
             changes_weights=False,
-            gather=partial(InputStats, products=products),
+            gather=partial(InputStats, products=products, ranges=ranges),
             keep=keep,
         )
         return gathered
@@ -178,8 +185,10 @@ class _CalibrationText:
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
             jobs = every[number::rounds]
-            walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [
-                partial(_walk, index, layer, self._own[job], plain if job.compares else None)
+            walks: list[Callable[[Callable[[_Asked], _Matrices]], list[Chunk]]] = [
+                partial(
+                    _walk, index, layer, self._own[job], plain if job.compares else None, job.ranges
+                )
                 if job.sequential
                 else partial(_ask_only, layer, shared)
                 for job in jobs
@@ -206,7 +215,7 @@ class _CalibrationText:
         return self._folds[key]
 
 
-def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Grids]:
+def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Matrices]:
     with _timed(jobs):
         return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
 
@@ -216,15 +225,16 @@ def _walk(
     layer: Layer,
     chunks: list[Chunk],
     plain: StageInputs | None,
-    ask: Callable[[_Asked], _Grids],
+    ranges: bool,
+    ask: Callable[[_Asked], _Matrices],
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
     modules = dict(module.named_modules())
 
     def quantize(stage: Stage, stats: InputStats) -> None:
-        for name, grid in ask((stage, stats)).items():
-            set_weight(modules[name], grid.dense(torch.float32))
+        for name, matrix in ask((stage, stats)).items():
+            set_weight(modules[name], matrix.dense(torch.float32))
 
     return advance(
         module,
@@ -234,13 +244,13 @@ def _walk(
         layer.full_name,
         quantize,
         changes_weights=True,
-        gather=partial(InputStats, channels=False),
+        gather=partial(InputStats, channels=False, ranges=ranges),
         plain=plain,
     )
 
 
 def _ask_only(
-    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Grids]
+    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Matrices]
 ) -> list[Chunk]:
     # Who shares the unquantized model's statistics is solved along with those who walk.
     for stage, stats in zip(layer.stages, shared, strict=True):
@@ -249,7 +259,7 @@ def _ask_only(
 
 
 @contextmanager
-def _timed(jobs: Sequence[GPTQJob | AWQJob]) -> Iterator[None]:
+def _timed(jobs: Sequence[Job]) -> Iterator[None]:
     started = time.perf_counter()
     yield
     for job in jobs:
