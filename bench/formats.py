@@ -111,7 +111,9 @@ def measure(format_: str, side: str, arguments: argparse.Namespace) -> list[dict
     for record in found.shown:
         if record.status != "finished":
             print(f"{format_} {side}: {record.name}: {record.status}, {record.reason}", flush=True)
-    return [_row(format_, side, row) for row in table_rows(found.records.values()) if _is_asked(row)]
+    return [
+        _row(format_, side, row) for row in table_rows(found.records.values()) if _is_asked(row)
+    ]
 
 
 def _of_format(name: str) -> dict[str, Any]:
@@ -193,7 +195,9 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         if pair := pairs.get(_name(row)):
             share = row["kld"] / pair["theirs"]["kld"]
             cells += [f"{pair['theirs']['kld']:.5f}", f"{share:.3f}"]
-            cells += [f"{pair[name]:.3f}{'*' * (pair[name] < LEVEL)}" for name in ("worse", "better")]
+            cells += [
+                f"{pair[name]:.3f}{'*' * (pair[name] < LEVEL)}" for name in ("worse", "better")
+            ]
         else:
             cells += [""] * 4
         print(f"| {' | '.join(cells)} |")
@@ -253,7 +257,9 @@ def measure_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def print_cost(rows: Sequence[Mapping[str, Any]]) -> None:
     """The fastest round of each."""
     best = {
-        side: {name: min(r[name] for r in rows if r["side"] == side) for name in ("seconds", "cpu_s")}
+        side: {
+            name: min(r[name] for r in rows if r["side"] == side) for name in ("seconds", "cpu_s")
+        }
         for side in ("integers", "formats")
     }
     for side, spent in best.items():
@@ -274,7 +280,11 @@ def _open(arguments: argparse.Namespace) -> dict[str, Any]:
         if content["settings"] != settings:
             raise SystemExit(f"{arguments.json}: made with {content['settings']}; another --json")
         return content
-    return {"what": "methods and number formats beside llm-compressor", "settings": settings, "rows": []}
+    return {
+        "what": "methods and number formats beside llm-compressor",
+        "settings": settings,
+        "rows": [],
+    }
 
 
 def _write(
