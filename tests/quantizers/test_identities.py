@@ -37,6 +37,7 @@ GRIDS: dict[str, list[dict[str, tuple[Any, ...]]]] = {
     "gptqmodel.AWQ": [GROUPED],
     "isolated.AutoGPTQ": [GROUPED, ORDERED | {"damp_percent": (0.1,)}],
     "isolated.AutoAWQ": [GROUPED],
+    "isolated.LLMCompressorRTN": [GROUPED],
     "isolated.LLMCompressorGPTQ": [GROUPED, ORDERED | {"group_size": (64, -1)}],
     "isolated.LLMCompressorAWQ": [GROUPED],
     "isolated.AutoRound": [

@@ -41,6 +41,7 @@ class IsolatedQuantizer(GroupedOptions):
         Raises:
             IncompatibleTrial: With the reason.
         """
+        self.check_format()
         # What no backend can do is said before what this one cannot: it must not name another.
         bits = self.packed_bits
         check_packing(self.label, self.container, bits, self.group_size, model, whole=True)
