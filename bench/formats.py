@@ -26,6 +26,7 @@ from typing import Any
 import qsweep
 from origin import Clock, origin
 from parity import model_directory
+from qsweep.quantizers.environments.spec import load_spec
 from qsweep.results.peers import windows_of
 from qsweep.results.record import Row
 from qsweep.results.rows import rows as table_rows
@@ -42,6 +43,7 @@ FORMATS = (
 OWN = ("nf4", "fp4", "ternary")
 METHODS = ("rtn", "gptq", "gptaq", "awq")
 SIDES = ("qsweep", "llm-compressor")
+BACKEND = "llmcompressor"
 # What a method is compared with.
 COUNTERPART = {"gptaq": "gptq"}
 LEVEL = 0.05
@@ -105,7 +107,7 @@ def measure(format_: str, side: str, arguments: argparse.Namespace) -> list[dict
     if arguments.model != "pocket":
         options |= {"model": "path", "model.path": str(model_directory(arguments.model))}
     if side != "qsweep":
-        options |= {"quant.backend": "llmcompressor"}
+        options |= {"quant.backend": BACKEND}
         options |= {"quant.env.folder": str(arguments.envs)}
     found = qsweep.run(options)
     for record in found.shown:
@@ -136,7 +138,7 @@ def _row(format_: str, side: str, row: Row) -> dict[str, Any]:
         "format": format_,
         "method": "gptaq" if record.options.get("gptaq_alpha") else record.method,
         "side": side,
-        "bpw": record.artifact.bpw,
+        "bpw": round(record.artifact.bpw or 0.0, 4),
         **{name: round(value, 6) for name, value in figures.items() if value is not None},
         "quantize_s": record.quantize_s,
         "window_kld": [round(mean, 7) for mean in (windows.kld / windows.tokens).tolist()],
@@ -274,7 +276,7 @@ def print_cost(rows: Sequence[Mapping[str, Any]]) -> None:
 def _open(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("windows", "samples", "length")
     settings = {name: getattr(arguments, name) for name in names}
-    settings["model"] = Path(arguments.model).name
+    settings |= {"model": Path(arguments.model).name, "llm-compressor": load_spec(BACKEND).pins()}
     if arguments.json and arguments.json.exists():
         content: dict[str, Any] = json.loads(arguments.json.read_text(encoding="utf-8"))
         if content["settings"] != settings:
