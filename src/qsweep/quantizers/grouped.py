@@ -189,12 +189,12 @@ class GPTQOptions(GroupedOptions):
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
+        options = super().options()
+        sym = options.pop("sym")
+        return options | {
             "desc_act": self.desc_act,
             "act_group_aware": self.act_group_aware and not self.desc_act,
-            "sym": self.symmetric,
+            "sym": sym,
             "damp_percent": self.damp_percent,
         }
 

@@ -28,7 +28,7 @@ _QUANTIZERS_OWN = (
     *("options", "version", "check", "quantize"),
 )
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
-_USUAL_BACKEND = {"gptq": "native", "awq": "native"}
+_USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
 
 
 @dataclass(frozen=True)
