@@ -120,8 +120,8 @@ class W4AFP8(W4A16):
 class Ternary(NumberFormat):
     """-1, 0 and 1, with a scale for 128 inputs: codes of two bits, of which one goes unused.
 
-    A group's scale is the mean of its magnitudes (BitNet b1.58, Ma et al. 2024, arXiv:2402.17764)
-    where none is searched.
+    Rounding to nearest takes the mean of a group's magnitudes as its scale (BitNet b1.58, Ma et al.
+    2024, arXiv:2402.17764); GPTQ searches one, for a mean is far from the best.
     """
 
     name: ClassVar[str] = "ternary"
@@ -129,6 +129,10 @@ class Ternary(NumberFormat):
     group_size: ClassVar[int | None] = 128
     runtimes: ClassVar[tuple[str, ...]] = ("transformers",)
     gguf: ClassVar[str | None] = "TQ2_0"
+
+    def searched(self, search: Search) -> Search:
+        """See :meth:`NumberFormat.searched`."""
+        return "mse" if search == "range" else search
 
     def scheme(
         self,

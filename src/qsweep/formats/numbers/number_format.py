@@ -90,6 +90,10 @@ class NumberFormat(ABC):
             return {}
         return {"bits": self.bits, "group_size": self.group_size, "sym": True}
 
+    def searched(self, search: Search) -> Search:
+        """How scales are chosen where a quantizer that could search them is asked for ``search``."""
+        return search
+
     def options(self) -> dict[str, Any]:
         """What of it determines an artifact, but for the container; nothing for the default."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "container"}
