@@ -23,16 +23,9 @@ class Int(NumberFormat):
     name: ClassVar[str] = "int"
     containers: ClassVar[tuple[str, ...] | None] = None
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import Integers
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
@@ -134,19 +127,12 @@ class Ternary(NumberFormat):
         """See :meth:`NumberFormat.searched`."""
         return "mse" if search == "range" else search
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import Integers
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
 
         grid = Integers(2, sym=True, narrow=True)
-        return Scheme(grid, 128, FloatScale(dtype), extreme="mean", search=search)
+        return Scheme(grid, group_size, FloatScale(dtype), extreme="mean", search=search)
