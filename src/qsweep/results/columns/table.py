@@ -42,7 +42,7 @@ def retention(capability: str) -> Column:
     )  # fmt: skip
 
 
-def served(name: str, what: str, beyond: str, heading: str, needs: str) -> tuple[Column, ...]:
+def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...]:
     """The columns of the run that has one more part as it is served (:mod:`qsweep.evaluate.served`).
 
     Args:
@@ -50,9 +50,9 @@ def served(name: str, what: str, beyond: str, heading: str, needs: str) -> tuple
         what: All that this run has as it is served.
         beyond: What the run before it had, which this one adds to.
         heading: Of the part, in a few letters.
-        needs: What it is measured of.
     """
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
+    needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
     narrow = replace(
         shown,
@@ -170,8 +170,7 @@ KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
         ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
         ("p999", "99.9th percentile", {}), ("max", "largest", {})))
 SERVED = tuple(map(add, (
-    *served("activations", "weights and activations", "the weights alone", "act.",
-            "needs a format that quantizes activations"),
+    *served("activations", "weights and activations", "the weights alone", "act."),
 )))
 KLD_FLOOR_DTYPE = add(of_measurement(
     "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
