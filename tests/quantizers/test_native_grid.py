@@ -7,11 +7,13 @@ import torch
 from safetensors import safe_open
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
+from qsweep.formats import numbers
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, gptq, quantize_grid
 from qsweep.quantizers.native import grid as native_grid
+from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
@@ -27,6 +29,14 @@ GRID = [
     NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
+    NativeGPTQ(format=numbers.NVFP4(), scale_search="loss", gptaq_alpha=0.5),
+    NativeGPTQ(format=numbers.MXFP4A16()),
+    NativeGPTQ(format=numbers.W8A8(smoothquant=0.5)),
+    NativeGPTQ(format=numbers.W4A8(smoothquant=0.7), gptaq_alpha=0.5),
+    NativeAWQ(format=numbers.NF4()),
+    NativeAWQ(format=numbers.FP8Block()),
+    RTN(format=numbers.FP8()),
+    RTN(format=numbers.W4A8(smoothquant=0.5)),
 ]
 
 

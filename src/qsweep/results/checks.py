@@ -195,7 +195,8 @@ def grid_of(options: Mapping[str, Any]) -> dict[str, Any] | None:
     apart = options.get("desc_act") and options.get("group_size") != -1
     if searched or apart or options.get("type") is not None or options.get("bits") is None:
         return None
-    return {name: options.get(name) for name in ("bits", "group_size", "sym")}
+    grid = {name: options.get(name) for name in ("bits", "group_size", "sym")}
+    return grid | {name: options[name] for name in ("format", "container") if name in options}
 
 
 def _calibration(records: Iterable[Record]) -> Iterator[str]:

@@ -167,6 +167,7 @@ class Plan:
             corpora=self.trial.corpora,
             eval=self.trial.eval,
             device=self.trial.device,
+            format=self.trial.format,
             resolved=resolved,
             written={**self.trial.written, "quant": UNQUANTIZED},
         )

@@ -100,6 +100,9 @@ MODEL = add(of_trial("model", "the model's name", csv=True))
 METHOD = add(of_trial("method", "how it was quantized", csv=True, view=("tags", 12)))
 BACKEND = add(of_trial("backend", "whose code did it", csv=True))
 FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
+NUMBER_FORMAT = add(Column(
+    "number_format", "what codes mean; empty where bits, group_size and type say it all", "trial",
+    lambda row: row.record.options.get("format"), csv=True, view=("params", 13)))
 BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
 GROUP_SIZE = add(of_options(
     "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
@@ -383,6 +386,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high dequantized_from "
+    "peer_kld_difference_high dequantized_from number_format "
 ).split(), *(column.name for column in SERVED))
 # fmt: on
