@@ -122,7 +122,7 @@ class MXFP4A16(NumberFormat):
     preset: ClassVar[str | None] = "MXFP4A16"
     bits: ClassVar[int | None] = 4
     group_size: ClassVar[int | None] = 32
-    gguf: ClassVar[str | None] = "MXFP4_MOE"
+    gguf: ClassVar[str | None] = "MXFP4"
 
     def scheme(
         self,
