@@ -108,7 +108,7 @@ class MXFP4A16(NumberFormat):
     preset: ClassVar[str | None] = "MXFP4A16"
     bits: ClassVar[int | None] = 4
     group_size: ClassVar[int | None] = 32
-    gguf: ClassVar[str | None] = "MXFP4_MOE"
+    gguf: ClassVar[str | None] = "MXFP4"
 
     def _scheme(
         self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
