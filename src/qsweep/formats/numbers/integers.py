@@ -92,7 +92,10 @@ class W8A8(_Smoothable):
 
 @dataclass(frozen=True)
 class W4A8(_Smoothable):
-    """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token."""
+    """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token.
+
+    compressed-tensors keeps codes in whole bytes here, as integers beside quantized activations.
+    """
 
     name: ClassVar[str] = "w4a8"
     preset: ClassVar[str | None] = "W4A8"
