@@ -5,7 +5,12 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
-from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable, TrialFailed  # noqa: E402
+from qsweep.base.errors import (  # noqa: E402
+    ArtifactCorrupt,
+    BackendUnavailable,
+    IncompatibleTrial,
+    TrialFailed,
+)
 from qsweep.formats.artifact import from_content, to_content  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
@@ -13,6 +18,15 @@ from qsweep.formats.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
 from qsweep.formats.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.formats.gguf.types import file_type  # noqa: E402
+from qsweep.formats.numbers import (  # noqa: E402
+    FP8,
+    MXFP4,
+    MXFP4A16,
+    NVFP4,
+    NVFP4A16,
+    Int,
+    Ternary,
+)
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
@@ -99,6 +113,48 @@ def test_dense_weights_are_those_that_llama_cpp_runs(architecture, bits, quantiz
     assert divergence(expected, measured) > 0
     if bits == 4:
         assert divergence(expected, measured) > 10 * divergence(measured, native)
+
+
+@pytest.mark.parametrize(
+    ("format", "type_", "bpw", "others"),
+    [
+        (NVFP4(), "NVFP4", 4.5, "Q8_0"),
+        (MXFP4(), "MXFP4", 4.25, "Q8_0"),
+        (Ternary(), "TQ2_0", 2.0625, "Q6_K"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_number_format_is_written_as_the_type_that_has_its_weights(
+    format, type_, bpw, others, quantized
+):
+    quantizer = GGUF(format=format)
+    artifact, source = quantized("llama", quantizer)
+    assert artifact.details["tensor_types"] == {type_: 14}
+    assert others in artifact.details["other_tensor_types"]
+    assert artifact.size.bpw == bpw
+    stated = read_gguf(artifact.path / MODEL_FILE).metadata["general.file_type"]
+    assert stated == quantizer.file_type.number
+    assert divergence(logits_of(dense(artifact, source)), native_logits(artifact)) < 2e-3
+
+
+def test_a_number_format_is_the_trial_of_its_type():
+    assert GGUF(format=Int()).options() == {"bits": 4, "type": "Q4_K_M", "imatrix": False}
+    named = GGUF(type="NVFP4").options()
+    assert GGUF(2, format=NVFP4()).options() == GGUF(8, format=NVFP4A16()).options() == named
+    assert GGUF(format=MXFP4()).options() == GGUF(format=MXFP4A16()).options()
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "line"),
+    [
+        (GGUF(format=FP8()), "no type with the weights of format=fp8; it has those of nvfp4"),
+        (GGUF(type="Q4_0", format=NVFP4()), "quant.type=Q4_0 and format=nvfp4 both name a type"),
+        (GGUF(format=Int(container="gptq")), "container=gptq is written by rtn, gptq and awq"),
+    ],
+)
+def test_what_gguf_has_no_type_for_is_refused(quantizer, line, tiny_model):
+    with pytest.raises(IncompatibleTrial, match=line):
+        quantizer.check(read_facts(tiny_model("llama"), "llama"))
 
 
 def test_the_artifact_says_what_it_stores(quantized):

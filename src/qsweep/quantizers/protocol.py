@@ -79,6 +79,20 @@ class ImportanceUser(Quantizer, Protocol):
         """Whether it wants one, with its options."""
 
 
+@runtime_checkable
+class ActivationQuantizer(Quantizer, Protocol):
+    """What a quantizer offers beside, if its artifacts may have quantized activations."""
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether they are to be served with quantized activations, with its options."""
+
+
+def quantizes_activations(quant: Quantizer) -> bool:
+    """Whether what a quantizer makes is to be served with quantized activations."""
+    return isinstance(quant, ActivationQuantizer) and quant.quantizes_activations
+
+
 @dataclass(frozen=True)
 class PassResult:
     """What came of one pass over a model.
@@ -105,8 +119,8 @@ class SharedPass(Quantizer, Protocol):
     """
 
     @property
-    def pass_name(self) -> str:
-        """Quantizers of equal ``pass_name`` and ``version()`` can be made together."""
+    def pass_name(self) -> str | None:
+        """Quantizers of equal ``pass_name`` can be made together; None: this one is made alone."""
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory that a pass takes by itself, and what this configuration adds to it.
