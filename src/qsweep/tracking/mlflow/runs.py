@@ -28,7 +28,16 @@ _LONGEST_PARAM, _LONGEST_TAG = 500, 5000
 _DEFAULT_PRESET = "paper"
 # So that only runs with results are FINISHED: a skipped trial never was one.
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "skipped": "KILLED"}
-_OPTION_NAMES = ("bits", "group_size", "desc_act", "act_group_aware", "sym", "type", "damp_percent")
+_OPTION_NAMES = (
+    "format",
+    "bits",
+    "group_size",
+    "desc_act",
+    "act_group_aware",
+    "sym",
+    "type",
+    "damp_percent",
+)
 _PARENT_FILES = (".csv", ".md", ".html", ".png", ".svg", ".yaml")
 
 
