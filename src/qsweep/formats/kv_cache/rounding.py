@@ -9,6 +9,7 @@ where these round half away from zero. vLLM's fp8 and int8 are those of
 """
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from qsweep.formats.kv_cache.types import QUANTIZED
@@ -36,7 +37,7 @@ def stored(
         numbers: [..., head size], of any floating dtype, after rotary embedding.
         kind: A name of :data:`~qsweep.formats.kv_cache.types.QUANTIZED`.
         part: Which of the two they are.
-        scale: Of the whole tensor: that of fp8, and the second level of nvfp4's.
+        scale: Of the whole tensor, which fp8 has.
 
     Returns:
         They, in their own dtype; and how many numbers were beyond the type's range and so cut off,
@@ -47,7 +48,7 @@ def stored(
     if kind == "fp8":
         back, cut = fp8(given, scale)
     elif kind == "nvfp4":
-        back, cut = nvfp4(given, scale)
+        back, cut = nvfp4(given)
     elif kind == "int8":
         back = int8(given)
     else:
@@ -76,19 +77,21 @@ def int8(numbers: "Tensor") -> "Tensor":
     return (numbers * (1 / scale)).clamp(-128, 127).trunc() * scale
 
 
-def nvfp4(numbers: "Tensor", scale: float = 1.0) -> "tuple[Tensor, Tensor]":
-    """e2m1 in blocks of 16, whose scale amax / 6 / ``scale`` is rounded to e4m3.
+def nvfp4(numbers: "Tensor") -> "tuple[Tensor, Tensor]":
+    """e2m1 in blocks of 16, whose scale amax / 6 is rounded to e4m3; and how many were cut off.
 
-    Without a scale from a checkpoint, the tensor's is 1.
+    The scale of the whole tensor, by which the blocks' would be divided, is 1. A block below 2^-10 x 6
+    has none left and is zero.
     """
     import torch
 
     blocks = numbers.unflatten(-1, (-1, 16))
-    wanted = blocks.abs().amax(-1, keepdim=True) / _E2M1_MAX / scale
-    block = wanted.clamp(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32) * scale
-    left = torch.where(block == 0, 0.0, blocks / block)
+    wanted = blocks.abs().amax(-1, keepdim=True) / _E2M1_MAX
+    scale = wanted.clamp(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+    left = torch.where(scale == 0, 0.0, blocks / scale)
+    # A scale that is rounded down cuts its block's largest a little; that is no saturation.
     cut = (left.abs() > _E2M1_MAX * (1 + 2**-4)).sum()
-    return (_to_e2m1(left) * block).flatten(-2), cut
+    return (_to_e2m1(left) * scale).flatten(-2), cut
 
 
 def _to_e2m1(numbers: "Tensor") -> "Tensor":
@@ -166,7 +169,7 @@ def _half(scale: "Tensor") -> "Tensor":
     return scale.half().float()
 
 
-_BLOCKWISE = {
+_BLOCKWISE: "dict[str, Callable[[Tensor], Tensor]]" = {
     "q8_0": _q8_0,
     "q5_1": functools.partial(_affine, 31),
     "q5_0": functools.partial(_symmetric, 16),

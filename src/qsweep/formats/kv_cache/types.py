@@ -55,7 +55,9 @@ QUANTIZED = {
 """The types that ``kv_cache=`` simulates, by name."""
 
 CACHE_TYPES = {
-    **{name: CacheType(name, bits) for name, bits in (("f32", 32.0), ("f16", 16.0), ("bf16", 16.0))},
+    **{
+        name: CacheType(name, bits) for name, bits in (("f32", 32.0), ("f16", 16.0), ("bf16", 16.0))
+    },
     **QUANTIZED,
 }
 """All types that a cache may be kept in, by name."""
