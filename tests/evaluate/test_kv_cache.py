@@ -170,9 +170,12 @@ def test_fp8_takes_scales_and_counts_what_is_cut_off():
     ],
 )
 def test_what_no_cache_of_this_kind_can_have_is_one_line(architecture, more, spec, said):
-    with pytest.raises(IncompatibleTrial, match=said) as caught:
-        with served_cache(tiny(architecture, **more), kv_cache(spec)):
-            pass
+    model = tiny(architecture, **more)
+    with (
+        pytest.raises(IncompatibleTrial, match=said) as caught,
+        served_cache(model, kv_cache(spec)),
+    ):
+        pass
     assert "\n" not in str(caught.value)
 
 
@@ -185,6 +188,6 @@ def test_heads_of_any_size_suit_types_without_blocks():
 
 def test_a_layer_that_was_left_out_of_the_run_is_told():
     model = tiny("llama")
-    with pytest.raises(IncompatibleTrial, match="layers 0, 1 do not|none of its layers"):
-        with served_cache(model, kv_cache("q4_0")):
-            pass  # nothing is run
+    told = pytest.raises(IncompatibleTrial, match="none of its layers goes through")
+    with told, served_cache(model, kv_cache("q4_0")):
+        pass  # nothing is run

@@ -47,7 +47,9 @@ def traits(record: Record) -> dict[str, Any]:
     for name, value in flat(config):
         group, _, rest = name.partition(".")
         # As `bits` for a quantizer's, so is `corpus.path` the path of the text `corpus.file`.
-        shorthand = (not rest and name not in ("device", "kv_cache")) or (group == "corpus" and "." not in rest)
+        shorthand = (not rest and name not in ("device", "kv_cache")) or (
+            group == "corpus" and "." not in rest
+        )
         if shorthand or group in (*_NOT_A_TRIALS, "quant") or name in _NAMES_A_MODEL:
             continue
         if group == "calibration" and (calibrated is None or rest == "name"):

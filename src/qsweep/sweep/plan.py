@@ -246,6 +246,8 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
             "kld_native": next(m.key for m in measurements if m.primary) if native else None,
             "version": _SPEED_PROTOCOL,
         }
+        if native and trial.kv_cache and trial.kv_cache.in_llama_cpp:
+            timing["kv_cache"] = str(trial.kv_cache)
     tasks = tuple(
         TaskPlan(
             task=task,

@@ -313,6 +313,7 @@ def _time(
             windows_of(plan, primary),
             progress,
             device=setting.device,
+            kv_cache=plan.trial.kv_cache.in_llama_cpp if plan.trial.kv_cache else None,
             trust_remote_code=trusted,
         )
     check_figures("speed", figures)

@@ -48,6 +48,13 @@ class KVCache:
         """What there is in it, each once."""
         return tuple(dict.fromkeys((self.default, *(one for _, one in self.layers))))
 
+    @property
+    def in_llama_cpp(self) -> LayerCache | None:
+        """It as llama.cpp's own ``type_k`` and ``type_v``; None where it has no such types."""
+        names = {NONE, *(name for name, kind in QUANTIZED.items() if kind.rotated)}
+        known = {self.default.keys, self.default.values} <= names
+        return self.default if known and not self.layers else None
+
     def __bool__(self) -> bool:
         return any(self.kinds)
 

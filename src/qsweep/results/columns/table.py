@@ -189,7 +189,7 @@ SERVED = tuple(map(add, (
     of_measurement(
         "kv_bytes_per_token", "bytes that a token's keys and values take over all layers, in a "
         "sequence as long as a window", unit="B", better="down", needs="set kv_cache", csv=True,
-        text=derived.significant(6), tables={
+        text=derived.fixed(0), tables={
             t: Shown("KV B/token", optional=True) for t in ("markdown", "html", "card")}),
     of_measurement(
         "kv_saturated", "share of the cached numbers that are beyond the largest of their type",
@@ -217,7 +217,8 @@ TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
 TRUE_PROB_RMS = add(of_measurement(
     "true_prob_rms", "root mean square change of the true token's probability"))
 KLD_NATIVE = add(of_speed(
-    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error",
+    "kld_native", "mean KL divergence of llama.cpp's own run of the file, with the trial's KV cache "
+    "if that is of its types, nats ± standard error",
     unit="nat",
     better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
     tables={"own_run": "KLD"}))
