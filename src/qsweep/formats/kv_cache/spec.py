@@ -110,7 +110,7 @@ def _layer_cache(value: Any, where: str) -> LayerCache:
     for name in (keys, values) if slash else (keys,):
         if name not in (NONE, *QUANTIZED):
             raise ConfigError(
-                f"{where}={value}: no type {name!r}{nearest(name, (NONE, *QUANTIZED))}; "
-                f"write {_HOW}"
+                f"{where}={value}: no type {name!r}; write {_HOW}"
+                f"{nearest(name, (NONE, *QUANTIZED))}"
             )
     return LayerCache(keys, values if slash else keys)
