@@ -111,9 +111,10 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
     from safetensors import safe_open
 
     from qsweep.formats.awq import CONTAINER
+    from qsweep.formats.encoder import PackedEncoder
+    from qsweep.formats.numbers.rounding import round_to_grid
     from qsweep.models.facts import weight_files
-    from qsweep.quantizers.native.writer import PackedCheckpointWriter
-    from qsweep.quantizers.rtn import round_to_grid
+    from qsweep.quantizers.native.writer import CheckpointWriter
 
     settings = {
         "quant_method": "awq",
@@ -126,7 +127,8 @@ def _rounded_awq(facts: Any, out: Path, device: str) -> Any:
         "lm_head": False,
         "pack_dtype": "int32",
     }
-    checkpoint = PackedCheckpointWriter(out, facts.path, CONTAINER, settings, sym=False)
+    encoder = PackedEncoder(CONTAINER, settings, sym=False)
+    checkpoint = CheckpointWriter(out, facts.path, encoder)
     for file in weight_files(facts.path):
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping

@@ -151,8 +151,11 @@ def test_fp8_takes_scales_and_counts_what_is_cut_off():
         with served_cache(model, kv_cache("fp8"), scales) as scaled:
             kept = model(IDS, use_cache=False).logits
     # A quarter of all numbers are the values of layer 1.
-    assert 0.2 < seen.facts()["saturated"] < 0.25 and seen.facts()["scales"] is False
-    assert scaled.facts() == {"layers": 2, "saturated": 0.0, "scales": True}
+    found = seen.facts()
+    assert 0.2 < found["saturated"] < 0.25 and found["saturated_layer"] == "values of layer 1"
+    assert found["saturated_most"] == pytest.approx(4 * found["saturated"])
+    assert found["scales"] is False
+    assert scaled.facts()["scales"] is True and scaled.facts()["saturated_most"] == 0
     assert (kept - plain).norm() < 0.2 * (cut - plain).norm()
 
 

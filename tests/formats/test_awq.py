@@ -16,9 +16,9 @@ from qsweep.formats.awq import CONTAINER, pack_awq
 from qsweep.formats.dense import load_dense
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.marlin import pack_marlin, unpack_marlin
-from qsweep.formats.packing import Grid
+from qsweep.formats.numbers.rounding import round_to_grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.formats.recognize import recognize
-from qsweep.quantizers.rtn import round_to_grid
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -82,7 +82,7 @@ def pattern(groups):
     """A symmetric grid that needs no generator of random numbers."""
     codes = (torch.arange(128 * 256) * 7919 // 13 % 16).reshape(128, 256).to(torch.uint8)
     scales = ((torch.arange(128 * groups) % 1021 + 1) / 2**14).reshape(128, -1).half()
-    return Grid(codes, torch.full_like(scales, 8, dtype=torch.uint8), scales)
+    return QuantizedMatrix(codes, torch.full_like(scales, 8, dtype=torch.uint8), scales)
 
 
 # Of the words and scales that AutoAWQ 0.2.9's WQLinear_Marlin.from_linear makes of these grids; the

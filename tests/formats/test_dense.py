@@ -15,9 +15,10 @@ from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.hf import ShardWriter, reference_artifact
+from qsweep.formats.numbers.rounding import round_to_grid
 from qsweep.models.facts import read_facts, weight_files
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.rtn import RTN, round_to_grid
+from qsweep.quantizers.rtn import RTN
 
 FLOAT = {"dtype": torch.float32, "device": "cpu"}
 IDS = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(3))

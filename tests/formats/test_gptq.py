@@ -12,8 +12,8 @@ from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dense import load_dense
 from qsweep.formats.gptq import CONTAINER, pack_gptq
+from qsweep.formats.numbers.rounding import round_to_grid
 from qsweep.formats.recognize import recognize
-from qsweep.quantizers.rtn import round_to_grid
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 
 
 def make_grid(bits, outputs=32, inputs=64, group_size=16, order=None, seed=0):
@@ -18,7 +18,7 @@ def make_grid(bits, outputs=32, inputs=64, group_size=16, order=None, seed=0):
     g_idx = None
     if order is not None:
         g_idx = (torch.arange(inputs) // group_size)[torch.randperm(inputs, generator=generator)]
-    return Grid(
+    return QuantizedMatrix(
         codes=torch.randint(0, 2**bits, (outputs, inputs), generator=generator).to(torch.uint8),
         zeros=torch.randint(0, 2**bits, (outputs, groups), generator=generator).to(torch.uint8),
         scales=(torch.rand(outputs, groups, generator=generator) / 50 + 0.001).half(),

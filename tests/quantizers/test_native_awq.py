@@ -1,16 +1,16 @@
 import pytest
 import torch
 
+from helpers.schemes import find_scales, integers, nearest_codes
 from qsweep.base.errors import TrialFailed
 from qsweep.quantizers.native import stats as statistics
 from qsweep.quantizers.native.awq import quantize, scaled_gram, search_scales
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.rounding import Scheme, encode, find_grid, grid_of
 from qsweep.quantizers.native.stats import InputStats, quick_output_loss
 from qsweep.quantizers.native.stats import output_loss as loss_by_gram
 
 ROWS, CHANNELS, GROUP = 96, 192, 64
-SCHEME = Scheme(3, sym=False)
+SCHEME = integers(3, sym=False, group=GROUP)
 
 
 def inputs(seed=0):
@@ -38,13 +38,13 @@ def output_loss(w, q, x):
 
 def rounded(w, scheme=SCHEME):
     grouped = w.view(len(w), -1, GROUP)
-    scale, zero = (part[..., None] for part in find_grid(grouped, scheme))
-    return ((encode(grouped, scale, zero, scheme.top) - zero) * scale).view_as(w)
+    scale, zero = (part[..., None] for part in find_scales(grouped, scheme))
+    return ((nearest_codes(grouped, scale, zero, scheme) - zero) * scale).view_as(w)
 
 
 def test_scaling_lowers_the_error_of_the_output_as_told():
     w, x = weights(), inputs()
-    scales, found = search_scales([w], stats_of(x), SCHEME, GROUP)
+    scales, found = search_scales([w], stats_of(x), SCHEME)
     plain = output_loss(w, rounded(w), x)
     scaled = output_loss(w, rounded(w * scales) / scales, x)
     assert scaled < 0.6 * plain
@@ -55,7 +55,7 @@ def test_scaling_lowers_the_error_of_the_output_as_told():
 def test_no_exponent_on_the_grid_is_better():
     w, x = weights(), inputs()
     magnitude = x.abs().mean(0)
-    scales, _ = search_scales([w], stats_of(x), SCHEME, GROUP)
+    scales, _ = search_scales([w], stats_of(x), SCHEME)
     best = output_loss(w, rounded(w * scales) / scales, x)
     for step in range(11):
         tried = magnitude.pow(step / 10)
@@ -65,29 +65,31 @@ def test_no_exponent_on_the_grid_is_better():
 
 def test_layers_that_share_an_input_share_scales():
     first, second, x = weights(), weights(2), inputs()
-    together, _ = search_scales([first, second], stats_of(x), SCHEME, GROUP)
-    joined, _ = search_scales([torch.cat([first, second])], stats_of(x), SCHEME, GROUP)
+    together, _ = search_scales([first, second], stats_of(x), SCHEME)
+    joined, _ = search_scales([torch.cat([first, second])], stats_of(x), SCHEME)
     assert torch.allclose(together, joined)
 
 
 def test_channels_that_never_fire_get_ordinary_scales():
     x = inputs()
     x[:, 7] = 0
-    scales, _ = search_scales([weights()], stats_of(x), SCHEME, GROUP)
+    scales, _ = search_scales([weights()], stats_of(x), SCHEME)
     assert scales.isfinite().all()
     assert 0.1 < scales[7] < 10
-    scales, _ = search_scales([weights()], stats_of(torch.zeros(20, CHANNELS)), SCHEME, GROUP)
+    scales, _ = search_scales([weights()], stats_of(torch.zeros(20, CHANNELS)), SCHEME)
     assert scales.isfinite().all()
 
 
-@pytest.mark.parametrize("scheme", [SCHEME, Scheme(4, sym=True), Scheme(2, sym=False)])
+@pytest.mark.parametrize(
+    "scheme", [SCHEME, integers(4, sym=True, group=GROUP), integers(2, sym=False, group=GROUP)]
+)
 def test_clipping_lowers_the_loss_and_the_loss_is_the_outputs(scheme):
     w, x = weights(), inputs()
     w[:, ::31] *= 4
     gram = x.T @ x / len(x)
     losses = {}
     for clip in (False, True):
-        grid, rows = quantize(w, gram, scheme, GROUP, clip=clip)
+        grid, rows = quantize(w, gram, scheme.layers([w])[0], clip=clip)
         losses[clip] = float(rows.sum())
         expected = output_loss(w, grid.dense(torch.float32), x)
         assert losses[clip] == pytest.approx(expected, rel=1e-3)
@@ -102,17 +104,16 @@ def test_clipping_whole_rows_chooses_by_the_whole_matrix():
     x += 4 * torch.randn(len(x), 1, generator=torch.Generator().manual_seed(7))
     w[:, 5] *= 6
     gram = x.T @ x / len(x)
-    grid, losses = quantize(w, gram, SCHEME, CHANNELS, clip=True)
+    whole = integers(3, sym=False)
+    layer = whole.layers([w])[0]
+    grid, losses = quantize(w, gram, layer, clip=True)
     assert grid.scales.shape == (len(w), 1)
-    full, _ = find_grid(w[:, None], SCHEME)
+    full, _ = layer.find(w[:, None])
     shares = grid.scales / full
     assert shares.min() < 0.96
     for share in (0.8, 1.0):
-        scale, zero = grid_of(
-            w.amin(1).clamp(max=0) * share, w.amax(1).clamp(min=0) * share, SCHEME
-        )
-        codes = encode(w, scale[:, None], zero[:, None], SCHEME.top)
-        error = (codes - zero[:, None]) * scale[:, None] - w
+        low, high = (part * share for part in layer.extent(w[:, None]))
+        error = layer.rounded(w[:, None], *layer.at(low, high))[:, 0] - w
         assert (losses <= loss_by_gram(error, gram) * 1.01).all()
 
 

@@ -1,9 +1,15 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from helpers.schemes import find_scales, integers, nearest_codes
 from qsweep.base.errors import TrialFailed
-from qsweep.quantizers.native.gptq import Settings, factorize, retarget, solve
-from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
+from qsweep.formats import numbers
+from qsweep.formats.numbers.rounding import round_to_nearest
+from qsweep.formats.numbers.scheme import Scheme
+from qsweep.quantizers.native import gptq
+from qsweep.quantizers.native.gptq import Settings, factorize, retarget
 
 
 def inputs(tokens=2048, channels=192, seed=0):
@@ -21,8 +27,21 @@ def weights(rows=96, channels=192, seed=1):
     return torch.randn(rows, channels, generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting(Settings):
+    """Settings with the scheme that they are used with."""
+
+    scheme: Scheme
+
+
+def solve(weights, factors, settings):
+    layers = [one.scheme.layers([w])[0] for w, one in zip(weights, settings, strict=True)]
+    return gptq.solve(weights, factors, settings, layers)
+
+
 def settings(bits=4, group=64, *, sym=True, search="range", desc_act=False, aware=True, damp=0.05):
-    return Settings(Scheme(bits, sym, search), group, desc_act, aware, damp)
+    scheme = integers(bits, sym, group, search)
+    return Setting(group, desc_act, aware, damp, scheme=scheme)
 
 
 def output_loss(w, q, x):
@@ -30,30 +49,31 @@ def output_loss(w, q, x):
 
 
 def rounded(w, setting):
-    grouped = w.view(len(w), -1, setting.group_size)
-    scale, zero = (part[..., None] for part in find_grid(grouped, setting.scheme))
-    codes = encode(grouped, scale, zero, setting.scheme.top)
-    return ((codes - zero) * scale).view_as(w)
+    return round_to_nearest(w, setting.scheme).dense(torch.float32)
 
 
-def column_by_column(w, gram, setting):
+def column_by_column(matrix, gram, setting):
     """The algorithm as the paper has it, in float64, without blocks."""
     factor = factorize(gram, setting, "layer")
-    order = torch.arange(w.shape[1]) if factor.order is None else factor.order
-    upper, w = factor.upper.double(), w.double()[:, order].clone()
-    done = torch.zeros_like(w)
+    order = torch.arange(matrix.shape[1]) if factor.order is None else factor.order
+    upper, w = factor.upper.double(), matrix.double()[:, order].clone()
+    done, layer = torch.zeros_like(w), setting.scheme.layers([matrix])[0]
     for i in range(w.shape[1]):
         if i % setting.group_size == 0:
             group = slice(i, i + setting.group_size)
             importance = factor.upper.diagonal()[group].reciprocal().square()
-            scale, zero = find_grid(w[:, group].float(), setting.scheme, importance)
-        code = encode(w[:, i].float(), scale, zero, setting.scheme.top)
-        done[:, i] = (code - zero) * scale
+            scale, zero = layer.find(w[:, None, group].float(), importance)
+        done[:, i] = layer.rounded(w[:, i, None, None].float(), scale, zero)[:, 0, 0]
         error = (w[:, i] - done[:, i]) / upper[i, i]
         w[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
     back = torch.zeros_like(done)
     back[:, order] = done
     return back.float()
+
+
+def of_format(number, group, search="range", *, aware=True):
+    scheme = number.scheme(4, group, True, dtype=torch.float16, search=search)
+    return Setting(scheme.groups(192), False, aware, 0.05, scheme=scheme)
 
 
 CASES = {
@@ -64,6 +84,14 @@ CASES = {
     "loss": settings(2, 32, search="loss"),
     "per channel": settings(8, 192, sym=False),
     "one group": settings(4, 192, aware=False),
+    "nvfp4": of_format(numbers.NVFP4(), 16),
+    "nvfp4 plain": of_format(numbers.NVFP4(), 16, "loss", aware=False),
+    "mxfp4": of_format(numbers.MXFP4(), 32, "mse"),
+    "mxfp8": of_format(numbers.MXFP8(), 32),
+    "fp8": of_format(numbers.FP8(), -1),
+    "fp8 ragged blocks": of_format(numbers.FP8Block(), 128),
+    "nf4": of_format(numbers.NF4(), 64),
+    "ternary": of_format(numbers.Ternary(), 128, "loss"),
 }
 
 
@@ -173,16 +201,16 @@ def test_the_inverse_of_a_triangular_matrix_at_any_size(channels):
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_rounding_error_is_half_a_step(bits, sym):
-    scheme = Scheme(bits, sym)
+    scheme = integers(bits, sym)
     w = weights().view(96, 3, 64)
-    scale, zero = find_grid(w, scheme)
-    codes = encode(w, scale[..., None], zero[..., None], scheme.top)
+    scale, zero = find_scales(w, scheme)
+    codes = nearest_codes(w, scale[..., None], zero[..., None], scheme)
     assert codes.min() >= 0
-    assert codes.max() <= scheme.top
+    assert codes.max() <= scheme.grid.top
     error = ((codes - zero[..., None]) * scale[..., None] - w).abs() / scale[..., None]
     # Only the far end of a range may lie outside: by half a step, the rounding of the zero point.
-    assert (error <= 0.5 + 1e-3 * scheme.top).float().mean() > 0.95
-    assert error.max() <= 1.01 + 1e-3 * scheme.top
+    assert (error <= 0.5 + 1e-3 * scheme.grid.top).float().mean() > 0.95
+    assert error.max() <= 1.01 + 1e-3 * scheme.grid.top
     assert torch.equal(scale, scale.half().float())
 
 
@@ -192,9 +220,9 @@ def test_search_never_does_worse_than_the_range():
     importance = torch.rand(64) + 0.1
 
     def loss(search, power, weight):
-        scheme = Scheme(3, True, search)
-        scale, zero = find_grid(w, scheme, importance)
-        codes = encode(w, scale[..., None], zero[..., None], scheme.top)
+        scheme = integers(3, True, search=search)
+        scale, zero = find_scales(w, scheme, importance)
+        codes = nearest_codes(w, scale[..., None], zero[..., None], scheme)
         error = ((codes - zero[..., None]) * scale[..., None] - w).abs()
         return (error.pow(power) * weight).sum(-1)
 
@@ -206,9 +234,11 @@ def test_groups_of_zeros_and_of_one_sign():
     w = torch.zeros(2, 64)
     w[1] = torch.linspace(1.0, 2.0, 64)
     for sym in (True, False):
-        scheme = Scheme(4, sym)
-        scale, zero = find_grid(w, scheme)
-        back = (encode(w, scale[:, None], zero[:, None], 15) - zero[:, None]) * scale[:, None]
+        scheme = integers(4, sym)
+        scale, zero = find_scales(w, scheme)
+        back = (nearest_codes(w, scale[:, None], zero[:, None], scheme) - zero[:, None]) * scale[
+            :, None
+        ]
         assert torch.equal(back[0], torch.zeros(64))
         assert (back[1] - w[1]).abs().max() <= scale[1] * 1.01
 

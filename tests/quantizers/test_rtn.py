@@ -8,10 +8,11 @@ import torch
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
+from qsweep.formats.numbers.rounding import round_to_grid
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.none import Unquantized
-from qsweep.quantizers.rtn import RTN, round_to_grid
+from qsweep.quantizers.rtn import RTN
 
 
 @pytest.mark.parametrize("sym", [True, False])

@@ -70,9 +70,10 @@ def test_what_the_cache_alone_costs(planned):
     )
     run_trial(plan, store, silent)
     found = finished_record(plan, store).measurements[0]
-    assert 0 < found.metrics["kld_kv"] < 0.1 and found.metrics["kv_saturated"] == 0
+    assert 0 < found.metrics["kld_kv"] < 0.1
     assert found.metrics["ppl_ratio"] == 1 != found.metrics["ppl_ratio_kv"]
-    assert found.served[0].facts["kv_cache"] == {"layers": 4, "saturated": 0.0, "scales": False}
+    seen = found.served[0].facts["kv_cache"]
+    assert seen["layers"] == 4 and seen["saturated"] == 0 and seen["scales"] is False
 
 
 def test_quarters_of_a_measurement_that_an_older_version_made(planned):

@@ -10,12 +10,13 @@ once, windows are run alone.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.placing import place_layers
-from qsweep.formats.activations import LayerActivations, Rounding
+from qsweep.formats.activations import LayerActivations, NotSimulated, Rounding
+from qsweep.quantizers.native.graph import is_transposed, raw_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +34,9 @@ class ServedActivations:
         self.whole = False
         """Whether a scale is one for all tokens that are run at once."""
 
-    def seen(self, layer: str) -> "_Seen":
-        """The tally of one layer."""
+    def seen(self, layer: str, how: Rounding) -> "_Seen":
+        """The tally of one layer, whose activations are quantized so."""
+        self.whole |= how.needs_all_tokens
         return self._layers.setdefault(layer, _Seen())
 
     def facts(self) -> dict[str, Any]:
@@ -91,29 +93,77 @@ def served_activations(
     """
     for name, layer in layers.items():
         _require_scales(name, layer)
-    found, handles = ServedActivations(), []
-    try:
-        for name, module in place_layers(model, layers).items():
-            for how, attach in (
-                (layers[name].inputs, module.register_forward_pre_hook),
-                (layers[name].outputs, module.register_forward_hook),
-            ):
-                if how is not None:
-                    handles.append(attach(_hook(how, found.seen(name))))
-                    found.whole |= how.needs_all_tokens
+    placed, found = place_layers(model, layers), ServedActivations()
+    with contextlib.ExitStack() as undo:
+        for name, module in placed.linears.items():
+            inputs, outputs = layers[name].inputs, layers[name].outputs
+            if inputs is not None:
+                _require_groups(name, inputs, _channels(module))
+                hook = _on_inputs(inputs, found.seen(name, inputs))
+                undo.callback(module.register_forward_pre_hook(hook).remove)
+            if outputs is not None:
+                hook = _on_output(outputs, found.seen(name, outputs))
+                undo.callback(module.register_forward_hook(hook).remove)
+        if placed.experts:
+            # The loop over experts that is written out in some architectures has no place between
+            # its two products; these two have.
+            before = model.get_experts_implementation()
+            undo.callback(model.set_experts_implementation, before)
+            model.set_experts_implementation("grouped_mm")
+        for experts, names in placed.experts:
+            inputs = _of_all_experts(names, layers)
+            undo.enter_context(_quantized_experts(experts, inputs, found.seen(names[0], inputs)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(how: Rounding, seen: _Seen) -> Any:
-    def hook(module: Any, inputs: tuple[Any, ...], *output: Any) -> Any:
-        if output:
-            return quantized(output[0], how, seen)
+def _on_inputs(how: Rounding, seen: _Seen) -> Any:
+    def hook(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (quantized(inputs[0], how, seen), *inputs[1:])
 
     return hook
+
+
+def _on_output(how: Rounding, seen: _Seen) -> Any:
+    def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        return quantized(output, how, seen)
+
+    return hook
+
+
+@contextlib.contextmanager
+def _quantized_experts(experts: Any, how: Rounding, seen: _Seen) -> Iterator[None]:
+    """Quantize what goes into stacked experts, and what goes from their gates into the last product."""
+    gate = experts._apply_gate
+    handle = experts.register_forward_pre_hook(_on_inputs(how, seen))
+    experts._apply_gate = lambda *given: quantized(gate(*given), how, seen)
+    try:
+        yield
+    finally:
+        handle.remove()
+        del experts._apply_gate
+
+
+def _of_all_experts(names: Sequence[str], layers: Mapping[str, LayerActivations]) -> Rounding:
+    """What all layers of stacked experts have in common. Raises NotSimulated if they have not."""
+    first = layers[names[0]].inputs
+    if first is None or not first.is_alike(*(layers[name].inputs for name in names)):
+        raise NotSimulated(
+            f"{names[0]}: its layer's experts have scales of their own, and are one module here"
+        )
+    if any(layers[name].outputs is not None for name in names):
+        raise NotSimulated(f"{names[0]}: outputs of experts that are one module here")
+    return first
+
+
+def _channels(module: Any) -> int:
+    shape = raw_weight(module).shape
+    return int(shape[0] if is_transposed(module) else shape[1])
+
+
+def _require_groups(name: str, how: Rounding, channels: int) -> None:
+    size = how.args.group_size
+    if size is not None and size > 0 and channels % size:
+        raise NotSimulated(f"{name}: its {channels} inputs are no groups of {size}")
 
 
 def quantized(values: "Tensor", how: Rounding, seen: _Seen | None = None) -> "Tensor":

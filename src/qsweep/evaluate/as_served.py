@@ -52,13 +52,12 @@ def measure_as_served(
         IncompatibleTrial: The model cannot have this cache.
     """
     facts: dict[str, Any] = {}
+    types = kv_cache(serving.kv_cache)
     try:
         with ExitStack() as stack:
             batch = None
-            cache = None
-            if serving.kv_cache is not None:
-                spec, scales = kv_cache(serving.kv_cache), stored_scales(artifact)
-                cache = stack.enter_context(served_cache(model, spec, scales))
+            if types:
+                cache = stack.enter_context(served_cache(model, types, stored_scales(artifact)))
             if serving.activations:
                 layers = container(artifact.format).layer_activations(artifact.files)
                 activations = stack.enter_context(served_activations(model, layers))
@@ -71,16 +70,12 @@ def measure_as_served(
                 raise
             if serving.activations:
                 facts["activations"] = activations.facts()
-            if cache is not None:
+            if types:
                 facts["kv_cache"] = cache.facts()
     except NotSimulated as error:
         return WindowScores({}, {}, {**windows.facts(), "refused": str(error)})
     result.facts |= facts
-    if serving.kv_cache is not None:
-        config = model.config.get_text_config().to_dict()
-        result.metrics["kv_bytes_per_token"] = kv_bytes_per_token(
-            config, kv_cache(serving.kv_cache), windows.ids.shape[1]
-        )
-        if "saturated" in facts["kv_cache"]:
-            result.metrics["kv_saturated"] = facts["kv_cache"]["saturated"]
+    if types:
+        config, context = model.config.get_text_config().to_dict(), windows.ids.shape[1]
+        result.metrics["kv_bytes_per_token"] = kv_bytes_per_token(config, types, context)
     return result

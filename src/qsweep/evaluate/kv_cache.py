@@ -15,6 +15,7 @@ Not in it: queries, which some kernels quantize too (FlashAttention 3 with fp8, 
 import contextlib
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,27 +43,39 @@ class ServedCache:
     def __init__(self, scaled: bool) -> None:
         self.layers: set[int] = set()
         self._scaled = scaled
-        self._numbers = 0  # of types that have a largest number
-        self._cut: Any = None
+        # Of types that have a largest number: how many were stored, and how many were beyond it.
+        self._stored: Counter[tuple[int, Part]] = Counter()
+        self._cut: dict[tuple[int, Part], Any] = {}
 
     def begin(self) -> None:
         """Forget what was seen."""
         self.layers.clear()
-        self._numbers, self._cut = 0, None
+        self._stored.clear()
+        self._cut.clear()
 
-    def tally(self, numbers: int, cut: "Tensor") -> None:
-        """So many numbers of a type with a limit were stored; ``cut``, int64 [], were beyond it."""
-        self._numbers += numbers
-        self._cut = cut if self._cut is None else self._cut + cut.to(self._cut.device)
+    def tally(self, layer: int, part: Part, numbers: int, cut: "Tensor") -> None:
+        """So many numbers were stored; ``cut``, int64 [], were beyond their type's largest."""
+        place = (layer, part)
+        self._stored[place] += numbers
+        self._cut[place] = self._cut.get(place, 0) + cut
 
     def facts(self) -> dict[str, Any]:
         """How many layers there were, and which share of numbers was beyond a type's largest.
 
+        ``saturated_most`` is that of the keys or values that have the most, ``saturated_layer``;
         ``scales``: whether a checkpoint's own were taken.
         """
         found: dict[str, Any] = {"layers": len(self.layers)}
-        if self._cut is not None:
-            found |= {"saturated": int(self._cut) / self._numbers, "scales": self._scaled}
+        if self._cut:
+            cut = {place: int(count) for place, count in self._cut.items()}
+            shares = {place: cut[place] / self._stored[place] for place in cut}
+            layer, part = worst = max(shares, key=lambda place: shares[place])
+            found["saturated"] = sum(cut.values()) / self._stored.total()
+            found |= {
+                "saturated_most": shares[worst],
+                "saturated_layer": f"{part} of layer {layer}",
+            }
+            found["scales"] = self._scaled
         return found
 
 
@@ -128,7 +141,7 @@ def _through(
         return numbers
     back, cut = stored(numbers, kind, part, (scales or {}).get((layer, part), 1.0))
     if cut is not None:
-        seen.tally(numbers.numel(), cut)
+        seen.tally(layer, part, numbers.numel(), cut)
     return back
 
 

@@ -28,7 +28,6 @@ _TOLD = {
     "top1_agreement": "top1_agreement_{}",
     **{f"kld_{quarter}": f"kld_{{}}_{quarter}" for quarter in QUARTERS},
     "kv_bytes_per_token": "kv_bytes_per_token",
-    "kv_saturated": "kv_saturated",
 }
 
 

@@ -42,6 +42,16 @@ class Rounding:
     limit: float | None = None
     power_of_two: bool = False
 
+    def is_alike(self, *others: "Rounding | None") -> bool:
+        """Whether all of these find every scale while they run, and find the same as this one."""
+        own = (self.args, self.limit, self.power_of_two)
+        return all(
+            how is not None
+            and (how.scale, how.global_scale, how.factor) == (None, None, None)
+            and (how.args, how.limit, how.power_of_two) == own
+            for how in others
+        )
+
     @property
     def needs_all_tokens(self) -> bool:
         """Whether a scale found while it runs is one for all tokens that are run at once."""

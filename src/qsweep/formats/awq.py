@@ -26,7 +26,7 @@ from qsweep.formats.packed import (
     layer_of,
 )
 from qsweep.formats.packed_settings import layout_of
-from qsweep.formats.packing import Grid, pack, unpack
+from qsweep.formats.packing import QuantizedMatrix, pack, unpack
 from qsweep.models.facts import TensorHeader
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ class AWQContainer(PackedContainer):
             return ("qweight", "scales")
         return ("qweight", "scales", "scaled_zeros") if "scaled_zeros" in parts else self.parts
 
-    def pack(self, grid: Grid, settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
+    def pack(
+        self, matrix: QuantizedMatrix, settings: Mapping[str, Any]
+    ) -> "dict[str, torch.Tensor]":
         """See :meth:`PackedContainer.pack`."""
-        return pack_awq(grid, settings["bits"])
+        return pack_awq(matrix, settings["bits"])
 
     def layer(self, name: str, shapes: Shapes, settings: Settings) -> PackedLayer:
         """See :meth:`PackedContainer.layer`."""
@@ -99,12 +101,12 @@ class AWQContainer(PackedContainer):
             zeros = tensors["scaled_zeros" if "scaled_zeros" in tensors else "qzeros"]
             return unpack_gemv_fast(qweight, scales, zeros, layer.groups)
         if layout == "marlin":
-            grid = unpack_marlin(qweight, scales)
+            matrix = unpack_marlin(qweight, scales)
         elif layout == "gemv":
-            grid = unpack_gemv(qweight, tensors["qzeros"], scales, layer.groups)
+            matrix = unpack_gemv(qweight, tensors["qzeros"], scales, layer.groups)
         else:
-            grid = unpack_awq(qweight, tensors["qzeros"], scales, layer.bits)
-        return grid.dense(torch.float32)
+            matrix = unpack_awq(qweight, tensors["qzeros"], scales, layer.bits)
+        return matrix.dense(torch.float32)
 
     def packs(self, shape: tuple[int, int]) -> bool:
         """Words of 32 bits lie along the outputs."""
@@ -121,7 +123,7 @@ CONTAINER = AWQContainer()
 
 def unpack_awq(
     qweight: "torch.Tensor", qzeros: "torch.Tensor", scales: "torch.Tensor", bits: int
-) -> Grid:
+) -> QuantizedMatrix:
     """Read an AWQ layer.
 
     Args:
@@ -134,20 +136,20 @@ def unpack_awq(
     codes, zeros = unpack(qweight, bits, outputs), unpack(qzeros, bits, outputs)
     if bits == 4:
         codes, zeros = _reorder(codes, _INVERSE), _reorder(zeros, _INVERSE)
-    return Grid(codes.T.contiguous(), zeros.T, scales.T)
+    return QuantizedMatrix(codes.T.contiguous(), zeros.T, scales.T)
 
 
-def pack_awq(grid: Grid, bits: int) -> dict[str, "torch.Tensor"]:
+def pack_awq(matrix: QuantizedMatrix, bits: int) -> dict[str, "torch.Tensor"]:
     """The inverse of :func:`unpack_awq`: its three tensors by name, scales [groups, out] in float16."""
     import torch
 
-    codes, zeros = grid.codes.T, grid.zeros.T
+    codes, zeros = matrix.codes.T, matrix.zeros.T
     if bits == 4:
         codes, zeros = _reorder(codes, _ORDER), _reorder(zeros, _ORDER)
     return {
         "qweight": pack(codes, bits),
         "qzeros": pack(zeros, bits),
-        "scales": grid.scales.T.to(torch.float16).contiguous(),
+        "scales": matrix.scales.T.to(torch.float16).contiguous(),
     }
 
 

@@ -20,7 +20,7 @@ from qsweep.base.errors import ArtifactCorrupt
 from qsweep.formats.checkpoint import Settings
 from qsweep.formats.packed import PackedLayer, Shapes, layer_of
 from qsweep.formats.packed_settings import stated_of
-from qsweep.formats.packing import Grid, unpack
+from qsweep.formats.packing import QuantizedMatrix, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +62,10 @@ def gemv_fast_layer(name: str, shapes: Shapes, settings: Settings) -> PackedLaye
 
 def unpack_gemv(
     qweight: "torch.Tensor", qzeros: "torch.Tensor", scales: "torch.Tensor", groups: int
-) -> Grid:
+) -> QuantizedMatrix:
     """Read a layer of ``gemv``; its tensors are shaped as the module's docstring says."""
     codes = unpack(qweight, _BITS, qweight.shape[1] * 8)
-    return Grid(codes, unpack(qzeros, _BITS, groups), scales[:, :groups])
+    return QuantizedMatrix(codes, unpack(qzeros, _BITS, groups), scales[:, :groups])
 
 
 def unpack_gemv_fast(

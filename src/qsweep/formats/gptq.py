@@ -23,7 +23,7 @@ from qsweep.formats.packed import (
     layer_of,
 )
 from qsweep.formats.packed_settings import layout_of
-from qsweep.formats.packing import Grid, pack, unpack
+from qsweep.formats.packing import QuantizedMatrix, pack, unpack
 from qsweep.formats.planar import PLANES, pack_planar, unpack_planar
 from qsweep.models.facts import TensorHeader
 
@@ -62,9 +62,11 @@ class GPTQContainer(PackedContainer):
         """See :meth:`QuantizedCheckpoint.needed`."""
         return ("B", "s") if "B" in parts else self.parts
 
-    def pack(self, grid: Grid, settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
+    def pack(
+        self, matrix: QuantizedMatrix, settings: Mapping[str, Any]
+    ) -> "dict[str, torch.Tensor]":
         """See :meth:`PackedContainer.pack`."""
-        return pack_gptq(grid, settings["bits"], _VERSIONS[_layout(settings)])
+        return pack_gptq(matrix, settings["bits"], _VERSIONS[_layout(settings)])
 
     def layer(self, name: str, shapes: Shapes, settings: Settings) -> PackedLayer:
         """See :meth:`PackedContainer.layer`."""
@@ -94,7 +96,7 @@ class GPTQContainer(PackedContainer):
         if "B" in tensors:
             return unpack_marlin(tensors["B"], tensors["s"]).dense(torch.float32)
         layout = _layout(settings)
-        grid = unpack_gptq(
+        matrix = unpack_gptq(
             tensors["qweight"],
             tensors["qzeros"],
             tensors["scales"],
@@ -103,7 +105,7 @@ class GPTQContainer(PackedContainer):
             _VERSIONS.get(layout, 1),
             planar=layer.bits > 4 or layout == "gptq_p",
         )
-        return grid.dense(torch.float32)
+        return matrix.dense(torch.float32)
 
     def packs(self, shape: tuple[int, int]) -> bool:
         """Words of 32 bits lie along both dimensions."""
@@ -161,7 +163,7 @@ def unpack_gptq(
     bits: int,
     version: int = 1,
     planar: bool = False,
-) -> Grid:
+) -> QuantizedMatrix:
     """Read a GPTQ layer.
 
     Args:
@@ -186,22 +188,22 @@ def unpack_gptq(
     consecutive = inputs % groups == 0 and torch.equal(
         group, torch.arange(inputs, device=group.device) // (inputs // groups)
     )
-    return Grid(codes, zeros.T, scales.T, None if consecutive else group)
+    return QuantizedMatrix(codes, zeros.T, scales.T, None if consecutive else group)
 
 
-def pack_gptq(grid: Grid, bits: int, version: int = 1) -> dict[str, "torch.Tensor"]:
+def pack_gptq(matrix: QuantizedMatrix, bits: int, version: int = 1) -> dict[str, "torch.Tensor"]:
     """The inverse of :func:`unpack_gptq`: its four tensors by name, scales [groups, out] in float16."""
     import torch
 
-    inputs, groups = grid.codes.shape[1], grid.scales.shape[1]
-    g_idx = grid.g_idx
+    inputs, groups = matrix.codes.shape[1], matrix.scales.shape[1]
+    g_idx = matrix.g_idx
     if g_idx is None:
-        g_idx = torch.arange(inputs, device=grid.codes.device) // (inputs // groups)
-    qzeros = pack(grid.zeros.T, bits)
+        g_idx = torch.arange(inputs, device=matrix.codes.device) // (inputs // groups)
+    qzeros = pack(matrix.zeros.T, bits)
     return {
-        "qweight": pack(grid.codes, bits).T.contiguous(),
+        "qweight": pack(matrix.codes, bits).T.contiguous(),
         "qzeros": _shift_zeros(qzeros, bits, -1) if version == 1 else qzeros,
-        "scales": grid.scales.T.to(torch.float16).contiguous(),
+        "scales": matrix.scales.T.to(torch.float16).contiguous(),
         "g_idx": g_idx.to(torch.int32),
     }
 

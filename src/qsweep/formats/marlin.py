@@ -10,7 +10,7 @@ order in which threads need them. Codes have 4 bits and their zero point is 8. S
 
 from typing import TYPE_CHECKING
 
-from qsweep.formats.packing import Grid, pack, unpack
+from qsweep.formats.packing import QuantizedMatrix, pack, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ _TILE = 16
 _ZERO = 8
 
 
-def unpack_marlin(words: "torch.Tensor", scales: "torch.Tensor") -> Grid:
+def unpack_marlin(words: "torch.Tensor", scales: "torch.Tensor") -> QuantizedMatrix:
     """Read a layer.
 
     Args:
@@ -38,19 +38,19 @@ def unpack_marlin(words: "torch.Tensor", scales: "torch.Tensor") -> Grid:
     sorted_scales = torch.empty_like(scales).reshape(-1, len(order))
     sorted_scales[:, order] = scales.reshape(-1, len(order))
     sorted_scales = sorted_scales.reshape(scales.shape).T
-    return Grid(
+    return QuantizedMatrix(
         codes.reshape(rows, columns).T.contiguous().to(words.device),
         torch.full_like(sorted_scales, _ZERO, dtype=torch.uint8),
         sorted_scales,
     )
 
 
-def pack_marlin(grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
+def pack_marlin(matrix: QuantizedMatrix) -> "tuple[torch.Tensor, torch.Tensor]":
     """The inverse of :func:`unpack_marlin`: words and scales."""
-    outputs, inputs = grid.codes.shape
-    tiles = grid.codes.T.reshape(inputs // _TILE, _TILE, outputs // _TILE, _TILE).transpose(1, 2)
+    outputs, inputs = matrix.codes.shape
+    tiles = matrix.codes.T.reshape(inputs // _TILE, _TILE, outputs // _TILE, _TILE).transpose(1, 2)
     codes = tiles.reshape(-1, 1024)[:, _places()].reshape(inputs // _TILE, outputs * _TILE)
-    scales = grid.scales.T.contiguous()
+    scales = matrix.scales.T.contiguous()
     order = _scale_places(scales.shape[0])
     return pack(codes, MARLIN_BITS), scales.reshape(-1, len(order))[:, order].reshape(scales.shape)
 

@@ -25,7 +25,7 @@ from qsweep.models.safetensors_header import DTYPE_BITS
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.packing import Grid
+    from qsweep.formats.packing import QuantizedMatrix
 
 # By part of a layer: its shape, and the bits of one element.
 Shapes = Mapping[str, tuple[tuple[int, ...], int]]
@@ -55,11 +55,13 @@ class PackedContainer(QuantizedCheckpoint):
     codes: tuple[str, ...]
 
     @abstractmethod
-    def pack(self, grid: "Grid", settings: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
+    def pack(
+        self, matrix: "QuantizedMatrix", settings: Mapping[str, Any]
+    ) -> "dict[str, torch.Tensor]":
         """Pack a layer as quantizers write it.
 
         Args:
-            grid: A matrix [out, in].
+            matrix: A matrix [out, in].
             settings: The ``quantization_config``.
 
         Returns:

@@ -1,13 +1,14 @@
 """Quantized matrices, and their low-bit codes in 32-bit words as checkpoints store them.
 
 A linear layer of ``out`` x ``in`` weights is codes q, and per group of ``group_size`` inputs a scale
-s and a zero point z: weight = s * (q - z). Containers differ in how codes lie in words.
+s and a zero point z: weight = s * (q - z), or s * table[q] where levels are no whole numbers.
+Containers differ in how codes lie in words.
 
 Within a line of words, codes are one little-endian stream of bits. On a little-endian machine the
 bytes of the words are that same stream, so packing works on bytes: a quarter of the memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,27 +20,37 @@ ALL_BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantizedMatrix:
     """A quantized matrix before packing or after unpacking.
 
     Attributes:
         codes: uint8 [out, in].
         zeros: uint8 [out, groups].
-        scales: floating point [out, groups].
-        g_idx: int64 [in], the group of each input; None where groups are consecutive.
+        scales: floating point [out, groups]; what codes are multiplied by, a global scale included.
+        g_idx: int64 [in], the group of each input; None where groups are consecutive and alike.
+        table: The level of each code, float32; None where it is the code minus its zero point.
+        whole: float32 [], the global scale; None where there is none.
     """
 
     codes: "torch.Tensor"
     zeros: "torch.Tensor"
     scales: "torch.Tensor"
     g_idx: "torch.Tensor | None" = None
+    table: "torch.Tensor | None" = None
+    whole: "torch.Tensor | None" = None
 
     def dense(self, dtype: "torch.dtype") -> "torch.Tensor":
-        """The weights scale * (code - zero), computed in float32, as [out, in] of ``dtype``."""
+        """The weights scale * level, computed in float32, as [out, in] of ``dtype``."""
         import torch
 
         rows, columns = self.codes.shape
         scales = self.scales.to(torch.float32)
+        if self.table is not None:
+            levels = self.table.to(self.codes.device)[self.codes.to(torch.int32)]
+            if self.g_idx is not None:
+                return levels.mul_(scales[:, self.g_idx]).to(dtype)
+            grouped = levels.view(rows, scales.shape[1], columns // scales.shape[1])
+            return grouped.mul_(scales[..., None]).view(rows, columns).to(dtype)
         # zero * scale - code * scale would round twice; the difference of small integers is exact.
         if self.g_idx is not None:
             zeros = self.zeros[:, self.g_idx].to(torch.float32)
@@ -50,6 +61,11 @@ class Grid:
             weight.sub_(self.zeros[..., None].to(torch.float32)).mul_(scales[..., None])
             weight = weight.view(rows, columns)
         return weight.to(dtype)
+
+    def rows(self, which: slice) -> "QuantizedMatrix":
+        """Some of its rows."""
+        codes, zeros, scales = self.codes[which], self.zeros[which], self.scales[which]
+        return replace(self, codes=codes, zeros=zeros, scales=scales)
 
 
 def pack(codes: "torch.Tensor", bits: int) -> "torch.Tensor":

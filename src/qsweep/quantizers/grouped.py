@@ -4,18 +4,24 @@ Nothing heavy is imported.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.version import __version__
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
+from qsweep.formats.numbers import Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.architecture import NO_EXPERTS
-from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config
+from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
 from qsweep.models.source import ModelFacts
+
+if TYPE_CHECKING:
+    from qsweep.formats.encoder import Encoder
+    from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
 
@@ -28,18 +34,27 @@ class GroupedOptions:
         bits: As many as a checkpoint can hold: 2, 3, 4 or 8.
         group_size: Weights per scale; -1 for one scale per output.
         sym: Fix the zero point in the middle; ``auto`` (or None) does where ``sym_by_default``.
+        format: What codes mean. One that fixes the bits, the group size and the zero point sets them.
+
+    Class attributes:
+        any_format: Whether others than integers in ``container`` can be made.
     """
 
     bits: int = 4
     group_size: int = 128
     sym: Sym = None
+    format: NumberFormat = field(default_factory=Int)
 
     method: ClassVar[str]
+    backend: ClassVar[str]
     uses_calibration: ClassVar[bool] = True
     container: ClassVar[PackedContainer]
     sym_by_default: ClassVar[bool] = False
+    any_format: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for name, value in self.format.fixed.items():
+            object.__setattr__(self, name, value)  # frozen
         if self.bits < 1:
             raise ConfigError(f"bits={self.bits}: must be at least 1")
         if self.group_size != -1 and self.group_size < 1:
@@ -55,17 +70,97 @@ class GroupedOptions:
         return self.sym if isinstance(self.sym, bool) else self.sym_by_default
 
     @property
+    def holder(self) -> str:
+        """The name of the container that is written."""
+        return self.format.held_in(self.container.name)
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether serving rounds the inputs of quantized layers, too."""
+        return self.format.activations is not None
+
+    @property
     def runtimes(self) -> tuple[str, ...]:
         """What can serve the checkpoint, by name."""
+        if self.holder != self.container.name:
+            return self.format.runtimes
         return self.container.runtimes(self.bits, self.group_size, self.symmetric)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a linear layer of (outputs, inputs) can be quantized; else it stays as it is."""
+        if self.holder == self.container.name:
+            return self.container.fits(self.group_size, shape)
+        return self.format.fits(shape, self.group_size)
+
+    def kept_layers(self, linears: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Names of the linear layers that cannot."""
+        return [name for name, shape in linears.items() if not self.fits(shape)]
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
-        return {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
+        usual = replace(self.format, container="auto").held_in(self.container.name)
+        held = {} if self.holder == usual else {"container": self.holder}
+        grid = {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
+        return {**self.format.options(), **held, **grid}
+
+    def packed_settings(self) -> dict[str, Any]:
+        """The ``quantization_config`` of a checkpoint in ``container``."""
+        raise NotImplementedError
+
+    def encoder(self, model: ModelFacts) -> "Encoder":
+        """How layers of a model are written."""
+        from qsweep.formats.encoder import PackedEncoder
+        from qsweep.formats.hf import usual_dtype
+
+        if self.holder == self.container.name:
+            return PackedEncoder(self.container, self.packed_settings(), self.symmetric)
+        dtype = usual_dtype(read_tensors(model.path).values())
+        if self.holder == "bitsandbytes":
+            from qsweep.formats.bitsandbytes_encoder import BitsAndBytesEncoder
+
+            double: bool = getattr(self.format, "double_quant", None) or False
+            kind: Any = self.format.name
+            return BitsAndBytesEncoder(kind, double, dtype)
+        from qsweep.formats.compressed_encoder import CompressedEncoder
+
+        return CompressedEncoder(
+            preset=self.format.preset,
+            bits=self.bits,
+            group_size=self.group_size,
+            sym=self.symmetric,
+            dtype=dtype,
+            runtimes=self.runtimes,
+        )
+
+    def scheme(self, encoder: "Encoder", search: Search = "range") -> "Scheme":
+        """How weights become codes, with scales as the encoder stores them."""
+        return self.format.scheme(
+            self.bits, self.group_size, self.symmetric, dtype=encoder.scale_dtype, search=search
+        )
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold. Raises IncompatibleTrial."""
-        check_packing(self.method, self.container, self.bits, self.group_size, model)
+        self.check_format()
+        if self.holder == self.container.name:
+            check_packing(self.method, self.container, self.bits, self.group_size, model)
+        else:
+            check_held(self, model)
+
+    def check_format(self) -> None:
+        """Refuse a number format that this quantizer does not make. Raises IncompatibleTrial."""
+        name, holder = self.format.name, self.holder
+        if not self.any_format and (name, holder) != ("int", self.container.name):
+            what = name if name != "int" else f"container={holder}"
+            raise IncompatibleTrial(
+                f"{getattr(self, 'label', self.backend)} writes integers as {self.container.name} "
+                f"checkpoints, not {what}; quant.backend=native makes every format"
+            )
+        holders = self.format.containers or (self.container.name, "compressed-tensors")
+        if holder not in holders:
+            raise IncompatibleTrial(
+                f"{self.method}: {holder} does not hold format={name}; container="
+                f"{' or '.join(holders)} does"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,12 +189,12 @@ class GPTQOptions(GroupedOptions):
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
+        options = super().options()
+        sym = options.pop("sym")
+        return options | {
             "desc_act": self.desc_act,
             "act_group_aware": self.act_group_aware and not self.desc_act,
-            "sym": self.symmetric,
+            "sym": sym,
             "damp_percent": self.damp_percent,
         }
 
@@ -143,10 +238,7 @@ def check_packing(
     if bits not in BITS:
         more = "; gguf has 5 and 6" if bits in (5, 6) else ""
         raise IncompatibleTrial(f"{method} writes 2, 3, 4 or 8 bits, not {bits}{more}")
-    if not model.linears:
-        raise IncompatibleTrial(f"{method}: no linear layers found in {model.name}")
-    if has_experts(read_config(model.path)) if model.experts is None else model.experts:
-        raise IncompatibleTrial(f"{method}: {model.name} is {NO_EXPERTS}")
+    _require_linears(method, model)
     if model.model_type in CONV1D_TYPES and not container.holds_conv1d:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which AWQ does not handle; "
@@ -160,6 +252,37 @@ def check_packing(
         raise IncompatibleTrial(
             f"{method}: no kernel runs group_size={group_size}; for this model: {valid}"
         )
+
+
+def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
+    """Refuse what a container other than GPTQ's and AWQ's cannot hold.
+
+    Raises:
+        IncompatibleTrial: With the layer and what would fit it.
+    """
+    method, name = f"{quantizer.method} {quantizer.format.name}", quantizer.holder
+    _require_linears(method, model)
+    if name == "compressed-tensors" and model.model_type in CONV1D_TYPES:
+        raise IncompatibleTrial(
+            f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
+        )
+    if quantizer.format.bits is None and quantizer.bits not in BITS:
+        raise IncompatibleTrial(
+            f"{method}: {name} is written in 2, 3, 4 or 8 bits, not {quantizer.bits}"
+        )
+    kept = quantizer.kept_layers(model.linears)
+    if 2 * _weights(model, kept) >= _weights(model, model.linears):
+        inputs = model.linears[kept[0]][1]
+        raise IncompatibleTrial(
+            f"{method}: groups of {quantizer.group_size} do not divide the {inputs} inputs of {kept[0]}"
+        )
+
+
+def _require_linears(method: str, model: ModelFacts) -> None:
+    if not model.linears:
+        raise IncompatibleTrial(f"{method}: no linear layers found in {model.name}")
+    if has_experts(read_config(model.path)) if model.experts is None else model.experts:
+        raise IncompatibleTrial(f"{method}: {model.name} is {NO_EXPERTS}")
 
 
 def _weights(model: ModelFacts, names: Iterable[str]) -> int:
@@ -197,3 +320,18 @@ def _refuse(
                 f"{method}: group_size={group_size} does not divide the {shape[1]} inputs of "
                 f"{layer}; for this model: {valid}"
             )
+
+
+def packed_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What GPTQModel writes into every ``quantization_config``; transformers and vLLM read a part."""
+    return {
+        "quant_method": method,
+        "method": method,
+        "format": format,
+        "checkpoint_format": format,
+        "bits": options["bits"],
+        "group_size": options["group_size"],
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"qsweep:{__version__}"]},
+    }

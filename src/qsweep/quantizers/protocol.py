@@ -119,8 +119,8 @@ class SharedPass(Quantizer, Protocol):
     """
 
     @property
-    def pass_name(self) -> str:
-        """Quantizers of equal ``pass_name`` and ``version()`` can be made together."""
+    def pass_name(self) -> str | None:
+        """Quantizers of equal ``pass_name`` can be made together; None: this one is made alone."""
 
     def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
         """Host memory that a pass takes by itself, and what this configuration adds to it.

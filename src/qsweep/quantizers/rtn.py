@@ -1,5 +1,6 @@
 """Round to nearest: no calibration, no error feedback. The baseline that every method must beat."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -7,22 +8,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gptq import CONTAINER, format_of
-from qsweep.formats.packed import PackedContainer, kept_settings
-from qsweep.models.source import SourceModel
+from qsweep.formats.packed import PackedContainer
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.native.limits import SHARD_BYTES
+from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.packing import Grid
+    from qsweep.formats.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class RTN(GroupedOptions):
-    """Each weight becomes the nearest point of its group's grid, in a GPTQ checkpoint.
+    """Each weight becomes the nearest value of its group's grid.
 
-    ``sym`` auto means false: a zero point per group, as in the baseline of the papers.
+    ``sym`` auto means false: a zero point per group, as in the baseline of the papers. Integers
+    lie in a GPTQ checkpoint. What lies in a compressed-tensors checkpoint is, bit by bit, what
+    llm-compressor's ``QuantizationModifier`` makes of the same scheme.
+
+    A format whose activations have static scales, or are smoothed, needs calibration text, and then
+    takes part in the native backend's pass.
 
     >>> RTN(bits=3).options()
     {'bits': 3, 'group_size': 128, 'sym': False}
@@ -30,12 +38,58 @@ class RTN(GroupedOptions):
 
     method: ClassVar[str] = "rtn"
     backend: ClassVar[str] = "qsweep"
-    uses_calibration: ClassVar[bool] = False
     container: ClassVar[PackedContainer] = CONTAINER
+    any_format: ClassVar[bool] = True
+
+    @property
+    def uses_calibration(self) -> bool:  # type: ignore[override]
+        """Whether inputs have to be looked at: for static scales, or to smooth them."""
+        return self.format.static or bool(getattr(self.format, "smoothquant", None))
+
+    @property
+    def pass_name(self) -> str | None:
+        """See :class:`SharedPass`."""
+        return "native" if self.uses_calibration else None
 
     def version(self) -> str:
         """The revision of this module."""
         return "1"
+
+    def packed_settings(self) -> dict[str, Any]:
+        """See :meth:`GroupedOptions.packed_settings`."""
+        name = format_of(self.symmetric)
+        return {
+            "quant_method": "gptq",
+            "checkpoint_format": name,
+            "format": name,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "sym": self.symmetric,
+            "desc_act": False,
+            "lm_head": False,
+            "pack_dtype": "int32",
+            "meta": {"quantizer": ["qsweep:rtn"]},
+        }
+
+    def pass_bytes(self, model: ModelFacts, tokens: int) -> tuple[int, int]:
+        """See :meth:`SharedPass.pass_bytes`; beside others it only looks at what comes by."""
+        widest = max((width for _, width in model.linears.values()), default=0)
+        waiting = min(model.parameters * (self.bits + 1) // 8, SHARD_BYTES)
+        return 4 * model.parameters + 2 * 4 * tokens * widest, waiting
+
+    def quantize_together(
+        self,
+        model: SourceModel,
+        calibration: CalibrationTokens | None,
+        configurations: Sequence[tuple[SharedPass, Path]],
+        progress: Progress = silent,
+        *,
+        importance: bool = False,
+    ) -> PassResult:
+        """See :func:`qsweep.quantizers.native.quantize_grid`."""
+        from qsweep.quantizers.native.grid import run
+
+        return run(model, calibration, configurations, progress, importance=importance)
 
     def quantize(
         self,
@@ -44,79 +98,68 @@ class RTN(GroupedOptions):
         out: Path,
         progress: Progress = silent,
     ) -> Artifact:
-        """Write a GPTQ checkpoint, one tensor at a time; asymmetric ones in version 2."""
-        import torch
-        from safetensors import safe_open
+        """Write a checkpoint, one tensor at a time; asymmetric ones of GPTQ in version 2."""
+        if self.uses_calibration:
+            return self.quantize_together(model, calibration, [(self, out)], progress).artifacts[0]
 
+        from qsweep.formats.container import container
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors, weight_files
+        from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
 
-        kept = self.container.kept_layers(self.group_size, model.facts.linears)
+        kept = self.kept_layers(model.facts.linears)
         linears = model.facts.linears.keys() - set(kept)
         transposed = model.facts.model_type in CONV1D_TYPES
-        settings = _settings(self.bits, self.group_size, self.symmetric)
+        encoder = self.encoder(model.facts)
+        extremes = _extremes(encoder, model.path, linears)
         writer, done = ShardWriter(out), 0
-        for file in weight_files(model.path):
-            with safe_open(file, framework="pt", device="cpu") as handle:
-                for name in handle.keys():  # noqa: SIM118 - it is no mapping
-                    tensor, layer = handle.get_tensor(name), name.removesuffix(".weight")
-                    if layer == name or layer not in linears:
-                        writer.add(name, tensor)
-                        continue
-                    weight = tensor.to(model.device, torch.float32)
-                    weight = weight.T if transposed else weight
-                    grid = round_to_grid(weight, self.bits, self.group_size, self.symmetric)
-                    for part, packed in self.container.pack(grid, settings).items():
-                        writer.add(f"{layer}.{part}", packed)
-                    done += 1
-                    progress("round", done / len(linears))
+        for name, tensor in _tensors(model.path):
+            layer = name.removesuffix(".weight")
+            if layer == name or layer not in linears:
+                writer.add(name, tensor)
+                continue
+            weight = tensor.to(model.device)
+            weight = weight.T if transposed else weight
+            for part, packed in encoder.round(weight, extremes.get(layer)).items():
+                writer.add(f"{layer}.{part}", packed)
+            done += 1
+            progress("round", done / len(linears))
         writer.close()
-        left = kept_settings([*kept, *other_linears(read_tensors(model.path))])
-        write_frame(model.path, out, settings | left)
+        others = other_linears(read_tensors(model.path))
+        write_frame(model.path, out, encoder.settings([*kept, *others]))
         return Artifact(
             path=out,
-            format=self.container.name,
-            size=self.container.size(out),
+            format=encoder.container,
+            size=container(encoder.container).size(out),
             runtimes=self.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
 
 
-def round_to_grid(weight: "torch.Tensor", bits: int, group_size: int, sym: bool) -> "Grid":
-    """The nearest codes for a matrix, each group on a uniform grid that spans its values and 0.
+def _tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+    from safetensors import safe_open
 
-    The grids are GPTQ's own (Frantar et al. 2022, section 4), so that beside GPTQ only the rounding
-    differs. Scales are rounded to float16 first, as they will be stored.
+    from qsweep.models.facts import weight_files
 
-    Args:
-        weight: float32 [out, in].
-        bits: Bits per code.
-        group_size: Inputs per group, a divisor of ``in``, or -1 for one group per row.
-        sym: Whether zero stands in the middle of the grid.
-    """
+    for file in weight_files(path):
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            for name in handle.keys():  # noqa: SIM118 - it is no mapping
+                yield name, handle.get_tensor(name)
+
+
+def _extremes(encoder: "Encoder", path: Path, linears: set[str]) -> "Mapping[str, torch.Tensor]":
+    """The largest magnitude in all layers that a runtime fuses with each; {} where nobody asks."""
+    if not encoder.scales_whole_tensors:
+        return {}
     import torch
 
-    from qsweep.formats.packing import Grid
-    from qsweep.quantizers.native.rounding import Scheme, encode, find_grid
+    from qsweep.formats.encoder import fused_groups
 
-    scheme = Scheme(bits, sym)
-    grouped = weight.reshape(len(weight), -1, weight.shape[1] if group_size == -1 else group_size)
-    scales, zeros = find_grid(grouped, scheme)
-    codes = encode(grouped, scales[..., None], zeros[..., None], scheme.top)
-    return Grid(codes.to(torch.uint8).view_as(weight), zeros.to(torch.uint8), scales)
-
-
-def _settings(bits: int, group_size: int, sym: bool) -> dict[str, Any]:
-    name = format_of(sym)
-    return {
-        "quant_method": "gptq",
-        "checkpoint_format": name,
-        "format": name,
-        "bits": bits,
-        "group_size": group_size,
-        "sym": sym,
-        "desc_act": False,
-        "lm_head": False,
-        "pack_dtype": "int32",
-        "meta": {"quantizer": ["qsweep:rtn"]},
+    own = {
+        name.removesuffix(".weight"): tensor.abs().amax()
+        for name, tensor in _tensors(path)
+        if name.removesuffix(".weight") in linears and name.endswith(".weight")
     }
+    found: dict[str, torch.Tensor] = {}
+    for group in fused_groups(sorted(own)):
+        found |= dict.fromkeys(group, torch.stack([own[layer] for layer in group]).amax())
+    return found

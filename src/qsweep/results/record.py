@@ -323,7 +323,12 @@ class Record:
 
     @property
     def expected_by_name(self) -> tuple[float, float] | None:
-        """What the field's table has for its method and bits, whatever its artifact became."""
+        """What the field's table has for its method and bits, whatever its artifact became.
+
+        It is of integers and of llama.cpp's types.
+        """
+        if "format" in self.options:
+            return None
         return expected_ratio(self.method, self.options.get("type") or self.options.get("bits"))
 
     @property

@@ -12,6 +12,7 @@ from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
 from qsweep.formats.kv_cache.spec import KVCache, kv_cache
+from qsweep.formats.numbers import Int, NumberFormat
 from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.artifact import ExistingArtifact
@@ -28,7 +29,7 @@ _QUANTIZERS_OWN = (
     *("options", "version", "check", "quantize"),
 )
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
-_USUAL_BACKEND = {"gptq": "native", "awq": "native"}
+_USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class TrialConfig:
     corpora: tuple[CorpusConfig, ...]
     eval: EvalConfig
     device: str
+    format: NumberFormat = field(compare=False, hash=False, kw_only=True)
+    """As chosen; the quantizer has it, too, if it makes several."""
     resolved: dict[str, Any] = field(compare=False, hash=False)
     """The mapping this was made from, for the trial's own process."""
     written: dict[str, Any] = field(compare=False, hash=False)
@@ -151,16 +154,18 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
         ConfigError: one line that names the option and, for a typo, the nearest right word.
     """
     corpora = _corpora(_group(resolved, "corpus"))
+    number = number_format(resolved.get("format"))
     written = getattr(resolved, "written", None) or hidden_tree(resolved)
     cache = kv_cache(resolved.get("kv_cache"))
     resolved = {**with_preset_names(resolved), "kv_cache": str(cache)}
     trial = TrialConfig(
         model=build(ModelConfig, _group(resolved, "model"), "model"),
-        quant=quantizer(_group(resolved, "quant")),
+        quant=quantizer(_group(resolved, "quant"), number),
         calibration=_calibration(_group(resolved, "calibration")),
         corpora=corpora,
         eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
         device=check_device(str(resolved.get("device", "auto"))),
+        format=number,
         resolved=resolved,
         written={**with_preset_names(written), "kv_cache": str(cache)},
         kv_cache=cache,
@@ -240,10 +245,19 @@ def _group(resolved: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return values
 
 
-def quantizer(values: Mapping[str, Any]) -> Quantizer:
+def number_format(values: Mapping[str, Any] | None) -> NumberFormat:
+    """The number format that ``format`` describes; integers where a configuration is of before it."""
+    if values is None:
+        return Int()
+    made: NumberFormat = component(NumberFormat, _group({"format": values}, "format"), "format")
+    return made
+
+
+def quantizer(values: Mapping[str, Any], number: NumberFormat | None = None) -> Quantizer:
     """The quantizer that ``quant`` describes.
 
-    ``_target_`` names its class; where there are several ``backends``, ``backend`` names one.
+    ``_target_`` names its class; where there are several ``backends``, ``backend`` names one. It is
+    given the number format if it has a field ``format``.
     """
     selecting = ("_target_", "backend", "backends")
     fields = {str(k): v for k, v in values.items() if k not in selecting}
@@ -269,6 +283,8 @@ def quantizer(values: Mapping[str, Any]) -> Quantizer:
     if "env" not in known:
         # It works in qsweep's own environment, and has nothing to choose.
         fields.pop("env", None)
+    if "format" in _fields_of(cls) and number is not None:
+        fields["format"] = number
     return build(cls, fields, "quant")  # type: ignore[return-value]
 
 
@@ -278,15 +294,22 @@ def describe(quant: Quantizer) -> str:
         return quant.label
     options = quant.options()
     words = ["gptaq" if options.get("gptaq_alpha") else quant.method]
-    if options.get("type"):
-        words.append(str(options["type"]))
+    if (named := options.get("type") or options.get("format")) is not None:
+        words.append(str(named))
     elif options.get("bits"):
         words.append(f"{options['bits']}-bit")
-    if (group := options.get("group_size")) is not None:
+    group = options.get("group_size")
+    if group is not None and "format" not in options:
         words.append("channel" if group == -1 else f"g{group}")
-        if group != -1 and not (options.get("act_group_aware", True) or options["desc_act"]):
-            words.append("plain")  # columns as they stand, which is nobody's default
-    words += [w for w in ("desc_act", "imatrix") if options.get(w)]
+    if group not in (None, -1) and not (
+        options.get("act_group_aware", True) or options["desc_act"]
+    ):
+        words.append("plain")  # columns as they stand, which is nobody's default
+    words += [w for w in ("desc_act", "imatrix", "double_quant") if options.get(w)]
+    if (share := options.get("smoothquant")) is not None:
+        words.append(f"smoothquant {share:g}")
+    if (held := options.get("container")) is not None:
+        words.append(str(held))
     if (export := options.get("export")) is not None:
         words.append(str(export))
     if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):

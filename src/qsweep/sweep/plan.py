@@ -169,6 +169,7 @@ class Plan:
             corpora=self.trial.corpora,
             eval=self.trial.eval,
             device=self.trial.device,
+            format=self.trial.format,
             resolved={**self.trial.resolved, **changed},
             written={**self.trial.written, **changed},
         )

@@ -15,6 +15,8 @@ from qsweep.evaluate.packs.header import require_intact
 from qsweep.models.check import check_tokenizer
 from qsweep.models.config import read_config, text_config
 from qsweep.models.hub import resolve
+from qsweep.quantizers.artifact import ExistingArtifact
+from qsweep.quantizers.none import Unquantized
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.found import advice
 from qsweep.sweep.plan import (
@@ -64,7 +66,7 @@ def plan_all(
             refused.append(Unplanned(trial, status, str(found)))
             continue
         try:
-            trial.quant.check(found.facts)
+            _check(trial, found)
             _check_cache(trial, found)
         except (IncompatibleTrial, ArtifactCorrupt) as error:
             status = "skipped" if isinstance(error, IncompatibleTrial) else "failed"
@@ -101,7 +103,7 @@ def plan_implied(
         if isinstance(found, QsweepError):
             continue
         with contextlib.suppress(IncompatibleTrial):
-            trial.quant.check(found.facts)
+            _check(trial, found)
             plan = make_plan(trial, found)
             plans[plan.key] = plan
     return plans
@@ -123,6 +125,18 @@ def keys_of(
             key = make_plan(trial, setting).key
         keys.append(key)
     return keys
+
+
+def _check(trial: TrialConfig, setting: Setting) -> None:
+    # Where nothing is quantized, a number format says nothing.
+    quant = trial.quant
+    takes_any = hasattr(quant, "format") or isinstance(quant, (Unquantized, ExistingArtifact))
+    if not takes_any and trial.format.name != "int":
+        raise IncompatibleTrial(
+            f"{quant.method} ({quant.backend}) knows no number formats; format={trial.format.name} "
+            "goes with rtn, gptq, awq and gguf"
+        )
+    quant.check(setting.facts)
 
 
 def check_requests(trial: TrialConfig, setting: Setting) -> None:

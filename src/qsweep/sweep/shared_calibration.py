@@ -180,7 +180,9 @@ def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
         quant = plan.trial.quant
         if not isinstance(quant, SharedPass) or plan.trial.model.device_map:
             continue
-        own = ("method", "options", "version")
+        if quant.pass_name is None:
+            continue
+        own = ("method", "backend", "options", "version")
         artifact = {k: v for k, v in plan.artifact.items() if k not in own}
         key = key_of(
             [

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import torch
+from torch.nn.functional import pad
 
-from qsweep.formats.packing import Grid
-from qsweep.quantizers.native.rounding import Scheme, encode, extent, find_grid, grid_of
+from qsweep.formats.numbers.rounding import encoded, grouped_rows
+from qsweep.formats.numbers.scheme import LayerScheme, Scheme
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native.stats import InputStats, output_loss, quick_output_loss
 
 # Exponents that the search tries first, and how far it then looks to both sides of the best.
@@ -18,15 +20,13 @@ _EXPONENTS = tuple(step / 10 for step in range(11))
 _REFINE = 0.05
 # Rows that stand for all when exponents are compared.
 _SAMPLE_ROWS = 256
-# Shares of a group's range that clipping tries, the full range first.
-_CLIP = tuple(1 - step / 20 for step in range(11))
 
 # Whether the weights' magnitudes take part, and the exponent.
 _Candidate = tuple[bool, float]
 
 
 def search_scales(
-    weights: Sequence[torch.Tensor], stats: InputStats, scheme: Scheme, group_size: int
+    weights: Sequence[torch.Tensor], stats: InputStats, scheme: Scheme
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Scales of the inputs that linear layers share, so that rounding hurts their outputs least.
 
@@ -36,8 +36,8 @@ def search_scales(
     Args:
         weights: float32 [rows, channels] of each linear layer.
         stats: Statistics of the shared input.
-        scheme: Bits and symmetry.
-        group_size: Weights per scale, at most ``channels``.
+        scheme: How weights become codes; where rows share scales, or all have one, the sample of rows
+            that is looked at has its own.
 
     Returns:
         Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
@@ -46,6 +46,7 @@ def search_scales(
     rows, losses = _sample(weights), quick_output_loss(stats.gram)
     magnitude = stats.magnitude.clone()
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
+    group_size = scheme.groups(weights[0].shape[1])
     relative = _relative_magnitude(weights, group_size)
     tried: dict[_Candidate, float] = {}
 
@@ -57,7 +58,7 @@ def search_scales(
         for candidate in candidates:
             if candidate not in tried:
                 scales = scales_of(candidate)
-                tried[candidate] = float(losses(_error(rows, scales, scheme, group_size)).sum())
+                tried[candidate] = float(losses(_error(rows, scales, scheme)).sum())
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
@@ -69,28 +70,26 @@ def search_scales(
 
 
 def quantize(
-    weight: torch.Tensor, gram: torch.Tensor, scheme: Scheme, group_size: int, *, clip: bool
-) -> tuple[Grid, torch.Tensor]:
+    weight: torch.Tensor, gram: torch.Tensor, layer: LayerScheme, *, clip: bool
+) -> tuple[QuantizedMatrix, torch.Tensor]:
     """Round to nearest, after clipping each group where its own inputs' Gram matrix says it pays.
 
     Args:
         weight: float32 [rows, channels], scaled.
         gram: Gram matrix [channels, channels] of the scaled inputs.
-        scheme: Bits and symmetry.
-        group_size: Weights per scale.
+        layer: How its weights become codes.
         clip: Whether ranges may shrink.
 
     Returns:
-        The grid, and the loss of each row, float32 [rows].
+        The matrix, and the loss of each row, float32 [rows].
     """
-    rows, channels = weight.shape
-    grouped = weight.view(rows, -1, group_size)
-    scale, zero = find_grid(grouped, scheme)
+    channels = weight.shape[1]
+    grouped = grouped_rows(weight, layer.scheme.groups(channels))
+    scale, zero = layer.find(grouped)
     if clip:
-        scale, zero = _clip(grouped, gram, scheme, scale, zero)
-    codes = encode(grouped, scale[..., None], zero[..., None], scheme.top)
-    grid = Grid(codes.view(rows, channels).to(torch.uint8), zero.to(torch.uint8), scale)
-    return grid, output_loss(grid.dense(torch.float32) - weight, gram)
+        scale, zero = _clip(grouped, gram, layer, scale, zero)
+    matrix = encoded(layer, grouped, scale, zero, channels)
+    return matrix, output_loss(matrix.dense(torch.float32) - weight, gram)
 
 
 def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -101,16 +100,16 @@ def scaled_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def _clip(
     grouped: torch.Tensor,
     gram: torch.Tensor,
-    scheme: Scheme,
+    layer: LayerScheme,
     scale: torch.Tensor,
     zero: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     losses = _losses_by_group(gram, grouped.shape[-1])
-    low, high = extent(grouped, scheme)
-    best = losses(_rounded(grouped, scale, zero, scheme).sub_(grouped))
-    for share in _CLIP[1:]:
-        new_scale, new_zero = grid_of(low * share, high * share, scheme)
-        error = losses(_rounded(grouped, new_scale, new_zero, scheme).sub_(grouped))
+    low, high = layer.extent(grouped)
+    best = layer.share(losses(layer.rounded(grouped, scale, zero).sub_(grouped)))
+    for share in layer.scheme.scale.clips[1:]:
+        new_scale, new_zero = layer.at(low * share, high * share)
+        error = layer.share(losses(layer.rounded(grouped, new_scale, new_zero).sub_(grouped)))
         better = error < best
         best = torch.where(better, error, best)
         scale = torch.where(better, new_scale, scale)
@@ -124,6 +123,8 @@ def _losses_by_group(gram: torch.Tensor, size: int) -> Callable[[torch.Tensor], 
         # Where the block is all of the matrix, products with it are what takes the time.
         whole = quick_output_loss(gram)
         return lambda error: whole(error[:, 0])[:, None]
+    if missing := -len(gram) % size:
+        gram = pad(gram, (0, missing, 0, missing))
     blocks = torch.stack(
         [gram[start : start + size, start : start + size] for start in range(0, len(gram), size)]
     )
@@ -133,13 +134,6 @@ def _losses_by_group(gram: torch.Tensor, size: int) -> Callable[[torch.Tensor], 
         return torch.bmm(error, blocks).mul_(error).sum(-1).T
 
     return losses
-
-
-def _rounded(
-    grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme
-) -> torch.Tensor:
-    scale, zero = scale[..., None], zero[..., None]
-    return encode(grouped, scale, zero, scheme.top).sub_(zero).mul_(scale)
 
 
 def _scales(
@@ -152,12 +146,12 @@ def _scales(
     return scales / (scales.max() * scales.min()).sqrt()
 
 
-def _error(
-    rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme, group_size: int
-) -> torch.Tensor:
-    scaled = (rows * scales).view(len(rows), -1, group_size)
-    scaled = _rounded(scaled, *find_grid(scaled, scheme), scheme).view_as(rows)
-    return scaled.div_(scales).sub_(rows)
+def _error(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    scaled = rows * scales
+    layer = scheme.layers([scaled])[0]
+    grouped = grouped_rows(scaled, scheme.groups(rows.shape[1]))
+    rounded = layer.rounded(grouped, *layer.find(grouped)).view(len(rows), -1)
+    return rounded[:, : rows.shape[1]].div_(scales).sub_(rows)
 
 
 def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -169,6 +163,7 @@ def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
     total = torch.zeros(weights[0].shape[1], device=weights[0].device)
     for weight in weights:
-        grouped = weight.abs().view(len(weight), -1, group_size)
-        total += (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).view_as(weight).sum(0)
+        grouped = grouped_rows(weight.abs(), group_size)
+        relative = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).view(len(weight), -1)
+        total += relative[:, : weight.shape[1]].sum(0)
     return total / sum(len(weight) for weight in weights)

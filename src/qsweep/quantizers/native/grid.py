@@ -2,30 +2,33 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.base.progress import Progress
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Layer, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.names import by_checkpoint_name
 from qsweep.quantizers.native.precision import calibration_dtype
+from qsweep.quantizers.native.smoothing import Smoothed, smooth
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
     Chunk,
+    Layer,
     Stage,
     StageInputs,
     advance,
@@ -39,7 +42,8 @@ from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 _Asked = tuple[Stage, InputStats]
-_Grids = dict[str, Grid]
+_Matrices = dict[str, QuantizedMatrix]
+_JOBS: dict[str, type[Job]] = {"gptq": GPTQJob, "awq": AWQJob, "rtn": RTNJob}
 
 
 # Gradients are off throughout: one configuration's walk goes on where another's has just left off.
@@ -67,8 +71,8 @@ def run(
     progress("load", None)
     network = load_network(model)
     decoder = find_decoder(network)
-    jobs: list[GPTQJob | AWQJob] = [
-        (AWQJob if quantizer.method == "awq" else GPTQJob)(quantizer.options(), out, model.facts)
+    jobs = [
+        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model.facts)
         for quantizer, out in configurations
     ]
     progress("embed", None)
@@ -104,7 +108,7 @@ class _CalibrationText:
 
     def __init__(
         self,
-        jobs: Sequence[GPTQJob | AWQJob],
+        jobs: Sequence[Job],
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
@@ -114,7 +118,10 @@ class _CalibrationText:
         """``importance`` tells whether the importance matrix is wanted; else it may stay empty."""
         self.importance: dict[str, torch.Tensor] = {}
         self._weighs = importance
+        self._jobs = jobs
+        self._smoothing = sorted({job.smoothing for job in jobs if job.smoothing is not None})
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
+        self._rounding = [job for job in jobs if isinstance(job, RTNJob)]
         gptq = [job for job in jobs if isinstance(job, GPTQJob)]
         self._walking = [job for job in gptq if job.sequential]
         self._sharing = [job for job in gptq if not job.sequential]
@@ -132,15 +139,26 @@ class _CalibrationText:
         layer = Layer(module, stages, full_name)
         inputs: StageInputs | None = {} if any(job.compares for job in self._walking) else None
         shared = self._share(index, layer, inputs)
-        if self._awq:
-            folds = self._find_folds(index, layer)
-            for job in self._awq:
-                with _timed([job]):
-                    job.take(layer, shared, folds)
+        folds = self._find_folds(index, layer) if self._awq or self._smoothing else []
+        versions: dict[float | None, Smoothed] = {None: Smoothed(layer, shared, {}, {})}
+        for share in self._smoothing:
+            stored = self._jobs[0].stored_dtype
+            versions[share] = smooth(layer, shared, folds, share, stored)
+        for rounding in self._rounding:
+            with _timed([rounding]):
+                own = versions[rounding.smoothing]
+                rounding.take(own.layer, own.stats)
+        for job in self._awq:
+            with _timed([job]):
+                own = versions[job.smoothing]
+                job.take(own.layer, own.stats, folds)
         if not self._sharing:
             # Large, and of no more use.
-            shared.clear()
-        self._solve(index, layer, shared, inputs)
+            for version in versions.values():
+                version.stats.clear()
+        self._solve(index, versions, inputs)
+        for each in self._jobs:
+            each.add_changed(versions[each.smoothing].changed)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
@@ -148,13 +166,16 @@ class _CalibrationText:
         # The statistics of the unquantized model, of each stage, if somebody wants them.
         gathered: list[InputStats] = []
         products = bool(self._awq or self._sharing)
-        if not (products or self._weighs) and keep is None:
+        ranges = bool(self._smoothing) or any(
+            job.ranges for job in (*self._awq, *self._sharing, *self._rounding)
+        )
+        if not (products or ranges or self._weighs) and keep is None:
             return gathered
 
         def take(stage: Stage, stats: InputStats) -> None:
             values = stats.importance.cpu()
             self.importance |= {layer.full_name(name): values for name in stage.linears}
-            if products:
+            if products or ranges:
                 gathered.append(stats)
 
         self._plain = advance(
@@ -165,26 +186,36 @@ class _CalibrationText:
             layer.full_name,
             take,
             changes_weights=False,
-            gather=partial(InputStats, products=products),
+            gather=partial(InputStats, products=products, ranges=ranges),
             keep=keep,
         )
         return gathered
 
     def _solve(
-        self, index: int, layer: Layer, shared: Sequence[InputStats], plain: StageInputs | None
+        self, index: int, versions: Mapping[float | None, Smoothed], plain: StageInputs | None
     ) -> None:
         every = [*self._walking, *self._sharing]
-        rounds = rounds_needed(layer.module, self._plain, len(self._walking), len(self._sharing))
+        module = versions[None].layer.module
+        rounds = rounds_needed(module, self._plain, len(self._walking), len(self._sharing))
+        given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
             jobs = every[number::rounds]
-            walks: list[Callable[[Callable[[_Asked], _Grids]], list[Chunk]]] = [
-                partial(_walk, index, layer, self._own[job], plain if job.compares else None)
+            layers = [versions[job.smoothing].layer for job in jobs]
+            walks: list[Callable[[Callable[[_Asked], _Matrices]], list[Chunk]]] = [
+                partial(
+                    _walk,
+                    index,
+                    layer,
+                    self._own[job],
+                    given[job.smoothing] if job.compares else None,
+                    job.ranges,
+                )
                 if job.sequential
-                else partial(_ask_only, layer, shared)
-                for job in jobs
+                else partial(_ask_only, versions[job.smoothing])
+                for job, layer in zip(jobs, layers, strict=True)
             ]
-            results, seconds = in_lockstep(walks, partial(_answer, layer, jobs))
+            results, seconds = in_lockstep(walks, partial(_answer, layers, jobs))
             for job, chunks, spent in zip(jobs, results, seconds, strict=True):
                 job.seconds += spent
                 if job.sequential:
@@ -206,9 +237,11 @@ class _CalibrationText:
         return self._folds[key]
 
 
-def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Grids]:
+def _answer(
+    layers: Sequence[Layer], jobs: Sequence[GPTQJob], asked: Sequence[_Asked]
+) -> list[_Matrices]:
     with _timed(jobs):
-        return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
+        return solve_stage(jobs, layers, asked[0][0], [stats for _, stats in asked])
 
 
 def _walk(
@@ -216,15 +249,16 @@ def _walk(
     layer: Layer,
     chunks: list[Chunk],
     plain: StageInputs | None,
-    ask: Callable[[_Asked], _Grids],
+    ranges: bool,
+    ask: Callable[[_Asked], _Matrices],
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
     modules = dict(module.named_modules())
 
     def quantize(stage: Stage, stats: InputStats) -> None:
-        for name, grid in ask((stage, stats)).items():
-            set_weight(modules[name], grid.dense(torch.float32))
+        for name, matrix in ask((stage, stats)).items():
+            set_weight(modules[name], matrix.dense(torch.float32))
 
     return advance(
         module,
@@ -234,22 +268,20 @@ def _walk(
         layer.full_name,
         quantize,
         changes_weights=True,
-        gather=partial(InputStats, channels=False),
+        gather=partial(InputStats, channels=False, ranges=ranges),
         plain=plain,
     )
 
 
-def _ask_only(
-    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Grids]
-) -> list[Chunk]:
+def _ask_only(version: Smoothed, ask: Callable[[_Asked], _Matrices]) -> list[Chunk]:
     # Who shares the unquantized model's statistics is solved along with those who walk.
-    for stage, stats in zip(layer.stages, shared, strict=True):
+    for stage, stats in zip(version.layer.stages, version.stats, strict=True):
         ask((stage, stats))
     return []
 
 
 @contextmanager
-def _timed(jobs: Sequence[GPTQJob | AWQJob]) -> Iterator[None]:
+def _timed(jobs: Sequence[Job]) -> Iterator[None]:
     started = time.perf_counter()
     yield
     for job in jobs:

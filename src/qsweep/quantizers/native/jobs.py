@@ -1,8 +1,7 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +9,58 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import TrialFailed
-from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
-from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
-from qsweep.formats.gptq import format_of
-from qsweep.formats.packed import PackedContainer
-from qsweep.formats.packing import Grid
+from qsweep.formats.encoder import fused_groups
+from qsweep.formats.numbers.scheme import stacked
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
-from qsweep.quantizers.native.rounding import Scheme
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Stage
-from qsweep.quantizers.native.writer import PackedCheckpointWriter
+from qsweep.quantizers.native.walk import Layer, Stage
+from qsweep.quantizers.native.writer import CheckpointWriter
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The decoder layer at hand; ``full_name`` gives the name in the model of one of its parts."""
+class Job:
+    """One configuration and its checkpoint.
 
-    module: nn.Module
-    stages: Sequence[Stage]
-    full_name: Callable[[str], str]
+    Attributes:
+        seconds: Time that was spent for it alone.
+        ranges: Whether it wants to know how far inputs reach.
+        smoothing: The share of an input's range that moves into weights; None where none does.
+    """
 
-
-class _Job:
-    """One configuration and its checkpoint. ``seconds`` is the time spent for it alone."""
-
-    def __init__(
-        self,
-        container: PackedContainer,
-        options: Mapping[str, Any],
-        settings: dict[str, Any],
-        out: Path,
-        facts: ModelFacts,
-    ):
+    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
         self.seconds = 0.0
-        self._container, self._options = container, options
-        self._checkpoint = PackedCheckpointWriter(
-            out, facts.path, container, settings, options["sym"]
-        )
+        self.ranges = quantizer.format.static
+        self.smoothing: float | None = getattr(quantizer.format, "smoothquant", None)
+        self._quantizer, self._options = quantizer, quantizer.options()
+        encoder = quantizer.encoder(facts)
+        search = self._options.get("scale_search", "range")
+        self._scheme = quantizer.scheme(encoder, search)
+        self._checkpoint = CheckpointWriter(out, facts.path, encoder)
         self._losses: dict[str, float] = {}
 
     def fits(self, weight: torch.Tensor) -> bool:
-        """Whether a linear layer's weight [outputs, inputs] can be packed."""
+        """Whether a linear layer's weight [outputs, inputs] can be quantized."""
         outputs, inputs = weight.shape
-        return self._container.fits(self._options["group_size"], (outputs, inputs))
+        return self._quantizer.fits((outputs, inputs))
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype that the unquantized checkpoint keeps a tensor in."""
+        return self._checkpoint.stored_dtype(name)
+
+    def add_changed(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep tensors that were changed before quantization and are not written yet, by name."""
+        for name, tensor in tensors.items():
+            self._checkpoint.add_plain(name, tensor)
 
     def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
         """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
         details = {
-            "loss": dict(self._losses),
+            **({"loss": dict(self._losses)} if self._losses else {}),
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,
@@ -74,13 +72,15 @@ class _Job:
         """What else is worth reporting."""
         return {}
 
-    def _group_size(self, channels: int) -> int:
-        size: int = self._options["group_size"]
-        return channels if size == -1 else size
-
-    def _add(self, name: str, grid: Grid, losses: torch.Tensor) -> None:
-        """Take a finished linear layer in; ``losses`` [rows]."""
-        self._checkpoint.add_linear(name, grid)
+    def _add(
+        self,
+        name: str,
+        matrix: QuantizedMatrix,
+        losses: torch.Tensor,
+        inputs: torch.Tensor | None,
+    ) -> None:
+        """Take a finished linear layer in; ``losses`` [rows], ``inputs`` how far its inputs reach."""
+        self._checkpoint.add_linear(name, matrix, inputs if self.ranges else None)
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = total = float(losses.sum())
         if not math.isfinite(total):
@@ -89,44 +89,45 @@ class _Job:
             )
 
 
-class GPTQJob(_Job):
+class GPTQJob(Job):
     """A GPTQ configuration."""
 
-    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
-        self.sequential: bool = options["sequential"]
-        self.compares: bool = options["gptaq_alpha"] > 0
-        settings = _common_settings("gptq", format_of(options["sym"]), options) | {
-            "desc_act": options["desc_act"],
-            "sym": options["sym"],
-            "true_sequential": options["sequential"],
-        }
-        for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
-            settings["meta"][name] = options[name]
-        super().__init__(GPTQ_CONTAINER, options, settings, out, facts)
+    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
+        super().__init__(quantizer, out, facts)
+        self.sequential: bool = self._options["sequential"]
+        self.compares: bool = self._options["gptaq_alpha"] > 0
+        self.scheme = self._scheme
         self._damping: dict[str, float] = {}
 
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
         options = self._options
         return gptq.Settings(
-            scheme=Scheme(options["bits"], options["sym"], options["scale_search"]),
-            group_size=self._group_size(channels),
+            group_size=self.scheme.groups(channels),
             desc_act=options["desc_act"],
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
         )
 
-    def keep(self, name: str, grid: Grid, losses: torch.Tensor, damp: float) -> None:
+    def keep(
+        self,
+        name: str,
+        matrix: QuantizedMatrix,
+        losses: torch.Tensor,
+        damp: float,
+        inputs: torch.Tensor | None,
+    ) -> None:
         """Take a finished linear layer in.
 
         Args:
             name: Its name in the model.
-            grid: What it became.
+            matrix: What it became.
             losses: float32 [rows].
             damp: The share of the mean diagonal that was added in the end.
+            inputs: The largest magnitude of its inputs [], if that was looked for.
         """
-        self._add(name, grid, losses)
+        self._add(name, matrix, losses, inputs)
         if damp != self._options["damp_percent"]:
             self._damping[name] = damp
 
@@ -135,33 +136,36 @@ class GPTQJob(_Job):
 
 
 def solve_stage(
-    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
-) -> list[dict[str, Grid]]:
+    jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
+) -> list[dict[str, QuantizedMatrix]]:
     """Quantize the linear layers of one stage for every job that can hold them.
 
     Args:
         jobs: The configurations.
-        layer: The decoder layer with its own weights.
+        layers: Each job's decoder layer before it is quantized; several may share the same object.
         stage: Which of its linear layers.
         stats: What each job's inputs are; several may share the same object.
 
     Returns:
-        For each job the grids, by the linear layers' names inside the decoder layer.
+        For each job the matrices, by the linear layers' names inside the decoder layer.
     """
-    modules = dict(layer.module.named_modules())
-    weights = {name: weight_of(modules[name]) for name in stage.linears}
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for number, job in enumerate(jobs):
-        names = tuple(name for name in stage.linears if job.fits(weights[name]))
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    for number, (job, layer) in enumerate(zip(jobs, layers, strict=True)):
+        if id(layer) not in weights:
+            modules = dict(layer.module.named_modules())
+            weights[id(layer)] = {name: weight_of(modules[name]) for name in stage.linears}
+        own = weights[id(layer)]
+        names = tuple(name for name in stage.linears if job.fits(own[name]))
         if names:
-            alike.setdefault(names, []).append(number)
-    results: list[dict[str, Grid]] = [{} for _ in jobs]
-    for names, numbers in alike.items():
-        part = {name: weights[name] for name in names}
-        chosen = [jobs[number] for number in numbers]
+            alike.setdefault((id(layer), names), []).append(number)
+    results: list[dict[str, QuantizedMatrix]] = [{} for _ in jobs]
+    for (which, names), numbers in alike.items():
+        part = {name: weights[which][name] for name in names}
+        chosen, layer = [jobs[number] for number in numbers], layers[numbers[0]]
         solved = _solve(chosen, layer, part, stage.channels, [stats[n] for n in numbers])
-        for number, grids in zip(numbers, solved, strict=True):
-            results[number] = grids
+        for number, matrices in zip(numbers, solved, strict=True):
+            results[number] = matrices
     return results
 
 
@@ -171,7 +175,7 @@ def _solve(
     linears: Mapping[str, torch.Tensor],
     channels: int,
     stats: Sequence[InputStats],
-) -> list[dict[str, Grid]]:
+) -> list[dict[str, QuantizedMatrix]]:
     # Layers that share an input are one matrix to GPTQ: rows do not know of each other.
     weights = list(linears.values())
     joined = torch.cat(weights)
@@ -191,31 +195,43 @@ def _solve(
             if seen.cross is None
             else gptq.retarget(joined, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
         )
-    solved = gptq.solve(targets, chosen, settings)
+    # Scales are those of the weights themselves, wherever they move to.
+    layers = [stacked(job.scheme.layers(weights)) for job in jobs]
+    solved = gptq.solve(targets, chosen, settings, layers)
     results = []
-    for job, factor, (grid, losses) in zip(jobs, chosen, solved, strict=True):
-        grids, start = {}, 0
+    for job, seen, factor, (matrix, losses) in zip(jobs, stats, chosen, solved, strict=True):
+        matrices, start = {}, 0
         for name, weight in linears.items():
             rows = slice(start, start + len(weight))
-            part = Grid(grid.codes[rows], grid.zeros[rows], grid.scales[rows], grid.g_idx)
-            job.keep(layer.full_name(name), part, losses[rows], factor.damp)
-            grids[name] = part
+            part = matrix.rows(rows)
+            job.keep(layer.full_name(name), part, losses[rows], factor.damp, seen.extreme)
+            matrices[name] = part
             start += len(weight)
-        results.append(grids)
+        results.append(matrices)
     return results
 
 
-class AWQJob(_Job):
+class RTNJob(Job):
+    """A configuration that rounds to nearest, and waits only to know how far inputs reach."""
+
+    def take(self, layer: Layer, stats: Sequence[InputStats]) -> None:
+        """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
+        modules = dict(layer.module.named_modules())
+        for stage, seen in zip(layer.stages, stats, strict=True):
+            weights = {name: weight_of(modules[name]) for name in stage.linears}
+            fitting = [name for name, weight in weights.items() if self.fits(weight)]
+            for group in fused_groups(fitting):
+                extreme = torch.stack([weights[name].abs().amax() for name in group]).amax()
+                for name in group:
+                    full = layer.full_name(name)
+                    self._checkpoint.round_linear(full, weights[name], extreme, seen.extreme)
+
+
+class AWQJob(Job):
     """An AWQ configuration."""
 
-    def __init__(self, options: Mapping[str, Any], out: Path, facts: ModelFacts):
-        settings = _common_settings("awq", "gemm", options) | {
-            "desc_act": False,
-            "version": "gemm",
-            "zero_point": not options["sym"],
-        }
-        super().__init__(AWQ_CONTAINER, options, settings, out, facts)
-        self._scheme = Scheme(options["bits"], options["sym"])
+    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
+        super().__init__(quantizer, out, facts)
         self._scaling: dict[str, dict[str, Any]] = {}
 
     def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:
@@ -232,8 +248,7 @@ class AWQJob(_Job):
             if fold is None or not rounded:
                 applied.append(None)
                 continue
-            group_size = self._group_size(stage.channels)
-            scales, found = awq.search_scales(rounded, seen, self._scheme, group_size)
+            scales, found = awq.search_scales(rounded, seen, self._scheme)
             scales = self._fold(layer, fold, modules, weights, fold.per_source(scales))
             self._scaling[layer.full_name(stage.linears[0])] = {"into": fold.source, **found}
             for name in stage.linears:
@@ -241,22 +256,20 @@ class AWQJob(_Job):
             applied.append(scales)
         # Only now: a later stage's scales change the rows of the layer that absorbs them.
         for stage, seen, found_scales in zip(layer.stages, stats, applied, strict=True):
-            gram = seen.gram
+            gram, inputs = seen.gram, seen.extreme
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
+                inputs = seen.scaled_extreme(found_scales)
+            chosen = [name for name in stage.linears if name in quantized]
+            schemes = self._scheme.layers([weights[name] for name in chosen]) if chosen else []
+            for name, scheme in zip(chosen, schemes, strict=True):
+                clip = self._options["clip"]
+                matrix, losses = awq.quantize(weights[name], gram, scheme, clip=clip)
+                self._add(layer.full_name(name), matrix, losses, inputs)
             for name in stage.linears:
                 if name not in quantized:
                     # Scales went into it all the same, from before or from behind.
                     self._keep(layer.full_name(name), modules[name], weights[name])
-                    continue
-                grid, losses = awq.quantize(
-                    weights[name],
-                    gram,
-                    self._scheme,
-                    self._group_size(stage.channels),
-                    clip=self._options["clip"],
-                )
-                self._add(layer.full_name(name), grid, losses)
 
     def _found(self) -> dict[str, Any]:
         return {"scaling": self._scaling}
@@ -285,18 +298,3 @@ class AWQJob(_Job):
         if isinstance(bias, torch.Tensor):
             self._checkpoint.add_plain(f"{name}.bias", fold.divide_rows(bias.detach(), scales))
         return scales
-
-
-def _common_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    # What GPTQModel writes; transformers and vLLM read a part of it.
-    return {
-        "quant_method": method,
-        "method": method,
-        "format": format,
-        "checkpoint_format": format,
-        "bits": options["bits"],
-        "group_size": options["group_size"],
-        "lm_head": False,
-        "pack_dtype": "int32",
-        "meta": {"quantizer": [f"qsweep:{__version__}"]},
-    }

@@ -10,15 +10,23 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.gptq import format_of
+from qsweep.formats.numbers import Search
 from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions, check_packing
+from qsweep.quantizers.grouped import (
+    AWQOptions,
+    GPTQOptions,
+    GroupedOptions,
+    check_packing,
+    packed_settings,
+)
 from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
 SEARCHES = ("range", "mse", "loss")
 # GPTQ's loop over columns takes as many together, which lie in one group.
-_COLUMNS_AT_ONCE = 32
+_COLUMNS_AT_ONCE, _FEWEST_COLUMNS = 32, 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class _NativeQuantizer(GroupedOptions):
     """
 
     backend: ClassVar[str] = "native"
+    any_format: ClassVar[bool] = True
     revision: ClassVar[int]
 
     def version(self) -> str:
@@ -100,7 +109,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     True
     """
 
-    scale_search: str = "range"
+    scale_search: Search = "range"
     sequential: bool | Literal["auto"] = "auto"
     gptaq_alpha: float = 0.0
 
@@ -121,7 +130,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         """The effective options. With one group per output, both orders are the same."""
         sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
         options = super().options() | {
-            "scale_search": self.scale_search,
+            "scale_search": self.format.searched(self.scale_search),
             "sequential": sequential,
             "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }
@@ -129,14 +138,38 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
             options |= {"desc_act": False, "act_group_aware": True}
         return options
 
+    def packed_settings(self) -> dict[str, Any]:
+        """See :meth:`GroupedOptions.packed_settings`."""
+        options = self.options()
+        settings = packed_settings("gptq", format_of(self.symmetric), options) | {
+            "desc_act": options["desc_act"],
+            "sym": options["sym"],
+            "true_sequential": options["sequential"],
+        }
+        for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
+            settings["meta"][name] = options[name]
+        return settings
+
     def check(self, model: ModelFacts) -> None:
-        """Refuse what a GPTQ checkpoint cannot hold. Raises IncompatibleTrial."""
-        size, multiple = self.group_size, _COLUMNS_AT_ONCE
-        check_packing(self.method, self.container, self.bits, size, model, multiple=multiple)
+        """Refuse what a checkpoint cannot hold. Raises IncompatibleTrial."""
+        size, ours = self.group_size, self.holder == self.container.name
+        if not ours:
+            super().check(model)
+            self._check_order()
+        multiple = _COLUMNS_AT_ONCE if ours else _FEWEST_COLUMNS
+        if ours:
+            check_packing(self.method, self.container, self.bits, size, model, multiple=multiple)
         if size % multiple and size != -1:
             raise IncompatibleTrial(
                 f"gptq: group_size={size}: the native backend solves {multiple} columns at a time; "
                 f"take a multiple of {multiple}, or quant.backend=gptqmodel"
+            )
+
+    def _check_order(self) -> None:
+        if self.options()["desc_act"]:
+            raise IncompatibleTrial(
+                f"gptq {self.format.name}: {self.holder} holds no order across groups "
+                "(desc_act); quant.act_group_aware=true orders columns without one"
             )
 
 
@@ -158,6 +191,14 @@ class NativeAWQ(_NativeQuantizer, AWQOptions):
     def options(self) -> dict[str, Any]:
         """The effective options."""
         return super().options() | {"clip": self.clip}
+
+    def packed_settings(self) -> dict[str, Any]:
+        """See :meth:`GroupedOptions.packed_settings`."""
+        return packed_settings("awq", "gemm", self.options()) | {
+            "desc_act": False,
+            "version": "gemm",
+            "zero_point": not self.symmetric,
+        }
 
 
 def quantize_grid(

@@ -25,23 +25,36 @@ class InputStats:
         name: The layer, for messages.
         products: Whether the Gram matrix is gathered.
         channels: Whether each channel's magnitude and importance are.
+        ranges: Whether each channel's largest magnitude is.
         gram: X^T X / tokens once :meth:`finish` ran, float32 [channels, channels].
         magnitude: Mean absolute value of each channel, float32 [channels].
         importance: Mean square of each channel, the Gram matrix's diagonal, float32 [channels]. It
             is summed by itself, to be the same bits where no Gram matrix is gathered.
         cross: P^T X / tokens, where P is what the same tokens are in the unquantized model,
             float32 [channels, channels]; None if that was not told.
+        largest: Largest magnitude of each channel, float32 [channels].
         tokens: How many tokens were seen.
     """
 
     name: str
     products: bool = True
     channels: bool = True
+    ranges: bool = False
     gram: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     magnitude: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     importance: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     cross: torch.Tensor | None = None
+    largest: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: int = 0
+
+    @property
+    def extreme(self) -> torch.Tensor | None:
+        """The largest magnitude of all, float32 []; None where it was not looked for."""
+        return self.largest.amax() if self.ranges else None
+
+    def scaled_extreme(self, scales: torch.Tensor) -> torch.Tensor | None:
+        """The same of inputs that are divided by ``scales`` [channels]."""
+        return (self.largest / scales).amax() if self.ranges else None
 
     def add(self, inputs: torch.Tensor, plain: torch.Tensor | None = None) -> None:
         """Take in activations [..., channels] of any floating dtype.
@@ -65,6 +78,8 @@ class InputStats:
                 self._add_products(chunk, half)
             if self.channels:
                 self._add_channels(chunk, half)
+            if self.ranges:
+                torch.maximum(self.largest, chunk.abs().amax(0).float(), out=self.largest)
         self.tokens += inputs.shape[0]
 
     def _start(self, channels: int, device: torch.device) -> None:
@@ -73,6 +88,8 @@ class InputStats:
         if self.channels:
             self.magnitude = torch.zeros(channels, device=device)
             self.importance = torch.zeros(channels, device=device)
+        if self.ranges:
+            self.largest = torch.zeros(channels, device=device)
 
     def _add_products(self, chunk: torch.Tensor, half: bool) -> None:
         for start, end in _strips(chunk.shape[1]):
@@ -119,6 +136,7 @@ class InputStats:
             self.cross /= self.tokens
         # They are not finite as soon as one activation is not.
         squares = self.gram.diagonal() if self.products else self.importance
+        squares = self.largest if not (self.products or self.channels) else squares
         if not bool(squares.isfinite().all()):
             raise TrialFailed(
                 f"{self.name}: its inputs are not finite (NaN or infinite activations) on the "

@@ -1,4 +1,4 @@
-"""Writing GPTQ and AWQ checkpoints while a model is quantized, one decoder layer at a time."""
+"""Writing quantized checkpoints while a model is quantized, one decoder layer at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -6,35 +6,26 @@ from typing import Any
 import torch
 
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.container import container
+from qsweep.formats.encoder import Encoder, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
-from qsweep.formats.packed import PackedContainer, kept_settings
-from qsweep.formats.packing import Grid
+from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
-class PackedCheckpointWriter:
+class CheckpointWriter:
     """Writes a quantized checkpoint, layer by layer.
 
     Args:
         out: An existing, empty directory.
         source: The unquantized model's directory.
-        container: How codes are packed.
-        settings: The ``quantization_config``, with ``bits``, ``group_size`` and ``format``.
-        sym: Whether all zero points are in the middle.
+        encoder: How codes are written.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        source: Path,
-        container: PackedContainer,
-        settings: dict[str, Any],
-        sym: bool,
-    ):
-        self._out, self._source, self._container = out, source, container
-        self._settings, self._sym = settings, sym
+    def __init__(self, out: Path, source: Path, encoder: Encoder):
+        self._out, self._source, self._encoder = out, source, encoder
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
         self._shards = ShardWriter(out, SHARD_BYTES)
@@ -46,9 +37,29 @@ class PackedCheckpointWriter:
         info = self._infos.get(name)
         return usual_dtype([info]) if info else self._usual
 
-    def add_linear(self, name: str, grid: Grid) -> None:
-        """Pack and add a linear layer's weight; ``name`` without ``.weight``."""
-        for part, tensor in self._container.pack(grid, self._settings).items():
+    def add_linear(
+        self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
+    ) -> None:
+        """Add a linear layer's weight.
+
+        Args:
+            name: The layer's, without ``.weight``.
+            matrix: Its codes.
+            inputs: The largest magnitude of its inputs [], for formats with static activations.
+        """
+        self._add_parts(name, self._encoder.pack(matrix, inputs))
+
+    def round_linear(
+        self, name: str, weight: torch.Tensor, extreme: torch.Tensor, inputs: torch.Tensor | None
+    ) -> None:
+        """Add a linear layer's weight [out, in], rounded to nearest; see :meth:`Encoder.round`."""
+        dtype = self.stored_dtype(f"{name}.weight")
+        # The extreme, too: the global scale is computed in the dtype that it comes in.
+        rounded = self._encoder.round(weight.to(dtype), extreme.to(dtype), inputs)
+        self._add_parts(name, rounded)
+
+    def _add_parts(self, name: str, parts: Parts) -> None:
+        for part, tensor in parts.items():
             self._shards.add(f"{name}.{part}", tensor)
         self._done.add(f"{name}.weight")
         self._packed.add(name)
@@ -78,12 +89,10 @@ class PackedCheckpointWriter:
         kept, others = self._unpacked(model)
         if kept:
             details = details | {"kept_layers": kept}
-        write_frame(self._source, self._out, self._settings | kept_settings([*kept, *others]))
-        serving = self._container.runtimes(
-            self._settings["bits"], self._settings["group_size"], self._sym
-        )
-        size = self._container.size(self._out)
-        return Artifact(self._out, self._container.name, size, serving, details)
+        write_frame(self._source, self._out, self._encoder.settings([*kept, *others]))
+        holder = self._encoder.container
+        size = container(holder).size(self._out)
+        return Artifact(self._out, holder, size, self._encoder.runtimes, details)
 
     def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
         # The linear layers of the decoder that were not packed, and the parts of the model beside

@@ -56,7 +56,7 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         heading: Of the part, in a few letters.
     """
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
-    needs = f"needs an artifact or a setting that has {heading}"
+    needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
     narrow = replace(
         shown,
@@ -110,6 +110,9 @@ MODEL = add(of_trial("model", "the model's name", csv=True))
 METHOD = add(of_trial("method", "how it was quantized", csv=True, view=("tags", 12)))
 BACKEND = add(of_trial("backend", "whose code did it", csv=True))
 FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
+NUMBER_FORMAT = add(Column(
+    "number_format", "what codes mean; empty where bits, group_size and type say it all", "trial",
+    lambda row: row.record.options.get("format"), csv=True, view=("params", 13)))
 BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
 GROUP_SIZE = add(of_options(
     "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
@@ -191,9 +194,6 @@ SERVED = tuple(map(add, (
         "sequence as long as a window", unit="B", better="down", needs="set kv_cache", csv=True,
         text=derived.fixed(0), tables={
             t: Shown("KV B/token", optional=True) for t in ("markdown", "html", "card")}),
-    of_measurement(
-        "kv_saturated", "share of the cached numbers that are beyond the largest of their type",
-        unit="share", csv=True),
 )))
 KLD_QUARTERS = tuple(add(of_measurement(
     f"kld_{name}", f"the same over the {words} quarter of the windows' positions, nats", unit="nat",
@@ -411,6 +411,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high dequantized_from "
+    "peer_kld_difference_high dequantized_from number_format "
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS)), "kv_cache")
 # fmt: on

@@ -1,0 +1,144 @@
+"""How one container writes the layers that a quantizer made; each with its settings, for a whole model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qsweep.formats.packed import PackedContainer, kept_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsweep.formats.packing import QuantizedMatrix
+
+Parts = Mapping[str, "torch.Tensor"]
+# Layers that share an input and that runtimes fuse into one, by the last part of their names: what is
+# one number for a layer must be one for all of them (vLLM; the groups of llm-compressor 0.14).
+_FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("w1", "w3"),
+)
+
+
+class Encoder(ABC):
+    """Writes layers of one container.
+
+    Attributes:
+        container: The container's name.
+        runtimes: What can serve the checkpoint.
+        scale_dtype: What scales that are plain numbers are stored as.
+        scales_whole_tensors: Whether groups' scales stand under a global one.
+    """
+
+    container: str
+    runtimes: tuple[str, ...]
+    scale_dtype: "torch.dtype"
+    scales_whole_tensors: bool = False
+
+    @abstractmethod
+    def pack(self, matrix: "QuantizedMatrix", inputs: "torch.Tensor | None" = None) -> Parts:
+        """A layer's tensors by their parts.
+
+        Args:
+            matrix: The layer [out, in].
+            inputs: The largest magnitude of its inputs [], for formats with static activations.
+        """
+
+    @abstractmethod
+    def round(
+        self,
+        weight: "torch.Tensor",
+        extreme: "torch.Tensor | None" = None,
+        inputs: "torch.Tensor | None" = None,
+    ) -> Parts:
+        """The same of a layer that is rounded to nearest.
+
+        Args:
+            weight: [out, in], in the dtype of the unquantized checkpoint.
+            extreme: The largest magnitude [] of the layers that have a global scale in common;
+                None: its own.
+            inputs: As above.
+        """
+
+    @abstractmethod
+    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+        """The ``quantization_config``.
+
+        Args:
+            unquantized: Linear layers that are none of its, and parts of the model that hold such.
+        """
+
+
+@dataclass(frozen=True)
+class PackedEncoder(Encoder):
+    """GPTQ's and AWQ's layers.
+
+    Attributes:
+        packed: Which of the two.
+        stated: The ``quantization_config``, with ``bits``, ``group_size`` and ``format``.
+        sym: Whether all zero points are in the middle.
+    """
+
+    packed: PackedContainer
+    stated: Mapping[str, Any]
+    sym: bool
+
+    @property
+    def container(self) -> str:  # type: ignore[override]
+        """See :class:`Encoder`."""
+        return self.packed.name
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See :class:`Encoder`."""
+        return self.packed.runtimes(self.stated["bits"], self.stated["group_size"], self.sym)
+
+    @property
+    def scale_dtype(self) -> "torch.dtype":  # type: ignore[override]
+        """See :class:`Encoder`."""
+        import torch
+
+        return torch.float16
+
+    def pack(self, matrix: "QuantizedMatrix", inputs: "torch.Tensor | None" = None) -> Parts:
+        """See :meth:`Encoder.pack`."""
+        return self.packed.pack(matrix, self.stated)
+
+    def round(
+        self,
+        weight: "torch.Tensor",
+        extreme: "torch.Tensor | None" = None,
+        inputs: "torch.Tensor | None" = None,
+    ) -> Parts:
+        """See :meth:`Encoder.round`; on grids that span a group's values and 0.
+
+        The grids are GPTQ's own (Frantar et al. 2022, section 4), so that beside GPTQ only the
+        rounding differs.
+        """
+        import torch
+
+        from qsweep.formats.numbers.rounding import round_to_grid
+
+        bits, group_size = self.stated["bits"], self.stated["group_size"]
+        return self.pack(round_to_grid(weight.to(torch.float32), bits, group_size, self.sym))
+
+    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+        """See :meth:`Encoder.settings`."""
+        return {**self.stated, **kept_settings(unquantized)}
+
+
+def fused_groups(layers: Sequence[str]) -> list[tuple[str, ...]]:
+    """The layers of a model in groups that runtimes fuse; one that they do not is a group by itself.
+
+    >>> fused_groups(["0.q_proj", "0.o_proj", "0.k_proj", "0.v_proj"])
+    [('0.q_proj', '0.k_proj', '0.v_proj'), ('0.o_proj',)]
+    """
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for layer in layers:
+        parent, _, last = layer.rpartition(".")
+        names = next((names for names in _FUSED if last in names), (last,))
+        groups.setdefault((parent, names), []).append(layer)
+    return [tuple(group) for group in groups.values()]

@@ -1,0 +1,41 @@
+"""Number formats: what a weight's codes mean. One short class each, one YAML each in ``conf/format``.
+
+- ``integers``, ``floats``, ``codebooks``: the formats, with nothing heavy imported.
+- ``grids``, ``scales``, ``scheme``: the arithmetic that they name, in torch.
+"""
+
+from qsweep.formats.numbers.codebooks import FP4, NF4
+from qsweep.formats.numbers.floats import (
+    FP8,
+    MXFP4,
+    MXFP4A16,
+    MXFP8,
+    NVFP4,
+    NVFP4A16,
+    FP8Block,
+    FP8Dynamic,
+)
+from qsweep.formats.numbers.integers import W4A8, W4A16, W4AFP8, W8A8, W8A16, Int, Ternary
+from qsweep.formats.numbers.number_format import NumberFormat, Search
+
+__all__ = [
+    "FP4",
+    "FP8",
+    "MXFP4",
+    "MXFP8",
+    "MXFP4A16",
+    "NF4",
+    "NVFP4",
+    "NVFP4A16",
+    "W4A8",
+    "W4A16",
+    "W4AFP8",
+    "W8A8",
+    "W8A16",
+    "FP8Block",
+    "FP8Dynamic",
+    "Int",
+    "NumberFormat",
+    "Search",
+    "Ternary",
+]
