@@ -10,6 +10,7 @@ from qsweep.base.errors import IncompatibleTrial
 from qsweep.evaluate.kv_cache import served_cache
 from qsweep.formats.kv_cache.rounding import stored
 from qsweep.formats.kv_cache.spec import kv_cache
+from qsweep.formats.kv_cache.types import KEYS_IN_PAIRS
 
 _SMALL = {
     "vocab_size": 256, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -72,12 +73,13 @@ class StoringCache(DynamicCache):
     def __init__(self, config, cache):
         super().__init__(config=config)
         self.cache, self.given = cache, set()
+        self.pairs = config.model_type in KEYS_IN_PAIRS
 
     def update(self, key_states, value_states, layer_idx, *rest, **more):
         types = self.cache.of(layer_idx)
         self.given.add(layer_idx)
         for name in {types.keys} - {"none"}:
-            key_states = stored(key_states, name, "keys")[0]
+            key_states = stored(key_states, name, "keys", pairs=self.pairs)[0]
         for name in {types.values} - {"none"}:
             value_states = stored(value_states, name, "values")[0]
         return super().update(key_states, value_states, layer_idx, *rest, **more)

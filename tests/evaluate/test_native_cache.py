@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qsweep.evaluate import kv_cache as simulation
+from qsweep.evaluate.kv_cache import served_cache
 from qsweep.evaluate.metrics import kl_divergence
 from qsweep.formats.kv_cache.spec import kv_cache
 
@@ -32,22 +32,12 @@ def dense(pocket_dir):
     return AutoModelForCausalLM.from_pretrained(pocket_dir, dtype=torch.float32).eval()
 
 
-def in_pairs(numbers, kind, part, scale=1.0, stored=simulation.stored):
-    """As llama.cpp orders the keys of a Llama: the two numbers that are rotated by one angle together."""
-    if part == "values":
-        return stored(numbers, kind, part, scale)
-    half = numbers.shape[-1] // 2
-    back, cut = stored(numbers.unflatten(-1, (2, half)).mT.flatten(-2), kind, part, scale)
-    return back.unflatten(-1, (half, 2)).mT.flatten(-2), cut
-
-
 @pytest.mark.parametrize("cache", ["none/q4_0", "q4_0/none"])
-def test_the_simulated_cache_diverges_where_llama_cpps_does(cache, native, dense, monkeypatch):
-    monkeypatch.setattr(simulation, "stored", in_pairs)
+def test_the_simulated_cache_diverges_where_llama_cpps_does(cache, native, dense):
     ids = torch.tensor([IDS])
     with torch.inference_mode():
         plain = dense(ids, use_cache=False).logits[0]
-        with simulation.served_cache(dense, kv_cache(cache)):
+        with served_cache(dense, kv_cache(cache)):
             cached = dense(ids, use_cache=False).logits[0]
     simulated = kl_divergence(plain, cached)
     own = kl_divergence(native("none"), native(cache))

@@ -94,6 +94,15 @@ def test_heads_are_turned_as_llama_cpp_turns_them():
     assert turned(first, 64)[:8].tolist() == [1, -1, -1, 1, 1, -1, -1, 1]
 
 
+def test_keys_in_pairs_are_in_llama_cpps_order():
+    given = torch.randn(9, 96, generator=torch.Generator().manual_seed(0))
+    order = torch.arange(96).view(2, 48).T.flatten()  # 0, 48, 1, 49, …
+    back = stored(given, "q4_0", "keys", pairs=True)[0]
+    assert torch.equal(back[:, order], blockwise(given[:, order], "q4_0"))
+    for kind, part in (("q4_0", "values"), ("nvfp4", "keys"), ("int8", "keys")):
+        assert torch.equal(stored(given, kind, part, pairs=True)[0], stored(given, kind, part)[0])
+
+
 def test_one_large_channel_hurts_less_after_turning():
     given = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
     given[:, 7] *= 50

@@ -24,7 +24,7 @@ from qsweep.evaluate.cache_layers import cache_owners, keeps_keys, layer_kinds, 
 from qsweep.formats.kv_cache.rounding import Part, stored
 from qsweep.formats.kv_cache.scales import Scales
 from qsweep.formats.kv_cache.spec import KVCache
-from qsweep.formats.kv_cache.types import NONE
+from qsweep.formats.kv_cache.types import KEYS_IN_PAIRS, NONE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,17 @@ def served_cache(
     own = {id(module) for module in model.modules()}
     seen = ServedCache(bool(scales))
 
+    pairs = config.get("model_type") in KEYS_IN_PAIRS
+
+    def through(numbers: Any, kind: str, layer: int, part: Part) -> Any:
+        if kind == NONE:
+            return numbers
+        scale = (scales or {}).get((layer, part), 1.0)
+        back, cut = stored(numbers, kind, part, scale, pairs=pairs)
+        if cut is not None:
+            seen.tally(layer, part, numbers.numel(), cut)
+        return back
+
     def instead_of(original: Any) -> Any:
         def with_cache(
             module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any
@@ -115,8 +126,8 @@ def served_cache(
             owner = owners.get(layer, layer)
             if types := cache.of(owner):
                 seen.layers.add(layer)
-                key = _through(key, types.keys, owner, "keys", scales, seen)
-                value = _through(value, types.values, owner, "values", scales, seen)
+                key = through(key, types.keys, owner, "keys")
+                value = through(value, types.values, owner, "values")
             return attend(module, query, key, value, *rest, **more)
 
         return with_cache
@@ -132,17 +143,6 @@ def served_cache(
         seen.begin()
         yield seen
         _require_all(seen.layers, cache, config, name)
-
-
-def _through(
-    numbers: "Tensor", kind: str, layer: int, part: Part, scales: Scales | None, seen: ServedCache
-) -> "Tensor":
-    if kind == NONE:
-        return numbers
-    back, cut = stored(numbers, kind, part, (scales or {}).get((layer, part), 1.0))
-    if cut is not None:
-        seen.tally(layer, part, numbers.numel(), cut)
-    return back
 
 
 def _require_all(ran: set[int], cache: KVCache, config: Mapping[str, Any], model: str) -> None:

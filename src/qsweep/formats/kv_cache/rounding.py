@@ -12,8 +12,6 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from qsweep.formats.kv_cache.types import QUANTIZED
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -29,7 +27,7 @@ _TURN = 64
 
 
 def stored(
-    numbers: "Tensor", kind: str, part: Part, scale: float = 1.0
+    numbers: "Tensor", kind: str, part: Part, scale: float = 1.0, *, pairs: bool = False
 ) -> "tuple[Tensor, Tensor | None]":
     """Keys or values as they come back from a cache.
 
@@ -38,6 +36,8 @@ def stored(
         kind: A name of :data:`~qsweep.formats.kv_cache.types.QUANTIZED`.
         part: Which of the two they are.
         scale: Of the whole tensor, which fp8 has.
+        pairs: Whether llama.cpp has keys of this model in pairs, see
+            :data:`~qsweep.formats.kv_cache.types.KEYS_IN_PAIRS`.
 
     Returns:
         They, in their own dtype; and how many numbers were beyond the type's range and so cut off,
@@ -52,9 +52,15 @@ def stored(
     elif kind == "int8":
         back = int8(given)
     else:
-        turn = turned_by(given.shape[-1], part) if QUANTIZED[kind].rotated else 1
+        size = given.shape[-1]
+        pairs = pairs and part == "keys" and size % 2 == 0
+        if pairs:
+            given = given.unflatten(-1, (2, size // 2)).mT.flatten(-2)
+        turn = turned_by(size, part)
         # The matrix is its own inverse.
         back = turned(blockwise(turned(given, turn), kind), turn)
+        if pairs:
+            back = back.unflatten(-1, (size // 2, 2)).mT.flatten(-2)
     return back.to(numbers.dtype), cut
 
 

@@ -62,5 +62,12 @@ CACHE_TYPES = {
 }
 """All types that a cache may be kept in, by name."""
 
+KEYS_IN_PAIRS = frozenset(
+    "llama mistral mixtral smollm3 granite granitemoe granitemoeshared granitemoehybrid bamba olmo".split()
+)
+"""Types of models whose keys llama.cpp has in another order than transformers: the two numbers that are
+rotated by one angle side by side, not half a head apart. Its converter turns the weights so (``permute``
+in conversion/llama.py), and blocks of a cache hold other numbers then."""
+
 SERVED_UNQUANTIZED = CACHE_TYPES["f16"]
 """What ``none`` takes where memory is counted: runtimes keep 16 bits."""
