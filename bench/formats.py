@@ -72,7 +72,10 @@ def main() -> None:
     if arguments.cost:
         rows = measure_cost(arguments)
         print_cost(rows)
-        document = {"what": "seconds of a grid over number formats beside one of integers"}
+        document: dict[str, Any] = {
+            "what": "seconds of a grid over number formats beside one of integers"
+        }
+        document |= {"settings": {"model": Path(arguments.model).name, **_text(arguments)}}
     else:
         document = _open(arguments)
         rows = document.pop("rows")
@@ -274,9 +277,8 @@ def print_cost(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("windows", "samples", "length")
-    settings = {name: getattr(arguments, name) for name in names}
-    settings |= {"model": Path(arguments.model).name, "llm-compressor": load_spec(BACKEND).pins()}
+    settings = {"model": Path(arguments.model).name, "windows": arguments.windows}
+    settings |= {**_text(arguments), "llm-compressor": load_spec(BACKEND).pins()}
     if arguments.json and arguments.json.exists():
         content: dict[str, Any] = json.loads(arguments.json.read_text(encoding="utf-8"))
         if content["settings"] != settings:
@@ -287,6 +289,10 @@ def _open(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": settings,
         "rows": [],
     }
+
+
+def _text(arguments: argparse.Namespace) -> dict[str, int]:
+    return {"samples": arguments.samples, "length": arguments.length}
 
 
 def _write(
