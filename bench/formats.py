@@ -79,11 +79,10 @@ def main() -> None:
     else:
         document = _open(arguments)
         rows = document.pop("rows")
-        for format_ in arguments.formats:
-            for side in arguments.sides:
-                if side == "qsweep" or format_ not in OWN:
-                    _merge(rows, measure(format_, side, arguments))
-                    _write(arguments.json, document, rows)
+        for side in arguments.sides:
+            for formats in _together(arguments.formats, side):
+                _merge(rows, measure(formats, side, arguments))
+                _write(arguments.json, document, rows)
         print_table(rows)
     _write(arguments.json, document | origin(), rows)
 
@@ -91,41 +90,53 @@ def main() -> None:
 # --- what comes out --------------------------------------------------------------------------------
 
 
-def measure(format_: str, side: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one format by one side; of the store where they are there."""
-    methods = [name for name in arguments.methods if side == "qsweep" or name != "gptaq"]
+def measure(
+    formats: Sequence[str], side: str, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The rows of formats that one sweep can have, by one side; of the store where they are there."""
+    methods = [name for name in arguments.methods if side == SIDES[0] or name != "gptaq"]
     options: dict[str, Any] = {
         "quant": methods,
         "corpus": "python_docs",
         "tracking": "none",
         "outputs_dir": str(arguments.outputs),
-        "sweep": f"formats-{Path(arguments.model).name}-{format_}-{side}",
         "calibration.num_samples": arguments.samples,
         "calibration.max_seq_len": arguments.length,
         "eval.context": arguments.length,
         "eval.max_windows": arguments.windows,
         "eval.noise_floor": False,
-        **_of_format(format_),
     }
+    integers = _integers(formats[0])
+    options |= integers or {"format": list(formats)}
     if arguments.model != "pocket":
         options |= {"model": "path", "model.path": str(model_directory(arguments.model))}
-    if side != "qsweep":
-        options |= {"quant.backend": BACKEND}
-        options |= {"quant.env.folder": str(arguments.envs)}
+    if side != SIDES[0]:
+        options |= {"quant.backend": BACKEND, "quant.env.folder": str(arguments.envs)}
     found = qsweep.run(options)
-    for record in found.shown:
-        if record.status != "finished":
-            print(f"{format_} {side}: {record.name}: {record.status}, {record.reason}", flush=True)
-    return [
-        _row(format_, side, row) for row in table_rows(found.records.values()) if _is_asked(row)
-    ]
+    rows = []
+    for row in table_rows(found.shown):
+        record = row.record
+        if _is_asked(row):
+            name = formats[0] if integers else record.options["format"]
+            rows.append(_row(name, side, row))
+        elif record.status != "finished":
+            print(f"{side}: {record.name}: {record.status}, {record.reason}", flush=True)
+    return rows
 
 
-def _of_format(name: str) -> dict[str, Any]:
+def _together(formats: Sequence[str], side: str) -> list[list[str]]:
+    """Which formats one sweep can have: all that have bits of their own; integers one by one."""
+    held = [name for name in formats if side == SIDES[0] or name not in OWN]
+    fixed = [name for name in held if not _integers(name)]
+    return [*([fixed] if fixed else []), *([name] for name in held if _integers(name))]
+
+
+def _integers(name: str) -> dict[str, Any]:
+    """The options of ``int4-g64``; nothing for other formats."""
     if not name.startswith("int"):
-        return {"format": name}
+        return {}
     bits, _, size = name.removeprefix("int").partition("-g")
-    return {"format": "int", "bits": int(bits), "group_size": int(size)}
+    return {"bits": int(bits), "group_size": int(size)}
 
 
 def _is_asked(row: Row) -> bool:
