@@ -44,7 +44,7 @@ def quantize_file(
     from llama_cpp import llama_cpp as api
 
     params = api.llama_model_quantize_default_params()
-    params.ftype = type_.number
+    params.ftype = type_.number if type_.mixture is None else type_.mixture
     held = []
     if imatrix is not None:
         # An array that ends with an empty entry, pointing into arrays that must stay alive.
@@ -61,6 +61,13 @@ def quantize_file(
         for override, (pattern, wanted) in zip(types, overrides.items(), strict=False):
             override.pattern, override.type = pattern.encode(), wanted.number
         params.tt_overrides = types
+    # The file says what it is rather than which mixture it was made from.
+    stated = (api.llama_model_kv_override * 2)()
+    if params.ftype != type_.number:
+        entry_of_type: Any = stated[0]
+        entry_of_type.tag, entry_of_type.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.file_type"
+        entry_of_type.value.val_i64 = type_.number
+        params.kv_overrides = stated
     with logged() as errors:
         failed = api.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(params)
