@@ -63,11 +63,15 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--envs", type=Path, default=Path("outputs/envs"))
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of --cost, of which the fastest counts"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.windows, arguments.samples, arguments.length = 8, 4, 128
+        arguments.rounds = 1
         arguments.formats = [name for name in arguments.formats if name in ("nvfp4", "mxfp4")]
     if arguments.cost:
         rows = measure_cost(arguments)
@@ -245,9 +249,8 @@ def measure_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "integers": [(Int(), 4, 32), (Int(), 4, 64), (Int(), 8, -1)],
         "formats": [(NVFP4(), 4, 16), (MXFP4(), 4, 32), (FP8Dynamic(), 8, -1)],
     }
-    rounds = 1 if arguments.quick else 3
     rows: list[dict[str, Any]] = []
-    for number in range(rounds):
+    for number in range(arguments.rounds):
         for side, formats in sides.items():
             quantizers: list[Any] = []
             for format_, bits, size in formats:
