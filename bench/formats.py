@@ -205,13 +205,15 @@ def _paired(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, flo
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Markdown: a line for each format and method."""
-    print("| format | method | bpw | KLD | llm-compressor's | of theirs | p worse | p better |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = "format method bpw KLD with_activations llm-compressor's of_theirs p_worse p_better"
+    print(f"| {' | '.join(heads.split()).replace('_', ' ')} |")
+    print(f"| --- | --- |{' ---: |' * 7}")
     pairs = {_name(pair["ours"]): pair for pair in compare(rows)}
     for row in rows:
         if row["side"] != SIDES[0]:
             continue
         cells = [row["format"], row["method"], f"{row['bpw']:.2f}", f"{row['kld']:.5f}"]
+        cells.append(f"{row['kld_activations']:.5f}" if "kld_activations" in row else "")
         if pair := pairs.get(_name(row)):
             share = row["kld"] / pair["theirs"]["kld"]
             cells += [f"{pair['theirs']['kld']:.5f}", f"{share:.3f}"]
