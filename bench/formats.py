@@ -154,7 +154,8 @@ def _row(format_: str, side: str, row: Row) -> dict[str, Any]:
     figures = {name: row.measurement.metrics.get(name) for name in FIGURES}
     return {
         "format": format_,
-        "method": "gptaq" if record.options.get("gptaq_alpha") else record.method,
+        # At 8 bits, where nothing is propagated, only its search for scales is left of quant=gptaq.
+        "method": "gptaq" if record.options.get("scale_search") == "loss" else record.method,
         "side": side,
         "bpw": round(record.artifact.bpw or 0.0, 4),
         **{name: round(value, 6) for name, value in figures.items() if value is not None},
