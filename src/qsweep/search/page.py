@@ -34,6 +34,7 @@ def write_page(
     constraints: Sequence[Constraint],
     command_of: CommandOf,
     trouble: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Write the answer, what was screened, and the plots; returns the answer for the terminal."""
     directory = sweep.directory
@@ -43,8 +44,9 @@ def write_page(
         screened = rows(sweep.screening.values())
         write_text(directory / "screening.csv", to_csv(screened))
     text = answer_markdown(
-        sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble
-    )
+        sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble,
+        notes,
+    )  # fmt: skip
     write_text(directory / "answer.md", text)
     done = [e for e in entries if e.state == "complete" and e.finding is not None]
     if done:
@@ -53,7 +55,7 @@ def write_page(
             ("history", history_spec(entries, objectives)),
         ):
             write_bytes(directory / f"{name}.png", png(spec, width=720))
-    return _terminal(answer, entries, command_of, directory)
+    return _terminal(answer, entries, command_of, directory, notes)
 
 
 def answer_markdown(
@@ -65,8 +67,9 @@ def answer_markdown(
     constraints: Sequence[Constraint],
     command_of: CommandOf,
     trouble: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The answer on one page."""
+    """The answer on one page; ``notes`` are what there is to say of the hardware."""
     parts = [
         f"# {numbers.markdown(name)}: what to ship",
         "\n".join(
@@ -75,6 +78,7 @@ def answer_markdown(
                 + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
                 f"- command: `{numbers.one_line(command)}`",
                 f"- {_spent(entries)}",
+                *(f"- {numbers.markdown(note)}" for note in notes),
             ]
         ),
     ]
@@ -180,7 +184,11 @@ def _spent(entries: Sequence[StudyTrial]) -> str:
 
 
 def _terminal(
-    answer: Answer, entries: Sequence[StudyTrial], command_of: CommandOf, directory: Path
+    answer: Answer,
+    entries: Sequence[StudyTrial],
+    command_of: CommandOf,
+    directory: Path,
+    notes: Sequence[str],
 ) -> str:
     whole = len({entry.key for entry in entries})
     tried = f"{whole - len(answer.untried)} of {whole} combinations that could be tried"
@@ -207,6 +215,7 @@ def _terminal(
         lines.append(f"    {command_of(entry.params)}")
     if not shown:
         lines = ["", "no answer"]
+    lines += notes
     if answer.untried:
         first = answer.untried[0]
         lines.append(f"{_of_all(answer, entries)}")

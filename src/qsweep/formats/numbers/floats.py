@@ -159,4 +159,5 @@ class MXFP8(MXFP4):
     preset: ClassVar[str | None] = "MXFP8"
     bits: ClassVar[int | None] = 8
     activations: ClassVar[str | None] = "mxfp8, dynamic"
+    unpacks: ClassVar[bool] = False
     gguf: ClassVar[str | None] = None
