@@ -5,7 +5,12 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
-from qsweep.base.errors import ArtifactCorrupt, BackendUnavailable, TrialFailed  # noqa: E402
+from qsweep.base.errors import (  # noqa: E402
+    ArtifactCorrupt,
+    BackendUnavailable,
+    IncompatibleTrial,
+    TrialFailed,
+)
 from qsweep.formats.artifact import from_content, to_content  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
@@ -13,6 +18,15 @@ from qsweep.formats.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
 from qsweep.formats.gguf.native import NativeModel, quantize_file  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.formats.gguf.types import file_type  # noqa: E402
+from qsweep.formats.numbers import (  # noqa: E402
+    FP8,
+    MXFP4,
+    MXFP4A16,
+    NVFP4,
+    NVFP4A16,
+    Int,
+    Ternary,
+)
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
@@ -32,16 +46,14 @@ IDS = torch.randint(0, 4096, (2, 96), generator=torch.Generator().manual_seed(1)
 
 
 @pytest.fixture(scope="module")
-def quantized(tiny_model, tmp_path_factory):
+def quantized(tiny_model, conversions):
     """``quantized("llama", GGUF(bits=4))``: the artifact as the store would give it back."""
-    # One folder, so that each model is converted once.
-    folder = tmp_path_factory.mktemp("artifacts")
 
     def make(architecture, quantizer, calibration=None):
         source = tiny_model(architecture)
         facts = read_facts(source, architecture)
         options = quantizer.options()
-        out = folder / f"{architecture}-{options['type']}-{options['imatrix']}"
+        out = conversions / f"{architecture}-{options['type']}-{options['imatrix']}"
         out.mkdir(exist_ok=True)
         artifact = quantizer.quantize(SourceModel(facts, "cpu"), calibration, out)
         return from_content(out, to_content(artifact)), source
@@ -103,6 +115,48 @@ def test_dense_weights_are_those_that_llama_cpp_runs(architecture, bits, quantiz
         assert divergence(expected, measured) > 10 * divergence(measured, native)
 
 
+@pytest.mark.parametrize(
+    ("format", "type_", "bpw", "others"),
+    [
+        (NVFP4(), "NVFP4", 4.5, "Q8_0"),
+        (MXFP4(), "MXFP4", 4.25, "Q8_0"),
+        (Ternary(), "TQ2_0", 2.0625, "Q6_K"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_number_format_is_written_as_the_type_that_has_its_weights(
+    format, type_, bpw, others, quantized
+):
+    quantizer = GGUF(format=format)
+    artifact, source = quantized("llama", quantizer)
+    assert artifact.details["tensor_types"] == {type_: 14}
+    assert others in artifact.details["other_tensor_types"]
+    assert artifact.size.bpw == bpw
+    stated = read_gguf(artifact.path / MODEL_FILE).metadata["general.file_type"]
+    assert stated == quantizer.file_type.number
+    assert divergence(logits_of(dense(artifact, source)), native_logits(artifact)) < 2e-3
+
+
+def test_a_number_format_is_the_trial_of_its_type():
+    assert GGUF(format=Int()).options() == {"bits": 4, "type": "Q4_K_M", "imatrix": False}
+    named = GGUF(type="NVFP4").options()
+    assert GGUF(2, format=NVFP4()).options() == GGUF(8, format=NVFP4A16()).options() == named
+    assert GGUF(format=MXFP4()).options() == GGUF(format=MXFP4A16()).options()
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "line"),
+    [
+        (GGUF(format=FP8()), "no type with the weights of format=fp8; it has those of nvfp4"),
+        (GGUF(type="Q4_0", format=NVFP4()), "quant.type=Q4_0 and format=nvfp4 both name a type"),
+        (GGUF(format=Int(container="gptq")), "container=gptq is written by rtn, gptq and awq"),
+    ],
+)
+def test_what_gguf_has_no_type_for_is_refused(quantizer, line, tiny_model):
+    with pytest.raises(IncompatibleTrial, match=line):
+        quantizer.check(read_facts(tiny_model("llama"), "llama"))
+
+
 def test_the_artifact_says_what_it_stores(quantized):
     artifact, source = quantized("llama", GGUF(bits=4))
     file, facts = read_gguf(artifact.path / MODEL_FILE), read_facts(source, "llama")
@@ -128,10 +182,13 @@ def test_the_artifact_says_what_it_stores(quantized):
     assert not any(name.endswith(".safetensors") for name in names)
 
 
-def test_a_file_of_another_converter_is_taken_only_if_it_is_laid_out_as_ours(tiny_model, tmp_path):
+def test_a_file_of_another_converter_is_taken_only_if_it_is_laid_out_as_ours(
+    tiny_model, conversions, tmp_path
+):
     source = tiny_model("llama")
     model = SourceModel(read_facts(source, "llama"), "cpu")
-    with unquantized(model, tmp_path) as base:
+    (out := conversions / "laid-out").mkdir()
+    with unquantized(model, out) as base:
         path = tmp_path / "other.gguf"
         for name in ("Q2_K", "Q8_0"):
             quantize_file(base.path, path, file_type(name), None)
@@ -222,7 +279,7 @@ def test_rows_that_no_block_divides_fall_back(tiny_model, tmp_path):
     assert divergence(logits_of(dense(artifact, source)), native_logits(artifact)) < 2e-3
 
 
-def test_a_known_importance_matrix_is_taken(tiny_model, calibration, tmp_path, monkeypatch):
+def test_a_known_importance_matrix_is_taken(tiny_model, calibration, conversions, monkeypatch):
     from qsweep.quantizers import importance
 
     model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu")
@@ -230,7 +287,7 @@ def test_a_known_importance_matrix_is_taken(tiny_model, calibration, tmp_path, m
     monkeypatch.setattr(importance, "measure_importance", lambda *_: pytest.fail("measured again"))
 
     def written(name, calibration):
-        (out := tmp_path / name).mkdir()
+        (out := conversions / f"known-{name}").mkdir()
         GGUF(bits=2, imatrix=True).quantize(model, calibration, out)
         return (out / MODEL_FILE).read_bytes()
 

@@ -41,7 +41,12 @@ CALIBRATION = CalibrationTokens(torch.randint(0, 4096, (4, 32), generator=GENERA
 
 # A quantizer of the fewest lines: it rounds to nearest in a library of its own, here transformers.
 WORKER = """
+import sys
+
 import qsweep_worker, torch
+
+# transformers imports these wherever it finds them, and takes seconds over them.
+sys.modules.update(dict.fromkeys(("sklearn", "hqq", "torchao")))
 
 def quantize(job):
     from transformers import AutoModelForCausalLM

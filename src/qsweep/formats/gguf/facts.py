@@ -14,8 +14,7 @@ from qsweep.formats.gguf.header import printable
 from qsweep.formats.gguf.reader import GGUFFile
 from qsweep.formats.gguf.types import FILE_TYPES
 
-# LLAMA_FTYPE_* of files that llama.cpp reads and its quantizer does not write.
-_FILE_TYPES = {t.number: t.name for t in FILE_TYPES.values()} | {39: "NVFP4"}
+_FILE_TYPES = {t.number: t.name for t in FILE_TYPES.values()}
 _GUESSED = 1024
 # A repository's name as its address has it: no query, no place inside it.
 _HUB = re.compile(r"https?://(www\.)?huggingface\.co/(?P<id>[\w.-]+/[\w.-]+?)(\.git)?/?$")

@@ -44,7 +44,7 @@ def quantize_file(
     from llama_cpp import llama_cpp as api
 
     params = api.llama_model_quantize_default_params()
-    params.ftype = type_.number
+    params.ftype = type_.number if type_.mixture is None else type_.mixture
     held = []
     if imatrix is not None:
         # An array that ends with an empty entry, pointing into arrays that must stay alive.
@@ -61,6 +61,12 @@ def quantize_file(
         for override, (pattern, wanted) in zip(types, overrides.items(), strict=False):
             override.pattern, override.type = pattern.encode(), wanted.number
         params.tt_overrides = types
+    # The file says what it is rather than which mixture it was made from.
+    stated = (api.llama_model_kv_override * 2)()
+    if params.ftype != type_.number:
+        stated[0].tag = api.LLAMA_KV_OVERRIDE_TYPE_INT
+        stated[0].key, stated[0].value.val_i64 = b"general.file_type", type_.number
+        params.kv_overrides = stated
     with logged() as errors:
         failed = api.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(params)

@@ -14,6 +14,9 @@ class FileType:
     ``bits`` is the nominal width. ``block`` is how many weights the type of most tensors packs
     together: rows that it does not divide fall back on another type. ``imatrix``: whether an
     importance matrix is ignored, used where there is one, or needed: llama.cpp refuses without.
+
+    ``linears`` is the tensor type of linear layers where no mixture of llama.cpp's is what the name
+    says: the file type ``mixture`` is written then, with that type in their place.
     """
 
     name: str
@@ -21,6 +24,8 @@ class FileType:
     bits: int
     block: int
     imatrix: Literal["ignored", "used", "needed"] = "used"
+    linears: str | None = None
+    mixture: int | None = None
 
 
 FILE_TYPES = {
@@ -58,7 +63,10 @@ FILE_TYPES = {
         FileType("IQ1_S", 24, 1, 256, "needed"),
         FileType("TQ2_0", 37, 2, 256),
         FileType("TQ1_0", 36, 1, 256),
+        # llama.cpp's own puts experts alone into MXFP4, and everything else into Q8_0.
+        FileType("MXFP4", 38, 4, 32, "ignored", linears="MXFP4", mixture=7),
         FileType("MXFP4_MOE", 38, 4, 32, "ignored"),
+        FileType("NVFP4", 39, 4, 64, "ignored", linears="NVFP4", mixture=7),
         FileType("Q2_0", 41, 2, 64),
         FileType("Q1_0", 40, 1, 128),
     )
@@ -142,6 +150,7 @@ TENSOR_TYPES = {
         TensorType("Q2_0", 42, 64, 18),
     )
 }
+_BY_NAME = {t.name: t for t in TENSOR_TYPES.values()}
 # Types that ggml once had, by number, and what it reads in their place.
 REMOVED_TYPES = {
     4: ("Q4_2", "Q4_0"),
@@ -149,3 +158,8 @@ REMOVED_TYPES = {
     **dict.fromkeys((31, 32, 33), ("Q4_0 for one kind of processor", "Q4_0")),
     **dict.fromkeys((36, 37, 38), ("IQ4_NL for one kind of processor", "IQ4_NL")),
 }
+
+
+def tensor_type(name: str) -> TensorType:
+    """The tensor type of that name. Raises KeyError."""
+    return _BY_NAME[name]

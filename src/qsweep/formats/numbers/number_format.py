@@ -69,7 +69,6 @@ class NumberFormat(ABC):
                 f"container={self.container}: no such container{nearest(self.container, CONTAINERS)}"
             )
 
-    @abstractmethod
     def scheme(
         self,
         bits: int,
@@ -88,6 +87,16 @@ class NumberFormat(ABC):
             dtype: What the container stores scales as, where they are plain numbers.
             search: How scales are chosen.
         """
+        if self.bits is not None:
+            bits, sym = self.bits, True
+        group_size = group_size if self.group_size is None else self.group_size
+        return self._scheme(bits, group_size, sym, dtype, search)
+
+    @abstractmethod
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
+    ) -> "Scheme":
+        """The same, with what the format fixes in place."""
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -95,6 +104,10 @@ class NumberFormat(ABC):
         if self.bits is None:
             return {}
         return {"bits": self.bits, "group_size": self.group_size, "sym": True}
+
+    def searched(self, search: Search) -> Search:
+        """How scales are chosen where a quantizer that could search them is asked for ``search``."""
+        return search
 
     def options(self) -> dict[str, Any]:
         """What of it determines an artifact, but for the container; nothing for the default."""

@@ -1,16 +1,18 @@
 """llama.cpp's formats, through llama-cpp-python and llama.cpp's own converter."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.gguf.types import BY_BITS, FileType, file_type
+from qsweep.formats.gguf.types import BY_BITS, FileType, TensorType, file_type, tensor_type
+from qsweep.formats.numbers import Int, NumberFormat
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.text.calibration import CalibrationTokens
 
@@ -34,6 +36,7 @@ class GGUF:
     ``bits`` picks the usual one: Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0. ``type`` names any
     other, and ``bits`` does not count then. With ``imatrix`` the calibration set becomes an
     importance matrix, which weighs rounding errors by how strongly each input channel is driven.
+    ``format`` picks the type that has the weights of a number format; activations stay as they are.
 
     >>> GGUF(bits=4).options()
     {'bits': 4, 'type': 'Q4_K_M', 'imatrix': False}
@@ -42,6 +45,7 @@ class GGUF:
     bits: int | None = 4
     type: str | None = None
     imatrix: bool = False
+    format: NumberFormat = field(default_factory=Int)
 
     method: ClassVar[str] = "gguf"
     backend: ClassVar[str] = "llama.cpp"
@@ -57,7 +61,8 @@ class GGUF:
     @property
     def file_type(self) -> FileType | None:
         """What will be written; None if ``bits`` names nothing."""
-        name = self.type or BY_BITS.get(self.bits or 0)
+        own = BY_BITS.get(self.bits or 0) if isinstance(self.format, Int) else self.format.gguf
+        name = self.type or own
         return file_type(name) if name else None
 
     @property
@@ -96,6 +101,7 @@ class GGUF:
                 not know the architecture.
             BackendUnavailable: llama-cpp-python or the converter is not installed.
         """
+        self._check_format()
         type_ = self.file_type
         if type_ is None:
             raise IncompatibleTrial(
@@ -107,6 +113,22 @@ class GGUF:
                 f"gguf {type_.name} needs an importance matrix: set quant.imatrix=true"
             )
         require_converter(model)
+
+    def _check_format(self) -> None:
+        name, container = self.format.name, self.format.container
+        if container not in ("auto", "gguf"):
+            raise IncompatibleTrial(f"gguf: container={container} is written by rtn, gptq and awq")
+        if name == "int":
+            return
+        if self.type is not None:
+            raise IncompatibleTrial(
+                f"gguf: quant.type={self.type} and format={name} both name a type; leave one out"
+            )
+        if self.format.gguf is None:
+            raise IncompatibleTrial(
+                f"gguf has no type with the weights of format={name}; it has those of nvfp4, mxfp4 "
+                "and ternary, and types of its own, by bits or quant.type"
+            )
 
     def quantize(
         self,
@@ -135,7 +157,8 @@ class GGUF:
             if self.uses_calibration and calibration is not None:
                 matrix = _importance(model, calibration, base, progress)
             progress("quantize", None)
-            quantize_file(base.path, out / MODEL_FILE, type_, matrix)
+            overrides = _types_of_linears(model.facts, base, type_)
+            quantize_file(base.path, out / MODEL_FILE, type_, matrix, overrides)
         return gguf_artifact(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
 
 
@@ -268,6 +291,23 @@ def _by_tensor(
         if len(known) == len(rows):
             matrix[tensor] = torch.cat(known)
     return matrix
+
+
+def _types_of_linears(
+    facts: ModelFacts, base: "UnquantizedFile", type_: FileType
+) -> dict[str, TensorType]:
+    """What linear layers are stored as, by patterns of their names, where the mixture does not say.
+
+    Rows that its blocks do not divide are stored as the mixture has them.
+    """
+    from qsweep.formats.gguf.reader import read_gguf
+
+    if type_.linears is None:
+        return {}
+    wanted, tensors = tensor_type(type_.linears), read_gguf(base.path).tensors
+    names = sorted(_linear_tensors(facts, base))
+    fitting = [name for name in names if tensors[name].shape[-1] % wanted.block == 0]
+    return {f"^{re.escape(name)}$": wanted for name in fitting}
 
 
 def _linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:

@@ -60,7 +60,7 @@ class Job:
     def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
         """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
         details = {
-            "loss": dict(self._losses),
+            **({"loss": dict(self._losses)} if self._losses else {}),
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,

@@ -52,7 +52,7 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         heading: Of the part, in a few letters.
     """
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
-    needs = f"needs an artifact or a setting that has {heading}"
+    needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
     narrow = replace(
         shown,
