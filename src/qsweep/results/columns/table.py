@@ -54,10 +54,8 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
     needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
-    narrow = replace(
-        shown,
-        min_width=100,
-        narrow=lambda row: numbers.divergence(figures(row, "measurement").get(kld)),
+    alone = replace(
+        shown, cell=lambda row: numbers.divergence(figures(row, "measurement").get(kld))
     )
     extra = Shown(f"+KLD {heading}", optional=True)
     of_ratio = Shown(f"ratio {heading}", optional=True)
@@ -65,7 +63,7 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             kld, f"mean KL divergence per token with {what} as served, nats ± standard error",
             unit="nat", better="down", needs=needs, csv=True, error=f"{kld}_stderr", best=True,
-            tables={"markdown": shown, "html": shown, "card": shown, "terminal": narrow}),
+            tables={"markdown": shown, "html": shown, "card": shown, "terminal": alone}),
         of_measurement(f"{kld}_stderr", "its standard error, over windows", csv=True),
         of_measurement(
             added, f"how much of that comes on top of {beyond}, nats, paired 95 % interval",
