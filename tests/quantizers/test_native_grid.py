@@ -189,7 +189,9 @@ def test_artifact_tells_size_losses_and_times(grid):
         else:
             assert artifact.details["loss"].keys() == facts.linears.keys()
             assert all(loss >= 0 for loss in artifact.details["loss"].values())
-        assert quantizer.bits < artifact.size.bpw < quantizer.bits + 1.5
+        # compressed-tensors keeps integers beside quantized activations in whole bytes.
+        bits = 8 if quantizer.format.name == "w4a8" else quantizer.bits
+        assert bits < artifact.size.bpw < bits + 1.5
         assert artifact.size.parameters == facts.parameters
         assert artifact.size.linear_weights == sum(r * c for r, c in facts.linears.values())
         assert artifact.details["quantize_s"] > 0

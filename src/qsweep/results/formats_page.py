@@ -85,4 +85,5 @@ def _bits(number: type[NumberFormat]) -> str:
     if size in (None, -1):
         return f"{number.bits}"
     scale = _SCALE_BITS.get(number.name, 0 if number.name == "fp8_block" else 16)
-    return f"{number.bits + scale / size:g}"
+    bits = 8 if number.name == "w4a8" else number.bits  # in whole bytes
+    return f"{bits + scale / size:g}"

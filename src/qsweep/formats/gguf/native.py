@@ -64,8 +64,9 @@ def quantize_file(
     # The file says what it is rather than which mixture it was made from.
     stated = (api.llama_model_kv_override * 2)()
     if params.ftype != type_.number:
-        stated[0].tag = api.LLAMA_KV_OVERRIDE_TYPE_INT
-        stated[0].key, stated[0].value.val_i64 = b"general.file_type", type_.number
+        entry_of_type: Any = stated[0]
+        entry_of_type.tag, entry_of_type.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.file_type"
+        entry_of_type.value.val_i64 = type_.number
         params.kv_overrides = stated
     with logged() as errors:
         failed = api.llama_model_quantize(

@@ -99,7 +99,8 @@ class W8A8(_Smoothable):
 class W4A8(_Smoothable):
     """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token.
 
-    No GPU's kernel serves it: vLLM's is Arm's for CPUs.
+    No GPU's kernel serves it: vLLM's is Arm's for CPUs. compressed-tensors keeps codes in whole bytes
+    here, as integers beside quantized activations.
     """
 
     name: ClassVar[str] = "w4a8"
