@@ -33,6 +33,7 @@ group_size: 128     32, 64, 128; -1: one scale per output channel
 desc_act: false     gptq: quantize columns in the order of decreasing activation
 sym: auto           symmetric grid; auto: true for gptq, false for awq and rtn
 container: auto     where weights lie: the format's first; for integers compressed-tensors, too
+kv_cache: none      fp8, int8, nvfp4, q8_0, q5_1, q4_0, …: what a quantized KV cache adds; KEYS/VALUES
 seed: 0             draws the calibration samples
 device: auto        auto, cpu, cuda, cuda:N
 n_jobs: auto        trials at a time; auto: one per visible GPU

@@ -77,7 +77,7 @@ def answer_markdown(
                 f"- search: {', '.join(map(str, objectives))}"
                 + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
                 f"- command: `{numbers.one_line(command)}`",
-                f"- {_spent(entries)}",
+                *(f"- {words}" for words in [_spent(entries)] if words),
                 *(f"- {numbers.markdown(note)}" for note in notes),
             ]
         ),

@@ -7,6 +7,7 @@ from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
 from qsweep.formats import hardware
 from qsweep.formats.numbers import FORMATS
+from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
 
@@ -39,6 +40,12 @@ def fact(name: str) -> Any:
 def field_of(part: str, name: str) -> Any:
     """A field of a part of the record, such as its artifact, that may be absent."""
     return lambda row: getattr(getattr(row.record, part), name, None)
+
+
+def kv_cache(row: Row) -> str | None:
+    """What the trial's keys and values were stored as; None where they stayed as they were."""
+    found = row.record.config.get("kv_cache")
+    return None if found in (None, NONE) else str(found)
 
 
 def expected(end: int) -> Any:

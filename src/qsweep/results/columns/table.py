@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.metrics import QUARTERS
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -40,6 +41,9 @@ def retention(capability: str) -> Column:
         "trial", get, "share", "up", "name tasks in eval.tasks", csv=True, text=numbers.percent,
         tables={"html": capability},
     )  # fmt: skip
+
+
+QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
 
 
 def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...]:
@@ -81,6 +85,12 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             f"top1_agreement_{name}", f"how often the reference's token is preferred with {what} as "
             "served", unit="share", better="up", needs=needs, csv=True, text=numbers.percent),
+        *(
+            of_measurement(
+                f"{kld}_{quarter}", f"{kld} over the {words} quarter of the windows' positions, nats",
+                unit="nat", needs=needs, csv=True, text=derived.significant(3))
+            for quarter, words in QUARTER_WORDS.items()
+        ),
     )  # fmt: skip
 
 
@@ -109,6 +119,10 @@ DESC_ACT = add(of_options(
     "desc_act", "whether columns are quantized in the order of their activations", csv=True))
 SYM = add(of_options("sym", "whether the grid lies symmetrically around 0", csv=True))
 TYPE = add(of_options("type", "llama.cpp's type", csv=True))
+KV_CACHE = add(Column(
+    "kv_cache", "what keys and values are stored as; layers that differ by their numbers", "trial",
+    derived.kv_cache, csv=True, tables={
+        t: Shown("KV cache", optional=True) for t in ("markdown", "html", "card")}))
 BPW = add(of_artifact(
     "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit",
     better="down", csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
@@ -173,7 +187,17 @@ KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
         ("p999", "99.9th percentile", {}), ("max", "largest", {})))
 SERVED = tuple(map(add, (
     *served("activations", "weights and activations", "the weights alone", "act."),
+    *served("kv", "weights, activations and the KV cache", "that without the cache", "cache"),
+    of_measurement(
+        "kv_bytes_per_token", "bytes that a token's keys and values take over all layers, in a "
+        "sequence as long as a window", unit="B", better="down", needs="set kv_cache", csv=True,
+        text=derived.fixed(0), tables={
+            t: Shown("KV B/token", optional=True) for t in ("markdown", "html", "card")}),
 )))
+KLD_QUARTERS = tuple(add(of_measurement(
+    f"kld_{name}", f"the same over the {words} quarter of the windows' positions, nats", unit="nat",
+    needs="set eval.divergence=true", csv=True, text=derived.significant(3)))
+    for name, words in QUARTER_WORDS.items())
 KLD_FLOOR_DTYPE = add(of_measurement(
     "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
     unit="nat"))
@@ -192,7 +216,8 @@ TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
 TRUE_PROB_RMS = add(of_measurement(
     "true_prob_rms", "root mean square change of the true token's probability"))
 KLD_NATIVE = add(of_speed(
-    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error",
+    "kld_native", "mean KL divergence of llama.cpp's own run of the file, with the trial's KV cache "
+    "if that is of its types, nats ± standard error",
     unit="nat",
     better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
     tables={"own_run": "KLD"}))
@@ -391,5 +416,5 @@ CSV_ORDER = (*PROMISED, *(
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
     "peer_kld_difference_high dequantized_from number_format native_on "
-).split(), *(column.name for column in SERVED))
+).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS)), "kv_cache")
 # fmt: on

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.metrics import QUARTERS
 from qsweep.results.columns.column import figures
-from qsweep.results.columns.table import NUMBER_FORMAT
+from qsweep.results.columns.table import NUMBER_FORMAT, QUARTER_WORDS
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
 from qsweep.results.html.theme import colour_by, palette
@@ -19,7 +20,6 @@ _CACHES = 6
 _LOG = 20
 # 95 % of a normal distribution; the error is over windows, as protocol.md says.
 _Z = 1.96
-_QUARTERS = {"q1": "first", "q2": "second", "q3": "third", "q4": "last"}
 
 
 def stages(group: Group) -> Panel | None:
@@ -72,7 +72,7 @@ def quarters(group: Group) -> Panel | None:
         {"label": row.label, "quarter": word, "kld": kld, "run": run}
         for row in shown
         for run, suffix in (("with the cache", "_kv"), ("without it", _before_cache(row)))
-        for word, kld in zip(_QUARTERS.values(), _by_quarter(row, suffix), strict=True)
+        for word, kld in zip(QUARTER_WORDS.values(), _by_quarter(row, suffix), strict=True)
         if is_finite(kld)
     ]
     more = f" The {_CACHES} least of {len(rows)} trials." if len(rows) > len(shown) else ""
@@ -125,7 +125,7 @@ def _cells(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str
 
 def _by_quarter(row: Row, suffix: str) -> list[Any]:
     metrics = figures(row, "measurement")
-    return [metrics.get(f"kld{suffix}_{quarter}") for quarter in _QUARTERS]
+    return [metrics.get(f"kld{suffix}_{quarter}") for quarter in QUARTERS]
 
 
 def _before_cache(row: Row) -> str:
@@ -206,7 +206,7 @@ def _lines(values: list[dict[str, Any]], labels: list[str]) -> Spec:
             "x": {
                 "field": "quarter",
                 "type": "ordinal",
-                "sort": list(_QUARTERS.values()),
+                "sort": list(QUARTER_WORDS.values()),
                 "axis": {"labelAngle": 0, "grid": False},
                 "title": "quarter of the window",
             },
