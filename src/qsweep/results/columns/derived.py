@@ -6,8 +6,8 @@ from typing import Any
 from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
 from qsweep.formats import hardware
-from qsweep.formats.numbers import FORMATS
 from qsweep.formats.kv_cache.types import NONE
+from qsweep.formats.numbers import FORMATS
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
 
