@@ -6,7 +6,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.formats import hardware
-from qsweep.formats.numbers import FORMATS
+from qsweep.formats.numbers import Int
 from qsweep.results import own_run
 from qsweep.results.columns import derived
 from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
@@ -154,7 +154,7 @@ def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
         code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
         found += ["GPTQModel (no server loads these bits):", _code(code, "python")]
     if found and needs:
-        number = FORMATS[record.options["format"]]
+        number = record.number_format or Int
         found.insert(0, f"{number.name}: {hardware.where(number)}.")
     return found or ["Nothing that is known to qsweep serves this artifact."]
 

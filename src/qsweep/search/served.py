@@ -11,9 +11,7 @@ from typing import Any
 
 from qsweep.evaluate.metrics import quality, quality_per_gb
 from qsweep.evaluate.verdicts import verdict
-from qsweep.formats.hardware import Card, fit
-from qsweep.formats.numbers import FORMATS
-from qsweep.formats.numbers.number_format import NumberFormat
+from qsweep.formats.hardware import Card
 from qsweep.results.record import Figures, Measurement, Record
 
 # Figures of the weights alone, and what a run with more than these calls its own.
@@ -39,7 +37,9 @@ def as_served(record: Record, card: Card | None = None) -> Record:
     if not record.finished or not any(one.served for one in record.measurements):
         return record
     size = None if record.artifact is None else record.artifact.size_gb
-    unpacked = card is not None and _unpacked(record, card)
+    unpacked = (
+        card is not None and record.number_format is not None and record.fit(card).how == "unpacked"
+    )
     measured = (_as_served(one, unpacked, size) for one in record.measurements)
     return replace(record, measurements=tuple(measured))
 
@@ -51,17 +51,6 @@ def counted(measurement: Measurement, unpacked: bool = False) -> str | None:
         if f"ppl_ratio_{run.name}" in measurement.metrics and not (rounds and unpacked):
             return run.name
     return None
-
-
-def number_format_of(record: Record) -> type[NumberFormat] | None:
-    """The number format of a trial's artifact; None where that is not known."""
-    return None if record.existed else FORMATS.get(record.options.get("format", "int"))
-
-
-def _unpacked(record: Record, card: Card) -> bool:
-    number = number_format_of(record)
-    holder = None if record.artifact is None else record.artifact.format
-    return number is not None and fit(number, card, holder).how == "unpacked"
 
 
 def _as_served(measurement: Measurement, unpacked: bool, size_gb: float | None) -> Measurement:

@@ -7,7 +7,6 @@ from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
 from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
-from qsweep.formats.numbers import FORMATS
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
 
@@ -108,7 +107,7 @@ def native_on(row: Row) -> str:
         return ""
     if made.format in _WEIGHTS_ALONE:
         return hardware.ANY
-    number = FORMATS.get(record.options.get("format", "" if record.existed else "int"))
+    number = record.number_format
     return "" if number is None else hardware.native_on(number)
 
 
