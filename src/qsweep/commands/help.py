@@ -32,7 +32,7 @@ bits: 4             2, 3, 4, 8; gguf also 5 and 6
 group_size: 128     32, 64, 128; -1: one scale per output channel
 desc_act: false     gptq: quantize columns in the order of decreasing activation
 sym: auto           symmetric grid; auto: true for gptq, false for awq and rtn
-container: auto     where weights lie: the format's first; for integers compressed-tensors, too
+container: auto     where integers lie: the method's own, or compressed-tensors
 kv_cache: none      fp8, int8, nvfp4, q8_0, q5_1, q4_0, …: what a quantized KV cache adds; KEYS/VALUES
 seed: 0             draws the calibration samples
 device: auto        auto, cpu, cuda, cuda:N
