@@ -124,4 +124,5 @@ def test_a_search_counts_what_serving_adds(tmp_path):
     search = make_search(Served(), open_storage(None, tmp_path), trials=1, rungs=[])
     search.run()
     (entry,) = [e for e in search.study.entries() if e.state == "complete"]
+    assert entry.finding["counted"] == "activations"
     assert entry.finding["ppl_ratio"] == 1.3 and entry.finding["verdict"] == "problematic"

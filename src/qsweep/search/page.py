@@ -24,6 +24,11 @@ from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"
+# By the run that a trial's figures are of (qsweep.search.served).
+_COUNTED = {
+    "activations": " (figures with activations as served)",
+    "kv": " (figures with the KV cache as served)",
+}
 
 
 def write_page(
@@ -153,8 +158,9 @@ def _same(entry: StudyTrial) -> str:
 def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
     name = numbers.markdown(entry.name)
+    counted = _COUNTED.get(finding.get("counted") or "", "")
     return (
-        f"- {name}: `{command_of(entry.params)}`\n"
+        f"- {name}{counted}: `{command_of(entry.params)}`\n"
         f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
     )
 

@@ -53,6 +53,16 @@ def counted(measurement: Measurement, unpacked: bool = False) -> str | None:
     return None
 
 
+def counted_run(record: Record) -> str | None:
+    """The name of the run that a record's figures are of; None where that is the weights' own."""
+    measured = record.primary
+    ratio = None if measured is None else measured.metrics.get("ppl_ratio")
+    if measured is None or ratio is None:
+        return None
+    names = [run.name for run in reversed(measured.served or ())]
+    return next((n for n in names if measured.metrics.get(f"ppl_ratio_{n}") == ratio), None)
+
+
 def _as_served(measurement: Measurement, unpacked: bool, size_gb: float | None) -> Measurement:
     name = counted(measurement, unpacked)
     if name is None:
