@@ -15,6 +15,7 @@ qsweep: what quantization costs a language model, measured over whole grids.
   your text     qsweep corpus=file corpus.path=FILE
   capabilities  qsweep -m quant=gptq bits=3,4 eval=embedded
   a file        qsweep --config-name=degradation   (qsweep sweeps lists such files)
+  formats       qsweep -m quant=rtn,gptq format=int,nvfp4,fp8_dynamic
   best per GB   qsweep search --config-name=pareto
   others' files qsweep score FILE DIR --reference MODEL
 

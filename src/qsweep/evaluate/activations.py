@@ -43,7 +43,8 @@ class ServedActivations:
         """How many layers there are, and how much of what went into them was out of range.
 
         ``saturated`` is the share of activations that a static scale cuts off, of those that have
-        one; ``saturated_most`` is that of the layer that has the most, ``saturated_layer``.
+        one; where any does, ``saturated_most`` is that of the layer that has the most,
+        ``saturated_layer``.
         """
         shares = {name: seen.share for name, seen in self._layers.items() if seen.counted}
         found: dict[str, Any] = {"layers": len(self._layers)}
@@ -51,7 +52,8 @@ class ServedActivations:
             worst = max(shares, key=lambda name: shares[name])
             over = sum(int(seen.over) for seen in self._layers.values() if seen.counted)
             found["saturated"] = over / sum(seen.counted for seen in self._layers.values())
-            found |= {"saturated_most": shares[worst], "saturated_layer": worst}
+            if over:
+                found |= {"saturated_most": shares[worst], "saturated_layer": worst}
         return found
 
     def require_finite(self) -> None:

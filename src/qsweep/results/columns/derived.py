@@ -5,12 +5,15 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
+from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
 
 # Instead of a verdict, where no dense model can be made of a file.
 OWN_RUN = "llama.cpp's own run only"
+# Containers of weights that are unpacked where they are multiplied, whoever made them.
+_WEIGHTS_ALONE = ("gptq", "awq", "gguf", "bitsandbytes", "hqq", "exl3")
 
 
 def fixed(digits: int) -> Any:
@@ -95,6 +98,22 @@ def served_by(row: Row) -> str:
     """The runtimes that load the artifact, and whether none of them is one that people deploy with."""
     words = ", ".join(row.record.runtimes)
     return words if row.record.can_serve or not words else f"{words} (no server)"
+
+
+def native_on(row: Row) -> str:
+    """The generations of GPUs that run the artifact as it is meant; nothing where that is not known."""
+    made, record = row.record.artifact, row.record
+    if made is None or record.reference:
+        return ""
+    if made.format in _WEIGHTS_ALONE:
+        return hardware.ANY
+    number = record.number_format
+    return "" if number is None else hardware.native_on(number)
+
+
+def needs_generation(row: Row) -> str:
+    """The same; nothing where any will do."""
+    return native_on(row).replace(hardware.ANY, "")
 
 
 def interval(row: Row) -> str:

@@ -58,10 +58,8 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
     needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
-    narrow = replace(
-        shown,
-        min_width=100,
-        narrow=lambda row: numbers.divergence(figures(row, "measurement").get(kld)),
+    short = replace(
+        shown, cell=lambda row: numbers.divergence(figures(row, "measurement").get(kld))
     )
     extra = Shown(f"+KLD {heading}", optional=True)
     of_ratio = Shown(f"ratio {heading}", optional=True)
@@ -69,7 +67,7 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             kld, f"mean KL divergence per token with {what} as served, nats ± standard error",
             unit="nat", better="down", needs=needs, csv=True, error=f"{kld}_stderr", best=True,
-            tables={"markdown": shown, "html": shown, "card": shown, "terminal": narrow}),
+            tables={"markdown": shown, "html": shown, "card": shown, "terminal": short}),
         of_measurement(f"{kld}_stderr", "its standard error, over windows", csv=True),
         of_measurement(
             added, f"how much of that comes on top of {beyond}, nats, paired 95 % interval",
@@ -112,7 +110,8 @@ BACKEND = add(of_trial("backend", "whose code did it", csv=True))
 FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
 NUMBER_FORMAT = add(Column(
     "number_format", "what codes mean; empty where bits, group_size and type say it all", "trial",
-    lambda row: row.record.options.get("format"), csv=True, view=("params", 13)))
+    lambda row: row.record.options.get("format"), csv=True, view=("params", 13),
+    tables={table: Shown("numbers", optional=True) for table in ("markdown", "html")}))
 BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
 GROUP_SIZE = add(of_options(
     "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
@@ -293,6 +292,11 @@ RUNTIMES = add(Column(
     csv=True, write=lambda row: ", ".join(row.record.runtimes), tables={
         "markdown": "served by", "search": "served by", "own_run": "served by",
         "html": Shown("served by", cell=derived.served_by)}))
+NATIVE_ON = add(Column(
+    "native_on", "generations of GPUs that multiply it as it is, activations included; any: weights "
+    "are unpacked to 16 bits", "trial", lambda row: derived.native_on(row) or None, csv=True,
+    tables={table: Shown("native on", cell=derived.needs_generation, optional=True)
+            for table in ("markdown", "html")}))
 BECAUSE = add(Column(
     "only_own_run", "why there is nothing but llama.cpp's own run", "trial",
     lambda row: row.record.only_own_run, tables={"own_run": "because"}))
@@ -411,6 +415,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high dequantized_from number_format "
+    "peer_kld_difference_high dequantized_from number_format native_on "
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS)), "kv_cache")
 # fmt: on
