@@ -38,9 +38,7 @@ def trial(name: str, method: str, ratio=None, half=0.005, *, bits=None, size_gb=
         }
         if measured
         else None,
-        "measurements": [measurement(ratio, half, size_gb) | {"key": f"measured-{name}"}]
-        if measured
-        else [],
+        "measurements": [measurement(ratio, half, size_gb)] if measured else [],
         "speed": None,
         "quantize_s": 12.5,
         "evaluate_s": 20.0,
