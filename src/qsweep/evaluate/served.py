@@ -10,7 +10,8 @@ from typing import Any
 
 from qsweep.evaluate.metrics import QUANTILES, QUARTERS
 
-# Raised whenever a change may move a figure of a run with that part; they are in the runs' keys.
+# Raised whenever a change may move a figure of a run with that part that a release made; they are in
+# the runs' keys.
 _ACTIVATIONS = 1
 _KV_CACHE = 1
 
