@@ -1,5 +1,6 @@
 """Round to nearest: no calibration, no error feedback. The baseline that every method must beat."""
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.encoder import Encoder
+
+
+# Raised whenever what the pass tells of inputs changes an artifact.
+_PASS = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class RTN(GroupedOptions):
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]
         """Whether inputs have to be looked at: for static scales, or to smooth them."""
-        return self.format.static or bool(getattr(self.format, "smoothquant", None))
+        return self.format.needs_ranges
 
     @property
     def pass_name(self) -> str | None:
@@ -52,8 +57,14 @@ class RTN(GroupedOptions):
         return "native" if self.uses_calibration else None
 
     def version(self) -> str:
-        """The revision of this module."""
-        return "1"
+        """The revision of this module, and what else a result depends on: who rounds, and the pass."""
+        if self.holder == self.container.name:
+            return "1"
+        try:
+            made = f"1+{self.holder}-{importlib.metadata.version(self.holder)}"
+        except importlib.metadata.PackageNotFoundError:
+            return "missing"
+        return f"{made}+{_PASS}" if self.uses_calibration else made
 
     def packed_settings(self) -> dict[str, Any]:
         """See :meth:`GroupedOptions.packed_settings`."""
@@ -103,6 +114,7 @@ class RTN(GroupedOptions):
             return self.quantize_together(model, calibration, [(self, out)], progress).artifacts[0]
 
         from qsweep.formats.container import container
+        from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
         from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
 
@@ -117,6 +129,7 @@ class RTN(GroupedOptions):
             if layer == name or layer not in linears:
                 writer.add(name, tensor)
                 continue
+            require_finite(layer, tensor)
             weight = tensor.to(model.device)
             weight = weight.T if transposed else weight
             for part, packed in encoder.round(weight, extremes.get(layer)).items():
@@ -130,7 +143,7 @@ class RTN(GroupedOptions):
             path=out,
             format=encoder.container,
             size=container(encoder.container).size(out),
-            runtimes=self.runtimes,
+            runtimes=encoder.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
 

@@ -16,7 +16,8 @@ from qsweep.formats.numbers.floats import (
     FP8Dynamic,
 )
 from qsweep.formats.numbers.integers import W4A8, W4A16, W4AFP8, W8A8, W8A16, Int, Ternary
-from qsweep.formats.numbers.number_format import NumberFormat, Search
+from qsweep.formats.numbers.number_format import NumberFormat
+from qsweep.formats.numbers.searches import Search
 
 FORMATS: dict[str, type[NumberFormat]] = {
     number.name: number

@@ -8,8 +8,7 @@ import torch
 
 from qsweep.formats.numbers.grids import Grid
 from qsweep.formats.numbers.scales import FloatScale, ScaleType
-
-Search = Literal["range", "mse", "loss"]
+from qsweep.formats.numbers.searches import Search
 
 # Exponent of the error: rare large weights count for less than by squares (IST-DASLab/gptq).
 _NORM = 2.4
@@ -43,6 +42,11 @@ class Scheme:
     def shares(self) -> tuple[float, ...]:
         """What a search multiplies a group's extreme with; the first is what is taken without one."""
         return _OF_A_MEAN if self.extreme == "mean" else self.scale.shares
+
+    @property
+    def clips(self) -> tuple[float, ...]:
+        """What AWQ's clipping multiplies it with."""
+        return _OF_A_MEAN if self.extreme == "mean" else self.scale.clips
 
     @property
     def sym(self) -> bool:
@@ -79,7 +83,7 @@ class LayerScheme:
     Attributes:
         scheme: The scheme.
         rows: How many outputs.
-        whole: The global scale, float32 []; None where there is none.
+        whole: The global scale, float32 [], or that of each row [rows, 1]; None where there is none.
         spans: Where rows share scales, how many consecutive ones do.
     """
 
@@ -184,4 +188,6 @@ def stacked(layers: Sequence[LayerScheme]) -> LayerScheme:
     spans = None
     if first.spans is not None:
         spans = tuple(span for layer in layers for span in layer.spans or ())
-    return LayerScheme(first.scheme, sum(layer.rows for layer in layers), first.whole, spans)
+    wholes = [layer.whole.expand(layer.rows, 1) for layer in layers if layer.whole is not None]
+    whole = torch.cat(wholes) if wholes else None
+    return LayerScheme(first.scheme, sum(layer.rows for layer in layers), whole, spans)
