@@ -20,6 +20,8 @@ from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_ten
 from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
+    import torch
+
     from qsweep.formats.encoder import Encoder
     from qsweep.formats.numbers.scheme import Scheme
 
@@ -86,6 +88,15 @@ class GroupedOptions:
             return self.format.runtimes
         return self.container.runtimes(self.bits, self.group_size, self.symmetric)
 
+    @property
+    def written_by(self) -> str:
+        """The version of what else writes the container, behind a ``+``; empty where nothing does."""
+        if self.holder != "gguf":
+            return ""
+        from qsweep.quantizers.gguf import GGUF
+
+        return f"+llama-cpp-python {GGUF().version()}"
+
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be quantized; else it stays as it is."""
         if self.holder == self.container.name:
@@ -108,7 +119,7 @@ class GroupedOptions:
         raise NotImplementedError
 
     def encoder(self, model: ModelFacts) -> "Encoder":
-        """How layers of a model are written."""
+        """How layers of a model are written, in whatever has a ``quantization_config``."""
         from qsweep.formats.encoder import PackedEncoder
         from qsweep.formats.hf import usual_dtype
 
@@ -132,10 +143,11 @@ class GroupedOptions:
             runtimes=self.runtimes,
         )
 
-    def scheme(self, encoder: "Encoder", search: Search = "range") -> "Scheme":
-        """How weights become codes, with scales as the encoder stores them."""
+    def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
+        """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
+        chosen = self.format.search or search
         return self.format.scheme(
-            self.bits, self.group_size, self.symmetric, dtype=encoder.scale_dtype, search=search
+            self.bits, self.group_size, self.symmetric, dtype=dtype, search=chosen
         )
 
     def check(self, model: ModelFacts) -> None:
@@ -161,6 +173,8 @@ class GroupedOptions:
                 f"{self.method}: {holder} does not hold format={name}; container="
                 f"{' or '.join(holders)} does"
             )
+        if holder == "gguf" and self.method == "awq":
+            raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
 
 
 @dataclass(frozen=True)
@@ -266,6 +280,10 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
         )
+    if name == "gguf":
+        from qsweep.quantizers.gguf import require_converter
+
+        require_converter(model)
     if quantizer.format.bits is None and quantizer.bits not in BITS:
         raise IncompatibleTrial(
             f"{method}: {name} is written in 2, 3, 4 or 8 bits, not {quantizer.bits}"

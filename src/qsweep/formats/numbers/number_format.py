@@ -42,6 +42,7 @@ class NumberFormat(ABC):
         native_since: The first generation of GPUs that multiplies it as it is; None where weights
             are unpacked to 16 bits first, which any can.
         gguf: The GGUF type that has the same weights; None where there is none.
+        search: How scales are chosen; None where the quantizer's option says.
     """
 
     container: str = "auto"
@@ -56,6 +57,7 @@ class NumberFormat(ABC):
     runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
     native_since: ClassVar[Generation | None] = None
     gguf: ClassVar[str | None] = None
+    search: ClassVar[Search | None] = None
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:

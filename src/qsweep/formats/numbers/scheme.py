@@ -1,13 +1,14 @@
 """How the weights of a layer become codes: a grid, scales, and what shares a scale."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from qsweep.formats.numbers.grids import Grid
 from qsweep.formats.numbers.scales import FloatScale, ScaleType
+from qsweep.formats.packing import QuantizedMatrix
 
 Search = Literal["range", "mse", "loss"]
 
@@ -46,6 +47,10 @@ class Scheme:
         """Inputs that share a scale in a layer of so many."""
         return channels if self.group_size == -1 else self.group_size
 
+    def span(self, channels: int) -> int:
+        """Inputs of which scales hang together, some groups' as a rule; here a group's."""
+        return self.groups(channels)
+
     def layers(self, weights: Sequence[torch.Tensor]) -> list["LayerScheme"]:
         """The scheme for layers [outputs, inputs] that share their input.
 
@@ -80,6 +85,32 @@ class LayerScheme:
     rows: int
     whole: torch.Tensor | None = None
     spans: tuple[int, ...] | None = None
+
+    def opened(
+        self, weights: torch.Tensor, importance: torch.Tensor | None = None
+    ) -> "LayerScheme":
+        """The scheme for the groups of a span, with what their scales have in common.
+
+        Args:
+            weights: All of the span, float32 [rows, groups, n].
+            importance: Weight of each squared error, [groups * n].
+        """
+        return self
+
+    def joined(self, spans: Sequence["LayerScheme"], order: torch.Tensor | None) -> "LayerScheme":
+        """The scheme of all spans, of which ``order`` [spans] says where each is found; None: in turn."""
+        return self
+
+    def matrix(
+        self,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+        g_idx: torch.Tensor | None = None,
+    ) -> QuantizedMatrix:
+        """Codes [rows, columns] with their scales and zero points [rows, groups] as a matrix."""
+        table = self.scheme.grid.table
+        return QuantizedMatrix(codes, zero.to(torch.uint8), scale, g_idx, table, self.whole)
 
     def find(
         self, weights: torch.Tensor, importance: torch.Tensor | None = None
@@ -177,4 +208,4 @@ def stacked(layers: Sequence[LayerScheme]) -> LayerScheme:
     spans = None
     if first.spans is not None:
         spans = tuple(span for layer in layers for span in layer.spans or ())
-    return LayerScheme(first.scheme, sum(layer.rows for layer in layers), first.whole, spans)
+    return replace(first, rows=sum(layer.rows for layer in layers), spans=spans)

@@ -43,7 +43,7 @@ class _NativeQuantizer(GroupedOptions):
 
     def version(self) -> str:
         """The version of qsweep, and the revision of this quantizer."""
-        return f"{__version__}+{self.revision}"
+        return f"{__version__}+{self.revision}{self.written_by}"
 
     @property
     def pass_name(self) -> str:
@@ -129,7 +129,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         """The effective options. With one group per output, both orders are the same."""
         sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
         options = super().options() | {
-            "scale_search": self.scale_search,
+            "scale_search": self.format.search or self.scale_search,
             "sequential": sequential,
             "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }
