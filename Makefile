@@ -9,11 +9,14 @@ BIN := $(VENV)/bin
 # Nothing is compiled to bytecode ahead: most modules of torch, transformers and MLflow are never imported,
 # and those that are get compiled then.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# llama.cpp, which several of the packages want, is compiled: no more of it than qsweep calls.
+COMPILE = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	CMAKE_ARGS="-DCMAKE_PROJECT_llama_cpp_INCLUDE='$(CURDIR)/tools/llama_cpp.cmake' $(CMAKE_ARGS)"
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Test files run side by side, each file's tests in one process, which has its share of the cores.
 AT_ONCE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: sweep test test-slow lint docs ui install gguf clean
+.PHONY: sweep test test-slow lint docs ui install gguf environment clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m qsweep -m quant=gptq,awq bits=3,4,8
@@ -35,6 +38,8 @@ ui: $(VENV)/.base
 	$(BIN)/python -m qsweep ui
 
 install: $(VENV)/.base
+# All that the targets above install, and nothing else.
+environment: $(VENV)/.base $(VENV)/.test $(VENV)/.docs $(VENV)/.gguf
 gguf: $(VENV)/.gguf
 
 # torch comes first and alone, so that the build for this machine's index is taken as it is.
@@ -46,16 +51,16 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) --editable '.[gptqmodel,bitsandbytes,torchao,hqq,test,smollm2,tasks,postgresql]'
+	$(COMPILE) $(PIP) --editable '.[gptqmodel,bitsandbytes,torchao,hqq,test,smollm2,tasks,postgresql]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.base
 	$(PIP) --editable '.[docs]'
 	touch $@
 
-# llama.cpp is compiled (three to four minutes on two cores); only GGUF needs it.
+# llama.cpp is compiled (a minute and a half on two cores); only GGUF needs it.
 $(VENV)/.gguf: $(VENV)/.base
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --editable '.[gguf]'
+	$(COMPILE) $(PIP) --editable '.[gguf]'
 	$(BIN)/python -m qsweep env create llama.cpp
 	touch $@
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import sweeps
 from helpers.planned import planned  # noqa: F401
 from helpers.trackers import empty_database, outputs  # noqa: F401
 
@@ -153,8 +154,22 @@ def pocket_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pocket_conversion(pocket_dir, tmp_path_factory):
-    """The embedded model's unquantized GGUF file, converted once for all tests."""
+def shared(tmp_path_factory) -> Path:
+    """A folder that all test processes of this run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def conversions(shared) -> Path:
+    """A folder for directories of artifacts, beside which a model is converted to GGUF once for all."""
+    (folder := shared / "conversions").mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pocket_conversion(pocket_dir, conversions):
+    """The embedded model's unquantized GGUF file."""
     pytest.importorskip("llama_cpp")
     from qsweep.base.errors import BackendUnavailable
     from qsweep.models.facts import read_facts
@@ -162,7 +177,7 @@ def pocket_conversion(pocket_dir, tmp_path_factory):
     from qsweep.quantizers.gguf.base import unquantized
 
     # What is converted from a directory beside it finds the conversion, too.
-    (out := tmp_path_factory.mktemp("conversion") / "base").mkdir()
+    (out := conversions / "base").mkdir(exist_ok=True)
     try:
         with unquantized(SourceModel(read_facts(pocket_dir, "pocket"), "cpu"), out) as base:
             yield base
@@ -171,19 +186,22 @@ def pocket_conversion(pocket_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, pocket_dir):
+def tiny_model(shared, pocket_dir):
     """``tiny_model("qwen3")`` gives the directory of a random-weight miniature of that type."""
-    made: dict[str, Path] = {}
+    from qsweep.base.locks import FileLock
 
     def make(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = _make_tiny(architecture, tmp_path_factory, pocket_dir)
-        return made[architecture]
+        path = shared / "models" / architecture
+        with FileLock(shared / f"{architecture}.lock"):
+            if not path.exists():
+                _make_tiny(architecture, path.with_name(f".{architecture}"), pocket_dir)
+                path.with_name(f".{architecture}").rename(path)
+        return path
 
     return make
 
 
-def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
+def _make_tiny(architecture: str, path: Path, pocket_dir: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -195,11 +213,16 @@ def _make_tiny(architecture: str, tmp_path_factory, pocket_dir: Path) -> Path:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(3.0)
-    path = tmp_path_factory.mktemp(architecture)
     model.to(torch.bfloat16).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pocket_dir / name, path / name)
-    return path
+
+
+@pytest.fixture(scope="module")
+def warm_jobs():
+    """What a module's sweeps in this process fork their jobs from is started once."""
+    with sweeps.warm_jobs():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import qsweep
 from qsweep.base.errors import ConfigError
 from qsweep.results.columns.table import PROMISED as COLUMNS
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
 BRIEF = {"eval.max_windows": 2, "eval.noise_floor": False}
 
 

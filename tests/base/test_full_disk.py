@@ -107,18 +107,20 @@ def test_a_report_that_does_not_fit_is_one_line(disk):
 
 
 @pytest.fixture(scope="module")
-def base(tiny_model, tmp_path_factory):
+def base(tiny_model, conversions):
     """An unquantized GGUF file."""
     pytest.importorskip("llama_cpp")
     from qsweep.base.errors import BackendUnavailable
-    from qsweep.formats.gguf.converter import convert
+    from qsweep.models.facts import read_facts
+    from qsweep.models.source import SourceModel
+    from qsweep.quantizers.gguf.base import unquantized
 
-    file = tmp_path_factory.mktemp("base") / "base.gguf"
+    (out := conversions / "full-disk").mkdir()
     try:
-        convert(tiny_model("llama"), file, "bf16")
+        with unquantized(SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu"), out) as made:
+            return made.path
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    return file
 
 
 def test_llama_cpps_quantizing(disk, base):
@@ -135,6 +137,7 @@ def test_llama_cpps_quantizing(disk, base):
         Store(disk / "store").build("artifacts", {"what": "test"}, make)
 
 
+@pytest.mark.slow  # the next has it in a trial's place, and what is left of it
 def test_llama_cpps_converter(disk, base, tiny_model):
     from qsweep.formats.gguf.converter import convert
 

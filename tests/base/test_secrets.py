@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from helpers.sweeps import run_here
 from qsweep.base.config_files import resolve_recorded
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.keys import key_of
@@ -193,10 +194,13 @@ def outputs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
+def small(outputs: Path) -> list[str]:
+    return ["quant=none", "corpus=[python_docs]", "eval.max_windows=1", f"outputs_dir={outputs}"]
+
+
 def qsweep(outputs: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    small = ["quant=none", "corpus=[python_docs]", "eval.max_windows=1", f"outputs_dir={outputs}"]
     return subprocess.run(
-        [sys.executable, "-m", "qsweep", *arguments, *small],
+        [sys.executable, "-m", "qsweep", *arguments, *small(outputs)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -271,7 +275,7 @@ def test_a_trackers_password_is_neither_written_nor_shown(outputs, override):
     ],
 )
 def test_a_refusal_does_not_quote_it(tmp_path, arguments):
-    done = qsweep(tmp_path, *arguments)
+    done = run_here([*arguments, *small(tmp_path)])
     assert done.returncode == 2
     assert done.stderr and SECRET not in done.stdout + done.stderr
     assert leaks(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: subprocesses, nothing imported."""
+"""The command line as a user meets it."""
 
 import importlib
 import resource
@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.sweeps import run_here
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def qsweep(*arguments, cwd=None, timeout=120, env=None):
+def qsweep(*arguments):
+    """In a process of its own, as the shell starts it."""
     return subprocess.run(
         [sys.executable, "-m", "qsweep", *arguments],
         capture_output=True,
         text=True,
-        cwd=cwd or ROOT,
-        timeout=timeout,
-        env=env,
+        cwd=ROOT,
+        timeout=120,
     )
 
 
@@ -97,7 +99,7 @@ def test_the_job_configuration_is_printed():
     ],
 )
 def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    result = qsweep(f"outputs_dir={tmp_path / 'out'}", *arguments)
+    result = run_here([f"outputs_dir={tmp_path / 'out'}", *arguments])
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
@@ -108,7 +110,7 @@ def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, argument
 
 @pytest.mark.parametrize("arguments", [["outputs_dir=null"], ["-m", "outputs_dir=[]", "bits=3,4"]])
 def test_an_outputs_folder_that_is_none_leaves_no_folder_behind(tmp_path, arguments):
-    result = qsweep(*arguments, cwd=tmp_path)
+    result = run_here(arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert "outputs_dir=" in result.stderr and len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

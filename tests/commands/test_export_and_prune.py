@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from helpers.sweeps import run_here
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
@@ -30,11 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def swept(tmp_path_factory):
     """A real sweep: rounding to 3 and 8 bits, at two group sizes."""
     outputs = tmp_path_factory.mktemp("swept")
-    done = subprocess.run(
-        [sys.executable, "-m", "qsweep", "-m", "quant=rtn", "bits=3,8", "group_size=32,128",
-         "corpus=python_docs", "eval.max_windows=2", "tracking=none", "sweep=grid",
-         f"outputs_dir={outputs}"],
-        capture_output=True, text=True, cwd=ROOT, timeout=280,
+    done = run_here(
+        ["-m", "quant=rtn", "bits=3,8", "group_size=32,128", "corpus=python_docs", "tracking=none",
+         "eval.max_windows=2", "sweep=grid", f"outputs_dir={outputs}"],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"report: {outputs}/sweeps/grid/report.html" in done.stdout

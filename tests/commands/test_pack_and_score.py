@@ -9,6 +9,7 @@ from helpers.reference_packs import text_file
 from helpers.sweeps import rows
 from qsweep.commands.main import main
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
 BRIEF = ["eval.context=64", "eval.max_windows=3", "device=cpu", "tracking=none"]
 
 

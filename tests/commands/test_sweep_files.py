@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.sweeps import run_here
 from qsweep.base.errors import ConfigError
 from qsweep.commands.sweeps import listing
 from qsweep.search.space import Space, overrides_of
@@ -15,7 +16,7 @@ from qsweep.search.sweep_file import check_options, read_rows, read_space
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def qsweep(*arguments, cwd=ROOT, env=None, module="qsweep"):
+def process(module, *arguments, cwd=ROOT, env=None):
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
@@ -104,13 +105,13 @@ def test_the_list_has_a_line_for_each(capsys):
     names = {"architectures", "bits", "degradation", "desc_act", "group_size", "pareto", "smoke"}
     assert names <= {name for name, _ in listing()}
     assert all(said and len(said) <= 110 for _, said in listing())
-    result = qsweep(module="qsweep.sweeps")
+    result = process("qsweep.sweeps")
     assert result.returncode == 0 and "pareto" in result.stdout
 
 
 @pytest.mark.parametrize("name", [name for name, _ in listing()])
 def test_every_sweep_file_composes(name):
-    result = qsweep(f"--config-name={name}", "--cfg", "hydra", "-p", "hydra.mode")
+    result = run_here([f"--config-name={name}", "--cfg", "hydra", "-p", "hydra.mode"])
     assert result.returncode == 0, result.stderr
     assert "MULTIRUN" in result.stdout
 
@@ -128,7 +129,7 @@ def test_every_sweep_file_composes(name):
 def test_a_wrong_sweep_file_is_one_line_before_anything_runs(tmp_path, content, message):
     (tmp_path / "mine.yaml").write_text(f"defaults: [config, _self_]\n{content}\n")
     where = ["--config-dir", str(tmp_path), "--config-name=mine"]
-    result = qsweep(*where, f"outputs_dir={tmp_path}/o", "eval.max_windows=1", "quant=rtn")
+    result = run_here([*where, f"outputs_dir={tmp_path}/o", "eval.max_windows=1", "quant=rtn"])
     assert result.returncode == 2, result.stdout + result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert message in result.stderr
@@ -150,7 +151,8 @@ def test_sweep_files_run_from_an_installed_wheel_elsewhere(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "site")}
-    result = qsweep(
+    result = process(
+        "qsweep",
         *("--config-name=smoke", "quant=rtn", "tracking=none", "corpus=[python_docs]"),
         cwd=elsewhere,
         env=env,

@@ -14,8 +14,10 @@ import yaml
 
 import docs_pages
 from helpers.markdown import LANGUAGES, PAGES, ROOT, all_blocks, commands_of
+from helpers.sweeps import run_here
 from qsweep.commands.main import COMMANDS, main
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
 BLOCKS = all_blocks()
 # Commands that answer at once, or from the small sweeps of the fixture: these are really run.
 QUICK = ("report", "export", "prune", "sync", "sweeps", "doctor")
@@ -246,13 +248,7 @@ def test_json_blocks_are_lines_of_the_examples(block):
 def test_the_quantizer_of_the_guide_really_runs(inside):
     words = ["--config-dir", "mine/conf", "-m", "quant=zero", "quant.share=0.1,0.2"]
     assert words == commands_of(next(b.text for b in of("bash") if "quant=zero" in b.text))[0][2:]
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-m", "qsweep", *words, *SMALL, "sweep=zero"],
-        env=os.environ | {"PYTHONPATH": "mine"}, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    done = run_here([*words, *SMALL, "sweep=zero"], cwd=inside)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = Path("outputs/sweeps/zero/results.csv").read_text().splitlines()
     assert len(rows) == 4 and sum(row.split(",")[2] == "zero" for row in rows) == 2

@@ -26,12 +26,12 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def gguf_artifact(tiny_model, tmp_path_factory):
+def gguf_artifact(tiny_model, conversions):
     pytest.importorskip("llama_cpp")
     from qsweep.base.errors import BackendUnavailable
     from qsweep.quantizers.gguf import GGUF
 
-    source, out = tiny_model("llama"), tmp_path_factory.mktemp("artifacts") / "one"
+    source, out = tiny_model("llama"), conversions / "speed"
     out.mkdir()
     try:
         return GGUF(bits=8).quantize(SourceModel(read_facts(source, "llama"), "cpu"), None, out)

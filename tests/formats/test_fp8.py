@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from helpers.quantized import change, dense, fp8, logits, mxfp4, write_checkpoint
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.evaluate.activations import quantized
 from qsweep.formats.fp8 import dequantize
 from qsweep.formats.recognize import recognize
 
@@ -247,3 +248,59 @@ def test_scales_without_a_configuration(tiny_model, tmp_path):
     with pytest.raises(ArtifactCorrupt, match="has no quant_method"):
         recognize(path)
     shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # By DeepSeek's act_quant: the largest of each 128 channels is 448.
+        ({}, lambda x: grouped(x, 128)),
+        ({"weight_block_size": [64, 32]}, lambda x: grouped(x, 32)),
+        ({"scale_fmt": "ue8m0"}, lambda x: grouped(x, 128, lambda s: s.log2().ceil().exp2())),
+        ({"weight_block_size": None}, lambda x: grouped(x, 256)),
+    ],
+)
+def test_activations_are_quantized_in_groups_as_wide_as_blocks(
+    options, expected, tiny_model, tmp_path
+):
+    path = fp8(tiny_model("llama"), tmp_path / "fp8", **options)
+    found = recognize(path)
+    assert found.quantizes_activations(path)
+    layers = found.layer_activations(path)
+    assert len(layers) == 14
+    values = torch.randn(5, 256, generator=torch.Generator().manual_seed(6)) * 7
+    inputs = layers["model.layers.0.mlp.up_proj"].inputs
+    torch.testing.assert_close(quantized(values, inputs), expected(values), rtol=1e-6, atol=0)
+
+
+def grouped(values, size, rounded=lambda scale: scale):
+    groups = values.unflatten(-1, (-1, size))
+    scale = rounded(groups.abs().amax(-1, keepdim=True) / 448)
+    return ((groups / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
+
+
+def test_static_activations_have_one_scale_for_each_layer(tiny_model, tmp_path):
+    path = fp8(tiny_model("llama"), tmp_path / "fp8", activation_scheme="static")
+    found, layer = recognize(path), "model.layers.1.mlp.down_proj"
+    with pytest.raises(ArtifactCorrupt, match="fp8: .* has no input_scale"):
+        found.layer_activations(path)
+
+    def scales(tensors):
+        for number, name in enumerate([n for n in tensors if n.endswith("weight_scale_inv")]):
+            owner = name.removesuffix("weight_scale_inv")
+            part = "activation_scale" if number % 2 else "input_scale"
+            tensors[f"{owner}{part}"] = torch.tensor(0.25 if owner == f"{layer}." else 1.0)
+
+    change(path, scales)
+    layers = found.layer_activations(path)
+    assert len(layers) == 14 and layers[layer].inputs.scale.tolist() == [0.25]
+
+
+def test_fbgemm_cuts_activations_off_first(tiny_model, tmp_path):
+    path = fp8(tiny_model("llama"), tmp_path / "fp8", weight_block_size=[1, 256])
+    stated = json.loads((path / "config.json").read_text())
+    stated["quantization_config"] |= {"quant_method": "fbgemm_fp8", "activation_scale_ub": 44.8}
+    (path / "config.json").write_text(json.dumps(stated))
+    inputs = recognize(path).layer_activations(path)["model.layers.0.mlp.up_proj"].inputs
+    values = torch.tensor([[1.0, 100.0]])
+    torch.testing.assert_close(quantized(values, inputs), torch.tensor([[1.0, 44.8]]))

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from helpers.compressed import compress, write
 from helpers.quantized import read_existing
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.evaluate.activations import quantized
+from qsweep.formats.activations import NotSimulated
 from qsweep.formats.compressed_tensors import CONTAINER as COMPRESSED
 from qsweep.formats.dense import load_dense
 from qsweep.formats.modelopt import CONTAINER
@@ -218,3 +220,47 @@ def test_tensors_that_do_not_belong_together(part, make, line, nvfp4, source, tm
         read_existing(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_activations_of_nvfp4_are_those_of_compressed_tensors(nvfp4, source, tmp_path):
+    other, path = nvfp4
+    assert CONTAINER.quantizes_activations(path)
+    layers = CONTAINER.layer_activations(path)
+    assert len(layers) == 14
+    ours = layers[LAYER].inputs
+    assert ours.global_scale.item() == pytest.approx(1 / 0.1)
+    largest = dict.fromkeys(layers, 448 * 6 * 0.1)
+    stated = compress(source, tmp_path / "same", {"NVFP4": ["Linear"]}, ["lm_head"], None, largest)
+    theirs = COMPRESSED.layer_activations(stated)[LAYER].inputs
+    values = random(3, 256, seed=5)
+    torch.testing.assert_close(quantized(values, ours), quantized(values, theirs))
+    assert not torch.equal(quantized(values, ours), values)
+    assert not COMPRESSED.quantizes_activations(other)
+    assert COMPRESSED.layer_activations(other) == {}
+
+
+def activations(source, out, algorithm, tensors=(), **stated):
+    """What is done to the inputs of a layer whose weights are FP8 under such an algorithm."""
+    weights = {"weight": random(8, 64).to(FP8), "weight_scale": torch.tensor(0.02), **dict(tensors)}
+    weights = {f"{LAYER}.{name}": tensor for name, tensor in weights.items()}
+    path = write(source, out, weights, STATED | {"quant_algo": algorithm, **stated})
+    return CONTAINER.layer_activations(path)
+
+
+def test_activations_by_algorithm_and_layer(source, tmp_path):
+    scale = {"input_scale": torch.tensor(0.5), "pre_quant_scale": torch.full((64,), 2.0)}
+    made = activations(source, tmp_path / "fp8", "FP8", scale)[LAYER].inputs
+    # 0.8 is 1.6, that is 3.2 half units, of which FP8 has 3.25.
+    assert quantized(torch.full((1, 64), 0.8), made)[0, 0] == 3.25 / 4
+    per_token = activations(source, tmp_path / "token", "FP8_PER_CHANNEL_PER_TOKEN")[LAYER].inputs
+    values = torch.linspace(0, 44.8, 64)[None]
+    expected = (values / 0.1).to(FP8).float() * 0.1
+    torch.testing.assert_close(quantized(values, per_token), expected)
+    assert activations(source, tmp_path / "none", "W4A16_NVFP4") == {}
+    mixed = {"quantized_layers": {LAYER: {"quant_algo": "MXFP8"}}}
+    found = activations(source, tmp_path / "mixed", "MIXED_PRECISION", **mixed)[LAYER].inputs
+    assert (found.args.group_size, found.args.num_bits, found.args.dynamic) == (32, 8, True)
+    with pytest.raises(NotSimulated, match=f"{LAYER}: quantized_layers says not"):
+        activations(source, tmp_path / "unsaid", "MIXED_PRECISION", quantized_layers={})
+    with pytest.raises(ArtifactCorrupt, match=f"lacking: {LAYER} has no input_scale"):
+        activations(source, tmp_path / "lacking", "FP8")

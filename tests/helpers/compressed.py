@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json")
 
 
-def compress(source: Path, out: Path, groups: dict, ignore=(), kv_cache=None, **settings) -> Path:
+def compress(
+    source: Path, out: Path, groups: dict, ignore=(), kv_cache=None, largest=None, **settings
+) -> Path:
     """Write ``source`` with its linear layers compressed.
 
     Args:
@@ -19,6 +21,7 @@ def compress(source: Path, out: Path, groups: dict, ignore=(), kv_cache=None, **
         groups: The ``config_groups``: schemes as dictionaries, or a preset's name and its targets.
         ignore: Layers that stay as they are.
         kv_cache: The ``kv_cache_scheme``; scales of one go beside.
+        largest: By layer, the largest magnitude that its inputs have; by default 1 is their scale.
         settings: More of the ``quantization_config``.
     """
     from compressed_tensors.compressors import BaseCompressor
@@ -50,13 +53,27 @@ def compress(source: Path, out: Path, groups: dict, ignore=(), kv_cache=None, **
         with torch.compiler.set_stance("force_eager"):
             packed = BaseCompressor.get_value_from_registry(form).compress(parts, scheme)
         tensors |= {f"{layer}.{part}": tensor for part, tensor in packed.items()}
-        if scheme.input_activations is not None and not scheme.input_activations.dynamic:
-            tensors[f"{layer}.input_scale"] = torch.ones(1, dtype=torch.bfloat16)
+        tensors |= {f"{layer}.{x}": t for x, t in input_scales(scheme, layer, largest).items()}
         if layer.endswith("k_proj") and kv_cache is not None:
             attention = layer.rpartition(".")[0]
             tensors |= {f"{attention}.{x}_scale": torch.ones(1) for x in ("k", "v")}
     stated = {**json.loads(config.model_dump_json()), **settings}
     return write(source, out, tensors, stated)
+
+
+def input_scales(scheme, layer, largest) -> dict:
+    """What is stored for a layer's inputs: a static scale, or that of the scales of groups."""
+    args = scheme.input_activations
+    if args is None or args.dynamic is True:
+        return {}
+    if args.dynamic == "local":
+        most = 1.0 if largest is None else largest[layer]
+        return {"input_global_scale": torch.tensor([448.0 * 6.0 / most])}
+    if largest is None:
+        return {"input_scale": torch.ones(1, dtype=torch.bfloat16)}
+    return {
+        "input_scale": torch.tensor([largest[layer] / (448.0 if args.type == "float" else 127)])
+    }
 
 
 def write(source: Path, out: Path, tensors: dict, settings, **more) -> Path:

@@ -1,5 +1,6 @@
 """What a test needs of the machine: mounts, ports, processes."""
 
+import multiprocessing
 import socket
 import subprocess
 import time
@@ -37,6 +38,13 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def forked(function, *arguments) -> multiprocessing.Process:
+    """A process that calls the function, with all that is imported here; its code is ``exitcode``."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 def wait_until(condition, seconds=5.0, pause_s=0.02):

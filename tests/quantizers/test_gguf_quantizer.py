@@ -48,16 +48,14 @@ IDS = torch.randint(0, 4096, (2, 96), generator=torch.Generator().manual_seed(1)
 
 
 @pytest.fixture(scope="module")
-def quantized(tiny_model, tmp_path_factory):
+def quantized(tiny_model, conversions):
     """``quantized("llama", GGUF(bits=4))``: the artifact as the store would give it back."""
-    # One folder, so that each model is converted once.
-    folder = tmp_path_factory.mktemp("artifacts")
 
     def make(architecture, quantizer, calibration=None):
         source = tiny_model(architecture)
         facts = read_facts(source, architecture)
         options = quantizer.options()
-        out = folder / f"{architecture}-{options['type']}-{options['imatrix']}"
+        out = conversions / f"{architecture}-{options['type']}-{options['imatrix']}"
         out.mkdir(exist_ok=True)
         artifact = quantizer.quantize(SourceModel(facts, "cpu"), calibration, out)
         return from_content(out, to_content(artifact)), source
@@ -176,10 +174,13 @@ def test_the_artifact_says_what_it_stores(quantized):
     assert not any(name.endswith(".safetensors") for name in names)
 
 
-def test_a_file_of_another_converter_is_taken_only_if_it_is_laid_out_as_ours(tiny_model, tmp_path):
+def test_a_file_of_another_converter_is_taken_only_if_it_is_laid_out_as_ours(
+    tiny_model, conversions, tmp_path
+):
     source = tiny_model("llama")
     model = SourceModel(read_facts(source, "llama"), "cpu")
-    with unquantized(model, tmp_path) as base:
+    (out := conversions / "laid-out").mkdir()
+    with unquantized(model, out) as base:
         path = tmp_path / "other.gguf"
         for name in ("Q2_K", "Q8_0"):
             quantize_file(base.path, path, file_type(name), None)
@@ -270,7 +271,7 @@ def test_rows_that_no_block_divides_fall_back(tiny_model, tmp_path):
     assert divergence(logits_of(dense(artifact, source)), native_logits(artifact)) < 2e-3
 
 
-def test_a_known_importance_matrix_is_taken(tiny_model, calibration, tmp_path, monkeypatch):
+def test_a_known_importance_matrix_is_taken(tiny_model, calibration, conversions, monkeypatch):
     from qsweep.quantizers import importance
 
     model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu")
@@ -278,7 +279,7 @@ def test_a_known_importance_matrix_is_taken(tiny_model, calibration, tmp_path, m
     monkeypatch.setattr(importance, "measure_importance", lambda *_: pytest.fail("measured again"))
 
     def written(name, calibration):
-        (out := tmp_path / name).mkdir()
+        (out := conversions / f"known-{name}").mkdir()
         GGUF(bits=2, imatrix=True).quantize(model, calibration, out)
         return (out / MODEL_FILE).read_bytes()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.version import __version__
+from qsweep.formats import numbers
 from qsweep.quantizers.environments.choice import EnvChoice
 
 FILE = Path(__file__).with_name("identities.json")
@@ -37,6 +38,7 @@ GRIDS: dict[str, list[dict[str, tuple[Any, ...]]]] = {
     "gptqmodel.AWQ": [GROUPED],
     "isolated.AutoGPTQ": [GROUPED, ORDERED | {"damp_percent": (0.1,)}],
     "isolated.AutoAWQ": [GROUPED],
+    "isolated.LLMCompressorRTN": [GROUPED],
     "isolated.LLMCompressorGPTQ": [GROUPED, ORDERED | {"group_size": (64, -1)}],
     "isolated.LLMCompressorAWQ": [GROUPED],
     "isolated.AutoRound": [
@@ -96,6 +98,16 @@ def test_identities_are_as_they_were(tmp_path):
     for found, line in zip(identities(tmp_path / "worker.py"), kept, strict=True):
         # The name of a library that is not installed says nothing of its version.
         assert found == line or "missing" in found
+
+
+def test_every_method_tells_formats_apart():
+    """Of equal bits and group sizes, too: they are different artifacts."""
+    alike = (numbers.NVFP4(), numbers.NVFP4A16(), numbers.Int(), numbers.W4A16(), numbers.W4A8())
+    for name in ("rtn.RTN", "native.NativeGPTQ", "native.NativeAWQ", "isolated.LLMCompressorGPTQ"):
+        module, _, kind = name.partition(".")
+        cls = getattr(importlib.import_module(f"qsweep.quantizers.{module}"), kind)
+        found = [cls(sym=True, format=number).options() for number in alike]
+        assert [one.get("format") for one in found] == ["nvfp4", "nvfp4a16", None, "w4a16", "w4a8"]
 
 
 if __name__ == "__main__":

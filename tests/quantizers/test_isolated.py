@@ -16,6 +16,7 @@ from helpers.environments import require_environment
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.formats.compressed_tensors import CONTAINER
 from qsweep.formats.dense import load_dense
+from qsweep.formats.numbers import FP8, NF4, NVFP4, W4A16, W8A8, Int
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.environments.choice import EnvChoice
@@ -26,6 +27,7 @@ from qsweep.quantizers.isolated import (
     Custom,
     LLMCompressorAWQ,
     LLMCompressorGPTQ,
+    LLMCompressorRTN,
 )
 from qsweep.quantizers.isolated.handover import both_spellings, differences, hand_over
 from qsweep.quantizers.isolated.process import WORKERS
@@ -39,7 +41,12 @@ CALIBRATION = CalibrationTokens(torch.randint(0, 4096, (4, 32), generator=GENERA
 
 # A quantizer of the fewest lines: it rounds to nearest in a library of its own, here transformers.
 WORKER = """
+import sys
+
 import qsweep_worker, torch
+
+# transformers imports these wherever it finds them, and takes seconds over them.
+sys.modules.update(dict.fromkeys(("sklearn", "hqq", "torchao")))
 
 def quantize(job):
     from transformers import AutoModelForCausalLM
@@ -296,6 +303,41 @@ def test_what_the_others_cannot_do(tmp_path):
         AutoRound(type="Q4_K_M")
     with pytest.raises(ConfigError, match="llama.cpp has no such type"):
         AutoRound(export="gguf", type="Q4_K_X")
+
+
+def test_what_number_formats_llmcompressor_cannot_do(tmp_path):
+    for quantizer, message in (
+        (LLMCompressorRTN(format=NF4()), "llmcompressor's rtn has no format=nf4"),
+        (LLMCompressorGPTQ(format=W8A8(smoothquant=0.5)), "has no format.smoothquant"),
+        (
+            LLMCompressorAWQ(format=Int("gptq")),
+            "writes compressed-tensors checkpoints, not contain",
+        ),
+        (LLMCompressorRTN(format=W4A16()), "groups of 128 do not divide the 192 inputs of model"),
+        (AutoAWQ(format=NVFP4()), "autoawq writes integers as awq checkpoints, not nvfp4"),
+        (AutoRound(export="gguf", format=NVFP4()), "autoround writes integers as gptq checkpoints"),
+    ):
+        with pytest.raises(IncompatibleTrial, match=message):
+            quantizer.check(facts(tmp_path, shape=(128, 192)))
+
+
+def test_what_llmcompressors_worker_is_told(tmp_path):
+    """Integers as ever; of a preset its name, and the layers that it cannot hold."""
+    linears = {"a": (128, 256), "b": (256, 160), "c": (256, 128)}
+    model = replace(facts(tmp_path), linears=linears)
+    told = LLMCompressorRTN(format=W4A16()).worker_options(model)
+    assert (told["method"], told["scheme"], told["ignore"]) == ("rtn", "W4A16", ["b"])
+    assert LLMCompressorRTN(format=NVFP4()).recipe_used().own_dtype
+    integers = LLMCompressorGPTQ(group_size=64, format=Int("compressed-tensors"))
+    assert integers.worker_options(model) == {"method": "gptq", **integers.options()}
+    assert integers == LLMCompressorGPTQ(group_size=64)
+    assert not integers.recipe_used().own_dtype
+
+
+def test_only_static_activations_need_text():
+    for format_, needs in ((Int(), False), (W8A8(), False), (NVFP4(), True), (FP8(), True)):
+        quantizer = LLMCompressorRTN(format=format_)
+        assert (quantizer.uses_calibration, quantizer.recipe_used().calibrated) == (needs, needs)
 
 
 def test_of_a_gguf_export_only_type_and_tuning_count():

@@ -5,6 +5,8 @@ import torch
 
 from helpers.schemes import find_scales, integers, nearest_codes
 from qsweep.base.errors import TrialFailed
+from qsweep.formats import numbers
+from qsweep.formats.numbers.rounding import round_to_nearest
 from qsweep.formats.numbers.scheme import Scheme
 from qsweep.formats.numbers.superblocks import block_scheme
 from qsweep.quantizers.native import gptq
@@ -48,30 +50,31 @@ def output_loss(w, q, x):
 
 
 def rounded(w, setting):
-    grouped = w.view(len(w), -1, setting.group_size)
-    scale, zero = (part[..., None] for part in find_scales(grouped, setting.scheme))
-    codes = nearest_codes(grouped, scale, zero, setting.scheme)
-    return ((codes - zero) * scale).view_as(w)
+    return round_to_nearest(w, setting.scheme).dense(torch.float32)
 
 
-def column_by_column(w, gram, setting):
+def column_by_column(matrix, gram, setting):
     """The algorithm as the paper has it, in float64, without blocks."""
     factor = factorize(gram, setting, "layer")
-    order = torch.arange(w.shape[1]) if factor.order is None else factor.order
-    upper, w = factor.upper.double(), w.double()[:, order].clone()
-    done = torch.zeros_like(w)
+    order = torch.arange(matrix.shape[1]) if factor.order is None else factor.order
+    upper, w = factor.upper.double(), matrix.double()[:, order].clone()
+    done, layer = torch.zeros_like(w), setting.scheme.layers([matrix])[0]
     for i in range(w.shape[1]):
         if i % setting.group_size == 0:
             group = slice(i, i + setting.group_size)
             importance = factor.upper.diagonal()[group].reciprocal().square()
-            scale, zero = find_scales(w[:, group].float(), setting.scheme, importance)
-        code = nearest_codes(w[:, i].float(), scale, zero, setting.scheme)
-        done[:, i] = (code - zero) * scale
+            scale, zero = layer.find(w[:, None, group].float(), importance)
+        done[:, i] = layer.rounded(w[:, i, None, None].float(), scale, zero)[:, 0, 0]
         error = (w[:, i] - done[:, i]) / upper[i, i]
         w[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
     back = torch.zeros_like(done)
     back[:, order] = done
     return back.float()
+
+
+def of_format(number, group, search="range", *, aware=True):
+    scheme = number.scheme(4, group, True, dtype=torch.float16, search=search)
+    return Setting(scheme.groups(192), False, aware, 0.05, scheme=scheme)
 
 
 CASES = {
@@ -82,6 +85,14 @@ CASES = {
     "loss": settings(2, 32, search="loss"),
     "per channel": settings(8, 192, sym=False),
     "one group": settings(4, 192, aware=False),
+    "nvfp4": of_format(numbers.NVFP4(), 16),
+    "nvfp4 plain": of_format(numbers.NVFP4(), 16, "loss", aware=False),
+    "mxfp4": of_format(numbers.MXFP4(), 32, "mse"),
+    "mxfp8": of_format(numbers.MXFP8(), 32),
+    "fp8": of_format(numbers.FP8(), -1),
+    "fp8 ragged blocks": of_format(numbers.FP8Block(), 128),
+    "nf4": of_format(numbers.NF4(), 64),
+    "ternary": of_format(numbers.Ternary(), 128, "loss"),
 }
 
 

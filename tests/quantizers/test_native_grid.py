@@ -7,11 +7,13 @@ import torch
 from safetensors import safe_open
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
+from qsweep.formats import numbers
 from qsweep.formats.dense import load_dense
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, gptq, quantize_grid
 from qsweep.quantizers.native import grid as native_grid
+from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
@@ -27,6 +29,14 @@ GRID = [
     NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
+    NativeGPTQ(format=numbers.NVFP4(), scale_search="loss", gptaq_alpha=0.5),
+    NativeGPTQ(format=numbers.MXFP4A16()),
+    NativeGPTQ(format=numbers.W8A8(smoothquant=0.5)),
+    NativeGPTQ(format=numbers.W4A8(smoothquant=0.7), gptaq_alpha=0.5),
+    NativeAWQ(format=numbers.NF4()),
+    NativeAWQ(format=numbers.FP8Block()),
+    RTN(format=numbers.FP8()),
+    RTN(format=numbers.W4A8(smoothquant=0.5)),
 ]
 
 
@@ -131,9 +141,9 @@ def test_statistics_that_nobody_uses_are_let_go(tiny_model, tmp_path, monkeypatc
     kept = []
     solve = native_grid._CalibrationText._solve
 
-    def watched(self, index, layer, shared, plain):
-        kept.append(len(shared))
-        solve(self, index, layer, shared, plain)
+    def watched(self, index, versions, plain):
+        kept.extend(len(version.stats) for version in versions.values())
+        solve(self, index, versions, plain)
 
     monkeypatch.setattr(native_grid._CalibrationText, "_solve", watched)
     path = tiny_model("llama")
@@ -171,11 +181,17 @@ def test_artifact_tells_size_losses_and_times(grid):
     facts = read_facts(path, "tiny")
     for quantizer, artifact in zip(GRID, artifacts, strict=True):
         settings = json.loads((artifact.path / "config.json").read_text())["quantization_config"]
-        assert settings["bits"] == quantizer.bits
-        assert settings["quant_method"] == artifact.format == quantizer.method
-        assert artifact.details["loss"].keys() == facts.linears.keys()
-        assert all(loss >= 0 for loss in artifact.details["loss"].values())
-        assert quantizer.bits < artifact.size.bpw < quantizer.bits + 1.5
+        assert settings["quant_method"] == artifact.format == quantizer.holder
+        if quantizer.format.name == "int":
+            assert settings["bits"] == quantizer.bits
+        if quantizer.method == "rtn":
+            assert "loss" not in artifact.details
+        else:
+            assert artifact.details["loss"].keys() == facts.linears.keys()
+            assert all(loss >= 0 for loss in artifact.details["loss"].values())
+        # compressed-tensors keeps integers beside quantized activations in whole bytes.
+        bits = 8 if quantizer.format.name == "w4a8" else quantizer.bits
+        assert bits < artifact.size.bpw < bits + 1.5
         assert artifact.size.parameters == facts.parameters
         assert artifact.size.linear_weights == sum(r * c for r, c in facts.linears.values())
         assert artifact.details["quantize_s"] > 0

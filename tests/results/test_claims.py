@@ -3,15 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.sweeps import run_here
 
 
 def random_weights(directory: Path):
@@ -39,8 +37,7 @@ def swept(tmp_path_factory, pocket_dir):
         *("calibration.max_seq_len=200", "corpus=[python_docs]", "eval.max_windows=2"),
         *("eval.noise_floor=false", f"outputs_dir={root}/out"),
     ]
-    command = [sys.executable, "-m", "qsweep", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+    done = run_here(options)
     assert done.returncode == 0, done.stderr
     with (root / "out/sweeps/s/results.csv").open(encoding="utf-8") as file:
         return done, list(csv.DictReader(file)), root

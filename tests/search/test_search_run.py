@@ -12,6 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from helpers.sweeps import run_here
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--config-name=pareto", "sweep=t", "quant=rtn", "bits=2,4,8", "group_size=128,100"),
@@ -23,10 +25,8 @@ def command(outputs, *arguments):
     return [sys.executable, "-m", "qsweep", *SMALL, f"outputs_dir={outputs}", *arguments]
 
 
-def search(outputs, *arguments, timeout=280):
-    return subprocess.run(
-        command(outputs, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=timeout
-    )
+def search(outputs, *arguments):
+    return run_here([*SMALL, f"outputs_dir={outputs}", *arguments])
 
 
 def table(outputs, name="results.csv"):

@@ -12,6 +12,7 @@ from qsweep.commands.export import export
 from qsweep.results.holdings import look, remove
 from qsweep.results.sources import read_sweep
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
 HOW = {
     "eval.max_windows": 2, "eval.context": 64, "eval.noise_floor": False, "corpus": "file",
     "tracking": "none", "device": "cpu", "quant": "artifact", "n_jobs": 1,

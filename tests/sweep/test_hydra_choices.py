@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helpers.sweeps import ROOT, rows
+from helpers.sweeps import ROOT, rows, run_here
 
 BRIEF = ["-m", "quant=none,rtn", "eval.max_windows=1", "eval.context=64", "eval.divergence=false"]
 BRIEF += ["corpus=python_docs", "tracking=none", "device=cpu", "bits=8"]
@@ -28,7 +28,8 @@ for group, cls in (("launcher", Cluster), ("sweeper", Guess)):
 """
 
 
-def call(outputs, *arguments, path=""):
+def call(outputs, *arguments, path):
+    """In a process of its own, which finds plugins there."""
     line = [sys.executable, "-m", "qsweep", *BRIEF, f"outputs_dir={outputs}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(path)}
     return subprocess.run(
@@ -37,7 +38,8 @@ def call(outputs, *arguments, path=""):
 
 
 def test_trials_that_hydra_hands_over_one_by_one_are_one_sweep(tmp_path):
-    done = call(tmp_path)
+    line = [*BRIEF, f"outputs_dir={tmp_path}"]
+    done = run_here(line)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "sweeps").iterdir()
     table = (folder / "results.csv").read_text()
@@ -47,7 +49,7 @@ def test_trials_that_hydra_hands_over_one_by_one_are_one_sweep(tmp_path):
         ["hydra/launcher=basic", "hydra/sweeper=basic"],
         ["hydra/sweeper=basic", "hydra.sweeper.max_batch_size=1"],
     ):
-        again = call(tmp_path, *choice)
+        again = run_here([*line, *choice])
         assert again.returncode == 0, again.stderr
         # the same sweep, of the same name, from the same trials, which need not run again
         assert list((tmp_path / "sweeps").iterdir()) == [folder]

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from helpers.sweeps import run_here
 from qsweep.base.errors import ConfigError
 from qsweep.base.names import file_word, folder_name
 from qsweep.quantizers.native import NativeGPTQ
@@ -178,17 +179,6 @@ def test_a_sweeps_default_name_is_one_folders(overrides):
 # Hydra's words, from Hydra itself
 
 
-def qsweep(*arguments, cwd=ROOT, env=None):
-    return subprocess.run(
-        [sys.executable, "-m", "qsweep", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=env,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -219,7 +209,7 @@ def qsweep(*arguments, cwd=ROOT, env=None):
 )  # fmt: skip
 def test_an_error_of_hydra_is_a_line_of_ours(tmp_path, arguments, message):
     given = [] if "outputs_dir=null" in arguments else [f"outputs_dir={tmp_path / 'out'}"]
-    result = qsweep(*arguments, *given)
+    result = run_here([*arguments, *given])
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ") and message in line
@@ -241,7 +231,8 @@ def test_an_error_of_hydra_is_a_line_of_ours(tmp_path, arguments, message):
 def test_what_people_type_reaches_the_configuration(arguments, values):
     import yaml
 
-    result = qsweep("--cfg", "job", "--resolve", *[a for a in arguments if a not in ("-c", "job")])
+    words = [a for a in arguments if a not in ("-c", "job")]
+    result = run_here(["--cfg", "job", "--resolve", *words])
     assert result.returncode == 0, result.stderr
     found = yaml.safe_load(result.stdout)
     for name, value in values.items():
@@ -266,9 +257,9 @@ def test_a_refused_option_is_told_by_hydras_own_words():
 
 
 def test_options_may_stand_anywhere_and_the_version_is_ours():
-    result = qsweep("device=cuba", "-m", "bits=3,4", "--config-name", "smoke", "quant=rtn")
+    result = run_here(["device=cuba", "-m", "bits=3,4", "--config-name", "smoke", "quant=rtn"])
     assert "device=cuba" in result.stderr and result.returncode == 2
-    result = qsweep("--version")
+    result = run_here(["--version"])
     assert (result.returncode, result.stdout.split()[0]) == (0, "qsweep")
 
 
@@ -295,7 +286,8 @@ def test_a_sweep_file_of_every_kind_is_a_line(tmp_path, content, message):
         os.mkfifo(file)
     else:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-    result = qsweep("--config-dir", tmp_path, "--config-name=mine", f"outputs_dir={tmp_path}/o")
+    where = ["--config-dir", str(tmp_path), "--config-name=mine"]
+    result = run_here([*where, f"outputs_dir={tmp_path}/o"])
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.strip().splitlines()
     assert message in line

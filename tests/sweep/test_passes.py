@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from helpers.sweeps import run_here
 from qsweep.base.errors import QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
@@ -30,28 +30,18 @@ from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.shared_calibration import Passes
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
 GB = 10**9
 SMALL = ["eval.max_windows=2", "eval.divergence=false", "corpus=[python_docs]", "tracking=none"]
 SMALL += ["calibration.num_samples=2", "calibration.max_seq_len=64", "n_jobs=1", "device=cpu"]
 
 
 def command(outputs, *arguments, sweep="t"):
-    line = [sys.executable, "-m", "qsweep", "-m", "quant.backend=native", *arguments, *SMALL]
+    line = ["-m", "quant.backend=native", *arguments, *SMALL]
     return [*line, f"sweep={sweep}", f"outputs_dir={outputs}"]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HERE)])}
-
-
-def launched(line):
-    return subprocess.run(
-        line, capture_output=True, text=True, cwd=ROOT, timeout=280, env=ENVIRONMENT
-    )
-
-
 def sweep(outputs, *arguments, **options):
-    return launched(command(outputs, *arguments, **options))
+    return run_here(command(outputs, *arguments, **options))
 
 
 def rows(outputs, sweep="t"):
@@ -423,12 +413,12 @@ def test_two_sweeps_at_once_make_each_artifact_once(tmp_path):
     grids = {"a": "bits=3,4", "b": "bits=4,8"}
     processes = [
         subprocess.Popen(
-            command(tmp_path, "quant=gptq", bits, "group_size=64", sweep=name),
+            [sys.executable, "-m", "qsweep"]
+            + command(tmp_path, "quant=gptq", bits, "group_size=64", sweep=name),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env=ENVIRONMENT,
         )
         for name, bits in grids.items()
     ]
@@ -457,9 +447,8 @@ hydra:
 
 def mixed_sweep(outputs, folder, *arguments, backend="qsweep.quantizers.native.NativeGPTQ"):
     (folder / "mixed.yaml").write_text(MIXED.replace("BACKEND", backend))
-    line = [sys.executable, "-m", "qsweep", "--config-dir", folder, "--config-name=mixed"]
-    line += ["group_size=64", *arguments, *SMALL, "sweep=t", f"outputs_dir={outputs}"]
-    return launched(line)
+    line = ["--config-dir", str(folder), "--config-name=mixed", "group_size=64"]
+    return run_here([*line, *arguments, *SMALL, "sweep=t", f"outputs_dir={outputs}"])
 
 
 def files(outputs):

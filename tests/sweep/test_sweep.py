@@ -174,7 +174,7 @@ def test_two_sweeps_at_once_share_without_harm(tmp_path):
 
 @pytest.mark.slow
 def test_gptq_and_awq_and_gguf_end_to_end(tmp_path):
-    result = qsweep(tmp_path, "-m", "quant=gptq,awq,gguf", "bits=4", timeout=280)
+    result = qsweep(tmp_path, "-m", "quant=gptq,awq,gguf", "bits=4")
     assert result.returncode == 0, result.stdout + result.stderr
     found = {r["method"]: r for r in rows(tmp_path) if r["corpus"] == "python_docs"}
     assert set(found) == {"none", "gptq", "awq", "gguf"}

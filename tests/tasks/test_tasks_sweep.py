@@ -3,14 +3,12 @@
 import csv
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.sweeps import run_here
 from qsweep.base.errors import TrialFailed
 from qsweep.base.keys import key_of
 from qsweep.base.progress import silent
@@ -26,11 +24,7 @@ SMALL = ["eval.max_windows=2", "corpus=[python_docs]", "tracking=none", "sweep=t
 
 
 def qsweep(outputs, *arguments, cwd=ROOT):
-    command = [sys.executable, "-m", "qsweep", *arguments, *SMALL, f"outputs_dir={outputs}"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=280, env=environment
-    )
+    return run_here([*arguments, *SMALL, f"outputs_dir={outputs}"], cwd=cwd)
 
 
 def records(outputs):

@@ -1,18 +1,21 @@
 """What a tracker holds is asked for: lost and damaged notes, copies, kills, hand-made changes."""
 
 import json
+import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
+from helpers.machine import forked
 from helpers.trackers import Outputs, client_of, empty_database, outputs, record
 from qsweep.base.databases import sqlite_url
 from qsweep.base.files import write_json
 from qsweep.commands import sync
 from qsweep.tracking import sweep_uid
+from qsweep.tracking.mlflow.client import Client
 from qsweep.tracking.mlflow.journal import current_target, is_settled
 from qsweep.tracking.mlflow.sweeplog import sync_sweep
 
@@ -122,18 +125,13 @@ def test_a_sweep_killed_before_anything_was_whole(outputs: Outputs):
         outputs.directory / "sweep.json",
         {"name": "demo", "command": "c", "started": "x", "uid": sweep_uid(outputs.directory)},
     )
-    code = f"""
-import os, signal
-from pathlib import Path
-from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.mlflow.journal import TrackingTarget
-from qsweep.tracking.mlflow.sweeplog import sync_sweep
-Client.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-root = Path({str(outputs.root)!r})
-sync_sweep(root / "sweeps" / "demo", TrackingTarget({outputs.place.uri!r}, "qsweep"), root)
-"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
-    assert done.returncode == -9 and len(outputs.runs()) == 2
+
+    def log():
+        Client.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        sync_sweep(outputs.directory, outputs.place, outputs.root)
+
+    (process := forked(log)).join(120)
+    assert process.exitcode == -9 and len(outputs.runs()) == 2
     (outputs.directory / "tracking.json").unlink()
     assert sync_sweep(outputs.directory, outputs.place, outputs.root) == 2
     assert len(outputs.runs()) == 3
@@ -219,17 +217,18 @@ def test_two_sweeps_at_once_make_one_experiment(tmp_path: Path, empty_database: 
     shutil.copy(empty_database, tmp_path / "shared.db")
     uri = sqlite_url(tmp_path / "shared.db")
     both = [Outputs(tmp_path / name, uri) for name in ("a", "b")]
-    code = (
-        "import sys; from pathlib import Path; from qsweep.tracking.mlflow.journal import TrackingTarget; "
-        "from qsweep.tracking.mlflow.sweeplog import sync_sweep; d = Path(sys.argv[1]); "
-        "print(sync_sweep(d, TrackingTarget(sys.argv[2], 'qsweep'), d.parents[1]))"
-    )
-    processes = []
+    begin = multiprocessing.get_context("fork").Barrier(2)
+
+    def log(each):
+        begin.wait(60)
+        assert sync_sweep(each.directory, each.place, each.root) == 1
+
     for number, each in enumerate(both):
         each.write(record("k1", quantize_s=float(number)))
-        arguments = [sys.executable, "-c", code, str(each.directory), uri]
-        processes.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
-    assert [p.communicate(timeout=120)[0] for p in processes] == ["1\n", "1\n"]
+    processes = [forked(log, each) for each in both]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert len(both[0].runs()) == 4
 
 

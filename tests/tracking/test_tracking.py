@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import qsweep
+from helpers.machine import forked
 from helpers.trackers import (
     ENDED,
     Outputs,
@@ -27,6 +28,7 @@ from qsweep.commands import sync
 from qsweep.tracking import SweepFolder, TrackingConfig, ui_line
 from qsweep.tracking.identity import fingerprint
 from qsweep.tracking.mlflow import MLflowTracker
+from qsweep.tracking.mlflow.client import Client
 from qsweep.tracking.mlflow.journal import Journal, TrackingTarget, logger_lock, ui_page
 from qsweep.tracking.mlflow.runs import metric_prefix, sweep_run, trial_run
 from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
@@ -393,30 +395,19 @@ def test_the_next_run_of_any_sweep_logs_what_an_earlier_one_could_not(outputs: O
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        pytest.param("Client._log_batches", marks=pytest.mark.slow),
-        pytest.param("Client._log_artifacts", marks=pytest.mark.slow),
-        "Journal.mark",
-    ],
+    ["Client._log_batches", "Client._log_artifacts", "Journal.mark"],
 )
 def test_kill_9_in_the_middle_of_logging_doubles_nothing(outputs: Outputs, moment: str):
     outputs.write(record("k1"), record("k2", bits=3))
     owner, _, name = moment.partition(".")
-    code = f"""
-import os, signal
-from pathlib import Path
-from qsweep.tracking.mlflow.client import Client
-from qsweep.tracking.identity import fingerprint
-from qsweep.tracking.mlflow.journal import Journal, TrackingTarget
-from qsweep.tracking.mlflow.sweeplog import SweepLog, sync_sweep
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-{owner}.{name} = die
-root = Path({str(outputs.root)!r})
-sync_sweep(root / "sweeps" / "demo", TrackingTarget({outputs.place.uri!r}, "qsweep"), root)
-"""
-    done = python("-c", code)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def log():
+        where = {"Client": Client, "Journal": Journal}[owner]
+        setattr(where, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        sync_sweep(outputs.directory, outputs.place, outputs.root)
+
+    (process := forked(log)).join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert len(outputs.runs()) == 2
     assert sync_sweep(outputs.directory, outputs.place, outputs.root) == 2
     assert len(outputs.runs()) == 3

@@ -1,6 +1,6 @@
 """Measures dense models: perplexity and divergence in one pass, compared with a cached reference."""
 
-from qsweep.evaluate.compare import compare
+from qsweep.evaluate.compare import compare, compare_kld
 from qsweep.evaluate.measure import measure
 from qsweep.evaluate.measurement import (
     PROTOCOL_VERSION,
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "build_reference",
     "compare",
+    "compare_kld",
     "measure",
     "noise_floor",
     "open_reference",

@@ -4,7 +4,7 @@ from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.evaluate.measurement import WindowScores
-from qsweep.evaluate.metrics import ppl_ratio, quality
+from qsweep.evaluate.metrics import clustered_mean, ppl_ratio, quality, student_t, window_sums
 from qsweep.evaluate.verdicts import is_open, verdict
 
 
@@ -19,8 +19,7 @@ def compare(measured: WindowScores, reference: WindowScores) -> dict[str, Any]:
     Raises:
         ArtifactCorrupt: The two were measured on different tokens.
     """
-    if measured.facts["fingerprint"] != reference.facts["fingerprint"]:
-        raise ArtifactCorrupt("the reference was measured on other tokens")
+    _require_same_tokens(measured, reference, "the reference")
     ratio = ppl_ratio(
         measured.arrays["window_nll"],
         reference.arrays["window_nll"],
@@ -35,3 +34,36 @@ def compare(measured: WindowScores, reference: WindowScores) -> dict[str, Any]:
         "verdict": verdict(ratio.value),
         "verdict_sure": known and not is_open(ratio.low, ratio.high),
     }
+
+
+def compare_kld(measured: WindowScores, before: WindowScores) -> dict[str, float]:
+    """How much further from the reference a run is than the run before it, which serves less.
+
+    Returns:
+        ``kld_added``, the mean over tokens of the difference of their divergences, in nats; with
+        more than one window its 95 % interval, mean ± t·se over windows, ``kld_added_low`` and
+        ``kld_added_high``. It is paired: both runs read the same tokens, so what is common to
+        both, the weights' part, is no part of its error. Nothing where one has no divergence.
+
+    Raises:
+        ArtifactCorrupt: The two were measured on different tokens.
+    """
+    _require_same_tokens(measured, before, "the run that it is compared with")
+    if "token_kld" not in measured.arrays or "token_kld" not in before.arrays:
+        return {}
+    counts = measured.arrays["window_tokens"]
+    added = measured.arrays["token_kld"].double() - before.arrays["token_kld"].double()
+    mean = clustered_mean(window_sums(added, counts), counts)
+    if mean.stderr is None:
+        return {"kld_added": mean.value}
+    half = student_t(len(counts) - 1) * mean.stderr
+    return {
+        "kld_added": mean.value,
+        "kld_added_low": mean.value - half,
+        "kld_added_high": mean.value + half,
+    }
+
+
+def _require_same_tokens(measured: WindowScores, other: WindowScores, what: str) -> None:
+    if measured.facts["fingerprint"] != other.facts["fingerprint"]:
+        raise ArtifactCorrupt(f"{what} was measured on other tokens")

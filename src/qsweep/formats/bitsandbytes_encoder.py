@@ -48,7 +48,7 @@ class BitsAndBytesEncoder(Encoder):
         state = QuantState(
             absmax=matrix.scales.flatten(),
             shape=matrix.codes.shape,
-            code=matrix.table,
+            code=matrix.table.clone(),
             blocksize=_BLOCK,
             quant_type=self.type,
             dtype=self.dtype,

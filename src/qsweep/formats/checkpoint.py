@@ -6,13 +6,14 @@ are, what they are in numbers, and what they say of size.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError, in_one_line
+from qsweep.formats.activations import LayerActivations
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.stored import StoredTensor
@@ -135,6 +136,42 @@ class QuantizedCheckpoint(Container):
             for full, header in parts.values():
                 weights = 0 if self._scales_activations(full) else header.count
                 found.append(StoredTensor(full, header.dtype, weights, header.bits, False, False))
+        return found
+
+    def activations_by_layer(
+        self,
+        path: Path,
+        read: "Callable[[str, Mapping[str, torch.Tensor]], LayerActivations]",
+        more: Collection[str] = (),
+    ) -> dict[str, LayerActivations]:
+        """What is done to the activations of each quantized layer, of those of which anything is.
+
+        Args:
+            path: The artifact.
+            read: Called with a layer's name and what is stored beside its weight by the last part
+                of its name, such as ``input_scale``; an ArtifactCorrupt raised by it needs not name
+                the artifact.
+            more: Parts that it is given beside those of activations.
+
+        Raises:
+            ArtifactCorrupt: A scale that is due is missing or is none.
+        """
+        settings, handles = self.settings(path), open_weights(path)
+        beside: dict[str, dict[str, str]] = {}
+        for full in handles:
+            layer, _, part = full.rpartition(".")
+            if part in (*self.activations, *more):
+                beside.setdefault(layer, {})[part] = full
+        found = {}
+        for name, parts in self._groups(stored_headers(path)).items():
+            if not self._is_whole(path, name, parts, settings):
+                continue
+            layer = name.removesuffix(".weight")
+            with _one_line(path, layer):
+                own = beside.get(layer, {}).items()
+                one = read(layer, {part: handles[full].get_tensor(full) for part, full in own})
+            if one.inputs is not None or one.outputs is not None:
+                found[layer] = one
         return found
 
     def _scales_activations(self, tensor: str) -> bool:

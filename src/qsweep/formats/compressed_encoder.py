@@ -91,7 +91,8 @@ class CompressedEncoder(Encoder):
         parts = {"weight": matrix.dense(torch.float32), "weight_scale": scale.contiguous()}
         if matrix.whole is not None:
             parts["weight_scale"] = parts["weight_scale"] * matrix.whole
-            parts["weight_global_scale"] = matrix.whole.reshape(1)
+            # Layers that share one have each its own on disk.
+            parts["weight_global_scale"] = matrix.whole.reshape(1).clone()
         if not args.symmetric:
             # The library counts codes from the middle.
             middle = 2 ** (args.num_bits - 1)

@@ -135,9 +135,9 @@ def served(schemes: Schemes) -> dict[str, Any]:
     inputs = [group.input_activations for group in schemes.every]
     outputs = [group.output_activations for group in schemes.every]
     found = {
-        "activations": _served(inputs),
-        "outputs": _served(outputs),
-        "kv_cache": _served([schemes.kv_cache]),
+        "activations": served_as(inputs),
+        "outputs": served_as(outputs),
+        "kv_cache": served_as([schemes.kv_cache]),
     }
     return {name: text for name, text in found.items() if text}
 
@@ -147,7 +147,8 @@ def dtype_name(dtype: Any) -> str | None:
     return _SAFETENSORS.get(str(dtype).removeprefix("torch."))
 
 
-def _served(stated: Iterable["QuantizationArgs | None"]) -> str:
+def served_as(stated: Iterable["QuantizationArgs | None"]) -> str:
+    """What activations of several layers are served as, each kind once; nothing where none are."""
     texts = [
         f"{described(args)}, {'dynamic' if args.dynamic else 'static'}"
         for args in stated

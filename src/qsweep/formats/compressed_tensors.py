@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.formats.activations import LayerActivations, NotSimulated, rounding
 from qsweep.formats.checkpoint import QuantizedCheckpoint, Settings
 from qsweep.formats.compressed_schemes import (
     Schemes,
@@ -93,6 +94,34 @@ class CompressedTensorsContainer(QuantizedCheckpoint):
         """See :meth:`Container.details`."""
         schemes: Schemes = self.settings(path)[_SCHEMES]
         return served(schemes)
+
+    def quantizes_activations(self, path: Path) -> bool:
+        """See :meth:`Container.quantizes_activations`."""
+        schemes: Schemes = self.settings(path)[_SCHEMES]
+        return any(group.input_activations or group.output_activations for group in schemes.every)
+
+    def layer_activations(self, path: Path) -> dict[str, LayerActivations]:
+        """See :meth:`Container.layer_activations`."""
+        schemes: Schemes = self.settings(path)[_SCHEMES]
+        for group in schemes.every:
+            if group.weights is None and (group.input_activations or group.output_activations):
+                raise NotSimulated(
+                    f"config_groups quantizes activations alone of {', '.join(group.targets)[:80]}, "
+                    "whose weights are as they were"
+                )
+        if not self.quantizes_activations(path):
+            return {}
+
+        def read(layer: str, stored: Mapping[str, "torch.Tensor"]) -> LayerActivations:
+            scheme, _ = schemes.of(layer)
+            stated = {"input": scheme.input_activations, "output": scheme.output_activations}
+            inputs, outputs = (
+                None if args is None else rounding(layer, of, args, stored)
+                for of, args in stated.items()
+            )
+            return LayerActivations(inputs, outputs)
+
+        return self.activations_by_layer(path, read)
 
     def quantizes_weights(self, settings: Settings) -> bool:
         """See :meth:`QuantizedCheckpoint.quantizes_weights`."""

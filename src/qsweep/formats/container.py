@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.base.errors import BackendUnavailable, QsweepError
 from qsweep.base.schema import nearest
@@ -21,6 +21,9 @@ from qsweep.formats.belonging.check import checkpoint_belonging, checkpoint_diff
 from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.stored import StoredTensor, size_of
 from qsweep.models.files import saved_weight_files
+
+if TYPE_CHECKING:
+    from qsweep.formats.activations import LayerActivations
 
 ENTRY_POINTS = "qsweep.containers"
 # Where each container that comes with qsweep is described.
@@ -88,6 +91,26 @@ class Container(ABC):
 
     def details(self, path: Path) -> dict[str, Any]:
         """What an artifact says beside its weights: what activations and the KV cache are served as."""
+        return {}
+
+    def quantizes_activations(self, path: Path) -> bool:
+        """Whether an artifact at ``path`` is served with quantized activations, by its settings.
+
+        Raises:
+            ArtifactCorrupt: They make no sense.
+        """
+        return False
+
+    def layer_activations(self, path: Path) -> "Mapping[str, LayerActivations]":
+        """What is done to activations where an artifact at ``path`` is served.
+
+        Returns:
+            By the name of each layer whose inputs or outputs are quantized, as the checkpoint calls
+            it; nothing where none are.
+
+        Raises:
+            ArtifactCorrupt: A scale that is due is missing or is none.
+        """
         return {}
 
     def require_library(self) -> None:

@@ -17,14 +17,17 @@ Formats: ``integrations/finegrained_fp8.py`` and ``fbgemm_fp8.py`` in transforme
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.formats.checkpoint import QuantizedCheckpoint
+from qsweep.formats.activations import LayerActivations, rounding
+from qsweep.formats.checkpoint import QuantizedCheckpoint, Settings
 from qsweep.formats.compressed_tensors import ACTIVATIONS
 from qsweep.models.facts import TensorHeader
 
 if TYPE_CHECKING:
     import torch
+    from compressed_tensors.quantization import QuantizationArgs
 
 # Beside the codes: "weight_scale_inv" belongs to "weight", and ".scale" to the ".weight" beside it.
 _BESIDE = re.compile(r"^(.+?)([._])(activation_scale|input_scale|scale_inv|scale)$")
@@ -67,6 +70,21 @@ class FP8Container(QuantizedCheckpoint):
             scale = scale.transpose(1, 2)
         return dequantize(tensors[""], scale, settings.get("weight_block_size"))
 
+    def quantizes_activations(self, path: Path) -> bool:
+        """See :meth:`Container.quantizes_activations`; each of its methods does."""
+        return True
+
+    def layer_activations(self, path: Path) -> dict[str, LayerActivations]:
+        """See :meth:`Container.layer_activations`."""
+        args, more = _inputs(self.settings(path))
+
+        def read(layer: str, stored: "Mapping[str, torch.Tensor]") -> LayerActivations:
+            scale = stored.get("input_scale", stored.get("activation_scale"))
+            parts = {} if scale is None else {"input_scale": scale}
+            return LayerActivations(inputs=rounding(layer, "input", args, parts, **more))
+
+        return self.activations_by_layer(path, read)
+
     def describe(
         self, name: str, parts: Mapping[str, TensorHeader], settings: Mapping[str, Any]
     ) -> tuple[str, int]:
@@ -79,6 +97,33 @@ class FP8Container(QuantizedCheckpoint):
 
 
 CONTAINER = FP8Container()
+
+
+def _inputs(settings: Settings) -> tuple["QuantizationArgs", dict[str, Any]]:
+    """What inputs of layers are served as, and further attributes of their ``Rounding``.
+
+    Dynamically in groups of as many channels as a block of weights has columns (DeepSeek's
+    ``act_quant``; with scales of powers of two where the weights' are), per token where weights have
+    no blocks; fbgemm cuts them off first (``quantize_fp8_per_row``'s upper bound).
+    """
+    from compressed_tensors.quantization import QuantizationArgs
+
+    stated: dict[str, Any] = {"num_bits": 8, "type": "float", "dynamic": True}
+    more: dict[str, Any] = {}
+    method, block = settings.get("quant_method"), settings.get("weight_block_size")
+    if method == "fbgemm_fp8":
+        stated["strategy"] = "token"
+        more["limit"] = float(settings.get("activation_scale_ub") or 1200.0)
+    elif method == "mxfp8":
+        stated |= {"group_size": 32, "scale_dtype": "torch.uint8"}
+    elif settings.get("activation_scheme") == "static":
+        stated["dynamic"] = False
+    elif block:
+        stated["group_size"] = int(block[1])
+        more["power_of_two"] = settings.get("scale_fmt") == "ue8m0"
+    else:
+        stated["strategy"] = "token"
+    return QuantizationArgs.model_validate(stated), more
 
 
 def dequantize(

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 4_000_000_000
-# Of a packed layer in compressed-tensors, as far as it is floating point.
-_COMPRESSED = ("weight_scale",)
+# Of a packed layer in compressed-tensors, as far as it is in a usual floating-point dtype.
+_COMPRESSED = (
+    *("weight_scale", "weight_global_scale"),
+    *("input_scale", "input_global_scale"),
+)
 _COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -108,10 +111,9 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is no mapping
                 tensor = handle.get_tensor(name)
-                if tensor.is_floating_point() and name.rpartition(".")[2] not in (
-                    *PARTS,
-                    *_COMPRESSED,
-                ):
+                # Of one byte: codes, which are no numbers of the source's.
+                plain = tensor.is_floating_point() and tensor.element_size() > 1
+                if plain and name.rpartition(".")[2] not in (*PARTS, *_COMPRESSED):
                     info = original.get(name)
                     tensor = tensor.to(usual_dtype([info]) if info else usual)
                 writer.add(name, tensor)

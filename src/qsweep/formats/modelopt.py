@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.formats.activations import LayerActivations, NotSimulated, rounding
 from qsweep.formats.checkpoint import QuantizedCheckpoint, Settings
-from qsweep.formats.compressed_schemes import described, dtype_name
+from qsweep.formats.compressed_schemes import described, dtype_name, served_as
 from qsweep.formats.compressed_tensors import (
     ACTIVATIONS,
     check_part,
@@ -39,24 +40,31 @@ if TYPE_CHECKING:
     import torch
     from compressed_tensors.quantization import QuantizationArgs
 
-_FP8_STATIC, _MIXED = "fp8 per tensor, static", "MIXED_PRECISION"
-# By ``quant_algo``: what activations are served as; None if as they are.
-_SERVED: dict[str, str | None] = {
-    "FP8": _FP8_STATIC,
-    "FP8_PER_CHANNEL_PER_TOKEN": "fp8 per token, dynamic",
+_MIXED = "MIXED_PRECISION"
+_FP8 = {"num_bits": 8, "type": "float"}
+_MX = {"type": "float", "group_size": 32, "scale_dtype": "torch.uint8", "dynamic": True}
+_NVFP4 = {
+    **{"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+    **{"scale_dtype": "torch.float8_e4m3fn", "dynamic": "local"},
+}
+# By ``quant_algo``: what activations are served as, in compressed-tensors' words; None: as they are.
+_SERVED: dict[str, dict[str, Any] | None] = {
+    "FP8": _FP8,
+    "FP8_PER_CHANNEL_PER_TOKEN": {**_FP8, "strategy": "token", "dynamic": True},
     "FP8_PB_WO": None,
-    "NVFP4": "nvfp4, dynamic",
-    "NVFP4_AWQ": "nvfp4, dynamic",
+    "NVFP4": _NVFP4,
+    "NVFP4_AWQ": _NVFP4,
     "W4A16_NVFP4": None,
-    "W4A8_NVFP4_FP8": _FP8_STATIC,
-    "MXFP4": "mxfp4, dynamic",
-    "W4A8_MXFP4_FP8": _FP8_STATIC,
-    "MXFP8": "mxfp8, dynamic",
+    "W4A8_NVFP4_FP8": _FP8,
+    "MXFP4": {**_MX, "num_bits": 4},
+    "W4A8_MXFP4_FP8": _FP8,
+    "MXFP8": {**_MX, "num_bits": 8},
     "W4A16_AWQ": None,
     "W8A16": None,
-    "W8A8_SQ_PER_CHANNEL": "int8 per tensor, static",
+    "W8A8_SQ_PER_CHANNEL": {"num_bits": 8, "type": "int"},
     _MIXED: None,
 }
+_FP8_STATIC = "fp8 per tensor, static"
 _KV_CACHE = {"FP8": _FP8_STATIC, "INT8": "int8 per tensor, static", "NVFP4": "nvfp4, dynamic"}
 _NOT_READ = {
     "NVFP4_SVD": "it adds a matrix of low rank to each layer",
@@ -94,12 +102,35 @@ class ModelOptContainer(QuantizedCheckpoint):
     def details(self, path: Path) -> dict[str, Any]:
         """See :meth:`Container.details`."""
         stated = self.settings(path)
-        served = [_SERVED[name] for name in _algorithms(stated)]
+        activations = [_activations(name) for name in _algorithms(stated)]
         found = {
-            "activations": "; ".join(dict.fromkeys(text for text in served if text)),
+            "activations": served_as(activations),
             "kv_cache": _KV_CACHE.get(_kv_cache(stated), _kv_cache(stated)),
         }
         return {name: text for name, text in found.items() if text}
+
+    def quantizes_activations(self, path: Path) -> bool:
+        """See :meth:`Container.quantizes_activations`."""
+        return any(_SERVED[name] for name in _algorithms(self.settings(path)))
+
+    def layer_activations(self, path: Path) -> dict[str, LayerActivations]:
+        """See :meth:`Container.layer_activations`."""
+        settings = self.settings(path)
+
+        def read(layer: str, stored: "Mapping[str, torch.Tensor]") -> LayerActivations:
+            args = _activations(_algorithm_of(layer, settings))
+            if args is None:
+                return LayerActivations()
+            parts = dict(stored)
+            if args.strategy == "tensor_group" and "input_scale" in parts:
+                # The largest magnitude through that of the largest code and scale, where
+                # compressed-tensors stores its inverse.
+                parts["input_global_scale"] = 1 / parts["input_scale"].float()
+            before = parts.get("pre_quant_scale")
+            factor = None if before is None else before.float()
+            return LayerActivations(inputs=rounding(layer, "input", args, parts, factor=factor))
+
+        return self.activations_by_layer(path, read, ("pre_quant_scale",))
 
     def quantizes_weights(self, settings: Settings) -> bool:
         """See :meth:`QuantizedCheckpoint.quantizes_weights`."""
@@ -248,6 +279,25 @@ def _algorithms(settings: Settings) -> list[str]:
         *(x.get("quant_algo") for x in each if isinstance(x, Mapping)),
     ]
     return list(dict.fromkeys(str(name).upper() for name in named if name))
+
+
+def _algorithm_of(layer: str, settings: Settings) -> str:
+    # What is stated of the layer itself, else of all.
+    stated = _stated(settings)
+    layers = stated.get("quantized_layers")
+    own = layers.get(layer) if isinstance(layers, Mapping) else None
+    named = own.get("quant_algo") if isinstance(own, Mapping) else None
+    name = str(named or stated.get("quant_algo") or "").upper()
+    if name == _MIXED:
+        raise NotSimulated(f"{layer}: quantized_layers says not what its activations are served as")
+    return name
+
+
+def _activations(algorithm: str) -> "QuantizationArgs | None":
+    from compressed_tensors.quantization import QuantizationArgs
+
+    stated = _SERVED.get(algorithm)
+    return None if stated is None else QuantizationArgs.model_validate(stated)
 
 
 def _kv_cache(settings: Settings) -> str:

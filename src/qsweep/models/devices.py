@@ -34,8 +34,11 @@ def resolve_dtype(dtype: str, device: str, model: Path) -> str:
     """``auto``: float32 on a CPU, the checkpoint's own on CUDA (bfloat16 where it names none)."""
     if dtype != "auto":
         return dtype
-    if device == "cpu":
-        return "float32"
+    return "float32" if device == "cpu" else own_dtype(model)
+
+
+def own_dtype(model: Path) -> str:
+    """What a checkpoint's configuration says that it is computed in; bfloat16 where it names none."""
     config = read_config(model)
     config = (config.get("text_config") or {}) | config
     own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")

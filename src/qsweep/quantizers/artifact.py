@@ -69,6 +69,14 @@ class ExistingArtifact:
         except (QsweepError, AttributeError, KeyError, OSError, TypeError, ValueError):
             return Provenance()
 
+    @cached_property
+    def quantizes_activations(self) -> bool:
+        """Whether it says that it is served with quantized activations; not where none can be read."""
+        try:
+            return container_of(self.place).quantizes_activations(self.place)
+        except (QsweepError, OSError):
+            return False  # :meth:`check` says why
+
     @property
     def label(self) -> str:
         """What a row is called: what it states of itself, then the file's or repository's name."""

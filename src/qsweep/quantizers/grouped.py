@@ -145,9 +145,8 @@ class GroupedOptions:
 
     def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
         """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
-        chosen = self.format.search or search
         return self.format.scheme(
-            self.bits, self.group_size, self.symmetric, dtype=dtype, search=chosen
+            self.bits, self.group_size, self.symmetric, dtype=dtype, search=search
         )
 
     def check(self, model: ModelFacts) -> None:
@@ -203,12 +202,12 @@ class GPTQOptions(GroupedOptions):
 
     def options(self) -> dict[str, Any]:
         """The effective options."""
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
+        options = super().options()
+        sym = options.pop("sym")
+        return options | {
             "desc_act": self.desc_act,
             "act_group_aware": self.act_group_aware and not self.desc_act,
-            "sym": self.symmetric,
+            "sym": sym,
             "damp_percent": self.damp_percent,
         }
 

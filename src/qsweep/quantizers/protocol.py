@@ -79,6 +79,20 @@ class ImportanceUser(Quantizer, Protocol):
         """Whether it wants one, with its options."""
 
 
+@runtime_checkable
+class ActivationQuantizer(Quantizer, Protocol):
+    """What a quantizer offers beside, if its artifacts may have quantized activations."""
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether they are to be served with quantized activations, with its options."""
+
+
+def quantizes_activations(quant: Quantizer) -> bool:
+    """Whether what a quantizer makes is to be served with quantized activations."""
+    return isinstance(quant, ActivationQuantizer) and quant.quantizes_activations
+
+
 @dataclass(frozen=True)
 class PassResult:
     """What came of one pass over a model.

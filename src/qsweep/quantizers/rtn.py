@@ -29,8 +29,8 @@ class RTN(GroupedOptions):
     lie in a GPTQ checkpoint. What lies in a compressed-tensors checkpoint is, bit by bit, what
     llm-compressor's ``QuantizationModifier`` makes of the same scheme.
 
-    A format whose activations have static scales needs calibration text for these, and then takes
-    part in the native backend's pass.
+    A format whose activations have static scales, or are smoothed, needs calibration text, and then
+    takes part in the native backend's pass.
 
     >>> RTN(bits=3).options()
     {'bits': 3, 'group_size': 128, 'sym': False}
@@ -43,8 +43,8 @@ class RTN(GroupedOptions):
 
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]
-        """Whether activations have static scales."""
-        return self.format.static
+        """Whether inputs have to be looked at: for static scales, or to smooth them."""
+        return self.format.static or bool(getattr(self.format, "smoothquant", None))
 
     @property
     def pass_name(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from qsweep.base import numbers
 from qsweep.results import own_run
 from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
-from qsweep.results.columns.views import cells_of, headings
+from qsweep.results.columns.views import headings, lines_of
 from qsweep.results.markdown_table import table
 from qsweep.results.record import ArtifactFacts, Record, Row
 
@@ -87,8 +87,11 @@ def _measured(record: Record) -> str:
     )
     words = [
         table(
-            ["text", *headings("card")],
-            [[MEASURED_ON.cell(row), *cells_of(row, "card")] for row in rows],
+            ["text", *headings("card", rows)],
+            [
+                [MEASURED_ON.cell(row), *cells]
+                for row, cells in zip(rows, lines_of(rows, "card"), strict=True)
+            ],
         ),
         size + " Perplexity is relative to the unquantized model on the same tokens, with a paired "
         "interval; KLD is in nats per token; top-1 is how often both prefer the same token. "

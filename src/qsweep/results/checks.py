@@ -32,6 +32,9 @@ _EIGHT_BIT = 1.06
 _SIZE_OPTIONS = ("quant.bits", "quant.type")
 CALIBRATED = ("gptq", "awq")
 """The methods that must not be worse than rounding to nearest on the same grid."""
+# Calibrated on other text, a static scale cuts off a few activations of most layers; of so many in
+# one layer it is too small.
+_SATURATED = 0.001
 # A quantizer that saw less of the text than this share of what was asked for saw it again and again.
 _LEAST_CALIBRATION = 0.5
 
@@ -43,7 +46,8 @@ def check(records: Iterable[Record]) -> list[str]:
     from itself; more bits are never worse within one method and otherwise equal options; 8 bits are
     close to the reference; nothing is better than the reference; calibrated methods are not worse
     than rounding to nearest on the same grid. Of each model, that the calibration text holds what
-    was asked of it; and of each artifact, that its tensors are what is said of them.
+    was asked of it; and of each artifact, that its tensors are what is said of them, and that what
+    is served beside them could be simulated and stays in its range.
     """
     named = with_distinct_models([record for record in records if record.finished])
     places: dict[tuple[str, ...], list[Row]] = defaultdict(list)
@@ -63,7 +67,7 @@ def check(records: Iterable[Record]) -> list[str]:
     ]
     more = (
         *(*_calibration(named), *_other_functions(named)),
-        *(*_belonging(named), *_tensors(named)),
+        *(*_belonging(named), *_tensors(named), *_served(named)),
     )
     return list(dict.fromkeys([*lines, *more]))
 
@@ -73,6 +77,24 @@ def _tensors(records: Iterable[Record]) -> Iterator[str]:
     for record in records:
         for flag in () if record.tensors is None else record.tensors.flags:
             yield f"{record.name}: {flag}"
+
+
+def _served(records: Iterable[Record]) -> Iterator[str]:
+    """What was not simulated of serving an artifact, and activations beyond their static scale."""
+    for record in records:
+        for measurement in record.measurements:
+            for run in measurement.served or ():
+                if run.refused is not None:
+                    yield f"{record.name}: with {run.name} as served: not measured: {run.refused}"
+                seen = run.facts.get("activations")
+                most = seen.get("saturated_most") if isinstance(seen, Mapping) else None
+                if seen and most is not None and most > _SATURATED:
+                    yield (
+                        f"{record.name}, {measurement.corpus}: {100 * most:.2g} % of what goes into "
+                        f"{seen['saturated_layer']} is beyond its static scale and saturates "
+                        f"({100 * seen['saturated']:.2g} % of all activations): calibrate it on "
+                        "text like this, or serve it with dynamic scales"
+                    )
 
 
 def _belonging(records: Iterable[Record]) -> Iterator[str]:
@@ -173,7 +195,8 @@ def grid_of(options: Mapping[str, Any]) -> dict[str, Any] | None:
     apart = options.get("desc_act") and options.get("group_size") != -1
     if searched or apart or options.get("type") is not None or options.get("bits") is None:
         return None
-    return {name: options.get(name) for name in ("bits", "group_size", "sym")}
+    grid = {name: options.get(name) for name in ("bits", "group_size", "sym")}
+    return grid | {name: options[name] for name in ("format", "container") if name in options}
 
 
 def _calibration(records: Iterable[Record]) -> Iterator[str]:

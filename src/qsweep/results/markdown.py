@@ -11,7 +11,7 @@ from qsweep.results import own_run
 from qsweep.results.answers import best_lines
 from qsweep.results.checks import check
 from qsweep.results.columns.derived import OWN_RUN
-from qsweep.results.columns.views import cells_of, headings
+from qsweep.results.columns.views import headings, lines_of
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown_table import table
 from qsweep.results.model_names import dequantized_references
@@ -56,7 +56,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
         [
             f"## {numbers.markdown(corpus)}, preset {numbers.markdown(preset)}",
             _protocol(shown, max(floors, default=None)),
-            table(headings("markdown"), [cells_of(row, "markdown") for row in shown]),
+            table(headings("markdown", shown), lines_of(shown, "markdown")),
         ]
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.table import BECAUSE, KLD_NATIVE, TOP1_AGREEMENT_NATIVE
-from qsweep.results.columns.views import cells_of
+from qsweep.results.columns.views import lines_of
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import ranked
 
@@ -21,11 +21,8 @@ NOTE = (
 
 def lines(records: Iterable[Record]) -> list[list[str]]:
     """A row of the table ``own_run`` for each such trial."""
-    return [
-        cells_of(Row(record, label=record.name), "own_run")
-        for record in ranked(records)
-        if record.only_own_run
-    ]
+    found = [record for record in ranked(records) if record.only_own_run]
+    return lines_of([Row(record, label=record.name) for record in found], "own_run")
 
 
 def sentence(record: Record) -> str:

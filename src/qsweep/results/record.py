@@ -43,6 +43,27 @@ class ArtifactFacts:
 
 
 @dataclass(frozen=True)
+class ServedRun:
+    """A further run of a measurement, with more than the weights as they are served.
+
+    Attributes:
+        name: What its figures among the measurement's are called by, ``activations`` or ``kv``.
+        serving: What was served, as its key has it.
+        key: In the store.
+        facts: How it was measured, and what was seen of what is served.
+        file: The folder with its arrays.
+        refused: Why it could not be run; None where it was.
+    """
+
+    name: str
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One model on one corpus by one preset.
 
@@ -57,6 +78,7 @@ class Measurement:
         file: The folder with its arrays.
         reference_ppl: The reference's perplexity, where its own figures do not tell it.
         no_verdict: Why it has no verdict, where its reference cannot bear one.
+        served: The runs beside that of the weights alone; None where there are none.
     """
 
     corpus: str
@@ -69,6 +91,7 @@ class Measurement:
     file: str | None = None
     reference_ppl: Number | None = None
     no_verdict: str | None = None
+    served: tuple[ServedRun, ...] | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -300,7 +323,12 @@ class Record:
 
     @property
     def expected_by_name(self) -> tuple[float, float] | None:
-        """What the field's table has for its method and bits, whatever its artifact became."""
+        """What the field's table has for its method and bits, whatever its artifact became.
+
+        It is of integers and of llama.cpp's types.
+        """
+        if "format" in self.options:
+            return None
         return expected_ratio(self.method, self.options.get("type") or self.options.get("bits"))
 
     @property

@@ -64,7 +64,7 @@ def columns(records: Sequence[Record], width: int) -> list[Column]:
         TIME: timed and width < 118,
     }
     found = []
-    for column in columns_of("terminal"):
+    for column in columns_of("terminal", [Row(record, record.primary) for record in records]):
         shown = column.shown("terminal")
         fits = shown is not None and (width >= shown.min_width or shown.narrow is not None)
         if fits and not empty.get(column):

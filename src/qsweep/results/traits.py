@@ -27,7 +27,7 @@ _SAMPLING = ("num_samples", "max_seq_len", "seed")
 def traits(record: Record) -> dict[str, Any]:
     """Every option by its dotted name, from the most telling one on.
 
-    Of the quantizer its *effective* options, as ``quant.bits``; of the calibration nothing where the
+    Of the quantizer its *effective* options, as ``quant.bits``, the number format's among them; of the calibration nothing where the
     quantizer sees no text. Options of which others are made (``bits: 4`` at the top of the
     configuration) are left out.
     """
@@ -47,7 +47,7 @@ def traits(record: Record) -> dict[str, Any]:
         group, _, rest = name.partition(".")
         # As `bits` for a quantizer's, so is `corpus.path` the path of the text `corpus.file`.
         shorthand = (not rest and name != "device") or (group == "corpus" and "." not in rest)
-        if shorthand or group in (*_NOT_A_TRIALS, "quant") or name in _NAMES_A_MODEL:
+        if shorthand or group in (*_NOT_A_TRIALS, "quant", "format") or name in _NAMES_A_MODEL:
             continue
         if group == "calibration" and (calibrated is None or rest == "name"):
             continue

@@ -11,7 +11,7 @@ from qsweep.results.columns.table import (
     SIZE_GB,
     VERDICT,
 )
-from qsweep.results.columns.views import cells_of, headings
+from qsweep.results.columns.views import headings, lines_of
 from qsweep.results.html.vega import png
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
@@ -156,7 +156,8 @@ def _how(entry: StudyTrial, command_of: CommandOf) -> str:
 
 
 def _table(entries: Sequence[StudyTrial]) -> str:
-    return table(headings("search"), [cells_of(row_of(entry), "search") for entry in entries])
+    rows = [row_of(entry) for entry in entries]
+    return table(headings("search", rows), lines_of(rows, "search"))
 
 
 def _verdict(entry: StudyTrial) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base.keys import key_of
+from qsweep.formats.numbers import Int
 from qsweep.quantizers.rtn import RTN
 from qsweep.results.checks import CALIBRATED, grid_of
 from qsweep.sweep.config import EvalConfig, TrialConfig
@@ -25,10 +26,11 @@ def missing_baselines(trials: Sequence[TrialConfig]) -> list[TrialConfig]:
     found: dict[str, TrialConfig] = {}
     for trial in trials:
         grid = grid_of(trial.quant.options()) if trial.quant.method in CALIBRATED else None
-        if grid is None or not isinstance(grid["sym"], bool):
-            continue
-        wanted = RTN(**grid)
-        other = rounded.get(_place(trial, RTN(**{**grid, "sym": not grid["sym"]})))
+        if grid is None or "format" in grid or not isinstance(grid["sym"], bool):
+            continue  # other formats leave nothing open
+        number = Int(grid.pop("container", "auto"))
+        wanted = RTN(**grid, format=number)
+        other = rounded.get(_place(trial, replace(wanted, sym=not grid["sym"])))
         place = _place(trial, wanted)
         if other is None or place in rounded or place in found:
             continue

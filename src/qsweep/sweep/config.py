@@ -28,7 +28,7 @@ _QUANTIZERS_OWN = (
     *("options", "version", "check", "quantize"),
 )
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
-_USUAL_BACKEND = {"gptq": "native", "awq": "native"}
+_USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
 
 
 @dataclass(frozen=True)
@@ -289,15 +289,22 @@ def describe(quant: Quantizer) -> str:
         return quant.label
     options = quant.options()
     words = ["gptaq" if options.get("gptaq_alpha") else quant.method]
-    if options.get("type"):
-        words.append(str(options["type"]))
+    if (named := options.get("type") or options.get("format")) is not None:
+        words.append(str(named))
     elif options.get("bits"):
         words.append(f"{options['bits']}-bit")
-    if (group := options.get("group_size")) is not None:
+    group = options.get("group_size")
+    if group is not None and "format" not in options:
         words.append("channel" if group == -1 else f"g{group}")
-        if group != -1 and not (options.get("act_group_aware", True) or options["desc_act"]):
-            words.append("plain")  # columns as they stand, which is nobody's default
-    words += [w for w in ("desc_act", "imatrix") if options.get(w)]
+    if group not in (None, -1) and not (
+        options.get("act_group_aware", True) or options["desc_act"]
+    ):
+        words.append("plain")  # columns as they stand, which is nobody's default
+    words += [w for w in ("desc_act", "imatrix", "double_quant") if options.get(w)]
+    if (share := options.get("smoothquant")) is not None:
+        words.append(f"smoothquant {share:g}")
+    if (held := options.get("container")) is not None:
+        words.append(str(held))
     if (export := options.get("export")) is not None:
         words.append(str(export))
     if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):

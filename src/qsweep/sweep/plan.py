@@ -14,6 +14,7 @@ from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
 from qsweep.evaluate.packs.header import Pack, signed_identity
+from qsweep.evaluate.served import Serving, stages
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed
@@ -25,7 +26,7 @@ from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
-from qsweep.quantizers.protocol import ImportanceUser, Quantizer
+from qsweep.quantizers.protocol import ImportanceUser, Quantizer, quantizes_activations
 from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
 from qsweep.sweep.packed import (
     import_pack,
@@ -69,8 +70,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class ServedPlan:
+    """A further run of a measurement, with more than its weights as they are served."""
+
+    serving: Serving
+    identity: dict[str, Any]
+    """That of the measurement, and what is served."""
+    before: str
+    """The key of the run that has all of this but what is served last."""
+
+    @property
+    def key(self) -> str:
+        """The key of the run, among those of the measurements."""
+        return key_of(self.identity)
+
+
+@dataclass(frozen=True)
 class MeasurementPlan:
-    """One corpus by one preset on one artifact."""
+    """One corpus by one preset on one artifact: its weights alone, and what serving adds to them."""
 
     corpus: CorpusConfig
     preset: str
@@ -78,11 +95,18 @@ class MeasurementPlan:
     reference: dict[str, Any]
     """Identity of the cached reference that divergence is measured against."""
     primary: bool
+    served: tuple[ServedPlan, ...] = ()
+    """The runs beside that of the weights alone, each with all that those before it have."""
 
     @property
     def key(self) -> str:
-        """The key of the measurement."""
+        """The key of the measurement of the weights alone."""
         return key_of(self.identity)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """That, and those of the runs beside it."""
+        return (self.key, *(run.key for run in self.served))
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,8 @@ class Plan:
     @property
     def key(self) -> str:
         """The key of the trial: two configurations with the same key are run once."""
-        parts = [self.artifact_key, [m.key for m in self.measurements], self.timing]
+        runs = [key for measurement in self.measurements for key in measurement.keys]
+        parts = [self.artifact_key, runs, self.timing]
         return key_of([*parts, [task.key for task in self.tasks]] if self.tasks else parts)
 
     def reference(self) -> "Plan":
@@ -335,7 +360,21 @@ def _measurement_plan(
         identity = signed_identity(packed.measurement if of_reference else own, setting.pack)
         base = signed_identity(packed.reference, setting.pack)
     primary = corpus.name == trial.primary and preset == trial.eval.presets[0]
-    return MeasurementPlan(corpus, preset, identity, base, primary)
+    served = _served_plans(trial, setting, identity)
+    return MeasurementPlan(corpus, preset, identity, base, primary, served)
+
+
+def _served_plans(
+    trial: TrialConfig, setting: Setting, identity: dict[str, Any]
+) -> tuple[ServedPlan, ...]:
+    if setting.pack is not None and isinstance(trial.quant, Unquantized):
+        return ()  # of a pack's model nothing can be run
+    plans: list[ServedPlan] = []
+    before = key_of(identity)
+    for serving in stages(activations=quantizes_activations(trial.quant)):
+        plans.append(ServedPlan(serving, {**identity, "served": serving.identity}, before))
+        before = plans[-1].key
+    return tuple(plans)
 
 
 def _comparison(trial: TrialConfig) -> dict[str, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
-from qsweep.base.store import Store
+from qsweep.base.store import Entry, Store
 from qsweep.evaluate.metrics import quality_per_gb
 from qsweep.formats.artifact import Artifact
 from qsweep.results.judged import told_reference_ppl
@@ -16,7 +16,7 @@ from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
 from qsweep.sweep.artifacts import stored_artifact
 from qsweep.sweep.config import TrialConfig
-from qsweep.sweep.plan import MeasurementPlan, Plan
+from qsweep.sweep.plan import MeasurementPlan, Plan, ServedPlan
 from qsweep.sweep.tensors import find_tensors, has_table
 from qsweep.tasks.run import task_records
 
@@ -40,12 +40,13 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
     if artifact.unexplained and not plan.own_run:
         return None
     steps = () if artifact.unexplained else plan.measurements
-    measured = []
+    measured: list[tuple[MeasurementPlan, list[Entry]]] = []
     for step in steps:
-        entry = store.find("measurements", step.key, full=True)
-        if entry is None:
+        found = [store.find("measurements", key, full=True) for key in step.keys]
+        entries = [entry for entry in found if entry is not None]
+        if len(entries) < len(found):
             return None
-        measured.append((step, entry))
+        measured.append((step, entries))
     speed = None
     if plan.timing is not None:
         entry = store.find("timings", key_of(plan.timing))
@@ -54,11 +55,14 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
         speed = entry.content
     tasks = None
     if plan.tasks and not artifact.unexplained:
-        primary: dict[str, Any] = next((e.content["metrics"] for s, e in measured if s.primary), {})
+        primary: dict[str, Any] = next(
+            (entries[0].content["metrics"] for step, entries in measured if step.primary), {}
+        )
         if (tasks := task_records(plan.tasks, store, primary)) is None:
             return None
     tensors = find_tensors(plan, artifact, store) if has_table(plan, artifact) else None
-    contents = [made, *(entry.content for _, entry in measured)]
+    runs = [entry.content for _, entries in measured for entry in entries]
+    contents = [made, *runs]
     references = plan.reference().measurements
     return record_of(
         {
@@ -71,9 +75,9 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             "reason": None,
             "artifact": asdict(_artifact(artifact, plan)),
             "measurements": [
-                _measurement(step, entry, artifact.size.size_gb)
-                | _reference_ppl(plan, entry.content["metrics"], reference, store)
-                for (step, entry), reference in zip(measured, references, strict=False)
+                _measurement(step, entries, artifact.size.size_gb)
+                | _reference_ppl(plan, entries[0].content["metrics"], reference, store)
+                for (step, entries), reference in zip(measured, references, strict=False)
             ],
             "speed": speed,
             **(tasks or {}),
@@ -81,7 +85,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
             "quantize_s": made.get("quantize_s"),
             "shared_s": made.get("shared_s"),
             "calibration_tokens": made.get("calibration_tokens"),
-            "evaluate_s": sum(entry.content["evaluate_s"] for _, entry in measured)
+            "evaluate_s": sum(content["evaluate_s"] for content in runs)
             + sum(task["seconds"] for task in (tasks or {}).get("tasks", ()))
             if measured
             else None,
@@ -166,8 +170,13 @@ def _reference_ppl(
     return {} if entry is None else {"reference_ppl": entry.content["metrics"].get("ppl")}
 
 
-def _measurement(step: Any, entry: Any, size_gb: float) -> dict[str, Any]:
+def _measurement(step: MeasurementPlan, entries: Sequence[Entry], size_gb: float) -> dict[str, Any]:
+    entry, *others = entries
     metrics = dict(entry.content["metrics"])
+    served = []
+    for run, other in zip(step.served, others, strict=True):
+        metrics |= run.serving.figures(other.content["metrics"])
+        served.append(_served_run(run, other))
     verdict = metrics.pop("verdict", None)
     if "quality" in metrics:
         metrics["quality_per_gb"] = quality_per_gb(metrics["quality"], size_gb)
@@ -179,5 +188,18 @@ def _measurement(step: Any, entry: Any, size_gb: float) -> dict[str, Any]:
         "metrics": metrics,
         "facts": {**entry.content["facts"], "preset": step.preset},
         "verdict": verdict,
+        "file": str(entry.path),
+        "served": served or None,
+    }
+
+
+def _served_run(run: ServedPlan, entry: Entry) -> dict[str, Any]:
+    facts = dict(entry.content["facts"])
+    return {
+        "name": run.serving.name,
+        "serving": run.serving.identity,
+        "key": run.key,
+        "refused": facts.pop("refused", None),
+        "facts": facts,
         "file": str(entry.path),
     }

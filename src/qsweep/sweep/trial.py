@@ -32,7 +32,7 @@ from qsweep.sweep.packed import (
     packed_windows,
     require_same_tokenizer,
 )
-from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
+from qsweep.sweep.plan import MeasurementPlan, Plan, ServedPlan, effective_preset
 from qsweep.sweep.tensors import keep_tensors
 from qsweep.tasks.run import lacks_reference, missing, run_tasks
 from qsweep.text.vocabulary import require_rows
@@ -69,7 +69,7 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         time_artifact(plan, artifact, store, progress)
         return
     keep_tensors(plan, artifact, store, progress)
-    measured = all(store.find("measurements", m.key, full=True) for m in plan.measurements)
+    measured = all(_has_all(step, store) for step in plan.measurements)
     if not measured or missing(plan.tasks, store) or lacks_reference(plan.tasks, store):
         Measuring(plan, artifact, store, progress).run()
     if plan.timing is not None:
@@ -95,12 +95,17 @@ class Measuring:
         reference = plan.reference()
         if not plan.is_reference:
             pairs = zip(plan.measurements, reference.measurements, strict=True)
-            wanted = [b for s, b in pairs if not store.find("measurements", s.key, full=True)]
+            wanted = [base for step, base in pairs if not _has_all(step, store)]
             _ensure_references(reference, wanted, store, self.progress)
         for step, base in zip(plan.measurements, reference.measurements, strict=True):
             if store.find("measurements", step.key, full=True) is None:
                 self._load()
                 store.build("measurements", step.identity, partial(self._measure, step, base))
+            for run in step.served:
+                if store.find("measurements", run.key, full=True) is None:
+                    self._load()
+                    make = partial(self._measure_served, step, base, run)
+                    store.build("measurements", run.identity, make)
         run_tasks(plan.tasks, store, self._language_model, self.progress)
         require_unchanged(plan, store)
         self._model = None
@@ -116,7 +121,7 @@ class Measuring:
         return language_model(self.plan, self._load())
 
     def _measure(self, step: MeasurementPlan, base: MeasurementPlan, out: Path) -> dict[str, Any]:
-        from qsweep.evaluate import compare, measure, read_measurement, save_measurement
+        from qsweep.evaluate import compare, measure, read_measurement
 
         plan, model = self.plan, self._load()
         started = time.perf_counter()
@@ -131,16 +136,49 @@ class Measuring:
             result = measure(model, windows, find_reference(plan, step, self.store), report)
             held = self.store.require("measurements", base.key)
             result.metrics.update(compare(result, read_measurement(held.path)))
-        require_unchanged(plan, self.store)
         if (pack := plan.setting.pack) is not None:
             result.facts["reference"] = pack.words
         check_figures("measurement", result.metrics)
+        return self._kept(result, out, started)
+
+    def _measure_served(
+        self, step: MeasurementPlan, base: MeasurementPlan, run: ServedPlan, out: Path
+    ) -> dict[str, Any]:
+        """The same model once more, with more than its weights as it is served."""
+        from qsweep.evaluate import compare, compare_kld, read_measurement
+        from qsweep.evaluate.as_served import measure_as_served
+
+        plan = self.plan
+        started = time.perf_counter()
+        reset_peak_memory(plan.setting.device)
+        label = f"measure {step.corpus.name} with {run.serving.name}"
+        result = measure_as_served(
+            self._load(),
+            windows_of(plan, step),
+            run.serving,
+            self.artifact,
+            find_reference(plan, step, self.store),
+            partial(_report_as, label, self.progress),
+        )
+        if "refused" not in result.facts:
+            before, held = (
+                read_measurement(self.store.require("measurements", key).path)
+                for key in (run.before, base.key)
+            )
+            result.metrics |= compare(result, held) | compare_kld(result, before)
+        check_figures("measurement", run.serving.figures(result.metrics))
+        return self._kept(result, out, started)
+
+    def _kept(self, result: "WindowScores", out: Path, started: float) -> dict[str, Any]:
+        from qsweep.evaluate import save_measurement
+
+        require_unchanged(self.plan, self.store)
         save_measurement(result, out)
         return {
             "metrics": result.metrics,
             "facts": result.facts,
             "evaluate_s": time.perf_counter() - started,
-            **peak_memory(plan.setting.device),
+            **peak_memory(self.plan.setting.device),
         }
 
     def _measure_reference(
@@ -167,6 +205,10 @@ class Measuring:
 
     def _load_wide(self) -> "PreTrainedModel":
         return load(self.plan, self.plan.setting.reference_artifact(), "float32")
+
+
+def _has_all(step: MeasurementPlan, store: Store) -> bool:
+    return all(store.find("measurements", key, full=True) for key in step.keys)
 
 
 def _report_as(label: str, progress: Progress, _: str, done: float | None = None) -> None:

@@ -164,7 +164,9 @@ def _architectures(path: Path) -> frozenset[str]:
 
 def _download(folder: Path) -> Path:
     wanted = f"{_PACKAGE}=={package_version()}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
+    # Of this package alone: what builds its metadata may come built.
+    command += ["--no-binary", _PACKAGE]
     done = subprocess.run([*command, "--dest", folder, wanted])  # noqa: S603
     found = sorted(folder.glob("*.tar.gz"))
     if done.returncode or not found:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from qsweep.base.disk import has_no_room
 from qsweep.base.errors import ArtifactCorrupt, TrialFailed
@@ -64,9 +64,9 @@ def quantize_file(
     # The file says what it is rather than which mixture it was made from.
     stated = (api.llama_model_kv_override * 2)()
     if params.ftype != type_.number:
-        stated[0].tag = api.LLAMA_KV_OVERRIDE_TYPE_INT
-        stated[0].key, number = b"general.file_type", cast(Any, stated[0].value)
-        number.val_i64 = type_.number
+        entry_of_type: Any = stated[0]
+        entry_of_type.tag, entry_of_type.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.file_type"
+        entry_of_type.value.val_i64 = type_.number
         params.kv_overrides = stated
     with logged() as errors:
         failed = api.llama_model_quantize(

@@ -39,16 +39,9 @@ class NF4(NumberFormat):
 
     _values: ClassVar[tuple[float, ...]] = _NF4
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import Codebook
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme

@@ -26,16 +26,9 @@ class FP8(NumberFormat):
     # Outputs that share a scale, -1 for all.
     _rows: ClassVar[int] = -1
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import E4M3
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
@@ -86,16 +79,9 @@ class NVFP4A16(NumberFormat):
     group_size: ClassVar[int | None] = 16
     gguf: ClassVar[str | None] = "NVFP4"
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import E2M1
         from qsweep.formats.numbers.scales import E4M3_SCALE
         from qsweep.formats.numbers.scheme import Scheme
@@ -124,16 +110,9 @@ class MXFP4A16(NumberFormat):
     group_size: ClassVar[int | None] = 32
     gguf: ClassVar[str | None] = "MXFP4"
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import E2M1, E4M3
         from qsweep.formats.numbers.scales import E8M0_SCALE
         from qsweep.formats.numbers.scheme import Scheme

@@ -24,7 +24,6 @@ class Q4K(NumberFormat):
     containers: ClassVar[tuple[str, ...] | None] = ("gguf",)
     runtimes: ClassVar[tuple[str, ...]] = ("llama.cpp", "ollama")
     gguf: ClassVar[str | None] = "Q4_K_S"
-    search: ClassVar[Search | None] = "loss"
 
     sym: ClassVar[bool] = False
 
@@ -38,16 +37,13 @@ class Q4K(NumberFormat):
         """The name of the tensor type."""
         return self.name.upper()
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def searched(self, search: Search) -> Search:
+        """See :meth:`NumberFormat.searched`: what a group spans tells little of whole scales."""
+        return "loss"
+
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`; scales are always searched."""
         from qsweep.formats.numbers.superblocks import block_scheme
 
         return block_scheme(self.block)

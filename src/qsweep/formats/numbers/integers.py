@@ -23,16 +23,9 @@ class Int(NumberFormat):
     name: ClassVar[str] = "int"
     containers: ClassVar[tuple[str, ...] | None] = None
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import Integers
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
@@ -99,7 +92,10 @@ class W8A8(_Smoothable):
 
 @dataclass(frozen=True)
 class W4A8(_Smoothable):
-    """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token."""
+    """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token.
+
+    compressed-tensors keeps codes in whole bytes here, as integers beside quantized activations.
+    """
 
     name: ClassVar[str] = "w4a8"
     preset: ClassVar[str | None] = "W4A8"
@@ -120,8 +116,8 @@ class W4AFP8(W4A16):
 class Ternary(NumberFormat):
     """-1, 0 and 1, with a scale for 128 inputs: codes of two bits, of which one goes unused.
 
-    A group's scale is the mean of its magnitudes (BitNet b1.58, Ma et al. 2024, arXiv:2402.17764)
-    where none is searched.
+    Rounding to nearest takes the mean of a group's magnitudes as its scale (BitNet b1.58, Ma et al.
+    2024, arXiv:2402.17764); GPTQ searches one, for a mean is far from the best.
     """
 
     name: ClassVar[str] = "ternary"
@@ -130,19 +126,16 @@ class Ternary(NumberFormat):
     runtimes: ClassVar[tuple[str, ...]] = ("transformers",)
     gguf: ClassVar[str | None] = "TQ2_0"
 
-    def scheme(
-        self,
-        bits: int,
-        group_size: int,
-        sym: bool,
-        *,
-        dtype: "torch.dtype",
-        search: Search = "range",
+    def searched(self, search: Search) -> Search:
+        """See :meth:`NumberFormat.searched`."""
+        return "mse" if search == "range" else search
+
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
     ) -> "Scheme":
-        """See :meth:`NumberFormat.scheme`."""
         from qsweep.formats.numbers.grids import Integers
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
 
         grid = Integers(2, sym=True, narrow=True)
-        return Scheme(grid, 128, FloatScale(dtype), extreme="mean", search=search)
+        return Scheme(grid, group_size, FloatScale(dtype), extreme="mean", search=search)

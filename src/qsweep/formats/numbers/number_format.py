@@ -42,7 +42,6 @@ class NumberFormat(ABC):
         native_since: The first generation of GPUs that multiplies it as it is; None where weights
             are unpacked to 16 bits first, which any can.
         gguf: The GGUF type that has the same weights; None where there is none.
-        search: How scales are chosen; None where the quantizer's option says.
     """
 
     container: str = "auto"
@@ -57,7 +56,6 @@ class NumberFormat(ABC):
     runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
     native_since: ClassVar[Generation | None] = None
     gguf: ClassVar[str | None] = None
-    search: ClassVar[Search | None] = None
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
@@ -65,7 +63,6 @@ class NumberFormat(ABC):
                 f"container={self.container}: no such container{nearest(self.container, CONTAINERS)}"
             )
 
-    @abstractmethod
     def scheme(
         self,
         bits: int,
@@ -84,6 +81,16 @@ class NumberFormat(ABC):
             dtype: What the container stores scales as, where they are plain numbers.
             search: How scales are chosen.
         """
+        if self.bits is not None:
+            bits, sym = self.bits, True
+        group_size = group_size if self.group_size is None else self.group_size
+        return self._scheme(bits, group_size, sym, dtype, search)
+
+    @abstractmethod
+    def _scheme(
+        self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
+    ) -> "Scheme":
+        """The same, with what the format fixes in place."""
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -91,6 +98,10 @@ class NumberFormat(ABC):
         if self.bits is None:
             return {}
         return {"bits": self.bits, "group_size": self.group_size, "sym": True}
+
+    def searched(self, search: Search) -> Search:
+        """How scales are chosen where a quantizer that could search them is asked for ``search``."""
+        return search
 
     def options(self) -> dict[str, Any]:
         """What of it determines an artifact, but for the container; nothing for the default."""

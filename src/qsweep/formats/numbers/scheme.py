@@ -14,6 +14,8 @@ Search = Literal["range", "mse", "loss"]
 
 # Exponent of the error: rare large weights count for less than by squares (IST-DASLab/gptq).
 _NORM = 2.4
+# Where a scale is a mean of magnitudes, the best one is mostly larger.
+_OF_A_MEAN = (1.0, *(1 + step / 10 for step in range(1, 16)), 0.9, 0.8)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Scheme:
     rows: int = 1
     search: Search = "range"
     extreme: Literal["largest", "mean"] = "largest"
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What a search multiplies a group's extreme with; the first is what is taken without one."""
+        return _OF_A_MEAN if self.extreme == "mean" else self.scale.shares
 
     @property
     def sym(self) -> bool:
@@ -129,7 +136,7 @@ class LayerScheme:
         if self.scheme.search == "range":
             return scale, zero
         best = self._error(weights, scale, zero, importance)
-        for share in self.scheme.scale.shares[1:]:
+        for share in self.scheme.shares[1:]:
             new_scale, new_zero = self.at(low * share, high * share)
             error = self._error(weights, new_scale, new_zero, importance)
             better = error < best

@@ -7,6 +7,18 @@ from qsweep.quantizers.isolated.auto_gptq import AutoGPTQ
 from qsweep.quantizers.isolated.autoawq import AutoAWQ
 from qsweep.quantizers.isolated.autoround import AutoRound
 from qsweep.quantizers.isolated.custom import Custom
-from qsweep.quantizers.isolated.llmcompressor import LLMCompressorAWQ, LLMCompressorGPTQ
+from qsweep.quantizers.isolated.llmcompressor import (
+    LLMCompressorAWQ,
+    LLMCompressorGPTQ,
+    LLMCompressorRTN,
+)
 
-__all__ = ["AutoAWQ", "AutoGPTQ", "AutoRound", "Custom", "LLMCompressorAWQ", "LLMCompressorGPTQ"]
+__all__ = [
+    "AutoAWQ",
+    "AutoGPTQ",
+    "AutoRound",
+    "Custom",
+    "LLMCompressorAWQ",
+    "LLMCompressorGPTQ",
+    "LLMCompressorRTN",
+]

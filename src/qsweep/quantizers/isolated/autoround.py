@@ -91,6 +91,7 @@ class AutoRound(IsolatedQuantizer):
     def check(self, model: ModelFacts) -> None:
         """Refuse what the format cannot hold, and a missing environment. Raises IncompatibleTrial."""
         if self.export == "gguf":
+            self.check_format()
             self._check_gguf(model)
             self.env.require(_ENVIRONMENT)
         else:

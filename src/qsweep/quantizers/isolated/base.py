@@ -41,6 +41,7 @@ class IsolatedQuantizer(GroupedOptions):
         Raises:
             IncompatibleTrial: With the reason.
         """
+        self.check_format()
         # What no backend can do is said before what this one cannot: it must not name another.
         bits = self.packed_bits
         check_packing(self.label, self.container, bits, self.group_size, model, whole=True)
@@ -60,7 +61,11 @@ class IsolatedQuantizer(GroupedOptions):
     def refuse(self, model: ModelFacts) -> None:
         """Refuse what this library alone cannot do. Raises IncompatibleTrial."""
 
-    def worker_options(self) -> dict[str, Any]:
+    def recipe_used(self) -> Recipe:
+        """The recipe with these options."""
+        return self.recipe
+
+    def worker_options(self, model: ModelFacts) -> dict[str, Any]:
         """What the worker is told."""
         return self.options()
 
@@ -73,6 +78,6 @@ class IsolatedQuantizer(GroupedOptions):
     ) -> Artifact:
         """Write a checkpoint of the format that the recipe names."""
         return quantize(
-            self.recipe, self.env, self.worker_options(), model, calibration, out, progress,
-            self.runtimes,
+            self.recipe_used(), self.env, self.worker_options(model.facts), model, calibration, out,
+            progress, self.runtimes,
         )  # fmt: skip

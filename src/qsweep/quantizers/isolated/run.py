@@ -38,12 +38,17 @@ class Recipe:
         environment: The environment it is made for.
         writes: The format of what it saves.
         dtypes: The dtypes that the library can compute in; the first one replaces others.
+        own_dtype: Whether it computes in the checkpoint's dtype on a CPU, too, because what it
+            makes of the weights depends on it.
+        calibrated: Whether it looks at calibration text.
     """
 
     worker: str
     environment: str
     writes: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    own_dtype: bool = False
+    calibrated: bool = True
 
     @property
     def script(self) -> Path:
@@ -70,7 +75,7 @@ def quantize(
         env: Which environment.
         options: What the worker is told.
         model: The unquantized model.
-        calibration: The token ids that it may see.
+        calibration: The token ids that it may see; None where it is not calibrated.
         out: The artifact's directory.
         progress: Told of the worker's steps.
         runtimes: What can serve the artifact.
@@ -81,7 +86,7 @@ def quantize(
         TrialFailed: The library reads another model than this one, or the worker failed; the text
             ends with the path of the worker's log.
     """
-    if calibration is None or not calibration.samples:
+    if recipe.calibrated and (calibration is None or not calibration.samples):
         raise ConfigError(f"{recipe.environment} needs calibration text, and got none")
     python = env.interpreter(recipe.environment, progress)
     work = out / "work"
@@ -117,7 +122,7 @@ def _prepare(
     recipe: Recipe,
     options: dict[str, Any],
     model: SourceModel,
-    calibration: CalibrationTokens,
+    calibration: CalibrationTokens | None,
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -130,7 +135,9 @@ def _prepare(
     dtype = _dtype(recipe, model)
     hand_over(model.path, work / "model")
     (work / "saved").mkdir()
-    tokens = torch.tensor([list(ids) for ids in calibration.samples], dtype=torch.int64)
+    # Without text, the vocabulary's first tokens will do for a probe.
+    samples = [range(_PROBE_TOKENS)] if calibration is None else calibration.samples
+    tokens = torch.tensor([list(ids) for ids in samples], dtype=torch.int64)
     save_file({"input_ids": tokens}, work / "tokens.safetensors")
     progress("handshake", None)
     window = tokens[:1, :_PROBE_TOKENS].contiguous()
@@ -150,10 +157,13 @@ def _prepare(
 
 
 def _dtype(recipe: Recipe, model: SourceModel) -> str:
-    # float32 on a CPU; on CUDA the checkpoint's own.
-    from qsweep.models.devices import resolve_dtype
+    # float32 on a CPU; on CUDA, or where the recipe says so, the checkpoint's own.
+    from qsweep.models.devices import own_dtype, resolve_dtype
 
-    found = resolve_dtype("auto", model.device, model.path)
+    if recipe.own_dtype:
+        found = own_dtype(model.path)
+    else:
+        found = resolve_dtype("auto", model.device, model.path)
     return found if found in recipe.dtypes else recipe.dtypes[0]
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,13 +20,15 @@ from qsweep.models.source import SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, Layer, RTNJob, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stage
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.names import by_checkpoint_name
 from qsweep.quantizers.native.precision import calibration_dtype
+from qsweep.quantizers.native.smoothing import Smoothed, smooth
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import (
     Chunk,
+    Layer,
     Stage,
     StageInputs,
     advance,
@@ -116,6 +118,8 @@ class _CalibrationText:
         """``importance`` tells whether the importance matrix is wanted; else it may stay empty."""
         self.importance: dict[str, torch.Tensor] = {}
         self._weighs = importance
+        self._jobs = jobs
+        self._smoothing = sorted({job.smoothing for job in jobs if job.smoothing is not None})
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
         self._rounding = [job for job in jobs if isinstance(job, RTNJob)]
         gptq = [job for job in jobs if isinstance(job, GPTQJob)]
@@ -135,18 +139,26 @@ class _CalibrationText:
         layer = Layer(module, stages, full_name)
         inputs: StageInputs | None = {} if any(job.compares for job in self._walking) else None
         shared = self._share(index, layer, inputs)
+        folds = self._find_folds(index, layer) if self._awq or self._smoothing else []
+        versions: dict[float | None, Smoothed] = {None: Smoothed(layer, shared, {}, {})}
+        for share in self._smoothing:
+            stored = self._jobs[0].stored_dtype
+            versions[share] = smooth(layer, shared, folds, share, stored)
         for rounding in self._rounding:
             with _timed([rounding]):
-                rounding.take(layer, shared)
-        if self._awq:
-            folds = self._find_folds(index, layer)
-            for job in self._awq:
-                with _timed([job]):
-                    job.take(layer, shared, folds)
+                own = versions[rounding.smoothing]
+                rounding.take(own.layer, own.stats)
+        for job in self._awq:
+            with _timed([job]):
+                own = versions[job.smoothing]
+                job.take(own.layer, own.stats, folds)
         if not self._sharing:
             # Large, and of no more use.
-            shared.clear()
-        self._solve(index, layer, shared, inputs)
+            for version in versions.values():
+                version.stats.clear()
+        self._solve(index, versions, inputs)
+        for each in self._jobs:
+            each.add_changed(versions[each.smoothing].changed)
         hidden = run_layer(module, self._probe, index).to("cpu")
         self._probe = Chunk(hidden, self._probe.calls)
 
@@ -154,9 +166,11 @@ class _CalibrationText:
         # The statistics of the unquantized model, of each stage, if somebody wants them.
         gathered: list[InputStats] = []
         products = bool(self._awq or self._sharing)
-        if not (products or self._rounding or self._weighs) and keep is None:
+        ranges = bool(self._smoothing) or any(
+            job.ranges for job in (*self._awq, *self._sharing, *self._rounding)
+        )
+        if not (products or ranges or self._weighs) and keep is None:
             return gathered
-        ranges = any(job.ranges for job in (*self._awq, *self._sharing, *self._rounding))
 
         def take(stage: Stage, stats: InputStats) -> None:
             values = stats.importance.cpu()
@@ -178,22 +192,30 @@ class _CalibrationText:
         return gathered
 
     def _solve(
-        self, index: int, layer: Layer, shared: Sequence[InputStats], plain: StageInputs | None
+        self, index: int, versions: Mapping[float | None, Smoothed], plain: StageInputs | None
     ) -> None:
         every = [*self._walking, *self._sharing]
-        rounds = rounds_needed(layer.module, self._plain, len(self._walking), len(self._sharing))
+        module = versions[None].layer.module
+        rounds = rounds_needed(module, self._plain, len(self._walking), len(self._sharing))
+        given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
             jobs = every[number::rounds]
+            layers = [versions[job.smoothing].layer for job in jobs]
             walks: list[Callable[[Callable[[_Asked], _Matrices]], list[Chunk]]] = [
                 partial(
-                    _walk, index, layer, self._own[job], plain if job.compares else None, job.ranges
+                    _walk,
+                    index,
+                    layer,
+                    self._own[job],
+                    given[job.smoothing] if job.compares else None,
+                    job.ranges,
                 )
                 if job.sequential
-                else partial(_ask_only, layer, shared)
-                for job in jobs
+                else partial(_ask_only, versions[job.smoothing])
+                for job, layer in zip(jobs, layers, strict=True)
             ]
-            results, seconds = in_lockstep(walks, partial(_answer, layer, jobs))
+            results, seconds = in_lockstep(walks, partial(_answer, layers, jobs))
             for job, chunks, spent in zip(jobs, results, seconds, strict=True):
                 job.seconds += spent
                 if job.sequential:
@@ -215,9 +237,11 @@ class _CalibrationText:
         return self._folds[key]
 
 
-def _answer(layer: Layer, jobs: Sequence[GPTQJob], asked: Sequence[_Asked]) -> list[_Matrices]:
+def _answer(
+    layers: Sequence[Layer], jobs: Sequence[GPTQJob], asked: Sequence[_Asked]
+) -> list[_Matrices]:
     with _timed(jobs):
-        return solve_stage(jobs, layer, asked[0][0], [stats for _, stats in asked])
+        return solve_stage(jobs, layers, asked[0][0], [stats for _, stats in asked])
 
 
 def _walk(
@@ -249,11 +273,9 @@ def _walk(
     )
 
 
-def _ask_only(
-    layer: Layer, shared: Sequence[InputStats], ask: Callable[[_Asked], _Matrices]
-) -> list[Chunk]:
+def _ask_only(version: Smoothed, ask: Callable[[_Asked], _Matrices]) -> list[Chunk]:
     # Who shares the unquantized model's statistics is solved along with those who walk.
-    for stage, stats in zip(layer.stages, shared, strict=True):
+    for stage, stats in zip(version.layer.stages, version.stats, strict=True):
         ask((stage, stats))
     return []
 

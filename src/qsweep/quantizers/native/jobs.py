@@ -1,8 +1,7 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,8 @@ from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Stage
+from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The decoder layer at hand; ``full_name`` gives the name in the model of one of its parts."""
-
-    module: nn.Module
-    stages: Sequence[Stage]
-    full_name: Callable[[str], str]
 
 
 class Job:
@@ -39,11 +29,13 @@ class Job:
     Attributes:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
+        smoothing: The share of an input's range that moves into weights; None where none does.
     """
 
     def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
         self.seconds = 0.0
         self.ranges = quantizer.format.static
+        self.smoothing: float | None = getattr(quantizer.format, "smoothquant", None)
         self._quantizer, self._options = quantizer, quantizer.options()
         search = self._options.get("scale_search", "range")
         if quantizer.holder == "gguf":
@@ -61,10 +53,19 @@ class Job:
         outputs, inputs = weight.shape
         return self._quantizer.fits((outputs, inputs))
 
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype that the unquantized checkpoint keeps a tensor in."""
+        return self._checkpoint.stored_dtype(name)
+
+    def add_changed(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep tensors that were changed before quantization and are not written yet, by name."""
+        for name, tensor in tensors.items():
+            self._checkpoint.add_plain(name, tensor)
+
     def finish(self, model: nn.Module, common: Mapping[str, Any]) -> Artifact:
         """Write what is left of the model, and close the checkpoint; ``common`` details of a pass."""
         details = {
-            "loss": dict(self._losses),
+            **({"loss": dict(self._losses)} if self._losses else {}),
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,
@@ -147,30 +148,33 @@ class GPTQJob(Job):
 
 
 def solve_stage(
-    jobs: Sequence[GPTQJob], layer: Layer, stage: Stage, stats: Sequence[InputStats]
+    jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, QuantizedMatrix]]:
     """Quantize the linear layers of one stage for every job that can hold them.
 
     Args:
         jobs: The configurations.
-        layer: The decoder layer with its own weights.
+        layers: Each job's decoder layer before it is quantized; several may share the same object.
         stage: Which of its linear layers.
         stats: What each job's inputs are; several may share the same object.
 
     Returns:
         For each job the matrices, by the linear layers' names inside the decoder layer.
     """
-    modules = dict(layer.module.named_modules())
-    weights = {name: weight_of(modules[name]) for name in stage.linears}
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for number, job in enumerate(jobs):
-        names = tuple(name for name in stage.linears if job.fits(weights[name]))
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    for number, (job, layer) in enumerate(zip(jobs, layers, strict=True)):
+        if id(layer) not in weights:
+            modules = dict(layer.module.named_modules())
+            weights[id(layer)] = {name: weight_of(modules[name]) for name in stage.linears}
+        own = weights[id(layer)]
+        names = tuple(name for name in stage.linears if job.fits(own[name]))
         if names:
-            alike.setdefault(names, []).append(number)
+            alike.setdefault((id(layer), names), []).append(number)
     results: list[dict[str, QuantizedMatrix]] = [{} for _ in jobs]
-    for names, numbers in alike.items():
-        part = {name: weights[name] for name in names}
-        chosen = [jobs[number] for number in numbers]
+    for (which, names), numbers in alike.items():
+        part = {name: weights[which][name] for name in names}
+        chosen, layer = [jobs[number] for number in numbers], layers[numbers[0]]
         solved = _solve(chosen, layer, part, stage.channels, [stats[n] for n in numbers])
         for number, matrices in zip(numbers, solved, strict=True):
             results[number] = matrices

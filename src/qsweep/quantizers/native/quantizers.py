@@ -11,6 +11,7 @@ from qsweep.base.progress import Progress, silent
 from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gptq import format_of
+from qsweep.formats.numbers import Search
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import (
     AWQOptions,
@@ -108,7 +109,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     True
     """
 
-    scale_search: str = "range"
+    scale_search: Search = "range"
     sequential: bool | Literal["auto"] = "auto"
     gptaq_alpha: float = 0.0
 
@@ -129,7 +130,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         """The effective options. With one group per output, both orders are the same."""
         sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
         options = super().options() | {
-            "scale_search": self.format.search or self.scale_search,
+            "scale_search": self.format.searched(self.scale_search),
             "sequential": sequential,
             "gptaq_alpha": self.gptaq_alpha if sequential else 0.0,
         }

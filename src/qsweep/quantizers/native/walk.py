@@ -45,6 +45,15 @@ class Stage:
     channels: int
 
 
+@dataclass(frozen=True)
+class Layer:
+    """The decoder layer at hand; ``full_name`` gives the name in the model of one of its parts."""
+
+    module: nn.Module
+    stages: Sequence[Stage]
+    full_name: Callable[[str], str]
+
+
 OnStage = Callable[[Stage, InputStats], None]
 # By a stage's first linear layer, what goes into it of each chunk.
 StageInputs = dict[str, list[torch.Tensor]]

@@ -95,8 +95,10 @@ class CheckpointWriter(Writer):
         self, name: str, weight: torch.Tensor, extreme: torch.Tensor, inputs: torch.Tensor | None
     ) -> None:
         """Add a linear layer's weight [out, in], rounded to nearest; see :meth:`Encoder.round`."""
-        own = weight.to(self.stored_dtype(f"{name}.weight"))
-        self._add_parts(name, self._encoder.round(own, extreme, inputs))
+        dtype = self.stored_dtype(f"{name}.weight")
+        # The extreme, too: the global scale is computed in the dtype that it comes in.
+        rounded = self._encoder.round(weight.to(dtype), extreme.to(dtype), inputs)
+        self._add_parts(name, rounded)
 
     def _add_parts(self, name: str, parts: Parts) -> None:
         for part, tensor in parts.items():

@@ -27,12 +27,14 @@ class Shown:
         min_width: The narrowest terminal that has room for it; ``narrow`` is what a narrower one
             shows instead, if anything.
         cell: Its text, where it is not the column's own.
+        optional: Whether it is left out where no row has anything in it.
     """
 
     heading: str
     min_width: int = 0
     cell: Callable[[Row], str] | None = None
     narrow: Callable[[Row], str] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,6 +97,19 @@ def interval(row: Row) -> str:
     return "" if row.record.reference else span
 
 
+def difference(name: str) -> Callable[[Row], str]:
+    """Prints a figure of the measurement that may be negative, with its interval if it has one."""
+
+    def write(row: Row) -> str:
+        found = figures(row, "measurement")
+        low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
+        text = numbers.divergence(found.get(name))
+        span = f" ({numbers.divergence(low)} to {numbers.divergence(high)})"
+        return text if low is None or high is None else text + span
+
+    return write
+
+
 def size(row: Row) -> str:
     """Size, bits per weight, and how many layers stayed in 16 bits."""
     made = row.record.artifact

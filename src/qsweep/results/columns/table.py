@@ -6,6 +6,7 @@ A new metric is a function that measures it and a row here. Rows stand in the or
 show them; :data:`CSV_ORDER` has that of ``results.csv``.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers
@@ -14,6 +15,7 @@ from qsweep.results.columns.column import (
     Column,
     Shown,
     add,
+    figures,
     of_artifact,
     of_measurement,
     of_options,
@@ -40,6 +42,50 @@ def retention(capability: str) -> Column:
     )  # fmt: skip
 
 
+def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...]:
+    """The columns of the run that has one more part as it is served (:mod:`qsweep.evaluate.served`).
+
+    Args:
+        name: What they are called by.
+        what: All that this run has as it is served.
+        beyond: What the run before it had, which this one adds to.
+        heading: Of the part, in a few letters.
+    """
+    kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
+    needs = "needs a format or a setting that quantizes them"
+    shown = Shown(f"KLD {heading}", optional=True)
+    narrow = replace(
+        shown,
+        min_width=100,
+        narrow=lambda row: numbers.divergence(figures(row, "measurement").get(kld)),
+    )
+    extra = Shown(f"+KLD {heading}", optional=True)
+    of_ratio = Shown(f"ratio {heading}", optional=True)
+    return (
+        of_measurement(
+            kld, f"mean KL divergence per token with {what} as served, nats ± standard error",
+            unit="nat", better="down", needs=needs, csv=True, error=f"{kld}_stderr", best=True,
+            tables={"markdown": shown, "html": shown, "card": shown, "terminal": narrow}),
+        of_measurement(f"{kld}_stderr", "its standard error, over windows", csv=True),
+        of_measurement(
+            added, f"how much of that comes on top of {beyond}, nats, paired 95 % interval",
+            unit="nat", better="down", needs=needs, csv=True,
+            write=derived.difference(added), tables={"markdown": extra, "html": extra}),
+        of_measurement(f"{added}_low", "low end of that interval", unit="nat", csv=True),
+        of_measurement(f"{added}_high", "high end of that interval", unit="nat", csv=True),
+        of_measurement(
+            ratio, f"perplexity with {what} as served / the reference's, paired 95 % interval",
+            better="down", needs=needs, csv=True, text=numbers.ratio,
+            ends=(f"{ratio}_low", f"{ratio}_high"),
+            tables={"markdown": of_ratio, "html": of_ratio, "card": of_ratio}),
+        of_measurement(f"{ratio}_low", "low end of that ratio's interval", csv=True),
+        of_measurement(f"{ratio}_high", "high end of that ratio's interval", csv=True),
+        of_measurement(
+            f"top1_agreement_{name}", f"how often the reference's token is preferred with {what} as "
+            "served", unit="share", better="up", needs=needs, csv=True, text=numbers.percent),
+    )  # fmt: skip
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 # fmt: off
@@ -54,6 +100,9 @@ MODEL = add(of_trial("model", "the model's name", csv=True))
 METHOD = add(of_trial("method", "how it was quantized", csv=True, view=("tags", 12)))
 BACKEND = add(of_trial("backend", "whose code did it", csv=True))
 FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
+NUMBER_FORMAT = add(Column(
+    "number_format", "what codes mean; empty where bits, group_size and type say it all", "trial",
+    lambda row: row.record.options.get("format"), csv=True, view=("params", 13)))
 BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
 GROUP_SIZE = add(of_options(
     "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
@@ -123,6 +172,9 @@ KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
         ("median", "median", {}), ("p90", "90th percentile", {}),
         ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
         ("p999", "99.9th percentile", {}), ("max", "largest", {})))
+SERVED = tuple(map(add, (
+    *served("activations", "weights and activations", "the weights alone", "act."),
+)))
 KLD_FLOOR_DTYPE = add(of_measurement(
     "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
     unit="nat"))
@@ -334,6 +386,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high dequantized_from "
-).split())
+    "peer_kld_difference_high dequantized_from number_format "
+).split(), *(column.name for column in SERVED))
 # fmt: on

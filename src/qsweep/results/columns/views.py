@@ -1,6 +1,6 @@
 """What each output takes of the table. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qsweep.base.contents import is_number
@@ -21,19 +21,32 @@ def csv_columns() -> list[Column]:
     return sorted(chosen, key=lambda column: known.get(column.name, len(known)))
 
 
-def columns_of(table: Table) -> list[Column]:
-    """The columns that a table shows, in their order."""
-    return [column for column in TABLE if column.shown(table) is not None]
+def columns_of(table: Table, rows: Iterable[Row] | None = None) -> list[Column]:
+    """The columns that a table shows, in their order; of these rows, if they are given."""
+    found = [column for column in TABLE if column.shown(table) is not None]
+    if rows is None:
+        return found
+    rows = list(rows)
+
+    def has_place(column: Column) -> bool:
+        shown = column.shown(table)
+        optional = shown is not None and shown.optional
+        return not optional or any(column.cell(row, table) for row in rows)
+
+    return [column for column in found if has_place(column)]
 
 
-def headings(table: Table) -> list[str]:
+def headings(table: Table, rows: Iterable[Row] | None = None) -> list[str]:
     """Their headings."""
-    return [shown.heading for column in TABLE if (shown := column.shown(table)) is not None]
+    shown = (column.shown(table) for column in columns_of(table, rows))
+    return [one.heading for one in shown if one is not None]
 
 
-def cells_of(row: Row, table: Table) -> list[str]:
-    """A row's cells in a table."""
-    return [column.cell(row, table) for column in columns_of(table)]
+def lines_of(rows: Iterable[Row], table: Table) -> list[list[str]]:
+    """The cells of each row in a table of these rows."""
+    rows = list(rows)
+    shown = columns_of(table, rows)
+    return [[column.cell(row, table) for column in shown] for row in rows]
 
 
 def figures_of(of: str) -> list[Column]:

@@ -251,6 +251,8 @@ def _files(record: Record) -> dict[str, Path]:
         if measurement.file:
             place = f"measurements/{file_word(measurement.corpus)}-{measurement.preset}"
             files[place] = Path(measurement.file)
+            served = (run for run in measurement.served or () if run.file)
+            files |= {f"{place}-{run.name}": Path(str(run.file)) for run in served}
     return files
 
 

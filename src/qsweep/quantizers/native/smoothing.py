@@ -1,0 +1,118 @@
+"""SmoothQuant (Xiao et al. 2022, arXiv:2211.10438): range moved from activations into weights.
+
+An input channel that reaches far makes the scale of all others coarse. It is divided by s, the
+weights that it meets are multiplied by it, and what comes before absorbs the division, found as for
+AWQ (:mod:`qsweep.quantizers.native.fold`). The model computes what it did.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from qsweep.quantizers.native.awq import scaled_gram
+from qsweep.quantizers.native.fold import Fold
+from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight, weight_of
+from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.walk import Layer, Stage, StageInputs
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A decoder layer after its inputs were smoothed.
+
+    Attributes:
+        layer: The layer, a copy.
+        stats: What goes into its stages now.
+        scales: By a stage's first linear layer, what its inputs were divided by, float32 [channels].
+        changed: By their names in the model, all tensors that may differ from the model's.
+    """
+
+    layer: Layer
+    stats: list[InputStats]
+    scales: Mapping[str, torch.Tensor]
+    changed: Mapping[str, torch.Tensor]
+
+    def inputs(self, plain: StageInputs | None) -> StageInputs | None:
+        """What would go into the stages if nothing was quantized, divided likewise."""
+        if plain is None:
+            return None
+        return {
+            name: [
+                part / self.scales[name].to(part) if name in self.scales else part for part in parts
+            ]
+            for name, parts in plain.items()
+        }
+
+
+def smooth(
+    layer: Layer,
+    stats: Sequence[InputStats],
+    folds: Sequence[Fold | None],
+    share: float,
+    stored_dtype: Callable[[str], torch.dtype],
+) -> Smoothed:
+    """Divide each input channel j by s_j = max|X_j|^share / max|W_j|^(1 - share).
+
+    Args:
+        layer: A decoder layer.
+        stats: What goes into its stages, with ranges.
+        folds: What absorbs the inverse of a stage's scales; a stage without keeps its inputs.
+        share: How much of the range moves.
+        stored_dtype: The dtype that the checkpoint keeps a tensor in, by its name.
+    """
+    module = copy.deepcopy(layer.module)
+    modules = dict(module.named_modules())
+    scales: dict[str, torch.Tensor] = {}
+    seen: list[InputStats] = []
+    touched = set(linears_of(module))
+    for stage, inputs, fold in zip(layer.stages, stats, folds, strict=True):
+        if fold is None:
+            seen.append(inputs)
+            continue
+        wanted = fold.per_source(_scales(stage, inputs, modules, share))
+        full = layer.full_name(fold.source)
+        applied = _absorb(fold, modules[fold.source], wanted, stored_dtype(f"{full}.weight"))
+        touched.add(fold.source)
+        for name in stage.linears:
+            set_weight(modules[name], weight_of(modules[name]) * applied)
+        scales[stage.linears[0]] = applied
+        gram = scaled_gram(inputs.gram, applied) if inputs.products else inputs.gram
+        magnitude = inputs.magnitude / applied if inputs.channels else inputs.magnitude
+        seen.append(
+            replace(inputs, gram=gram, magnitude=magnitude, largest=inputs.largest / applied)
+        )
+    changed = {
+        f"{layer.full_name(name)}.{part}": tensor.detach()
+        for name in touched
+        for part, tensor in modules[name].named_parameters(recurse=False)
+    }
+    return Smoothed(replace(layer, module=module), seen, scales, changed)
+
+
+def _scales(
+    stage: Stage, inputs: InputStats, modules: Mapping[str, nn.Module], share: float
+) -> torch.Tensor:
+    weights = torch.stack([weight_of(modules[name]).abs().amax(0) for name in stage.linears])
+    reach, weight = inputs.largest, weights.amax(0).clamp(min=1e-5)
+    scales = reach.pow(share) / weight.pow(1 - share)
+    # What never fires, or meets nothing, stays.
+    return torch.where(reach > 0, scales, 1.0).clamp(min=1e-5)
+
+
+def _absorb(
+    fold: Fold, source: nn.Module, scales: torch.Tensor, stored: torch.dtype
+) -> torch.Tensor:
+    # Returns what the source really applies.
+    if fold.offset is None:
+        set_weight(source, fold.divide_rows(weight_of(source), scales))
+    else:
+        norm = raw_weight(source)
+        new, scales = fold.storable(norm.detach().to(stored), scales)
+        norm.data.copy_(new)
+    bias = getattr(source, "bias", None)
+    if isinstance(bias, torch.Tensor):
+        bias.data.copy_(fold.divide_rows(bias.detach(), scales))
+    return scales
