@@ -14,9 +14,8 @@ from qsweep.formats.gguf.ggml import (  # noqa: E402
 )
 from qsweep.formats.gguf.packing import block_bytes  # noqa: E402
 from qsweep.formats.gguf.types import tensor_type  # noqa: E402
+from qsweep.formats.numbers.block_types import BLOCK_TYPES, FALLBACKS  # noqa: E402
 from qsweep.formats.numbers.superblocks import (  # noqa: E402
-    BLOCK_TYPES,
-    FALLBACKS,
     block_scheme,
 )
 
