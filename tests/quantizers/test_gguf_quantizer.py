@@ -31,8 +31,8 @@ from qsweep.formats.numbers import (  # noqa: E402
 )
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.conversion.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
-from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf.foreign import difference  # noqa: E402
 from qsweep.quantizers.importance import measure_importance  # noqa: E402
 from qsweep.text.calibration import CalibrationTokens

@@ -93,9 +93,9 @@ class GroupedOptions:
         """The version of what else writes the container, behind a ``+``; empty where nothing does."""
         if self.holder != "gguf":
             return ""
-        from qsweep.quantizers.gguf import GGUF
+        from qsweep.quantizers.conversion.artifact import llama_cpp_version
 
-        return f"+llama-cpp-python {GGUF().version()}"
+        return f"+llama-cpp-python {llama_cpp_version()}"
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be quantized; else it stays as it is."""
@@ -280,7 +280,7 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
             f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
         )
     if name == "gguf":
-        from qsweep.quantizers.gguf import require_converter
+        from qsweep.quantizers.conversion.artifact import require_converter
 
         require_converter(model)
     if quantizer.format.bits is None and quantizer.bits not in BITS:

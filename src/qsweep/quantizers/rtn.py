@@ -141,7 +141,7 @@ class RTN(GroupedOptions):
 
         from qsweep.formats.numbers.superblocks import BlockScheme
         from qsweep.models.facts import CONV1D_TYPES
-        from qsweep.quantizers.gguf.solved import SolvedFile
+        from qsweep.quantizers.conversion.solved import SolvedFile
 
         scheme = self.scheme(torch.float16)
         assert isinstance(scheme, BlockScheme) and self.format.gguf is not None

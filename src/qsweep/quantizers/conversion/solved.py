@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import file_type, tensor_type
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.gguf import gguf_artifact, require_runnable
+from qsweep.quantizers.conversion.artifact import gguf_artifact, require_runnable
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class SolvedFile:
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import quantize_file
         from qsweep.formats.gguf.reader import read_gguf
-        from qsweep.quantizers.gguf.base import unquantized
+        from qsweep.quantizers.conversion.base import unquantized
 
         model, path = self._model, self._out / MODEL_FILE
         with unquantized(model, self._out) as base:

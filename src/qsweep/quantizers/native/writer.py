@@ -14,7 +14,7 @@ from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.gguf.solved import SolvedFile
+from qsweep.quantizers.conversion.solved import SolvedFile
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
