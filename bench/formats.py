@@ -63,24 +63,30 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--envs", type=Path, default=Path("outputs/envs"))
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of --cost, of which the fastest counts"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.windows, arguments.samples, arguments.length = 8, 4, 128
+        arguments.rounds = 1
         arguments.formats = [name for name in arguments.formats if name in ("nvfp4", "mxfp4")]
     if arguments.cost:
         rows = measure_cost(arguments)
         print_cost(rows)
-        document = {"what": "seconds of a grid over number formats beside one of integers"}
+        document: dict[str, Any] = {
+            "what": "seconds of a grid over number formats beside one of integers"
+        }
+        document |= {"settings": {"model": Path(arguments.model).name, **_text(arguments)}}
     else:
         document = _open(arguments)
         rows = document.pop("rows")
-        for format_ in arguments.formats:
-            for side in arguments.sides:
-                if side == "qsweep" or format_ not in OWN:
-                    _merge(rows, measure(format_, side, arguments))
-                    _write(arguments.json, document, rows)
+        for side in arguments.sides:
+            for formats in _together(arguments.formats, side):
+                _merge(rows, measure(formats, side, arguments))
+                _write(arguments.json, document, rows)
         print_table(rows)
     _write(arguments.json, document | origin(), rows)
 
@@ -88,41 +94,53 @@ def main() -> None:
 # --- what comes out --------------------------------------------------------------------------------
 
 
-def measure(format_: str, side: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one format by one side; of the store where they are there."""
-    methods = [name for name in arguments.methods if side == "qsweep" or name != "gptaq"]
+def measure(
+    formats: Sequence[str], side: str, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The rows of formats that one sweep can have, by one side; of the store where they are there."""
+    methods = [name for name in arguments.methods if side == SIDES[0] or name != "gptaq"]
     options: dict[str, Any] = {
         "quant": methods,
         "corpus": "python_docs",
         "tracking": "none",
         "outputs_dir": str(arguments.outputs),
-        "sweep": f"formats-{Path(arguments.model).name}-{format_}-{side}",
         "calibration.num_samples": arguments.samples,
         "calibration.max_seq_len": arguments.length,
         "eval.context": arguments.length,
         "eval.max_windows": arguments.windows,
         "eval.noise_floor": False,
-        **_of_format(format_),
     }
+    integers = _integers(formats[0])
+    options |= integers or {"format": list(formats)}
     if arguments.model != "pocket":
         options |= {"model": "path", "model.path": str(model_directory(arguments.model))}
-    if side != "qsweep":
-        options |= {"quant.backend": BACKEND}
-        options |= {"quant.env.folder": str(arguments.envs)}
+    if side != SIDES[0]:
+        options |= {"quant.backend": BACKEND, "quant.env.folder": str(arguments.envs)}
     found = qsweep.run(options)
-    for record in found.shown:
-        if record.status != "finished":
-            print(f"{format_} {side}: {record.name}: {record.status}, {record.reason}", flush=True)
-    return [
-        _row(format_, side, row) for row in table_rows(found.records.values()) if _is_asked(row)
-    ]
+    rows = []
+    for row in table_rows(found.shown):
+        record = row.record
+        if _is_asked(row):
+            name = formats[0] if integers else record.options["format"]
+            rows.append(_row(name, side, row))
+        elif record.status != "finished":
+            print(f"{side}: {record.name}: {record.status}, {record.reason}", flush=True)
+    return rows
 
 
-def _of_format(name: str) -> dict[str, Any]:
+def _together(formats: Sequence[str], side: str) -> list[list[str]]:
+    """Which formats one sweep can have: all that have bits of their own; integers one by one."""
+    held = [name for name in formats if side == SIDES[0] or name not in OWN]
+    fixed = [name for name in held if not _integers(name)]
+    return [*([fixed] if fixed else []), *([name] for name in held if _integers(name))]
+
+
+def _integers(name: str) -> dict[str, Any]:
+    """The options of ``int4-g64``; nothing for other formats."""
     if not name.startswith("int"):
-        return {"format": name}
+        return {}
     bits, _, size = name.removeprefix("int").partition("-g")
-    return {"format": "int", "bits": int(bits), "group_size": int(size)}
+    return {"bits": int(bits), "group_size": int(size)}
 
 
 def _is_asked(row: Row) -> bool:
@@ -136,7 +154,8 @@ def _row(format_: str, side: str, row: Row) -> dict[str, Any]:
     figures = {name: row.measurement.metrics.get(name) for name in FIGURES}
     return {
         "format": format_,
-        "method": "gptaq" if record.options.get("gptaq_alpha") else record.method,
+        # At 8 bits, where nothing is propagated, only its search for scales is left of quant=gptaq.
+        "method": "gptaq" if record.options.get("scale_search") == "loss" else record.method,
         "side": side,
         "bpw": round(record.artifact.bpw or 0.0, 4),
         **{name: round(value, 6) for name, value in figures.items() if value is not None},
@@ -187,13 +206,15 @@ def _paired(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, flo
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Markdown: a line for each format and method."""
-    print("| format | method | bpw | KLD | llm-compressor's | of theirs | p worse | p better |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = "format method bpw KLD with_activations llm-compressor's of_theirs p_worse p_better"
+    print(f"| {' | '.join(heads.split()).replace('_', ' ')} |")
+    print(f"| --- | --- |{' ---: |' * 7}")
     pairs = {_name(pair["ours"]): pair for pair in compare(rows)}
     for row in rows:
         if row["side"] != SIDES[0]:
             continue
         cells = [row["format"], row["method"], f"{row['bpw']:.2f}", f"{row['kld']:.5f}"]
+        cells.append(f"{row['kld_activations']:.5f}" if "kld_activations" in row else "")
         if pair := pairs.get(_name(row)):
             share = row["kld"] / pair["theirs"]["kld"]
             cells += [f"{pair['theirs']['kld']:.5f}", f"{share:.3f}"]
@@ -231,9 +252,8 @@ def measure_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "integers": [(Int(), 4, 32), (Int(), 4, 64), (Int(), 8, -1)],
         "formats": [(NVFP4(), 4, 16), (MXFP4(), 4, 32), (FP8Dynamic(), 8, -1)],
     }
-    rounds = 1 if arguments.quick else 3
     rows: list[dict[str, Any]] = []
-    for number in range(rounds):
+    for number in range(arguments.rounds):
         for side, formats in sides.items():
             quantizers: list[Any] = []
             for format_, bits, size in formats:
@@ -274,9 +294,8 @@ def print_cost(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("windows", "samples", "length")
-    settings = {name: getattr(arguments, name) for name in names}
-    settings |= {"model": Path(arguments.model).name, "llm-compressor": load_spec(BACKEND).pins()}
+    settings = {"model": Path(arguments.model).name, "windows": arguments.windows}
+    settings |= {**_text(arguments), "llm-compressor": load_spec(BACKEND).pins()}
     if arguments.json and arguments.json.exists():
         content: dict[str, Any] = json.loads(arguments.json.read_text(encoding="utf-8"))
         if content["settings"] != settings:
@@ -287,6 +306,10 @@ def _open(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": settings,
         "rows": [],
     }
+
+
+def _text(arguments: argparse.Namespace) -> dict[str, int]:
+    return {"samples": arguments.samples, "length": arguments.length}
 
 
 def _write(

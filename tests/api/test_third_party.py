@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import pytest
 
 from helpers.packages import THEIR_ENTRY_POINTS, THEIRS, install
-from helpers.sweeps import ROOT, rows, run_here
+from helpers.sweeps import ROOT, rows
 
 BRIEF = ["eval=brief", "device=cpu", "sweep=t"]
 SWAPPED = ["~launch.note", "+launch.file=x"]
@@ -22,15 +21,14 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def call(site):
-    """``qsweep`` where their package is installed."""
-
     def command(*arguments):
-        with mock.patch.object(sys, "path", [str(site), *sys.path]):
-            return run_here(arguments)
+        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-m", "qsweep", *arguments]
+        return subprocess.run(
+            line, capture_output=True, text=True, cwd=ROOT, timeout=240, env=environment
+        )
 
-    yield command
-    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
-        del sys.modules[name]
+    return command
 
 
 def test_a_sweep_with_their_quantizer_text_task_launcher_and_tracker(call, tmp_path):

@@ -311,7 +311,7 @@ def test_nor_does_a_traceback(tmp_path):
 @pytest.mark.slow
 def test_nor_by_a_search_and_its_study(tmp_path):
     host = f"127.0.0.1:{dead_port()}"
-    space = ["--config-name=pareto", "quant=rtn", "bits=4,8", "group_size=128"]
+    space = ["--config-name=pareto", "quant=rtn", "format=int", "bits=4,8", "group_size=128"]
     small = ["corpus=[python_docs]", "eval.max_windows=2", "search.few_windows=1", "sweep=t"]
     store = f"outputs_dir={tmp_path}"
     command = [sys.executable, "-m", "qsweep", *space, *small, store]

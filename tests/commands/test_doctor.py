@@ -33,6 +33,10 @@ def test_it_reports_what_is_installed_here(places, capsys):
     assert found["Python"]["detail"] == ".".join(map(str, sys.version_info[:3]))
     assert found["disk"]["status"] in ("ok", "warning") and "GB free" in found["disk"]["detail"]
     assert {"vllm", "ollama", "model hub", "tracker", "gguf (llama.cpp)"} <= found.keys()
+    assert (
+        "nvfp4" in found["compressed-tensors"]["detail"]
+        and "nf4" in found["bitsandbytes"]["detail"]
+    )
     assert all(item["fix"] for item in content["findings"] if item["status"] == "error")
 
 

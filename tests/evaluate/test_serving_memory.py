@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 
 from qsweep.base.errors import ConfigError
-from qsweep.evaluate.serving_memory import (
-    BATCH,
-    footprint,
-    layer_kinds,
-    parse_bytes,
-    serving_config,
-)
+from qsweep.evaluate.cache_layers import layer_kinds
+from qsweep.evaluate.serving_memory import BATCH, footprint, parse_bytes, serving_config
 
 DENSE = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,

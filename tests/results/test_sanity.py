@@ -230,3 +230,18 @@ def test_a_calibration_text_that_repeats_itself_is_told():
     assert (row["calibration_tokens"], row["calibration_tokens_distinct"]) == (63232, 496)
     fine = short | {"calibration_tokens": {"asked": 16384, "distinct": 15000}}
     assert check([fine]) == [] and check([short | {"calibration_tokens": None}]) == []
+
+
+def test_a_cache_that_saturates_is_named():
+    seen = {
+        "layers": 2,
+        "saturated": 0.01,
+        "saturated_most": 0.04,
+        "saturated_layer": "keys of layer 1",
+    }
+    record = rounded(True)
+    record["measurements"][0]["served"] = [{"name": "kv", "facts": {"kv_cache": seen}}]
+    (line,) = check([record])
+    assert "4 % of the keys of layer 1 is beyond what its cache can hold" in line
+    seen["saturated_most"] = 0.0001
+    assert check([record]) == []

@@ -16,7 +16,14 @@ from helpers.sweeps import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    *("--config-name=pareto", "sweep=t", "quant=rtn", "bits=2,4,8", "group_size=128,100"),
+    *(
+        "--config-name=pareto",
+        "sweep=t",
+        "quant=rtn",
+        "format=int",
+        "bits=2,4,8",
+        "group_size=128,100",
+    ),
     *("corpus=[python_docs]", "eval.max_windows=4", "search.few_windows=2"),
 ]
 

@@ -18,7 +18,6 @@ from qsweep.quantizers.rtn import RTN
 from qsweep.results.checks import check
 from qsweep.results.columns.table import SERVED
 from qsweep.results.markdown import results_markdown
-from qsweep.results.record import Row
 from qsweep.results.record_file import content_of, record_of
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.found import identified
@@ -26,7 +25,7 @@ from qsweep.sweep.plan import find_setting, make_plan
 from qsweep.sweep.recording import finished_record
 from qsweep.sweep.trial import run_trial
 
-FIGURES = {column.name for column in SERVED}
+FIGURES = {column.name for column in SERVED if "activations" in column.name}
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +112,8 @@ def test_a_trial_tells_what_activations_add_to_its_weights(world, made):
         )
     )
     assert record_of(content_of(record)) == record
-    # Of another artifact with the same weights as numbers the weights' figures are the same.
     text = results_markdown("sweep", [record])
     assert "KLD act." in text and "+KLD act." in text and "ratio act." in text
-    assert len([column.cell(Row(record, measurement)) for column in SERVED if column.csv]) == 9
 
 
 def test_what_is_there_stays_and_the_run_alone_is_made_again(world, made, monkeypatch):

@@ -14,7 +14,7 @@ from qsweep.sweep.session import run_sweep
 from qsweep.sweep.state import Sweep
 
 # What an artifact was made by is only read.
-_MADE_BY = ("quant", "bits", "group_size", "desc_act", "sym")
+_MADE_BY = ("quant", "format", "container", "bits", "group_size", "desc_act", "sym")
 
 
 def measure_artifacts(artifacts: Sequence[str], words: Sequence[str], command: str) -> Sweep:

@@ -9,6 +9,7 @@ from qsweep.base.secrets import is_hidden
 # Where other packages offer choices of a configuration group (:mod:`qsweep.base.plugins`).
 ENTRY_POINT_GROUPS = {
     "quant": "qsweep.quantizers",
+    "format": "qsweep.number_formats",
     "corpus": "qsweep.corpora",
     "calibration": "qsweep.corpora",
     "launch": "qsweep.launchers",

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from qsweep.base.environment import environment
 from qsweep.base.errors import QsweepError
 from qsweep.commands.finding import Check, Finding, Places
+from qsweep.formats.numbers import FORMATS
 from qsweep.models.devices import torch_has_cuda
 
 _TIMEOUT_S = 4.0
@@ -127,6 +128,22 @@ def backends(places: Places) -> Iterator[Finding]:
     else:
         yield Finding("quantizers", name, "ok", version)
     yield _gguf()
+
+
+def number_formats(places: Places) -> Iterator[Finding]:
+    """What ``format=`` writes, by the library whose containers hold it."""
+    held: dict[str, list[str]] = {"compressed-tensors": [], "bitsandbytes": []}
+    for number in FORMATS.values():
+        if number.containers is not None:
+            held[number.containers[0]].append(number.name)
+    for package, names in held.items():
+        version, what = _version(package), ", ".join(names)
+        if version is None:
+            yield Finding(
+                "number formats", package, "missing", what, f'pip install "qsweep[{package}]"'
+            )
+        else:
+            yield Finding("number formats", package, "ok", f"{version}: {what}")
 
 
 def environments(places: Places) -> Iterator[Finding]:
@@ -250,7 +267,7 @@ def tracker(places: Places) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    python, gpus, packages, backends, environments, runtimes, sandbox, disk, hub, tracker,
+    python, gpus, packages, backends, number_formats, environments, runtimes, sandbox, disk, hub, tracker,
 )  # fmt: skip
 
 

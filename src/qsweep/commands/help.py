@@ -15,6 +15,7 @@ qsweep: what quantization costs a language model, measured over whole grids.
   your text     qsweep corpus=file corpus.path=FILE
   capabilities  qsweep -m quant=gptq bits=3,4 eval=embedded
   a file        qsweep --config-name=degradation   (qsweep sweeps lists such files)
+  formats       qsweep -m quant=rtn,gptq format=int,nvfp4,fp8_dynamic
   best per GB   qsweep search --config-name=pareto
   others' files qsweep score FILE DIR --reference MODEL
 
@@ -31,6 +32,8 @@ bits: 4             2, 3, 4, 8; gguf also 5 and 6
 group_size: 128     32, 64, 128; -1: one scale per output channel
 desc_act: false     gptq: quantize columns in the order of decreasing activation
 sym: auto           symmetric grid; auto: true for gptq, false for awq and rtn
+container: auto     where integers lie: the method's own, or compressed-tensors
+kv_cache: none      fp8, int8, nvfp4, q8_0, q5_1, q4_0, …: what a quantized KV cache adds; KEYS/VALUES
 seed: 0             draws the calibration samples
 device: auto        auto, cpu, cuda, cuda:N
 n_jobs: auto        trials at a time; auto: one per visible GPU

@@ -21,10 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from qsweep.formats.hardware import find_card
     from qsweep.results.html import write_report
+    from qsweep.results.on_card import on_card
     from qsweep.results.sources import sweeps_in
 
     outputs = options.outputs
+    card = None if options.hardware is None else find_card(options.hardware, "--hardware")
     if options.tracking is None:
         sweeps, find = sweeps_in(outputs, options.sweeps), None
     else:
@@ -33,6 +36,9 @@ def _report(options: argparse.Namespace) -> int:
         tracked = TrackedSweeps(options.tracking, options.experiment, outputs)
         sweeps, find = tracked.sweeps(options.sweeps), tracked.arrays
     page = _page(options, outputs, [sweep.name for sweep in sweeps])
+    if card is not None:
+        sweeps = [on_card(sweep, card) for sweep in sweeps]
+        page = page if options.out is not None else page.with_name(f"report-{card.name}.html")
     written = write_report(sweeps, page, find)
     print("\n".join(str(path) for path in written))
     if options.log:
@@ -74,6 +80,9 @@ def parser() -> Parser:
     parser.add_argument("--experiment", default="qsweep", help="with --tracking; default: qsweep")
     parser.add_argument(
         "--out", type=absolute, metavar="FILE", help="the page; default: by the sweep"
+    )
+    parser.add_argument(
+        "--hardware", metavar="CARD", help="only what runs on it: h100, rtx4090, b200, cpu, ..."
     )
     parser.add_argument(
         "--no-log", dest="log", action="store_false", help="do not log it to the sweep's run"

@@ -9,6 +9,7 @@ from typing import Any
 from qsweep.base.disk import check_writable
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.secrets import hidden_value
+from qsweep.formats.hardware import Card
 from qsweep.launch.interrupts import finishing
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
@@ -21,6 +22,7 @@ from qsweep.search.objectives import (
     parse_constraint,
     parse_objective,
 )
+from qsweep.search.on_card import OnCard, memory_of
 from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
 from qsweep.search.space import Params, Space, overrides_of
@@ -47,8 +49,9 @@ _NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 class HydraLab:
     """Composes trials and runs them through whatever launcher Hydra was given."""
 
-    def __init__(self, compose: Any, launcher: Any, session: Session):
+    def __init__(self, compose: Any, launcher: Any, session: Session, card: Card | None = None):
         self._compose, self._launcher, self._session = compose, launcher, session
+        self.on_card = OnCard(card)
         self._launched = 0
         self._width: int | None = None
         self.refusal: str | None = None
@@ -63,6 +66,9 @@ class HydraLab:
         """A trial before anything runs; None if it cannot exist."""
         store = self._session.store
         trial = identified(trial_config(self._compose(overrides_of(overrides))), store)
+        if why := self.on_card.why_not(trial.quant):
+            self.refusal = self.refusal or f"{trial.name}: {why}"
+            return None
         plans, refused = plan_all([trial], self._session.store, self._session.settings)
         if refused:
             self.refusal = self.refusal or f"{trial.name}: {refused[0].reason}"
@@ -125,6 +131,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     settings = search_config(config.get("search") or {})
     objectives = [parse_objective(text) for text in settings.objective]
     constraints = [parse_constraint(text) for text in settings.constraints]
+    constraints += memory_of(settings.card)
     named = {o.metric: "search.objective" for o in objectives}
     named |= {c.metric: "search.constraints" for c in constraints}
     check_measured(named, trial_config(config).eval)
@@ -143,7 +150,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     sweeper.run.began = True
     with sweep.config.launcher as jobs, open_session(sweep, store, jobs, shared=True) as session:
         session.settings.update(found)
-        lab = HydraLab(compose, sweeper.launcher, session)
+        lab = HydraLab(compose, sweeper.launcher, session, settings.card)
         sweeper.run.session = session
         try:
             search = Search(settings, space, objectives, constraints, lab, study, _say)
@@ -157,8 +164,9 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 result = answer(entries, objectives, settings.serving)
                 commands = _Commands(sweeper, config_name, compose, session)
                 page = write_page(
-                    sweep, entries, result, objectives, constraints, commands, trouble
-                )
+                    sweep, entries, result, objectives, constraints, commands, trouble,
+                    lab.on_card.lines,
+                )  # fmt: skip
     sweeper.run.conclude(sweep)
     print(page)
     if trouble:
@@ -219,6 +227,7 @@ def _identity(
             },
             "objective": [str(o) for o in objectives],
             "constraints": [str(c) for c in constraints],
+            **({} if settings.card is None else {"hardware": settings.card.name}),
             "few_windows": settings.few_windows,
             "model": plan.setting.model_hash,
             "protocol": _protocol(plan),
@@ -254,6 +263,8 @@ def _trouble(
     failed = [e for e in entries if e.state == "failed" and e.reason]
     if not done and failed:
         return f"all trials failed; the first: {failed[0].name}: {failed[0].reason}"
+    if not entries and lab.on_card.nothing:
+        return lab.on_card.nothing
     if not entries:
         return f"nothing in the space can run: {lab.refusal or 'it is empty'}"
     return infeasible(entries, constraints)

@@ -43,7 +43,8 @@ class ServedActivations:
         """How many layers there are, and how much of what went into them was out of range.
 
         ``saturated`` is the share of activations that a static scale cuts off, of those that have
-        one; ``saturated_most`` is that of the layer that has the most, ``saturated_layer``.
+        one; where any does, ``saturated_most`` is that of the layer that has the most,
+        ``saturated_layer``.
         """
         shares = {name: seen.share for name, seen in self._layers.items() if seen.counted}
         found: dict[str, Any] = {"layers": len(self._layers)}
@@ -51,7 +52,8 @@ class ServedActivations:
             worst = max(shares, key=lambda name: shares[name])
             over = sum(int(seen.over) for seen in self._layers.values() if seen.counted)
             found["saturated"] = over / sum(seen.counted for seen in self._layers.values())
-            found |= {"saturated_most": shares[worst], "saturated_layer": worst}
+            if over:
+                found |= {"saturated_most": shares[worst], "saturated_layer": worst}
         return found
 
     def require_finite(self) -> None:
@@ -96,13 +98,13 @@ def served_activations(
     placed, found = place_layers(model, layers), ServedActivations()
     with contextlib.ExitStack() as undo:
         for name, module in placed.linears.items():
-            inputs, outputs = layers[name].inputs, layers[name].outputs
-            if inputs is not None:
+            device = raw_weight(module).device
+            if (inputs := layers[name].inputs) is not None:
                 _require_groups(name, inputs, _channels(module))
-                hook = _on_inputs(inputs, found.seen(name, inputs))
+                hook = _on_inputs(inputs.on(device), found.seen(name, inputs))
                 undo.callback(module.register_forward_pre_hook(hook).remove)
-            if outputs is not None:
-                hook = _on_output(outputs, found.seen(name, outputs))
+            if (outputs := layers[name].outputs) is not None:
+                hook = _on_output(outputs.on(device), found.seen(name, outputs))
                 undo.callback(module.register_forward_hook(hook).remove)
         if placed.experts:
             # The loop over experts that is written out in some architectures has no place between
@@ -171,7 +173,7 @@ def quantized(values: "Tensor", how: Rounding, seen: _Seen | None = None) -> "Te
 
     Args:
         values: Any number of tokens, also none.
-        how: What is done to them.
+        how: What is done to them, its tensors on their device.
         seen: Told how many are out of the range of a static scale, and whether a scale is finite.
     """
     import torch
@@ -180,7 +182,7 @@ def quantized(values: "Tensor", how: Rounding, seen: _Seen | None = None) -> "Te
         return values
     args, found = how.args, values.to(torch.float32)
     if how.factor is not None:
-        found = found * how.factor.to(found.device)
+        found = found * how.factor
     if how.limit is not None:
         found = found.clamp(-how.limit, how.limit)
     if args.group_size is not None and args.strategy in ("group", "tensor_group"):
@@ -194,7 +196,7 @@ def quantized(values: "Tensor", how: Rounding, seen: _Seen | None = None) -> "Te
     found = (codes if zero is None else codes.sub_(zero)).mul_(scale)
     found = found.reshape(values.shape)
     if how.factor is not None:
-        found = found / how.factor.to(found.device)
+        found = found / how.factor
     return found.to(values.dtype)
 
 
@@ -204,11 +206,11 @@ def _scale(values: "Tensor", how: Rounding) -> "tuple[Tensor, Tensor | None]":
     from compressed_tensors.quantization.utils import calculate_qparams
 
     args, whole = how.args, how.global_scale
-    whole = None if whole is None else whole.to(values.device)
     if how.scale is not None:
-        column = (-1, 1) if values.ndim > 1 and how.scale.numel() > 1 else (-1,)
-        scale = how.scale.to(values.device).reshape(column)
-        zero = None if how.zero_point is None else how.zero_point.to(values.device).reshape(column)
+        # Of groups of channels, which have a dimension of their own, each has one.
+        column = (-1, 1) if how.scale.numel() > 1 else (-1,)
+        scale = how.scale.reshape(column)
+        zero = None if how.zero_point is None else how.zero_point.reshape(column)
     elif args.strategy == "tensor":
         scale, zero = calculate_qparams(*torch.aminmax(values), args)
     else:

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import TrialFailed
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.activations import served_activations
+from qsweep.evaluate.kv_cache import served_cache
 from qsweep.evaluate.measure import measure
 from qsweep.evaluate.measurement import WindowScores
 from qsweep.evaluate.served import Serving
+from qsweep.evaluate.serving_memory import kv_bytes_per_token
 from qsweep.formats.activations import NotSimulated
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
+from qsweep.formats.kv_cache.scales import stored_scales
+from qsweep.formats.kv_cache.spec import kv_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,11 +49,15 @@ def measure_as_served(
 
     Raises:
         TrialFailed: A scale is none, or what comes out is not finite; the line names the layer.
+        IncompatibleTrial: The model cannot have this cache.
     """
     facts: dict[str, Any] = {}
+    types = kv_cache(serving.kv_cache)
     try:
         with ExitStack() as stack:
             batch = None
+            if types:
+                cache = stack.enter_context(served_cache(model, types, stored_scales(artifact)))
             if serving.activations:
                 layers = container(artifact.format).layer_activations(artifact.files)
                 activations = stack.enter_context(served_activations(model, layers))
@@ -62,7 +70,12 @@ def measure_as_served(
                 raise
             if serving.activations:
                 facts["activations"] = activations.facts()
+            if types:
+                facts["kv_cache"] = cache.facts()
     except NotSimulated as error:
         return WindowScores({}, {}, {**windows.facts(), "refused": str(error)})
     result.facts |= facts
+    if types:
+        config, context = model.config.get_text_config().to_dict(), windows.ids.shape[1]
+        result.metrics["kv_bytes_per_token"] = kv_bytes_per_token(config, types, context)
     return result

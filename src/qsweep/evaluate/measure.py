@@ -6,7 +6,7 @@ from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import Engine, keep_freed_memory, open_engine, run_windows
 from qsweep.evaluate.measurement import WindowScores
-from qsweep.evaluate.metrics import clustered_mean, quantiles, rms, window_sums
+from qsweep.evaluate.metrics import by_quarter, clustered_mean, quantiles, rms, window_sums
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts, with_error
 from qsweep.evaluate.scoring import Tile, choose_tile, score, score_against, token_parts
 
@@ -56,7 +56,7 @@ def measure(
     facts = {**windows.facts(), **run_facts(engine, batch)}
     result = nll_measurement(windows, tokens["nll"], facts)
     if reference is not None:
-        result.metrics |= _divergence(tokens, reference, windows.counts)
+        result.metrics |= _divergence(tokens, reference, windows)
         result.arrays["token_kld"] = tokens["kld"]
         result.arrays["token_top1"] = tokens["top1"].to(torch.uint8)
         result.arrays["reference_confidence"] = reference.confidence
@@ -104,14 +104,21 @@ def _score(
 
 
 def _divergence(
-    tokens: "dict[str, Tensor]", reference: "Reference", counts: "Tensor"
+    tokens: "dict[str, Tensor]", reference: "Reference", windows: "Windows"
 ) -> dict[str, float]:
+    counts, context = windows.counts, int(windows.ids.shape[1])
     kld = clustered_mean(window_sums(tokens["kld"], counts), counts)
     agreement = clustered_mean(window_sums(tokens["top1"], counts), counts)
     change = (-tokens["nll"].double()).exp() - (-reference.nll.double()).exp()
     return {
         **with_error("kld", kld),
         **{f"kld_{name}": value for name, value in quantiles(tokens["kld"])},
+        **{
+            f"kld_{name}": value
+            for name, value in by_quarter(
+                tokens["kld"], windows.first_scored, windows.lengths, context
+            )
+        },
         **with_error("top1_agreement", agreement),
         "true_prob_rms": rms(change),
     }

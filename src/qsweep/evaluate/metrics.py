@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Array = Tensor | ndarray
 
 CONFIDENCE = 0.95
+QUARTERS = ("q1", "q2", "q3", "q4")
+"""What the quarters of a window are called, from its begin."""
 # A perplexity ratio at which quality is 0: where degradation becomes "problematic".
 _ZERO_QUALITY = BOUNDS[-1][0]
 
@@ -140,6 +142,31 @@ def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
     shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
     found = numpy.quantile(values.double().numpy(), list(shares.values()))
     yield from zip(shares, map(float, found), strict=True)
+
+
+def by_quarter(
+    values: "Array", first_scored: "Array", lengths: "Array", context: int
+) -> Iterator[tuple[str, float]]:
+    """Means of per-token values over each quarter of their windows' positions that has any.
+
+    A token's quarter is where it stands in its window, so how much it is predicted from. A preset
+    that scores the second half alone has no first two quarters.
+
+    Args:
+        values: Of the scored tokens in order, [tokens].
+        first_scored: Position of each window's first scored token, [windows].
+        lengths: Position after its last, [windows].
+        context: Positions of a whole window.
+    """
+    import numpy
+
+    spans = zip(numpy.asarray(first_scored), numpy.asarray(lengths), strict=True)
+    position = numpy.concatenate([numpy.arange(first, last) for first, last in spans])
+    values = numpy.asarray(values, dtype="float64")
+    for number, name in enumerate(QUARTERS):
+        chosen = position * len(QUARTERS) // context == number
+        if chosen.any():
+            yield name, float(values[chosen].mean())
 
 
 def rms(values: "Tensor") -> float:

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qsweep.evaluate.metrics import QUARTERS
+
 # Raised whenever a change may move a figure of a run with that part; they are in the runs' keys.
 _ACTIVATIONS = 1
+_KV_CACHE = 1
 
 # By name among a run's own metrics: what a measurement tells of a served run, each with the run's
 # name behind it (``kld_activations``) or, before an end of an interval, in front of that.
@@ -23,6 +26,8 @@ _TOLD = {
     "ppl_ratio_low": "ppl_ratio_{}_low",
     "ppl_ratio_high": "ppl_ratio_{}_high",
     "top1_agreement": "top1_agreement_{}",
+    **{f"kld_{quarter}": f"kld_{{}}_{quarter}" for quarter in QUARTERS},
+    "kv_bytes_per_token": "kv_bytes_per_token",
 }
 
 
@@ -32,7 +37,8 @@ class Serving:
 
     Attributes:
         activations: Whether the inputs of quantized layers are quantized, as the artifact says.
-        kv_cache: What keys and values are stored as, normalised; None: as they are.
+        kv_cache: What keys and values are stored as, in the one spelling of
+            :class:`~qsweep.formats.kv_cache.spec.KVCache`; None: as they are.
     """
 
     activations: bool = False
@@ -47,7 +53,8 @@ class Serving:
     def identity(self) -> dict[str, Any]:
         """Its part of a measurement's key."""
         parts: dict[str, Any] = {"activations": _ACTIVATIONS} if self.activations else {}
-        return parts if self.kv_cache is None else {**parts, "kv_cache": self.kv_cache}
+        cache = None if self.kv_cache is None else [self.kv_cache, _KV_CACHE]
+        return parts if cache is None else {**parts, "kv_cache": cache}
 
     def figures(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a run's metrics that its measurement tells, by the names of their columns."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
+from qsweep.formats.kv_cache.spec import LayerCache
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ def kld_native(
     *,
     device: str = "cpu",
     max_tokens: int = SAMPLE_TOKENS,
+    kv_cache: LayerCache | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Compare llama.cpp's logits with the unquantized model's, token by token.
@@ -40,6 +42,7 @@ def kld_native(
         device: where the unquantized model runs, in float32 on the CPU, else in its own dtype;
             llama.cpp takes the GPU too where it can.
         max_tokens: the sample's size.
+        kv_cache: what llama.cpp stores keys and values as; None: float16.
         trust_remote_code: whether the checkpoint's own code may run.
 
     Returns:
@@ -62,6 +65,7 @@ def kld_native(
         batch=_BATCH,
         gpu=gpu,
         threads=torch.get_num_threads(),
+        kv_cache=kv_cache,
     ) as native:
         for done, index in enumerate(chosen):
             progress("kld native", done / len(chosen))

@@ -1,8 +1,6 @@
 """How much memory serving an artifact takes: weights, the cache of a context, buffers. Pure.
 
-Cache: a layer of attention keeps 2 x KV heads x head size numbers per token; one with a sliding window
-only those of the window; one with latent attention (DeepSeek's MLA) its latent and the rotary part; a
-recurrent layer (Mamba, gated delta rule, short convolution) a state that does not grow.
+Cache: what :mod:`~qsweep.evaluate.cache_layers` says that each layer keeps.
 
 Buffers, as llama.cpp reserves them for a micro-batch of 512 tokens (``llama_context::sched_reserve``
 in src/llama-context.cpp) with flash attention: at most the larger of logits and two hidden states in
@@ -20,21 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.evaluate.cache_layers import (
+    FULL,
+    WINDOWED,
+    keeps_keys,
+    keeps_state,
+    kept_heads,
+    layer_kinds,
+    size_of,
+    window_of,
+)
+from qsweep.formats.kv_cache.spec import KVCache
+from qsweep.formats.kv_cache.types import CACHE_TYPES, NONE, SERVED_UNQUANTIZED
 from qsweep.models.config import read_config, text_config
 
 BATCH = 512
 """Tokens that are read at a time: llama.cpp's micro-batch."""
 
-CACHE_BITS = {
-    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.0,
-    "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5,
-}  # fmt: skip
-"""Bits per number of a cache's types; those of llama.cpp with their blocks' scales."""
-
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_FULL = ("full_attention", "attention", "global_attention", "hybrid", "global", "full")
-_WINDOWED = ("sliding_attention", "chunked_attention", "local_attention", "sliding", "local")
-_NOTHING = ("mlp", "moe", "-", "E")
 # llama.cpp rounds the cells of a window up to these (src/llama-kv-cache-iswa.cpp).
 _CELLS = 256
 
@@ -96,7 +97,7 @@ def footprint(
         weight_bytes: Of the artifact's weight files.
         config: Of the model, see :func:`serving_config`.
         context: Tokens of the sequence.
-        kv_cache: The cache's type, of :data:`CACHE_BITS`.
+        kv_cache: The cache's type, of :data:`~qsweep.formats.kv_cache.types.CACHE_TYPES`.
 
     Raises:
         ConfigError: There is no such type, or the configuration lacks a size.
@@ -104,13 +105,14 @@ def footprint(
     check_serving(context, kv_cache)
     bits, states, unknown = 0.0, 0, {}
     for index, kind in enumerate(layer_kinds(config)):
-        tokens = _cells(kind, config, context)
-        if tokens is None:
+        if keeps_state(kind, config):
             states += _state(kind, config)
-            tokens = context if kind == "hybrid" else 0
-        elif kind not in (*_FULL, *_WINDOWED):
-            unknown[kind] = True
-        bits += tokens * _per_token(config, index, kind) * CACHE_BITS[kv_cache]
+        if keeps_keys(kind, config):
+            heads = kept_heads(config, index, kind)
+            one = CACHE_TYPES[kv_cache].bits(heads.size)
+            bits += _cells(kind, config, context) * (heads.keys + heads.values) * one
+            if kind not in (*FULL, *WINDOWED):
+                unknown[kind] = True
     return Footprint(
         weights=weight_bytes,
         cache=math.ceil(bits / 8) + 4 * states,
@@ -121,88 +123,42 @@ def footprint(
 
 def check_serving(context: int, kv_cache: str) -> None:
     """Refuse a context or a cache's type that there is not. Raises ConfigError."""
-    if kv_cache not in CACHE_BITS:
-        raise ConfigError(f"kv_cache {kv_cache!r}: one of {', '.join(CACHE_BITS)}")
+    if kv_cache not in CACHE_TYPES:
+        raise ConfigError(f"kv_cache {kv_cache!r}: one of {', '.join(CACHE_TYPES)}")
     if context < 1:
         raise ConfigError(f"a context of {context} tokens holds nothing")
 
 
-def layer_kinds(config: Mapping[str, Any]) -> list[str]:
-    """What each layer keeps of a text, as configurations call it; ``hybrid``: of both kinds."""
-    layers = int(_size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"))
-    kinds = _stated_kinds(config, layers)
-    # The last layers of Gemma 3n and 4 read the cache of earlier ones.
-    shared = int(config.get("num_kv_shared_layers") or 0)
-    return kinds[: layers - shared] + ["mlp"] * shared
+def kv_bytes_per_token(config: Mapping[str, Any], cache: KVCache, context: int) -> float:
+    """Bytes that a token's keys and values take over all layers, in a sequence of a context.
+
+    A layer with a sliding window keeps no more than its window, so that a token of a long sequence
+    takes less. Layers that read another's cache keep nothing; a recurrent state does not grow and is
+    not counted. What is not quantized takes 16 bits, as serving keeps it.
+
+    Raises:
+        ConfigError: The configuration lacks a size.
+    """
+    bits = 0.0
+    for index, kind in enumerate(layer_kinds(config)):
+        if keeps_keys(kind, config):
+            heads, types = kept_heads(config, index, kind), cache.of(index)
+            each = heads.keys * _stored_bits(types.keys, heads.size)
+            each += heads.values * _stored_bits(types.values, heads.size)
+            bits += each * min(context, window_of(kind, config) or context) / context
+    return bits / 8
 
 
-def _stated_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
-    model_type = str(config.get("model_type") or "")
-    pattern = config.get("hybrid_override_pattern")
-    if isinstance(pattern, str) and len(pattern) == layers:
-        return [{"M": "mamba", "*": "attention"}.get(letter, "mlp") for letter in pattern]
-    for name in ("layer_types", "layers_block_type", "block_types"):
-        stated = config.get(name)
-        if isinstance(stated, (list, tuple)) and len(stated) == layers:
-            return [str(kind) for kind in stated]
-    if "mamba_d_ssm" in config and not config.get("attn_layer_period"):
-        return ["hybrid"] * layers
-    if period := config.get("attn_layer_period"):
-        offset = int(config.get("attn_layer_offset") or 0)
-        return ["attention" if n % period == offset else "mamba" for n in range(layers)]
-    if (chosen := config.get("attn_layer_indices")) is not None:
-        return ["attention" if n in chosen else "mamba" for n in range(layers)]
-    if model_type in ("mamba", "mamba2", "falcon_mamba"):
-        return ["mamba"] * layers
-    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
-        return ["attention"] * layers
-    every = config.get("sliding_window_pattern")
-    if isinstance(every, int) and every > 1:
-        return ["sliding" if (n + 1) % every else "attention" for n in range(layers)]
-    return [
-        "sliding" if model_type.startswith(("mistral", "mixtral", "phi3")) else "attention"
-    ] * layers
+def _stored_bits(name: str, size: int) -> float:
+    return (SERVED_UNQUANTIZED if name == NONE else CACHE_TYPES[name]).bits(size)
 
 
-def _cells(kind: str, config: Mapping[str, Any], context: int) -> int | None:
-    """Tokens that an attention layer keeps; None where a state is kept."""
-    if kind in _WINDOWED:
-        window = config.get("sliding_window") or config.get("attention_chunk_size") or context
-        return min(context, -(-(int(window) + BATCH) // _CELLS) * _CELLS)
-    if kind in _NOTHING:
-        return 0
-    recurrent = ("mamba", "linear", "conv", "recurrent", "rwkv", "hybrid")
-    return (
-        None if any(word in kind for word in recurrent) and not _is_full(kind, config) else context
-    )
-
-
-def _is_full(kind: str, config: Mapping[str, Any]) -> bool:
-    # Some call a layer that attends to everything "hybrid" without a state beside.
-    return kind == "hybrid" and not any(key.startswith(("mamba", "ssm")) for key in config)
-
-
-def _per_token(config: Mapping[str, Any], index: int, kind: str) -> int:
-    if config.get("kv_lora_rank"):
-        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
-    whole = kind in _FULL
-    heads = _of_layer(config, index, "num_key_value_heads", "num_kv_heads", "n_head_kv")
-    if whole and config.get("num_global_key_value_heads"):
-        heads = int(config["num_global_key_value_heads"])
-    queries = _of_layer(config, index, "num_attention_heads", "n_head", "n_heads")
-    if heads is None:
-        heads = (
-            1
-            if config.get("multi_query") and not config.get("new_decoder_architecture")
-            else queries
-        )
-    size = config.get("global_head_dim") if whole else None
-    size = size or config.get("head_dim") or config.get("attention_head_dim")
-    if not size:
-        size = _size(config, "hidden_size", "n_embd", "d_model") // (queries or 1)
-    if heads is None:
-        raise ConfigError("the configuration does not say how many attention heads there are")
-    return 2 * heads * int(size)
+def _cells(kind: str, config: Mapping[str, Any], context: int) -> int:
+    """Tokens that a layer of attention has room for."""
+    if kind not in WINDOWED:
+        return context
+    window = window_of(kind, config) or context
+    return min(context, -(-(window + BATCH) // _CELLS) * _CELLS)
 
 
 def _state(kind: str, config: Mapping[str, Any]) -> int:
@@ -211,7 +167,7 @@ def _state(kind: str, config: Mapping[str, Any]) -> int:
     def of(*names: str, default: int = 0) -> int:
         return next((int(config[n]) for n in names if isinstance(config.get(n), int)), default)
 
-    hidden = _size(config, "hidden_size", "n_embd", "d_model")
+    hidden = size_of(config, "hidden_size", "n_embd", "d_model")
     if "conv" in kind:  # LFM2
         return hidden * of("conv_L_cache", default=3)
     if config.get("linear_num_value_heads"):  # the gated delta rule of Qwen3-Next
@@ -231,24 +187,7 @@ def _state(kind: str, config: Mapping[str, Any]) -> int:
 
 
 def _buffers(config: Mapping[str, Any], context: int) -> int:
-    hidden = _size(config, "hidden_size", "n_embd", "d_model")
+    hidden = size_of(config, "hidden_size", "n_embd", "d_model")
     tokens = min(BATCH, context)
-    logits = tokens * 4 * (_size(config, "vocab_size") + 2 * hidden)
+    logits = tokens * 4 * (size_of(config, "vocab_size") + 2 * hidden)
     return max(logits, tokens * (6 * context + 4 * hidden))
-
-
-def _of_layer(config: Mapping[str, Any], index: int, *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, (list, tuple)) and index < len(value):
-            return int(value[index])
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
-
-
-def _size(config: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        if isinstance(config.get(name), int):
-            return int(config[name])
-    raise ConfigError(f"the configuration has no {names[0]}, without which memory is not known")

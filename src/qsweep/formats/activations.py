@@ -5,12 +5,13 @@ one function for all (:mod:`qsweep.evaluate.activations`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 
 if TYPE_CHECKING:
+    import torch
     from compressed_tensors.quantization import QuantizationArgs
     from torch import Tensor
 
@@ -51,6 +52,12 @@ class Rounding:
             and (how.args, how.limit, how.power_of_two) == own
             for how in others
         )
+
+    def on(self, device: "torch.device") -> "Rounding":
+        """The same with its tensors on a device, where activations are."""
+        tensors = ("scale", "zero_point", "global_scale", "factor")
+        moved = {n: t.to(device) for n in tensors if (t := getattr(self, n)) is not None}
+        return replace(self, **moved) if moved else self
 
     @property
     def needs_all_tokens(self) -> bool:

@@ -41,8 +41,10 @@ def answers(records: Iterable[Record]) -> list[Best]:
     for record in with_distinct_models(list(records)):
         usable = record.finished and not record.reference and not record.implied
         if usable and record.primary and record.can_serve:
-            ways = found.setdefault(record.model, {})
-            ways.setdefault(measured_by(record.primary), {})[record.key] = record
+            held = found.setdefault(record.model, {}).setdefault(measured_by(record.primary), {})
+            # What differs in the KV cache alone is one artifact, and no rival of itself.
+            if all(_measurement(other) != _measurement(record) for other in held.values()):
+                held[record.key] = record
     made = []
     for model, ways in sorted(found.items()):
         own = [best for held in ways.values() if (best := _best(model, held)) is not None]
@@ -51,6 +53,11 @@ def answers(records: Iterable[Record]) -> list[Best]:
         )
         made += [replace(best, measured=word) for best, word in zip(own, words, strict=False)]
     return made
+
+
+def _measurement(record: Record) -> str:
+    key = record.primary.key if record.primary else None
+    return key or record.key
 
 
 def _best(model: str, records: Mapping[str, Record]) -> Best | None:

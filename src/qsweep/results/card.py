@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.formats import hardware
+from qsweep.formats.numbers import Int
 from qsweep.results import own_run
+from qsweep.results.columns import derived
 from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
 from qsweep.results.columns.views import headings, lines_of
 from qsweep.results.markdown_table import table
@@ -119,6 +122,7 @@ def _overrides(record: Record) -> str:
 
 def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
     runtimes = " ".join(record.runtimes)
+    needs = derived.needs_generation(Row(record))
     gguf = next((file for file in files if file.endswith(".gguf")), None)
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lower() or "model"
     if gguf and "llama.cpp" not in runtimes:
@@ -149,6 +153,9 @@ def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
     elif "gptqmodel" in runtimes:
         code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
         found += ["GPTQModel (no server loads these bits):", _code(code, "python")]
+    if found and needs:
+        number = record.number_format or Int
+        found.insert(0, f"{number.name}: {hardware.where(number)}.")
     return found or ["Nothing that is known to qsweep serves this artifact."]
 
 

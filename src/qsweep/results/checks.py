@@ -80,7 +80,7 @@ def _tensors(records: Iterable[Record]) -> Iterator[str]:
 
 
 def _served(records: Iterable[Record]) -> Iterator[str]:
-    """What was not simulated of serving an artifact, and activations beyond their static scale."""
+    """What was not simulated of serving an artifact, and what is beyond the range it is served in."""
     for record in records:
         for measurement in record.measurements:
             for run in measurement.served or ():
@@ -94,6 +94,15 @@ def _served(records: Iterable[Record]) -> Iterator[str]:
                         f"{seen['saturated_layer']} is beyond its static scale and saturates "
                         f"({100 * seen['saturated']:.2g} % of all activations): calibrate it on "
                         "text like this, or serve it with dynamic scales"
+                    )
+                seen = run.facts.get("kv_cache")
+                most = seen.get("saturated_most") if isinstance(seen, Mapping) else None
+                if seen and most is not None and most > _SATURATED:
+                    yield (
+                        f"{record.name}, {measurement.corpus}: {100 * most:.2g} % of the "
+                        f"{seen['saturated_layer']} is beyond what its cache can hold and saturates "
+                        f"({100 * seen['saturated']:.2g} % of all): serve it with calibrated scales, "
+                        "or with a type that has a scale per token"
                     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.verdicts import expected_ratio
+from qsweep.formats.hardware import Card, Fit, fit
+from qsweep.formats.numbers import FORMATS, NumberFormat
 from qsweep.results.peer import Peer
 from qsweep.results.tensor_summary import TensorSummary
 
@@ -304,6 +306,17 @@ class Record:
         sample of windows.
         """
         return self.details.get("unexplained") if self.finished else None
+
+    @property
+    def number_format(self) -> type[NumberFormat] | None:
+        """What codes mean; None where that is not known, as of others' artifacts."""
+        return None if self.existed else FORMATS.get(self.options.get("format", "int"))
+
+    def fit(self, card: Card) -> Fit:
+        """How the artifact runs on a card; what is not known may run there."""
+        holder = None if self.artifact is None else self.artifact.format
+        number = self.number_format
+        return Fit("unpacked") if number is None else fit(number, card, holder)
 
     @property
     def total_seconds(self) -> Number | None:

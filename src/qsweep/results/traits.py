@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep.base.schema import flat
+from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.record import Record
 
 # What concerns the sweep as a whole, or how a trial was found: no figure depends on it, and a
@@ -46,11 +47,15 @@ def traits(record: Record) -> dict[str, Any]:
     for name, value in flat(config):
         group, _, rest = name.partition(".")
         # As `bits` for a quantizer's, so is `corpus.path` the path of the text `corpus.file`.
-        shorthand = (not rest and name != "device") or (group == "corpus" and "." not in rest)
+        shorthand = (not rest and name not in ("device", "kv_cache")) or (
+            group == "corpus" and "." not in rest
+        )
         if shorthand or group in (*_NOT_A_TRIALS, "quant", "format") or name in _NAMES_A_MODEL:
             continue
         if group == "calibration" and (calibrated is None or rest == "name"):
             continue
+        if name == "kv_cache" and value == NONE:
+            continue  # as before there were others
         found[name] = value
     return found
 

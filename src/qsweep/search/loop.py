@@ -22,6 +22,7 @@ from qsweep.search.fidelity import (
 )
 from qsweep.search.objectives import Constraint, Objective, figure, spans
 from qsweep.search.proposals import Proposals
+from qsweep.search.served import as_served
 from qsweep.search.settings import SearchConfig
 from qsweep.search.space import Params, Space
 from qsweep.search.study import Study, StudyTrial, with_secrets
@@ -220,7 +221,7 @@ class Search:
 
     def _run(self, batch: Sequence[Params]) -> list[Record]:
         """Run trials. Raises QsweepError where their reference is none to compare with."""
-        records = self.lab.run(batch)
+        records = [as_served(record, self.settings.card) for record in self.lab.run(batch)]
         for record in records:
             why = record.primary.no_verdict if record.finished and record.primary else ""
             if why:

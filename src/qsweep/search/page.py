@@ -24,6 +24,11 @@ from qsweep.sweep.session import Sweep
 
 CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"
+# By the run that a trial's figures are of (qsweep.search.served).
+_COUNTED = {
+    "activations": " (figures with activations as served)",
+    "kv": " (figures with the KV cache as served)",
+}
 
 
 def write_page(
@@ -34,6 +39,7 @@ def write_page(
     constraints: Sequence[Constraint],
     command_of: CommandOf,
     trouble: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Write the answer, what was screened, and the plots; returns the answer for the terminal."""
     directory = sweep.directory
@@ -43,8 +49,9 @@ def write_page(
         screened = rows(sweep.screening.values())
         write_text(directory / "screening.csv", to_csv(screened))
     text = answer_markdown(
-        sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble
-    )
+        sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble,
+        notes,
+    )  # fmt: skip
     write_text(directory / "answer.md", text)
     done = [e for e in entries if e.state == "complete" and e.finding is not None]
     if done:
@@ -53,7 +60,7 @@ def write_page(
             ("history", history_spec(entries, objectives)),
         ):
             write_bytes(directory / f"{name}.png", png(spec, width=720))
-    return _terminal(answer, entries, command_of, directory)
+    return _terminal(answer, entries, command_of, directory, notes)
 
 
 def answer_markdown(
@@ -65,8 +72,9 @@ def answer_markdown(
     constraints: Sequence[Constraint],
     command_of: CommandOf,
     trouble: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The answer on one page."""
+    """The answer on one page; ``notes`` are what there is to say of the hardware."""
     parts = [
         f"# {numbers.markdown(name)}: what to ship",
         "\n".join(
@@ -74,7 +82,8 @@ def answer_markdown(
                 f"- search: {', '.join(map(str, objectives))}"
                 + (f"; {'; '.join(map(str, constraints))}" if constraints else ""),
                 f"- command: `{numbers.one_line(command)}`",
-                f"- {_spent(entries)}",
+                *(f"- {words}" for words in [_spent(entries)] if words),
+                *(f"- {numbers.markdown(note)}" for note in notes),
             ]
         ),
     ]
@@ -149,8 +158,9 @@ def _same(entry: StudyTrial) -> str:
 def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
     name = numbers.markdown(entry.name)
+    counted = _COUNTED.get(finding.get("counted") or "", "")
     return (
-        f"- {name}: `{command_of(entry.params)}`\n"
+        f"- {name}{counted}: `{command_of(entry.params)}`\n"
         f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
     )
 
@@ -180,7 +190,11 @@ def _spent(entries: Sequence[StudyTrial]) -> str:
 
 
 def _terminal(
-    answer: Answer, entries: Sequence[StudyTrial], command_of: CommandOf, directory: Path
+    answer: Answer,
+    entries: Sequence[StudyTrial],
+    command_of: CommandOf,
+    directory: Path,
+    notes: Sequence[str],
 ) -> str:
     whole = len({entry.key for entry in entries})
     tried = f"{whole - len(answer.untried)} of {whole} combinations that could be tried"
@@ -207,6 +221,7 @@ def _terminal(
         lines.append(f"    {command_of(entry.params)}")
     if not shown:
         lines = ["", "no answer"]
+    lines += notes
     if answer.untried:
         first = answer.untried[0]
         lines.append(f"{_of_all(answer, entries)}")

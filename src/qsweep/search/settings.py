@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import build
+from qsweep.formats.hardware import Card, find_card
 
 Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "random", "brute_force"]
 # What a calibrated quantizer keeps at least of the proxy's loss of log-perplexity. The AWQ paper's
@@ -21,6 +22,7 @@ class SearchConfig:
     objective: tuple[str, ...] = ("size_gb", "quality")
     constraints: tuple[str, ...] = ()
     serving: bool = True
+    hardware: str | None = None
     trials: int | None = None
     batch: int | Literal["auto"] = "auto"
     enumerate_below: int = 150
@@ -41,12 +43,19 @@ class SearchConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"search.{name}={value}: must be at least 1")
+        if self.hardware is not None:
+            find_card(self.hardware, "search.hardware")
         if not self.objective:
             raise ConfigError("search.objective: name at least one metric")
         if self.proxy_keeps != "auto" and not 0 <= self.proxy_keeps <= 1:
             raise ConfigError(
                 f"search.proxy_keeps={self.proxy_keeps}: a share from 0 to 1, or auto"
             )
+
+    @property
+    def card(self) -> Card | None:
+        """What the answer is to run on; None: no matter."""
+        return None if self.hardware is None else find_card(self.hardware, "search.hardware")
 
     @property
     def keeps(self) -> float:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base.keys import key_of
+from qsweep.formats.kv_cache.spec import KVCache
+from qsweep.formats.kv_cache.types import NONE
 from qsweep.formats.numbers import Int
 from qsweep.quantizers.rtn import RTN
 from qsweep.results.checks import CALIBRATED, grid_of
@@ -40,6 +42,7 @@ def missing_baselines(trials: Sequence[TrialConfig]) -> list[TrialConfig]:
             eval=_compared(other.eval),
             resolved=_configuration(other.resolved, grid),
             written=_configuration(other.written, grid),
+            kv_cache=KVCache(),
         )
     return list(found.values())
 
@@ -49,6 +52,7 @@ def _configuration(other: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[st
     return {
         **other,
         "quant": {"_target_": target, **grid},
+        "kv_cache": NONE,
         "eval": {**other["eval"], **_NOT_COMPARED},
     }
 

@@ -11,6 +11,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
+from qsweep.formats.kv_cache.spec import KVCache, kv_cache
 from qsweep.formats.numbers import Int, NumberFormat
 from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
@@ -111,6 +112,8 @@ class TrialConfig:
     """The mapping this was made from, for the trial's own process."""
     written: dict[str, Any] = field(compare=False, hash=False)
     """The same for records: interpolations of the environment, and no password."""
+    kv_cache: KVCache = KVCache()
+    """What keys and values are stored as in a further run of each measurement."""
 
     @property
     def primary(self) -> str:
@@ -153,7 +156,8 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
     corpora = _corpora(_group(resolved, "corpus"))
     number = number_format(resolved.get("format"))
     written = getattr(resolved, "written", None) or hidden_tree(resolved)
-    resolved = with_preset_names(resolved)
+    cache = kv_cache(resolved.get("kv_cache"))
+    resolved = {**with_preset_names(resolved), "kv_cache": str(cache)}
     trial = TrialConfig(
         model=build(ModelConfig, _group(resolved, "model"), "model"),
         quant=quantizer(_group(resolved, "quant"), number),
@@ -163,7 +167,8 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
         device=check_device(str(resolved.get("device", "auto"))),
         format=number,
         resolved=resolved,
-        written=with_preset_names(written),
+        written={**with_preset_names(written), "kv_cache": str(cache)},
+        kv_cache=cache,
     )
     names = [c.name for c in corpora]
     if trial.primary not in names:

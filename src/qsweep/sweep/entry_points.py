@@ -10,7 +10,9 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.plugins import load_plugin, offered
 
 # Options of a sweep that every quantizer which has them takes from it.
-_OF_THE_SWEEP = ("bits", "group_size", "desc_act", "sym", "seed", "device")
+_OF_THE_SWEEP = ("bits", "group_size", "desc_act", "sym", "seed", "device", "container")
+# Fields that a configuration group of its own fills.
+_GROUPS = (("quant", "format"),)
 
 
 def configuration(group: str, name: str) -> dict[str, Any]:
@@ -27,12 +29,14 @@ def configuration(group: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"{group}={name}: {offered(points)[name].value!r} is no dataclass")
     target = f"{found.__module__}.{found.__qualname__}"
     return {"_target_": target} | {
-        field.name: _default(group, field) for field in dataclasses.fields(found) if field.init
+        field.name: _default(group, field)
+        for field in dataclasses.fields(found)
+        if field.init and (group, field.name) not in _GROUPS
     }
 
 
 def _default(group: str, field: "dataclasses.Field[Any]") -> Any:
-    if group == "quant" and field.name in _OF_THE_SWEEP:
+    if group in ("quant", "format") and field.name in _OF_THE_SWEEP:
         return f"${{{field.name}}}"
     if field.default is not dataclasses.MISSING:
         return list(field.default) if isinstance(field.default, tuple) else field.default

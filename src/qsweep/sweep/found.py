@@ -25,7 +25,7 @@ from qsweep.sweep.config import TrialConfig
 
 TARGET = f"{ExistingArtifact.__module__}.{ExistingArtifact.__qualname__}"
 # What made an artifact, and is only read of it.
-_MAKERS = ("bits", "group_size", "desc_act", "sym")
+_MAKERS = ("format", "container", "bits", "group_size", "desc_act", "sym")
 
 
 def find_artifacts(configs: Sequence[Composed], typed: Collection[str] = ()) -> list[Composed]:

@@ -47,6 +47,11 @@ def pack_of(trial: TrialConfig, store: Store) -> Pack | None:
             f"{where}: a reference pack has no weights to quantize; give the model itself "
             "(model.path=DIR), or measure an artifact that exists"
         )
+    if trial.kv_cache and isinstance(trial.quant, Unquantized):
+        raise ConfigError(
+            f"{where}: kv_cache={trial.kv_cache} of the model itself needs the model, and a "
+            "reference pack has no layers; give model.path=DIR, or measure an artifact with it"
+        )
     for option, what in (("tasks", "tasks"), ("speed", "speed"), ("kld_native", "kld_native")):
         if getattr(trial.eval, option):
             raise ConfigError(

@@ -19,6 +19,7 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed
 from qsweep.formats.hf import reference_artifact
+from qsweep.formats.kv_cache.types import NONE
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
 from qsweep.models.hub import content_hash
@@ -159,7 +160,8 @@ class Plan:
         """The plan that measures the unquantized model by the same protocol."""
         if self.is_reference:
             return self
-        resolved = {**self.trial.resolved, "quant": UNQUANTIZED}
+        # What a cache costs is asked of those that are compared with it.
+        changed = {"quant": UNQUANTIZED, "kv_cache": NONE}
         trial = TrialConfig(
             model=self.trial.model,
             quant=Unquantized(),
@@ -168,8 +170,8 @@ class Plan:
             eval=self.trial.eval,
             device=self.trial.device,
             format=self.trial.format,
-            resolved=resolved,
-            written={**self.trial.written, "quant": UNQUANTIZED},
+            resolved={**self.trial.resolved, **changed},
+            written={**self.trial.written, **changed},
         )
         return make_plan(trial, self.setting)
 
@@ -245,6 +247,8 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
             "kld_native": next(m.key for m in measurements if m.primary) if native else None,
             "version": _SPEED_PROTOCOL,
         }
+        if native and trial.kv_cache and trial.kv_cache.in_llama_cpp:
+            timing["kv_cache"] = str(trial.kv_cache)
     tasks = tuple(
         TaskPlan(
             task=task,
@@ -371,7 +375,8 @@ def _served_plans(
         return ()  # of a pack's model nothing can be run
     plans: list[ServedPlan] = []
     before = key_of(identity)
-    for serving in stages(activations=quantizes_activations(trial.quant)):
+    cache = str(trial.kv_cache) if trial.kv_cache else None
+    for serving in stages(activations=quantizes_activations(trial.quant), kv_cache=cache):
         plans.append(ServedPlan(serving, {**identity, "served": serving.identity}, before))
         before = plans[-1].key
     return tuple(plans)

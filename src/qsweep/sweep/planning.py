@@ -10,8 +10,10 @@ from qsweep.base.errors import ArtifactCorrupt, ConfigError, IncompatibleTrial, 
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
+from qsweep.evaluate.cache_layers import require_cache
 from qsweep.evaluate.packs.header import require_intact
 from qsweep.models.check import check_tokenizer
+from qsweep.models.config import read_config, text_config
 from qsweep.models.hub import resolve
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.none import Unquantized
@@ -65,6 +67,7 @@ def plan_all(
             continue
         try:
             _check(trial, found)
+            _check_cache(trial, found)
         except (IncompatibleTrial, ArtifactCorrupt) as error:
             status = "skipped" if isinstance(error, IncompatibleTrial) else "failed"
             refused.append(Unplanned(trial, status, f"{error}{advice(trial, error)}"))
@@ -75,6 +78,16 @@ def plan_all(
         references.setdefault(reference.key, reference)
         plans.setdefault(plan.key, plan)
     return references | plans, refused
+
+
+def _check_cache(trial: TrialConfig, setting: Setting) -> None:
+    """Refuse a cache that the model cannot have. Raises IncompatibleTrial.
+
+    As far as its configuration file tells; with its architecture's defaults it is asked again.
+    """
+    config = text_config(read_config(setting.facts.path))
+    with contextlib.suppress(ConfigError):  # a size that only the architecture knows
+        require_cache(trial.kv_cache, config, trial.model.name)
 
 
 def plan_implied(

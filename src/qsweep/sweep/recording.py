@@ -9,8 +9,9 @@ from typing import Any
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Entry, Store
-from qsweep.evaluate.metrics import quality_per_gb
+from qsweep.evaluate.metrics import QUARTERS, by_quarter, quality_per_gb
 from qsweep.formats.artifact import Artifact
+from qsweep.results.arrays import read_arrays
 from qsweep.results.judged import told_reference_ppl
 from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
@@ -172,10 +173,10 @@ def _reference_ppl(
 
 def _measurement(step: MeasurementPlan, entries: Sequence[Entry], size_gb: float) -> dict[str, Any]:
     entry, *others = entries
-    metrics = dict(entry.content["metrics"])
+    metrics = _metrics(entry)
     served = []
     for run, other in zip(step.served, others, strict=True):
-        metrics |= run.serving.figures(other.content["metrics"])
+        metrics |= run.serving.figures(_metrics(other))
         served.append(_served_run(run, other))
     verdict = metrics.pop("verdict", None)
     if "quality" in metrics:
@@ -191,6 +192,20 @@ def _measurement(step: MeasurementPlan, entries: Sequence[Entry], size_gb: float
         "file": str(entry.path),
         "served": served or None,
     }
+
+
+def _metrics(entry: Entry) -> dict[str, Any]:
+    """A measurement's, with what earlier versions did not take of its arrays."""
+    metrics, facts = dict(entry.content["metrics"]), entry.content["facts"]
+    if "kld" not in metrics or f"kld_{QUARTERS[-1]}" in metrics or "stride" in facts:
+        return metrics
+    arrays = read_arrays(entry.path / "arrays.safetensors", "token_kld", "window_tokens") or {}
+    if "token_kld" in arrays:
+        # Windows that do not overlap are all whole, and what is scored is their end.
+        counts, context = arrays["window_tokens"], facts["context"]
+        found = by_quarter(arrays["token_kld"], context - counts, 0 * counts + context, context)
+        metrics |= {f"kld_{name}": value for name, value in found}
+    return metrics
 
 
 def _served_run(run: ServedPlan, entry: Entry) -> dict[str, Any]:

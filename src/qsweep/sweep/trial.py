@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.keys import key_of
 from qsweep.base.locks import device_lock
 from qsweep.base.memory import peak_memory, reset_peak_memory
@@ -59,6 +60,11 @@ def run_trial(plan: Plan, store: Store, progress: Progress) -> None:
         import_pack(pack, store, full=True)
         require_same_tokenizer(pack, artifact)
     if artifact.unexplained:
+        if plan.trial.kv_cache:
+            raise IncompatibleTrial(
+                f"kv_cache={plan.trial.kv_cache}: {artifact.unexplained}, so no dense model can be "
+                "made of it, whose keys and values could be quantized; leave kv_cache out"
+            )
         # It was made for another trial, perhaps, which asked for that.
         require_runnable(
             plan.trial.model.name,
@@ -307,6 +313,7 @@ def _time(
             windows_of(plan, primary),
             progress,
             device=setting.device,
+            kv_cache=plan.trial.kv_cache.in_llama_cpp if plan.trial.kv_cache else None,
             trust_remote_code=trusted,
         )
     check_figures("speed", figures)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.disk import has_no_room
 from qsweep.base.errors import ArtifactCorrupt, TrialFailed
 from qsweep.formats.gguf.types import FileType, TensorType
+from qsweep.formats.kv_cache.spec import LayerCache
+from qsweep.formats.kv_cache.types import NONE
 
 if TYPE_CHECKING:
     import numpy
@@ -141,9 +143,13 @@ class NativeModel:
         gpu: number of the GPU that all layers go to, where this build of llama.cpp can; None: none.
         threads: on the CPU.
         exact: keys and values stay in float32, and attention is computed step by step.
+        kv_cache: what keys and values are stored as, its own types ``type_k`` and ``type_v``; None:
+            float16, as it does by itself. Attention is then its flash attention, which alone reads
+            quantized values.
 
     Raises:
         ArtifactCorrupt: llama.cpp cannot load it; the text is its own.
+        TrialFailed: llama.cpp cannot run it so.
     """
 
     def __init__(
@@ -155,6 +161,7 @@ class NativeModel:
         gpu: int | None,
         threads: int,
         exact: bool = False,
+        kv_cache: LayerCache | None = None,
     ):
         from llama_cpp import llama_cpp as api
 
@@ -177,6 +184,10 @@ class NativeModel:
             if exact:
                 params.type_k = params.type_v = api.GGML_TYPE_F32
                 params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            elif kv_cache is not None:
+                params.type_k = _cache_type(api, kv_cache.keys)
+                params.type_v = _cache_type(api, kv_cache.values)
+                params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
             self._context = api.llama_init_from_model(model, params)
             if not self._context:
                 raise TrialFailed(f"llama.cpp cannot run {path.name}: {_one(errors)}")
@@ -234,6 +245,10 @@ class NativeModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cache_type(api: Any, name: str) -> int:
+    return int(getattr(api, f"GGML_TYPE_{'F16' if name == NONE else name.upper()}"))
 
 
 def _one(errors: list[str]) -> str:

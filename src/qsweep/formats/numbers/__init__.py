@@ -19,7 +19,19 @@ from qsweep.formats.numbers.ggml import Q2K, Q3K, Q4K, Q5K, Q6K, Q40, Q80
 from qsweep.formats.numbers.integers import W4A8, W4A16, W4AFP8, W8A8, W8A16, Int, Ternary
 from qsweep.formats.numbers.number_format import NumberFormat, Search
 
+FORMATS: dict[str, type[NumberFormat]] = {
+    number.name: number
+    for number in (
+        *(Int, W4A16, W8A16, W8A8, W4A8, W4AFP8),
+        *(FP8, FP8Dynamic, FP8Block),
+        *(NVFP4, NVFP4A16, MXFP4, MXFP4A16, MXFP8),
+        *(NF4, FP4, Ternary),
+    )
+}
+"""All that ``format=`` takes, by name."""
+
 __all__ = [
+    "FORMATS",
     "FP4",
     "FP8",
     "MXFP4",

@@ -91,7 +91,7 @@ class NVFP4A16(NumberFormat):
 
 @dataclass(frozen=True)
 class NVFP4(NVFP4A16):
-    """The same beside activations of the same kind, of which the global scale is calibrated."""
+    """e2m1 as nvfp4a16, beside activations of the same kind, whose global scale is calibrated."""
 
     name: ClassVar[str] = "nvfp4"
     preset: ClassVar[str | None] = "NVFP4"
@@ -122,7 +122,7 @@ class MXFP4A16(NumberFormat):
 
 @dataclass(frozen=True)
 class MXFP4(MXFP4A16):
-    """The same beside activations of the same kind."""
+    """e2m1 as mxfp4a16, beside activations of the same kind."""
 
     name: ClassVar[str] = "mxfp4"
     preset: ClassVar[str | None] = "MXFP4"
@@ -138,4 +138,5 @@ class MXFP8(MXFP4):
     preset: ClassVar[str | None] = "MXFP8"
     bits: ClassVar[int | None] = 8
     activations: ClassVar[str | None] = "mxfp8, dynamic"
+    unpacks: ClassVar[bool] = False
     gguf: ClassVar[str | None] = None

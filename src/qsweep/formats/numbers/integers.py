@@ -22,6 +22,7 @@ class Int(NumberFormat):
 
     name: ClassVar[str] = "int"
     containers: ClassVar[tuple[str, ...] | None] = None
+    on_cpu: ClassVar[bool] = True
 
     def _scheme(
         self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
@@ -55,6 +56,7 @@ class W8A16(W4A16):
     name: ClassVar[str] = "w8a16"
     preset: ClassVar[str | None] = "W8A16"
     bits: ClassVar[int | None] = 8
+    on_cpu: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class _Smoothable(W4A16):
 
     activations: ClassVar[str | None] = "int8 per token, dynamic"
     runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
-    native_since: ClassVar[Generation | None] = "turing"
+    unpacks: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,13 +91,16 @@ class W8A8(_Smoothable):
     preset: ClassVar[str | None] = "W8A8"
     bits: ClassVar[int | None] = 8
     group_size: ClassVar[int | None] = -1
+    native_since: ClassVar[Generation | None] = "turing"
+    native_until: ClassVar[Generation | None] = "hopper"
 
 
 @dataclass(frozen=True)
 class W4A8(_Smoothable):
     """4 bits, 128 inputs to a scale, beside activations of 8 bits with a scale per token.
 
-    compressed-tensors keeps codes in whole bytes here, as integers beside quantized activations.
+    No GPU's kernel serves it: vLLM's is Arm's for CPUs. compressed-tensors keeps codes in whole bytes
+    here, as integers beside quantized activations.
     """
 
     name: ClassVar[str] = "w4a8"
@@ -110,6 +116,9 @@ class W4AFP8(W4A16):
     activations: ClassVar[str | None] = "fp8 per token, dynamic"
     runtimes: ClassVar[tuple[str, ...]] = ("vllm",)
     native_since: ClassVar[Generation | None] = "hopper"
+    native_until: ClassVar[Generation | None] = "hopper"
+    unpacks: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

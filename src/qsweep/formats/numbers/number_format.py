@@ -39,8 +39,11 @@ class NumberFormat(ABC):
         static: Whether they have scales that are calibrated.
         containers: What holds it; None where the quantizer's own does.
         runtimes: Who serves it.
-        native_since: The first generation of GPUs that multiplies it as it is; None where weights
-            are unpacked to 16 bits first, which any can.
+        native_since: The first generation of GPUs that multiplies it as it is; None where none does:
+            weights are unpacked to 16 bits first, which any can.
+        native_until: The last one that servers have kernels for; None where all later ones do.
+        unpacks: Whether servers unpack its weights to 16 bits where a GPU does not multiply it.
+        on_cpu: Whether servers run it on a CPU.
         gguf: The GGUF type that has the same weights; None where there is none.
     """
 
@@ -55,6 +58,9 @@ class NumberFormat(ABC):
     containers: ClassVar[tuple[str, ...] | None] = ("compressed-tensors",)
     runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
     native_since: ClassVar[Generation | None] = None
+    native_until: ClassVar[Generation | None] = None
+    unpacks: ClassVar[bool] = True
+    on_cpu: ClassVar[bool] = False
     gguf: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

@@ -5,11 +5,15 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.verdicts import is_open
+from qsweep.formats import hardware
+from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.columns.column import figures
 from qsweep.results.record import Measurement, Record, Row
 
 # Instead of a verdict, where no dense model can be made of a file.
 OWN_RUN = "llama.cpp's own run only"
+# Containers of weights that are unpacked where they are multiplied, whoever made them.
+_WEIGHTS_ALONE = ("gptq", "awq", "gguf", "bitsandbytes", "hqq", "exl3")
 
 
 def fixed(digits: int) -> Any:
@@ -35,6 +39,12 @@ def fact(name: str) -> Any:
 def field_of(part: str, name: str) -> Any:
     """A field of a part of the record, such as its artifact, that may be absent."""
     return lambda row: getattr(getattr(row.record, part), name, None)
+
+
+def kv_cache(row: Row) -> str | None:
+    """What the trial's keys and values were stored as; None where they stayed as they were."""
+    found = row.record.config.get("kv_cache")
+    return None if found in (None, NONE) else str(found)
 
 
 def expected(end: int) -> Any:
@@ -88,6 +98,22 @@ def served_by(row: Row) -> str:
     """The runtimes that load the artifact, and whether none of them is one that people deploy with."""
     words = ", ".join(row.record.runtimes)
     return words if row.record.can_serve or not words else f"{words} (no server)"
+
+
+def native_on(row: Row) -> str:
+    """The generations of GPUs that run the artifact as it is meant; nothing where that is not known."""
+    made, record = row.record.artifact, row.record
+    if made is None or record.reference:
+        return ""
+    if made.format in _WEIGHTS_ALONE:
+        return hardware.ANY
+    number = record.number_format
+    return "" if number is None else hardware.native_on(number)
+
+
+def needs_generation(row: Row) -> str:
+    """The same; nothing where any will do."""
+    return native_on(row).replace(hardware.ANY, "")
 
 
 def interval(row: Row) -> str:

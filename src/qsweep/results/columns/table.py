@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.metrics import QUARTERS
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -42,6 +43,9 @@ def retention(capability: str) -> Column:
     )  # fmt: skip
 
 
+QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
+
+
 def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...]:
     """The columns of the run that has one more part as it is served (:mod:`qsweep.evaluate.served`).
 
@@ -54,10 +58,8 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
     kld, added, ratio = f"kld_{name}", f"kld_{name}_added", f"ppl_ratio_{name}"
     needs = "needs a format or a setting that quantizes them"
     shown = Shown(f"KLD {heading}", optional=True)
-    narrow = replace(
-        shown,
-        min_width=100,
-        narrow=lambda row: numbers.divergence(figures(row, "measurement").get(kld)),
+    short = replace(
+        shown, cell=lambda row: numbers.divergence(figures(row, "measurement").get(kld))
     )
     extra = Shown(f"+KLD {heading}", optional=True)
     of_ratio = Shown(f"ratio {heading}", optional=True)
@@ -65,7 +67,7 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             kld, f"mean KL divergence per token with {what} as served, nats ± standard error",
             unit="nat", better="down", needs=needs, csv=True, error=f"{kld}_stderr", best=True,
-            tables={"markdown": shown, "html": shown, "card": shown, "terminal": narrow}),
+            tables={"markdown": shown, "html": shown, "card": shown, "terminal": short}),
         of_measurement(f"{kld}_stderr", "its standard error, over windows", csv=True),
         of_measurement(
             added, f"how much of that comes on top of {beyond}, nats, paired 95 % interval",
@@ -83,6 +85,12 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             f"top1_agreement_{name}", f"how often the reference's token is preferred with {what} as "
             "served", unit="share", better="up", needs=needs, csv=True, text=numbers.percent),
+        *(
+            of_measurement(
+                f"{kld}_{quarter}", f"{kld} over the {words} quarter of the windows' positions, nats",
+                unit="nat", needs=needs, csv=True, text=derived.significant(3))
+            for quarter, words in QUARTER_WORDS.items()
+        ),
     )  # fmt: skip
 
 
@@ -102,7 +110,8 @@ BACKEND = add(of_trial("backend", "whose code did it", csv=True))
 FORMAT = add(of_artifact("format", "file format", csv=True, tables={"html": "format"}))
 NUMBER_FORMAT = add(Column(
     "number_format", "what codes mean; empty where bits, group_size and type say it all", "trial",
-    lambda row: row.record.options.get("format"), csv=True, view=("params", 13)))
+    lambda row: row.record.options.get("format"), csv=True, view=("params", 13),
+    tables={table: Shown("numbers", optional=True) for table in ("markdown", "html")}))
 BITS = add(of_options("bits", "nominal bits", csv=True, view=("tags", 13), tables={"html": "bits"}))
 GROUP_SIZE = add(of_options(
     "group_size", "weights that share a scale; -1: a whole channel", csv=True, view=("params", 14)))
@@ -110,6 +119,10 @@ DESC_ACT = add(of_options(
     "desc_act", "whether columns are quantized in the order of their activations", csv=True))
 SYM = add(of_options("sym", "whether the grid lies symmetrically around 0", csv=True))
 TYPE = add(of_options("type", "llama.cpp's type", csv=True))
+KV_CACHE = add(Column(
+    "kv_cache", "what keys and values are stored as; layers that differ by their numbers", "trial",
+    derived.kv_cache, csv=True, tables={
+        t: Shown("KV cache", optional=True) for t in ("markdown", "html", "card")}))
 BPW = add(of_artifact(
     "bpw", "bits per weight of the quantized layers, scales included", figure=True, unit="bit",
     better="down", csv=True, text=derived.fixed(2), best=True, view=("metrics", 10),
@@ -174,7 +187,17 @@ KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
         ("p999", "99.9th percentile", {}), ("max", "largest", {})))
 SERVED = tuple(map(add, (
     *served("activations", "weights and activations", "the weights alone", "act."),
+    *served("kv", "weights, activations and the KV cache", "that without the cache", "cache"),
+    of_measurement(
+        "kv_bytes_per_token", "bytes that a token's keys and values take over all layers, in a "
+        "sequence as long as a window", unit="B", better="down", needs="set kv_cache", csv=True,
+        text=derived.fixed(0), tables={
+            t: Shown("KV B/token", optional=True) for t in ("markdown", "html", "card")}),
 )))
+KLD_QUARTERS = tuple(add(of_measurement(
+    f"kld_{name}", f"the same over the {words} quarter of the windows' positions, nats", unit="nat",
+    needs="set eval.divergence=true", csv=True, text=derived.significant(3)))
+    for name, words in QUARTER_WORDS.items())
 KLD_FLOOR_DTYPE = add(of_measurement(
     "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
     unit="nat"))
@@ -193,7 +216,8 @@ TOP1_AGREEMENT_STDERR = add(of_measurement("top1_agreement_stderr",
 TRUE_PROB_RMS = add(of_measurement(
     "true_prob_rms", "root mean square change of the true token's probability"))
 KLD_NATIVE = add(of_speed(
-    "kld_native", "mean KL divergence of llama.cpp's own run of the file, nats ± standard error",
+    "kld_native", "mean KL divergence of llama.cpp's own run of the file, with the trial's KV cache "
+    "if that is of its types, nats ± standard error",
     unit="nat",
     better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
     tables={"own_run": "KLD"}))
@@ -268,6 +292,11 @@ RUNTIMES = add(Column(
     csv=True, write=lambda row: ", ".join(row.record.runtimes), tables={
         "markdown": "served by", "search": "served by", "own_run": "served by",
         "html": Shown("served by", cell=derived.served_by)}))
+NATIVE_ON = add(Column(
+    "native_on", "generations of GPUs that multiply it as it is, activations included; any: weights "
+    "are unpacked to 16 bits", "trial", lambda row: derived.native_on(row) or None, csv=True,
+    tables={table: Shown("native on", cell=derived.needs_generation, optional=True)
+            for table in ("markdown", "html")}))
 BECAUSE = add(Column(
     "only_own_run", "why there is nothing but llama.cpp's own run", "trial",
     lambda row: row.record.only_own_run, tables={"own_run": "because"}))
@@ -386,6 +415,6 @@ CSV_ORDER = (*PROMISED, *(
     "kept_layers model_path model_hash calibration_tokens calibration_tokens_distinct "
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
-    "peer_kld_difference_high dequantized_from number_format "
-).split(), *(column.name for column in SERVED))
+    "peer_kld_difference_high dequantized_from number_format native_on "
+).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS)), "kv_cache")
 # fmt: on

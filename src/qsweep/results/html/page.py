@@ -16,7 +16,7 @@ from qsweep.results import own_run
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
-from qsweep.results.html import across, capabilities, costs, options
+from qsweep.results.html import across, capabilities, costs, options, served
 from qsweep.results.html.answer import Sentence, answers, nothing
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.equal_size import equal_size
@@ -89,6 +89,8 @@ def _section(group: Group, find: FindArrays) -> Section:
         options.desc_act(group),
         across.calibration(group),
         capabilities.panel(group),
+        served.stages(group),
+        served.quarters(group),
         costs.speed(group),
         *divergence_by_token(group, find),
         costs.layer_loss(group),

@@ -11,6 +11,8 @@ from qsweep.results.columns.table import (
     FORMAT,
     LABEL,
     MEASURED_ON,
+    NATIVE_ON,
+    NUMBER_FORMAT,
     PEER,
     PPL,
     PPL_RATIO,
@@ -53,7 +55,10 @@ class Table:
     verdicts: Sequence[str]
 
 
-_WORDS = (LABEL, FORMAT, CALIBRATION, VERDICT, RUNTIMES, MEASURED_ON, SWEEP, PEER)
+_WORDS = (
+    *(LABEL, FORMAT, NUMBER_FORMAT, CALIBRATION, VERDICT, RUNTIMES, NATIVE_ON),
+    *(MEASURED_ON, SWEEP, PEER),
+)
 _VERDICTS = ("reference", "yes", "usually", "marginal", "problematic")
 _ALWAYS = (LABEL, BPW, SIZE_GB, PPL, PPL_RATIO, VERDICT)
 

@@ -28,7 +28,17 @@ _LONGEST_PARAM, _LONGEST_TAG = 500, 5000
 _DEFAULT_PRESET = "paper"
 # So that only runs with results are FINISHED: a skipped trial never was one.
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "skipped": "KILLED"}
-_OPTION_NAMES = ("bits", "group_size", "desc_act", "act_group_aware", "sym", "type", "damp_percent")
+_OPTION_NAMES = (
+    "format",
+    "container",
+    "bits",
+    "group_size",
+    "desc_act",
+    "act_group_aware",
+    "sym",
+    "type",
+    "damp_percent",
+)
 _PARENT_FILES = (".csv", ".md", ".html", ".png", ".svg", ".yaml")
 
 
@@ -158,7 +168,7 @@ def _params(record: Record) -> Iterator[tuple[str, str]]:
     config = {
         name: value
         for name, value in flat(record.config)
-        if name not in _OPTION_NAMES and name not in plain
+        if name not in _OPTION_NAMES and name not in plain and not name.startswith("format.")
     }
     # What is given in the configuration but ignored by the method must not look as if it counted:
     # an option is shown by its effective value or not at all.
