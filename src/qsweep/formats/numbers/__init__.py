@@ -26,6 +26,7 @@ FORMATS: dict[str, type[NumberFormat]] = {
         *(FP8, FP8Dynamic, FP8Block),
         *(NVFP4, NVFP4A16, MXFP4, MXFP4A16, MXFP8),
         *(NF4, FP4, Ternary),
+        *(Q2K, Q3K, Q4K, Q5K, Q6K, Q40, Q80),
     )
 }
 """All that ``format=`` takes, by name."""
