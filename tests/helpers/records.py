@@ -27,7 +27,7 @@ def trial(name: str, method: str, ratio=None, half=0.005, *, bits=None, size_gb=
         "options": {} if reference else {"bits": bits, "group_size": 128, "sym": True},
         "calibration": None,
         "artifact": {
-            "key": "a",
+            "key": f"a-{name}",
             "path": f"/store/artifacts/{name}",
             "format": "gptq",
             "runtimes": ["gptqmodel", "vllm"],

@@ -43,7 +43,7 @@ def answers(records: Iterable[Record]) -> list[Best]:
         if usable and record.primary and record.can_serve:
             held = found.setdefault(record.model, {}).setdefault(measured_by(record.primary), {})
             # What differs in the KV cache alone is one artifact, and no rival of itself.
-            if all(_measurement(other) != _measurement(record) for other in held.values()):
+            if all(_artifact(other) != _artifact(record) for other in held.values()):
                 held[record.key] = record
     made = []
     for model, ways in sorted(found.items()):
@@ -55,9 +55,8 @@ def answers(records: Iterable[Record]) -> list[Best]:
     return made
 
 
-def _measurement(record: Record) -> str:
-    key = record.primary.key if record.primary else None
-    return key or record.key
+def _artifact(record: Record) -> str:
+    return (record.artifact and record.artifact.key) or record.key
 
 
 def _best(model: str, records: Mapping[str, Record]) -> Best | None:

@@ -57,7 +57,9 @@ def noted(labels: Mapping[str, str], records: Mapping[str, Record]) -> dict[str,
     """
     # What somebody else made is called by its file, which says more than its grid.
     own = {key: record for key, record in records.items() if not record.existed}
-    grids = {key: SYM.get(Row(own[key])) if key in own else None for key in records}
+    # A number format by name has but one.
+    open_ = {key for key, record in own.items() if "format" not in record.options}
+    grids = {key: SYM.get(Row(own[key])) if key in open_ else None for key in records}
     both = {True, False} <= {value for value in grids.values() if isinstance(value, bool)}
     words = {True: " sym", False: " asym"} if both else {}
     found = {}
