@@ -93,7 +93,7 @@ def test_company_changes_no_bit(grid, tmp_path, number):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-    assert alone.details["loss"] == artifacts[number].details["loss"]
+    assert alone.details.get("loss") == artifacts[number].details.get("loss")  # rounding has none
 
 
 def test_who_shares_statistics_is_solved_along_with_those_who_walk(

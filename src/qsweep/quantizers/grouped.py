@@ -20,6 +20,8 @@ from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_ten
 from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
+    import torch
+
     from qsweep.formats.encoder import Encoder
     from qsweep.formats.numbers.scheme import Scheme
 
@@ -91,6 +93,15 @@ class GroupedOptions:
             return self.format.served_by(self.bits)
         return self.container.runtimes(self.bits, self.group_size, self.symmetric)
 
+    @property
+    def written_by(self) -> str:
+        """The version of what else writes the container, behind a ``+``; empty where nothing does."""
+        if self.holder != "gguf":
+            return ""
+        from qsweep.quantizers.conversion.artifact import llama_cpp_version
+
+        return f"+llama-cpp-python {llama_cpp_version()}"
+
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be quantized; else it stays as it is."""
         if self.holder == self.container.name:
@@ -113,7 +124,7 @@ class GroupedOptions:
         raise NotImplementedError
 
     def encoder(self, model: ModelFacts) -> "Encoder":
-        """How layers of a model are written."""
+        """How layers of a model are written, in whatever has a ``quantization_config``."""
         from qsweep.formats.encoder import PackedEncoder
         from qsweep.formats.hf import usual_dtype
 
@@ -139,13 +150,17 @@ class GroupedOptions:
         shapes = [shape for shape in model.linears.values() if self.fits(shape)]
         unread = tuple(name for name in encoder.runtimes if not encoder.read_by(name, shapes))
         serving = tuple(name for name in encoder.runtimes if name not in unread)
-        own = None if self.format.preset or self.format.name == "int" else self.scheme(encoder)
+        own = (
+            None
+            if self.format.preset or self.format.name == "int"
+            else self.scheme(encoder.scale_dtype)
+        )
         return replace(encoder, runtimes=serving, own=own)
 
-    def scheme(self, encoder: "Encoder", search: Search = "range") -> "Scheme":
-        """How weights become codes, with scales as the encoder stores them."""
+    def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
+        """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
         return self.format.scheme(
-            self.bits, self.group_size, self.symmetric, dtype=encoder.scale_dtype, search=search
+            self.bits, self.group_size, self.symmetric, dtype=dtype, search=search
         )
 
     def check(self, model: ModelFacts) -> None:
@@ -175,6 +190,8 @@ class GroupedOptions:
                 f"{self.method}: {holder} does not hold format={name}; container="
                 f"{' or '.join(holders)} does"
             )
+        if holder == "gguf" and self.method == "awq":
+            raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
 
 
 @dataclass(frozen=True)
@@ -280,6 +297,10 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
         )
+    if name == "gguf":
+        from qsweep.quantizers.conversion.artifact import require_converter
+
+        require_converter(model)
     if quantizer.format.bits is None and quantizer.bits not in BITS:
         raise IncompatibleTrial(
             f"{method}: {name} is written in 2, 3, 4 or 8 bits, not {quantizer.bits}"

@@ -58,8 +58,8 @@ class RTN(GroupedOptions):
 
     def version(self) -> str:
         """The revision of this module, and what else a result depends on: who rounds, and the pass."""
-        if self.holder == self.container.name:
-            return "1"
+        if self.holder not in ("compressed-tensors", "bitsandbytes"):
+            return f"1{self.written_by}"
         try:
             made = f"1+{self.holder}-{importlib.metadata.version(self.holder)}"
         except importlib.metadata.PackageNotFoundError:
@@ -109,9 +109,11 @@ class RTN(GroupedOptions):
         out: Path,
         progress: Progress = silent,
     ) -> Artifact:
-        """Write a checkpoint, one tensor at a time; asymmetric ones of GPTQ in version 2."""
+        """Write a checkpoint, one tensor at a time; asymmetric ones of GPTQ in version 2. Or a GGUF."""
         if self.uses_calibration:
             return self.quantize_together(model, calibration, [(self, out)], progress).artifacts[0]
+        if self.holder == "gguf":
+            return self._quantize_blocks(model, out, progress)
 
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
@@ -146,6 +148,28 @@ class RTN(GroupedOptions):
             runtimes=encoder.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
+
+    def _quantize_blocks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
+        import torch
+
+        from qsweep.formats.numbers.superblocks import BlockScheme
+        from qsweep.models.facts import CONV1D_TYPES
+        from qsweep.quantizers.conversion.solved import SolvedFile
+
+        scheme = self.scheme(torch.float16)
+        assert isinstance(scheme, BlockScheme) and self.format.gguf is not None
+        file = SolvedFile(out, model, self.format.gguf)
+        linears = model.facts.linears.keys() - set(self.kept_layers(model.facts.linears))
+        transposed, done = model.facts.model_type in CONV1D_TYPES, 0
+        for name, tensor in _tensors(model.path):
+            layer = name.removesuffix(".weight")
+            if layer == name or layer not in linears:
+                continue
+            weight = tensor.to(model.device, torch.float32)
+            file.add(layer, scheme.rounded(weight.T if transposed else weight))
+            done += 1
+            progress("round", done / len(linears))
+        return file.finish({})
 
 
 def _tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":

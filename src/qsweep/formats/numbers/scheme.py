@@ -1,7 +1,7 @@
 """How the weights of a layer become codes: a grid, scales, and what shares a scale."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from qsweep.formats.numbers.grids import Grid
 from qsweep.formats.numbers.scales import FloatScale, ScaleType
 from qsweep.formats.numbers.searches import Search
+from qsweep.formats.packing import QuantizedMatrix
 
 # Exponent of the error: rare large weights count for less than by squares (IST-DASLab/gptq).
 _NORM = 2.4
@@ -57,6 +58,10 @@ class Scheme:
         """Inputs that share a scale in a layer of so many."""
         return channels if self.group_size == -1 else self.group_size
 
+    def span(self, channels: int) -> int:
+        """Inputs of which scales hang together, some groups' as a rule; here a group's."""
+        return self.groups(channels)
+
     def layers(self, weights: Sequence[torch.Tensor]) -> list["LayerScheme"]:
         """The scheme for layers [outputs, inputs] that share their input.
 
@@ -91,6 +96,32 @@ class LayerScheme:
     rows: int
     whole: torch.Tensor | None = None
     spans: tuple[int, ...] | None = None
+
+    def opened(
+        self, weights: torch.Tensor, importance: torch.Tensor | None = None
+    ) -> "LayerScheme":
+        """The scheme for the groups of a span, with what their scales have in common.
+
+        Args:
+            weights: All of the span, float32 [rows, groups, n].
+            importance: Weight of each squared error, [groups * n].
+        """
+        return self
+
+    def joined(self, spans: Sequence["LayerScheme"], order: torch.Tensor | None) -> "LayerScheme":
+        """The scheme of all spans, of which ``order`` [spans] says where each is found; None: in turn."""
+        return self
+
+    def matrix(
+        self,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+        g_idx: torch.Tensor | None = None,
+    ) -> QuantizedMatrix:
+        """Codes [rows, columns] with their scales and zero points [rows, groups] as a matrix."""
+        table = self.scheme.grid.table
+        return QuantizedMatrix(codes, zero.to(torch.uint8), scale, g_idx, table, self.whole)
 
     def find(
         self, weights: torch.Tensor, importance: torch.Tensor | None = None
@@ -190,4 +221,4 @@ def stacked(layers: Sequence[LayerScheme]) -> LayerScheme:
         spans = tuple(span for layer in layers for span in layer.spans or ())
     wholes = [layer.whole.expand(layer.rows, 1) for layer in layers if layer.whole is not None]
     whole = torch.cat(wholes) if wholes else None
-    return LayerScheme(first.scheme, sum(layer.rows for layer in layers), whole, spans)
+    return replace(first, rows=sum(layer.rows for layer in layers), whole=whole, spans=spans)

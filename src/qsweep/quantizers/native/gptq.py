@@ -13,7 +13,6 @@ import torch
 
 from qsweep.base.errors import TrialFailed
 from qsweep.formats.numbers.grids import Grid, Integers
-from qsweep.formats.numbers.rounding import matrix_of
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
 
@@ -27,13 +26,23 @@ _Rounding = list[tuple[slice, Callable[[torch.Tensor, torch.Tensor], None]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How GPTQ treats one layer; ``group_size`` is at most the layer's number of inputs."""
+    """How GPTQ treats one layer.
+
+    ``group_size`` is at most the layer's number of inputs. ``span`` is as many inputs as have scales
+    that hang together, a multiple of it; 0: those of a group.
+    """
 
     group_size: int
     desc_act: bool
     act_group_aware: bool
     damp_percent: float
     gptaq_alpha: float = 0.0
+    span: int = 0
+
+    @property
+    def groups_in_span(self) -> int:
+        """Groups whose scales hang together."""
+        return max(1, self.span // self.group_size)
 
 
 @dataclass(frozen=True)
@@ -143,12 +152,23 @@ def _order(
     grouped = diagonal[:full].view(-1, settings.group_size)
     within = grouped.argsort(dim=1, descending=True, stable=True)
     groups = grouped.amax(1).argsort(dim=0, descending=True, stable=True)
+    if settings.groups_in_span > 1:
+        groups = _within_spans(grouped.amax(1), settings.groups_in_span)
     first = torch.arange(len(grouped), device=diagonal.device)[:, None] * settings.group_size
     order = (within + first)[groups].flatten()
     if full == len(diagonal):
         return order, groups
     rest = diagonal[full:].argsort(dim=0, descending=True, stable=True) + full
     return torch.cat([order, rest]), torch.cat([groups, groups.new_tensor([len(groups)])])
+
+
+def _within_spans(activity: torch.Tensor, count: int) -> torch.Tensor:
+    # The most active of ``count`` groups first, and the spans by their most active group.
+    spans = activity.view(-1, count)
+    within = spans.argsort(dim=1, descending=True, stable=True)
+    order = spans.amax(1).argsort(dim=0, descending=True, stable=True)
+    first = torch.arange(len(spans), device=activity.device)[:, None] * count
+    return (within + first)[order].flatten()
 
 
 def solve(
@@ -220,6 +240,8 @@ class _Solver:
         self._scale, self._zero = torch.empty(2, count, rows, device=device)
         self._scales: list[list[torch.Tensor]] = [[] for _ in self._work]
         self._zeros: list[list[torch.Tensor]] = [[] for _ in self._work]
+        # The scheme of each span that was opened.
+        self._opened: list[list[LayerScheme]] = [[] for _ in self._work]
         self._parts = [
             (slice(first, last), grid)
             for first, last, grid in _runs([layer.scheme.grid for layer in layers])
@@ -229,15 +251,14 @@ class _Solver:
         """What :func:`solve` returns."""
         for start in range(0, self._columns, _BLOCK):
             self._solve_block(start, min(start + _BLOCK, self._columns))
-        return [
-            (
-                _restore(self._codes[c], self._scales[c], self._zeros[c], factor, settings, layer),
-                losses,
-            )
-            for c, (factor, settings, layer, losses) in enumerate(
-                zip(self._factors, self._settings, self._layers, self._losses, strict=True)
-            )
-        ]
+        return [(self._restored(c), losses) for c, losses in enumerate(self._losses)]
+
+    def _restored(self, c: int) -> QuantizedMatrix:
+        factor, settings = self._factors[c], self._settings[c]
+        scales, zeros = torch.stack(self._scales[c], 1), torch.stack(self._zeros[c], 1)
+        return _restore(
+            self._codes[c], scales, zeros, factor, settings, self._layers[c], self._opened[c]
+        )
 
     def _solve_block(self, start: int, end: int) -> None:
         block = torch.stack([matrix[start:end] for matrix in self._work])
@@ -247,7 +268,7 @@ class _Solver:
             stop = min(sub + self._sub_block, end - start)
             for c, setting in enumerate(self._settings):
                 if (start + sub) % setting.group_size == 0:
-                    self._open_group(c, start + sub, block[c, sub : sub + setting.group_size])
+                    self._open_group(c, start + sub, block[c, sub:])
             self._round(block, upper, errors, start, sub, stop)
             for c in range(len(self._work)):
                 if stop < end - start:
@@ -259,16 +280,30 @@ class _Solver:
                 passed_on = factor.upper[start:end, end:].T
                 self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
 
-    def _open_group(self, c: int, first: int, inside: torch.Tensor) -> None:
-        # Errors have reached the columns of the block only, ``inside``, which is all there is to see
-        # unless the group is wider than a block.
-        last = min(first + self._settings[c].group_size, self._columns)
-        group = torch.cat([inside, self._work[c][first + len(inside) : last]]).T.contiguous()
-        importance = self._factors[c].upper.diagonal()[first:last].reciprocal().square()
-        scale, zero = self._layers[c].find(group[:, None], importance)
+    def _open_group(self, c: int, first: int, rest: torch.Tensor) -> None:
+        # Errors have reached the columns of the block only, ``rest`` being what is left of it, which is
+        # all there is to see unless the group is wider than a block.
+        setting = self._settings[c]
+        size, count = setting.group_size, setting.groups_in_span
+        opens = first % (size * count) == 0
+        width = min(size * count if opens else size, self._columns - first)
+        ahead, importance = self._ahead(c, first, rest, width)
+        if opens:
+            span = ahead.view(len(ahead), count, -1)
+            self._opened[c].append(self._layers[c].opened(span, importance))
+        group = ahead[:, None, :size].contiguous()
+        scale, zero = self._opened[c][-1].find(group, importance[:size])
         self._scale[c], self._zero[c] = scale[:, 0], zero[:, 0]
         self._scales[c].append(scale[:, 0])
         self._zeros[c].append(zero[:, 0])
+
+    def _ahead(
+        self, c: int, first: int, rest: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The weights [rows, width] that come next, and what their errors weigh.
+        inside, last = rest[:width], first + width
+        columns = torch.cat([inside, self._work[c][first + len(inside) : last]]).T.contiguous()
+        return columns, self._factors[c].upper.diagonal()[first:last].reciprocal().square()
 
     def _round(
         self,
@@ -349,14 +384,15 @@ def _by_columns(weights: Sequence[torch.Tensor], factors: Sequence[Factor]) -> l
 
 def _restore(
     codes: torch.Tensor,
-    scales: list[torch.Tensor],
-    zeros: list[torch.Tensor],
+    scale: torch.Tensor,
+    zero: torch.Tensor,
     factor: Factor,
     settings: Settings,
     layer: LayerScheme,
+    opened: Sequence[LayerScheme],
 ) -> QuantizedMatrix:
     # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
-    scale, zero, g_idx = torch.stack(scales, 1), torch.stack(zeros, 1), None
+    g_idx = spans = None
     if factor.order is not None:
         place = torch.empty_like(factor.order)
         place[factor.order] = torch.arange(len(place), device=place.device)
@@ -365,8 +401,11 @@ def _restore(
             back = torch.empty_like(factor.groups)
             back[factor.groups] = torch.arange(len(back), device=back.device)
             scale, zero = scale[:, back], zero[:, back]
+            count = settings.groups_in_span
+            spans = back[::count] // count
         elif scale.shape[1] > 1:
             g_idx = place // settings.group_size
     if g_idx is None and len(codes) % settings.group_size:
         g_idx = torch.arange(len(codes), device=codes.device) // settings.group_size
-    return matrix_of(layer, codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
+    layer = layer.joined(opened, spans)
+    return layer.matrix(codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)

@@ -11,14 +11,14 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
 from qsweep.formats.packing import QuantizedMatrix
-from qsweep.models.source import ModelFacts
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, Stage
-from qsweep.quantizers.native.writer import CheckpointWriter
+from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
 class Job:
@@ -30,15 +30,20 @@ class Job:
         smoothing: The share of an input's range that moves into weights; None where none does.
     """
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
         self.seconds = 0.0
         self.ranges = quantizer.format.static
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
-        encoder = quantizer.encoder(facts)
         search = quantizer.format.searched(self._options.get("scale_search", "range"))
-        self._scheme = quantizer.scheme(encoder, search)
-        self._checkpoint = CheckpointWriter(out, facts.path, encoder)
+        if quantizer.holder == "gguf":
+            assert quantizer.format.gguf is not None
+            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf)
+            self._scheme = quantizer.scheme(torch.float16, search)
+        else:
+            encoder = quantizer.encoder(model.facts)
+            self._writer = CheckpointWriter(out, model.path, encoder)
+            self._scheme = quantizer.scheme(encoder.scale_dtype, search)
         self._losses: dict[str, float] = {}
 
     def fits(self, weight: torch.Tensor) -> bool:
@@ -64,11 +69,17 @@ class Job:
             "torch": torch.__version__,
             **self._found(),
         }
-        return self._checkpoint.finish(model, details)
+        return self._writer.finish(model, details)
 
     def _found(self) -> dict[str, Any]:
         """What else is worth reporting."""
         return {}
+
+    @property
+    def _checkpoint(self) -> CheckpointWriter:
+        # Of those who change more than linear layers.
+        assert isinstance(self._writer, CheckpointWriter)
+        return self._writer
 
     def _add(
         self,
@@ -78,7 +89,7 @@ class Job:
         inputs: torch.Tensor | None,
     ) -> None:
         """Take a finished linear layer in; ``losses`` [rows], ``inputs`` how far its inputs reach."""
-        self._checkpoint.add_linear(name, matrix, inputs if self.ranges else None)
+        self._writer.add_linear(name, matrix, inputs if self.ranges else None)
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = float(losses.sum())
         require_finite(name, losses.sum())
@@ -87,8 +98,8 @@ class Job:
 class GPTQJob(Job):
     """A GPTQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
-        super().__init__(quantizer, out, facts)
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
+        super().__init__(quantizer, out, model)
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
         self.scheme = self._scheme
@@ -103,6 +114,7 @@ class GPTQJob(Job):
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
+            span=self.scheme.span(channels),
         )
 
     def keep(
@@ -188,7 +200,8 @@ def _solve(
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     chosen, targets = [], []
     for one, seen in zip(settings, stats, strict=True):
-        grouped = one.group_size if one.act_group_aware and not one.desc_act else None
+        aware = one.act_group_aware and not one.desc_act
+        grouped = (one.group_size, one.span) if aware else None
         key = id(seen), one.desc_act, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
@@ -233,8 +246,8 @@ class RTNJob(Job):
 class AWQJob(Job):
     """An AWQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
-        super().__init__(quantizer, out, facts)
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
+        super().__init__(quantizer, out, model)
         self._scaling: dict[str, dict[str, Any]] = {}
 
     def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:

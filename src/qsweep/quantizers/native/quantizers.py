@@ -44,7 +44,7 @@ class _NativeQuantizer(GroupedOptions):
 
     def version(self) -> str:
         """The version of qsweep, and the revision of this quantizer."""
-        return f"{__version__}+{self.revision}"
+        return f"{__version__}+{self.revision}{self.written_by}"
 
     def check_format(self) -> None:
         """See :meth:`GroupedOptions.check_format`; also scales that are quantized in turn."""
