@@ -6,10 +6,10 @@ import torch
 from helpers.schemes import find_scales, integers, nearest_codes
 from qsweep.base.errors import TrialFailed
 from qsweep.formats import numbers
-from qsweep.formats.numbers.rounding import round_to_nearest
+from qsweep.formats.numbers.rounding import grouped_rows, round_to_nearest
 from qsweep.formats.numbers.scheme import Scheme
 from qsweep.formats.numbers.superblocks import block_scheme
-from qsweep.quantizers.native import gptq
+from qsweep.quantizers.native import columns
 from qsweep.quantizers.native.gptq import Settings, factorize, retarget
 
 
@@ -37,7 +37,7 @@ class Setting(Settings):
 
 def solve(weights, factors, settings):
     layers = [one.scheme.layers([w])[0] for w, one in zip(weights, settings, strict=True)]
-    return gptq.solve(weights, factors, settings, layers)
+    return columns.solve(weights, factors, settings, layers)
 
 
 def settings(bits=4, group=64, *, sym=True, search="range", desc_act=False, aware=True, damp=0.05):
@@ -59,8 +59,16 @@ def column_by_column(matrix, gram, setting):
     order = torch.arange(matrix.shape[1]) if factor.order is None else factor.order
     upper, w = factor.upper.double(), matrix.double()[:, order].clone()
     done, layer = torch.zeros_like(w), setting.scheme.layers([matrix])[0]
+    if setting.static:
+        importance = torch.empty(w.shape[1])
+        importance[order] = factor.upper.diagonal().reciprocal().square()
+        size = setting.group_size
+        fixed = layer.find(grouped_rows(matrix, size), grouped_rows(importance[None], size)[0])
     for i in range(w.shape[1]):
-        if i % setting.group_size == 0:
+        if setting.static:
+            group = order[i] // setting.group_size
+            scale, zero = (part[:, group, None] for part in fixed)
+        elif i % setting.group_size == 0:
             group = slice(i, i + setting.group_size)
             importance = factor.upper.diagonal()[group].reciprocal().square()
             scale, zero = layer.find(w[:, None, group].float(), importance)
@@ -72,9 +80,9 @@ def column_by_column(matrix, gram, setting):
     return back.float()
 
 
-def of_format(number, group, search="range", *, aware=True):
+def of_format(number, group, search="range", *, aware=True, static=False):
     scheme = number.scheme(4, group, True, dtype=torch.float16, search=search)
-    return Setting(scheme.groups(192), False, aware, 0.05, scheme=scheme)
+    return Setting(scheme.groups(192), False, aware, 0.05, static=static, scheme=scheme)
 
 
 CASES = {
@@ -93,6 +101,10 @@ CASES = {
     "fp8 ragged blocks": of_format(numbers.FP8Block(), 128),
     "nf4": of_format(numbers.NF4(), 64),
     "ternary": of_format(numbers.Ternary(), 128, "loss"),
+    "static nvfp4": of_format(numbers.NVFP4(), 16, static=True),
+    "static mxfp4": of_format(numbers.MXFP4(), 32, "loss", static=True),
+    "static w4a16": of_format(numbers.W4A16(), 128, static=True),
+    "static nf4": of_format(numbers.NF4(), 64, static=True),
 }
 
 

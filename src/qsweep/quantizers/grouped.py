@@ -201,7 +201,9 @@ class GPTQOptions(GroupedOptions):
     Attributes:
         desc_act: Round the columns with the most active inputs first, across groups.
         act_group_aware: The same within groups, and group by group, which needs no permutation at
-            run time; off where ``desc_act`` is on.
+            run time; off where ``desc_act`` is on. The native backend orders the columns of formats
+            other than GPTQ's across groups, too, under scales that it finds before, where that is
+            better.
         damp_percent: Share of the mean diagonal that is added to the Gram matrix.
     """
 

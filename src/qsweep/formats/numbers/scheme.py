@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from qsweep.formats.numbers.grids import Grid
-from qsweep.formats.numbers.scales import FloatScale, ScaleType
+from qsweep.formats.numbers.grids import E4M3, Grid
+from qsweep.formats.numbers.scales import E8M0_SCALE, FloatScale, ScaleType
 from qsweep.formats.numbers.searches import Search
 from qsweep.formats.packing import QuantizedMatrix
 
@@ -48,6 +48,17 @@ class Scheme:
     def clips(self) -> tuple[float, ...]:
         """What AWQ's clipping multiplies it with."""
         return _OF_A_MEAN if self.extreme == "mean" else self.scale.clips
+
+    @property
+    def waits(self) -> bool:
+        """Whether GPTQ had better find a group's scale when it comes to the group.
+
+        A scale that is searched then knows what errors have left. Where none is, or where scales are
+        coarse beside levels, it gains nothing, and columns may come in any order instead
+        (docs/parity.md).
+        """
+        coarse = self.scale is E8M0_SCALE or self.grid is E4M3
+        return self.search != "range" and not coarse
 
     @property
     def sym(self) -> bool:

@@ -13,7 +13,7 @@ from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
-from qsweep.quantizers.native import awq, gptq
+from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.fold import Fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.stats import InputStats
@@ -103,18 +103,22 @@ class GPTQJob(Job):
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
         self.scheme = self._scheme
+        # GPTQ's own layout and llama.cpp's blocks are reordered group by group.
+        free = quantizer.holder in ("compressed-tensors", "bitsandbytes")
+        self._static = free and self._options["act_group_aware"] and not self.scheme.waits
         self._damping: dict[str, float] = {}
 
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
-        options = self._options
+        options, group_size = self._options, self.scheme.groups(channels)
         return gptq.Settings(
-            group_size=self.scheme.groups(channels),
+            group_size=group_size,
             desc_act=options["desc_act"],
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
             span=self.scheme.span(channels),
+            static=self._static and group_size < channels,
         )
 
     def keep(
@@ -200,9 +204,10 @@ def _solve(
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     chosen, targets = [], []
     for one, seen in zip(settings, stats, strict=True):
-        aware = one.act_group_aware and not one.desc_act
+        whole = one.desc_act or one.static
+        aware = one.act_group_aware and not whole
         grouped = (one.group_size, one.span) if aware else None
-        key = id(seen), one.desc_act, grouped, one.damp_percent
+        key = id(seen), whole, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
         chosen.append(factors[key])
@@ -213,7 +218,7 @@ def _solve(
         )
     # Global scales are those of the weights themselves, wherever they move to.
     layers = [stacked(list(layer_schemes(job.scheme, linears).values())) for job in jobs]
-    solved = gptq.solve(targets, chosen, settings, layers)
+    solved = columns.solve(targets, chosen, settings, layers)
     results = []
     for job, seen, factor, (matrix, losses) in zip(jobs, stats, chosen, solved, strict=True):
         matrices, start = {}, 0
