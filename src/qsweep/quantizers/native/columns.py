@@ -93,6 +93,8 @@ class _Columns(ABC):
             (slice(first, last), grid)
             for first, last, grid in _runs([layer.scheme.grid for layer in layers])
         ]
+        # The lowest and the largest code of each configuration [count, 1], of integers.
+        self._bounds = [_bounds(layers[part], device) for part, _ in self._parts]
 
     def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
         """What :func:`solve` returns."""
@@ -151,16 +153,13 @@ class _Columns(ABC):
     def _rounding(self, zero: torch.Tensor) -> _Rounding:
         # What rounds one column, with zero points [count, rows].
         found: _Rounding = []
-        for part, grid in self._parts:
-            if isinstance(grid, Integers):
-                grids = [layer.scheme.grid for layer in self._layers[part]]
-                bounds = [(g.lowest, g.top) for g in grids if isinstance(g, Integers)]
-                ends = torch.tensor(bounds, device=zero.device, dtype=zero.dtype)
-                lowest, top = ends.T[..., None]
-                own = partial(_nearest_integers, lowest - zero[part], top - zero[part])
+        for (part, grid), bounds in zip(self._parts, self._bounds, strict=True):
+            if bounds is None:
+                found.append((part, partial(_nearest, grid, zero[part])))
             else:
-                own = partial(_nearest, grid, zero[part])
-            found.append((part, own))
+                lowest, top = bounds
+                ends = lowest - zero[part], top - zero[part]
+                found.append((part, partial(_nearest_integers, *ends)))
         return found
 
 
@@ -335,7 +334,20 @@ def _nearest_integers(
 
 
 def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor) -> None:
-    levels.copy_(grid.nearest(steps.clone(), zero))
+    found = grid.nearest(levels.copy_(steps), zero)
+    if found is not levels:
+        levels.copy_(found)
+
+
+def _bounds(
+    layers: Sequence[LayerScheme], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    grids = [layer.scheme.grid for layer in layers]
+    ends = [(grid.lowest, grid.top) for grid in grids if isinstance(grid, Integers)]
+    if not ends:
+        return None
+    lowest, top = torch.tensor(ends, device=device, dtype=torch.float32).T[..., None]
+    return lowest, top
 
 
 def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
