@@ -249,14 +249,19 @@ class Bench:
 
     def _measure(self, artifact: Any) -> dict[str, Any]:
         """Ratio and divergence with their intervals, and the mean NLL of each window."""
-        from qsweep.evaluate import compare, measure
+        from qsweep.evaluate import compare
 
-        measured = measure(self._load(artifact), self._windows, self._states)
+        measured = self._measured(artifact)
         metrics = measured.metrics | compare(measured, self._reference)
         names = ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "kld", "kld_stderr")
         means = measured.arrays["window_nll"] / measured.arrays["window_tokens"]
         rounded = {name: round(metrics[name], 6) for name in names}
         return rounded | {"window_nll": [round(mean, 6) for mean in means.tolist()]}
+
+    def _measured(self, artifact: Any) -> Any:
+        from qsweep.evaluate import measure
+
+        return measure(self._load(artifact), self._windows, self._states)
 
     def _load(self, artifact: Any) -> Any:
         import torch

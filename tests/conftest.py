@@ -174,7 +174,7 @@ def pocket_conversion(pocket_dir, conversions):
     from qsweep.base.errors import BackendUnavailable
     from qsweep.models.facts import read_facts
     from qsweep.models.source import SourceModel
-    from qsweep.quantizers.gguf.base import unquantized
+    from qsweep.quantizers.conversion.base import unquantized
 
     # What is converted from a directory beside it finds the conversion, too.
     (out := conversions / "base").mkdir(exist_ok=True)

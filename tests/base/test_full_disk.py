@@ -113,7 +113,7 @@ def base(tiny_model, conversions):
     from qsweep.base.errors import BackendUnavailable
     from qsweep.models.facts import read_facts
     from qsweep.models.source import SourceModel
-    from qsweep.quantizers.gguf.base import unquantized
+    from qsweep.quantizers.conversion.base import unquantized
 
     (out := conversions / "full-disk").mkdir()
     try:
@@ -150,7 +150,7 @@ def test_llama_cpps_converter(disk, base, tiny_model):
 def test_a_conversion_that_did_not_fit_leaves_the_room_to_the_results(disk, base, tiny_model):
     from qsweep.models.facts import read_facts
     from qsweep.models.source import SourceModel
-    from qsweep.quantizers.gguf.base import unquantized
+    from qsweep.quantizers.conversion.base import unquantized
 
     (disk / "filler").write_bytes(bytes(6 << 20))
 
@@ -169,7 +169,7 @@ def test_a_damaged_conversion_is_made_again(base, tiny_model, tmp_path):
     from helpers.damage import flip
     from qsweep.models.facts import read_facts
     from qsweep.models.source import SourceModel
-    from qsweep.quantizers.gguf.base import unquantized
+    from qsweep.quantizers.conversion.base import unquantized
 
     model = SourceModel(read_facts(tiny_model("llama"), "tiny"), "cpu")
     out = tmp_path / "artifacts" / ".one.tmp"

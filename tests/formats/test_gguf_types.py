@@ -23,7 +23,9 @@ def test_tables_agree_with_the_package_gguf():
         name = member.name.removeprefix("MOSTLY_").removeprefix("ALL_")
         if name in FILE_TYPES:
             assert FILE_TYPES[name].number == member.value
-    assert len({t.number for t in FILE_TYPES.values()}) == len(FILE_TYPES)
+    # What is made of another mixture has the number of the nearest that llama.cpp has a name for.
+    own = [t for t in FILE_TYPES.values() if t.mixture is None]
+    assert len({t.number for t in own}) == len(own)
 
 
 @pytest.mark.skipif(library_path() is None, reason="llama-cpp-python is not installed")

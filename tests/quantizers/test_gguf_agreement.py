@@ -15,9 +15,9 @@ from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.conversion.agreement import measure_agreement  # noqa: E402
+from qsweep.quantizers.conversion.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
-from qsweep.quantizers.gguf.agreement import measure_agreement  # noqa: E402
-from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 
 try:
     converter_dir()

@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
+from helpers.gguf_runs import divergence  # noqa: E402
+from helpers.gguf_runs import native_logits as run_natively  # noqa: E402
 from qsweep.base.errors import (  # noqa: E402
     ArtifactCorrupt,
     BackendUnavailable,
@@ -29,8 +31,8 @@ from qsweep.formats.numbers import (  # noqa: E402
 )
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.conversion.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf import GGUF  # noqa: E402
-from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
 from qsweep.quantizers.gguf.foreign import difference  # noqa: E402
 from qsweep.quantizers.importance import measure_importance  # noqa: E402
 from qsweep.text.calibration import CalibrationTokens
@@ -77,17 +79,7 @@ def dense(artifact, source):
 
 
 def native_logits(artifact):
-    path = artifact.path / MODEL_FILE
-    with NativeModel(path, context=IDS.shape[1], batch=40, gpu=None, threads=1) as model:
-        rows = [
-            torch.cat([torch.tensor(part) for _, part in model.logits(row.tolist())]) for row in IDS
-        ]
-    return torch.stack(rows)
-
-
-def divergence(first, second):
-    p, q = first.double().log_softmax(-1), second.double().log_softmax(-1)
-    return float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean())
+    return run_natively(artifact.path / MODEL_FILE, IDS)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -6,9 +6,10 @@ import torch
 from helpers.schemes import find_scales, integers, nearest_codes
 from qsweep.base.errors import TrialFailed
 from qsweep.formats import numbers
-from qsweep.formats.numbers.rounding import round_to_nearest
+from qsweep.formats.numbers.rounding import grouped_rows, round_to_nearest
 from qsweep.formats.numbers.scheme import Scheme
-from qsweep.quantizers.native import gptq
+from qsweep.formats.numbers.superblocks import block_scheme
+from qsweep.quantizers.native import columns
 from qsweep.quantizers.native.gptq import Settings, factorize, retarget
 
 
@@ -36,7 +37,7 @@ class Setting(Settings):
 
 def solve(weights, factors, settings):
     layers = [one.scheme.layers([w])[0] for w, one in zip(weights, settings, strict=True)]
-    return gptq.solve(weights, factors, settings, layers)
+    return columns.solve(weights, factors, settings, layers)
 
 
 def settings(bits=4, group=64, *, sym=True, search="range", desc_act=False, aware=True, damp=0.05):
@@ -58,8 +59,16 @@ def column_by_column(matrix, gram, setting):
     order = torch.arange(matrix.shape[1]) if factor.order is None else factor.order
     upper, w = factor.upper.double(), matrix.double()[:, order].clone()
     done, layer = torch.zeros_like(w), setting.scheme.layers([matrix])[0]
+    if setting.static:
+        importance = torch.empty(w.shape[1])
+        importance[order] = factor.upper.diagonal().reciprocal().square()
+        size = setting.group_size
+        fixed = layer.find(grouped_rows(matrix, size), grouped_rows(importance[None], size)[0])
     for i in range(w.shape[1]):
-        if i % setting.group_size == 0:
+        if setting.static:
+            group = order[i] // setting.group_size
+            scale, zero = (part[:, group, None] for part in fixed)
+        elif i % setting.group_size == 0:
             group = slice(i, i + setting.group_size)
             importance = factor.upper.diagonal()[group].reciprocal().square()
             scale, zero = layer.find(w[:, None, group].float(), importance)
@@ -71,9 +80,9 @@ def column_by_column(matrix, gram, setting):
     return back.float()
 
 
-def of_format(number, group, search="range", *, aware=True):
+def of_format(number, group, search="range", *, aware=True, static=False):
     scheme = number.scheme(4, group, True, dtype=torch.float16, search=search)
-    return Setting(scheme.groups(192), False, aware, 0.05, scheme=scheme)
+    return Setting(scheme.groups(192), False, aware, 0.05, static=static, scheme=scheme)
 
 
 CASES = {
@@ -92,6 +101,10 @@ CASES = {
     "fp8 ragged blocks": of_format(numbers.FP8Block(), 128),
     "nf4": of_format(numbers.NF4(), 64),
     "ternary": of_format(numbers.Ternary(), 128, "loss"),
+    "static nvfp4": of_format(numbers.NVFP4(), 16, static=True),
+    "static mxfp4": of_format(numbers.MXFP4(), 32, "loss", static=True),
+    "static w4a16": of_format(numbers.W4A16(), 128, static=True),
+    "static nf4": of_format(numbers.NF4(), 64, static=True),
 }
 
 
@@ -112,6 +125,48 @@ def test_better_than_rounding_to_nearest(setting):
     assert loss < 0.8 * output_loss(w, rounded(w, setting), x)
     # What the solver reports is the loss on the damped matrix, so a little more.
     assert loss < float(losses.sum()) < 2 * loss
+
+
+def by_spans(w, gram, setting):
+    """The same for scales that hang together, of which a span's own are found first."""
+    factor, (layer,) = factorize(gram, setting, "layer"), setting.scheme.layers([w])
+    upper, size = factor.upper.double(), setting.group_size
+    w, done = w.double()[:, factor.order].clone(), torch.zeros_like(w).double()
+    for i in range(w.shape[1]):
+        if i % setting.span == 0:
+            span = slice(i, i + setting.span)
+            importance = factor.upper.diagonal()[span].reciprocal().square()
+            opened = layer.opened(w[:, span].float().reshape(len(w), -1, size), importance)
+        if i % size == 0:
+            group = slice(i, i + size)
+            importance = factor.upper.diagonal()[group].reciprocal().square()
+            scale, zero = opened.find(w[:, None, group].float(), importance)
+        done[:, i] = opened.rounded(w[:, i, None, None].float(), scale, zero)[:, 0, 0]
+        error = (w[:, i] - done[:, i]) / upper[i, i]
+        w[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
+    back = torch.zeros_like(done)
+    back[:, factor.order] = done
+    return back.float()
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q2_K", "Q5_1"])
+def test_scales_that_hang_together_are_the_papers_algorithm_by_spans(name):
+    w, x = weights(channels=512), inputs(channels=512)
+    scheme = block_scheme(name)
+    size, span = scheme.groups(512), scheme.span(512)
+    setting = Setting(size, False, True, 0.05, span=span, scheme=scheme)
+    factor = factorize(gram_of(x), setting, "layer")
+    groups = factor.order.view(-1, size)
+    assert (groups // size == groups[:, :1] // size).all()
+    spans = factor.order.view(-1, span)
+    assert (spans // span == spans[:, :1] // span).all()
+    ((matrix, losses),) = solve([w], [factor], [setting])
+    dense = matrix.dense(torch.float32)
+    # A weight that lies between two levels may go either way; few do.
+    expected = by_spans(w, gram_of(x), setting)
+    assert output_loss(w, dense, x) == pytest.approx(output_loss(w, expected, x), rel=2e-2)
+    assert ((dense - expected).abs() > 1e-5).float().mean() < 0.05
+    assert output_loss(w, dense, x) < output_loss(w, scheme.rounded(w).dense(torch.float32), x)
 
 
 def test_company_changes_no_bit():

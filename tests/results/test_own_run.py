@@ -21,7 +21,7 @@ from qsweep.formats.gguf.dense import dense_state_dict  # noqa: E402
 from qsweep.formats.gguf.layout import derive, stored_tensor  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
 from qsweep.formats.gguf.rules import to_json  # noqa: E402
-from qsweep.quantizers.gguf.base import unquantized  # noqa: E402
+from qsweep.quantizers.conversion.base import unquantized  # noqa: E402
 from qsweep.results.answers import answers  # noqa: E402
 from qsweep.results.checks import check  # noqa: E402
 from qsweep.results.columns.derived import status_word  # noqa: E402

@@ -132,7 +132,7 @@ def backends(places: Places) -> Iterator[Finding]:
 
 def number_formats(places: Places) -> Iterator[Finding]:
     """What ``format=`` writes, by the library whose containers hold it."""
-    held: dict[str, list[str]] = {"compressed-tensors": [], "bitsandbytes": []}
+    held: dict[str, list[str]] = {"compressed-tensors": [], "bitsandbytes": [], "gguf": []}
     for number in FORMATS.values():
         if number.containers is not None:
             held[number.containers[0]].append(number.name)

@@ -28,7 +28,7 @@ class BitsAndBytesEncoder(Encoder):
     type: Literal["nf4", "fp4"]
     double_quant: bool
     dtype: "torch.dtype"
-    runtimes: tuple[str, ...] = ("transformers", "vllm")
+    runtimes: tuple[str, ...] = ()
 
     container = "bitsandbytes"
 

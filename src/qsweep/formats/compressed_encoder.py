@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from compressed_tensors.quantization import QuantizationScheme
 
+    from qsweep.formats.numbers.scheme import Scheme
     from qsweep.formats.packing import QuantizedMatrix
 
 
@@ -26,6 +27,7 @@ class CompressedEncoder(Encoder):
         sym: Whether zero points are in the middle, where there is no preset.
         dtype: What the unquantized checkpoint has most of its weights in; scales have it, too.
         runtimes: What serves it.
+        own: How weights become codes where the library has no word for it.
     """
 
     preset: str | None
@@ -34,6 +36,7 @@ class CompressedEncoder(Encoder):
     sym: bool
     dtype: "torch.dtype"
     runtimes: tuple[str, ...] = ()
+    own: "Scheme | None" = None
 
     container = "compressed-tensors"
 
@@ -46,6 +49,23 @@ class CompressedEncoder(Encoder):
     def scales_whole_tensors(self) -> bool:  # type: ignore[override]
         """See :class:`Encoder`."""
         return bool(self.scheme.weights.strategy == "tensor_group")
+
+    def read_by(self, runtime: str, shapes: Sequence[tuple[int, int]]) -> bool:
+        """Whether a runtime that serves the scheme can do so with layers of these (outputs, inputs).
+
+        transformers 5.18 cuts blocks from whole matrices only, and unpacks fp4 and mxfp8 to bfloat16,
+        which a model in float32 does not multiply with.
+        """
+        import torch
+
+        if runtime != "transformers":
+            return True
+        args = self.scheme.weights
+        if args.strategy == "block":
+            rows, columns = args.block_structure
+            return all(out % rows == 0 and inp % columns == 0 for out, inp in shapes)
+        unpacks = self.stored_as.startswith(("nvfp", "mxfp"))
+        return not (unpacks and self.dtype == torch.float32)
 
     @cached_property
     def scheme(self) -> "QuantizationScheme":
@@ -112,10 +132,15 @@ class CompressedEncoder(Encoder):
         import torch
         from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
+        from qsweep.formats.numbers.rounding import round_to_nearest
+
+        if self.own is not None:
+            return self.pack(round_to_nearest(weight.to(torch.float32), self.own), inputs)
         args = self.scheme.weights
         whole = None
         if args.strategy == "tensor_group":
-            reach = (weight.abs().amax() if extreme is None else extreme).reshape(1)
+            reach = weight.abs().amax() if extreme is None else extreme.to(weight.device)
+            reach = reach.reshape(1)
             whole = generate_gparam(-reach, reach)
         low, high = _extent(weight, args)
         scale, zero = calculate_qparams(low, high, args, global_scale=whole)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.errors import TrialFailed
 from qsweep.formats.packed import PackedContainer, kept_settings
 
 if TYPE_CHECKING:
@@ -128,6 +129,14 @@ class PackedEncoder(Encoder):
     def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
         """See :meth:`Encoder.settings`."""
         return {**self.stated, **kept_settings(unquantized)}
+
+
+def require_finite(layer: str, values: "torch.Tensor") -> None:
+    """Refuse weights, or losses that they led to, with a NaN or an infinity. Raises TrialFailed."""
+    if not bool(values.isfinite().all()):
+        raise TrialFailed(
+            f"{layer}: its weights are not finite (NaN or infinite); fetch the model again"
+        )
 
 
 def fused_groups(layers: Sequence[str]) -> list[tuple[str, ...]]:

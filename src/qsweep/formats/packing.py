@@ -29,7 +29,8 @@ class QuantizedMatrix:
         scales: floating point [out, groups]; what codes are multiplied by, a global scale included.
         g_idx: int64 [in], the group of each input; None where groups are consecutive and alike.
         table: The level of each code, float32; None where it is the code minus its zero point.
-        whole: float32 [], the global scale; None where there is none.
+        whole: float32 [], the global scale, or [out, 1] of layers that stand one below the other;
+            None where there is none.
     """
 
     codes: "torch.Tensor"
@@ -63,9 +64,12 @@ class QuantizedMatrix:
         return weight.to(dtype)
 
     def rows(self, which: slice) -> "QuantizedMatrix":
-        """Some of its rows."""
+        """Those of its rows that are one layer, where it is several, one below the other."""
         codes, zeros, scales = self.codes[which], self.zeros[which], self.scales[which]
-        return replace(self, codes=codes, zeros=zeros, scales=scales)
+        whole = self.whole
+        if whole is not None and whole.ndim:
+            whole = whole[which][0, 0]
+        return replace(self, codes=codes, zeros=zeros, scales=scales, whole=whole)
 
 
 def pack(codes: "torch.Tensor", bits: int) -> "torch.Tensor":

@@ -12,7 +12,7 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.version import __version__
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
-from qsweep.formats.numbers import Int, NumberFormat, Search
+from qsweep.formats.numbers import NF4, W4A16, W8A16, Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.architecture import NO_EXPERTS
@@ -20,6 +20,8 @@ from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_ten
 from qsweep.models.source import ModelFacts
 
 if TYPE_CHECKING:
+    import torch
+
     from qsweep.formats.encoder import Encoder
     from qsweep.formats.numbers.scheme import Scheme
 
@@ -55,6 +57,11 @@ class GroupedOptions:
     def __post_init__(self) -> None:
         for name, value in self.format.fixed.items():
             object.__setattr__(self, name, value)  # frozen
+        # The same by another name.
+        plain = self.format.name == "int" and self.holder == "compressed-tensors"
+        if plain and self.symmetric and self.group_size == W4A16.group_size:
+            named = {4: W4A16(), 8: W8A16()}.get(self.bits, self.format)
+            object.__setattr__(self, "format", named)
         if self.bits < 1:
             raise ConfigError(f"bits={self.bits}: must be at least 1")
         if self.group_size != -1 and self.group_size < 1:
@@ -83,8 +90,17 @@ class GroupedOptions:
     def runtimes(self) -> tuple[str, ...]:
         """What can serve the checkpoint, by name."""
         if self.holder != self.container.name:
-            return self.format.runtimes
+            return self.format.served_by(self.bits)
         return self.container.runtimes(self.bits, self.group_size, self.symmetric)
+
+    @property
+    def written_by(self) -> str:
+        """The version of what else writes the container, behind a ``+``; empty where nothing does."""
+        if self.holder != "gguf":
+            return ""
+        from qsweep.quantizers.conversion.artifact import llama_cpp_version
+
+        return f"+llama-cpp-python {llama_cpp_version()}"
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a linear layer of (outputs, inputs) can be quantized; else it stays as it is."""
@@ -108,22 +124,22 @@ class GroupedOptions:
         raise NotImplementedError
 
     def encoder(self, model: ModelFacts) -> "Encoder":
-        """How layers of a model are written."""
+        """How layers of a model are written, in whatever has a ``quantization_config``."""
         from qsweep.formats.encoder import PackedEncoder
         from qsweep.formats.hf import usual_dtype
 
+        self.check_format()
         if self.holder == self.container.name:
             return PackedEncoder(self.container, self.packed_settings(), self.symmetric)
         dtype = usual_dtype(read_tensors(model.path).values())
-        if self.holder == "bitsandbytes":
+        if isinstance(self.format, NF4):
             from qsweep.formats.bitsandbytes_encoder import BitsAndBytesEncoder
 
-            double: bool = getattr(self.format, "double_quant", None) or False
-            kind: Any = self.format.name
-            return BitsAndBytesEncoder(kind, double, dtype)
+            double = self.format.double_quant
+            return BitsAndBytesEncoder(self.format.kind, double, dtype, self.runtimes)
         from qsweep.formats.compressed_encoder import CompressedEncoder
 
-        return CompressedEncoder(
+        encoder = CompressedEncoder(
             preset=self.format.preset,
             bits=self.bits,
             group_size=self.group_size,
@@ -131,11 +147,20 @@ class GroupedOptions:
             dtype=dtype,
             runtimes=self.runtimes,
         )
+        shapes = [shape for shape in model.linears.values() if self.fits(shape)]
+        unread = tuple(name for name in encoder.runtimes if not encoder.read_by(name, shapes))
+        serving = tuple(name for name in encoder.runtimes if name not in unread)
+        own = (
+            None
+            if self.format.preset or self.format.name == "int"
+            else self.scheme(encoder.scale_dtype)
+        )
+        return replace(encoder, runtimes=serving, own=own)
 
-    def scheme(self, encoder: "Encoder", search: Search = "range") -> "Scheme":
-        """How weights become codes, with scales as the encoder stores them."""
+    def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
+        """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
         return self.format.scheme(
-            self.bits, self.group_size, self.symmetric, dtype=encoder.scale_dtype, search=search
+            self.bits, self.group_size, self.symmetric, dtype=dtype, search=search
         )
 
     def check(self, model: ModelFacts) -> None:
@@ -146,6 +171,10 @@ class GroupedOptions:
         else:
             check_held(self, model)
 
+    @property
+    def _holders(self) -> tuple[str, ...]:
+        return self.format.containers or (self.container.name, "compressed-tensors")
+
     def check_format(self) -> None:
         """Refuse a number format that this quantizer does not make. Raises IncompatibleTrial."""
         name, holder = self.format.name, self.holder
@@ -153,14 +182,16 @@ class GroupedOptions:
             what = name if name != "int" else f"container={holder}"
             raise IncompatibleTrial(
                 f"{getattr(self, 'label', self.backend)} writes integers as {self.container.name} "
-                f"checkpoints, not {what}; quant.backend=native makes every format"
+                f"checkpoints, not {what}"
+                + ("; quant.backend=native does" if holder in self._holders else "")
             )
-        holders = self.format.containers or (self.container.name, "compressed-tensors")
-        if holder not in holders:
+        if holder not in (holders := self._holders):
             raise IncompatibleTrial(
                 f"{self.method}: {holder} does not hold format={name}; container="
                 f"{' or '.join(holders)} does"
             )
+        if holder == "gguf" and self.method == "awq":
+            raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +201,9 @@ class GPTQOptions(GroupedOptions):
     Attributes:
         desc_act: Round the columns with the most active inputs first, across groups.
         act_group_aware: The same within groups, and group by group, which needs no permutation at
-            run time; off where ``desc_act`` is on.
+            run time; off where ``desc_act`` is on. The native backend orders the columns of formats
+            other than GPTQ's across groups, too, under scales that it finds before, where that is
+            better.
         damp_percent: Share of the mean diagonal that is added to the Gram matrix.
     """
 
@@ -266,6 +299,10 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
         )
+    if name == "gguf":
+        from qsweep.quantizers.conversion.artifact import require_converter
+
+        require_converter(model)
     if quantizer.format.bits is None and quantizer.bits not in BITS:
         raise IncompatibleTrial(
             f"{method}: {name} is written in 2, 3, 4 or 8 bits, not {quantizer.bits}"

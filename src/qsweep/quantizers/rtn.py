@@ -1,5 +1,6 @@
 """Round to nearest: no calibration, no error feedback. The baseline that every method must beat."""
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.encoder import Encoder
+
+
+# Raised whenever what the pass tells of inputs changes an artifact.
+_PASS = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class RTN(GroupedOptions):
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]
         """Whether inputs have to be looked at: for static scales, or to smooth them."""
-        return self.format.static or bool(getattr(self.format, "smoothquant", None))
+        return self.format.needs_ranges
 
     @property
     def pass_name(self) -> str | None:
@@ -52,8 +57,14 @@ class RTN(GroupedOptions):
         return "native" if self.uses_calibration else None
 
     def version(self) -> str:
-        """The revision of this module."""
-        return "1"
+        """The revision of this module, and what else a result depends on: who rounds, and the pass."""
+        if self.holder not in ("compressed-tensors", "bitsandbytes"):
+            return f"1{self.written_by}"
+        try:
+            made = f"1+{self.holder}-{importlib.metadata.version(self.holder)}"
+        except importlib.metadata.PackageNotFoundError:
+            return "missing"
+        return f"{made}+{_PASS}" if self.uses_calibration else made
 
     def packed_settings(self) -> dict[str, Any]:
         """See :meth:`GroupedOptions.packed_settings`."""
@@ -98,11 +109,14 @@ class RTN(GroupedOptions):
         out: Path,
         progress: Progress = silent,
     ) -> Artifact:
-        """Write a checkpoint, one tensor at a time; asymmetric ones of GPTQ in version 2."""
+        """Write a checkpoint, one tensor at a time; asymmetric ones of GPTQ in version 2. Or a GGUF."""
         if self.uses_calibration:
             return self.quantize_together(model, calibration, [(self, out)], progress).artifacts[0]
+        if self.holder == "gguf":
+            return self._quantize_blocks(model, out, progress)
 
         from qsweep.formats.container import container
+        from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
         from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
 
@@ -117,6 +131,7 @@ class RTN(GroupedOptions):
             if layer == name or layer not in linears:
                 writer.add(name, tensor)
                 continue
+            require_finite(layer, tensor)
             weight = tensor.to(model.device)
             weight = weight.T if transposed else weight
             for part, packed in encoder.round(weight, extremes.get(layer)).items():
@@ -130,9 +145,31 @@ class RTN(GroupedOptions):
             path=out,
             format=encoder.container,
             size=container(encoder.container).size(out),
-            runtimes=self.runtimes,
+            runtimes=encoder.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
+
+    def _quantize_blocks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
+        import torch
+
+        from qsweep.formats.numbers.superblocks import BlockScheme
+        from qsweep.models.facts import CONV1D_TYPES
+        from qsweep.quantizers.conversion.solved import SolvedFile
+
+        scheme = self.scheme(torch.float16)
+        assert isinstance(scheme, BlockScheme) and self.format.gguf is not None
+        file = SolvedFile(out, model, self.format.gguf)
+        linears = model.facts.linears.keys() - set(self.kept_layers(model.facts.linears))
+        transposed, done = model.facts.model_type in CONV1D_TYPES, 0
+        for name, tensor in _tensors(model.path):
+            layer = name.removesuffix(".weight")
+            if layer == name or layer not in linears:
+                continue
+            weight = tensor.to(model.device, torch.float32)
+            file.add(layer, scheme.rounded(weight.T if transposed else weight))
+            done += 1
+            progress("round", done / len(linears))
+        return file.finish({})
 
 
 def _tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":

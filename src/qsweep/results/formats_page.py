@@ -39,6 +39,13 @@ _WHEN = {
     "nf4": "what bitsandbytes loads: fine-tuning with adapters on top",
     "fp4": "bitsandbytes' other type",
     "ternary": "to see what two bits can hold; models are trained for it",
+    "q2_k": "llama.cpp and ollama, the smallest that is solved",
+    "q3_k": "llama.cpp and ollama, where 4 bits do not fit",
+    "q4_k": "llama.cpp and ollama, the usual 4 bits",
+    "q5_k": "llama.cpp and ollama, close to the model",
+    "q6_k": "llama.cpp and ollama, hardly told from the model",
+    "q4_0": "llama.cpp's quickest kernels on phones and Arm CPUs",
+    "q8_0": "llama.cpp and ollama, 8 bits",
 }
 
 
@@ -71,7 +78,7 @@ def _line(number: type[NumberFormat]) -> list[str]:
         what.rstrip(".").replace("``", ""),
         _bits(number),
         number.activations or "16 bits",
-        ", ".join((*holders, "gguf") if number.gguf else holders),
+        ", ".join(dict.fromkeys((*holders, "gguf") if number.gguf else holders)),
         ", ".join(number.runtimes),
         native_on(number),
         _WHEN[number.name],
@@ -79,6 +86,8 @@ def _line(number: type[NumberFormat]) -> list[str]:
 
 
 def _bits(number: type[NumberFormat]) -> str:
+    if (stored := getattr(number, "stored_bits", None)) is not None:
+        return f"{stored:g}"
     if number.bits is None:
         return "bits + 16 / group_size"
     size = number.group_size

@@ -1,5 +1,6 @@
 """The typed configuration of a trial. Below this file nothing knows Hydra or OmegaConf."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -208,6 +209,8 @@ def component(kind: type, values: Mapping[str, Any], group: str, **sweeps: Any) 
     if not (target := values.get("_target_")):
         raise ConfigError(f"{group}: no _target_; choose one with {group}=NAME")
     cls = locate(str(target), f"{group}._target_")
+    if inspect.isabstract(cls):
+        raise ConfigError(f"{group}._target_: {target} is only what others are derived from")
     fields = {name: value for name, value in sweeps.items() if name in _fields_of(cls)}
     own = {str(name): value for name, value in values.items() if name != "_target_"}
     made: Any = build(cls, fields | own, group)

@@ -313,7 +313,8 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
 
 
 def _is_gguf(quant: Quantizer) -> bool:
-    return "gguf" in (quant.method, quant.options().get("export"))
+    holder = getattr(quant, "holder", None)
+    return "gguf" in (quant.method, quant.options().get("export"), holder)
 
 
 def _runs_in_llama_cpp(quant: Quantizer) -> bool:

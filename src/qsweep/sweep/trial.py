@@ -18,7 +18,7 @@ from qsweep.base.memory import peak_memory, reset_peak_memory
 from qsweep.base.progress import Progress
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
-from qsweep.quantizers.gguf import require_runnable
+from qsweep.quantizers.conversion.artifact import require_runnable
 from qsweep.results.columns.views import check_figures
 from qsweep.sweep.artifacts import (
     obtain_artifact,

@@ -8,7 +8,7 @@ of which the first has all the metadata; any of them stands for the whole.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.formats.artifact_files import gguf_models, parts_of, split_of
@@ -50,13 +50,17 @@ class GGUFFile:
         """The metadata value ``name`` of the file's architecture; None where there is none."""
         return self.metadata.get(f"{self.architecture}.{name}")
 
-    def bytes_of(self, name: str) -> "torch.Tensor":
-        """A tensor's bytes, uint8 [nbytes], mapped from the file rather than read."""
+    def bytes_of(self, name: str, *, writable: bool = False) -> "torch.Tensor":
+        """A tensor's bytes, uint8 [nbytes], mapped from the file rather than read.
+
+        What is written to ``writable`` ones goes into the file.
+        """
         import numpy
         import torch
 
         info = self.tensors[name]
-        mapped = numpy.memmap(info.path, numpy.uint8, "c", info.offset, (info.nbytes,))
+        mode: Literal["r+", "c"] = "r+" if writable else "c"
+        mapped = numpy.memmap(info.path, numpy.uint8, mode, info.offset, (info.nbytes,))
         return torch.from_numpy(mapped)
 
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.errors import UnknownLayout
 from qsweep.formats.gguf.blocks import Block, gather
-from qsweep.formats.gguf.rows import from_file
+from qsweep.formats.gguf.rows import from_file, to_file
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,43 @@ class Layout:
         assert rule.shape is not None
         stored = gather(rule.shape, rule.blocks, lambda t: read(t, None), turned=rule.turned)
         return _number_back(rule, stored)
+
+    def rows_in_file(
+        self, name: str, rows: "torch.Tensor"
+    ) -> "list[tuple[str, torch.Tensor | None, torch.Tensor]]":
+        """Where the rows of a linear layer's weight are in the file, whatever stands in a row.
+
+        Args:
+            name: The weight's in the checkpoint.
+            rows: [out, ...], one for each of the layer's outputs.
+
+        Returns:
+            The file's tensors, which of their rows (None: all), and what lies there.
+
+        Raises:
+            UnknownLayout: it is one of a stack, its numbers are changed, or its rows are columns.
+        """
+        rule = self.rules[name]
+        blocks = rule.blocks or ()
+        turned = rule.turned or any(block.turned for block in blocks)
+        if turned or rule.slice is not None or any(block.scale != 1 for block in blocks):
+            raise UnknownLayout(f"{name} lies in {rule.tensor} otherwise than row by row")
+        if rule.add or rule.exp:
+            raise UnknownLayout(f"{rule.tensor} holds other numbers than {name}")
+        if blocks:
+            return [
+                (
+                    block.tensor,
+                    block.rows(block.file, block.file_step),
+                    rows[block.rows(block.source, block.source_step)],
+                )
+                for block in blocks
+            ]
+        if rule.rows is not None:
+            rows = to_file(rows, *rule.rows)
+        elif rule.order:
+            rows = rows[self.orders[name]]
+        return [(rule.tensor, None, rows)]
 
     def restore(self, name: str, stored: "torch.Tensor") -> "torch.Tensor":
         """The checkpoint's tensor ``name`` [...] from the one that the file holds in its place, dense.

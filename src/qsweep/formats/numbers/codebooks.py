@@ -1,9 +1,10 @@
 """Number formats of bitsandbytes: tables of 16 values, scaled by the largest of 64 weights."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qsweep.formats.numbers.number_format import NumberFormat, Search
+from qsweep.formats.numbers.number_format import NumberFormat
+from qsweep.formats.numbers.searches import Search
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +28,19 @@ class NF4(NumberFormat):
     """Quantiles of a normal distribution, with one scale for 64 weights.
 
     Attributes:
-        double_quant: Whether scales are themselves quantized, to 8 bits in blocks of 256.
+        double_quant: Whether scales are themselves quantized, to 8 bits in blocks of 256; the
+            library does it after rounding to nearest.
     """
 
-    double_quant: bool | None = None
+    double_quant: bool = False
 
     name: ClassVar[str] = "nf4"
     bits: ClassVar[int | None] = 4
     group_size: ClassVar[int | None] = 64
     containers: ClassVar[tuple[str, ...] | None] = ("bitsandbytes",)
+    runtimes: ClassVar[tuple[str, ...]] = ("transformers", "vllm")
 
+    kind: ClassVar[Literal["nf4", "fp4"]] = "nf4"
     _values: ClassVar[tuple[float, ...]] = _NF4
 
     def _scheme(
@@ -55,4 +59,5 @@ class FP4(NF4):
 
     name: ClassVar[str] = "fp4"
 
+    kind: ClassVar[Literal["nf4", "fp4"]] = "fp4"
     _values: ClassVar[tuple[float, ...]] = _FP4

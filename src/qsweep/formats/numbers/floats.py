@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from qsweep.formats.numbers.number_format import Generation, NumberFormat, Search
+from qsweep.formats.numbers.number_format import Generation, NumberFormat
+from qsweep.formats.numbers.searches import Search
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,6 @@ class FP8Block(FP8):
     group_size: ClassVar[int | None] = 128
     activations: ClassVar[str | None] = "fp8 g128, dynamic"
     static: ClassVar[bool] = False
-    runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
 
     _rows: ClassVar[int] = 128
 

@@ -6,6 +6,7 @@ float32; a *code* is what is stored for it.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -106,7 +107,7 @@ class _E2M1(Grid):
 
     def codes(self, levels: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """See :meth:`Grid.codes`."""
-        sizes = torch.tensor(self._VALUES, device=levels.device)
+        sizes = _values(self._VALUES, levels.device, torch.float32)
         codes = torch.bucketize(levels.abs(), sizes, out_int32=True).to(torch.uint8)
         return codes.add_((levels < 0).to(torch.uint8), alpha=8)
 
@@ -153,14 +154,12 @@ class Codebook(Grid):
 
     def nearest(self, steps: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """See :meth:`Grid.nearest`; what lies in the middle goes down."""
-        found = sorted(set(self.values))
-        values = torch.tensor(found, device=steps.device, dtype=steps.dtype)
-        middles = (values[1:] + values[:-1]) / 2
+        values, middles = _sorted_values(self.values, steps.device, steps.dtype)
         return values[torch.bucketize(steps, middles)]
 
     def codes(self, levels: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """See :meth:`Grid.codes`; of equal values the first is taken."""
-        table = torch.tensor(self.values, device=levels.device)
+        table = _values(self.values, levels.device, torch.float32)
         order = table.argsort(stable=True)
         return order[torch.searchsorted(table[order], levels.contiguous())].to(torch.uint8)
 
@@ -168,3 +167,18 @@ class Codebook(Grid):
     def table(self) -> torch.Tensor:
         """See :meth:`Grid.table`."""
         return torch.tensor(self.values)
+
+
+# Asked for at every column: what was copied to a device stays there.
+@lru_cache(maxsize=64)
+def _values(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=64)
+def _sorted_values(
+    values: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # In order, and what lies in the middle of neighbours.
+    found = torch.tensor(sorted(set(values)), device=device, dtype=dtype)
+    return found, (found[1:] + found[:-1]) / 2

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from qsweep.base.errors import ConfigError
-from qsweep.formats.numbers.number_format import Generation, NumberFormat, Search
+from qsweep.formats.numbers.number_format import Generation, NumberFormat
+from qsweep.formats.numbers.searches import Search
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,11 @@ class Int(NumberFormat):
 
     name: ClassVar[str] = "int"
     containers: ClassVar[tuple[str, ...] | None] = None
+
+    def served_by(self, bits: int) -> tuple[str, ...]:
+        """See :meth:`NumberFormat.served_by`; vLLM has kernels of 4 and 8 bits."""
+        return self.runtimes if bits in (4, 8) else ("transformers",)
+
     on_cpu: ClassVar[bool] = True
 
     def _scheme(
@@ -71,7 +77,6 @@ class _Smoothable(W4A16):
     smoothquant: float | None = None
 
     activations: ClassVar[str | None] = "int8 per token, dynamic"
-    runtimes: ClassVar[tuple[str, ...]] = ("vllm", "transformers")
     unpacks: ClassVar[bool] = False
     on_cpu: ClassVar[bool] = True
 
@@ -81,6 +86,11 @@ class _Smoothable(W4A16):
             raise ConfigError(
                 f"format.smoothquant={self.smoothquant}: must lie between 0 and 1, or be null"
             )
+
+    @property
+    def smoothing(self) -> float | None:
+        """See :attr:`NumberFormat.smoothing`."""
+        return self.smoothquant
 
 
 @dataclass(frozen=True)

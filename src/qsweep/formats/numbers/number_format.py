@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import nearest
+from qsweep.formats.numbers.searches import Search
 
 if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.numbers.scheme import Scheme
 
-Search = Literal["range", "mse", "loss"]
 # What quantizers write; ``auto`` is the one that suits best.
 CONTAINERS = ("auto", "gptq", "awq", "compressed-tensors", "bitsandbytes", "gguf")
 # Generations of GPUs that multiply a format as it is, each with all that come later.
@@ -44,7 +44,7 @@ class NumberFormat(ABC):
         native_until: The last one that servers have kernels for; None where all later ones do.
         unpacks: Whether servers unpack its weights to 16 bits where a GPU does not multiply it.
         on_cpu: Whether servers run it on a CPU.
-        gguf: The GGUF type that has the same weights; None where there is none.
+        gguf: The GGUF type of its kind; None where there is none.
     """
 
     container: str = "auto"
@@ -99,6 +99,20 @@ class NumberFormat(ABC):
         """The same, with what the format fixes in place."""
 
     @property
+    def smoothing(self) -> float | None:
+        """The share of an input's range that moves from activations into weights; None: none does."""
+        return None
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether how far inputs reach must be known, so that calibration text is needed."""
+        return self.static or self.smoothing is not None
+
+    def served_by(self, bits: int) -> tuple[str, ...]:
+        """Who serves it, by name, with codes of so many bits where the format leaves them open."""
+        return self.runtimes
+
+    @property
     def fixed(self) -> dict[str, Any]:
         """The quantizer's options that have no effect, with what the format sets them to."""
         if self.bits is None:
@@ -113,7 +127,7 @@ class NumberFormat(ABC):
         """What of it determines an artifact, but for the container; nothing for the default."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "container"}
         named = {} if self.name == "int" else {"format": self.name}
-        return named | {name: value for name, value in own.items() if value is not None}
+        return named | {name: value for name, value in own.items() if value not in (None, False)}
 
     def fits(self, shape: tuple[int, int], group_size: int) -> bool:
         """Whether a linear layer of (outputs, inputs) can be quantized, in groups of that size."""

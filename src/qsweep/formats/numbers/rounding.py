@@ -48,19 +48,7 @@ def encoded(
     if codes.shape[1] != columns:
         codes = codes[:, :columns].contiguous()
         g_idx = torch.arange(columns, device=codes.device) // grouped.shape[-1]
-    return matrix_of(layer, codes, scale, zero, g_idx)
-
-
-def matrix_of(
-    layer: LayerScheme,
-    codes: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor,
-    g_idx: torch.Tensor | None = None,
-) -> QuantizedMatrix:
-    """Codes [rows, columns] with their scales and zero points [rows, groups] as one."""
-    table = layer.scheme.grid.table
-    return QuantizedMatrix(codes, zero.to(torch.uint8), scale, g_idx, table, layer.whole)
+    return layer.matrix(codes, scale, zero, g_idx)
 
 
 def grouped_rows(weight: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,15 +1,15 @@
 """How the weights of a layer become codes: a grid, scales, and what shares a scale."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
-from qsweep.formats.numbers.grids import Grid
-from qsweep.formats.numbers.scales import FloatScale, ScaleType
-
-Search = Literal["range", "mse", "loss"]
+from qsweep.formats.numbers.grids import E4M3, Grid
+from qsweep.formats.numbers.scales import E8M0_SCALE, FloatScale, ScaleType
+from qsweep.formats.numbers.searches import Search
+from qsweep.formats.packing import QuantizedMatrix
 
 # Exponent of the error: rare large weights count for less than by squares (IST-DASLab/gptq).
 _NORM = 2.4
@@ -45,6 +45,22 @@ class Scheme:
         return _OF_A_MEAN if self.extreme == "mean" else self.scale.shares
 
     @property
+    def clips(self) -> tuple[float, ...]:
+        """What AWQ's clipping multiplies it with."""
+        return _OF_A_MEAN if self.extreme == "mean" else self.scale.clips
+
+    @property
+    def waits(self) -> bool:
+        """Whether GPTQ had better find a group's scale when it comes to the group.
+
+        A scale that is searched then knows what errors have left. Where none is, or where scales are
+        coarse beside levels, it gains nothing, and columns may come in any order instead
+        (docs/parity.md).
+        """
+        coarse = self.scale is E8M0_SCALE or self.grid is E4M3
+        return self.search != "range" and not coarse
+
+    @property
     def sym(self) -> bool:
         """Whether levels lie about 0."""
         return bool(getattr(self.grid, "sym", True))
@@ -52,6 +68,10 @@ class Scheme:
     def groups(self, channels: int) -> int:
         """Inputs that share a scale in a layer of so many."""
         return channels if self.group_size == -1 else self.group_size
+
+    def span(self, channels: int) -> int:
+        """Inputs of which scales hang together, some groups' as a rule; here a group's."""
+        return self.groups(channels)
 
     def layers(self, weights: Sequence[torch.Tensor]) -> list["LayerScheme"]:
         """The scheme for layers [outputs, inputs] that share their input.
@@ -79,7 +99,7 @@ class LayerScheme:
     Attributes:
         scheme: The scheme.
         rows: How many outputs.
-        whole: The global scale, float32 []; None where there is none.
+        whole: The global scale, float32 [], or that of each row [rows, 1]; None where there is none.
         spans: Where rows share scales, how many consecutive ones do.
     """
 
@@ -87,6 +107,32 @@ class LayerScheme:
     rows: int
     whole: torch.Tensor | None = None
     spans: tuple[int, ...] | None = None
+
+    def opened(
+        self, weights: torch.Tensor, importance: torch.Tensor | None = None
+    ) -> "LayerScheme":
+        """The scheme for the groups of a span, with what their scales have in common.
+
+        Args:
+            weights: All of the span, float32 [rows, groups, n].
+            importance: Weight of each squared error, [groups * n].
+        """
+        return self
+
+    def joined(self, spans: Sequence["LayerScheme"], order: torch.Tensor | None) -> "LayerScheme":
+        """The scheme of all spans, of which ``order`` [spans] says where each is found; None: in turn."""
+        return self
+
+    def matrix(
+        self,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+        g_idx: torch.Tensor | None = None,
+    ) -> QuantizedMatrix:
+        """Codes [rows, columns] with their scales and zero points [rows, groups] as a matrix."""
+        table = self.scheme.grid.table
+        return QuantizedMatrix(codes, zero.to(torch.uint8), scale, g_idx, table, self.whole)
 
     def find(
         self, weights: torch.Tensor, importance: torch.Tensor | None = None
@@ -184,4 +230,6 @@ def stacked(layers: Sequence[LayerScheme]) -> LayerScheme:
     spans = None
     if first.spans is not None:
         spans = tuple(span for layer in layers for span in layer.spans or ())
-    return LayerScheme(first.scheme, sum(layer.rows for layer in layers), first.whole, spans)
+    wholes = [layer.whole.expand(layer.rows, 1) for layer in layers if layer.whole is not None]
+    whole = torch.cat(wholes) if wholes else None
+    return replace(first, rows=sum(layer.rows for layer in layers), whole=whole, spans=spans)

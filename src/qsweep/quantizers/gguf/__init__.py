@@ -1,32 +1,30 @@
 """llama.cpp's formats, through llama-cpp-python and llama.cpp's own converter."""
 
 import re
-import shutil
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial, UnknownLayout
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import BY_BITS, FileType, TensorType, file_type, tensor_type
 from qsweep.formats.numbers import Int, NumberFormat
 from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.quantizers.conversion.artifact import (
+    gguf_artifact,
+    linear_tensors,
+    llama_cpp_version,
+    require_converter,
+    require_runnable,
+)
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.gguf.reader import GGUFFile
-    from qsweep.quantizers.gguf.base import UnquantizedFile
-
-# Types that so far only llama.cpp itself reads.
-_NOVEL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "NVFP4")
-# What goes beside the model file, so that the tokenizer can be loaded from the artifact too.
-_COPIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "LICENSE*")
-_NOT_COPIED = ("*.index.json",)
+    from qsweep.quantizers.conversion.base import UnquantizedFile
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,7 @@ class GGUF:
 
     def version(self) -> str:
         """llama-cpp-python's version, or ``missing``."""
-        from qsweep.formats.gguf.converter import package_version
-
-        try:
-            return package_version()
-        except BackendUnavailable:
-            return "missing"
+        return llama_cpp_version()
 
     def check(self, model: ModelFacts) -> None:
         """Refuse what llama.cpp cannot write.
@@ -147,7 +140,7 @@ class GGUF:
         self.check(model.facts)
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import quantize_file
-        from qsweep.quantizers.gguf.base import unquantized
+        from qsweep.quantizers.conversion.base import unquantized
 
         assert (type_ := self.file_type) is not None
         progress("convert", None)
@@ -160,95 +153,6 @@ class GGUF:
             overrides = _types_of_linears(model.facts, base, type_)
             quantize_file(base.path, out / MODEL_FILE, type_, matrix, overrides)
         return gguf_artifact(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
-
-
-def require_converter(model: ModelFacts) -> None:
-    """Refuse a model that llama.cpp's converter does not know.
-
-    Raises:
-        BackendUnavailable: the converter, or llama-cpp-python itself, is not installed.
-        IncompatibleTrial: names the architecture.
-    """
-    from qsweep.formats.gguf.converter import architectures
-    from qsweep.models.facts import read_config, text_config
-
-    config = read_config(model.path)
-    named = text_config(config).get("architectures") or [model.model_type]
-    if named[0] not in architectures():
-        raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
-
-
-def require_runnable(
-    name: str, unexplained: str | None, agreement: Mapping[str, Any], own_run: bool
-) -> None:
-    """Refuse a file of which nothing could be measured.
-
-    What is led back to the checkpoint is measured as a dense model. The rest only llama.cpp can run.
-
-    Args:
-        name: The model's name, for the message.
-        unexplained: What no rule leads back; None if all is.
-        agreement: Whether llama.cpp can run the file, as measured.
-        own_run: Whether its run is asked for.
-
-    Raises:
-        UnknownLayout: the line names the tensor, and what to do.
-    """
-    if unexplained is None:
-        return
-    if agreement.get("kld") is None:
-        why = agreement.get("reason") or "nobody knows whether llama.cpp can run the file"
-        raise UnknownLayout(f"gguf of {name}: {unexplained}, and llama.cpp cannot run it: {why}")
-    if not own_run:
-        raise UnknownLayout(
-            f"gguf of {name}: {unexplained}, so no dense model can be made of it; "
-            "eval.kld_native=true measures llama.cpp's own run"
-        )
-
-
-def gguf_artifact(
-    model: SourceModel, base: "UnquantizedFile", type_: FileType, out: Path, details: dict[str, Any]
-) -> Artifact:
-    """Write what belongs beside a quantized file, and count what it stores.
-
-    Args:
-        model: The unquantized model.
-        base: Its conversion.
-        type_: What was written.
-        out: The directory with the quantized file.
-        details: What else is worth reporting.
-    """
-    from safetensors.torch import save_file
-
-    from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
-    from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.formats.gguf.stored import stored_tensors
-    from qsweep.formats.stored import size_of
-
-    if base.layout.orders:
-        save_file(dict(base.layout.orders), out / ORDERS_FILE)
-    _copy_small_files(model.path, out)
-    file = read_gguf(out / MODEL_FILE)
-    linears = _linear_tensors(model.facts, base)
-    return Artifact(
-        path=out,
-        format="gguf",
-        size=size_of(stored_tensors(file, linears), file.weight_bytes),
-        runtimes=runtimes(type_, base),
-        details=_details(file, linears, type_, base) | details,
-    )
-
-
-def runtimes(type_: FileType, base: "UnquantizedFile") -> tuple[str, ...]:
-    """What serves a file; nothing where llama.cpp computes another function from it."""
-    return serving({type_.name}, agrees=base.agreement["agrees"])
-
-
-def serving(types: Collection[str], *, agrees: bool) -> tuple[str, ...]:
-    """What serves a file of these types; nothing where llama.cpp computes another function from it."""
-    if not agrees:
-        return ()
-    return ("llama.cpp",) if any(type_ in _NOVEL for type_ in types) else ("llama.cpp", "ollama")
 
 
 def _importance(
@@ -305,44 +209,6 @@ def _types_of_linears(
     if type_.linears is None:
         return {}
     wanted, tensors = tensor_type(type_.linears), read_gguf(base.path).tensors
-    names = sorted(_linear_tensors(facts, base))
+    names = sorted(linear_tensors(facts, base))
     fitting = [name for name in names if tensors[name].shape[-1] % wanted.block == 0]
     return {f"^{re.escape(name)}$": wanted for name in fitting}
-
-
-def _linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:
-    """Names in the file of the decoder's linear layers; none where not all are known."""
-    rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
-    known = [rule for rule in rules if rule is not None]
-    return {t for rule in known for t in rule.tensors} if len(known) == len(rules) else set()
-
-
-def _details(
-    file: "GGUFFile",
-    linears: set[str],
-    type_: FileType,
-    base: "UnquantizedFile",
-) -> dict[str, Any]:
-    from qsweep.formats.gguf.rules import to_json
-
-    used = Counter(file.tensors[name].type.name for name in linears)
-    rest = Counter(
-        t.type.name for t in file.tensors.values() if t.name not in linears and len(t.shape) > 1
-    )
-    return {
-        "type": type_.name,
-        "tensor_types": dict(used.most_common()),
-        "other_tensor_types": dict(rest.most_common()),
-        "fallback": any(file.tensors[name].shape[-1] % type_.block for name in linears),
-        "tensors": None if base.unexplained else to_json(base.layout, base.checkpoint.infos),
-        **({"unexplained": base.unexplained} if base.unexplained else {}),
-        "llama_cpp": base.agreement,
-        **({"metadata_added": base.added} if base.added else {}),
-    }
-
-
-def _copy_small_files(source: Path, out: Path) -> None:
-    for pattern in _COPIED:
-        for path in source.glob(pattern):
-            if path.is_file() and not any(path.match(no) for no in _NOT_COPIED):
-                shutil.copyfile(path, out / path.name)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qsweep.formats.gguf.reader import GGUFFile
     from qsweep.formats.gguf.types import TensorType
     from qsweep.models.source import SourceModel
-    from qsweep.quantizers.gguf.base import UnquantizedFile
+    from qsweep.quantizers.conversion.base import UnquantizedFile
 
 # Half a unit in the last place, as a share of a number: what rounding to a type changes at most.
 _ROUNDING = {"F64": 2.0**-20, "F32": 2.0**-20, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -139,8 +139,8 @@ def foreign_artifact(model: "SourceModel", path: Path, out: Path) -> "Artifact":
 
     from qsweep.formats.gguf.dense import ORDERS_FILE
     from qsweep.formats.gguf.rules import to_json
-    from qsweep.quantizers.gguf import require_converter
-    from qsweep.quantizers.gguf.base import unquantized
+    from qsweep.quantizers.conversion.artifact import require_converter
+    from qsweep.quantizers.conversion.base import unquantized
 
     file = read_gguf(find_file(path))
     if is_partial(model.path):
@@ -183,7 +183,7 @@ def _artifact(
     from qsweep.formats.gguf.facts import read_gguf_facts
     from qsweep.formats.gguf.stored import stored_tensors
     from qsweep.formats.stored import size_of
-    from qsweep.quantizers.gguf import serving
+    from qsweep.quantizers.conversion.artifact import serving
 
     facts, tensors = read_gguf_facts(file), stored_tensors(file)
     return Artifact(

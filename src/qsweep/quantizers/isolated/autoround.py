@@ -21,7 +21,7 @@ from qsweep.quantizers.isolated.run import Recipe, quantize
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
-    from qsweep.quantizers.gguf.base import UnquantizedFile
+    from qsweep.quantizers.conversion.base import UnquantizedFile
 
 _ENVIRONMENT = "autoround"
 # The llama.cpp types that it tunes for and writes, and which of them a width means.
@@ -127,9 +127,9 @@ class AutoRound(IsolatedQuantizer):
             )
         assert (type_ := self.file_type) is not None
         from qsweep.formats.gguf.reader import read_gguf
-        from qsweep.quantizers.gguf import require_runnable
-        from qsweep.quantizers.gguf import runtimes as runtimes_of
-        from qsweep.quantizers.gguf.base import unquantized
+        from qsweep.quantizers.conversion.artifact import require_runnable
+        from qsweep.quantizers.conversion.artifact import runtimes as runtimes_of
+        from qsweep.quantizers.conversion.base import unquantized
 
         progress("convert", None)
         with unquantized(model, out) as base:
@@ -144,7 +144,7 @@ class AutoRound(IsolatedQuantizer):
             )  # fmt: skip
 
     def _check_gguf(self, model: ModelFacts) -> None:
-        from qsweep.quantizers.gguf import require_converter
+        from qsweep.quantizers.conversion.artifact import require_converter
 
         type_ = self.file_type
         if type_ is None:
@@ -165,7 +165,7 @@ def _take_over(
     """Move the one file that was saved into its place, and prove that it can be read back."""
     from qsweep.formats.gguf.dense import MODEL_FILE
     from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.quantizers.gguf import gguf_artifact
+    from qsweep.quantizers.conversion.artifact import gguf_artifact
     from qsweep.quantizers.gguf.foreign import difference
 
     found = sorted(saved.rglob("*.gguf"))

@@ -5,35 +5,42 @@ column i is rounded and the error e = (w_i - q_i) / U_ii is taken from the colum
 w_j -= e U_ij. The sum of e^2 is then the loss tr((W - Q) H (W - Q)^T).
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from qsweep.base.errors import TrialFailed
-from qsweep.formats.numbers.grids import Grid, Integers
-from qsweep.formats.numbers.rounding import matrix_of
-from qsweep.formats.numbers.scheme import LayerScheme
-from qsweep.formats.packing import QuantizedMatrix
 
-# Columns that are updated together after their errors are known, outer and inner. The inner ones lie
-# in one group: those of 16 are solved apart from others.
 _BLOCK = 128
-_SUB_BLOCKS = (32, 16)
-# By part of the configurations, those of one grid or all that are integers: what rounds their columns.
-_Rounding = list[tuple[slice, Callable[[torch.Tensor, torch.Tensor], None]]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How GPTQ treats one layer; ``group_size`` is at most the layer's number of inputs."""
+    """How GPTQ treats one layer.
+
+    Attributes:
+        group_size: Inputs that share a scale, at most as many as there are.
+        desc_act: The most active columns first, groups being what is then found together.
+        act_group_aware: The same within groups, and the groups by their most active column.
+        damp_percent: Share of the mean diagonal that is added to the Gram matrix.
+        gptaq_alpha: How far weights are moved to make up for what was done to their inputs.
+        span: Inputs whose scales hang together, a multiple of ``group_size``; 0: those of a group.
+        static: The most active columns first, under scales that were found before, of groups as they
+            stand: an order that leaves no trace.
+    """
 
     group_size: int
     desc_act: bool
     act_group_aware: bool
     damp_percent: float
     gptaq_alpha: float = 0.0
+    span: int = 0
+    static: bool = False
+
+    @property
+    def groups_in_span(self) -> int:
+        """Groups whose scales hang together."""
+        return max(1, self.span // self.group_size)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def _damping(first: float) -> list[float]:
 def _order(
     diagonal: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    if settings.desc_act:
+    if settings.desc_act or settings.static:
         return diagonal.argsort(dim=0, descending=True, stable=True), None
     if not settings.act_group_aware:
         return None, None
@@ -143,6 +150,8 @@ def _order(
     grouped = diagonal[:full].view(-1, settings.group_size)
     within = grouped.argsort(dim=1, descending=True, stable=True)
     groups = grouped.amax(1).argsort(dim=0, descending=True, stable=True)
+    if settings.groups_in_span > 1:
+        groups = _within_spans(grouped.amax(1), settings.groups_in_span)
     first = torch.arange(len(grouped), device=diagonal.device)[:, None] * settings.group_size
     order = (within + first)[groups].flatten()
     if full == len(diagonal):
@@ -151,222 +160,10 @@ def _order(
     return torch.cat([order, rest]), torch.cat([groups, groups.new_tensor([len(groups)])])
 
 
-def solve(
-    weights: Sequence[torch.Tensor],
-    factors: Sequence[Factor],
-    settings: Sequence[Settings],
-    layers: Sequence[LayerScheme],
-) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
-    """Quantize one matrix, or matrices of one shape side by side.
-
-    Args:
-        weights: float32 [rows, columns], one for each configuration; they are not changed.
-        factors: The factor that each is to be quantized with.
-        settings: The settings of each.
-        layers: The scheme of each with what it is for these rows.
-
-    Returns:
-        For each configuration the matrix, and the loss of each row, float32 [rows].
-
-    What a configuration gets does not depend on its neighbours: only elementwise operations run
-    over all of them, sums and matrix products are made for each by itself.
-    """
-    found: dict[int, tuple[QuantizedMatrix, torch.Tensor]] = {}
-    for columns in _SUB_BLOCKS:
-        # Integers first, so that one operation rounds all of them.
-        chosen = [n for n, one in enumerate(settings) if _sub_block(one, weights[n]) == columns]
-        chosen.sort(key=lambda n: repr(_kind(layers[n].scheme.grid)))
-        if chosen:
-            some = _Solver(
-                [weights[n] for n in chosen],
-                [factors[n] for n in chosen],
-                [settings[n] for n in chosen],
-                [layers[n] for n in chosen],
-                columns,
-            ).run()
-            found |= dict(zip(chosen, some, strict=True))
-    return [found[number] for number in range(len(weights))]
-
-
-def _sub_block(settings: Settings, weight: torch.Tensor) -> int:
-    wide, narrow = _SUB_BLOCKS
-    return narrow if settings.group_size % wide and settings.group_size < weight.shape[1] else wide
-
-
-def _kind(grid: Grid) -> tuple[int, Grid | None]:
-    return (0, None) if isinstance(grid, Integers) else (1, grid)
-
-
-class _Solver:
-    """Configurations whose groups hold as many columns as are rounded together, or a multiple."""
-
-    def __init__(
-        self,
-        weights: Sequence[torch.Tensor],
-        factors: Sequence[Factor],
-        settings: Sequence[Settings],
-        layers: Sequence[LayerScheme],
-        sub_block: int,
-    ):
-        self._factors, self._settings, self._layers = factors, settings, layers
-        self._sub_block = sub_block
-        rows, self._columns = weights[0].shape
-        # [columns, rows] in the order of rounding.
-        self._work = _by_columns(weights, factors)
-        count, device = len(self._work), self._work[0].device
-        self._codes = torch.empty(count, self._columns, rows, dtype=torch.uint8, device=device)
-        self._losses = [torch.zeros(rows, device=device) for _ in self._work]
-        # Of the group at hand, and of all groups.
-        self._scale, self._zero = torch.empty(2, count, rows, device=device)
-        self._scales: list[list[torch.Tensor]] = [[] for _ in self._work]
-        self._zeros: list[list[torch.Tensor]] = [[] for _ in self._work]
-        self._parts = [
-            (slice(first, last), grid)
-            for first, last, grid in _runs([layer.scheme.grid for layer in layers])
-        ]
-
-    def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
-        """What :func:`solve` returns."""
-        for start in range(0, self._columns, _BLOCK):
-            self._solve_block(start, min(start + _BLOCK, self._columns))
-        return [
-            (
-                _restore(self._codes[c], self._scales[c], self._zeros[c], factor, settings, layer),
-                losses,
-            )
-            for c, (factor, settings, layer, losses) in enumerate(
-                zip(self._factors, self._settings, self._layers, self._losses, strict=True)
-            )
-        ]
-
-    def _solve_block(self, start: int, end: int) -> None:
-        block = torch.stack([matrix[start:end] for matrix in self._work])
-        upper = torch.stack([factor.upper[start:end, start:end] for factor in self._factors])
-        errors = torch.empty_like(block)
-        for sub in range(0, end - start, self._sub_block):
-            stop = min(sub + self._sub_block, end - start)
-            for c, setting in enumerate(self._settings):
-                if (start + sub) % setting.group_size == 0:
-                    self._open_group(c, start + sub, block[c, sub : sub + setting.group_size])
-            self._round(block, upper, errors, start, sub, stop)
-            for c in range(len(self._work)):
-                if stop < end - start:
-                    passed_on = upper[c, sub:stop, stop:].T
-                    block[c, stop:].addmm_(passed_on, errors[c, sub:stop], alpha=-1)
-        for c, factor in enumerate(self._factors):
-            self._losses[c] += errors[c].square().sum(0)
-            if end < self._columns:
-                passed_on = factor.upper[start:end, end:].T
-                self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
-
-    def _open_group(self, c: int, first: int, inside: torch.Tensor) -> None:
-        # Errors have reached the columns of the block only, ``inside``, which is all there is to see
-        # unless the group is wider than a block.
-        last = min(first + self._settings[c].group_size, self._columns)
-        group = torch.cat([inside, self._work[c][first + len(inside) : last]]).T.contiguous()
-        importance = self._factors[c].upper.diagonal()[first:last].reciprocal().square()
-        scale, zero = self._layers[c].find(group[:, None], importance)
-        self._scale[c], self._zero[c] = scale[:, 0], zero[:, 0]
-        self._scales[c].append(scale[:, 0])
-        self._zeros[c].append(zero[:, 0])
-
-    def _round(
-        self,
-        block: torch.Tensor,
-        upper: torch.Tensor,
-        errors: torch.Tensor,
-        first: int,
-        start: int,
-        stop: int,
-    ) -> None:
-        # A row's scale s and zero point z stay the same here, so that rounding is done in steps of its
-        # grid, v = w / s: with r the level nearest to v, the errors are s (v - r) / U_ii, and
-        # s cancels in v_j -= (v_i - r_i) U_ij / U_ii, which leaves few operations for each column.
-        diagonal = upper.diagonal(dim1=1, dim2=2)[:, start:stop, None]
-        ratios = upper[:, start:stop, start:stop] / diagonal
-        steps = block[:, start:stop] / self._scale[:, None]
-        levels, buffer = torch.empty_like(steps), torch.empty_like(steps)
-        rounding = self._rounding()
-        for column in range(stop - start):
-            left, level = steps[:, column], levels[:, column]
-            for part, nearest in rounding:
-                nearest(left[part], level[part])
-            left -= level
-            if column + 1 < stop - start:
-                # Multiplication and subtraction stay two operations: fused, their rounding could depend
-                # on where in memory a configuration lies.
-                update = buffer[:, column + 1 :]
-                torch.mul(ratios[:, column, column + 1 :, None], left[:, None], out=update)
-                steps[:, column + 1 :] -= update
-        torch.mul(steps, self._scale[:, None], out=errors[:, start:stop]).div_(diagonal)
-        for part, grid in self._parts:
-            codes = grid.codes(levels[part], self._zero[part][:, None])
-            self._codes[part, first + start : first + stop] = codes
-
-    def _rounding(self) -> _Rounding:
-        found: _Rounding = []
-        for part, grid in self._parts:
-            zero = self._zero[part]
-            if isinstance(grid, Integers):
-                grids = [layer.scheme.grid for layer in self._layers[part]]
-                bounds = [(g.lowest, g.top) for g in grids if isinstance(g, Integers)]
-                lowest, top = torch.tensor(bounds, device=zero.device, dtype=zero.dtype).T[
-                    ..., None
-                ]
-                found.append((part, partial(_nearest_integers, lowest - zero, top - zero)))
-            else:
-                found.append((part, partial(_nearest, grid, zero)))
-        return found
-
-
-def _nearest_integers(
-    lowest: torch.Tensor, highest: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor
-) -> None:
-    torch.clamp(torch.round(steps, out=levels), lowest, highest, out=levels)
-
-
-def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor) -> None:
-    levels.copy_(grid.nearest(steps.clone(), zero))
-
-
-def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
-    """Where neighbours are of one kind: first, last + 1, and one of their grids."""
-    bounds = [n for n in range(len(grids)) if n == 0 or _kind(grids[n]) != _kind(grids[n - 1])]
-    return [
-        (first, last, grids[first])
-        for first, last in zip(bounds, [*bounds[1:], len(grids)], strict=True)
-    ]
-
-
-def _by_columns(weights: Sequence[torch.Tensor], factors: Sequence[Factor]) -> list[torch.Tensor]:
-    # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
-    turned = {id(weight): weight.T.contiguous() for weight in weights}
-    return [
-        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
-        for weight, factor in zip(weights, factors, strict=True)
-    ]
-
-
-def _restore(
-    codes: torch.Tensor,
-    scales: list[torch.Tensor],
-    zeros: list[torch.Tensor],
-    factor: Factor,
-    settings: Settings,
-    layer: LayerScheme,
-) -> QuantizedMatrix:
-    # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
-    scale, zero, g_idx = torch.stack(scales, 1), torch.stack(zeros, 1), None
-    if factor.order is not None:
-        place = torch.empty_like(factor.order)
-        place[factor.order] = torch.arange(len(place), device=place.device)
-        codes = codes[place]
-        if factor.groups is not None:
-            back = torch.empty_like(factor.groups)
-            back[factor.groups] = torch.arange(len(back), device=back.device)
-            scale, zero = scale[:, back], zero[:, back]
-        elif scale.shape[1] > 1:
-            g_idx = place // settings.group_size
-    if g_idx is None and len(codes) % settings.group_size:
-        g_idx = torch.arange(len(codes), device=codes.device) // settings.group_size
-    return matrix_of(layer, codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
+def _within_spans(activity: torch.Tensor, count: int) -> torch.Tensor:
+    # The most active of ``count`` groups first, and the spans by their most active group.
+    spans = activity.view(-1, count)
+    within = spans.argsort(dim=1, descending=True, stable=True)
+    order = spans.amax(1).argsort(dim=0, descending=True, stable=True)
+    first = torch.arange(len(spans), device=activity.device)[:, None] * count
+    return (within + first)[order].flatten()

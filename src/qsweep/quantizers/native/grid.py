@@ -72,7 +72,7 @@ def run(
     network = load_network(model)
     decoder = find_decoder(network)
     jobs = [
-        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model.facts)
+        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model)
         for quantizer, out in configurations
     ]
     progress("embed", None)

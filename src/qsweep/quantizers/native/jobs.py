@@ -1,6 +1,5 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.base.errors import TrialFailed
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.encoder import fused_groups
-from qsweep.formats.numbers.scheme import stacked
+from qsweep.formats.encoder import fused_groups, require_finite
+from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
 from qsweep.formats.packing import QuantizedMatrix
-from qsweep.models.source import ModelFacts
+from qsweep.models.source import SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
-from qsweep.quantizers.native import awq, gptq
+from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import is_transposed, raw_weight, weight_of
+from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, Stage
-from qsweep.quantizers.native.writer import CheckpointWriter
+from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
 class Job:
@@ -32,15 +30,20 @@ class Job:
         smoothing: The share of an input's range that moves into weights; None where none does.
     """
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
         self.seconds = 0.0
         self.ranges = quantizer.format.static
-        self.smoothing: float | None = getattr(quantizer.format, "smoothquant", None)
+        self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
-        encoder = quantizer.encoder(facts)
-        search = self._options.get("scale_search", "range")
-        self._scheme = quantizer.scheme(encoder, search)
-        self._checkpoint = CheckpointWriter(out, facts.path, encoder)
+        search = quantizer.format.searched(self._options.get("scale_search", "range"))
+        if quantizer.holder == "gguf":
+            assert quantizer.format.gguf is not None
+            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf)
+            self._scheme = quantizer.scheme(torch.float16, search)
+        else:
+            encoder = quantizer.encoder(model.facts)
+            self._writer = CheckpointWriter(out, model.path, encoder)
+            self._scheme = quantizer.scheme(encoder.scale_dtype, search)
         self._losses: dict[str, float] = {}
 
     def fits(self, weight: torch.Tensor) -> bool:
@@ -66,11 +69,17 @@ class Job:
             "torch": torch.__version__,
             **self._found(),
         }
-        return self._checkpoint.finish(model, details)
+        return self._writer.finish(model, details)
 
     def _found(self) -> dict[str, Any]:
         """What else is worth reporting."""
         return {}
+
+    @property
+    def _checkpoint(self) -> CheckpointWriter:
+        # Of those who change more than linear layers.
+        assert isinstance(self._writer, CheckpointWriter)
+        return self._writer
 
     def _add(
         self,
@@ -80,34 +89,36 @@ class Job:
         inputs: torch.Tensor | None,
     ) -> None:
         """Take a finished linear layer in; ``losses`` [rows], ``inputs`` how far its inputs reach."""
-        self._checkpoint.add_linear(name, matrix, inputs if self.ranges else None)
+        self._writer.add_linear(name, matrix, inputs if self.ranges else None)
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
-        self._losses[name] = total = float(losses.sum())
-        if not math.isfinite(total):
-            raise TrialFailed(
-                f"{name}: its weights are not finite (NaN or infinite); fetch the model again"
-            )
+        self._losses[name] = float(losses.sum())
+        require_finite(name, losses.sum())
 
 
 class GPTQJob(Job):
     """A GPTQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
-        super().__init__(quantizer, out, facts)
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
+        super().__init__(quantizer, out, model)
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
         self.scheme = self._scheme
+        # GPTQ's own layout and llama.cpp's blocks are reordered group by group.
+        free = quantizer.holder in ("compressed-tensors", "bitsandbytes")
+        self._static = free and self._options["act_group_aware"] and not self.scheme.waits
         self._damping: dict[str, float] = {}
 
     def settings(self, channels: int) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
-        options = self._options
+        options, group_size = self._options, self.scheme.groups(channels)
         return gptq.Settings(
-            group_size=self.scheme.groups(channels),
+            group_size=group_size,
             desc_act=options["desc_act"],
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
+            span=self.scheme.span(channels),
+            static=self._static and group_size < channels,
         )
 
     def keep(
@@ -135,6 +146,15 @@ class GPTQJob(Job):
         return {"damp_raised": self._damping} if self._damping else {}
 
 
+def layer_schemes(scheme: Scheme, weights: Mapping[str, torch.Tensor]) -> dict[str, LayerScheme]:
+    """The scheme for each of the linear layers of one stage, of which some are fused where they run."""
+    found: dict[str, LayerScheme] = {}
+    for group in fused_groups(list(weights)):
+        own = scheme.layers([weights[name] for name in group])
+        found |= dict(zip(group, own, strict=True))
+    return {name: found[name] for name in weights}
+
+
 def solve_stage(
     jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
 ) -> list[dict[str, QuantizedMatrix]]:
@@ -153,8 +173,7 @@ def solve_stage(
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for number, (job, layer) in enumerate(zip(jobs, layers, strict=True)):
         if id(layer) not in weights:
-            modules = dict(layer.module.named_modules())
-            weights[id(layer)] = {name: weight_of(modules[name]) for name in stage.linears}
+            weights[id(layer)] = {name: layer.weight_of(name) for name in stage.linears}
         own = weights[id(layer)]
         names = tuple(name for name in stage.linears if job.fits(own[name]))
         if names:
@@ -185,8 +204,10 @@ def _solve(
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     chosen, targets = [], []
     for one, seen in zip(settings, stats, strict=True):
-        grouped = one.group_size if one.act_group_aware and not one.desc_act else None
-        key = id(seen), one.desc_act, grouped, one.damp_percent
+        whole = one.desc_act or one.static
+        aware = one.act_group_aware and not whole
+        grouped = (one.group_size, one.span) if aware else None
+        key = id(seen), whole, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
         chosen.append(factors[key])
@@ -195,9 +216,9 @@ def _solve(
             if seen.cross is None
             else gptq.retarget(joined, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
         )
-    # Scales are those of the weights themselves, wherever they move to.
-    layers = [stacked(job.scheme.layers(weights)) for job in jobs]
-    solved = gptq.solve(targets, chosen, settings, layers)
+    # Global scales are those of the weights themselves, wherever they move to.
+    layers = [stacked(list(layer_schemes(job.scheme, linears).values())) for job in jobs]
+    solved = columns.solve(targets, chosen, settings, layers)
     results = []
     for job, seen, factor, (matrix, losses) in zip(jobs, stats, chosen, solved, strict=True):
         matrices, start = {}, 0
@@ -216,22 +237,22 @@ class RTNJob(Job):
 
     def take(self, layer: Layer, stats: Sequence[InputStats]) -> None:
         """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
-        modules = dict(layer.module.named_modules())
         for stage, seen in zip(layer.stages, stats, strict=True):
-            weights = {name: weight_of(modules[name]) for name in stage.linears}
+            weights = {name: layer.weight_of(name) for name in stage.linears}
             fitting = [name for name, weight in weights.items() if self.fits(weight)]
             for group in fused_groups(fitting):
                 extreme = torch.stack([weights[name].abs().amax() for name in group]).amax()
                 for name in group:
                     full = layer.full_name(name)
+                    require_finite(full, weights[name])
                     self._checkpoint.round_linear(full, weights[name], extreme, seen.extreme)
 
 
 class AWQJob(Job):
     """An AWQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, facts: ModelFacts):
-        super().__init__(quantizer, out, facts)
+    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
+        super().__init__(quantizer, out, model)
         self._scaling: dict[str, dict[str, Any]] = {}
 
     def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:
@@ -240,7 +261,7 @@ class AWQJob(Job):
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
         modules = dict(layer.module.named_modules())
-        weights = {name: weight_of(modules[name]) for s in layer.stages for name in s.linears}
+        weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         quantized = {name for name, weight in weights.items() if self.fits(weight)}
         applied: list[torch.Tensor | None] = []
         for stage, seen, fold in zip(layer.stages, stats, folds, strict=True):
@@ -260,9 +281,8 @@ class AWQJob(Job):
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
                 inputs = seen.scaled_extreme(found_scales)
-            chosen = [name for name in stage.linears if name in quantized]
-            schemes = self._scheme.layers([weights[name] for name in chosen]) if chosen else []
-            for name, scheme in zip(chosen, schemes, strict=True):
+            chosen = {name: weights[name] for name in stage.linears if name in quantized}
+            for name, scheme in layer_schemes(self._scheme, chosen).items():
                 clip = self._options["clip"]
                 matrix, losses = awq.quantize(weights[name], gram, scheme, clip=clip)
                 self._add(layer.full_name(name), matrix, losses, inputs)

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.base.version import __version__
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gptq import format_of
-from qsweep.formats.numbers import Search
+from qsweep.formats.numbers import NF4, Search
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import (
     AWQOptions,
@@ -24,7 +24,7 @@ from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
-SEARCHES = ("range", "mse", "loss")
+SEARCHES = get_args(Search)
 # GPTQ's loop over columns takes as many together, which lie in one group.
 _COLUMNS_AT_ONCE, _FEWEST_COLUMNS = 32, 16
 
@@ -44,7 +44,16 @@ class _NativeQuantizer(GroupedOptions):
 
     def version(self) -> str:
         """The version of qsweep, and the revision of this quantizer."""
-        return f"{__version__}+{self.revision}"
+        return f"{__version__}+{self.revision}{self.written_by}"
+
+    def check_format(self) -> None:
+        """See :meth:`GroupedOptions.check_format`; also scales that are quantized in turn."""
+        super().check_format()
+        if isinstance(self.format, NF4) and self.format.double_quant:
+            raise IncompatibleTrial(
+                f"{self.method} {self.format.name}: scales of 8 bits are made after rounding to nearest "
+                "only (quant=rtn); format.double_quant=false"
+            )
 
     @property
     def pass_name(self) -> str:
@@ -65,6 +74,9 @@ class _NativeQuantizer(GroupedOptions):
             itself += 4 * 4 * tokens * widest
         # Finished layers wait for their file to be full.
         waiting = min(model.parameters * (self.bits + 1) // 8, SHARD_BYTES)
+        if self.format.smoothing is not None:
+            # A layer of its own, twice, and its inputs' Gram matrices.
+            waiting += 3 * 4 * 4 * widest**2
         return itself, waiting + (states if options.get("sequential") else 0)
 
     def quantize(
@@ -153,6 +165,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     def check(self, model: ModelFacts) -> None:
         """Refuse what a checkpoint cannot hold. Raises IncompatibleTrial."""
         size, ours = self.group_size, self.holder == self.container.name
+        self.check_format()
         if not ours:
             super().check(model)
             self._check_order()
@@ -168,8 +181,8 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     def _check_order(self) -> None:
         if self.options()["desc_act"]:
             raise IncompatibleTrial(
-                f"gptq {self.format.name}: {self.holder} holds no order across groups "
-                "(desc_act); quant.act_group_aware=true orders columns without one"
+                f"gptq {self.format.name}: no order across groups is written into {self.holder}; "
+                "desc_act=false, which orders columns within groups"
             )
 
 

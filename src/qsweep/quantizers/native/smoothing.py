@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from qsweep.quantizers.native.awq import scaled_gram
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight, weight_of
+from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Layer, Stage, StageInputs
+from qsweep.quantizers.native.walk import Layer, StageInputs
 
 
 @dataclass(frozen=True)
@@ -68,51 +67,46 @@ def smooth(
     scales: dict[str, torch.Tensor] = {}
     seen: list[InputStats] = []
     touched = set(linears_of(module))
+    # The module's own dtype would round them before they are quantized.
+    weights = {name: layer.weight_of(name) for name in touched}
     for stage, inputs, fold in zip(layer.stages, stats, folds, strict=True):
         if fold is None:
             seen.append(inputs)
             continue
-        wanted = fold.per_source(_scales(stage, inputs, modules, share))
-        full = layer.full_name(fold.source)
-        applied = _absorb(fold, modules[fold.source], wanted, stored_dtype(f"{full}.weight"))
+        wanted = fold.per_source(_scales([weights[name] for name in stage.linears], inputs, share))
+        applied = wanted
+        if fold.offset is None:
+            weights[fold.source] = fold.divide_rows(weights[fold.source], wanted)
+        else:
+            norm = raw_weight(modules[fold.source])
+            stored = stored_dtype(f"{layer.full_name(fold.source)}.weight")
+            new, applied = fold.storable(norm.detach().to(stored), wanted)
+            norm.data.copy_(new)
+        bias = getattr(modules[fold.source], "bias", None)
+        if isinstance(bias, torch.Tensor):
+            bias.data.copy_(fold.divide_rows(bias.detach(), applied))
         touched.add(fold.source)
         for name in stage.linears:
-            set_weight(modules[name], weight_of(modules[name]) * applied)
+            weights[name] = weights[name] * applied
         scales[stage.linears[0]] = applied
         gram = scaled_gram(inputs.gram, applied) if inputs.products else inputs.gram
         magnitude = inputs.magnitude / applied if inputs.channels else inputs.magnitude
         seen.append(
             replace(inputs, gram=gram, magnitude=magnitude, largest=inputs.largest / applied)
         )
+    for name, weight in weights.items():
+        set_weight(modules[name], weight)
     changed = {
         f"{layer.full_name(name)}.{part}": tensor.detach()
         for name in touched
         for part, tensor in modules[name].named_parameters(recurse=False)
     }
-    return Smoothed(replace(layer, module=module), seen, scales, changed)
+    return Smoothed(replace(layer, module=module, weights=weights), seen, scales, changed)
 
 
-def _scales(
-    stage: Stage, inputs: InputStats, modules: Mapping[str, nn.Module], share: float
-) -> torch.Tensor:
-    weights = torch.stack([weight_of(modules[name]).abs().amax(0) for name in stage.linears])
-    reach, weight = inputs.largest, weights.amax(0).clamp(min=1e-5)
-    scales = reach.pow(share) / weight.pow(1 - share)
+def _scales(weights: Sequence[torch.Tensor], inputs: InputStats, share: float) -> torch.Tensor:
+    meets = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
+    reach = inputs.largest
+    scales = reach.pow(share) / meets.pow(1 - share)
     # What never fires, or meets nothing, stays.
     return torch.where(reach > 0, scales, 1.0).clamp(min=1e-5)
-
-
-def _absorb(
-    fold: Fold, source: nn.Module, scales: torch.Tensor, stored: torch.dtype
-) -> torch.Tensor:
-    # Returns what the source really applies.
-    if fold.offset is None:
-        set_weight(source, fold.divide_rows(weight_of(source), scales))
-    else:
-        norm = raw_weight(source)
-        new, scales = fold.storable(norm.detach().to(stored), scales)
-        norm.data.copy_(new)
-    bias = getattr(source, "bias", None)
-    if isinstance(bias, torch.Tensor):
-        bias.data.copy_(fold.divide_rows(bias.detach(), scales))
-    return scales

@@ -7,9 +7,9 @@ which order they run: by the identity of the tensors they are given while the la
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.architecture import NO_EXPERTS
-from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight
+from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight, weight_of
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stats import InputStats
@@ -47,11 +47,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Layer:
-    """The decoder layer at hand; ``full_name`` gives the name in the model of one of its parts."""
+    """The decoder layer at hand.
+
+    Attributes:
+        module: The layer.
+        stages: Its stages, in running order.
+        full_name: Gives the name in the model of one of its parts.
+        weights: By linear layer, what its weight is before the module's dtype rounds it, float32
+            [out, in]; only where that differs.
+    """
 
     module: nn.Module
     stages: Sequence[Stage]
     full_name: Callable[[str], str]
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def weight_of(self, name: str) -> torch.Tensor:
+        """The weight of one of its linear layers, float32 [out, in]: a copy."""
+        if name in self.weights:
+            return self.weights[name].clone()
+        linear = self.module.get_submodule(name)
+        return weight_of(linear)
 
 
 OnStage = Callable[[Stage, InputStats], None]

@@ -1,5 +1,6 @@
 """Writing quantized checkpoints while a model is quantized, one decoder layer at a time."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,60 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
 from qsweep.formats.encoder import Encoder, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
+from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.conversion.solved import SolvedFile
 from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
-class CheckpointWriter:
+class Writer(ABC):
+    """Takes in the layers of a model while it is quantized, and writes an artifact of them."""
+
+    @abstractmethod
+    def add_linear(
+        self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
+    ) -> None:
+        """Add a linear layer's weight.
+
+        Args:
+            name: The layer's, without ``.weight``.
+            matrix: Its codes.
+            inputs: The largest magnitude of its inputs [], for formats with static activations.
+        """
+
+    @abstractmethod
+    def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
+        """Add what was not added of the model, and write everything."""
+
+
+class GGUFWriter(Writer):
+    """Writes a GGUF file.
+
+    Args:
+        out: An existing, empty directory.
+        source: The unquantized model.
+        mixture: The file type whose tensors other than linear layers are taken.
+    """
+
+    def __init__(self, out: Path, source: SourceModel, mixture: str):
+        self._file = SolvedFile(out, source, mixture)
+
+    def add_linear(
+        self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
+    ) -> None:
+        """See :meth:`Writer.add_linear`."""
+        assert isinstance(matrix, BlockMatrix)
+        self._file.add(name, matrix)
+
+    def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
+        """See :meth:`Writer.finish`; of layers that have no such rows llama.cpp decides."""
+        return self._file.finish(details)
+
+
+class CheckpointWriter(Writer):
     """Writes a quantized checkpoint, layer by layer.
 
     Args:
@@ -40,13 +88,7 @@ class CheckpointWriter:
     def add_linear(
         self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
     ) -> None:
-        """Add a linear layer's weight.
-
-        Args:
-            name: The layer's, without ``.weight``.
-            matrix: Its codes.
-            inputs: The largest magnitude of its inputs [], for formats with static activations.
-        """
+        """See :meth:`Writer.add_linear`."""
         self._add_parts(name, self._encoder.pack(matrix, inputs))
 
     def round_linear(

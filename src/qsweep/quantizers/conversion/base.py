@@ -30,8 +30,8 @@ from qsweep.formats.gguf.reader import read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json, to_json
 from qsweep.models.facts import readable_directory
 from qsweep.models.source import SourceModel
-from qsweep.quantizers.gguf.agreement import VERSION as AGREEMENT_VERSION
-from qsweep.quantizers.gguf.agreement import measure_agreement
+from qsweep.quantizers.conversion.agreement import VERSION as AGREEMENT_VERSION
+from qsweep.quantizers.conversion.agreement import measure_agreement
 
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
@@ -47,7 +47,7 @@ class UnquantizedFile:
     """An unquantized file and how the checkpoint lies in it.
 
     ``added`` is the metadata that the converter forgot, ``agreement`` what
-    :func:`~qsweep.quantizers.gguf.agreement.measure_agreement` found of the file. Where ``layout`` does not
+    :func:`~qsweep.quantizers.conversion.agreement.measure_agreement` found of the file. Where ``layout`` does not
     explain the whole file, ``unexplained`` says what it leaves out.
     """
 

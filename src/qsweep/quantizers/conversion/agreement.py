@@ -120,7 +120,7 @@ def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
     content = {"file": str(file), "ids": ids, "out": str(answer), "threads": threads}
     order.write_text(json.dumps(content), encoding="utf-8")
     done = subprocess.run(  # noqa: S603 - this module
-        [sys.executable, "-P", "-m", "qsweep.quantizers.gguf.agreement", str(order)],
+        [sys.executable, "-P", "-m", "qsweep.quantizers.conversion.agreement", str(order)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,69 @@
+"""A GGUF file with linear layers that qsweep's own quantizers made.
+
+llama.cpp writes the file: metadata, norms, embeddings and the output head are what its own mixture of
+that name has. The bytes of the linear layers are then replaced, their rows in the file's order.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.formats.artifact import Artifact
+from qsweep.formats.gguf.types import file_type, tensor_type
+from qsweep.models.source import SourceModel
+from qsweep.quantizers.conversion.artifact import gguf_artifact, require_runnable
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsweep.formats.numbers.superblocks import BlockMatrix
+
+
+class SolvedFile:
+    """Collects the layers, and writes the file.
+
+    Args:
+        out: An existing, empty directory.
+        model: The unquantized model.
+        mixture: The file type whose other tensors are taken.
+    """
+
+    def __init__(self, out: Path, model: SourceModel, mixture: str):
+        self._out, self._model, self._type = out, model, file_type(mixture)
+        # By the layers' names; blocks are all that is kept of them.
+        self._layers: dict[str, tuple[str, torch.Tensor]] = {}
+
+    def add(self, name: str, matrix: "BlockMatrix") -> None:
+        """Add a linear layer's weight; ``name`` is the layer's, without ``.weight``."""
+        from qsweep.formats.gguf.packing import block_bytes
+
+        self._layers[name] = matrix.type.name, block_bytes(matrix)
+
+    def finish(self, details: Mapping[str, Any]) -> Artifact:
+        """Write the file.
+
+        Raises:
+            UnknownLayout: the converter does not leave a layer's rows whole, or what it writes cannot
+                be led back to the checkpoint.
+        """
+        from qsweep.formats.gguf.dense import MODEL_FILE
+        from qsweep.formats.gguf.native import quantize_file
+        from qsweep.formats.gguf.reader import read_gguf
+        from qsweep.quantizers.conversion.base import unquantized
+
+        model, path = self._model, self._out / MODEL_FILE
+        with unquantized(model, self._out) as base:
+            require_runnable(model.facts.name, base.unexplained, base.agreement, model.own_run)
+            placed = [
+                (type_, *place)
+                for name, (type_, blocks) in self._layers.items()
+                for place in base.layout.rows_in_file(f"{name}.weight", blocks)
+            ]
+            types = {f"^{re.escape(name)}$": tensor_type(type_) for type_, name, _, _ in placed}
+            quantize_file(base.path, path, self._type, None, types)
+            file = read_gguf(path)
+            for _, name, into, rows in placed:
+                stored = file.bytes_of(name, writable=True).view(-1, rows.shape[1])
+                stored[slice(None) if into is None else into] = rows
+        return gguf_artifact(model, base, self._type, self._out, dict(details))

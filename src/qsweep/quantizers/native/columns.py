@@ -1,0 +1,397 @@
+"""GPTQ's way through the columns of matrices, for many configurations side by side."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from qsweep.formats.numbers.grids import Grid, Integers
+from qsweep.formats.numbers.rounding import grouped_rows
+from qsweep.formats.numbers.scheme import LayerScheme
+from qsweep.formats.packing import QuantizedMatrix
+from qsweep.quantizers.native.gptq import Factor, Settings
+
+# Columns that are updated together after their errors are known, outer and inner. The inner ones lie
+# in one group: those of 16 are solved apart from others.
+_BLOCK = 128
+_SUB_BLOCKS = (32, 16)
+# By part of the configurations, those of one grid or all that are integers: what rounds their columns.
+_Rounding = list[tuple[slice, Callable[[torch.Tensor, torch.Tensor], None]]]
+
+
+def solve(
+    weights: Sequence[torch.Tensor],
+    factors: Sequence[Factor],
+    settings: Sequence[Settings],
+    layers: Sequence[LayerScheme],
+) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
+    """Quantize one matrix, or matrices of one shape side by side.
+
+    Args:
+        weights: float32 [rows, columns], one for each configuration; they are not changed.
+        factors: The factor that each is to be quantized with.
+        settings: The settings of each.
+        layers: The scheme of each with what it is for these rows.
+
+    Returns:
+        For each configuration the matrix, and the loss of each row, float32 [rows].
+
+    What a configuration gets does not depend on its neighbours: only elementwise operations run
+    over all of them, sums and matrix products are made for each by itself.
+    """
+    alike: dict[tuple[type[_Columns], int], list[int]] = {}
+    for number, one in enumerate(settings):
+        alike.setdefault(_way(one, weights[number]), []).append(number)
+    found: dict[int, tuple[QuantizedMatrix, torch.Tensor]] = {}
+    for (way, columns), numbers in alike.items():
+        # Integers first, so that one operation rounds all of them.
+        chosen = sorted(numbers, key=lambda n: repr(_kind(layers[n].scheme.grid)))
+        some = way(
+            [weights[n] for n in chosen],
+            [factors[n] for n in chosen],
+            [settings[n] for n in chosen],
+            [layers[n] for n in chosen],
+            columns,
+        ).run()
+        found |= dict(zip(chosen, some, strict=True))
+    return [found[number] for number in range(len(weights))]
+
+
+def _way(settings: Settings, weight: torch.Tensor) -> "tuple[type[_Columns], int]":
+    wide, narrow = _SUB_BLOCKS
+    if settings.static:
+        return _Static, wide
+    small = settings.group_size % wide and settings.group_size < weight.shape[1]
+    return _Grouped, narrow if small else wide
+
+
+def _kind(grid: Grid) -> tuple[int, Grid | None]:
+    return (0, None) if isinstance(grid, Integers) else (1, grid)
+
+
+class _Columns(ABC):
+    """Matrices of one shape, rounded column by column."""
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        factors: Sequence[Factor],
+        settings: Sequence[Settings],
+        layers: Sequence[LayerScheme],
+        sub_block: int,
+    ):
+        self._factors, self._settings, self._layers = factors, settings, layers
+        self._sub_block = sub_block
+        rows, self._columns = weights[0].shape
+        # [columns, rows] in the order of rounding.
+        self._work = _by_columns(weights, factors)
+        count, device = len(self._work), self._work[0].device
+        self._codes = torch.empty(count, self._columns, rows, dtype=torch.uint8, device=device)
+        self._losses = [torch.zeros(rows, device=device) for _ in self._work]
+        self._parts = [
+            (slice(first, last), grid)
+            for first, last, grid in _runs([layer.scheme.grid for layer in layers])
+        ]
+        # The lowest and the largest code of each configuration [count, 1], of integers.
+        self._bounds = [_bounds(layers[part], device) for part, _ in self._parts]
+
+    def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
+        """What :func:`solve` returns."""
+        for start in range(0, self._columns, _BLOCK):
+            self._solve_block(start, min(start + _BLOCK, self._columns))
+        return [(self._restored(c), losses) for c, losses in enumerate(self._losses)]
+
+    def _solve_block(self, start: int, end: int) -> None:
+        block = torch.stack([matrix[start:end] for matrix in self._work])
+        upper = torch.stack([factor.upper[start:end, start:end] for factor in self._factors])
+        errors = torch.empty_like(block)
+        for sub in range(0, end - start, self._sub_block):
+            stop = min(sub + self._sub_block, end - start)
+            self._round(block, upper, errors, start, sub, stop)
+            for c in range(len(self._work)):
+                if stop < end - start:
+                    passed_on = upper[c, sub:stop, stop:].T
+                    block[c, stop:].addmm_(passed_on, errors[c, sub:stop], alpha=-1)
+        for c, factor in enumerate(self._factors):
+            self._losses[c] += errors[c].square().sum(0)
+            if end < self._columns:
+                passed_on = factor.upper[start:end, end:].T
+                self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
+
+    @abstractmethod
+    def _round(
+        self,
+        block: torch.Tensor,
+        upper: torch.Tensor,
+        errors: torch.Tensor,
+        first: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        """Round the columns from ``start`` to ``stop`` of a block that begins at ``first``.
+
+        Args:
+            block: What is left of the weights [count, columns, rows].
+            upper: The factors' part of the block [count, columns, columns].
+            errors: Is filled with e = (w - q) / U_ii, shaped as ``block``.
+            first: The position of the block's first column.
+            start: Which column of the block is the first.
+            stop: Which is the first that is not rounded.
+        """
+
+    @abstractmethod
+    def _restored(self, c: int) -> QuantizedMatrix:
+        """One configuration's matrix, its columns in the order of the layer."""
+
+    def _keep(self, levels: torch.Tensor, zero: torch.Tensor, first: int) -> None:
+        # Levels [count, columns, rows] with zero points that broadcast against them.
+        for part, grid in self._parts:
+            codes = grid.codes(levels[part], zero[part])
+            self._codes[part, first : first + levels.shape[1]] = codes
+
+    def _rounding(self, zero: torch.Tensor) -> _Rounding:
+        # What rounds one column, with zero points [count, rows].
+        found: _Rounding = []
+        for (part, grid), bounds in zip(self._parts, self._bounds, strict=True):
+            if bounds is None:
+                found.append((part, partial(_nearest, grid, zero[part])))
+            else:
+                lowest, top = bounds
+                ends = lowest - zero[part], top - zero[part]
+                found.append((part, partial(_nearest_integers, *ends)))
+        return found
+
+
+class _Grouped(_Columns):
+    """A group's scale is found when its first column is reached, from what is left of the weights.
+
+    Groups hold as many columns as are rounded together, or a multiple.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        factors: Sequence[Factor],
+        settings: Sequence[Settings],
+        layers: Sequence[LayerScheme],
+        sub_block: int,
+    ):
+        super().__init__(weights, factors, settings, layers, sub_block)
+        count, rows, device = len(weights), len(weights[0]), weights[0].device
+        # Of the group at hand, and of all groups.
+        self._scale, self._zero = torch.empty(2, count, rows, device=device)
+        self._scales: list[list[torch.Tensor]] = [[] for _ in weights]
+        self._zeros: list[list[torch.Tensor]] = [[] for _ in weights]
+        # The scheme of each span that was opened.
+        self._opened: list[list[LayerScheme]] = [[] for _ in weights]
+
+    def _restored(self, c: int) -> QuantizedMatrix:
+        """See :meth:`_Columns._restored`."""
+        factor, settings = self._factors[c], self._settings[c]
+        scales, zeros = torch.stack(self._scales[c], 1), torch.stack(self._zeros[c], 1)
+        return _restore(
+            self._codes[c], scales, zeros, factor, settings, self._layers[c], self._opened[c]
+        )
+
+    def _open_group(self, c: int, first: int, rest: torch.Tensor) -> None:
+        # Errors have reached the columns of the block only, ``rest`` being what is left of it, which is
+        # all there is to see unless the group is wider than a block.
+        setting = self._settings[c]
+        size, count = setting.group_size, setting.groups_in_span
+        opens = first % (size * count) == 0
+        width = min(size * count if opens else size, self._columns - first)
+        ahead, importance = self._ahead(c, first, rest, width)
+        if opens:
+            span = ahead.view(len(ahead), count, -1)
+            self._opened[c].append(self._layers[c].opened(span, importance))
+        group = ahead[:, None, :size].contiguous()
+        scale, zero = self._opened[c][-1].find(group, importance[:size])
+        self._scale[c], self._zero[c] = scale[:, 0], zero[:, 0]
+        self._scales[c].append(scale[:, 0])
+        self._zeros[c].append(zero[:, 0])
+
+    def _ahead(
+        self, c: int, first: int, rest: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The weights [rows, width] that come next, and what their errors weigh.
+        inside, last = rest[:width], first + width
+        columns = torch.cat([inside, self._work[c][first + len(inside) : last]]).T.contiguous()
+        return columns, self._factors[c].upper.diagonal()[first:last].reciprocal().square()
+
+    def _round(
+        self,
+        block: torch.Tensor,
+        upper: torch.Tensor,
+        errors: torch.Tensor,
+        first: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        for c, setting in enumerate(self._settings):
+            if (first + start) % setting.group_size == 0:
+                self._open_group(c, first + start, block[c, start:])
+        # A row's scale s and zero point z stay the same here, so that rounding is done in steps of its
+        # grid, v = w / s: with r the level nearest to v, the errors are s (v - r) / U_ii, and
+        # s cancels in v_j -= (v_i - r_i) U_ij / U_ii, which leaves few operations for each column.
+        diagonal = upper.diagonal(dim1=1, dim2=2)[:, start:stop, None]
+        ratios = upper[:, start:stop, start:stop] / diagonal
+        steps = block[:, start:stop] / self._scale[:, None]
+        levels, buffer = torch.empty_like(steps), torch.empty_like(steps)
+        rounding = self._rounding(self._zero)
+        for column in range(stop - start):
+            left, level = steps[:, column], levels[:, column]
+            for part, nearest in rounding:
+                nearest(left[part], level[part])
+            left -= level
+            if column + 1 < stop - start:
+                # Multiplication and subtraction stay two operations: fused, their rounding could depend
+                # on where in memory a configuration lies.
+                update = buffer[:, column + 1 :]
+                torch.mul(ratios[:, column, column + 1 :, None], left[:, None], out=update)
+                steps[:, column + 1 :] -= update
+        torch.mul(steps, self._scale[:, None], out=errors[:, start:stop]).div_(diagonal)
+        self._keep(levels, self._zero[:, None], first + start)
+
+
+class _Static(_Columns):
+    """Scales are found before, of groups as they stand; columns come in any order, each with its own."""
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        factors: Sequence[Factor],
+        settings: Sequence[Settings],
+        layers: Sequence[LayerScheme],
+        sub_block: int,
+    ):
+        super().__init__(weights, factors, settings, layers, sub_block)
+        # [rows, groups] each, and the group of the column at each position.
+        self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._group: list[torch.Tensor] = []
+        for weight, factor, setting, layer in zip(weights, factors, settings, layers, strict=True):
+            assert factor.order is not None
+            importance = torch.empty_like(factor.upper[0])
+            importance[factor.order] = factor.upper.diagonal().reciprocal().square()
+            size = setting.group_size
+            weighed = grouped_rows(importance[None], size)[0]
+            self._found.append(layer.find(grouped_rows(weight, size), weighed))
+            self._group.append(factor.order // size)
+
+    def _round(
+        self,
+        block: torch.Tensor,
+        upper: torch.Tensor,
+        errors: torch.Tensor,
+        first: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        """See :meth:`_Columns._round`."""
+        at = slice(first + start, first + stop)
+        scale, zero = (
+            torch.stack(
+                [
+                    found[n].T[group[at]]
+                    for found, group in zip(self._found, self._group, strict=True)
+                ]
+            )
+            for n in (0, 1)
+        )
+        left = block[:, start:stop].clone()
+        levels, steps = torch.empty_like(left), torch.empty_like(left[:, 0])
+        for column in range(stop - start):
+            own = scale[:, column]
+            torch.div(left[:, column], own, out=steps)
+            for part, nearest in self._rounding(zero[:, column]):
+                nearest(steps[part], levels[part, column])
+            diagonal = upper[:, start + column, start + column, None]
+            error = (left[:, column] - levels[:, column] * own).div_(diagonal)
+            errors[:, start + column] = error
+            if column + 1 < stop - start:
+                ratios = upper[:, start + column, start + column + 1 : stop, None]
+                # Two operations, as above.
+                left[:, column + 1 :] -= ratios * error[:, None]
+        self._keep(levels, zero, first + start)
+
+    def _restored(self, c: int) -> QuantizedMatrix:
+        """See :meth:`_Columns._restored`."""
+        order, size = self._factors[c].order, self._settings[c].group_size
+        assert order is not None
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        ragged = torch.arange(len(order), device=order.device) // size
+        scale, zero = self._found[c]
+        return self._layers[c].matrix(
+            self._codes[c][place].T.contiguous(), scale, zero, ragged if len(order) % size else None
+        )
+
+
+def _nearest_integers(
+    lowest: torch.Tensor, highest: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor
+) -> None:
+    torch.clamp(torch.round(steps, out=levels), lowest, highest, out=levels)
+
+
+def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor) -> None:
+    found = grid.nearest(levels.copy_(steps), zero)
+    if found is not levels:
+        levels.copy_(found)
+
+
+def _bounds(
+    layers: Sequence[LayerScheme], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    grids = [layer.scheme.grid for layer in layers]
+    ends = [(grid.lowest, grid.top) for grid in grids if isinstance(grid, Integers)]
+    if not ends:
+        return None
+    lowest, top = torch.tensor(ends, device=device, dtype=torch.float32).T[..., None]
+    return lowest, top
+
+
+def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
+    """Where neighbours are of one kind: first, last + 1, and one of their grids."""
+    bounds = [n for n in range(len(grids)) if n == 0 or _kind(grids[n]) != _kind(grids[n - 1])]
+    return [
+        (first, last, grids[first])
+        for first, last in zip(bounds, [*bounds[1:], len(grids)], strict=True)
+    ]
+
+
+def _by_columns(weights: Sequence[torch.Tensor], factors: Sequence[Factor]) -> list[torch.Tensor]:
+    # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
+    turned = {id(weight): weight.T.contiguous() for weight in weights}
+    return [
+        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
+        for weight, factor in zip(weights, factors, strict=True)
+    ]
+
+
+def _restore(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    factor: Factor,
+    settings: Settings,
+    layer: LayerScheme,
+    opened: Sequence[LayerScheme],
+) -> QuantizedMatrix:
+    # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
+    g_idx = spans = None
+    if factor.order is not None:
+        place = torch.empty_like(factor.order)
+        place[factor.order] = torch.arange(len(place), device=place.device)
+        codes = codes[place]
+        if factor.groups is not None:
+            back = torch.empty_like(factor.groups)
+            back[factor.groups] = torch.arange(len(back), device=back.device)
+            scale, zero = scale[:, back], zero[:, back]
+            count = settings.groups_in_span
+            spans = back[::count] // count
+        elif scale.shape[1] > 1:
+            g_idx = place // settings.group_size
+    if g_idx is None and len(codes) % settings.group_size:
+        g_idx = torch.arange(len(codes), device=codes.device) // settings.group_size
+    layer = layer.joined(opened, spans)
+    return layer.matrix(codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
