@@ -203,7 +203,7 @@ def _terminal(
     entries: Sequence[StudyTrial],
     command_of: CommandOf,
     directory: Path,
-    notes: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> str:
     whole = len({entry.key for entry in entries})
     tried = f"{whole - len(answer.untried)} of {whole} combinations that could be tried"
