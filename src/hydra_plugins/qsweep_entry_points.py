@@ -25,7 +25,7 @@ class EntryPointSource(ConfigSource):
         from qsweep.sweep.entry_points import configuration
 
         group, _, name = _bare(config_path).rpartition("/")
-        package = {"package": None}
+        package: dict[str, str | None] = {"package": None}
         node: Any = OmegaConf.create(configuration(group, name))
         return ConfigResult(
             provider=self.provider, path=self.full_path(), config=node, header=package

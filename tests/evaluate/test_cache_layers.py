@@ -76,6 +76,15 @@ def test_what_a_model_cannot_have_is_one_line(more, spec, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": "rwkv", "attention_hidden_size": 64}, {"model_type": "xlstm", "num_heads": 4}],
+)
+def test_a_model_that_counts_no_heads_of_attention_has_no_cache(config):
+    with pytest.raises(IncompatibleTrial, match=r"x is a model without attention \(its conf"):
+        require_cache(kv_cache("fp8"), config | {"num_hidden_layers": 4}, "x")
+
+
 def test_without_a_quantized_cache_nothing_is_asked():
     require_cache(kv_cache("none"), {}, "x")
     require_cache(kv_cache("fp8"), DENSE | {"head_dim": 80}, "x")

@@ -245,3 +245,23 @@ def test_a_cache_that_saturates_is_named():
     assert "4 % of the keys of layer 1 is beyond what its cache can hold" in line
     seen["saturated_most"] = 0.0001
     assert check([record]) == []
+
+
+def test_caches_that_saturate_in_one_sweep_are_told_apart():
+    facts = {"saturated": 0.01, "saturated_most": 0.04, "saturated_layer": "keys of layer 1"}
+    records = [
+        rounded(True, key=cache, config={"kv_cache": cache}) for cache in ("none", "fp8", "nvfp4")
+    ]
+    activations = {
+        "name": "activations",
+        "key": "shared",
+        "facts": {"activations": facts | {"saturated_layer": "model.layers.1.mlp.down_proj"}},
+    }
+    for record in records:
+        cache = {"name": "kv", "key": record["key"], "facts": {"kv_cache": facts}}
+        runs = [activations, cache] if record["key"] != "none" else [activations]
+        record["measurements"][0]["served"] = runs
+    of_activations, *of_caches = check(records)
+    assert "what goes into model.layers.1.mlp.down_proj is beyond" in of_activations
+    assert ["kv_cache=fp8" in of_caches[0], "kv_cache=nvfp4" in of_caches[1]] == [True, True]
+    assert len(of_caches) == 2

@@ -11,8 +11,10 @@ from qsweep.base.errors import ConfigError
 from qsweep.evaluate.metrics import quality
 from qsweep.formats.hardware import CARDS
 from qsweep.formats.numbers import FORMATS
+from qsweep.search.answer import finding_of
 from qsweep.search.on_card import OnCard, memory_of
-from qsweep.search.served import as_served
+from qsweep.search.page import _counted
+from qsweep.search.served import as_served, leaves_cache_out
 from qsweep.search.settings import search_config
 from qsweep.search.storage import open_storage
 
@@ -64,6 +66,36 @@ def test_where_weights_are_unpacked_activations_do_not_count():
     assert metrics(as_served(made, CARDS["b200"]))["ppl_ratio"] == 1.15
     alone = record(served=("kv alone",), **KV)
     assert metrics(as_served(alone, CARDS["h100"]))["ppl_ratio"] == 1.15
+
+
+def test_a_cache_that_was_measured_on_top_of_activations_is_said_not_to_count():
+    made = record(served=("activations", "kv"), **ACTIVATIONS, **KV)
+    served, unpacked = (as_served(made, CARDS[name]) for name in ("b200", "rtx3090"))
+    assert not leaves_cache_out(served) and leaves_cache_out(unpacked)
+    assert not leaves_cache_out(as_served(record(**ACTIVATIONS), CARDS["rtx3090"]))
+    entry = SimpleNamespace(finding=finding_of(unpacked, {}))
+    assert _counted(entry) == " (its KV cache is not counted)"
+    assert _counted(SimpleNamespace(finding=finding_of(served, {}))) == (
+        " (figures with the KV cache as served)"
+    )
+    seen = OnCard(CARDS["rtx3090"])
+    assert seen.why_not(quant("nvfp4"), cached=True) == ""
+    assert seen.why_not(quant("nvfp4a16"), cached=True) == ""
+    *_, line = seen.lines
+    assert line.startswith("nvfp4 there: a KV cache is measured on top of quantized activations")
+
+
+def test_all_that_a_run_tells_of_itself_counts():
+    measured = {
+        "kld_p99": 0.3, "kld_max": 2.0, "true_prob_rms": 0.01, "kld_q4": 0.03, "ppl_stderr": 0.2,
+        "kld_activations_p99": 0.6, "kld_activations_max": 3.0,
+        "kld_activations_q4": 0.07, "kld_floor_batch": 1e-6,
+    }  # fmt: skip
+    found = metrics(as_served(record(**ACTIVATIONS, **measured)))
+    assert [found[name] for name in ("kld_p99", "kld_max", "kld_q4")] == [0.6, 3.0, 0.07]
+    # A figure that this run lacks is none, rather than the weights'.
+    assert found["true_prob_rms"] is None and "ppl_stderr" not in found
+    assert found["kld_floor_batch"] == 1e-6
 
 
 def test_a_record_with_weights_alone_stays_as_it_is():

@@ -1,6 +1,7 @@
 """``kv_cache=`` in a trial: further runs, and nothing else is made again."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,10 +10,11 @@ from qsweep import evaluate
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import silent
 from qsweep.base.store import Store
+from qsweep.formats.kv_cache.spec import kv_cache
 from qsweep.results.record import Row
 from qsweep.results.traits import traits
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.planning import plan_all
+from qsweep.sweep.planning import _check_cache, plan_all
 from qsweep.sweep.recording import finished_record
 from qsweep.sweep.trial import run_trial
 
@@ -72,6 +74,10 @@ def test_what_the_cache_alone_costs(planned):
     found = finished_record(plan, store).measurements[0]
     assert 0 < found.metrics["kld_kv"] < 0.1
     assert found.metrics["ppl_ratio"] == 1 != found.metrics["ppl_ratio_kv"]
+    # All of it is the cache's: the reference is 0 away from itself.
+    assert found.metrics["kld_kv_added"] == found.metrics["kld_kv"]
+    half = found.metrics["kld_kv_added_high"] - found.metrics["kld_kv"]
+    assert half > found.metrics["kld_kv_stderr"] > 0
     seen = found.served[0].facts["kv_cache"]
     assert seen["layers"] == 4 and seen["saturated"] == 0 and seen["scales"] is False
 
@@ -88,6 +94,17 @@ def test_quarters_of_a_measurement_that_an_older_version_made(planned):
     assert _metrics(entry) == {k: v for k, v in first.items() if k != "quality_per_gb"} | {
         "verdict": entry.content["metrics"]["verdict"]
     }
+
+
+def test_heads_are_asked_of_the_architecture_where_the_file_has_none(tmp_path):
+    def check(**config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        trial = SimpleNamespace(kv_cache=kv_cache("q4_0"), model=SimpleNamespace(name="x"))
+        _check_cache(trial, SimpleNamespace(facts=SimpleNamespace(path=tmp_path)))
+
+    check(model_type="llama")  # 32 heads of 128 numbers
+    with pytest.raises(IncompatibleTrial, match="x is a model without attention"):
+        check(model_type="rwkv", num_hidden_layers=2, hidden_size=64)
 
 
 def test_what_cannot_be_is_skipped_before_anything_runs(tmp_path, tiny_model):

@@ -66,7 +66,7 @@ class HydraLab:
         """A trial before anything runs; None if it cannot exist."""
         store = self._session.store
         trial = identified(trial_config(self._compose(overrides_of(overrides))), store)
-        if why := self.on_card.why_not(trial.quant):
+        if why := self.on_card.why_not(trial.quant, bool(trial.kv_cache)):
             self.refusal = self.refusal or f"{trial.name}: {why}"
             return None
         plans, refused = plan_all([trial], self._session.store, self._session.settings)

@@ -18,6 +18,8 @@ FULL = ("full_attention", "attention", "global_attention", "hybrid", "global", "
 WINDOWED = ("sliding_attention", "chunked_attention", "local_attention", "sliding", "local")
 _NOTHING = ("mlp", "moe", "-", "E")
 _RECURRENT = ("mamba", "linear", "conv", "recurrent", "rwkv", "hybrid")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Heads:
     keys: int
     values: int
     size: int
+
+
+def counts_heads(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says how many heads attention has.
+
+    One that has its architecture's defaults and does not is that of a model without attention.
+    """
+    if config.get("model_type") == "xlstm":
+        return False  # its heads are those of a recurrent state
+    return any(config.get(name) for name in (*_HEADS, *_KV_HEADS))
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str]:
@@ -84,10 +96,10 @@ def kept_heads(config: Mapping[str, Any], index: int, kind: str) -> Heads:
         latent = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
         return Heads(1, 0, latent)
     whole = kind in FULL
-    heads = _of_layer(config, index, "num_key_value_heads", "num_kv_heads", "n_head_kv")
+    heads = _of_layer(config, index, *_KV_HEADS)
     if whole and config.get("num_global_key_value_heads"):
         heads = int(config["num_global_key_value_heads"])
-    queries = _of_layer(config, index, "num_attention_heads", "n_head", "n_heads")
+    queries = _of_layer(config, index, *_HEADS)
     if heads is None:
         heads = (
             1
@@ -108,20 +120,22 @@ def require_cache(cache: KVCache, config: Mapping[str, Any], model: str) -> None
 
     Args:
         cache: What is asked for.
-        config: The model's, with its architecture's defaults as far as they are known.
+        config: The model's, with its architecture's defaults.
         model: Its name, for the message.
 
     Raises:
         IncompatibleTrial: The model keeps no keys and values; a layer that is named keeps none; or a
             type's blocks do not divide a head, where llama.cpp refuses too.
+        ConfigError: The configuration lacks a size.
     """
     if not cache:
         return
     asked, kinds = f"kv_cache={cache}", layer_kinds(config)
     keeping = [n for n, kind in enumerate(kinds) if keeps_keys(kind, config)]
-    if not keeping:
+    if not keeping or not counts_heads(config):
+        of_heads = " (its configuration counts no heads)" * bool(keeping)
         raise IncompatibleTrial(
-            f"{asked}: {model} is a model without attention, it has no KV cache"
+            f"{asked}: {model} is a model without attention{of_heads}, it has no KV cache"
         )
     if config.get("kv_lora_rank"):
         raise IncompatibleTrial(

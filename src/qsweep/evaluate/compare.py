@@ -43,16 +43,18 @@ def compare_kld(measured: WindowScores, before: WindowScores) -> dict[str, float
         ``kld_added``, the mean over tokens of the difference of their divergences, in nats; with
         more than one window its 95 % interval, mean ± t·se over windows, ``kld_added_low`` and
         ``kld_added_high``. It is paired: both runs read the same tokens, so what is common to
-        both, the weights' part, is no part of its error. Nothing where one has no divergence.
+        both, the weights' part, is no part of its error. The reference's own measurement, which has
+        no divergence, is 0 away from itself. Nothing where ``measured`` has none.
 
     Raises:
         ArtifactCorrupt: The two were measured on different tokens.
     """
     _require_same_tokens(measured, before, "the run that it is compared with")
-    if "token_kld" not in measured.arrays or "token_kld" not in before.arrays:
+    if "token_kld" not in measured.arrays:
         return {}
-    counts = measured.arrays["window_tokens"]
-    added = measured.arrays["token_kld"].double() - before.arrays["token_kld"].double()
+    counts, added = measured.arrays["window_tokens"], measured.arrays["token_kld"].double()
+    if (earlier := before.arrays.get("token_kld")) is not None:
+        added = added - earlier.double()
     mean = clustered_mean(window_sums(added, counts), counts)
     if mean.stderr is None:
         return {"kld_added": mean.value}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 QUARTERS = ("q1", "q2", "q3", "q4")
+QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 """What the quarters of a window are called, from its begin."""
 # A perplexity ratio at which quality is 0: where degradation becomes "problematic".
 _ZERO_QUALITY = BOUNDS[-1][0]
@@ -139,9 +140,8 @@ def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
     """Median, p90, p99, p999 and max of per-token values [tokens], linearly interpolated."""
     import numpy
 
-    shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
-    found = numpy.quantile(values.double().numpy(), list(shares.values()))
-    yield from zip(shares, map(float, found), strict=True)
+    found = numpy.quantile(values.double().numpy(), list(QUANTILES.values()))
+    yield from zip(QUANTILES, map(float, found), strict=True)
 
 
 def by_quarter(

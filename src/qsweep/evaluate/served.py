@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.evaluate.metrics import QUARTERS
+from qsweep.evaluate.metrics import QUANTILES, QUARTERS
 
-# Raised whenever a change may move a figure of a run with that part; they are in the runs' keys.
+# Raised whenever a change may move a figure of a run with that part that a release made; they are in
+# the runs' keys.
 _ACTIVATIONS = 1
 _KV_CACHE = 1
 
 # By name among a run's own metrics: what a measurement tells of a served run, each with the run's
 # name behind it (``kld_activations``) or, before an end of an interval, in front of that.
-_TOLD = {
+TOLD = {
     "kld": "kld_{}",
     "kld_stderr": "kld_{}_stderr",
     "kld_added": "kld_{}_added",
@@ -26,7 +27,9 @@ _TOLD = {
     "ppl_ratio_low": "ppl_ratio_{}_low",
     "ppl_ratio_high": "ppl_ratio_{}_high",
     "top1_agreement": "top1_agreement_{}",
-    **{f"kld_{quarter}": f"kld_{{}}_{quarter}" for quarter in QUARTERS},
+    "top1_agreement_stderr": "top1_agreement_{}_stderr",
+    "true_prob_rms": "true_prob_rms_{}",
+    **{f"kld_{part}": f"kld_{{}}_{part}" for part in (*QUANTILES, *QUARTERS)},
     "kv_bytes_per_token": "kv_bytes_per_token",
 }
 
@@ -60,7 +63,7 @@ class Serving:
         """Those of a run's metrics that its measurement tells, by the names of their columns."""
         return {
             told.format(self.name): metrics[name]
-            for name, told in _TOLD.items()
+            for name, told in TOLD.items()
             if metrics.get(name) is not None
         }
 

@@ -20,6 +20,7 @@ from qsweep.results.columns.table import (
     TYPE,
 )
 from qsweep.results.comparable import measured_by
+from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import traits
@@ -35,6 +36,19 @@ CALIBRATED = ("gptq", "awq")
 # Calibrated on other text, a static scale cuts off a few activations of most layers; of so many in
 # one layer it is too small.
 _SATURATED = 0.001
+# By a run's name, which part of its facts tells what was cut off, and what there is to say of that.
+_SATURATES = {
+    "activations": (
+        "activations",
+        "{} of what goes into {layer} is beyond its static scale and saturates ({} of all "
+        "activations): calibrate it on text like this, or serve it with dynamic scales",
+    ),
+    "kv": (
+        "kv_cache",
+        "{} of the {layer} is beyond what its cache can hold and saturates ({} of all): serve it "
+        "with calibrated scales, or with a type that has a scale per token",
+    ),
+}
 # A quantizer that saw less of the text than this share of what was asked for saw it again and again.
 _LEAST_CALIBRATION = 0.5
 
@@ -67,7 +81,7 @@ def check(records: Iterable[Record]) -> list[str]:
     ]
     more = (
         *(*_calibration(named), *_other_functions(named)),
-        *(*_belonging(named), *_tensors(named), *_served(named)),
+        *(*_belonging(named), *_tensors(named), *_served(with_distinct_names(named))),
     )
     return list(dict.fromkeys([*lines, *more]))
 
@@ -81,29 +95,25 @@ def _tensors(records: Iterable[Record]) -> Iterator[str]:
 
 def _served(records: Iterable[Record]) -> Iterator[str]:
     """What was not simulated of serving an artifact, and what is beyond the range it is served in."""
+    seen = set()
     for record in records:
         for measurement in record.measurements:
             for run in measurement.served or ():
+                if run.key is not None and run.key in seen:
+                    continue  # trials that differ in the cache alone share the run before it
+                seen.add(run.key)
                 if run.refused is not None:
                     yield f"{record.name}: with {run.name} as served: not measured: {run.refused}"
-                seen = run.facts.get("activations")
-                most = seen.get("saturated_most") if isinstance(seen, Mapping) else None
-                if seen and most is not None and most > _SATURATED:
-                    yield (
-                        f"{record.name}, {measurement.corpus}: {100 * most:.2g} % of what goes into "
-                        f"{seen['saturated_layer']} is beyond its static scale and saturates "
-                        f"({100 * seen['saturated']:.2g} % of all activations): calibrate it on "
-                        "text like this, or serve it with dynamic scales"
+                part, words = _SATURATES.get(run.name, ("", ""))
+                found = run.facts.get(part)
+                most = found.get("saturated_most") if isinstance(found, Mapping) else None
+                if found and most is not None and most > _SATURATED:
+                    said = words.format(
+                        f"{100 * most:.2g} %",
+                        f"{100 * found['saturated']:.2g} %",
+                        layer=found["saturated_layer"],
                     )
-                seen = run.facts.get("kv_cache")
-                most = seen.get("saturated_most") if isinstance(seen, Mapping) else None
-                if seen and most is not None and most > _SATURATED:
-                    yield (
-                        f"{record.name}, {measurement.corpus}: {100 * most:.2g} % of the "
-                        f"{seen['saturated_layer']} is beyond what its cache can hold and saturates "
-                        f"({100 * seen['saturated']:.2g} % of all): serve it with calibrated scales, "
-                        "or with a type that has a scale per token"
-                    )
+                    yield f"{record.name}, {measurement.corpus}: {said}"
 
 
 def _belonging(records: Iterable[Record]) -> Iterator[str]:

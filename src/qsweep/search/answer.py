@@ -34,7 +34,7 @@ from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, R
 from qsweep.results.traits import is_draw
 from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
-from qsweep.search.served import counted_run
+from qsweep.search.served import counted_run, leaves_cache_out
 from qsweep.search.space import Params
 from qsweep.search.study import StudyTrial
 
@@ -74,6 +74,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         "runtimes": list(record.runtimes),
         "serves": record.can_serve,
         "counted": counted_run(record),
+        "cache_left_out": leaves_cache_out(record),
         "record": record.key,
         "host": socket.gethostname(),
     }

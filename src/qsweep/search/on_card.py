@@ -22,16 +22,22 @@ class OnCard:
         self.card = card
         self._left_out: dict[str, str] = {}
         self._unpacked: dict[str, None] = {}
+        self._uncached: dict[str, None] = {}
         self._runs = False
 
-    def why_not(self, quant: Any) -> str:
-        """Why what a quantizer makes does not run on the card; nothing where it does, or may."""
+    def why_not(self, quant: Any, cached: bool = False) -> str:
+        """Why what a quantizer makes does not run on the card; nothing where it does, or may.
+
+        Args:
+            quant: The quantizer.
+            cached: Whether its trial has a quantized KV cache.
+        """
         number = getattr(quant, "format", None)
         if self.card is None or not isinstance(number, NumberFormat):
             self._runs = True
             return ""
         found = fit(number, self.card, "gguf" if quant.method == "gguf" else None)
-        self._see(number.name, found)
+        self._see(number.name, found, cached)
         return found.why if found.how is None else ""
 
     @property
@@ -43,6 +49,13 @@ class OnCard:
         lines = [f"on {self.card}" + (f", {memory} GB" if memory else "")]
         if self._unpacked:
             lines.append(f"{', '.join(self._unpacked)} there: {UNPACKED}, so only weights count")
+        if self._uncached:
+            lines.append(
+                f"{', '.join(self._uncached)} there: a KV cache is measured on top of quantized "
+                "activations, so it does not count either, and trials that differ in kv_cache alone "
+                "are equal: choose the cache with quant=none, or with a format that leaves "
+                "activations alone"
+            )
         if self._left_out:
             lines.append(f"left out there: {'; '.join(self._left_out.values())}")
         return lines
@@ -54,13 +67,15 @@ class OnCard:
             return ""
         return f"nothing in the space runs on {self.card}: {'; '.join(self._left_out.values())}"
 
-    def _see(self, name: str, found: Fit) -> None:
+    def _see(self, name: str, found: Fit, cached: bool) -> None:
         if found.how is None:
             self._left_out[name] = found.why
             return
         self._runs = True
         if found.why:
             self._unpacked[name] = None
+            if cached:
+                self._uncached[name] = None
 
 
 def memory_of(card: Card | None) -> list[Constraint]:

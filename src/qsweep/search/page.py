@@ -26,9 +26,10 @@ CommandOf = Callable[[Params], str]
 _BEST = "Best quality per GB"
 # By the run that a trial's figures are of (qsweep.search.served).
 _COUNTED = {
-    "activations": " (figures with activations as served)",
-    "kv": " (figures with the KV cache as served)",
+    "activations": "figures with activations as served",
+    "kv": "figures with the KV cache as served",
 }
+_NO_CACHE = "its KV cache is not counted"
 
 
 def write_page(
@@ -158,11 +159,19 @@ def _same(entry: StudyTrial) -> str:
 def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
     name = numbers.markdown(entry.name)
-    counted = _COUNTED.get(finding.get("counted") or "", "")
     return (
-        f"- {name}{counted}: `{command_of(entry.params)}`\n"
+        f"- {name}{_counted(entry)}: `{command_of(entry.params)}`\n"
         f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
     )
+
+
+def _counted(entry: StudyTrial) -> str:
+    """Of which run its figures are, in brackets; nothing where they are the weights' and that is all."""
+    finding = entry.finding or {}
+    words = [_COUNTED.get(finding.get("counted") or "", "")]
+    words += [_NO_CACHE] if finding.get("cache_left_out") else []
+    said = ", ".join(word for word in words if word)
+    return f" ({said})" if said else ""
 
 
 def _table(entries: Sequence[StudyTrial]) -> str:
@@ -215,7 +224,8 @@ def _terminal(
         row = row_of(entry)
         lines.append(
             f"  {entry.name}: {SIZE_GB.cell(row)} GB, ratio "
-            f"{numbers.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}: {'; '.join(titles)}"
+            f"{numbers.ratio(PPL_RATIO.get(row))}, {_verdict(entry)}{_counted(entry)}: "
+            f"{'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
         lines.append(f"    {command_of(entry.params)}")

@@ -2,33 +2,29 @@
 
 A format that quantizes activations is not what its weights alone are worth: where a trial was also
 measured with what serving adds, a search looks at those figures instead. Where the card unpacks a
-format's weights to 16 bits, activations are not quantized there, and do not count.
+format's weights to 16 bits, activations are not quantized there, and do not count. Nor does a KV
+cache then: it was measured on top of them, and what it costs without them is not known.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from qsweep.evaluate.metrics import quality, quality_per_gb
+from qsweep.evaluate.served import TOLD
 from qsweep.evaluate.verdicts import verdict
 from qsweep.formats.hardware import Card
 from qsweep.results.record import Figures, Measurement, Record
 
-# Figures of the weights alone, and what a run with more than these calls its own.
-_COUNTED = {
-    "ppl_ratio": "ppl_ratio_{}",
-    "ppl_ratio_low": "ppl_ratio_{}_low",
-    "ppl_ratio_high": "ppl_ratio_{}_high",
-    "kld": "kld_{}",
-    "kld_stderr": "kld_{}_stderr",
-    "top1_agreement": "top1_agreement_{}",
-}
+# Of the run of the weights alone, and told of no other.
+_NOT_TOLD = ("ppl_stderr", "verdict_sure")
 
 
 def as_served(record: Record, card: Card | None = None) -> Record:
     """A record whose figures are those of the last run with nothing on that the card does not serve.
 
-    Perplexity, quality and verdict follow the ratio. A record without such a run stays as it is.
+    All that a run tells of itself; perplexity, quality and verdict follow the ratio. What was not
+    told of that run (the perplexity's own error) is left out rather than taken from another. A
+    record without such a run stays as it is.
 
     Args:
         record: A finished trial's.
@@ -63,16 +59,24 @@ def counted_run(record: Record) -> str | None:
     return next((n for n in names if measured.metrics.get(f"ppl_ratio_{n}") == ratio), None)
 
 
+def leaves_cache_out(record: Record) -> bool:
+    """Whether a record was measured with a KV cache and its figures are of a run without."""
+    measured = record.primary
+    runs = () if measured is None else measured.served or ()
+    return any("kv_cache" in run.serving for run in runs) and counted_run(record) != "kv"
+
+
 def _as_served(measurement: Measurement, unpacked: bool, size_gb: float | None) -> Measurement:
     name = counted(measurement, unpacked)
     if name is None:
         return measurement
-    found: Mapping[str, Any] = measurement.metrics
+    found = measurement.metrics
     moved: dict[str, Any] = {
-        ours: found.get(theirs.format(name)) for ours, theirs in _COUNTED.items()
+        ours: found.get(theirs.format(name)) for ours, theirs in TOLD.items() if ours in found
     }
     ratio, before = moved["ppl_ratio"], found.get("ppl_ratio")
-    metrics = {**found, **{k: v for k, v in moved.items() if k in found}, "quality": quality(ratio)}
+    kept = {name: value for name, value in found.items() if name not in _NOT_TOLD}
+    metrics = {**kept, **moved, "quality": quality(ratio)}
     if before and found.get("ppl") is not None:
         metrics["ppl"] = found["ppl"] / before * ratio
     if size_gb is not None:

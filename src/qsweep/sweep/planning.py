@@ -10,8 +10,9 @@ from qsweep.base.errors import ArtifactCorrupt, ConfigError, IncompatibleTrial, 
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Store
-from qsweep.evaluate.cache_layers import require_cache
+from qsweep.evaluate.cache_layers import counts_heads, require_cache
 from qsweep.evaluate.packs.header import require_intact
+from qsweep.evaluate.serving_memory import serving_config
 from qsweep.models.check import check_tokenizer
 from qsweep.models.config import read_config, text_config
 from qsweep.models.hub import resolve
@@ -83,10 +84,15 @@ def plan_all(
 def _check_cache(trial: TrialConfig, setting: Setting) -> None:
     """Refuse a cache that the model cannot have. Raises IncompatibleTrial.
 
-    As far as its configuration file tells; with its architecture's defaults it is asked again.
+    Its architecture's defaults are looked up only where the file does not tell its heads of
+    attention; what neither knows is asked again of the model itself.
     """
+    if not trial.kv_cache:
+        return
     config = text_config(read_config(setting.facts.path))
-    with contextlib.suppress(ConfigError):  # a size that only the architecture knows
+    if not counts_heads(config):
+        config = serving_config(setting.facts.path)
+    with contextlib.suppress(ConfigError):
         require_cache(trial.kv_cache, config, trial.model.name)
 
 

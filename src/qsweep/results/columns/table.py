@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers
-from qsweep.evaluate.metrics import QUARTERS
+from qsweep.evaluate.metrics import QUANTILES, QUARTERS
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -44,6 +44,10 @@ def retention(capability: str) -> Column:
 
 
 QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
+QUANTILE_WORDS = dict(zip(
+    QUANTILES, ("median", "90th percentile", "99th percentile", "99.9th percentile", "largest"),
+    strict=True,
+))  # fmt: skip
 
 
 def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...]:
@@ -85,6 +89,16 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
         of_measurement(
             f"top1_agreement_{name}", f"how often the reference's token is preferred with {what} as "
             "served", unit="share", better="up", needs=needs, csv=True, text=numbers.percent),
+        of_measurement(f"top1_agreement_{name}_stderr", "its standard error, over windows"),
+        of_measurement(
+            f"true_prob_rms_{name}", "root mean square change of the true token's probability with "
+            f"{what} as served"),
+        *(
+            of_measurement(
+                f"{kld}_{end}", f"{words} of {kld} over tokens, nats", unit="nat", better="down",
+                needs=needs, csv=True, text=derived.significant(3))
+            for end, words in QUANTILE_WORDS.items()
+        ),
         *(
             of_measurement(
                 f"{kld}_{quarter}", f"{kld} over the {words} quarter of the windows' positions, nats",
@@ -180,11 +194,9 @@ KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence,
 KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
     add(of_measurement(
         f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down",
-        needs="set eval.divergence=true", csv=True, text=derived.significant(3), tables=tables))
-    for end, words, tables in (
-        ("median", "median", {}), ("p90", "90th percentile", {}),
-        ("p99", "99th percentile", {"markdown": "p99 KLD", "html": "KLD p99"}),
-        ("p999", "99.9th percentile", {}), ("max", "largest", {})))
+        needs="set eval.divergence=true", csv=True, text=derived.significant(3),
+        tables={"markdown": "p99 KLD", "html": "KLD p99"} if end == "p99" else {}))
+    for end, words in QUANTILE_WORDS.items())
 SERVED = tuple(map(add, (
     *served("activations", "weights and activations", "the weights alone", "act."),
     *served("kv", "weights, activations and the KV cache", "that without the cache", "cache"),
@@ -416,5 +428,5 @@ CSV_ORDER = (*PROMISED, *(
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
     "peer_kld_difference_high dequantized_from number_format native_on "
-).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS)), "kv_cache")
+).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), "kv_cache")
 # fmt: on
