@@ -49,7 +49,9 @@ def test_e2m1_rounds_as_compressed_tensors_does_ties_and_all():
 
 
 @pytest.mark.parametrize(
-    "grid", [E2M1, E4M3, Codebook(numbers.NF4._values), Codebook(numbers.FP4._values)], ids=repr
+    "grid",
+    [E2M1, E4M3, Codebook(numbers.NF4._values), Codebook(numbers.FP4._values)],
+    ids=("e2m1", "e4m3", "nf4", "fp4"),
 )
 def test_levels_come_back_from_their_codes(grid):
     levels = grid.nearest(torch.randn(3, 4000) * grid.largest / 2, NONE)

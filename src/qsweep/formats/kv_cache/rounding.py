@@ -20,7 +20,6 @@ Part = Literal["keys", "values"]
 
 _E4M3_MAX, _E2M1_MAX = 448.0, 6.0
 # The numbers of e2m1, and the bounds between them; a tie goes to the one with the even code.
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # The smallest matrix that llama.cpp turns heads by; values get this one, keys the largest that fits.
 _TURN = 64
@@ -91,26 +90,15 @@ def nvfp4(numbers: "Tensor") -> "tuple[Tensor, Tensor]":
     """
     import torch
 
+    from qsweep.formats.numbers.grids import E2M1
+
     blocks = numbers.unflatten(-1, (-1, 16))
     wanted = blocks.abs().amax(-1, keepdim=True) / _E2M1_MAX
     scale = wanted.clamp(max=_E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
     left = torch.where(scale == 0, 0.0, blocks / scale)
     # A scale that is rounded down cuts its block's largest a little; that is no saturation.
     cut = (left.abs() > _E2M1_MAX * (1 + 2**-4)).sum()
-    return (_to_e2m1(left) * scale).flatten(-2), cut
-
-
-def _to_e2m1(numbers: "Tensor") -> "Tensor":
-    import torch
-
-    values = numbers.new_tensor(_E2M1)
-    size = numbers.abs()
-    # A bound belongs to the side with the even code: to the lower of 0 | 0.5, to the upper of 0.5 | 1.
-    bounds = (values[1:] + values[:-1]) / 2
-    below = torch.bucketize(size, bounds, right=False)
-    above = torch.bucketize(size, bounds, right=True)
-    code = torch.where(below % 2 == 0, below, above)
-    return values[code].copysign(numbers)
+    return (E2M1.nearest(left, scale) * scale).flatten(-2), cut
 
 
 # --- llama.cpp's -------------------------------------------------------------------------------

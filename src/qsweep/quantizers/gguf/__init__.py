@@ -59,7 +59,7 @@ class GGUF:
     @property
     def file_type(self) -> FileType | None:
         """What will be written; None if ``bits`` names nothing."""
-        own = BY_BITS.get(self.bits or 0) if isinstance(self.format, Int) else self.format.gguf
+        own = BY_BITS.get(self.bits or 0) if self.format.name == "int" else self.format.gguf
         name = self.type or own
         return file_type(name) if name else None
 
@@ -151,6 +151,11 @@ class GGUF:
                 matrix = _importance(model, calibration, base, progress)
             progress("quantize", None)
             overrides = _types_of_linears(model.facts, base, type_)
+            if type_.linears is not None and not overrides:
+                raise IncompatibleTrial(
+                    f"gguf {type_.name}: none of the linear layers of {model.facts.name} is found in "
+                    "the converted file, or its rows are no blocks; the type would be a name only"
+                )
             quantize_file(base.path, out / MODEL_FILE, type_, matrix, overrides)
         return gguf_artifact(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
 
