@@ -47,6 +47,12 @@ def settings(kind):
 def test_every_weight_is_the_owners(tiny_model, tmp_path, kind, called, bpw, floor):
     source, path = tiny_model("llama"), tmp_path / kind
     model = by_transformers(source, path, settings(kind))
+    # Before it runs: some CPUs' kernels take its codes in another order from then on.
+    theirs = {
+        name: owners(layer)
+        for name, layer in model.named_modules()
+        if name.rpartition(".")[2].endswith("_proj")
+    }
     run = logits(model)
     ours = dense(path, source)
     container = recognize(path)
@@ -55,8 +61,7 @@ def test_every_weight_is_the_owners(tiny_model, tmp_path, kind, called, bpw, flo
     assert container.size(path).bpw == pytest.approx(bpw, abs=0.15)
     for name, parameter in ours.named_parameters():
         if "_proj" in name:
-            layer = model.get_submodule(name.removesuffix(".weight"))
-            assert torch.equal(parameter, owners(layer)), name
+            assert torch.equal(parameter, theirs[name.removesuffix(".weight")]), name
     difference = (logits(dense(path, source, torch.bfloat16)) - run).abs().max()
     assert 0 <= difference < floor * run.abs().max()
 

@@ -148,7 +148,7 @@ def test_effective_options():
     ("quantizer", "line"),
     [
         (NativeAWQ(format=Q4K()), "awq writes no GGUF; gptq and rtn make format=q4_k"),
-        (NativeGPTQ(format=Q4K(), desc_act=True), "gguf holds no order across groups"),
+        (NativeGPTQ(format=Q4K(), desc_act=True), "no order across groups is written into gguf"),
         (RTN(format=Q4K(container="gptq")), "gptq does not hold format=q4_k; container=gguf does"),
     ],
 )

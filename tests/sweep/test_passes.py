@@ -16,6 +16,7 @@ from helpers.sweeps import run_here
 from qsweep.base.errors import QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
+from qsweep.formats import numbers
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.quantizers import importance
 from qsweep.quantizers.gptqmodel import GPTQ
@@ -97,7 +98,9 @@ def test_who_can_be_made_together():
     assert isinstance(NativeGPTQ(), SharedPass)
     assert isinstance(NativeAWQ(), SharedPass)
     assert not isinstance(GPTQ(), SharedPass)
-    assert not isinstance(RTN(), SharedPass)
+    # Rounding takes part where inputs have to be looked at.
+    assert RTN().pass_name is None
+    assert RTN(format=numbers.FP8()).pass_name == NativeGPTQ().pass_name
 
 
 def test_methods_and_widths_share_a_pass_and_other_calibrations_do_not(plan):
