@@ -374,3 +374,11 @@ def test_checks_survive_what_is_not_a_number():
     single["measurements"][0]["metrics"] |= {"ppl_ratio_low": None, "ppl_ratio_high": None}
     records = json.loads(json.dumps([broken, single, *sweep()]))
     assert any("ratio is nan" in line for line in check(records))
+
+
+def test_the_answer_says_what_activations_do_to_it():
+    records = sweep()
+    leader = next(r for r in records if r["name"] == answers(records)[0].record.name)
+    leader["measurements"][0]["metrics"]["ppl_ratio_activations"] = 1.234
+    said = shown(records, 100, terminal=False)
+    assert "its weights alone, activations as served take the ratio to 1.234" in said

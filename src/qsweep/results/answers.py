@@ -4,12 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsweep.base.contents import is_number
 from qsweep.results.columns.derived import status_word
+from qsweep.results.columns.table import SERVED
 from qsweep.results.comparable import differences, measured_by
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import setting
 from qsweep.results.winner import CONTEND_BY, Contender, Decision, contender, decide, sentence
+
+# The perplexity ratio with activations as they are served.
+_RATIO = next(column for column in SERVED if column.name == "ppl_ratio_activations")
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,21 @@ def best_lines(records: Sequence[Record]) -> list[str]:
             f" ({answer.measured})" if answer.measured else ""
         )
         leader = f"{answer.record.name} ({status_word(answer.record)})"
-        lines.append(f"most quality per GB{of}: {sentence(answer.decision, leader)}")
+        said = f"{sentence(answer.decision, leader)}{beside_weights(answer.record)}"
+        lines.append(f"most quality per GB{of}: {said}")
     return lines
+
+
+def beside_weights(record: Record) -> str:
+    """What an answer that counts weights alone leaves out of a trial; empty where that is nothing.
+
+    A verdict is of the weights, by the protocol; who decides must not read it as all that is served.
+    """
+    row = Row(record, record.primary)
+    ratio = _RATIO.get(row)
+    if not is_number(ratio):
+        return ""
+    return f"; that is its weights alone, activations as served take the ratio to {ratio:.3f}"
 
 
 def contender_of(row: Row, setting: str = "") -> Contender | None:

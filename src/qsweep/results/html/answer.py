@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qsweep.base import numbers
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
-from qsweep.results.answers import contender_of
+from qsweep.results.answers import beside_weights, contender_of
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT, VERDICT_OPEN
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.model_names import dequantized_references
@@ -65,7 +65,10 @@ def _best(group: Group) -> Iterator[Sentence]:
         if not answer.is_best:
             leader = f"{row.label} ({_figures(row)}{_share(group, row)})"
         of = f" of {answer.model}" if len(found) > 1 else ""
-        yield Sentence(f"Best quality per GB{of}", sentence(answer.decision, leader))
+        yield Sentence(
+            f"Best quality per GB{of}",
+            sentence(answer.decision, leader) + beside_weights(answer.record),
+        )
 
 
 def _smallest(group: Group) -> Iterator[Sentence]:
