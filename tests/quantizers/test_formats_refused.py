@@ -167,3 +167,10 @@ def test_searching_a_mean_finds_more_than_the_mean():
             (round_to_nearest(w, scheme).dense(torch.float32) - w).square().mean()
         )
     assert errors["mse"] < 0.9 * errors["range"]
+
+
+def test_a_method_of_one_backend_names_other_methods(tiny_model):
+    from qsweep.quantizers.isolated import AutoRound
+
+    with pytest.raises(IncompatibleTrial, match="not nvfp4; quant=gptq, awq and rtn do"):
+        AutoRound(format=numbers.NVFP4()).check(facts_of(tiny_model("llama")))

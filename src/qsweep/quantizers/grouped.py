@@ -172,6 +172,13 @@ class GroupedOptions:
             check_held(self, model)
 
     @property
+    def _others(self) -> str:
+        # Who makes the rest, as somebody would choose it.
+        if self.method in ("gptq", "awq", "rtn"):
+            return "quant.backend=native does"
+        return "quant=gptq, awq and rtn do"
+
+    @property
     def _holders(self) -> tuple[str, ...]:
         return self.format.containers or (self.container.name, "compressed-tensors")
 
@@ -183,7 +190,7 @@ class GroupedOptions:
             raise IncompatibleTrial(
                 f"{getattr(self, 'label', self.backend)} writes integers as {self.container.name} "
                 f"checkpoints, not {what}"
-                + ("; quant.backend=native does" if holder in self._holders else "")
+                + (f"; {self._others}" if holder in self._holders else "")
             )
         if holder not in (holders := self._holders):
             raise IncompatibleTrial(

@@ -182,7 +182,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         if self.options()["desc_act"]:
             raise IncompatibleTrial(
                 f"gptq {self.format.name}: no order across groups is written into {self.holder}; "
-                "desc_act=false, which orders columns within groups"
+                "desc_act=false orders columns in a way that leaves none"
             )
 
 
