@@ -139,6 +139,16 @@ def require_finite(layer: str, values: "torch.Tensor") -> None:
         )
 
 
+def fused_extremes(own: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """By layer the largest magnitude [] in all that runtimes fuse with it, from each one's own."""
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    for group in fused_groups(list(own)):
+        found |= dict.fromkeys(group, torch.stack([own[layer] for layer in group]).amax())
+    return found
+
+
 def fused_groups(layers: Sequence[str]) -> list[tuple[str, ...]]:
     """The layers of a model in groups that runtimes fuse; one that they do not is a group by itself.
 

@@ -148,8 +148,7 @@ class GroupedOptions:
             runtimes=self.runtimes,
         )
         shapes = [shape for shape in model.linears.values() if self.fits(shape)]
-        unread = tuple(name for name in encoder.runtimes if not encoder.read_by(name, shapes))
-        serving = tuple(name for name in encoder.runtimes if name not in unread)
+        serving = tuple(name for name in encoder.runtimes if encoder.read_by(name, shapes))
         own = (
             None
             if self.format.preset or self.format.name == "int"

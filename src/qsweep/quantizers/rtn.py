@@ -187,16 +187,12 @@ def _extremes(encoder: "Encoder", path: Path, linears: set[str]) -> "Mapping[str
     """The largest magnitude in all layers that a runtime fuses with each; {} where nobody asks."""
     if not encoder.scales_whole_tensors:
         return {}
-    import torch
+    from qsweep.formats.encoder import fused_extremes
 
-    from qsweep.formats.encoder import fused_groups
-
-    own = {
-        name.removesuffix(".weight"): tensor.abs().amax()
-        for name, tensor in _tensors(path)
-        if name.removesuffix(".weight") in linears and name.endswith(".weight")
-    }
-    found: dict[str, torch.Tensor] = {}
-    for group in fused_groups(sorted(own)):
-        found |= dict.fromkeys(group, torch.stack([own[layer] for layer in group]).amax())
-    return found
+    return fused_extremes(
+        {
+            name.removesuffix(".weight"): tensor.abs().amax()
+            for name, tensor in _tensors(path)
+            if name.removesuffix(".weight") in linears and name.endswith(".weight")
+        }
+    )

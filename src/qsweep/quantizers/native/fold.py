@@ -51,6 +51,35 @@ class Fold:
         sound = applied.isfinite() & (applied > 0)
         return torch.where(sound, new, weight), torch.where(sound, applied, 1.0)
 
+    def absorb(
+        self,
+        source: nn.Module,
+        weights: dict[str, torch.Tensor],
+        scales: torch.Tensor,
+        stored: torch.dtype,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Put the inverse of scales [inputs] into the source.
+
+        Args:
+            source: The module.
+            weights: By name, those of linear layers, float32; a source's that is one is replaced.
+            scales: As :meth:`per_source` gives them.
+            stored: The dtype that the checkpoint keeps a norm's weight in.
+
+        Returns:
+            What else of the source is new, by parameter, and the scales that it really applies.
+        """
+        changed: dict[str, torch.Tensor] = {}
+        if self.offset is None:
+            weights[self.source] = self.divide_rows(weights[self.source], scales)
+        else:
+            norm = raw_weight(source).detach().to(stored)
+            changed["weight"], scales = self.storable(norm, scales)
+        bias = getattr(source, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            changed["bias"] = self.divide_rows(bias.detach(), scales)
+        return changed, scales
+
     def divide_rows(self, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """A source's weight [outputs, ...] or bias [outputs] with each output divided."""
         divisor = torch.ones(len(weight), device=weight.device)

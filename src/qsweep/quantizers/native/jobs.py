@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.encoder import fused_groups, require_finite
+from qsweep.formats.encoder import fused_extremes, fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.quantizers.native.graph import is_transposed
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
@@ -240,12 +240,11 @@ class RTNJob(Job):
         for stage, seen in zip(layer.stages, stats, strict=True):
             weights = {name: layer.weight_of(name) for name in stage.linears}
             fitting = [name for name, weight in weights.items() if self.fits(weight)]
-            for group in fused_groups(fitting):
-                extreme = torch.stack([weights[name].abs().amax() for name in group]).amax()
-                for name in group:
-                    full = layer.full_name(name)
-                    require_finite(full, weights[name])
-                    self._checkpoint.round_linear(full, weights[name], extreme, seen.extreme)
+            extremes = fused_extremes({name: weights[name].abs().amax() for name in fitting})
+            for name, extreme in extremes.items():
+                full = layer.full_name(name)
+                require_finite(full, weights[name])
+                self._checkpoint.round_linear(full, weights[name], extreme, seen.extreme)
 
 
 class AWQJob(Job):
@@ -307,14 +306,9 @@ class AWQJob(Job):
         scales: torch.Tensor,
     ) -> torch.Tensor:
         # Put the inverse into its source; returns the scales that the source really applies.
-        source, name = modules[fold.source], layer.full_name(fold.source)
-        if fold.offset is None:
-            weights[fold.source] = fold.divide_rows(weights[fold.source], scales)
-        else:
-            norm = raw_weight(source).detach().to(self._checkpoint.stored_dtype(f"{name}.weight"))
-            new, scales = fold.storable(norm, scales)
-            self._checkpoint.add_plain(f"{name}.weight", new)
-        bias = getattr(source, "bias", None)
-        if isinstance(bias, torch.Tensor):
-            self._checkpoint.add_plain(f"{name}.bias", fold.divide_rows(bias.detach(), scales))
+        name = layer.full_name(fold.source)
+        stored = self._checkpoint.stored_dtype(f"{name}.weight")
+        changed, scales = fold.absorb(modules[fold.source], weights, scales, stored)
+        for part, tensor in changed.items():
+            self._checkpoint.add_plain(f"{name}.{part}", tensor)
         return scales

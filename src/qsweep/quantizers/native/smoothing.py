@@ -13,7 +13,7 @@ import torch
 
 from qsweep.quantizers.native.awq import scaled_gram
 from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight
+from qsweep.quantizers.native.graph import linears_of, set_weight
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, StageInputs
 
@@ -74,17 +74,13 @@ def smooth(
             seen.append(inputs)
             continue
         wanted = fold.per_source(_scales([weights[name] for name in stage.linears], inputs, share))
-        applied = wanted
-        if fold.offset is None:
-            weights[fold.source] = fold.divide_rows(weights[fold.source], wanted)
-        else:
-            norm = raw_weight(modules[fold.source])
-            stored = stored_dtype(f"{layer.full_name(fold.source)}.weight")
-            new, applied = fold.storable(norm.detach().to(stored), wanted)
-            norm.data.copy_(new)
-        bias = getattr(modules[fold.source], "bias", None)
-        if isinstance(bias, torch.Tensor):
-            bias.data.copy_(fold.divide_rows(bias.detach(), applied))
+        source, stored = (
+            modules[fold.source],
+            stored_dtype(f"{layer.full_name(fold.source)}.weight"),
+        )
+        new, applied = fold.absorb(source, weights, wanted, stored)
+        for part, tensor in new.items():
+            source.get_parameter(part).data.copy_(tensor)
         touched.add(fold.source)
         for name in stage.linears:
             weights[name] = weights[name] * applied
