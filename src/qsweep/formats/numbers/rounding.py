@@ -44,11 +44,15 @@ def encoded(
         columns: How many weights a row has.
     """
     codes = layer.codes(grouped, scale, zero).view(len(grouped), -1)
-    g_idx = None
     if codes.shape[1] != columns:
         codes = codes[:, :columns].contiguous()
-        g_idx = torch.arange(columns, device=codes.device) // grouped.shape[-1]
+    g_idx = ragged_groups(columns, grouped.shape[-1], codes.device)
     return layer.matrix(codes, scale, zero, g_idx)
+
+
+def ragged_groups(columns: int, size: int, device: torch.device) -> torch.Tensor | None:
+    """The group of each column, int64 [columns], where the last one is not full; None where all are."""
+    return torch.arange(columns, device=device) // size if columns % size else None
 
 
 def grouped_rows(weight: torch.Tensor, size: int) -> torch.Tensor:

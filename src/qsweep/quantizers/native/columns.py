@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 
 from qsweep.formats.numbers.grids import Grid, Integers
-from qsweep.formats.numbers.rounding import grouped_rows
+from qsweep.formats.numbers.rounding import grouped_rows, ragged_groups
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native.gptq import Factor, Settings
@@ -40,29 +41,45 @@ def solve(
     What a configuration gets does not depend on its neighbours: only elementwise operations run
     over all of them, sums and matrix products are made for each by itself.
     """
+    problems = list(map(_Problem, weights, factors, settings, layers))
     alike: dict[tuple[type[_Columns], int], list[int]] = {}
-    for number, one in enumerate(settings):
-        alike.setdefault(_way(one, weights[number]), []).append(number)
+    for number, one in enumerate(problems):
+        alike.setdefault(_way(one), []).append(number)
     found: dict[int, tuple[QuantizedMatrix, torch.Tensor]] = {}
     for (way, columns), numbers in alike.items():
         # Integers first, so that one operation rounds all of them.
-        chosen = sorted(numbers, key=lambda n: repr(_kind(layers[n].scheme.grid)))
-        some = way(
-            [weights[n] for n in chosen],
-            [factors[n] for n in chosen],
-            [settings[n] for n in chosen],
-            [layers[n] for n in chosen],
-            columns,
-        ).run()
+        chosen = sorted(numbers, key=lambda n: repr(_kind(problems[n].grid)))
+        some = way([problems[n] for n in chosen], columns).run()
         found |= dict(zip(chosen, some, strict=True))
-    return [found[number] for number in range(len(weights))]
+    return [found[number] for number in range(len(problems))]
 
 
-def _way(settings: Settings, weight: torch.Tensor) -> "tuple[type[_Columns], int]":
+@dataclass(frozen=True)
+class _Problem:
+    """One configuration: what :func:`solve` is given of it."""
+
+    weight: torch.Tensor
+    factor: Factor
+    settings: Settings
+    layer: LayerScheme
+
+    @property
+    def grid(self) -> Grid:
+        """The levels."""
+        return self.layer.scheme.grid
+
+    @cached_property
+    def importance(self) -> torch.Tensor:
+        """What errors of the column at each position weigh, float32 [columns]."""
+        return self.factor.upper.diagonal().reciprocal().square()
+
+
+def _way(problem: _Problem) -> "tuple[type[_Columns], int]":
     wide, narrow = _SUB_BLOCKS
-    if settings.static:
+    if problem.settings.static:
         return _Static, wide
-    small = settings.group_size % wide and settings.group_size < weight.shape[1]
+    size = problem.settings.group_size
+    small = size % wide and size < problem.weight.shape[1]
     return _Grouped, narrow if small else wide
 
 
@@ -73,28 +90,20 @@ def _kind(grid: Grid) -> tuple[int, Grid | None]:
 class _Columns(ABC):
     """Matrices of one shape, rounded column by column."""
 
-    def __init__(
-        self,
-        weights: Sequence[torch.Tensor],
-        factors: Sequence[Factor],
-        settings: Sequence[Settings],
-        layers: Sequence[LayerScheme],
-        sub_block: int,
-    ):
-        self._factors, self._settings, self._layers = factors, settings, layers
-        self._sub_block = sub_block
-        rows, self._columns = weights[0].shape
+    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+        self._problems, self._sub_block = problems, sub_block
+        rows, self._columns = problems[0].weight.shape
         # [columns, rows] in the order of rounding.
-        self._work = _by_columns(weights, factors)
+        self._work = _by_columns(problems)
         count, device = len(self._work), self._work[0].device
         self._codes = torch.empty(count, self._columns, rows, dtype=torch.uint8, device=device)
         self._losses = [torch.zeros(rows, device=device) for _ in self._work]
         self._parts = [
             (slice(first, last), grid)
-            for first, last, grid in _runs([layer.scheme.grid for layer in layers])
+            for first, last, grid in _runs([one.grid for one in problems])
         ]
         # The lowest and the largest code of each configuration [count, 1], of integers.
-        self._bounds = [_bounds(layers[part], device) for part, _ in self._parts]
+        self._bounds = [_bounds(problems[part], device) for part, _ in self._parts]
 
     def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
         """What :func:`solve` returns."""
@@ -104,7 +113,7 @@ class _Columns(ABC):
 
     def _solve_block(self, start: int, end: int) -> None:
         block = torch.stack([matrix[start:end] for matrix in self._work])
-        upper = torch.stack([factor.upper[start:end, start:end] for factor in self._factors])
+        upper = torch.stack([one.factor.upper[start:end, start:end] for one in self._problems])
         errors = torch.empty_like(block)
         for sub in range(0, end - start, self._sub_block):
             stop = min(sub + self._sub_block, end - start)
@@ -113,10 +122,10 @@ class _Columns(ABC):
                 if stop < end - start:
                     passed_on = upper[c, sub:stop, stop:].T
                     block[c, stop:].addmm_(passed_on, errors[c, sub:stop], alpha=-1)
-        for c, factor in enumerate(self._factors):
+        for c, one in enumerate(self._problems):
             self._losses[c] += errors[c].square().sum(0)
             if end < self._columns:
-                passed_on = factor.upper[start:end, end:].T
+                passed_on = one.factor.upper[start:end, end:].T
                 self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
 
     @abstractmethod
@@ -169,42 +178,33 @@ class _Grouped(_Columns):
     Groups hold as many columns as are rounded together, or a multiple.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[torch.Tensor],
-        factors: Sequence[Factor],
-        settings: Sequence[Settings],
-        layers: Sequence[LayerScheme],
-        sub_block: int,
-    ):
-        super().__init__(weights, factors, settings, layers, sub_block)
-        count, rows, device = len(weights), len(weights[0]), weights[0].device
+    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+        super().__init__(problems, sub_block)
+        count, (rows, _), device = len(problems), problems[0].weight.shape, self._codes.device
         # Of the group at hand, and of all groups.
         self._scale, self._zero = torch.empty(2, count, rows, device=device)
-        self._scales: list[list[torch.Tensor]] = [[] for _ in weights]
-        self._zeros: list[list[torch.Tensor]] = [[] for _ in weights]
+        self._scales: list[list[torch.Tensor]] = [[] for _ in problems]
+        self._zeros: list[list[torch.Tensor]] = [[] for _ in problems]
         # The scheme of each span that was opened.
-        self._opened: list[list[LayerScheme]] = [[] for _ in weights]
+        self._opened: list[list[LayerScheme]] = [[] for _ in problems]
 
     def _restored(self, c: int) -> QuantizedMatrix:
         """See :meth:`_Columns._restored`."""
-        factor, settings = self._factors[c], self._settings[c]
         scales, zeros = torch.stack(self._scales[c], 1), torch.stack(self._zeros[c], 1)
-        return _restore(
-            self._codes[c], scales, zeros, factor, settings, self._layers[c], self._opened[c]
-        )
+        return _restore(self._codes[c], scales, zeros, self._problems[c], self._opened[c])
 
     def _open_group(self, c: int, first: int, rest: torch.Tensor) -> None:
         # Errors have reached the columns of the block only, ``rest`` being what is left of it, which is
         # all there is to see unless the group is wider than a block.
-        setting = self._settings[c]
+        problem = self._problems[c]
+        setting = problem.settings
         size, count = setting.group_size, setting.groups_in_span
         opens = first % (size * count) == 0
         width = min(size * count if opens else size, self._columns - first)
         ahead, importance = self._ahead(c, first, rest, width)
         if opens:
             span = ahead.view(len(ahead), count, -1)
-            self._opened[c].append(self._layers[c].opened(span, importance))
+            self._opened[c].append(problem.layer.opened(span, importance))
         group = ahead[:, None, :size].contiguous()
         scale, zero = self._opened[c][-1].find(group, importance[:size])
         self._scale[c], self._zero[c] = scale[:, 0], zero[:, 0]
@@ -217,7 +217,7 @@ class _Grouped(_Columns):
         # The weights [rows, width] that come next, and what their errors weigh.
         inside, last = rest[:width], first + width
         columns = torch.cat([inside, self._work[c][first + len(inside) : last]]).T.contiguous()
-        return columns, self._factors[c].upper.diagonal()[first:last].reciprocal().square()
+        return columns, self._problems[c].importance[first:last]
 
     def _round(
         self,
@@ -228,8 +228,8 @@ class _Grouped(_Columns):
         start: int,
         stop: int,
     ) -> None:
-        for c, setting in enumerate(self._settings):
-            if (first + start) % setting.group_size == 0:
+        for c, one in enumerate(self._problems):
+            if (first + start) % one.settings.group_size == 0:
                 self._open_group(c, first + start, block[c, start:])
         # A row's scale s and zero point z stay the same here, so that rounding is done in steps of its
         # grid, v = w / s: with r the level nearest to v, the errors are s (v - r) / U_ii, and
@@ -257,26 +257,17 @@ class _Grouped(_Columns):
 class _Static(_Columns):
     """Scales are found before, of groups as they stand; columns come in any order, each with its own."""
 
-    def __init__(
-        self,
-        weights: Sequence[torch.Tensor],
-        factors: Sequence[Factor],
-        settings: Sequence[Settings],
-        layers: Sequence[LayerScheme],
-        sub_block: int,
-    ):
-        super().__init__(weights, factors, settings, layers, sub_block)
+    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+        super().__init__(problems, sub_block)
         # [rows, groups] each, and the group of the column at each position.
         self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._group: list[torch.Tensor] = []
-        for weight, factor, setting, layer in zip(weights, factors, settings, layers, strict=True):
-            assert factor.order is not None
-            importance = torch.empty_like(factor.upper[0])
-            importance[factor.order] = factor.upper.diagonal().reciprocal().square()
-            size = setting.group_size
-            weighed = grouped_rows(importance[None], size)[0]
-            self._found.append(layer.find(grouped_rows(weight, size), weighed))
-            self._group.append(factor.order // size)
+        for one in problems:
+            order, size = one.factor.order, one.settings.group_size
+            assert order is not None
+            weighed = grouped_rows(one.importance[_inverse(order)][None], size)[0]
+            self._found.append(one.layer.find(grouped_rows(one.weight, size), weighed))
+            self._group.append(order // size)
 
     def _round(
         self,
@@ -316,15 +307,11 @@ class _Static(_Columns):
 
     def _restored(self, c: int) -> QuantizedMatrix:
         """See :meth:`_Columns._restored`."""
-        order, size = self._factors[c].order, self._settings[c].group_size
-        assert order is not None
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        ragged = torch.arange(len(order), device=order.device) // size
-        scale, zero = self._found[c]
-        return self._layers[c].matrix(
-            self._codes[c][place].T.contiguous(), scale, zero, ragged if len(order) % size else None
-        )
+        one = self._problems[c]
+        assert one.factor.order is not None
+        codes = self._codes[c][_inverse(one.factor.order)]
+        ragged = ragged_groups(len(codes), one.settings.group_size, codes.device)
+        return one.layer.matrix(codes.T.contiguous(), *self._found[c], ragged)
 
 
 def _nearest_integers(
@@ -340,9 +327,9 @@ def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.
 
 
 def _bounds(
-    layers: Sequence[LayerScheme], device: torch.device
+    problems: Sequence[_Problem], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    grids = [layer.scheme.grid for layer in layers]
+    grids = [one.grid for one in problems]
     ends = [(grid.lowest, grid.top) for grid in grids if isinstance(grid, Integers)]
     if not ends:
         return None
@@ -359,12 +346,14 @@ def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
     ]
 
 
-def _by_columns(weights: Sequence[torch.Tensor], factors: Sequence[Factor]) -> list[torch.Tensor]:
+def _by_columns(problems: Sequence[_Problem]) -> list[torch.Tensor]:
     # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
-    turned = {id(weight): weight.T.contiguous() for weight in weights}
+    turned = {id(one.weight): one.weight.T.contiguous() for one in problems}
     return [
-        turned[id(weight)].clone() if factor.order is None else turned[id(weight)][factor.order]
-        for weight, factor in zip(weights, factors, strict=True)
+        turned[id(one.weight)].clone()
+        if one.factor.order is None
+        else turned[id(one.weight)][one.factor.order]
+        for one in problems
     ]
 
 
@@ -372,26 +361,29 @@ def _restore(
     codes: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor,
-    factor: Factor,
-    settings: Settings,
-    layer: LayerScheme,
+    problem: _Problem,
     opened: Sequence[LayerScheme],
 ) -> QuantizedMatrix:
     # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
+    factor, settings = problem.factor, problem.settings
     g_idx = spans = None
     if factor.order is not None:
-        place = torch.empty_like(factor.order)
-        place[factor.order] = torch.arange(len(place), device=place.device)
+        place = _inverse(factor.order)
         codes = codes[place]
         if factor.groups is not None:
-            back = torch.empty_like(factor.groups)
-            back[factor.groups] = torch.arange(len(back), device=back.device)
+            back = _inverse(factor.groups)
             scale, zero = scale[:, back], zero[:, back]
             count = settings.groups_in_span
             spans = back[::count] // count
         elif scale.shape[1] > 1:
             g_idx = place // settings.group_size
-    if g_idx is None and len(codes) % settings.group_size:
-        g_idx = torch.arange(len(codes), device=codes.device) // settings.group_size
-    layer = layer.joined(opened, spans)
+    if g_idx is None:
+        g_idx = ragged_groups(len(codes), settings.group_size, codes.device)
+    layer = problem.layer.joined(opened, spans)
     return layer.matrix(codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
+
+
+def _inverse(permutation: torch.Tensor) -> torch.Tensor:
+    place = torch.empty_like(permutation)
+    place[permutation] = torch.arange(len(place), device=place.device)
+    return place
