@@ -46,6 +46,7 @@ class RTN(GroupedOptions):
     container: ClassVar[PackedContainer] = CONTAINER
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
 
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]

@@ -16,6 +16,7 @@ from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, columns, gptq
+from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.limits import LAYER_BYTES
@@ -31,12 +32,14 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        coverage: What its experts are sent of the calibration text.
     """
 
     def __init__(
         self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
     ):
         self.seconds = 0.0
+        self.coverage = Coverage()
         self.ranges = quantizer.format.static
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
@@ -72,6 +75,7 @@ class Job:
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,
+            **self.coverage.details(),
             **self._found(),
         }
         return self._writer.finish(model, details)
@@ -218,6 +222,8 @@ def solve_stages(
             results[number] |= matrices
         waiting.clear()
 
+    for job, layer, own in zip(jobs, layers, stats, strict=True):
+        job.coverage.add(layer.full_name, stages, own)
     for position, stage in enumerate(stages):
         for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
             # Matrices of one shape are solved in one loop over their columns, as many as fit.
@@ -311,6 +317,7 @@ class RTNJob(Job):
 
     def take(self, layer: Layer, stats: Sequence[InputStats]) -> None:
         """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
+        self.coverage.add(layer.full_name, layer.stages, stats)
         for stage, seen in zip(layer.stages, stats, strict=True):
             weights = {name: layer.weight_of(name) for name in stage.linears}
             fitting = {
@@ -353,6 +360,7 @@ class AWQJob(Job):
 
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
+        self.coverage.add(layer.full_name, layer.stages, stats)
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         quantized = {name for name, weight in weights.items() if self.fits(weight)}

@@ -41,6 +41,7 @@ class _NativeQuantizer(GroupedOptions):
     backend: ClassVar[str] = "native"
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
     revision: ClassVar[int]
 
     def version(self) -> str:
