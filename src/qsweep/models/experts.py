@@ -222,8 +222,8 @@ def _run_routed(
     every = torch.arange(len(hidden), device=hidden.device)
     count = expert_count(module)
     for expert in range(count):
-        own, weights = routing.of(expert)
-        tokens, weights = (every, None) if all_tokens else (own, weights)
+        own, chosen = routing.of(expert)
+        tokens, weights = (every, None) if all_tokens else (own, chosen)
         inputs = hidden if all_tokens else hidden[own]
         for name in _first(module):
             watch(f"{expert}.{name}", inputs, tokens, weights, len(own))

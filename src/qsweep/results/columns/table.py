@@ -149,6 +149,10 @@ SIZE_GB = add(of_artifact(
     text=numbers.gigabytes, best=True, view=("metrics", 9),
     tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
             "own_run": "size GB"}))
+ACTIVE_GB = add(of_artifact(
+    "active_gb", "bytes read for each token that is generated / 1e9: of a mixture's experts those "
+    "that a token is sent to", figure=True, unit="GB", better="down", csv=True,
+    text=numbers.gigabytes, tables={"html": Shown("active GB", optional=True)}))
 KEPT_LAYERS = add(Column(
     "kept_layers",
     "linear layers that stayed in 16 bits, because the format cannot hold their shape",
@@ -444,6 +448,6 @@ CSV_ORDER = (*PROMISED, *(
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
     "peer_kld_difference_high dequantized_from number_format native_on "
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
-    "kv_cache expert_tokens_median expert_tokens_lowest experts_unseen experts_short"
+    "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short"
 ).split())
 # fmt: on
