@@ -7,13 +7,10 @@ nothing.
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qsweep.models.architecture import EXPERT_KEYS
 from qsweep.models.facts import is_embedding, is_head, is_of_text
-
-if TYPE_CHECKING:
-    from qsweep.formats.stored import StoredTensor
 
 # How configurations call the number of experts that each token is sent to.
 _CHOSEN_KEYS = (
@@ -44,27 +41,29 @@ def chosen_share(config: Mapping[str, Any]) -> float | None:
     return min(1.0, chosen / (count + (_number(keys, (_IDLE_KEY,)) or 0)))
 
 
-def active_bytes(tensors: "Iterable[StoredTensor]", chosen: float | None) -> int | None:
+def active_bytes(tensors: Mapping[str, int], chosen: float | None) -> int | None:
     """Bytes that are read for each token that is generated.
 
     Args:
-        tensors: All of an artifact.
+        tensors: By name the stored bits of all tensors of an artifact.
         chosen: The share of its experts that a token is sent to, if it has some.
 
     Returns:
         None where there are experts, and nobody knows how many of them a token is sent to.
+
+    >>> stored = {"lm_head.weight": 64, "layers.0.mlp.experts.0.up_proj.weight": 64}
+    >>> active_bytes(stored, 0.25), active_bytes(stored, None)
+    (10, None)
     """
-    tensors = list(tensors)
-    names = {tensor.name for tensor in tensors}
-    bits = 0.0
-    for tensor in tensors:
-        if _ROUTED.search(tensor.name) and is_of_text(tensor.name):
-            if chosen is None:
-                return None
-            bits += chosen * tensor.bits
-        elif is_of_text(tensor.name) and not _is_looked_up(tensor.name, names):
-            bits += tensor.bits
-    return round(bits / 8)
+    read = 0.0
+    for name, bits in tensors.items():
+        if not is_of_text(name) or _is_looked_up(name, tensors.keys()):
+            continue
+        routed = bool(_ROUTED.search(name))
+        if routed and chosen is None:
+            return None
+        read += bits * chosen if routed and chosen is not None else bits
+    return round(read / 8)
 
 
 def _is_looked_up(name: str, names: Collection[str]) -> bool:

@@ -51,5 +51,5 @@ def size_of(
         linear_weights=sum(tensor.weights for tensor in linear),
         total_bits=sum(tensor.bits for tensor in all_of_them),
         parameters=sum(tensor.weights for tensor in all_of_them),
-        active_bytes=active_bytes(all_of_them, chosen),
+        active_bytes=active_bytes({t.name: t.bits for t in all_of_them}, chosen),
     )
