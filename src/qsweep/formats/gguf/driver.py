@@ -32,6 +32,16 @@ _COMPUTING = (
 _DEFAULTS = {"rope.freq_base": 10000.0}
 
 
+# Types whose experts transformers chooses by a sigmoid whatever a configuration says, so that those
+# that it writes do not say it. llama.cpp takes a softmax, or nothing, where nobody does.
+_SIGMOID = frozenset(
+    ("deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa")
+)
+# Classes within a class that hands all its work on to one of them.
+_HANDED_ON = ("Ministral3Model", "Mistral4Model")
+_SCORING = ("score_function", "scoring_func", "score_func", "moe_router_activation")
+
+
 def main() -> None:
     """Convert, by the arguments of the command line; the exit code is 1 where that fails."""
     notes = Path(sys.argv[5])
@@ -60,6 +70,7 @@ def _convert(
     for unused in ("sklearn", "hqq", "torchao"):
         sys.modules[unused] = None  # type: ignore[assignment]
     sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
+    import conversion
     import convert_hf_to_gguf
     import transformers
 
@@ -67,10 +78,18 @@ def _convert(
     names: dict[str, str | None] = {}
     added: dict[str, Any] = {}
     choose = convert_hf_to_gguf.get_model_class
-    convert_hf_to_gguf.get_model_class = lambda *args, **more: _recorded(
-        choose(*args, **more), groups, names, added, layers
-    )
+
+    def recorded(name: str, **more: Any) -> Any:
+        found = choose(_as_spelt(name, conversion.TEXT_MODEL_MAP), **more)
+        if not (parts := [part for part in _HANDED_ON if hasattr(found, part)]):
+            return _recorded(found, groups, names, added, layers)
+        for part in parts:
+            setattr(found, part, _recorded(getattr(found, part), groups, names, added, layers))
+        return found
+
+    convert_hf_to_gguf.get_model_class = recorded
     _restrict_code(transformers, trusted)
+    _excuse_missing_tokens(transformers.AutoTokenizer)
     _keep_old_names(convert_hf_to_gguf.ModelBase)
     sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", outtype]
     convert_hf_to_gguf.main()
@@ -81,6 +100,12 @@ def _convert(
         "skipped": sorted(name for name, kept in names.items() if kept is None),
         "added": added,
     }
+
+
+def _as_spelt(name: str, known: Any) -> str:
+    # The class PhimoeForCausalLM of transformers is a repository's own PhiMoEForCausalLM.
+    alike = (other for other in known if other.lower() == name.lower())
+    return name if name in known else next(alike, name)
 
 
 def _reason(error: Exception) -> str:
@@ -149,6 +174,15 @@ def _recorded(
                 self.gguf_writer.add_sliding_window_pattern(layers)
                 added[key] = layers
 
+        def set_vocab(self):
+            # A vocabulary of another kind than the maker's comes without the maker's files.
+            try:
+                super().set_vocab()
+            except (FileNotFoundError, ValueError):
+                if not _splits_as_gpt2(self.dir_model / "tokenizer.json"):
+                    raise
+                self._set_vocab_gpt2()
+
         def get_vocab_base_pre(self, tokenizer):
             # The converter tells pre-tokenizers apart by a hash of one text's token ids, which no
             # newly trained vocabulary can match. GPT-2's is recognised by what it is.
@@ -194,6 +228,25 @@ def _restrict_code(transformers: Any, trusted: bool) -> None:
         auto.from_pretrained = restricted
 
 
+class _Tokens(dict[str, int]):
+    def __missing__(self, token: str) -> None:
+        return None
+
+
+def _excuse_missing_tokens(auto: Any) -> None:
+    # Some classes name tokens of their makers' chats, which a vocabulary of somebody else's lacks;
+    # the file's metadata do without one whose id is None.
+    load = auto.from_pretrained
+
+    def excused(*args, **more):
+        tokenizer = load(*args, **more)
+        own = tokenizer.get_added_vocab
+        tokenizer.get_added_vocab = lambda: _Tokens(own())
+        return tokenizer
+
+    auto.from_pretrained = excused
+
+
 def _complete(model: Any) -> dict[str, Any]:
     """Write what the converter's rule for all text models would, and the model's own did not.
 
@@ -234,7 +287,8 @@ def _is_default(name: str, value: Any) -> bool:
 
 def _keep_old_names(base: Any) -> None:
     # transformers 5 moved GPT-NeoX's rotary_pct, which the converter reads, into rope_parameters,
-    # and no longer writes GPT-2's n_ctx.
+    # and no longer writes GPT-2's n_ctx. Falcon's number of key-value heads stands for nothing where
+    # all queries share one.
     load = base.load_hparams
 
     def with_old_names(folder, *args, **more):
@@ -244,6 +298,15 @@ def _keep_old_names(base: Any) -> None:
             config.setdefault("rotary_pct", factor)
         if "n_positions" in config:
             config.setdefault("n_ctx", config["n_positions"])
+        if config.get("multi_query") and not config.get("new_decoder_architecture"):
+            config["num_kv_heads"] = 1
+        if config.get("model_type") == "minimax_m2" and "head_dim" in config:
+            config.setdefault("rotary_dim", int(config["head_dim"] * (factor or 1)))
+        if config.get("model_type") == "phimoe" and "rope_parameters" in config:
+            length = config.get("max_position_embeddings")
+            config["rope_parameters"].setdefault("original_max_position_embeddings", length)
+        if config.get("model_type") in _SIGMOID and not any(key in config for key in _SCORING):
+            config["scoring_func"] = "sigmoid"
         return _WithDefaults(config, folder)
 
     base.load_hparams = staticmethod(with_old_names)

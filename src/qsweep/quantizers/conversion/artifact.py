@@ -44,7 +44,7 @@ def require_converter(model: ModelFacts) -> None:
 
     config = read_config(model.path)
     named = text_config(config).get("architectures") or [model.model_type]
-    if named[0] not in architectures():
+    if named[0].lower() not in {name.lower() for name in architectures()}:
         raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
 
 
