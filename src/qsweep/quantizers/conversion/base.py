@@ -36,7 +36,7 @@ from qsweep.quantizers.conversion.agreement import measure_agreement
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
-_VERSION = 3
+_VERSION = 4
 _LAYOUT = "layout.json"
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
