@@ -35,7 +35,10 @@ _DEFAULTS = {"rope.freq_base": 10000.0}
 # Types whose experts transformers chooses by a sigmoid whatever a configuration says, so that those
 # that it writes do not say it. llama.cpp takes a softmax, or nothing, where nobody does.
 _SIGMOID = frozenset(
-    ("deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa")
+    (
+        *("deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa"),
+        *("minimax_m2", "solar_open"),
+    )
 )
 # Classes within a class that hands all its work on to one of them.
 _HANDED_ON = ("Ministral3Model", "Mistral4Model")

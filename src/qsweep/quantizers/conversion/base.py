@@ -129,7 +129,7 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Unquantiz
         notes = convert(source, path, checkpoint.base_type, trust_remote_code=trusted)
     finally:
         shutil.rmtree(links.parent, ignore_errors=True)
-    linears = [f"{name}.weight" for name in model.facts.linears]
+    linears = {checkpoint.place(name).tensor for name in model.facts.linears}
     unexplained = None
     try:
         layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)
