@@ -35,6 +35,16 @@ def read_by_the_converter(config):
         ),
         ({"model_type": "minimax_m2", "head_dim": 32}, "rotary_dim", 32),
         (
+            {"model_type": "hunyuan_v1_moe", "intermediate_size": 64, "moe_topk": 2},
+            "moe_topk",
+            [2],
+        ),
+        (
+            {"model_type": "hunyuan_v1_moe", "intermediate_size": 64, "moe_topk": 2},
+            "moe_intermediate_size",
+            [64],
+        ),
+        (
             {
                 **{"model_type": "minimax_m2", "head_dim": 32},
                 "rope_parameters": {"partial_rotary_factor": 0.5},

@@ -171,6 +171,7 @@ def _recorded(
 
         def set_gguf_parameters(self):
             super().set_gguf_parameters()
+            _correct(self)
             added.update(_complete(self))
             key = f"{self.gguf_writer.arch}.attention.sliding_window_pattern"
             if layers is not None and not any(key in part for part in self.gguf_writer.kv_data):
@@ -284,35 +285,57 @@ def _complete(model: Any) -> dict[str, Any]:
     return added
 
 
+def _correct(model: Any) -> None:
+    # ERNIE's class divides another number by one that has nothing to do with it.
+    if model.hparams.get("model_type") == "ernie4_5_moe":
+        width, count = (
+            model.hparams[k] for k in ("moe_intermediate_size", "moe_num_shared_experts")
+        )
+        key = f"{model.gguf_writer.arch}.expert_shared_feed_forward_length"
+        for part in model.gguf_writer.kv_data:
+            if key in part:
+                part[key].value = width * count
+
+
 def _is_default(name: str, value: Any) -> bool:
     return name in _DEFAULTS and struct.pack("f", value) == struct.pack("f", _DEFAULTS[name])
 
 
 def _keep_old_names(base: Any) -> None:
-    # transformers 5 moved GPT-NeoX's rotary_pct, which the converter reads, into rope_parameters,
-    # and no longer writes GPT-2's n_ctx. Falcon's number of key-value heads stands for nothing where
-    # all queries share one.
     load = base.load_hparams
 
     def with_old_names(folder, *args, **more):
         config = load(folder, *args, **more)
-        factor = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-        if factor is not None:
-            config.setdefault("rotary_pct", factor)
-        if "n_positions" in config:
-            config.setdefault("n_ctx", config["n_positions"])
-        if config.get("multi_query") and not config.get("new_decoder_architecture"):
-            config["num_kv_heads"] = 1
-        if config.get("model_type") == "minimax_m2" and "head_dim" in config:
-            config.setdefault("rotary_dim", int(config["head_dim"] * (factor or 1)))
-        if config.get("model_type") == "phimoe" and "rope_parameters" in config:
-            length = config.get("max_position_embeddings")
-            config["rope_parameters"].setdefault("original_max_position_embeddings", length)
-        if config.get("model_type") in _SIGMOID and not any(key in config for key in _SCORING):
-            config["scoring_func"] = "sigmoid"
-        return _WithDefaults(config, folder)
+        return _WithDefaults({**config, **_old_names(config)}, folder)
 
     base.load_hparams = staticmethod(with_old_names)
+
+
+def _old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """What the converter looks for in a configuration and transformers writes otherwise, or not."""
+    kind, rope = config.get("model_type"), config.get("rope_parameters") or {}
+    factor = rope.get("partial_rotary_factor")
+    known: dict[str, Any] = {
+        # transformers 5 moved it into rope_parameters.
+        "rotary_pct": factor,
+        "n_ctx": config.get("n_positions"),
+    }
+    if kind == "minimax_m2" and "head_dim" in config:
+        known["rotary_dim"] = int(config["head_dim"] * (factor or 1))
+    if kind in _SIGMOID and not any(key in config for key in _SCORING):
+        known["scoring_func"] = "sigmoid"
+    if kind == "hunyuan_v1_moe":
+        known |= {"moe_intermediate_size": [config["intermediate_size"]], "num_shared_expert": [1]}
+    found = {k: v for k, v in known.items() if v is not None and config.get(k) is None}
+    if kind == "hunyuan_v1_moe" and isinstance(config.get("moe_topk"), int):
+        found["moe_topk"] = [config["moe_topk"]]
+    if kind == "phimoe":
+        length = {"original_max_position_embeddings": config.get("max_position_embeddings")}
+        found["rope_parameters"] = length | rope
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        # Falcon's stands for nothing where all queries share one head.
+        found["num_kv_heads"] = 1
+    return found
 
 
 class _WithDefaults(dict[str, Any]):
