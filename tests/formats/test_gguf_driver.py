@@ -111,3 +111,34 @@ def test_a_vocabulary_without_its_makers_file_is_taken_if_it_splits_as_gpt2(
     else:
         with pytest.raises(error, match="File not found"):
             model.set_vocab()
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "expected"),
+    [
+        ({"model_type": "falcon", "ffn_hidden_size": 128}, "feed_forward_length", 128),
+        ({"model_type": "falcon", "ffn_hidden_size": None}, "feed_forward_length", 7),
+        ({"model_type": "llama", "intermediate_size": 128}, "feed_forward_length", 7),
+        (
+            {
+                "model_type": "ernie4_5_moe",
+                "moe_intermediate_size": 64,
+                "moe_num_shared_experts": 2,
+            },
+            "expert_shared_feed_forward_length",
+            128,
+        ),
+    ],
+)
+def test_sizes_that_a_class_computes_from_others_are_the_models_own(config, key, expected):
+    class Value:
+        value = 7
+
+    class Writer:
+        arch, kv_data = "a", [{f"a.{key}": Value()}]
+
+    class Model:
+        hparams, gguf_writer = config, Writer()
+
+    driver._correct(Model())
+    assert Writer.kv_data[0][f"a.{key}"].value == expected

@@ -40,6 +40,8 @@ _SIGMOID = frozenset(
         *("minimax_m2", "solar_open"),
     )
 )
+# How types whose classes take four times the hidden size call the feed-forward network's.
+_INNER = {"falcon": "ffn_hidden_size", "phi": "intermediate_size"}
 # Classes within a class that hands all its work on to one of them.
 _HANDED_ON = ("Ministral3Model", "Mistral4Model")
 _SCORING = ("score_function", "scoring_func", "score_func", "moe_router_activation")
@@ -286,15 +288,18 @@ def _complete(model: Any) -> dict[str, Any]:
 
 
 def _correct(model: Any) -> None:
-    # ERNIE's class divides another number by one that has nothing to do with it.
-    if model.hparams.get("model_type") == "ernie4_5_moe":
-        width, count = (
-            model.hparams[k] for k in ("moe_intermediate_size", "moe_num_shared_experts")
-        )
-        key = f"{model.gguf_writer.arch}.expert_shared_feed_forward_length"
+    """Put right what some classes compute from sizes that their own models happen to have."""
+    config, values = model.hparams, {}
+    kind = config.get("model_type")
+    if kind in _INNER and config.get(_INNER[kind]):
+        values["feed_forward_length"] = config[_INNER[kind]]
+    if kind == "ernie4_5_moe" and config.get("moe_num_shared_experts"):
+        width = config["moe_intermediate_size"] * config["moe_num_shared_experts"]
+        values["expert_shared_feed_forward_length"] = width
+    for name, value in values.items():
         for part in model.gguf_writer.kv_data:
-            if key in part:
-                part[key].value = width * count
+            if (key := f"{model.gguf_writer.arch}.{name}") in part:
+                part[key].value = value
 
 
 def _is_default(name: str, value: Any) -> bool:
