@@ -34,6 +34,8 @@ def read_by_the_converter(config):
             8,
         ),
         ({"model_type": "minimax_m2", "head_dim": 32}, "rotary_dim", 32),
+        ({"mlp_layer_types": ["dense", "dense", "sparse"]}, "first_k_dense_replace", 2),
+        ({"mlp_layer_types": ["dense", "dense"]}, "first_k_dense_replace", 2),
         (
             {"model_type": "hunyuan_v1_moe", "intermediate_size": 64, "moe_topk": 2},
             "moe_topk",

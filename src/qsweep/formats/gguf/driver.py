@@ -41,7 +41,10 @@ _SIGMOID = frozenset(
     )
 )
 # How types whose classes take four times the hidden size call the feed-forward network's.
-_INNER = {"falcon": "ffn_hidden_size", "phi": "intermediate_size"}
+_INNER = {
+    **{"falcon": "ffn_hidden_size", "phi": "intermediate_size"},
+    **{"gpt2": "n_inner", "gpt_bigcode": "n_inner"},
+}
 # Classes within a class that hands all its work on to one of them.
 _HANDED_ON = ("Ministral3Model", "Mistral4Model")
 _SCORING = ("score_function", "scoring_func", "score_func", "moe_router_activation")
@@ -325,6 +328,9 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
         "rotary_pct": factor,
         "n_ctx": config.get("n_positions"),
     }
+    if kinds := config.get("mlp_layer_types"):
+        sparse = (i for i, each in enumerate(kinds) if each != "dense")
+        known["first_k_dense_replace"] = next(sparse, len(kinds))
     if kind == "minimax_m2" and "head_dim" in config:
         known["rotary_dim"] = int(config["head_dim"] * (factor or 1))
     if kind in _SIGMOID and not any(key in config for key in _SCORING):
