@@ -6,6 +6,7 @@ read; what transformers makes of the stack is :mod:`qsweep.models.experts`' busi
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 # What families call an expert's first layers, two in one, and its last one.
 _FIRST = ("gate_up_proj", "input_linear", "w13", "w13_weight")
@@ -36,12 +37,37 @@ def stacked_linears(tensors: Mapping[str, Shape]) -> dict[str, tuple[int, int]]:
     Args:
         tensors: Shapes of a decoder's tensors, by name.
     """
-    found: dict[str, tuple[int, int]] = {}
+    return {name: shape for name, shape, _ in _layers(tensors)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the weight of a linear layer lies in a checkpoint.
+
+    Attributes:
+        tensor: The tensor's name.
+        expert: Which matrix of it, where it is a stack; None where it is the layer's alone.
+        transposed: Whether a stack's matrices are [in, out].
+    """
+
+    tensor: str
+    expert: int | None = None
+    transposed: bool = False
+
+
+def stack_places(tensors: Mapping[str, Shape]) -> dict[str, Place]:
+    """Where each of :func:`stacked_linears`' layers lies."""
+    return {name: place for name, _, place in _layers(tensors)}
+
+
+def _layers(tensors: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, int], Place]]:
+    """Name, shape and place of every linear layer that lies in a stack."""
     for first, last, shapes in _pairs(tensors):
+        transposed = tensors[last][1:] != shapes["down_proj"] or tensors[first][2] != shapes["up_proj"][1]
         for expert in range(tensors[first][0]):
             for layer, shape in shapes.items():
-                found[expert_layer(last if layer == "down_proj" else first, expert, layer)] = shape
-    return found
+                stack = last if layer == "down_proj" else first
+                yield expert_layer(stack, expert, layer), shape, Place(stack, expert, transposed)
 
 
 def unread_experts(tensors: Mapping[str, Shape], counts: set[int]) -> list[str]:
