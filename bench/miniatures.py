@@ -6,7 +6,6 @@ default are there at least once. What no rule can know stands in ``EXCEPTIONS``.
 """
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +93,23 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("minicpm3",), _LATENT),
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
+    "blt": {"hidden_size_global": _WIDTH, "encoder_hash_byte_group_vocab": 512},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {
+                **{"rope_type": "default", "rope_theta": 1e4},
+                "mrope_section": [4, 2, 2],
+            }
+        }
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {
+            **{"hidden_size": _WIDTH, "ffn_hidden_size": _INNER},
+            **{"moe_num_experts": 4, "moe_top_k": 2},
+        },
+    },
+    "roc_bert": {"shape_vocab_size": 64, "pronunciation_vocab_size": 64},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "qwen4_exp_text": {
@@ -112,6 +128,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         **{"num_hidden_layers": 4, "num_key_value_heads": _HEADS},
+        **{"attention_head_dim": 32, "attention_hidden_size": 128},
     },
 }
 
