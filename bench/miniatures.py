@@ -85,6 +85,12 @@ _SPREAD = _WIDTH**-0.5
 
 # By model type, over what the table says; None takes a field out, so that the class decides.
 _LATENT = {"num_key_value_heads": _HEADS}
+# Parts without which a configuration cannot be made at all.
+_PARTS = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}}
+_REQUIRED: dict[str, dict[str, Any]] = {
+    name: {**_PARTS, "decoder": {"model_type": f"{name}_decoder"}}
+    for name in ("musicgen", "musicgen_melody")
+}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT
@@ -133,29 +139,28 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings_of(config_class: Any) -> dict[str, Any]:
-    """The fields of a configuration class and the small values that they get."""
-    default = _default(config_class)
+def settings_of(model_type: str) -> dict[str, Any]:
+    """The fields of a type's configuration, and of its parts, and the small values that they get."""
+    import transformers
+
+    return _settings_of(transformers.CONFIG_MAPPING[model_type], model_type)
+
+
+def _settings_of(config_class: Any, model_type: str) -> dict[str, Any]:
+    given = EXCEPTIONS.get(model_type, {})
+    default = config_class(**_REQUIRED.get(model_type, {}))
     fields = set(default.to_dict()) | set(getattr(config_class, "__dataclass_fields__", ()))
     found = {name: value for name, value in _SMALL.items() if name in fields}
     lists, layers = _layer_lists(default)
     if lists:
-        found |= lists
-        found["num_hidden_layers"] = layers
+        found |= lists | {"num_hidden_layers": layers}
     for name in getattr(config_class, "sub_configs", None) or ():
         part = getattr(default, name, None)
         if part is not None:
-            found[name] = {"model_type": part.model_type, **settings_of(type(part))}
-    given = EXCEPTIONS.get(config_class.model_type, {})
-    return {
-        name: value
-        for name, value in (found | given).items()
-        if name not in given or value is not None
-    }
-
-
-def _default(config_class: Any) -> Any:
-    return config_class()
+            kind = part.model_type
+            found[name] = {"model_type": kind, **_settings_of(type(part), kind)}
+    found |= given
+    return {name: value for name, value in found.items() if name not in given or value is not None}
 
 
 def _layer_lists(default: Any) -> tuple[dict[str, list[Any]], int]:
@@ -190,12 +195,7 @@ def build(model_type: str, auto: str = CAUSAL, *, seed: int = 0, **settings: Any
     import torch
     import transformers
 
-    config_class = (
-        type(transformers.AutoConfig.for_model(model_type))
-        if False
-        else transformers.CONFIG_MAPPING[model_type]
-    )
-    config = config_class(**settings_of(config_class) | settings)
+    config = transformers.CONFIG_MAPPING[model_type](**settings_of(model_type) | settings)
     torch.manual_seed(seed)
     model = getattr(transformers, auto).from_config(config)
     model.eval().requires_grad_(False)
