@@ -5,6 +5,7 @@ the configurations that it is made of (text, vision, audio). Layers of each kind
 default are there at least once. What no rule can know stands in ``EXCEPTIONS``.
 """
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ _SMALL: dict[str, Any] = {
         ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_dim"), _WIDTH
     ),
     **dict.fromkeys(("embedding_size", "input_embedding_size", "output_embedding_size"), _WIDTH),
-    **dict.fromkeys(("word_embed_proj_dim", "lru_width", "attention_hidden_size"), _WIDTH),
+    **dict.fromkeys(
+        ("word_embed_proj_dim", "lru_width", "attention_hidden_size", "hidden_size_global"), _WIDTH
+    ),
     **dict.fromkeys(("hidden_size_per_layer_input", "backbone_hidden_size"), 32),
     **dict.fromkeys(
         ("intermediate_size", "n_inner", "dff", "d_inner", "ffn_dim", "dim_ff"), _INNER
@@ -87,6 +90,9 @@ _SPREAD = _WIDTH**-0.5
 _LATENT = {"num_key_value_heads": _HEADS}
 # Parts without which a configuration cannot be made at all.
 _PARTS = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}}
+_TURNED = {"rope_type": "default", "rope_theta": 1e4}
+# Parts of another type than a class has by default, as the models that are in use have them.
+_OF_TYPE = {"granite4_vision": {"text_config": "granite"}}
 _REQUIRED: dict[str, dict[str, Any]] = {
     name: {**_PARTS, "decoder": {"model_type": f"{name}_decoder"}}
     for name in ("musicgen", "musicgen_melody")
@@ -99,13 +105,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("minicpm3",), _LATENT),
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
-    "blt": {"hidden_size_global": _WIDTH, "encoder_hash_byte_group_vocab": 512},
+    "blt": {"encoder_hash_byte_group_vocab": 512},
     "cohere_compass_text": {
         "rope_parameters": {
-            "full_attention": {
-                **{"rope_type": "default", "rope_theta": 1e4},
-                "mrope_section": [4, 2, 2],
-            }
+            "full_attention": _TURNED | {"mrope_section": [4, 2, 2]},
         }
     },
     "dbrx": {
@@ -116,6 +119,21 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         },
     },
     "roc_bert": {"shape_vocab_size": 64, "pronunciation_vocab_size": 64},
+    **dict.fromkeys(
+        ("glm4v_text", "glm4v_moe_text", "glm46v_text", "glm_ocr_text"),
+        {"rope_parameters": _TURNED | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
+    ),
+    **dict.fromkeys(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "hunyuan_vl_text"),
+        {"rope_parameters": _TURNED | {"mrope_section": [4, 2, 2]}},
+    ),
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [_EXPERT, _EXPERT],
+        "rope_parameters": _TURNED | {"mrope_section": [3, 3, 2]},
+    },
+    "glm5_next_text": {**_LATENT, "index_topk": 32, "qk_rope_head_dim": 0},
+    "mistral4": {**_LATENT, "head_dim": 48},
+    "radio": {"video_temporal_patch_size": 2},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "qwen4_exp_text": {
@@ -147,8 +165,11 @@ def settings_of(model_type: str) -> dict[str, Any]:
 
 
 def _settings_of(config_class: Any, model_type: str) -> dict[str, Any]:
+    from transformers import CONFIG_MAPPING
+
     given = EXCEPTIONS.get(model_type, {})
-    default = config_class(**_REQUIRED.get(model_type, {}))
+    # A copy: such a class takes away from what it is given.
+    default = config_class(**copy.deepcopy(_REQUIRED.get(model_type, {})))
     fields = set(default.to_dict()) | set(getattr(config_class, "__dataclass_fields__", ()))
     found = {name: value for name, value in _SMALL.items() if name in fields}
     lists, layers = _layer_lists(default)
@@ -157,8 +178,9 @@ def _settings_of(config_class: Any, model_type: str) -> dict[str, Any]:
     for name in getattr(config_class, "sub_configs", None) or ():
         part = getattr(default, name, None)
         if part is not None:
-            kind = part.model_type
-            found[name] = {"model_type": kind, **_settings_of(type(part), kind)}
+            kind = _OF_TYPE.get(model_type, {}).get(name, part.model_type)
+            made_by = type(part) if kind == part.model_type else CONFIG_MAPPING[kind]
+            found[name] = {"model_type": kind, **_settings_of(made_by, kind)}
     found |= given
     return {name: value for name, value in found.items() if name not in given or value is not None}
 
