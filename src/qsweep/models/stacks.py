@@ -63,7 +63,9 @@ def stack_places(tensors: Mapping[str, Shape]) -> dict[str, Place]:
 def _layers(tensors: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, int], Place]]:
     """Name, shape and place of every linear layer that lies in a stack."""
     for first, last, shapes in _pairs(tensors):
-        transposed = tensors[last][1:] != shapes["down_proj"] or tensors[first][2] != shapes["up_proj"][1]
+        transposed = (
+            tensors[last][1:] != shapes["down_proj"] or tensors[first][2] != shapes["up_proj"][1]
+        )
         for expert in range(tensors[first][0]):
             for layer, shape in shapes.items():
                 stack = last if layer == "down_proj" else first
