@@ -255,11 +255,13 @@ def _run_batched(
 ) -> torch.Tensor:
     count = expert_count(module)
     states = hidden.view(count, -1, hidden.shape[-1])
-    # A token that is not an expert's own comes to it as zeros. Others get it as its own expert does,
-    # scaled by what that one is worth to it.
+    # A token that is not an expert's own comes to it as zeros. With all tokens it gets those as their
+    # own experts do, scaled by what these are worth to them.
     own = [torch.where(part.any(-1))[0] for part in states]
     shown = own if not all_tokens else [torch.arange(states.shape[1], device=hidden.device)] * count
-    given = states if not all_tokens else states.sum(0).expand(count, -1, -1)
+    given = (
+        torch.where(states.any(-1, keepdim=True), states, states.sum(0)) if all_tokens else states
+    )
     for expert, tokens in enumerate(shown):
         inputs = given[expert, tokens]
         for name in _first(module):
