@@ -73,7 +73,7 @@ def _run_whole(
 
     network = load_network(model, model.device)
     stats: dict[str, InputStats] = {}
-    wanted = by_tail(model.facts.linears)
+    wanted = by_tail(model.facts.all_linears)
     for name, module in network.named_modules():
         if getattr(module, "weight", None) is not None and tail(name) in wanted:
             one = stats[name] = InputStats(name, products=False)
@@ -85,7 +85,7 @@ def _run_whole(
             network.base_model(torch.tensor(batch, device=model.device), use_cache=False)
     # Experts that no token was sent to have none.
     found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
-    return by_checkpoint_name(found, model.facts.linears)
+    return by_checkpoint_name(found, model.facts.all_linears)
 
 
 def _batches(samples: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

@@ -109,7 +109,7 @@ def run(
     }
     artifacts = [job.finish(network, common) for job in jobs]
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
-    matrix = {name: values for name, values in spelt.items() if name in model.facts.linears}
+    matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
