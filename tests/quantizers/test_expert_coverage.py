@@ -11,6 +11,7 @@ from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.grid import run
+from qsweep.quantizers.native.stats import InputStats, lend_ranges
 from qsweep.text.calibration import CalibrationTokens
 
 SAMPLES = torch.randint(5, 500, (3, 40), generator=torch.Generator().manual_seed(0)).tolist()
@@ -75,6 +76,23 @@ def test_all_experts_are_shown_the_same_and_the_model_computes_what_it_did(passe
     # The next layer's attention sees the same.
     attention = "model.layers.1.self_attn.q_proj"
     assert torch.equal(routed[attention], everything[attention])
+
+
+def test_an_expert_without_tokens_reaches_as_far_as_those_beside_it():
+    inputs = [torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 1.0]]), torch.zeros(0, 2)]
+    stats = [InputStats("expert", ranges=True) for _ in inputs]
+    for one, values in zip(stats, inputs, strict=True):
+        one.add(values, routed=len(values))
+        one.finish()
+    lend_ranges(stats)
+    assert [one.largest.tolist() for one in stats] == [[1, 3], [2, 1], [2, 3]]
+
+
+def test_an_expert_is_damped_by_how_few_tokens_it_saw_for_its_channels():
+    few, all_of_it = InputStats("expert"), InputStats("layer")
+    few.add(torch.randn(8, 32), routed=8)
+    all_of_it.add(torch.randn(8, 32))
+    assert (few.doubt, all_of_it.doubt) == (4.0, 0.0)
 
 
 def test_a_dense_model_has_nothing_to_tell(pocket_dir, tmp_path):

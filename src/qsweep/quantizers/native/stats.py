@@ -1,6 +1,6 @@
 """Statistics of what goes into linear layers: all that GPTQ, AWQ and importance matrices need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -171,6 +171,20 @@ class InputStats:
                 "calibration text; try a wider dtype, or look at the model's weights"
             )
         return self
+
+
+def lend_ranges(stats: Sequence[InputStats]) -> None:
+    """Let experts that saw no token reach as far as those beside them.
+
+    A static scale that is made of nothing would cut off whatever is sent to them after all.
+
+    Args:
+        stats: Of layers that are the same in each expert.
+    """
+    seen = [one for one in stats if one.ranges and one.tokens]
+    for one in stats:
+        if seen and one.ranges and not one.tokens:
+            one.largest = torch.stack([other.largest for other in seen]).amax(0)
 
 
 def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

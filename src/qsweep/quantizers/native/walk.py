@@ -21,7 +21,7 @@ from qsweep.models.experts import ExpertLinear, attached, run_experts
 from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight, weight_of
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, lend_ranges
 
 _PROBE_TOKENS = 64
 _CACHES = {"past_key_values", "past_key_value", "layer_past", "cache_params"}
@@ -315,7 +315,9 @@ def advance(
     stats = {name: gather(full_name(name)) for name in first}
 
     def finished(block: Sequence[Stage]) -> list[InputStats]:
-        return [stats.pop(stage.linears[0]).finish() for stage in block]
+        found = [stats.pop(stage.linears[0]).finish() for stage in block]
+        lend_ranges(found)
+        return found
 
     def take(name: str, inputs: Inputs, number: int) -> None:
         beside = plain[name][number] if plain else None
