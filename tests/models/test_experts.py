@@ -108,7 +108,7 @@ def test_each_expert_sees_the_tokens_that_are_sent_to_it():
     weights = torch.rand(5, 2)
     seen = {}
 
-    def look(name, inputs, tokens, own):
+    def look(name, inputs, tokens, own, routed):
         seen[name] = inputs, tokens, own
 
     with torch.no_grad():
