@@ -22,8 +22,8 @@ from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import check_packing
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
+from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.graph import find_decoder, is_linear
-from qsweep.quantizers.native.walk import capture
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 

@@ -8,17 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qsweep.base.errors import IncompatibleTrial, TrialFailed
 from qsweep.quantizers.native import walk as walking
+from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
+from qsweep.quantizers.native.layers import Chunk, run_layer
+from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import (
-    Chunk,
-    advance,
-    capture,
-    find_stages,
-    rounds_needed,
-    run_layer,
-)
+from qsweep.quantizers.native.walk import advance, rounds_needed
 
 MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
@@ -350,12 +346,12 @@ def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
     chunk = Chunk(torch.zeros(4, 128, 64), [])
     weights = square = 4 * 64 * 64
     forward = 4 * 64 * 4 * (4 * 128)
-    monkeypatch.setattr(walking, "_budget", lambda device: 2 * (weights + 2 * square + forward))
+    monkeypatch.setattr(walking, "budget", lambda device: 2 * (weights + 2 * square + forward))
     assert rounds_needed(layer, [chunk], 4, 0) == 2
     assert rounds_needed(layer, [chunk], 4, 1) == 3
     # Who shares statistics, or is run anew up to each stage, has no forward that waits.
     assert rounds_needed(layer, [chunk], 0, 20) == 1
     assert rounds_needed(layer, [chunk, chunk], 20, 0) == 1
-    monkeypatch.setattr(walking, "_budget", lambda device: 1)
+    monkeypatch.setattr(walking, "budget", lambda device: 1)
     assert rounds_needed(layer, [chunk], 3, 2) == 5
     assert rounds_needed(layer, [chunk], 0, 0) == 1

@@ -20,7 +20,7 @@ from qsweep.quantizers.native.graph import (
     raw_weight,
     tensors_of,
 )
-from qsweep.quantizers.native.walk import Chunk, Stage, run_layer
+from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
 
 
 @dataclass(frozen=True)

@@ -21,27 +21,18 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
+from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
+from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import (
-    Chunk,
-    Layer,
-    Stage,
-    StageInputs,
-    advance,
-    blocks_of,
-    capture,
-    find_stages,
-    resting_device,
-    rounds_needed,
-    run_layer,
-)
+from qsweep.quantizers.native.walk import advance, rounds_needed
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
