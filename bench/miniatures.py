@@ -69,9 +69,9 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "router_hidden_size"), _EXPERT),
     # State spaces and linear attention.
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 16),
-    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 8),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
+    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 32),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 32),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 4),
     **dict.fromkeys(("mamba_d_ssm",), _INNER),
     **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 1),
     **dict.fromkeys(("linear_num_key_heads",), 2),
@@ -134,6 +134,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "glm5_next_text": {**_LATENT, "index_topk": 32, "qk_rope_head_dim": 0},
     "mistral4": {**_LATENT, "head_dim": 48},
     "radio": {"video_temporal_patch_size": 2},
+    "mamba2": {"num_heads": 32, "head_dim": 4},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "qwen4_exp_text": {
@@ -148,6 +149,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         **{"num_hidden_layers": 4, "attention_head_dim": 32, "attention_hidden_size": 128},
+        "n_mamba_heads": 2,
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],

@@ -23,6 +23,8 @@ _STAYS = re.compile(
     r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|altup|laurel_scale"
 )
 _FEWEST = 32
+# Embeddings and heads of miniatures have so many rows.
+_VOCABULARY = 4096
 
 
 def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -130,7 +132,7 @@ def _matrices(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """All matrices in a model, and those of its stacks, by name: float32 [a, b]."""
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().numpy()
-        if values.ndim == 2 and "embed" not in name:
+        if values.ndim == 2 and len(values) < _VOCABULARY:
             yield name, values
         elif values.ndim == 3:
             yield from ((f"{name}[{index}]", matrix) for index, matrix in enumerate(values))
