@@ -50,6 +50,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("rotary_dim",), 16),
     "is_decoder": True,
     "logit_scale": 1.0,
+    "norm_topk_prob": True,
     # Attention over a window, latent attention, and attention to what an indexer picks.
     **dict.fromkeys(("sliding_window", "window_size", "attention_window_size"), 32),
     **dict.fromkeys(("sliding_window_size", "local_attention", "attention_chunk_size"), 32),

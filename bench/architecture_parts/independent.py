@@ -139,18 +139,21 @@ def _matrices(model: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def not_loaded(path: Path, model: Any) -> list[str]:
-    """Stored layers whose rows are not all rows, or columns, of one matrix of the model."""
-    rows: dict[bytes, set[int]] = {}
-    for number, (_, matrix) in enumerate(_matrices(model)):
-        for line in (*matrix, *matrix.T):
-            rows.setdefault(np.ascontiguousarray(line).tobytes(), set()).add(number)
-    lost = []
-    for layer, dense in unpacked(path):
+    """Stored layers of which a row is no row, and no column, of any matrix of the model.
+
+    Whether it is the right one, :func:`misplaced` tells.
+    """
+    lines = {
         # Negative zeros are zeros.
-        places = [rows.get((line + 0.0).tobytes(), set()) for line in dense]
-        if not set.intersection(*places):
-            lost.append(layer)
-    return lost
+        (line + 0.0).tobytes()
+        for _, matrix in _matrices(model)
+        for line in (*matrix, *matrix.T)
+    }
+    return [
+        layer
+        for layer, dense in unpacked(path)
+        if any((line + 0.0).tobytes() not in lines for line in dense)
+    ]
 
 
 def misplaced(source: Any, model: Any) -> list[str]:
