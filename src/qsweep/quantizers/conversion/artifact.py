@@ -44,7 +44,7 @@ def require_converter(model: ModelFacts) -> None:
 
     config = read_config(model.path)
     named = text_config(config).get("architectures") or [model.model_type]
-    if named[0] not in architectures():
+    if named[0].lower() not in {name.lower() for name in architectures()}:
         raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
 
 
@@ -123,7 +123,8 @@ def serving(types: Collection[str], *, agrees: bool) -> tuple[str, ...]:
 
 def linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:
     """Names in the file of the decoder's linear layers; none where not all are known."""
-    rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
+    places = {base.checkpoint.place(name).tensor for name in facts.linears}
+    rules = [base.layout.rules.get(name) for name in places]
     known = [rule for rule in rules if rule is not None]
     return {t for rule in known for t in rule.tensors} if len(known) == len(rules) else set()
 

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.packed import PackedContainer, is_split, kept_settings
+from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.text.calibration import CalibrationTokens
 
@@ -44,6 +45,7 @@ def quantize(
 
     Raises:
         ConfigError: Calibration text is missing, or GPTQModel cannot be told to use the device.
+        IncompatibleTrial: It left experts of a mixture as they are.
     """
     from qsweep.formats.hf import restore_dtypes, write_frame
 
@@ -58,6 +60,8 @@ def quantize(
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, settings)
+        if model.facts.experts:
+            _require_experts(container, options["group_size"], out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     names = container.runtimes(options["bits"], options["group_size"], options["sym"])
@@ -74,6 +78,24 @@ def quantize(
             **details,
         },
     )
+
+
+def _require_experts(container: PackedContainer, group_size: int, out: Path) -> None:
+    """Refuse a checkpoint most of whose weights are in 16 bits, whatever its settings say."""
+    tensors = read_tensors(out)
+    left = sorted(
+        name
+        for name, info in tensors.items()
+        if "experts" in name.split(".")
+        and (len(info.shape) == 3 or name.endswith(".weight"))
+        and len(info.shape) > 1
+        and container.fits(group_size, (info.shape[-2], info.shape[-1]))
+    )
+    if left:
+        raise IncompatibleTrial(
+            f"gptqmodel {importlib.metadata.version('gptqmodel')} left {len(left)} tensors of experts "
+            f"in 16 bits, {left[0]} first; quant.backend=native quantizes them"
+        )
 
 
 def _prepare_process(device: str) -> None:
@@ -100,7 +122,6 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
     import torch
 
     from qsweep.formats.hf import usual_dtype
-    from qsweep.models.facts import read_tensors
 
     if model.device == "cpu" or bits > 4:
         return torch.float32
