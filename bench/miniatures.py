@@ -38,7 +38,9 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), _HEADS),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), _HEADS),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads"), _HEADS),
-    **dict.fromkeys(("attention_heads", "swa_num_attention_heads"), _HEADS),
+    **dict.fromkeys(
+        ("attention_heads", "swa_num_attention_heads", "num_attention_heads_per_layer"), _HEADS
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "kv_channels", "swa_head_dim", "dim_head"), _HEAD),
     **dict.fromkeys(
@@ -58,7 +60,8 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 32),
     **dict.fromkeys(("qk_rope_head_dim",), 16),
     **dict.fromkeys(("index_head_dim",), 32),
-    **dict.fromkeys(("index_n_heads", "index_topk"), 4),
+    "index_n_heads": 4,
+    "index_topk": 32,
     # Experts.
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
@@ -88,7 +91,8 @@ _SMALL: dict[str, Any] = {
 _SPREAD = _WIDTH**-0.5
 
 # By model type, over what the table says; None takes a field out, so that the class decides.
-_LATENT = {"num_key_value_heads": _HEADS}
+# As wide as its head, and with the latent part a multiple of what words pack.
+_LATENT = {"num_key_value_heads": _HEADS, "qk_rope_head_dim": 32, "head_dim": 32}
 # Parts without which a configuration cannot be made at all.
 _PARTS = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}}
 _TURNED = {"rope_type": "default", "rope_theta": 1e4}
@@ -132,8 +136,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": [_EXPERT, _EXPERT],
         "rope_parameters": _TURNED | {"mrope_section": [3, 3, 2]},
     },
-    "glm5_next_text": {**_LATENT, "index_topk": 32, "qk_rope_head_dim": 0},
-    "mistral4": {**_LATENT, "head_dim": 48},
+    "glm5_next_text": {**_LATENT, "qk_rope_head_dim": 0},
+    "mistral4": {**_LATENT, "head_dim": 64},
     "radio": {"video_temporal_patch_size": 2},
     "mamba2": {"num_heads": 32, "head_dim": 4},
     "zaya": {"num_experts_per_tok": 1},
