@@ -67,7 +67,10 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("top_k_experts", "moe_top_k"), 2),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "n_group", "topk_group"), 1),
-    **dict.fromkeys(("moe_num_shared_experts", "first_k_dense_replace", "num_dense_layers"), 1),
+    **dict.fromkeys(
+        ("moe_num_shared_experts", "first_k_dense_replace", "num_dense_layers", "zero_expert_num"),
+        1,
+    ),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size"), _EXPERT),
     **dict.fromkeys(("shared_expert_intermediate_size",), _EXPERT),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "router_hidden_size"), _EXPERT),
@@ -103,11 +106,24 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     for name in ("musicgen", "musicgen_melody")
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT
-    ),
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "longcat_flash"), _LATENT),
     **dict.fromkeys(("minicpm3",), _LATENT),
+    # Layers of each kind, where a class has only one kind by default.
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {
+        **{"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 1},
+        **{"expert_layer_period": 2, "expert_layer_offset": 1},
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "llama4_text": {"moe_layers": [1]},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "gemma4_text": {"enable_moe_block": True},
+    # What llama.cpp takes for granted.
+    "gpt_oss": {"head_dim": 64},
+    "deepseek_v2": {**_LATENT, "norm_topk_prob": False},
+    "dots1": {"num_key_value_heads": _HEADS},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
     "blt": {"encoder_hash_byte_group_vocab": 512},
@@ -148,6 +164,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {
         **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": _INNER},
+        "hidden_size_per_layer_input": 256,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
     },

@@ -28,7 +28,7 @@ STRUCTURES = {
     "falcon_h1": ("a state space beside attention, multipliers", CAUSAL, PLAIN),
     "qwen3_5_text": ("gated delta nets", CAUSAL, PLAIN),
     "lfm2": ("short convolutions", CAUSAL, PLAIN),
-    "gemma4_text": ("inputs per layer, keys and values shared", CAUSAL, PLAIN[:3]),
+    "gemma4_text": ("inputs per layer; experts beside a dense part", CAUSAL, PLAIN[:1]),
     "zamba2": ("a layer that is shared", CAUSAL, PLAIN[:2]),
     "mixtral": ("experts", CAUSAL, PLAIN[:1]),
     "gpt_oss": (
