@@ -80,6 +80,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 32),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 4),
     **dict.fromkeys(("mamba_d_ssm",), _INNER),
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 32),
     **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 1),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads", "linear_num_heads"), 4),

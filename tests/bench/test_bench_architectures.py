@@ -28,17 +28,17 @@ STRUCTURES = {
     "falcon_h1": ("a state space beside attention, multipliers", CAUSAL, PLAIN),
     "qwen3_5_text": ("gated delta nets", CAUSAL, PLAIN),
     "lfm2": ("short convolutions", CAUSAL, PLAIN),
-    "gemma4_text": ("inputs per layer; experts beside a dense part", CAUSAL, PLAIN[:1]),
+    "gemma4_text": ("inputs per layer; experts beside a dense part", CAUSAL, PLAIN[:3]),
     "zamba2": ("a layer that is shared", CAUSAL, PLAIN[:2]),
-    "mixtral": ("experts", CAUSAL, PLAIN[:1]),
+    "mixtral": ("experts", CAUSAL, PLAIN),
     "gpt_oss": (
         "experts that lie transposed and interleaved, with biases; sinks",
         CAUSAL,
-        PLAIN[:1],
+        PLAIN,
     ),
-    "deepseek_v3": ("latent attention, shared experts, a dense layer first", CAUSAL, PLAIN[:1]),
-    "qwen3_next": ("gated delta nets with experts, a gated shared expert", CAUSAL, PLAIN[:1]),
-    "granitemoehybrid": ("a state space with experts", CAUSAL, PLAIN[:1]),
+    "deepseek_v3": ("latent attention, shared experts, a dense layer first", CAUSAL, PLAIN),
+    "qwen3_next": ("gated delta nets with experts, a gated shared expert", CAUSAL, PLAIN),
+    "granitemoehybrid": ("a state space with experts", CAUSAL, PLAIN),
     "gemma3": ("a text part beside a vision tower", IMAGE_TEXT, PLAIN),
 }
 
