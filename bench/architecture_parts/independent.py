@@ -22,6 +22,8 @@ _STAYS = re.compile(
     r"norm|embed|wte|wpe|conv|router|rotary|relative|bias$|shared_expert_gate"
     r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|altup|laurel_scale"
 )
+# Stacks of matrices that are experts; of others, a state space keeps one per head.
+_EXPERTS = re.compile(r"experts?\b|moe|mlp|ffn|feed_forward")
 _FEWEST = 32
 # Embeddings and heads of miniatures have so many rows.
 _VOCABULARY = 4096
@@ -47,7 +49,7 @@ def to_quantize(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str,
     found = {}
     for name in layers:
         shape = tensors[name][0]
-        matrix = len(shape) == 2 or (len(shape) == 3 and "conv" not in name)
+        matrix = len(shape) == 2 or (len(shape) == 3 and _EXPERTS.search(name))
         if matrix and min(shape[-2:]) >= _FEWEST and not _STAYS.search(name):
             found[name] = int(np.prod(shape))
     return found
