@@ -109,7 +109,6 @@ _REQUIRED: dict[str, dict[str, Any]] = {
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "longcat_flash"), _LATENT),
-    **dict.fromkeys(("minicpm3",), _LATENT),
     # Layers of each kind, where a class has only one kind by default.
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
@@ -122,9 +121,32 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "gemma4_text": {"enable_moe_block": True},
     # What llama.cpp takes for granted.
+    **dict.fromkeys(
+        ("mistral", "mixtral", "ministral3", "phi3", "starcoder2"), {"sliding_window": None}
+    ),
+    **dict.fromkeys(("dots1", "olmoe", "phi"), {"num_key_value_heads": _HEADS}),
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text"),
+        {
+            "head_dim": 64,
+            "rope_parameters": _TURNED
+            | {
+                "mrope_section": [4, 2, 2],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
+    "afmoe": {
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+        "num_hidden_layers": 4,
+    },
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4},
+    "qwen2_moe": {"norm_topk_prob": False},
+    "phimoe": {"lm_head_bias": True, "attention_bias": True},
+    "minicpm3": _LATENT,
     "gpt_oss": {"head_dim": 64},
     "deepseek_v2": {**_LATENT, "norm_topk_prob": False},
-    "dots1": {"num_key_value_heads": _HEADS},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
     "blt": {"encoder_hash_byte_group_vocab": 512},
