@@ -24,7 +24,7 @@ from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import find_decoder, set_weight
+from qsweep.quantizers.native.graph import linears_of, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -65,7 +65,6 @@ def run(
     started = time.perf_counter()
     progress("load", None)
     network = load_network(model)
-    decoder = find_decoder(network)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
@@ -74,7 +73,8 @@ def run(
     for job in jobs:
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    chunks, probe = capture(network, decoder, calibration.samples, model.device)
+    wanted = [name for name in linears_of(network) if spelling.layer(name) in model.facts.linears]
+    decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)

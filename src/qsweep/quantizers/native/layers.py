@@ -14,11 +14,19 @@ from qsweep.quantizers.native.graph import weight_of
 class Chunk:
     """Samples of equal length that run together, and how the decoder layers are called for them.
 
-    ``calls`` holds positional and keyword arguments of each layer, without the hidden states.
+    Attributes:
+        hidden: Hidden states [samples, tokens, width]; of a model that is one layer token ids
+            [samples, tokens].
+        calls: Positional and keyword arguments of each layer, without the hidden states.
     """
 
     hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it holds."""
+        return self.hidden.shape[0] * self.hidden.shape[1]
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,14 @@ class Stage:
         channels: How wide the tensor is.
         block: Stages of the same number run side by side: experts, each on tokens of its own.
         experts: The module of experts that they belong to; empty for other layers.
+        repeats: Whether they run several times, each time on another tensor.
     """
 
     linears: tuple[str, ...]
     channels: int
     block: int
     experts: str = ""
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,5 +131,5 @@ def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     hidden = chunk.hidden.to(parameter.device, non_blocking=True)
     with torch.no_grad():
         result = layer(hidden, *arguments, **named)
-    output: torch.Tensor = result[0] if isinstance(result, tuple | list) else result
+    output: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
     return output

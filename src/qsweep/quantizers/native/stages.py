@@ -4,8 +4,9 @@ It is learned from the identity of the tensors they are given while the layer ru
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, attached, run_experts
-from qsweep.quantizers.native.graph import ROUNDING, linears_of
+from qsweep.models.facts import is_of_text
+from qsweep.quantizers.native.graph import linears_of
 from qsweep.quantizers.native.layers import Chunk, Inputs, Stage, run_layer
 from qsweep.quantizers.native.limits import LAYER_BYTES
 
@@ -29,13 +31,18 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
 
     Raises:
         IncompatibleTrial: one of several that are built alike did not run, as in a mixture of
-            experts that are modules, or one runs more than once.
+            experts that are modules.
     """
     stages: list[list[str]] = []
     found: list[tuple[int, str]] = []
     known: dict[tuple[int, str], tuple[Any, int]] = {}
+    places: dict[str, int] = {}
+    again: set[int] = set()
 
     def note(name: str, inputs: Inputs) -> None:
+        if name in places:
+            again.add(places[name])
+            return
         key = id(inputs.values), inputs.expert
         reference, stage = known.get(key, (None, -1))
         # An id may be used again once its tensor is gone: the reference tells.
@@ -44,23 +51,32 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
             known[key] = (weakref.ref(inputs.values), stage)
             stages.append([])
             found.append((inputs.values.shape[-1], inputs.expert))
-        if any(name in names for names in stages):
-            raise IncompatibleTrial(
-                f"decoder layer {index}: {name} runs more than once, and the native backend "
-                f"quantizes each linear layer for one input; {ROUNDING}"
-            )
         stages[stage].append(name)
+        places[name] = stage
 
     with watching(layer, note, all_tokens=True):
         run_layer(layer, probe, index)
-    idle = linears_of(layer).keys() - {name for names in stages for name in names}
+    _refuse_idle_experts(places, linears_of(layer).keys() - places.keys())
+    return [
+        replace(stage, repeats=number in again)
+        for number, stage in enumerate(_numbered(stages, found))
+    ]
+
+
+def _refuse_idle_experts(ran: Iterable[str], idle: Iterable[str]) -> None:
+    alike = {_without_last_number(name) for name in ran} - {None}
     for name in sorted(idle):
-        if any(part.isdecimal() for part in name.split(".")):
+        if _without_last_number(name) in alike and is_of_text(name):
             raise IncompatibleTrial(
-                f"decoder layer {index}: {name} takes no part for every token, as experts do; those "
-                "are quantized whose class has transformers' use_experts_implementation"
+                f"{name} takes no part for every token, as experts do; those are quantized whose "
+                "class has transformers' use_experts_implementation"
             )
-    return list(_numbered(stages, found))
+
+
+def _without_last_number(name: str) -> str | None:
+    parts = name.split(".")
+    last = max((n for n, part in enumerate(parts) if part.isdecimal()), default=None)
+    return None if last is None else ".".join((*parts[:last], "*", *parts[last + 1 :]))
 
 
 def _numbered(names: Sequence[Sequence[str]], found: Sequence[tuple[int, str]]) -> Iterator[Stage]:

@@ -40,7 +40,7 @@ def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, shari
     each = sum(weight.numel() * weight.element_size() for weight in weights) + square
     more = square
     if len(chunks) == 1:
-        more += activation_bytes(layer, chunks[0].hidden[..., 0].numel())
+        more += activation_bytes(layer, chunks[0].tokens)
     total = (walking + sharing) * each + walking * more
     return max(1, min(-(-total // budget(weights[0].device)), walking + sharing))
 
@@ -80,6 +80,10 @@ def advance(
     Returns:
         The text with the layer's output.
     """
+    # What runs again cannot be changed before it has been seen each time.
+    repeats = any(stage.repeats for stage in stages)
+    changes_at_once = changes_weights and not repeats
+    plain = None if repeats else plain
     first = {stage.linears[0]: stage for stage in stages}
     blocks = {block[0].block: block for block in blocks_of(stages)}
     stats = {name: gather(full_name(name)) for name in first}
@@ -92,7 +96,7 @@ def advance(
         across = None if beside is None else inputs.beside(beside.values, beside.tokens)
         stats[name].add(inputs.values, across, inputs.weights, inputs.routed)
 
-    if len(chunks) > 1 and changes_weights:
+    if len(chunks) > 1 and changes_at_once:
         for block in blocks.values():
             _run_up_to(layer, index, block, chunks, take, all_tokens=all_tokens)
             on_stages(block, finished(block))
@@ -101,12 +105,12 @@ def advance(
     def note(name: str, inputs: Inputs) -> None:
         if name not in stats:
             return
-        if keep is not None:
+        if keep is not None and not repeats:
             keep.setdefault(name, []).append(inputs.to(chunks[0].hidden.device))
         # With several chunks the weights stay as they are, and nothing is told across.
         take(name, inputs, 0)
         block = blocks[first[name].block]
-        if len(chunks) == 1 and first[name] is block[-1]:
+        if len(chunks) == 1 and not repeats and first[name] is block[-1]:
             on_stages(block, finished(block))
 
     with watching(layer, note, all_tokens=all_tokens):
@@ -114,7 +118,7 @@ def advance(
     for block in blocks.values():
         if any(stage.linears[0] in stats for stage in block):
             on_stages(block, finished(block))
-    return done
+    return [_run(layer, chunk, index) for chunk in chunks] if changes_weights and repeats else done
 
 
 def _run_up_to(
