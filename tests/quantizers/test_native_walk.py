@@ -11,7 +11,7 @@ from qsweep.quantizers.native import walk as walking
 from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
-from qsweep.quantizers.native.layers import Chunk, run_layer
+from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
 from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import advance, rounds_needed
@@ -384,15 +384,27 @@ def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
 
 def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
     layer = nn.Sequential(nn.Linear(64, 64, bias=False))
-    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    chunk, stages = Chunk(torch.zeros(4, 128, 64), []), [Stage(("0",), 64, 0)]
     weights = square = 4 * 64 * 64
     forward = 4 * 64 * 4 * (4 * 128)
     monkeypatch.setattr(walking, "budget", lambda device: 2 * (weights + 2 * square + forward))
-    assert rounds_needed(layer, [chunk], 4, 0) == 2
-    assert rounds_needed(layer, [chunk], 4, 1) == 3
+    assert rounds_needed(layer, stages, [chunk], 4, 0) == 2
+    assert rounds_needed(layer, stages, [chunk], 4, 1) == 3
     # Who shares statistics, or is run anew up to each stage, has no forward that waits.
-    assert rounds_needed(layer, [chunk], 0, 20) == 1
-    assert rounds_needed(layer, [chunk, chunk], 20, 0) == 1
+    assert rounds_needed(layer, stages, [chunk], 0, 20) == 1
+    assert rounds_needed(layer, stages, [chunk, chunk], 20, 0) == 1
     monkeypatch.setattr(walking, "budget", lambda device: 1)
-    assert rounds_needed(layer, [chunk], 3, 2) == 5
-    assert rounds_needed(layer, [chunk], 0, 0) == 1
+    assert rounds_needed(layer, stages, [chunk], 3, 2) == 5
+    assert rounds_needed(layer, stages, [chunk], 0, 0) == 1
+
+
+def test_experts_that_run_side_by_side_need_a_gram_matrix_each(monkeypatch):
+    layer = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
+    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    stages = [Stage((str(number),), 64, 0, "experts") for number in range(8)]
+    square = 4 * 64 * 64
+    monkeypatch.setattr(walking, "budget", lambda device: 2 * (8 * square + square + 8 * square))
+    assert rounds_needed(layer, stages, [chunk, chunk], 4, 0) == 2
+    assert rounds_needed(layer, stages, [chunk, chunk], 0, 4) == 2
+    one_by_one = [Stage((str(number),), 64, number) for number in range(8)]
+    assert rounds_needed(layer, one_by_one, [chunk, chunk], 3, 0) == 1

@@ -206,7 +206,8 @@ class _CalibrationText:
     ) -> None:
         every = [*self._walking, *self._sharing]
         module = versions[None].layer.module
-        rounds = rounds_needed(module, self._plain, len(self._walking), len(self._sharing))
+        stages, walking, sharing = versions[None].layer.stages, self._walking, self._sharing
+        rounds = rounds_needed(module, stages, self._plain, len(walking), len(sharing))
         given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.

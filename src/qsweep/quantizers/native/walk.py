@@ -21,14 +21,18 @@ class _Stop(Exception):
     """The layer has run far enough."""
 
 
-def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, sharing: int) -> int:
+def rounds_needed(
+    layer: nn.Module, stages: Sequence[Stage], chunks: Sequence[Chunk], walking: int, sharing: int
+) -> int:
     """In how many rounds there is memory for GPTQ configurations inside a decoder layer.
 
     Each has weights and the factor of a Gram matrix. One that walks through layers of its own also
-    has that Gram matrix, and the activations of a forward that waits.
+    has that Gram matrix, of experts those that run side by side, and the activations of a forward
+    that waits.
 
     Args:
         layer: The decoder layer.
+        stages: Its stages.
         chunks: The calibration text.
         walking: How many configurations walk through layers of their own.
         sharing: How many share the unquantized model's statistics.
@@ -38,7 +42,11 @@ def rounds_needed(layer: nn.Module, chunks: Sequence[Chunk], walking: int, shari
         return 1
     square = 4 * max(max(weight.shape) for weight in weights) ** 2
     each = sum(weight.numel() * weight.element_size() for weight in weights) + square
-    more = square
+    # What runs again waits for all of the layer.
+    again = any(stage.repeats for stage in stages)
+    blocks = [list(stages)] if again else blocks_of(stages)
+    grams = [sum(4 * stage.channels**2 for stage in block) for block in blocks]
+    more = max(square, *grams)
     if len(chunks) == 1:
         more += activation_bytes(layer, chunks[0].tokens)
     total = (walking + sharing) * each + walking * more
