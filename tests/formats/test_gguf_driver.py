@@ -88,7 +88,7 @@ def test_a_token_that_a_vocabulary_lacks_has_no_id():
     assert (added["<|user|>"], added["[gMASK]"], "[gMASK]" in added) == (7, None, False)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+@pytest.mark.parametrize("error", [AttributeError, FileNotFoundError, ValueError])
 @pytest.mark.parametrize("byte_level", [True, False])
 def test_a_vocabulary_without_its_makers_file_is_taken_if_it_splits_as_gpt2(
     error, byte_level, tmp_path

@@ -187,7 +187,7 @@ def _recorded(
             # A vocabulary of another kind than the maker's comes without the maker's files.
             try:
                 super().set_vocab()
-            except (FileNotFoundError, ValueError):
+            except (AttributeError, FileNotFoundError, ValueError):
                 if not _splits_as_gpt2(self.dir_model / "tokenizer.json"):
                     raise
                 self._set_vocab_gpt2()
