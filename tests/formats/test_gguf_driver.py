@@ -66,6 +66,16 @@ def test_a_length_that_phimoe_is_not_stretched_from_is_its_own():
     assert found["original_max_position_embeddings"] == 256
 
 
+def test_heads_that_are_turned_as_a_whole_say_so():
+    found = read_by_the_converter(
+        {"model_type": "solar_open", "rope_parameters": {"rope_theta": 1}}
+    )
+    assert found["rope_parameters"] == {"rope_theta": 1, "partial_rotary_factor": 1.0}
+    own = {"rope_theta": 1, "partial_rotary_factor": 0.5}
+    found = read_by_the_converter({"model_type": "solar_open", "rope_parameters": own})
+    assert found["rope_parameters"] == own
+
+
 def test_a_class_is_found_however_its_name_is_spelt():
     known = {"PhiMoEForCausalLM": "phi", "MPTForCausalLM": "mpt", "MptForCausalLM": "mpt"}
     assert driver._as_spelt("PhimoeForCausalLM", known) == "PhiMoEForCausalLM"
