@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 # What families call an expert's first layers, two in one, and its last one.
-_FIRST = ("gate_up_proj", "input_linear", "w13", "w13_weight")
+_FIRST = ("gate_up_proj", "input_linear", "w13", "w13_weight", "fc1")
 _SINGLE = ("up_proj",)
-_LAST = ("down_proj", "output_linear", "w2", "w2_weight")
+_LAST = ("down_proj", "output_linear", "w2", "w2_weight", "fc2")
 _NO_MATRIX = ("bias", "scale", "scales", "norm")
 
 Shape = tuple[int, ...]

@@ -92,8 +92,7 @@ def gguf_artifact(
 
     from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
     from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.formats.gguf.stored import stored_tensors
-    from qsweep.formats.stored import size_of
+    from qsweep.formats.gguf.stored import stored_size, stored_tensors
 
     if base.layout.orders:
         save_file(dict(base.layout.orders), out / ORDERS_FILE)
@@ -103,7 +102,7 @@ def gguf_artifact(
     return Artifact(
         path=out,
         format="gguf",
-        size=size_of(stored_tensors(file, linears), file.weight_bytes),
+        size=stored_size(file, stored_tensors(file, linears)),
         runtimes=runtimes(type_, base),
         details=_details(file, linears, type_, base) | details,
     )

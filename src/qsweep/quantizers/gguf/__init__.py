@@ -47,6 +47,7 @@ class GGUF:
 
     method: ClassVar[str] = "gguf"
     backend: ClassVar[str] = "llama.cpp"
+    shows_experts_all_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.type is not None:

@@ -29,6 +29,7 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
 
     backend: ClassVar[str] = "gptqmodel"
     takes_experts: ClassVar[bool] = True
+    takes_rules: ClassVar[bool] = True
 
     def version(self) -> str:
         """GPTQModel's version and the revision of this module."""
@@ -62,7 +63,11 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of GPTQModel's ``QuantizeConfig``."""
+        """Keyword arguments of GPTQModel's ``QuantizeConfig``, but for what differs layer by layer."""
+
+    def packed_settings(self) -> dict[str, Any]:
+        """See :meth:`GroupedOptions.packed_settings`."""
+        return self.settings()
 
     def quantize(
         self,
@@ -73,9 +78,15 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
     ) -> Artifact:
         """Write a GPTQ checkpoint (an asymmetric one in version 2), or AWQ's in GEMM layout."""
         self._require_backend()
-        from qsweep.quantizers.gptqmodel.run import quantize
+        from qsweep.quantizers.gptqmodel.run import Settings, quantize
 
-        return quantize(self.container, self.settings(), model, calibration, out, progress)
+        config = Settings(
+            self.plain.settings(),
+            self.encoders(model.facts),
+            self.kept(model.facts),
+            max(own.bits for own in self.every),
+        )
+        return quantize(self.container, config, model, calibration, out, progress)
 
     def _require_backend(self) -> None:
         if self.version() == "missing":
