@@ -1,5 +1,8 @@
 """How much of the calibration text experts are sent, and what it is to show each all of it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -8,7 +11,7 @@ from models.test_architectures import build
 from models.test_experts import MIXTURE
 from qsweep.base.progress import silent
 from qsweep.models.facts import read_facts
-from qsweep.models.source import SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.grid import run
 from qsweep.quantizers.native.stats import InputStats, lend_ranges
@@ -93,6 +96,27 @@ def test_an_expert_is_damped_by_how_few_tokens_it_saw_for_its_channels():
     few.add(torch.randn(8, 32), routed=8)
     all_of_it.add(torch.randn(8, 32))
     assert (few.doubt, all_of_it.doubt) == (4.0, 0.0)
+
+
+def test_a_pass_has_room_for_the_experts_of_a_layer():
+    experts = {
+        f"layers.{layer}.mlp.experts.{expert}.{name}": shape
+        for layer in range(3)
+        for expert in range(128)
+        for name, shape in (
+            ("gate_proj", (768, 2048)),
+            ("up_proj", (768, 2048)),
+            ("down_proj", (2048, 768)),
+        )
+    }
+    linears = {"layers.0.self_attn.o_proj": (2048, 4096)}
+    dense = ModelFacts("m", Path(), "llama", linears, 10**9, 4096, 1000)
+    mixture = replace(dense, linears=linears | experts)
+    (without, more), (taken, same) = (NativeAWQ().pass_bytes(f, 1) for f in (dense, mixture))
+    grams, copied = 4 * 128 * (2048**2 + 768**2), 4 * 128 * 3 * 2048 * 768
+    # Hidden states are as wide as what most layers read.
+    states = 2 * 4 * (2048 - 4096)
+    assert taken - without == states + grams + 2 * 2**30 + copied and more == same
 
 
 def test_a_dense_model_has_nothing_to_tell(pocket_dir, tmp_path):

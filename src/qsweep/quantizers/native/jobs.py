@@ -19,9 +19,9 @@ from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.quantizers.native.layers import Layer, Stage
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
