@@ -96,6 +96,9 @@ def test_an_expert_is_damped_by_how_few_tokens_it_saw_for_its_channels():
     few.add(torch.randn(8, 32), routed=8)
     all_of_it.add(torch.randn(8, 32))
     assert (few.doubt, all_of_it.doubt) == (4.0, 0.0)
+    assert all_of_it.damped is all_of_it.gram
+    added = (few.damped - few.gram).diagonal()
+    assert torch.allclose(added, 4 * few.gram.diagonal().mean().expand(32), atol=1e-3)
 
 
 def test_a_pass_has_room_for_the_experts_of_a_layer():

@@ -67,6 +67,14 @@ class InputStats:
         """
         return 0.0 if self.routed is None else len(self.gram) / max(self.tokens, 1)
 
+    @property
+    def damped(self) -> torch.Tensor:
+        """The Gram matrix with that share of its mean diagonal added: a copy, where it is not 0."""
+        if not self.doubt:
+            return self.gram
+        share = self.doubt * self.gram.diagonal().mean()
+        return self.gram + share * torch.eye(len(self.gram), device=self.gram.device)
+
     def add(
         self,
         inputs: torch.Tensor,
