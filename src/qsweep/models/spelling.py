@@ -58,9 +58,9 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
     found = Spelling()
     stacks: dict[str, str] = {}
     for source, target, block, blocks in _places(model, stored):
-        if block is None:
+        if block is None and blocks == 1:
             found.plain[target] = source
-        else:
+        elif block is not None:
             number = [int(word) for word in source.split(".") if word.isdecimal()][-1]
             layer = layers.get((target, number, block))
             if layer is not None and blocks == _blocks(model, target):
@@ -78,7 +78,8 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
 def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int | None, int]]:
     """Each stored tensor's name, and of the parameter that it goes into.
 
-    Where several are stacked, also which of a matrix's parts it is, and how many these are.
+    Of tensors that are stacked, also which of a matrix's parts it is (None of others), and how many
+    such parts there are.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -108,8 +109,8 @@ def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int |
         patterns, targets = by_pattern[pattern].source_patterns, by_pattern[pattern].target_patterns
         if "*" in pattern:
             yield source, target, patterns.index(pattern), len(patterns)
-        elif len(patterns) == len(targets) == 1:
-            yield source, target, None, 1
+        elif len(targets) == 1:
+            yield source, target, None, len(patterns)
 
 
 def _blocks(model: nn.Module, parameter: str) -> int:

@@ -13,7 +13,7 @@ from qsweep.formats.encoder import LayerEncoders, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
-from qsweep.models.experts import attached, parts_of
+from qsweep.models.experts import attached, expert_count, parts_of
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
@@ -188,6 +188,10 @@ def _unstacked(
         for part in parts_of(module):
             state.pop(f"{name}.{part.parameter}", None)
             state.pop(f"{name}.{part.parameter}_bias", None)
+            stack = module.get_parameter(part.parameter)
+            # LongCat-Flash has first layers of experts that pass a token on, and never uses them.
+            for expert in range(expert_count(module), len(stack)):
+                state[f"{name}.{expert}.{part.name}.weight"] = part.of(stack, expert)
         for own, linear in linears.items():
             state |= {f"{own}.{part}": tensor for part, tensor in tensors_of(linear).items()}
     yield from state.items()
