@@ -93,7 +93,7 @@ def unread_experts(tensors: Mapping[str, Shape], counts: set[int]) -> list[str]:
 def _odd(name: str, shape: Shape, counts: set[int]) -> bool:
     if any(name.removesuffix(".weight").endswith(word) for word in _NO_MATRIX):
         return False
-    if len(shape) == 3:
+    if len(shape) == 3 and ("expert" in name or name.endswith(".weight")):
         return shape[0] in counts and shape[1] > 1 and "conv" not in name
     return len(shape) == 2 and "experts" in name.split(".") and not name.endswith(".weight")
 

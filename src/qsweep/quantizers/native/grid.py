@@ -96,7 +96,7 @@ def run(
     common = {
         "shared_s": round(shared_s, 3),
         "calibration_tokens": sum(len(sample) for sample in calibration.samples),
-        "calibration_dtype": calibration_dtype(network, model.device),
+        "calibration_dtype": calibration_dtype(network, model.device, exact=probe.exact),
     }
     artifacts = [job.finish(network, common) for job in jobs]
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
@@ -167,7 +167,7 @@ class _CalibrationText:
         for each in self._jobs:
             each.add_changed(versions[each.smoothing].changed)
         hidden = run_layer(module, self._probe, index).to("cpu")
-        self._probe = Chunk(hidden, self._probe.calls)
+        self._probe = replace(self._probe, hidden=hidden)
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
         # The statistics of the unquantized model, of each stage, if somebody wants them.

@@ -43,6 +43,7 @@ class Job:
         self.ranges = quantizer.format.static
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
+        self._linears = model.facts.all_linears
         self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
@@ -68,7 +69,10 @@ class Job:
             weight: Its weight.
         """
         outputs, inputs = weight.shape
-        own = self._quantizer.of_layer(self._spelling.layer(name), (outputs, inputs))
+        called = self._spelling.layer(name)
+        if called not in self._linears:
+            return None
+        own = self._quantizer.of_layer(called, (outputs, inputs))
         return None if own is None else self._schemes[own]
 
     def by_scheme(

@@ -19,7 +19,7 @@ from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
 from qsweep.quantizers.kept import kept_details
-from qsweep.quantizers.native.graph import find_decoder, is_linear, linears_of, tensors_of
+from qsweep.quantizers.native.graph import find_decoder, linears_of, tensors_of
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
@@ -166,8 +166,8 @@ class CheckpointWriter(Writer):
         get_head: Any = getattr(model, "get_output_embeddings", None)
         head = get_head() if get_head else None
         kept, others = [], set()
-        for name, module in model.named_modules():
-            if not is_linear(module) or module is head or name in self._packed:
+        for name, module in linears_of(model).items():
+            if module is head or name in self._packed:
                 continue
             if name.startswith(decoder):
                 kept.append(name)
