@@ -1,7 +1,7 @@
 """Train the embedded model on the text of this Python installation, on CPU or CUDA.
 
     python tools/train_pocket.py --steps 1000 --out outputs/pocket
-    python tools/train_pocket.py --architecture moe --steps 600 --batch-tokens 4096 --window 256 \
+    python tools/train_pocket.py --architecture moe --steps 500 --batch-tokens 4096 --window 256 \
         --out tests/trained/moe
 
 ``--architecture`` names a type of transformers, which gets the embedded model's widths, or one of
@@ -21,6 +21,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ QUOTAS: dict[text.Split, dict[str, int]] = {
     "calibration": {"topic": 60_000, "module": 220_000},
 }
 EXERCISE_SHARE = 0.08
+BALANCE = 0.2  # weight of what keeps experts equally busy
 POCKET = {
     # Every width is a multiple of 256, so that K-quants apply to all rows.
     "hidden_size": 256,
@@ -71,7 +73,6 @@ SMALL = {
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
-        "router_aux_loss_coef": 0.01,
     },
     "hybrid": _SMALL_WIDTHS
     | {
@@ -313,8 +314,8 @@ def train(model, stream, args, out: Path) -> list[tuple[int, float]]:
             output.logits.flatten(0, 1).float(), batch[:, 1:].flatten()
         )
         # What keeps the experts of a mixture equally busy is no part of the loss that is shown.
-        balance = model.config.router_aux_loss_coef * output.aux_loss if routed else 0.0
-        (loss + balance).backward()
+        balance = imbalance(output.router_logits, model.config) if routed else 0.0
+        (loss + BALANCE * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizer_list:
             optimizer.step()
@@ -340,6 +341,21 @@ def train(model, stream, args, out: Path) -> list[tuple[int, float]]:
 def routing_outputs(model: PreTrainedModel) -> dict[str, bool]:
     """The argument with which a mixture gives its routers' logits; nothing for other models."""
     return {"output_router_logits": True} if hasattr(model.config, "num_experts") else {}
+
+
+def imbalance(router_logits: Sequence[torch.Tensor], config) -> torch.Tensor:
+    """Mean over layers of E * sum_e f_e p_e, which is 1 where all E experts are equally busy.
+
+    f is the share of the chosen that are expert e, p its mean probability (Fedus et al. 2021,
+    "Switch Transformers", equation 4). The loss of transformers' models pools f and p over layers:
+    it stays low where an expert is dead in one layer and busy in another.
+    """
+    losses = []
+    for logits in router_logits:
+        chosen = logits.topk(config.num_experts_per_tok).indices.flatten()
+        share = chosen.bincount(minlength=config.num_experts) / len(chosen)
+        losses.append(config.num_experts * share @ logits.softmax(-1).mean(0))
+    return torch.stack(losses).mean()
 
 
 def held_out_windows(model, tokenizer, content: str) -> torch.Tensor:
