@@ -97,3 +97,16 @@ def test_matrices_of_a_stack_are_made_orthogonal_each_by_itself():
         # Five steps bring the singular values near one, not to it.
         values = torch.linalg.svdvals(found)
         assert 0.5 < values.min() <= values.max() < 1.3
+
+
+def test_balance_is_asked_of_each_layer():
+    config = Namespace(num_experts=8, num_experts_per_tok=2)
+    # Each layer sends all to two experts, and all layers together the same to each.
+    layers = [torch.zeros(6, 8) for _ in range(4)]
+    for number, logits in enumerate(layers):
+        logits[:, 2 * number : 2 * number + 2] = 99
+    assert train_pocket.imbalance(layers, config) == pytest.approx(4)
+    even = torch.zeros(4, 8)
+    for number, logits in enumerate(even):
+        logits[2 * number : 2 * number + 2] = 99
+    assert train_pocket.imbalance([even], config) == pytest.approx(1)
