@@ -22,7 +22,8 @@ from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.grouped import check_packing
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
-from qsweep.quantizers.native.graph import find_decoder, is_experts, is_linear
+from qsweep.models.experts import is_experts
+from qsweep.quantizers.native.graph import find_decoder, is_linear
 from qsweep.quantizers.native.walk import capture
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens

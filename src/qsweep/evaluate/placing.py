@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qsweep.formats.activations import NotSimulated
+from qsweep.models.experts import is_experts
 from qsweep.models.facts import is_of_text
-from qsweep.quantizers.native.graph import is_experts, linears_of
+from qsweep.quantizers.native.graph import linears_of
 from qsweep.quantizers.native.names import by_tail, tail
 
 if TYPE_CHECKING:

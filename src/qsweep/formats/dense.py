@@ -17,6 +17,7 @@ from qsweep.base.errors import (
 from qsweep.base.numbers import one_line
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
+from qsweep.formats.restacked import restacked
 from qsweep.models.architecture import auto_class, empty_model, load_model
 from qsweep.models.facts import read_config, read_tensors, text_config
 from qsweep.models.load_report import report, unmerged
@@ -109,7 +110,7 @@ def _load(
         # with which part of the configuration.
         shell = empty_model(config, trust_remote_code=trust_remote_code)
         loaded = type(shell).from_pretrained(
-            None, config=shell.config, state_dict=dict(state), **common
+            None, config=shell.config, state_dict=restacked(state, shell, source), **common
         )
         return loaded
     except _OF_A_CONFIG as error:

@@ -262,9 +262,12 @@ def fused_with(layer: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _without_zero_biases(state: dict[str, Any], source: Path) -> dict[str, Any]:
     # AutoGPTQ gave every layer a bias, of zeros where the model has none.
+    # One of an expert whose checkpoint holds stacks is none of those.
     original = read_outline(source)
     packed = [
-        name.removesuffix(".weight") for name, w in state.items() if isinstance(w, LazyWeight)
+        name.removesuffix(".weight")
+        for name, w in state.items()
+        if isinstance(w, LazyWeight) and name in original
     ]
     for name in (f"{layer}.bias" for layer in packed):
         if name in state and name not in original and not state[name][...].any():

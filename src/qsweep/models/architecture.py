@@ -17,8 +17,6 @@ from qsweep.base.errors import IncompatibleTrial
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NO_EXPERTS = "a mixture of experts, which qsweep does not quantize with this method yet"
-
 _CAUSAL, _MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
 _TABLES = {
     _CAUSAL: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),

@@ -28,6 +28,7 @@ from qsweep.models.files import (
 )
 from qsweep.models.safetensors_header import DTYPE_BITS, TensorHeader, read_header, same_content
 from qsweep.models.source import ModelFacts
+from qsweep.models.stacks import stacked_linears, unread_experts
 
 __all__ = [
     "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "is_partial",
@@ -76,15 +77,19 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     text = text_config(config)
     if text.get("tie_word_embeddings") is True:
         _refuse_odd_heads(tensors)
+    decoder = dict(_decoder_shapes(tensors))
+    counts = expert_counts(text)
     return ModelFacts(
         name=name,
         path=path,
         model_type=model_type,
-        linears=dict(_linears(tensors, transposed=model_type in CONV1D_TYPES)),
+        linears=dict(_linears(tensors, transposed=model_type in CONV1D_TYPES))
+        | stacked_linears(decoder),
         parameters=sum(info.count for info in distinct_weights(tensors, config).values()),
         max_length=_max_length(text, model_type),
         vocab_size=_vocab_size(tensors, text, path),
-        experts=holds_experts(_decoder_shapes(tensors), expert_counts(text)),
+        experts=holds_experts(decoder.items(), counts),
+        unread_experts=tuple(unread_experts(decoder, counts)),
     )
 
 

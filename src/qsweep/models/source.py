@@ -9,8 +9,10 @@ class ModelFacts:
     """What is known of a model before anything is loaded, read from its files' headers.
 
     ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
-    (out_features, in_features). Embeddings, norms and the output head are not among them.
+    (out_features, in_features), those of experts one by one also where they are stored in stacks.
+    Embeddings, norms and the output head are not among them.
     ``experts`` tells whether the decoder is a mixture of experts; None where nobody looked.
+    ``unread_experts`` are tensors of experts that are stored in a way that is not understood.
     ``dequantized_from`` says what it was before, such as ``fp8 block 128x128``, where only a
     quantized checkpoint was given.
     """
@@ -24,6 +26,7 @@ class ModelFacts:
     vocab_size: int
     experts: bool | None = None
     dequantized_from: str | None = None
+    unread_experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

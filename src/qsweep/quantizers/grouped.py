@@ -15,7 +15,6 @@ from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
 from qsweep.formats.numbers import NF4, W4A16, W8A16, Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
-from qsweep.models.architecture import NO_EXPERTS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
 from qsweep.models.source import ModelFacts
 
@@ -40,6 +39,7 @@ class GroupedOptions:
 
     Class attributes:
         any_format: Whether others than integers in ``container`` can be made.
+        takes_experts: Whether the experts of a mixture are quantized.
     """
 
     bits: int = 4
@@ -53,6 +53,7 @@ class GroupedOptions:
     container: ClassVar[PackedContainer]
     sym_by_default: ClassVar[bool] = False
     any_format: ClassVar[bool] = False
+    takes_experts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, value in self.format.fixed.items():
@@ -166,7 +167,14 @@ class GroupedOptions:
         """Refuse what the checkpoint cannot hold. Raises IncompatibleTrial."""
         self.check_format()
         if self.holder == self.container.name:
-            check_packing(self.method, self.container, self.bits, self.group_size, model)
+            check_packing(
+                self.method,
+                self.container,
+                self.bits,
+                self.group_size,
+                model,
+                experts=self.takes_experts,
+            )
         else:
             check_held(self, model)
 
@@ -255,6 +263,7 @@ def check_packing(
     *,
     whole: bool = False,
     multiple: int = 1,
+    experts: bool = False,
 ) -> None:
     """Refuse bits, group sizes and shapes that a checkpoint of that format cannot hold.
 
@@ -270,6 +279,7 @@ def check_packing(
         model: The model.
         whole: Whether every layer must fit, because the quantizer cannot be told to leave one out.
         multiple: What the quantizer wants group sizes to be a multiple of.
+        experts: Whether the quantizer takes mixtures of experts.
 
     Raises:
         IncompatibleTrial: With the layer and what would fit it.
@@ -277,7 +287,7 @@ def check_packing(
     if bits not in BITS:
         more = "; gguf has 5 and 6" if bits in (5, 6) else ""
         raise IncompatibleTrial(f"{method} writes 2, 3, 4 or 8 bits, not {bits}{more}")
-    _require_linears(method, model)
+    _require_linears(method, model, experts=experts)
     if model.model_type in CONV1D_TYPES and not container.holds_conv1d:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which AWQ does not handle; "
@@ -300,7 +310,7 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         IncompatibleTrial: With the layer and what would fit it.
     """
     method, name = f"{quantizer.method} {quantizer.format.name}", quantizer.holder
-    _require_linears(method, model)
+    _require_linears(method, model, experts=quantizer.takes_experts)
     if name == "compressed-tensors" and model.model_type in CONV1D_TYPES:
         raise IncompatibleTrial(
             f"{method}: {model.model_type}'s layers are Conv1D, which compressed-tensors does not hold"
@@ -321,11 +331,20 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         )
 
 
-def _require_linears(method: str, model: ModelFacts) -> None:
+def _require_linears(method: str, model: ModelFacts, *, experts: bool) -> None:
     if not model.linears:
         raise IncompatibleTrial(f"{method}: no linear layers found in {model.name}")
-    if has_experts(read_config(model.path)) if model.experts is None else model.experts:
-        raise IncompatibleTrial(f"{method}: {model.name} is {NO_EXPERTS}")
+    mixture = has_experts(read_config(model.path)) if model.experts is None else model.experts
+    if mixture and not experts:
+        raise IncompatibleTrial(
+            f"{method}: {model.name} is a mixture of experts, which this quantizer leaves out; "
+            "gptq, awq and rtn with quant.backend=native quantize them"
+        )
+    if model.unread_experts:
+        raise IncompatibleTrial(
+            f"{method}: {model.name} stores experts as {model.unread_experts[0]}, a layout that "
+            "qsweep does not take apart, so most of its weights would stay in 16 bits"
+        )
 
 
 def _weights(model: ModelFacts, names: Iterable[str]) -> int:

@@ -45,6 +45,7 @@ class RTN(GroupedOptions):
     backend: ClassVar[str] = "qsweep"
     container: ClassVar[PackedContainer] = CONTAINER
     any_format: ClassVar[bool] = True
+    takes_experts: ClassVar[bool] = True
 
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]
@@ -122,6 +123,8 @@ class RTN(GroupedOptions):
 
         kept = self.kept_layers(model.facts.linears)
         linears = model.facts.linears.keys() - set(kept)
+        if not all(f"{name}.weight" in read_tensors(model.path) for name in linears):
+            return self._quantize_stacks(model, out, progress)
         transposed = model.facts.model_type in CONV1D_TYPES
         encoder = self.encoder(model.facts)
         extremes = _extremes(encoder, model.path, linears)
@@ -148,6 +151,33 @@ class RTN(GroupedOptions):
             runtimes=encoder.runtimes,
             details={"kept_layers": sorted(kept)} if kept else {},
         )
+
+    def _quantize_stacks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
+        """The same where experts lie in stacks, of which transformers knows how they are read."""
+        from qsweep.models.facts import read_tensors
+        from qsweep.models.spelling import spelling_of
+        from qsweep.quantizers.native.graph import find_decoder, weight_of
+        from qsweep.quantizers.native.grid import load_network
+        from qsweep.quantizers.native.jobs import round_linears
+        from qsweep.quantizers.native.writer import CheckpointWriter
+
+        network = load_network(model, dtype="auto")
+        spelling = spelling_of(network, read_tensors(model.path))
+        writer = CheckpointWriter(out, model.path, self.encoder(model.facts), spelling)
+        wanted = model.facts.linears.keys() - set(self.kept_layers(model.facts.linears))
+        decoder = find_decoder(network)
+        for index, linears in enumerate(decoder.linears):
+            named = {decoder.full_name(index, name): linear for name, linear in linears.items()}
+            round_linears(
+                writer,
+                {
+                    n: weight_of(linear)
+                    for n, linear in named.items()
+                    if spelling.layer(n) in wanted
+                },
+            )
+            progress("round", (index + 1) / len(decoder.linears))
+        return writer.finish(network, {})
 
     def _quantize_blocks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
         import torch

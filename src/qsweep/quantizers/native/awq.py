@@ -5,6 +5,7 @@ candidate costs a product with H, however long the calibration text was.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -20,13 +21,28 @@ _EXPONENTS = tuple(step / 10 for step in range(11))
 _REFINE = 0.05
 # Rows that stand for all when exponents are compared.
 _SAMPLE_ROWS = 256
+# And of each expert, where there are many.
+_FEWEST_ROWS = 16
 
 # Whether the weights' magnitudes take part, and the exponent.
 _Candidate = tuple[bool, float]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Linear layers that are given the same inputs.
+
+    Attributes:
+        weights: Their weights, float32 [rows, channels] each.
+        stats: Of the inputs.
+    """
+
+    weights: Sequence[torch.Tensor]
+    stats: InputStats
+
+
 def search_scales(
-    weights: Sequence[torch.Tensor], stats: InputStats, scheme: Scheme
+    inputs: Sequence[Shared], scheme: Scheme
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Scales of the inputs that linear layers share, so that rounding hurts their outputs least.
 
@@ -34,8 +50,7 @@ def search_scales(
     weights relative to their groups' largest.
 
     Args:
-        weights: float32 [rows, channels] of each linear layer.
-        stats: Statistics of the shared input.
+        inputs: What is scaled alike: one input, or those of several experts, which are parts of one.
         scheme: How weights become codes; where rows share scales, or all have one, the sample of rows
             that is looked at has its own.
 
@@ -43,8 +58,18 @@ def search_scales(
         Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
         share of the loss without scaling, over a sample of the rows.
     """
-    rows, losses = _sample(weights), quick_output_loss(stats.gram)
-    magnitude = stats.magnitude.clone()
+    inputs = [shared for shared in inputs if shared.weights]
+    weights = [weight for shared in inputs for weight in shared.weights]
+    limit = max(_SAMPLE_ROWS // len(inputs), _FEWEST_ROWS)
+    samples = [
+        (_sample(shared.weights, limit), quick_output_loss(shared.stats.gram)) for shared in inputs
+    ]
+    # What an expert does counts as often as it is asked.
+    counts = [shared.stats.tokens for shared in inputs]
+    shares = [1.0] if len(inputs) == 1 else [count / max(sum(counts), 1) for count in counts]
+    magnitude = torch.stack(
+        [shared.stats.magnitude * share for shared, share in zip(inputs, shares, strict=True)]
+    ).sum(0)
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
     group_size = scheme.groups(weights[0].shape[1])
     relative = _relative_magnitude(weights, group_size)
@@ -54,11 +79,16 @@ def search_scales(
         both, exponent = candidate
         return _scales(magnitude, relative if both else None, exponent)
 
+    def loss_of(scales: torch.Tensor) -> float:
+        return sum(
+            share * float(losses(_error(rows, scales, scheme)).sum())
+            for share, (rows, losses) in zip(shares, samples, strict=True)
+        )
+
     def best_with(candidates: Iterable[_Candidate]) -> _Candidate:
         for candidate in candidates:
             if candidate not in tried:
-                scales = scales_of(candidate)
-                tried[candidate] = float(losses(_error(rows, scales, scheme)).sum())
+                tried[candidate] = loss_of(scales_of(candidate))
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
@@ -154,9 +184,9 @@ def _error(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Te
     return rounded[:, : rows.shape[1]].div_(scales).sub_(rows)
 
 
-def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+def _sample(weights: Sequence[torch.Tensor], limit: int) -> torch.Tensor:
     total = sum(len(weight) for weight in weights)
-    step = max(1, -(-total // _SAMPLE_ROWS))
+    step = max(1, -(-total // limit))
     return torch.cat([weight[::step] for weight in weights])
 
 

@@ -5,14 +5,21 @@ before it can absorb the 1/s. What that is, the model says itself: a candidate i
 tokens with random scales, and kept if the decoder layer's output stays what it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from qsweep.quantizers.native.graph import is_transposed, linears_of, raw_weight
+from qsweep.models.experts import ExpertLinear, attached
+from qsweep.quantizers.native.graph import (
+    is_linear,
+    is_transposed,
+    linears_of,
+    raw_weight,
+    tensors_of,
+)
 from qsweep.quantizers.native.walk import Chunk, Stage, run_layer
 
 
@@ -24,11 +31,14 @@ class Fold:
         source: Name of the module inside the decoder layer.
         channels: For each input of the stage the output of ``source`` that it comes from, int64.
         offset: What a norm adds to its weight before multiplying (Gemma: 1); None for a linear.
+        routers: Modules that are given the same inputs and are no linear layers, with a ``weight``
+            [outputs, inputs] that must be scaled along: what sends tokens to experts.
     """
 
     source: str
     channels: torch.Tensor
     offset: float | None
+    routers: tuple[str, ...] = ()
 
     def per_source(self, scales: torch.Tensor) -> torch.Tensor:
         """Scales [inputs], the same for all inputs that come from one output: geometric means."""
@@ -92,6 +102,8 @@ def find_folds(
 ) -> list[Fold | None]:
     """For each stage what absorbs its inverse scales; None where nothing does.
 
+    Stages that read one norm's output, such as a router and all experts, have the same object.
+
     Args:
         layer: A decoder layer.
         stages: Its stages, in running order.
@@ -99,64 +111,134 @@ def find_folds(
         index: The layer's number.
         config: The text model's configuration, for the numbers of heads.
     """
-    norms = _norms_before(layer, stages, probe, index)
+    sources = _sources(layer, stages, probe, index)
     before = run_layer(layer, probe, index).float()
     change = before - probe.hidden.to(before.device).float()
     tolerance = 1e-4 if next(layer.parameters()).dtype == torch.float32 else 2e-2
     limit = tolerance * float(change.square().mean().sqrt())
-    folds: list[Fold | None] = []
-    for number, stage in enumerate(stages):
-        earlier = [name for other in stages[:number] for name in other.linears]
-        found = None
-        for fold in _candidates(layer, stage, norms[number], earlier, config):
-            with _applied(layer, stage, fold):
-                after = run_layer(layer, probe, index).float()
-            if float((after - before).square().mean().sqrt()) <= limit:
-                found = fold
+
+    def holds(folds: Mapping[int, Fold]) -> bool:
+        with _applied(layer, [stages[number] for number in folds], list(folds.values())):
+            after = run_layer(layer, probe, index).float()
+        return float((after - before).square().mean().sqrt()) <= limit
+
+    found: dict[int, Fold] = {}
+    for group in _read_together(sources):
+        for fold in _norm_folds(sources[group[0]], stages[group[0]].channels):
+            if holds(alike := dict.fromkeys(group, fold)):
+                found |= alike
                 break
-        folds.append(found)
-    return folds
+    for number, stage in enumerate(stages):
+        if number in found or stage.experts:
+            continue
+        earlier = [name for other in stages[:number] for name in other.linears]
+        for fold in _linear_folds(layer, stage, earlier, config):
+            if holds({number: fold}):
+                found[number] = fold
+                break
+    # Within experts, which are built alike, it is the same for all of them.
+    for module in {stage.experts: None for stage in stages if stage.experts}:
+        own = _inside_experts(module, stages)
+        if own and holds(own):
+            found |= own
+    return [found.get(number) for number in range(len(stages))]
 
 
-def _norms_before(
-    layer: nn.Module, stages: Sequence[Stage], probe: Chunk, index: int
-) -> list[list[str]]:
+def by_fold(folds: Sequence[Fold | None]) -> list[tuple[Fold, list[int]]]:
+    """Each fold with the numbers of the stages that it belongs to, in running order."""
+    found: dict[int, tuple[Fold, list[int]]] = {}
+    for number, fold in enumerate(folds):
+        if fold is not None:
+            found.setdefault(id(fold), (fold, []))[1].append(number)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Norms whose output a stage reads, and routers that read the same."""
+
+    norms: tuple[str, ...]
+    routers: tuple[str, ...]
+
+
+def _sources(layer: nn.Module, stages: Sequence[Stage], probe: Chunk, index: int) -> list[_Source]:
     outputs: dict[str, torch.Tensor] = {}
     inputs: dict[str, torch.Tensor] = {}
     handles = []
-    for name, module in layer.named_modules():
+    modules = dict(layer.named_modules())
+    experts = dict(attached(layer))
+    for name, module in modules.items():
 
-        def keep(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+        def keep(_: nn.Module, args: Any, named: Any, output: Any, name: str = name) -> None:
             outputs[name] = output
-            if args:
-                inputs[name] = args[0]
+            if args or named:
+                inputs[name] = args[0] if args else next(iter(named.values()))
 
         weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim <= 2:
-            handles.append(module.register_forward_hook(keep))
+        if name in experts or (isinstance(weight, torch.Tensor) and weight.ndim <= 2):
+            handles.append(module.register_forward_hook(keep, with_kwargs=True))
     run_layer(layer, probe, index)
     for handle in handles:
         handle.remove()
-    modules = dict(layer.named_modules())
-    return [
-        [
+    found = []
+    for stage in stages:
+        first = stage.linears[0].rpartition(".")[2] != "down_proj"
+        given = inputs.get((stage.experts if first else "") or stage.linears[0])
+        norms = tuple(
             name
             for name, output in outputs.items()
-            if output is inputs[stage.linears[0]]
-            and raw_weight(modules[name]).shape == (stage.channels,)
-        ]
-        for stage in stages
-    ]
+            if given is not None
+            and _same(output, given)
+            and getattr(modules[name], "weight", torch.empty(0)).shape == (stage.channels,)
+        )
+        routers = tuple(
+            name
+            for name, value in inputs.items()
+            if norms and name not in experts and _same(value, given)
+            if not is_linear(modules[name])
+            and raw_weight(modules[name]).shape[1:] == (stage.channels,)
+        )
+        found.append(_Source(norms, routers))
+    return found
 
 
-def _candidates(
-    layer: nn.Module, stage: Stage, norms: list[str], earlier: list[str], config: Any
+def _same(one: Any, other: Any) -> bool:
+    """Whether a tensor is another one, or a view of all of it."""
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return False
+    return one is other or (one.data_ptr() == other.data_ptr() and one.numel() == other.numel())
+
+
+def _read_together(sources: Sequence[_Source]) -> list[list[int]]:
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, source in enumerate(sources):
+        if source.norms:
+            groups.setdefault(source.norms, []).append(number)
+    return list(groups.values())
+
+
+def _norm_folds(source: _Source, width: int) -> Iterator[Fold]:
+    for name in source.norms:
+        for offset in (0.0, 1.0):
+            yield Fold(name, torch.arange(width), offset, source.routers)
+
+
+def _inside_experts(module: str, stages: Sequence[Stage]) -> dict[int, Fold]:
+    """Each expert's last layer scaled into the one before it, by the stages' numbers."""
+    return {
+        number: Fold(
+            f"{stage.linears[0].rpartition('.')[0]}.up_proj", torch.arange(stage.channels), None
+        )
+        for number, stage in enumerate(stages)
+        if stage.experts == module and stage.linears[0].endswith(".down_proj")
+    }
+
+
+def _linear_folds(
+    layer: nn.Module, stage: Stage, earlier: Sequence[str], config: Any
 ) -> Iterator[Fold]:
     width = stage.channels
     straight = torch.arange(width)
-    for name in norms:
-        yield Fold(name, straight, 0.0)
-        yield Fold(name, straight, 1.0)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     head = int(getattr(config, "head_dim", 0) or 0) or (width // heads if heads else 0)
     kv_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
@@ -164,6 +246,8 @@ def _candidates(
     # The nearest come first: up before gate, values before keys.
     for name in reversed(earlier):
         module = modules[name]
+        if isinstance(module, ExpertLinear):
+            continue
         rows = raw_weight(module).shape[1 if is_transposed(module) else 0]
         if rows >= width:
             yield Fold(name, straight + (rows - width), None)
@@ -179,44 +263,48 @@ def _candidates(
 
 
 class _applied:
-    """The layer with random scales folded in; on leaving, all is as it was."""
+    """The layer with random scales folded in, of stages; on leaving, all is as it was."""
 
-    def __init__(self, layer: nn.Module, stage: Stage, fold: Fold):
+    def __init__(self, layer: nn.Module, stages: Sequence[Stage], folds: Sequence[Fold]):
         modules = dict(layer.named_modules())
-        self._source, self._fold = modules[fold.source], fold
-        self._consumers = [modules[name] for name in stage.linears]
+        self._folds: list[tuple[Fold, nn.Module, list[nn.Module]]] = []
+        for fold, numbers in by_fold(folds):
+            scaled = [name for number in numbers for name in stages[number].linears]
+            names = (*scaled, *fold.routers)
+            self._folds.append((fold, modules[fold.source], [modules[name] for name in names]))
+        touched = {id(m): m for _, source, scaled in self._folds for m in (source, *scaled)}
         self._saved = [
-            (parameter, parameter.detach().clone())
-            for module in (self._source, *self._consumers)
-            for parameter in module.parameters(recurse=False)
+            (tensor, tensor.detach().clone())
+            for module in touched.values()
+            for tensor in tensors_of(module).values()
         ]
 
     def __enter__(self) -> None:
-        fold = self._fold
         # Powers of two, so that a fold that fits changes no bit but through a norm's offset.
         generator = torch.Generator().manual_seed(0)
-        count = int(fold.channels.max()) + 1
-        by_source = torch.randint(-1, 2, (count,), generator=generator).float().exp2()
-        scales = by_source[fold.channels].to(self._source.weight.device)
         with torch.no_grad():
-            self._divide(scales)
-            for module in self._consumers:
-                module.weight.mul_(scales[:, None] if is_transposed(module) else scales)
+            for fold, source, scaled in self._folds:
+                count = int(fold.channels.max()) + 1
+                by_source = torch.randint(-1, 2, (count,), generator=generator).float().exp2()
+                scales = by_source[fold.channels].to(raw_weight(source).device)
+                self._divide(fold, source, scales)
+                for module in scaled:
+                    raw_weight(module).mul_(scales[:, None] if is_transposed(module) else scales)
 
-    def _divide(self, scales: torch.Tensor) -> None:
-        source, fold = self._source, self._fold
+    def _divide(self, fold: Fold, source: nn.Module, scales: torch.Tensor) -> None:
+        own = raw_weight(source)
         bias = getattr(source, "bias", None)
         if fold.offset is not None:
-            source.weight.copy_((source.weight + fold.offset) / scales - fold.offset)
+            own.copy_((own + fold.offset) / scales - fold.offset)
             if bias is not None:
                 bias.copy_(bias / scales)
             return
-        weight = source.weight.T if is_transposed(source) else source.weight
+        weight = own.T if is_transposed(source) else own
         weight.copy_(fold.divide_rows(weight, scales))
         if bias is not None:
             bias.copy_(fold.divide_rows(bias, scales))
 
     def __exit__(self, *_: object) -> None:
         with torch.no_grad():
-            for parameter, value in self._saved:
-                parameter.copy_(value)
+            for tensor, value in self._saved:
+                tensor.copy_(value)

@@ -2,7 +2,8 @@
 
 Nothing here knows an architecture by name. The decoder is the list of modules that holds the most
 linear weights of the part that reads text; a linear layer is ``nn.Linear``, a subclass that computes
-the same, or transformers' ``Conv1D``, which stores its weight transposed.
+the same, transformers' ``Conv1D``, which stores its weight transposed, or a linear layer of an expert
+(:mod:`qsweep.models.experts`).
 """
 
 import weakref
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
-from qsweep.models.architecture import NO_EXPERTS
+from qsweep.models.experts import ExpertLinear, holds_unknown_experts
 
 # What works all the same: it goes through no model.
 ROUNDING = "quant=rtn quantizes such a model, too"
@@ -42,7 +43,7 @@ def find_decoder(model: nn.Module) -> Decoder:
 
     Raises:
         IncompatibleTrial: there are none, they hold no plain linear layers, two of these share one
-            weight, or a weight is quantized already or belongs to a mixture of experts.
+            weight, a weight is quantized already, or experts lie in a way that is not understood.
     """
     stacks = dict(_stacks(model))
     if not stacks:
@@ -62,22 +63,13 @@ def linears_of(module: nn.Module) -> dict[str, nn.Module]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer, whose weight can be replaced."""
-    if type(module) is nn.Linear or is_transposed(module):
+    if type(module) in (nn.Linear, ExpertLinear) or is_transposed(module):
         return True
     if not isinstance(module, nn.Linear):
         return False
     if module not in _subclassed:
         _subclassed[module] = _computes_a_product(module)
     return _subclassed[module]
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds experts: stacked weights, of which a token goes through a few.
-
-    transformers marks such classes with ``use_experts_implementation`` (integrations/moe.py), which
-    gives them ``_apply_gate`` and tells each instance how its weights lie.
-    """
-    return hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated")
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -92,6 +84,14 @@ def raw_weight(module: nn.Module) -> torch.Tensor:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own parameters by name; of an expert's layer its parts of the stacks."""
+    if isinstance(module, ExpertLinear):
+        bias = {} if module.bias is None else {"bias": module.bias}
+        return {"weight": module.weight, **bias}
+    return dict(module.named_parameters(recurse=False))
 
 
 def weight_of(linear: nn.Module) -> torch.Tensor:
@@ -153,8 +153,11 @@ def _refuse_what_cannot_be(decoder: Decoder) -> None:
             full = decoder.full_name(index, name)
             if any(hasattr(module, part) for part in ("qweight", "weight_packed", "quant_state")):
                 raise IncompatibleTrial(f"{full}: already quantized; give the unquantized model")
-            if is_experts(module):
-                raise IncompatibleTrial(f"{full}: {NO_EXPERTS}")
+            if holds_unknown_experts(module):
+                raise IncompatibleTrial(
+                    f"{full}: {type(module).__name__} keeps experts in a way of its own; those are "
+                    "quantized whose class has transformers' use_experts_implementation"
+                )
             if not is_linear(module):
                 continue
             pointer = raw_weight(module).data_ptr()

@@ -16,13 +16,15 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.base.progress import Progress
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
+from qsweep.models.experts import attach_experts
+from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
+from qsweep.models.spelling import spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
-from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stage
+from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.lockstep import in_lockstep
-from qsweep.quantizers.native.names import by_checkpoint_name
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
 from qsweep.quantizers.native.stats import InputStats
@@ -32,6 +34,7 @@ from qsweep.quantizers.native.walk import (
     Stage,
     StageInputs,
     advance,
+    blocks_of,
     capture,
     find_stages,
     resting_device,
@@ -41,7 +44,7 @@ from qsweep.quantizers.native.walk import (
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
-_Asked = tuple[Stage, InputStats]
+_Asked = tuple[Sequence[Stage], Sequence[InputStats]]
 _Matrices = dict[str, QuantizedMatrix]
 _JOBS: dict[str, type[Job]] = {"gptq": GPTQJob, "awq": AWQJob, "rtn": RTNJob}
 
@@ -71,8 +74,9 @@ def run(
     progress("load", None)
     network = load_network(model)
     decoder = find_decoder(network)
+    spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
-        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model)
+        _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
     progress("embed", None)
@@ -99,7 +103,8 @@ def run(
         "calibration_dtype": calibration_dtype(network, model.device),
     }
     artifacts = [job.finish(network, common) for job in jobs]
-    matrix = by_checkpoint_name(text.importance, model.facts.linears)
+    spelt = {spelling.layer(name): values for name, values in text.importance.items()}
+    matrix = {name: values for name, values in spelt.items() if name in model.facts.linears}
     return PassResult(artifacts, matrix or None, shared_s)
 
 
@@ -172,11 +177,12 @@ class _CalibrationText:
         if not (products or ranges or self._weighs) and keep is None:
             return gathered
 
-        def take(stage: Stage, stats: InputStats) -> None:
-            values = stats.importance.cpu()
-            self.importance |= {layer.full_name(name): values for name in stage.linears}
+        def take(stages: Sequence[Stage], stats: Sequence[InputStats]) -> None:
+            for stage, seen in zip(stages, stats, strict=True):
+                values = seen.importance.cpu()
+                self.importance |= {layer.full_name(name): values for name in stage.linears}
             if products or ranges:
-                gathered.append(stats)
+                gathered.extend(stats)
 
         self._plain = advance(
             layer.module,
@@ -241,7 +247,7 @@ def _answer(
     layers: Sequence[Layer], jobs: Sequence[GPTQJob], asked: Sequence[_Asked]
 ) -> list[_Matrices]:
     with _timed(jobs):
-        return solve_stage(jobs, layers, asked[0][0], [stats for _, stats in asked])
+        return solve_stages(jobs, layers, asked[0][0], [stats for _, stats in asked])
 
 
 def _walk(
@@ -256,8 +262,8 @@ def _walk(
     module = copy.deepcopy(layer.module)
     modules = dict(module.named_modules())
 
-    def quantize(stage: Stage, stats: InputStats) -> None:
-        for name, matrix in ask((stage, stats)).items():
+    def quantize(stages: Sequence[Stage], stats: Sequence[InputStats]) -> None:
+        for name, matrix in ask((stages, stats)).items():
             set_weight(modules[name], matrix.dense(torch.float32))
 
     return advance(
@@ -275,8 +281,9 @@ def _walk(
 
 def _ask_only(version: Smoothed, ask: Callable[[_Asked], _Matrices]) -> list[Chunk]:
     # Who shares the unquantized model's statistics is solved along with those who walk.
-    for stage, stats in zip(version.layer.stages, version.stats, strict=True):
-        ask((stage, stats))
+    stats = iter(version.stats)
+    for block in blocks_of(version.layer.stages):
+        ask((block, [next(stats) for _ in block]))
     return []
 
 
@@ -288,16 +295,21 @@ def _timed(jobs: Sequence[Job]) -> Iterator[None]:
         job.seconds += (time.perf_counter() - started) / len(jobs)
 
 
-def load_network(model: SourceModel, place: str = "cpu") -> Any:
-    """The model to look at, on the device ``place``, without gradients.
+def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> Any:
+    """The model to look at, without gradients, with experts attached as linear layers.
+
+    Args:
+        model: The checkpoint.
+        place: The device.
+        dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
 
     Raises:
         IncompatibleTrial: transformers cannot build it.
     """
     from transformers import AutoConfig
 
-    # CPUs compute in float32; a GPU in the checkpoint's own dtype.
-    dtype: Any = torch.float32 if model.device == "cpu" else "auto"
+    if dtype is None:
+        dtype = torch.float32 if model.device == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
         network = load_model(
@@ -312,4 +324,5 @@ def load_network(model: SourceModel, place: str = "cpu") -> Any:
         why = in_one_line(error)
         raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({why})") from error
     network.eval().requires_grad_(False)
+    attach_experts(network)
     return network

@@ -1,6 +1,7 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from qsweep.formats.encoder import fused_extremes, fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import SourceModel
+from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, columns, gptq
-from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import is_transposed
+from qsweep.quantizers.native.fold import Fold, by_fold
+from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
@@ -30,7 +33,9 @@ class Job:
         smoothing: The share of an input's range that moves into weights; None where none does.
     """
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
+    def __init__(
+        self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
+    ):
         self.seconds = 0.0
         self.ranges = quantizer.format.static
         self.smoothing = quantizer.format.smoothing
@@ -38,11 +43,11 @@ class Job:
         search = quantizer.format.searched(self._options.get("scale_search", "range"))
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
-            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf)
+            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling)
             self._scheme = quantizer.scheme(torch.float16, search)
         else:
             encoder = quantizer.encoder(model.facts)
-            self._writer = CheckpointWriter(out, model.path, encoder)
+            self._writer = CheckpointWriter(out, model.path, encoder, spelling)
             self._scheme = quantizer.scheme(encoder.scale_dtype, search)
         self._losses: dict[str, float] = {}
 
@@ -98,8 +103,10 @@ class Job:
 class GPTQJob(Job):
     """A GPTQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
-        super().__init__(quantizer, out, model)
+    def __init__(
+        self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
+    ):
+        super().__init__(quantizer, out, model, spelling)
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
         self.scheme = self._scheme
@@ -155,20 +162,76 @@ def layer_schemes(scheme: Scheme, weights: Mapping[str, torch.Tensor]) -> dict[s
     return {name: found[name] for name in weights}
 
 
-def solve_stage(
-    jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
+@dataclass(frozen=True)
+class _Part:
+    """Linear layers of one stage that some jobs quantize from the same weights.
+
+    Attributes:
+        numbers: The jobs'.
+        layer: Their decoder layer.
+        linears: The weights float32 [rows, channels], by name.
+        stats: What each job's inputs are.
+    """
+
+    numbers: list[int]
+    layer: Layer
+    linears: dict[str, torch.Tensor]
+    stats: list[InputStats]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that these layers are together: rows do not know of each other."""
+        return (
+            sum(len(weight) for weight in self.linears.values()),
+            next(iter(self.linears.values())).shape[1],
+        )
+
+    @property
+    def bytes(self) -> int:
+        """What solving it takes: for each job weights twice, codes, and two square matrices."""
+        rows, channels = self.shape
+        return len(self.numbers) * channels * (9 * rows + 8 * channels)
+
+
+def solve_stages(
+    jobs: Sequence[GPTQJob],
+    layers: Sequence[Layer],
+    stages: Sequence[Stage],
+    stats: Sequence[Sequence[InputStats]],
 ) -> list[dict[str, QuantizedMatrix]]:
-    """Quantize the linear layers of one stage for every job that can hold them.
+    """Quantize the linear layers of stages that run side by side, for every job that can hold them.
 
     Args:
         jobs: The configurations.
         layers: Each job's decoder layer before it is quantized; several may share the same object.
-        stage: Which of its linear layers.
-        stats: What each job's inputs are; several may share the same object.
+        stages: Which of its linear layers.
+        stats: What each job's inputs are, by stage; several may share the same objects.
 
     Returns:
         For each job the matrices, by the linear layers' names inside the decoder layer.
     """
+    results: list[dict[str, QuantizedMatrix]] = [{} for _ in jobs]
+    waiting: list[_Part] = []
+
+    def solve() -> None:
+        for number, matrices in _solve(jobs, waiting):
+            results[number] |= matrices
+        waiting.clear()
+
+    for position, stage in enumerate(stages):
+        for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
+            # Matrices of one shape are solved in one loop over their columns, as many as fit.
+            full = sum(one.bytes for one in (*waiting, part)) > LAYER_BYTES
+            if waiting and (full or part.shape != waiting[0].shape):
+                solve()
+            waiting.append(part)
+    solve()
+    return results
+
+
+def _parts(
+    jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
+) -> list[_Part]:
     weights: dict[int, dict[str, torch.Tensor]] = {}
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for number, (job, layer) in enumerate(zip(jobs, layers, strict=True)):
@@ -178,58 +241,69 @@ def solve_stage(
         names = tuple(name for name in stage.linears if job.fits(own[name]))
         if names:
             alike.setdefault((id(layer), names), []).append(number)
-    results: list[dict[str, QuantizedMatrix]] = [{} for _ in jobs]
-    for (which, names), numbers in alike.items():
-        part = {name: weights[which][name] for name in names}
-        chosen, layer = [jobs[number] for number in numbers], layers[numbers[0]]
-        solved = _solve(chosen, layer, part, stage.channels, [stats[n] for n in numbers])
-        for number, matrices in zip(numbers, solved, strict=True):
-            results[number] = matrices
-    return results
+    return [
+        _Part(
+            numbers,
+            layers[numbers[0]],
+            {name: weights[which][name] for name in names},
+            [stats[number] for number in numbers],
+        )
+        for (which, names), numbers in alike.items()
+    ]
 
 
 def _solve(
-    jobs: Sequence[GPTQJob],
-    layer: Layer,
-    linears: Mapping[str, torch.Tensor],
-    channels: int,
-    stats: Sequence[InputStats],
-) -> list[dict[str, QuantizedMatrix]]:
-    # Layers that share an input are one matrix to GPTQ: rows do not know of each other.
-    weights = list(linears.values())
-    joined = torch.cat(weights)
-    settings = [job.settings(channels) for job in jobs]
+    jobs: Sequence[GPTQJob], parts: Sequence[_Part]
+) -> Iterator[tuple[int, dict[str, QuantizedMatrix]]]:
+    """By job's number the matrices; the parts are of one shape."""
+    targets, factors, settings, schemes = [], [], [], []
+    for part in parts:
+        for target, factor, setting in _problems([jobs[n] for n in part.numbers], part):
+            targets.append(target)
+            factors.append(factor)
+            settings.append(setting)
+        # Global scales are those of the weights themselves, wherever they move to.
+        schemes += [
+            stacked(list(layer_schemes(jobs[n].scheme, part.linears).values()))
+            for n in part.numbers
+        ]
+    solved = iter(columns.solve(targets, factors, settings, schemes))
+    used = iter(factors)
+    for part in parts:
+        for number, seen in zip(part.numbers, part.stats, strict=True):
+            (matrix, losses), damp = next(solved), next(used).damp
+            matrices, start = {}, 0
+            for name, weight in part.linears.items():
+                rows = slice(start, start + len(weight))
+                own, full = matrix.rows(rows), part.layer.full_name(name)
+                jobs[number].keep(full, own, losses[rows], damp, seen.extreme)
+                matrices[name] = own
+                start += len(weight)
+            yield number, matrices
+
+
+def _problems(
+    jobs: Sequence[GPTQJob], part: _Part
+) -> Iterator[tuple[torch.Tensor, gptq.Factor, gptq.Settings]]:
+    joined = torch.cat(list(part.linears.values()))
     # Who orders the columns of the same inputs alike shares a factor, which is as large as their
     # Gram matrix.
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
-    chosen, targets = [], []
-    for one, seen in zip(settings, stats, strict=True):
+    for job, seen in zip(jobs, part.stats, strict=True):
+        one = job.settings(joined.shape[1])
         whole = one.desc_act or one.static
         aware = one.act_group_aware and not whole
         grouped = (one.group_size, one.span) if aware else None
         key = id(seen), whole, grouped, one.damp_percent
         if key not in factors:
             factors[key] = gptq.factorize(seen.gram, one, seen.name)
-        chosen.append(factors[key])
-        targets.append(
+        factor = factors[key]
+        target = (
             joined
             if seen.cross is None
-            else gptq.retarget(joined, seen.gram, seen.cross, factors[key], one.gptaq_alpha)
+            else gptq.retarget(joined, seen.gram, seen.cross, factor, one.gptaq_alpha)
         )
-    # Global scales are those of the weights themselves, wherever they move to.
-    layers = [stacked(list(layer_schemes(job.scheme, linears).values())) for job in jobs]
-    solved = columns.solve(targets, chosen, settings, layers)
-    results = []
-    for job, seen, factor, (matrix, losses) in zip(jobs, stats, chosen, solved, strict=True):
-        matrices, start = {}, 0
-        for name, weight in linears.items():
-            rows = slice(start, start + len(weight))
-            part = matrix.rows(rows)
-            job.keep(layer.full_name(name), part, losses[rows], factor.damp, seen.extreme)
-            matrices[name] = part
-            start += len(weight)
-        results.append(matrices)
-    return results
+        yield target, factor, one
 
 
 class RTNJob(Job):
@@ -239,19 +313,39 @@ class RTNJob(Job):
         """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
         for stage, seen in zip(layer.stages, stats, strict=True):
             weights = {name: layer.weight_of(name) for name in stage.linears}
-            fitting = [name for name, weight in weights.items() if self.fits(weight)]
-            extremes = fused_extremes({name: weights[name].abs().amax() for name in fitting})
-            for name, extreme in extremes.items():
-                full = layer.full_name(name)
-                require_finite(full, weights[name])
-                self._checkpoint.round_linear(full, weights[name], extreme, seen.extreme)
+            fitting = {
+                layer.full_name(name): weight
+                for name, weight in weights.items()
+                if self.fits(weight)
+            }
+            round_linears(self._checkpoint, fitting, seen.extreme)
+
+
+def round_linears(
+    writer: CheckpointWriter,
+    weights: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor | None = None,
+) -> None:
+    """Round linear layers to nearest, of which some are fused where they run.
+
+    Args:
+        writer: Takes them.
+        weights: Theirs [outputs, inputs], by name.
+        inputs: How far their inputs reach [], for formats with static activations.
+    """
+    extremes = fused_extremes({name: weight.abs().amax() for name, weight in weights.items()})
+    for name, weight in weights.items():
+        require_finite(name, weight)
+        writer.round_linear(name, weight, extremes[name], inputs)
 
 
 class AWQJob(Job):
     """An AWQ configuration."""
 
-    def __init__(self, quantizer: GroupedOptions, out: Path, model: SourceModel):
-        super().__init__(quantizer, out, model)
+    def __init__(
+        self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
+    ):
+        super().__init__(quantizer, out, model, spelling)
         self._scaling: dict[str, dict[str, Any]] = {}
 
     def take(self, layer: Layer, stats: Sequence[InputStats], folds: Sequence[Fold | None]) -> None:
@@ -262,29 +356,38 @@ class AWQJob(Job):
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         quantized = {name for name, weight in weights.items() if self.fits(weight)}
-        applied: list[torch.Tensor | None] = []
-        for stage, seen, fold in zip(layer.stages, stats, folds, strict=True):
-            rounded = [weights[name] for name in stage.linears if name in quantized]
-            if fold is None or not rounded:
-                applied.append(None)
+        applied: list[torch.Tensor | None] = [None] * len(layer.stages)
+        for fold, numbers in by_fold(folds):
+            inputs = [
+                awq.Shared(
+                    [weights[name] for name in layer.stages[n].linears if name in quantized],
+                    stats[n],
+                )
+                for n in numbers
+            ]
+            if not any(shared.weights for shared in inputs):
                 continue
-            scales, found = awq.search_scales(rounded, seen, self._scheme)
+            scales, found = awq.search_scales(inputs, self._scheme)
             scales = self._fold(layer, fold, modules, weights, fold.per_source(scales))
-            self._scaling[layer.full_name(stage.linears[0])] = {"into": fold.source, **found}
-            for name in stage.linears:
-                weights[name] *= scales
-            applied.append(scales)
+            self._scaling[layer.full_name(layer.stages[numbers[0]].linears[0])] = {
+                "into": fold.source,
+                **found,
+            }
+            for number in numbers:
+                for name in layer.stages[number].linears:
+                    weights[name] *= scales
+                applied[number] = scales
         # Only now: a later stage's scales change the rows of the layer that absorbs them.
         for stage, seen, found_scales in zip(layer.stages, stats, applied, strict=True):
-            gram, inputs = seen.gram, seen.extreme
+            gram, extreme = seen.gram, seen.extreme
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
-                inputs = seen.scaled_extreme(found_scales)
+                extreme = seen.scaled_extreme(found_scales)
             chosen = {name: weights[name] for name in stage.linears if name in quantized}
             for name, scheme in layer_schemes(self._scheme, chosen).items():
                 clip = self._options["clip"]
                 matrix, losses = awq.quantize(weights[name], gram, scheme, clip=clip)
-                self._add(layer.full_name(name), matrix, losses, inputs)
+                self._add(layer.full_name(name), matrix, losses, extreme)
             for name in stage.linears:
                 if name not in quantized:
                     # Scales went into it all the same, from before or from behind.
@@ -311,4 +414,7 @@ class AWQJob(Job):
         changed, scales = fold.absorb(modules[fold.source], weights, scales, stored)
         for part, tensor in changed.items():
             self._checkpoint.add_plain(f"{name}.{part}", tensor)
+        for router in fold.routers:
+            weight = raw_weight(modules[router]).detach() * scales
+            self._checkpoint.add_plain(f"{layer.full_name(router)}.weight", weight)
         return scales

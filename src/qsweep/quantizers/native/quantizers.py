@@ -40,6 +40,7 @@ class _NativeQuantizer(GroupedOptions):
 
     backend: ClassVar[str] = "native"
     any_format: ClassVar[bool] = True
+    takes_experts: ClassVar[bool] = True
     revision: ClassVar[int]
 
     def version(self) -> str:
@@ -171,7 +172,15 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
             self._check_order()
         multiple = _COLUMNS_AT_ONCE if ours else _FEWEST_COLUMNS
         if ours:
-            check_packing(self.method, self.container, self.bits, size, model, multiple=multiple)
+            check_packing(
+                self.method,
+                self.container,
+                self.bits,
+                size,
+                model,
+                multiple=multiple,
+                experts=self.takes_experts,
+            )
         if size % multiple and size != -1:
             raise IncompatibleTrial(
                 f"gptq: group_size={size}: the native backend solves {multiple} columns at a time; "

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from qsweep.quantizers.native.awq import scaled_gram
-from qsweep.quantizers.native.fold import Fold
-from qsweep.quantizers.native.graph import linears_of, set_weight
+from qsweep.quantizers.native.fold import Fold, by_fold
+from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight, tensors_of
 from qsweep.quantizers.native.stats import InputStats
 from qsweep.quantizers.native.walk import Layer, StageInputs
 
@@ -40,7 +40,10 @@ class Smoothed:
             return None
         return {
             name: [
-                part / self.scales[name].to(part) if name in self.scales else part for part in parts
+                replace(part, values=part.values / self.scales[name].to(part.values))
+                if name in self.scales
+                else part
+                for part in parts
             ]
             for name, parts in plain.items()
         }
@@ -65,44 +68,52 @@ def smooth(
     module = copy.deepcopy(layer.module)
     modules = dict(module.named_modules())
     scales: dict[str, torch.Tensor] = {}
-    seen: list[InputStats] = []
+    seen = list(stats)
     touched = set(linears_of(module))
     # The module's own dtype would round them before they are quantized.
     weights = {name: layer.weight_of(name) for name in touched}
-    for stage, inputs, fold in zip(layer.stages, stats, folds, strict=True):
-        if fold is None:
-            seen.append(inputs)
-            continue
-        wanted = fold.per_source(_scales([weights[name] for name in stage.linears], inputs, share))
+    for fold, numbers in by_fold(folds):
+        members = [layer.stages[number] for number in numbers]
+        meets = [weights[name] for stage in members for name in stage.linears]
+        reach = torch.stack([stats[number].largest for number in numbers]).amax(0)
+        wanted = fold.per_source(_scales(meets, reach, share))
         source, stored = (
             modules[fold.source],
             stored_dtype(f"{layer.full_name(fold.source)}.weight"),
         )
         new, applied = fold.absorb(source, weights, wanted, stored)
         for part, tensor in new.items():
-            source.get_parameter(part).data.copy_(tensor)
-        touched.add(fold.source)
-        for name in stage.linears:
-            weights[name] = weights[name] * applied
-        scales[stage.linears[0]] = applied
-        gram = scaled_gram(inputs.gram, applied) if inputs.products else inputs.gram
-        magnitude = inputs.magnitude / applied if inputs.channels else inputs.magnitude
-        seen.append(
-            replace(inputs, gram=gram, magnitude=magnitude, largest=inputs.largest / applied)
-        )
+            tensors_of(source)[part].data.copy_(tensor)
+        touched |= {fold.source, *fold.routers}
+        for router in fold.routers:
+            raw_weight(modules[router]).data.mul_(applied)
+        for stage, number in zip(members, numbers, strict=True):
+            for name in stage.linears:
+                weights[name] = weights[name] * applied
+            scales[stage.linears[0]] = applied
+            seen[number] = _divided(stats[number], applied)
     for name, weight in weights.items():
         set_weight(modules[name], weight)
     changed = {
         f"{layer.full_name(name)}.{part}": tensor.detach()
         for name in touched
-        for part, tensor in modules[name].named_parameters(recurse=False)
+        for part, tensor in tensors_of(modules[name]).items()
     }
     return Smoothed(replace(layer, module=module, weights=weights), seen, scales, changed)
 
 
-def _scales(weights: Sequence[torch.Tensor], inputs: InputStats, share: float) -> torch.Tensor:
+def _divided(inputs: InputStats, scales: torch.Tensor) -> InputStats:
+    """The statistics of inputs that are divided by ``scales`` [channels]."""
+    return replace(
+        inputs,
+        gram=scaled_gram(inputs.gram, scales) if inputs.products else inputs.gram,
+        magnitude=inputs.magnitude / scales if inputs.channels else inputs.magnitude,
+        largest=inputs.largest / scales,
+    )
+
+
+def _scales(weights: Sequence[torch.Tensor], reach: torch.Tensor, share: float) -> torch.Tensor:
     meets = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
-    reach = inputs.largest
     scales = reach.pow(share) / meets.pow(1 - share)
     # What never fires, or meets nothing, stays.
     return torch.where(reach > 0, scales, 1.0).clamp(min=1e-5)

@@ -56,7 +56,12 @@ class InputStats:
         """The same of inputs that are divided by ``scales`` [channels]."""
         return (self.largest / scales).amax() if self.ranges else None
 
-    def add(self, inputs: torch.Tensor, plain: torch.Tensor | None = None) -> None:
+    def add(
+        self,
+        inputs: torch.Tensor,
+        plain: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
         """Take in activations [..., channels] of any floating dtype.
 
         Low-precision inputs on CUDA are multiplied as they are, with float32 sums.
@@ -64,18 +69,24 @@ class InputStats:
         Args:
             inputs: What goes into the layer.
             plain: What would go into it if nothing was quantized, of the same shape and dtype.
+            weights: What the layer's outputs are multiplied by for each token, as are errors of
+                theirs [tokens]: products are of inputs that are multiplied by them.
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
             self._start(inputs.shape[1], inputs.device)
         if plain is not None:
-            self._add_cross(plain.reshape(inputs.shape).to(inputs.device), inputs)
+            beside = plain.reshape(inputs.shape).to(inputs.device)
+            self._add_cross(_weighted(beside, weights), _weighted(inputs, weights))
         half = _multiplied_as_it_is(inputs)
-        for chunk in inputs.split(_at_once(inputs)):
+        at_once = _at_once(inputs)
+        for start in range(0, len(inputs), at_once):
+            chunk = inputs[start : start + at_once]
             if not half:
                 chunk = chunk.to(torch.float32)
             if self.products:
-                self._add_products(chunk, half)
+                own = None if weights is None else weights[start : start + at_once]
+                self._add_products(_weighted(chunk, own), half)
             if self.channels:
                 self._add_channels(chunk, half)
             if self.ranges:
@@ -126,14 +137,16 @@ class InputStats:
         Raises:
             TrialFailed: an input was not finite; the message names the layer.
         """
+        # No token at all is sent to some experts.
+        tokens = max(self.tokens, 1)
         if self.products:
-            self.gram.triu_().div_(self.tokens)
+            self.gram.triu_().div_(tokens)
             self.gram += self.gram.triu(1).T
         if self.channels:
-            self.magnitude /= self.tokens
-            self.importance /= self.tokens
+            self.magnitude /= tokens
+            self.importance /= tokens
         if self.cross is not None:
-            self.cross /= self.tokens
+            self.cross /= tokens
         # They are not finite as soon as one activation is not.
         squares = self.gram.diagonal() if self.products else self.importance
         squares = self.largest if not (self.products or self.channels) else squares
@@ -188,6 +201,10 @@ def quick_output_loss(gram: torch.Tensor) -> Callable[[torch.Tensor], torch.Tens
 def _strips(channels: int) -> Iterator[tuple[int, int]]:
     width = max(-(-channels // _STRIPS), _NARROWEST)
     return ((start, min(start + width, channels)) for start in range(0, channels, width))
+
+
+def _weighted(inputs: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return inputs if weights is None else inputs * weights[:, None].to(inputs)
 
 
 def _at_once(inputs: torch.Tensor) -> int:

@@ -10,13 +10,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
-from qsweep.models.architecture import NO_EXPERTS
+from qsweep.models.experts import ExpertLinear, attached, run_experts
 from qsweep.quantizers.native.graph import ROUNDING, Decoder, linears_of, raw_weight, weight_of
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.precision import multiplies_bfloat16
@@ -39,10 +40,56 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Stage:
-    """Linear layers of one decoder layer that are given the very same tensor, in running order."""
+    """Linear layers of one decoder layer that are given the very same tensor, in running order.
+
+    Attributes:
+        linears: Their names inside the decoder layer.
+        channels: How wide the tensor is.
+        block: Stages of the same number run side by side: experts, each on tokens of its own.
+        experts: The module of experts that they belong to; empty for other layers.
+    """
 
     linears: tuple[str, ...]
     channels: int
+    block: int
+    experts: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into linear layers.
+
+    Attributes:
+        values: [..., channels].
+        tokens: Of an expert, the numbers in the text of those that are sent to it, int64 [tokens];
+            None where all are.
+        weights: What an expert's outputs are multiplied by for each of them [tokens]; None: by 1.
+        expert: The expert's name; empty for other layers.
+    """
+
+    values: torch.Tensor
+    tokens: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    expert: str = ""
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same with its values on another device, of which no gradients are kept."""
+        return replace(self, values=self.values.detach().to(device))
+
+    def beside(self, other: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+        """For each of these inputs what it is in ``other``, inputs of the same layer.
+
+        An expert may be sent other ``tokens`` there: one that is missing counts as unchanged.
+        """
+        if self.tokens is None or tokens is None:
+            return other
+        own, others = self.tokens.to(other.device), tokens.to(other.device)
+        found = self.values.detach().to(other, copy=True)
+        place = torch.searchsorted(others, own).clamp(max=max(len(others) - 1, 0))
+        if len(others):
+            shared = others[place] == own
+            found[shared] = other[place[shared]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -70,9 +117,11 @@ class Layer:
         return weight_of(linear)
 
 
-OnStage = Callable[[Stage, InputStats], None]
+# Is told of stages that run side by side, and what goes into each.
+OnStages = Callable[[Sequence[Stage], Sequence[InputStats]], None]
 # By a stage's first linear layer, what goes into it of each chunk.
-StageInputs = dict[str, list[torch.Tensor]]
+StageInputs = dict[str, list[Inputs]]
+_Note = Callable[[str, Inputs], None]
 
 
 class _Stop(Exception):
@@ -124,24 +173,25 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
     """Find which linear layers of a decoder layer share an input, by running it on the probe.
 
     A linear layer that does not run, because the model multiplies by its weight itself (Mamba's
-    ``dt_proj``) or only for other inputs than text, is in no stage.
+    ``dt_proj``) or only for other inputs than text, is in no stage. Experts run on all tokens here.
 
     Raises:
         IncompatibleTrial: one of several that are built alike did not run, as in a mixture of
-            experts, or one runs more than once.
+            experts that are modules, or one runs more than once.
     """
     stages: list[list[str]] = []
-    channels: list[int] = []
-    known: dict[int, tuple[Any, int]] = {}
+    found: list[tuple[int, str]] = []
+    known: dict[tuple[int, str], tuple[Any, int]] = {}
 
-    def note(name: str, inputs: torch.Tensor) -> None:
-        reference, stage = known.get(id(inputs), (None, -1))
+    def note(name: str, inputs: Inputs) -> None:
+        key = id(inputs.values), inputs.expert
+        reference, stage = known.get(key, (None, -1))
         # An id may be used again once its tensor is gone: the reference tells.
-        if reference is None or reference() is not inputs:
+        if reference is None or reference() is not inputs.values:
             stage = len(stages)
-            known[id(inputs)] = (weakref.ref(inputs), stage)
+            known[key] = (weakref.ref(inputs.values), stage)
             stages.append([])
-            channels.append(inputs.shape[-1])
+            found.append((inputs.values.shape[-1], inputs.expert))
         if any(name in names for names in stages):
             raise IncompatibleTrial(
                 f"decoder layer {index}: {name} runs more than once, and the native backend "
@@ -149,16 +199,38 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
             )
         stages[stage].append(name)
 
-    with _watching(layer, note):
+    with _watching(layer, note, all_tokens=True):
         run_layer(layer, probe, index)
-    found = [Stage(tuple(names), width) for names, width in zip(stages, channels, strict=True)]
-    idle = linears_of(layer).keys() - {name for stage in found for name in stage.linears}
+    idle = linears_of(layer).keys() - {name for names in stages for name in names}
     for name in sorted(idle):
         if any(part.isdecimal() for part in name.split(".")):
             raise IncompatibleTrial(
-                f"decoder layer {index}: {name} takes no part for every token, as in {NO_EXPERTS}"
+                f"decoder layer {index}: {name} takes no part for every token, as experts do; those "
+                "are quantized whose class has transformers' use_experts_implementation"
             )
-    return found
+    return list(_numbered(stages, found))
+
+
+def _numbered(names: Sequence[Sequence[str]], found: Sequence[tuple[int, str]]) -> Iterator[Stage]:
+    # Experts one behind the other on the same layers of theirs, as many as their Gram matrices fit.
+    number, room = -1, 0
+    before: tuple[str, tuple[str, ...]] = ("", ())
+    for linears, (channels, expert) in zip(names, found, strict=True):
+        experts, _, _ = expert.rpartition(".")
+        layers = tuple(name.rpartition(".")[2] for name in linears)
+        room -= 4 * channels**2
+        if not experts or before != (experts, layers) or room < 0:
+            number, room = number + 1, LAYER_BYTES - 4 * channels**2
+        before = experts, layers
+        yield Stage(tuple(linears), channels, number, experts)
+
+
+def blocks_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages that run side by side, in running order."""
+    found: dict[int, list[Stage]] = {}
+    for stage in stages:
+        found.setdefault(stage.block, []).append(stage)
+    return list(found.values())
 
 
 def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
@@ -202,12 +274,13 @@ def advance(
     stages: Sequence[Stage],
     chunks: Sequence[Chunk],
     full_name: Callable[[str], str],
-    on_stage: OnStage,
+    on_stages: OnStages,
     *,
     changes_weights: bool,
     gather: Callable[[str], InputStats] = InputStats,
     keep: StageInputs | None = None,
     plain: StageInputs | None = None,
+    all_tokens: bool = False,
 ) -> list[Chunk]:
     """Run a decoder layer over the calibration text and hand over each stage's statistics.
 
@@ -217,63 +290,80 @@ def advance(
         stages: What :func:`find_stages` found.
         chunks: The text, with the layer's input.
         full_name: Gives the name in the model of a linear layer.
-        on_stage: Called before the first linear layer of each stage runs on what it is told of.
-        changes_weights: Whether ``on_stage`` replaces weights of that stage, so that the stages
+        on_stages: Called before the first linear layer of stages that run side by side computes
+            anything of what it is told of.
+        changes_weights: Whether ``on_stages`` replaces weights of these stages, so that the stages
             that follow must see what comes of it. With all text in one chunk the same forward
-            goes on with the new weights; else the layer is run anew up to each stage.
+            goes on with the new weights; else the layer is run anew up to each block of stages.
         gather: Makes the statistics of a linear layer of this name.
         keep: Filled with what goes into the stages.
         plain: What a run without quantized layers kept, for the statistics across both.
+        all_tokens: Let the statistics of each expert be of all tokens.
 
     Returns:
         The text with the layer's output.
     """
     first = {stage.linears[0]: stage for stage in stages}
+    blocks = {block[0].block: block for block in blocks_of(stages)}
     stats = {name: gather(full_name(name)) for name in first}
+
+    def finished(block: Sequence[Stage]) -> list[InputStats]:
+        return [stats.pop(stage.linears[0]).finish() for stage in block]
+
+    def take(name: str, inputs: Inputs, number: int) -> None:
+        beside = plain[name][number] if plain else None
+        across = None if beside is None else inputs.beside(beside.values, beside.tokens)
+        stats[name].add(inputs.values, across, inputs.weights)
+
     if len(chunks) > 1 and changes_weights:
-        for name, stage in first.items():
-            on_stage(stage, _stats_up_to(layer, index, name, chunks, stats.pop(name), plain))
+        for block in blocks.values():
+            _run_up_to(layer, index, block, chunks, take, all_tokens=all_tokens)
+            on_stages(block, finished(block))
         return [_run(layer, chunk, index) for chunk in chunks]
 
-    def note(name: str, inputs: torch.Tensor) -> None:
+    def note(name: str, inputs: Inputs) -> None:
         if name not in stats:
             return
         if keep is not None:
-            keep.setdefault(name, []).append(inputs.detach().to(chunks[0].hidden.device))
+            keep.setdefault(name, []).append(inputs.to(chunks[0].hidden.device))
         # With several chunks the weights stay as they are, and nothing is told across.
-        stats[name].add(inputs, plain[name][0] if plain else None)
-        if len(chunks) == 1:
-            on_stage(first[name], stats.pop(name).finish())
+        take(name, inputs, 0)
+        block = blocks[first[name].block]
+        if len(chunks) == 1 and first[name] is block[-1]:
+            on_stages(block, finished(block))
 
-    with _watching(layer, note):
+    with _watching(layer, note, all_tokens=all_tokens):
         done = [_run(layer, chunk, index) for chunk in chunks]
-    for name, gathered in stats.items():
-        on_stage(first[name], gathered.finish())
+    for block in blocks.values():
+        if any(stage.linears[0] in stats for stage in block):
+            on_stages(block, finished(block))
     return done
 
 
-def _stats_up_to(
+def _run_up_to(
     layer: nn.Module,
     index: int,
-    first: str,
+    block: Sequence[Stage],
     chunks: Sequence[Chunk],
-    stats: InputStats,
-    plain: StageInputs | None,
-) -> InputStats:
-    beside = iter(plain[first] if plain else [None] * len(chunks))
+    take: Callable[[str, Inputs, int], None],
+    *,
+    all_tokens: bool,
+) -> None:
+    wanted = [stage.linears[0] for stage in block]
+    number = 0
 
-    def note(name: str, inputs: torch.Tensor) -> None:
-        if name == first:
-            stats.add(inputs, next(beside))
+    def note(name: str, inputs: Inputs) -> None:
+        if name in wanted:
+            take(name, inputs, number)
+        if name == wanted[-1]:
             raise _Stop
 
-    with _watching(layer, note):
-        for chunk in chunks:
+    with _watching(layer, note, all_tokens=all_tokens):
+        for number, chunk in enumerate(chunks):  # noqa: B007 - what note sees
             try:
                 _calibrate(layer, chunk, index)
             except _Stop:
                 continue
-    return stats.finish()
 
 
 def _run(layer: nn.Module, chunk: Chunk, index: int) -> Chunk:
@@ -289,23 +379,45 @@ def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
 
 
 @contextmanager
-def _watching(layer: nn.Module, note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def _watching(layer: nn.Module, note: _Note, *, all_tokens: bool) -> Iterator[None]:
+    def tell(name: str, inputs: Inputs) -> None:
+        # Statistics, and the solving that a question in the middle of the layer waits for, are
+        # no part of the model; nor are other configurations' walks, which go on meanwhile in the
+        # same thread.
+        with torch.autocast("cpu", enabled=False):
+            note(name, inputs)
+
     handles = []
+    holders = dict(attached(layer))
     for name, module in linears_of(layer).items():
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], named: Any, name: str = name) -> None:
-            # Statistics, and the solving that a question in the middle of the layer waits for, are
-            # no part of the model; nor are other configurations' walks, which go on meanwhile in the
-            # same thread.
-            with torch.autocast("cpu", enabled=False):
-                note(name, inputs[0] if inputs else named["input"])
+            tell(name, Inputs(inputs[0] if inputs else named["input"]))
 
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        if not isinstance(module, ExpertLinear):
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    for name, holder in holders.items():
+        watch = partial(_tell_of_expert, tell, name)
+        holder.forward = run_experts(holder, watch, all_tokens=all_tokens)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for holder in holders.values():
+            del holder.forward
+
+
+def _tell_of_expert(
+    tell: _Note,
+    experts: str,
+    linear: str,
+    values: torch.Tensor,
+    tokens: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> None:
+    expert = f"{experts}.{linear.partition('.')[0]}"
+    tell(f"{experts}.{linear}", Inputs(values, tokens, weights, expert))
 
 
 def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:

@@ -1,6 +1,7 @@
 """Writing quantized checkpoints while a model is quantized, one decoder layer at a time."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from qsweep.formats.encoder import Encoder, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
+from qsweep.models.experts import attached, parts_of
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
+from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
-from qsweep.quantizers.native.graph import find_decoder, is_linear
+from qsweep.quantizers.native.graph import find_decoder, is_linear, linears_of, tensors_of
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
@@ -46,9 +49,11 @@ class GGUFWriter(Writer):
         out: An existing, empty directory.
         source: The unquantized model.
         mixture: The file type whose tensors other than linear layers are taken.
+        spelling: What the checkpoint calls what is in memory.
     """
 
-    def __init__(self, out: Path, source: SourceModel, mixture: str):
+    def __init__(self, out: Path, source: SourceModel, mixture: str, spelling: Spelling):
+        self._spelling = spelling
         self._file = SolvedFile(out, source, mixture)
 
     def add_linear(
@@ -56,7 +61,7 @@ class GGUFWriter(Writer):
     ) -> None:
         """See :meth:`Writer.add_linear`."""
         assert isinstance(matrix, BlockMatrix)
-        self._file.add(name, matrix)
+        self._file.add(self._spelling.layer(name), matrix)
 
     def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
         """See :meth:`Writer.finish`; of layers that have no such rows llama.cpp decides."""
@@ -66,14 +71,18 @@ class GGUFWriter(Writer):
 class CheckpointWriter(Writer):
     """Writes a quantized checkpoint, layer by layer.
 
+    Tensors come by their names in memory, and are written by the unquantized checkpoint's.
+
     Args:
         out: An existing, empty directory.
         source: The unquantized model's directory.
         encoder: How codes are written.
+        spelling: What the checkpoint calls what is in memory.
     """
 
-    def __init__(self, out: Path, source: Path, encoder: Encoder):
+    def __init__(self, out: Path, source: Path, encoder: Encoder, spelling: Spelling):
         self._out, self._source, self._encoder = out, source, encoder
+        self._spelling = spelling
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
         self._shards = ShardWriter(out, SHARD_BYTES)
@@ -82,7 +91,7 @@ class CheckpointWriter(Writer):
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
-        info = self._infos.get(name)
+        info = self._infos.get(self._spelling.tensor(name))
         return usual_dtype([info]) if info else self._usual
 
     def add_linear(
@@ -102,7 +111,7 @@ class CheckpointWriter(Writer):
 
     def _add_parts(self, name: str, parts: Parts) -> None:
         for part, tensor in parts.items():
-            self._shards.add(f"{name}.{part}", tensor)
+            self._shards.add(f"{self._spelling.layer(name)}.{part}", tensor)
         self._done.add(f"{name}.weight")
         self._packed.add(name)
 
@@ -113,7 +122,7 @@ class CheckpointWriter(Writer):
         self._done.add(name)
         if tensor.is_floating_point():
             tensor = tensor.to(self.stored_dtype(name))
-        self._shards.add(name, tensor.clone())
+        self._shards.add(self._spelling.tensor(name), tensor.clone())
 
     def finish(self, model: torch.nn.Module, details: dict[str, Any]) -> Artifact:
         """Add what was not added of the model, tied weights once, and close the files.
@@ -122,7 +131,7 @@ class CheckpointWriter(Writer):
         the details, as ``kept_layers``.
         """
         seen: set[int] = set()
-        for name, tensor in model.state_dict().items():
+        for name, tensor in _unstacked(model, self._packed):
             # A head that shares the embedding's memory comes after it.
             if tensor.data_ptr() not in seen:
                 self.add_plain(name, tensor)
@@ -151,6 +160,23 @@ class CheckpointWriter(Writer):
             else:
                 others.add(_part_beside(name, decoder))
         return sorted(kept), sorted(others)
+
+
+def _unstacked(
+    model: torch.nn.Module, packed: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's tensors by name; of stacks of experts of which some are ``packed`` one by one."""
+    state = model.state_dict()
+    for name, module in attached(model):
+        linears = {f"{name}.{own}": linear for own, linear in linears_of(module).items()}
+        if linears.keys().isdisjoint(packed):
+            continue
+        for part in parts_of(module):
+            state.pop(f"{name}.{part.parameter}", None)
+            state.pop(f"{name}.{part.parameter}_bias", None)
+        for own, linear in linears.items():
+            state |= {f"{own}.{part}": tensor for part, tensor in tensors_of(linear).items()}
+    yield from state.items()
 
 
 def _part_beside(name: str, decoder: str) -> str:

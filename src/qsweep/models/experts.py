@@ -1,0 +1,287 @@
+"""Experts as linear layers: views of the stacks that a mixture of experts keeps them in.
+
+transformers keeps the experts of a layer as parameters of three dimensions in one module, whose class
+it marks with ``use_experts_implementation`` (integrations/moe.py) and whose instances tell how
+weights lie. :func:`attach_experts` gives such a module a child for each linear layer of each expert,
+``experts.3.gate_proj``, that is a view of its part of the stack. Whoever looks for linear layers then
+finds an expert as a linear layer with a number, and what is written into it is written into the stack.
+:func:`run_experts` computes what the module does through these views, one expert after another, so
+that what goes into each can be looked at.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+# How tokens reach the experts: told by index and weight, or laid out expert by expert before.
+Dispatch = Literal["routed", "batched"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a linear layer that every expert has lies in a stack [experts, …].
+
+    Attributes:
+        name: What an expert's layer is called.
+        parameter: The stack; its bias is called ``<parameter>_bias``.
+        block: Which of ``blocks`` parts of an expert's outputs it is.
+        blocks: Layers that lie in one stack.
+        interleaved: Whether these alternate row by row, instead of one behind the other.
+        transposed: Whether the stack holds [experts, in, out].
+    """
+
+    name: str
+    parameter: str
+    block: int
+    blocks: int
+    interleaved: bool
+    transposed: bool
+
+    def of(self, stack: torch.Tensor, expert: int) -> torch.Tensor:
+        """One expert's weight [out, in], a view of the stack."""
+        matrix = stack[expert].T if self.transposed else stack[expert]
+        return self.rows(matrix)
+
+    def rows(self, whole: torch.Tensor) -> torch.Tensor:
+        """The layer's part of an expert's outputs, or of their bias [out]: a view."""
+        if self.interleaved:
+            return whole[self.block :: self.blocks]
+        size = len(whole) // self.blocks
+        return whole[self.block * size : (self.block + 1) * size]
+
+
+class ExpertLinear(nn.Module):
+    """A linear layer of one expert. It has no parameters: its weight is a part of the stack's.
+
+    Args:
+        stack: The module that holds all experts of a layer.
+        part: Where the layer lies in it.
+        expert: The expert's number.
+    """
+
+    def __init__(self, stack: nn.Module, part: Part, expert: int):
+        super().__init__()
+        # Not as a child: the stack is this module's ancestor. A copy of the stack copies it along.
+        self.__dict__["stack"] = stack
+        self.part, self.expert = part, expert
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The layer's weight [out, in]: a view."""
+        return self.part.of(getattr(self.stack, self.part.parameter), self.expert)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Its bias [out], if it has one: a view."""
+        bias = getattr(self.stack, f"{self.part.parameter}_bias", None)
+        return None if bias is None else self.part.rows(bias[self.expert])
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Inputs [tokens, in] to outputs [tokens, out]."""
+        return nn.functional.linear(input, self.weight, self.bias)
+
+
+class Watch(Protocol):
+    """Is shown what goes into each linear layer of each expert, before the layer runs.
+
+    ``inputs`` are [tokens, channels], of which a layer's first ones share one tensor; ``tokens``
+    their numbers [tokens] in the text, ``weights`` [tokens] what the expert's outputs for them are
+    multiplied by (None: by 1).
+    """
+
+    def __call__(
+        self, name: str, inputs: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor | None, /
+    ) -> None:
+        """Look at the inputs of the layer ``name``, such as ``3.gate_proj``."""
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds all experts of a layer in stacks that are understood here."""
+    return dispatch_of(module) is not None
+
+
+def dispatch_of(module: nn.Module) -> Dispatch | None:
+    """How a module of experts is called; None if it is none, or one that is not understood."""
+    down = getattr(module, "down_proj", None)
+    if not isinstance(down, torch.Tensor) or down.ndim != 3:
+        return None
+    if hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated"):
+        return "routed"
+    # LongCat-Flash computes the same, beside experts that hand a token on as it is. Llama 4 gives
+    # every expert its own copy of all tokens, and scales what goes in.
+    kinds: dict[str, Dispatch] = {"LongcatFlashExperts": "routed", "Llama4TextExperts": "batched"}
+    return kinds.get(type(module).__name__)
+
+
+def holds_unknown_experts(module: nn.Module) -> bool:
+    """Whether a module is called after experts, has stacks of matrices, and is not understood."""
+    stacks = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    return stacks and "Expert" in type(module).__name__ and not is_experts(module)
+
+
+def parts_of(module: nn.Module) -> list[Part]:
+    """The linear layers that each expert of a module has, in running order."""
+    transposed = bool(getattr(module, "is_transposed", dispatch_of(module) == "batched"))
+    interleaved = not getattr(module, "is_concatenated", True)
+    down = Part("down_proj", "down_proj", 0, 1, False, transposed)
+    if not getattr(module, "has_gate", True):
+        return [Part("up_proj", "up_proj", 0, 1, False, transposed), down]
+    gate, up = (
+        Part(name, "gate_up_proj", block, 2, interleaved, transposed)
+        for block, name in enumerate(("gate_proj", "up_proj"))
+    )
+    return [gate, up, down]
+
+
+def expert_count(module: nn.Module) -> int:
+    """How many experts a module holds weights of."""
+    down = module.down_proj
+    assert isinstance(down, torch.Tensor)
+    return len(down)
+
+
+def attach_experts(model: nn.Module) -> None:
+    """Give each module of experts its linear layers as children: ``0.gate_proj``, and so on."""
+    for module in list(model.modules()):
+        if not is_experts(module):
+            continue
+        parts = parts_of(module)
+        for expert in range(expert_count(module)):
+            child = nn.Module()
+            for part in parts:
+                child.add_module(part.name, ExpertLinear(module, part, expert))
+            module.add_module(str(expert), child)
+
+
+def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules below one that have experts attached to them, by name."""
+    for name, module in model.named_modules():
+        if "0" in module._modules and is_experts(module):
+            yield name, module
+
+
+def run_experts(
+    module: nn.Module, watch: Watch, *, all_tokens: bool = False
+) -> Callable[..., torch.Tensor]:
+    """What stands for the ``forward`` of a module with attached experts, and shows what goes in.
+
+    First every expert's first layers are shown their inputs, in order, then every expert's last
+    ones: who changes weights at that moment changes what is computed.
+
+    Args:
+        module: The module.
+        watch: Is shown the inputs.
+        all_tokens: Show every expert all tokens, whichever are its own; the result stays as it is.
+    """
+    if dispatch_of(module) == "batched":
+        return lambda hidden_states: _run_batched(module, watch, hidden_states)
+
+    def routed(hidden_states: torch.Tensor, *given: torch.Tensor, **named: Any) -> torch.Tensor:
+        # Families call the two that follow by names of their own.
+        rest = [*given, *named.values()]
+        top_k_index, top_k_weights = rest[0], rest[1]
+        hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
+        index = top_k_index.reshape(len(hidden), -1)
+        routing = _Routing(index, top_k_weights.reshape(index.shape))
+        output = _run_routed(module, watch, hidden, routing, all_tokens=all_tokens)
+        return output.view(hidden_states.shape).to(hidden_states.dtype)
+
+    return routed
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """Which experts each token goes to [tokens, k], and what their outputs are multiplied by."""
+
+    index: torch.Tensor
+    weights: torch.Tensor
+
+    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of an expert, and their weights, [n] each."""
+        tokens, slots = torch.where(self.index == expert)
+        return tokens, self.weights[tokens, slots]
+
+
+def _run_routed(
+    module: nn.Module,
+    watch: Watch,
+    hidden: torch.Tensor,
+    routing: _Routing,
+    *,
+    all_tokens: bool,
+) -> torch.Tensor:
+    every = torch.arange(len(hidden), device=hidden.device)
+    count = expert_count(module)
+    for expert in range(count):
+        tokens, weights = (every, None) if all_tokens else routing.of(expert)
+        inputs = hidden if all_tokens else hidden[tokens]
+        for name in _first(module):
+            watch(f"{expert}.{name}", inputs, tokens, weights)
+    inner = []
+    for expert in range(count):
+        tokens, weights = routing.of(expert)
+        if all_tokens:
+            states = _activated(module, expert, hidden)
+            watch(f"{expert}.down_proj", states, every, None)
+            states = states[tokens]
+        else:
+            states = _activated(module, expert, hidden[tokens])
+            watch(f"{expert}.down_proj", states, tokens, weights)
+        inner.append(states)
+    output = torch.zeros_like(hidden)
+    for expert, states in enumerate(inner):
+        tokens, weights = routing.of(expert)
+        results = _linear(module, expert, "down_proj")(states) * weights[:, None]
+        output.index_add_(0, tokens, results.to(output.dtype))
+    if hasattr(module, "identity_expert"):
+        tokens, slots = torch.where(routing.index >= count)
+        passed = hidden[tokens] * routing.weights[tokens, slots, None]
+        output.index_add_(0, tokens, passed.to(output.dtype))
+    return output
+
+
+def _run_batched(module: nn.Module, watch: Watch, hidden: torch.Tensor) -> torch.Tensor:
+    count = expert_count(module)
+    states = hidden.view(count, -1, hidden.shape[-1])
+    # A token that is not an expert's own comes to it as zeros.
+    own = [torch.where(part.any(-1))[0] for part in states]
+    for expert, tokens in enumerate(own):
+        inputs = states[expert, tokens]
+        for name in _first(module):
+            watch(f"{expert}.{name}", inputs, tokens, None)
+    inner = []
+    for expert, tokens in enumerate(own):
+        inner.append(_activated(module, expert, states[expert, tokens]))
+        watch(f"{expert}.down_proj", inner[-1], tokens, None)
+    output = torch.zeros_like(states)
+    for expert, tokens in enumerate(own):
+        results = _linear(module, expert, "down_proj")(inner[expert])
+        output[expert, tokens] = results.to(output.dtype)
+    return output.view(-1, hidden.shape[-1])
+
+
+def _first(module: nn.Module) -> list[str]:
+    return [part.name for part in parts_of(module)[:-1]]
+
+
+def _linear(module: nn.Module, expert: int, name: str) -> nn.Module:
+    return module.get_submodule(f"{expert}.{name}")
+
+
+def _activated(module: Any, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+    # [tokens, in] -> what goes into the last layer.
+    outputs = [_linear(module, expert, name)(inputs) for name in _first(module)]
+    if len(outputs) == 1:
+        activated: torch.Tensor = module.act_fn(outputs[0])
+        return activated
+    if not hasattr(module, "_apply_gate"):
+        gated: torch.Tensor = module.act_fn(outputs[0]) * outputs[1]
+        return gated
+    whole = (
+        torch.cat(outputs, -1) if module.is_concatenated else torch.stack(outputs, -1).flatten(-2)
+    )
+    gated = module._apply_gate(whole)
+    return gated

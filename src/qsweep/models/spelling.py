@@ -1,0 +1,120 @@
+"""What a checkpoint calls the parameters of a model in memory.
+
+transformers renames and stacks tensors while it loads (transformers/conversion_mapping.py): a layer
+``block_sparse_moe`` of a checkpoint is ``mlp`` in memory, and the experts' ``w1`` and ``w3`` lie in one
+``gate_up_proj``. Its own loader is asked where each tensor of a checkpoint goes, so that no family is
+known here by name.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qsweep.models.experts import attached, parts_of
+from qsweep.models.stacks import expert_layer
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """The checkpoint's names, by those in memory.
+
+    Attributes:
+        plain: Of parameters that are tensors of the checkpoint one by one.
+        experts: Of the linear layers of experts (:func:`~qsweep.models.experts.attach_experts`).
+        merged: Stacks that transformers makes of tensors of the checkpoint.
+    """
+
+    plain: dict[str, str] = field(default_factory=dict)
+    experts: dict[str, str] = field(default_factory=dict)
+    merged: set[str] = field(default_factory=set)
+
+    def tensor(self, name: str) -> str:
+        """What the checkpoint calls a tensor; one that it does not have keeps its name."""
+        layer, _, part = name.rpartition(".")
+        if layer in self.experts:
+            return f"{self.experts[layer]}.{part}"
+        return self.plain.get(name, name)
+
+    def layer(self, name: str) -> str:
+        """What the checkpoint calls a linear layer."""
+        return self.tensor(f"{name}.weight").removesuffix(".weight")
+
+
+def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
+    """How a checkpoint spells a model that was loaded from it.
+
+    Args:
+        model: The model, with experts attached.
+        stored: The names of the checkpoint's tensors.
+    """
+    layers = {
+        (f"{name}.{part.parameter}", expert, part.block): f"{name}.{expert}.{part.name}"
+        for name, module in attached(model)
+        for part in parts_of(module)
+        for expert in range(len(getattr(module, part.parameter)))
+    }
+    found = Spelling()
+    stacks: dict[str, str] = {}
+    for source, target, block, blocks in _places(model, stored):
+        if block is None:
+            found.plain[target] = source
+        else:
+            number = [int(word) for word in source.split(".") if word.isdecimal()][-1]
+            layer = layers.get((target, number, block))
+            if layer is not None and blocks == _blocks(model, target):
+                found.experts[layer] = source.removesuffix(".weight")
+                found.merged.add(target)
+                continue
+        stacks[target] = source
+    # Of stacks that are stored as such, experts are called as in memory, below the stack's own name.
+    for (stack, expert, _), layer in layers.items():
+        if layer not in found.experts and stack in stacks:
+            found.experts[layer] = expert_layer(stacks[stack], expert, layer.rpartition(".")[2])
+    return found
+
+
+def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int | None, int]]:
+    """Each stored tensor's name, and of the parameter that it goes into.
+
+    Where several are stacked, also which of a matrix's parts it is, and how many these are.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = getattr(model, "_weight_conversions", None)
+    if mapping is None:
+        mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    own = dict(model.state_dict())
+    for source in stored:
+        target, pattern = rename_source_key(
+            source, renamings, converters, model.base_model_prefix, own
+        )
+        if target not in own and source in own:
+            target, pattern = source, None
+        if target not in own:
+            continue
+        if pattern is None:
+            yield source, target, None, 1
+            continue
+        patterns, targets = by_pattern[pattern].source_patterns, by_pattern[pattern].target_patterns
+        if "*" in pattern:
+            yield source, target, patterns.index(pattern), len(patterns)
+        elif len(patterns) == len(targets) == 1:
+            yield source, target, None, 1
+
+
+def _blocks(model: nn.Module, parameter: str) -> int:
+    parent, _, name = parameter.rpartition(".")
+    found = [
+        part.blocks for part in parts_of(model.get_submodule(parent)) if part.parameter == name
+    ]
+    return found[0] if found else 0
