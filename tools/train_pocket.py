@@ -1,7 +1,7 @@
 """Train the embedded model on the text of this Python installation, on CPU or CUDA.
 
     python tools/train_pocket.py --steps 1000 --out outputs/pocket
-    python tools/train_pocket.py --architecture moe --steps 500 --batch-tokens 4096 --window 256 \
+    python tools/train_pocket.py --architecture moe --steps 400 --batch-tokens 4096 --window 256 \
         --out tests/trained/moe
 
 ``--architecture`` names a type of transformers, which gets the embedded model's widths, or one of
@@ -106,10 +106,10 @@ def main() -> None:
     print(f"{len(documents)} documents, {len(stream) / 1e6:.2f} M tokens", flush=True)
     model = build_model(tokenizer, args.architecture).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    started = time.time()
+    started = time.process_time()
     curve = train(model, stream, args, out)
     model.to(torch.bfloat16).save_pretrained(out)
-    seconds = time.time() - started
+    seconds = time.process_time() - started
     model.float().eval()
     windows = {
         kind: held_out_windows(model, tokenizer, "\n\n".join(text.documents(kind, "test")))
@@ -121,7 +121,7 @@ def main() -> None:
     facts = training_facts(args, held_out, unigram, shares, seconds, len(stream))
     write_card(out, model, args, curve, facts)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    print(f"{seconds:.0f} s; held-out perplexity {held_out}, of unigrams {unigram}", flush=True)
+    print(f"{seconds:.0f} s of CPU time; held-out perplexity {held_out}, of unigrams {unigram}", flush=True)
     if shares is not None:
         print("share of each layer's least and most used expert", shares.aminmax(dim=1), flush=True)
 
@@ -404,7 +404,7 @@ def training_facts(args, held_out, unigram, shares, seconds, stream_tokens) -> d
         "held out": "the units in `splits.json`, drawn by a hash of their names",
         "training": f"{args.steps} steps of {args.batch_tokens} tokens, Muon and AdamW, seed "
         f"{args.seed}, torch {torch.__version__} on {args.device}, {torch.get_num_threads()} "
-        f"threads, {seconds:.0f} s",
+        f"threads, {seconds:.0f} s of CPU time",
         "held-out perplexity": f"prose {held_out['docs']:.2f}, code {held_out['code']:.2f}",
         "of unigrams there": f"prose {unigram['docs']:.0f}, code {unigram['code']:.0f}",
     }
