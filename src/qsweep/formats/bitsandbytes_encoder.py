@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qsweep.formats.encoder import Encoder, Parts
+from qsweep.formats.encoder import Differing, Encoder, Parts
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,10 @@ class BitsAndBytesEncoder(Encoder):
         )
         return _parts(codes, state)
 
-    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
-        """See :meth:`Encoder.settings`."""
+    def settings(
+        self, unquantized: Sequence[str], others: Sequence[Differing] = ()
+    ) -> dict[str, Any]:
+        """See :meth:`Encoder.settings`; of ``others`` there are only those that stay."""
         dtype = str(self.dtype).removeprefix("torch.")
         return {
             "quant_method": "bitsandbytes",

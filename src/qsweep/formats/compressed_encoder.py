@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qsweep.formats.encoder import Encoder, Parts
+from qsweep.formats.encoder import Differing, Encoder, Parts
 
 if TYPE_CHECKING:
     import torch
@@ -154,15 +154,25 @@ class CompressedEncoder(Encoder):
             parts["weight_zero_point"] = zero
         return self._compressed(parts, inputs)
 
-    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+    def settings(
+        self, unquantized: Sequence[str], others: Sequence[Differing] = ()
+    ) -> dict[str, Any]:
         """See :meth:`Encoder.settings`."""
         import compressed_tensors
         from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-        scheme = self.scheme.model_copy(update={"format": self.stored_as})
+        groups = {"group_0": self._group(["Linear"])}
+        before: list[str] = []
+        for expression, encoder in others:
+            if encoder is None:
+                continue  # those layers are among the unquantized ones
+            assert isinstance(encoder, CompressedEncoder)
+            groups[f"group_{len(groups)}"] = encoder._group([_target(expression, before)])
+            before.append(expression)
+        formats = {group.format for group in groups.values()}
         config = QuantizationConfig(
-            config_groups={"group_0": scheme},
-            format=self.stored_as,
+            config_groups=groups,
+            format=self.stored_as if len(formats) == 1 else "mixed-precision",
             quantization_status=QuantizationStatus.COMPRESSED,
             ignore=["lm_head", *(_below(name) for name in unquantized)],
         )
@@ -173,6 +183,9 @@ class CompressedEncoder(Encoder):
             "sparsity_config": {},
             "transform_config": {},
         }
+
+    def _group(self, targets: list[str]) -> "QuantizationScheme":
+        return self.scheme.model_copy(update={"format": self.stored_as, "targets": targets})
 
     def _compressed(self, parts: "dict[str, torch.Tensor]", inputs: "torch.Tensor | None") -> Parts:
         import torch
@@ -213,6 +226,15 @@ def _extent(weight: "torch.Tensor", args: Any) -> "tuple[torch.Tensor, torch.Ten
         return blocks.amin((1, 3)), blocks.amax((1, 3))
     grouped = weight.unflatten(1, (-1, args.group_size))
     return grouped.amin(-1), grouped.amax(-1)
+
+
+def _target(expression: str, before: Sequence[str]) -> str:
+    """A target for layers that match an expression for whole names, and none of those before it.
+
+    The library looks at targets in alphabetical order, so that they must not overlap.
+    """
+    others = "|".join(rf"(?:.*\.)?(?:{one})" for one in before)
+    return rf"re:{f'(?!(?:{others})$)' if others else ''}(.*\.)?{expression}$"
 
 
 def _below(name: str) -> str:

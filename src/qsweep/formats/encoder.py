@@ -1,5 +1,6 @@
 """How one container writes the layers that a quantizer made; each with its settings, for a whole model."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 Parts = Mapping[str, "torch.Tensor"]
 # Layers that share an input and that runtimes fuse into one, by the last part of their names: what is
 # one number for a layer must be one for all of them (vLLM; the groups of llm-compressor 0.14).
-_FUSED = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("q_a_proj", "kv_a_proj_with_mqa"),
-    ("w1", "w3"),
-)
+_FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
+    "w13": ("w1", "w3"),
+}
+_OF_EXPERT = re.compile(r"(.*\.experts)\.\d+\.[^.]+")
 
 
 class Encoder(ABC):
@@ -65,12 +67,85 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+    def settings(
+        self, unquantized: Sequence[str], others: "Sequence[Differing]" = ()
+    ) -> dict[str, Any]:
         """The ``quantization_config``.
 
         Args:
             unquantized: Linear layers that are none of its, and parts of the model that hold such.
+            others: Layers that are written by other encoders; of one that several name, the first
+                counts.
         """
+
+
+# A regular expression for whole names of layers, and what writes them; None: they stay as they are.
+Differing = tuple[str, Encoder | None]
+
+
+@dataclass(frozen=True)
+class LayerEncoders:
+    """What writes the layers of a checkpoint, which need not be alike.
+
+    Attributes:
+        usual: What writes most.
+        others: What writes those of certain names.
+        layers: The names of the model's linear layers.
+    """
+
+    usual: Encoder
+    others: tuple[Differing, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def of(self, layer: str) -> Encoder:
+        """What writes a layer of that name in the checkpoint."""
+        for expression, encoder in self.others:
+            if encoder is not None and re.fullmatch(expression, layer):
+                return encoder
+        return self.usual
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What can serve the checkpoint."""
+        differing = [encoder for _, encoder in self.others if encoder is not None]
+        return tuple(
+            name
+            for name in self.usual.runtimes
+            if all(name in encoder.runtimes for encoder in differing) and self._is_followed_by(name)
+        )
+
+    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+        """See :meth:`Encoder.settings`. The head is not quantized, whoever it is named by."""
+        named = any(re.fullmatch(expression, "lm_head") for expression, _ in self.others)
+        head = [] if not named or "lm_head" in unquantized else ["lm_head"]
+        return self.usual.settings([*unquantized, *head], self.others)
+
+    def _is_followed_by(self, runtime: str) -> bool:
+        """Whether a runtime reads what differs layer by layer, and can run it.
+
+        transformers loads GPTQ through optimum, which passes ``dynamic`` over. vLLM has one matrix
+        for layers that it fuses, and one kernel for all experts of a layer; of GPTQ it looks rules up
+        by the name that the fused one has.
+        """
+        if not self.others:
+            return True
+        if self.usual.container == "gptq" and runtime not in ("gptqmodel", "vllm"):
+            return False
+        if runtime != "vllm":
+            return True
+        for whole, parts in _run_as_one(self.layers).items():
+            found = {self._rule(part) for part in parts}
+            if self.usual.container == "gptq":
+                found.add(self._rule(whole))
+            if len(found) > 1:
+                return False
+        return True
+
+    def _rule(self, layer: str) -> Encoder | None:
+        for expression, encoder in self.others:
+            if re.fullmatch(expression, layer):
+                return encoder
+        return self.usual
 
 
 @dataclass(frozen=True)
@@ -126,9 +201,20 @@ class PackedEncoder(Encoder):
         bits, group_size = self.stated["bits"], self.stated["group_size"]
         return self.pack(round_to_grid(weight.to(torch.float32), bits, group_size, self.sym))
 
-    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
+    def settings(
+        self, unquantized: Sequence[str], others: Sequence[Differing] = ()
+    ) -> dict[str, Any]:
         """See :meth:`Encoder.settings`."""
-        return {**self.stated, **kept_settings(unquantized)}
+        rules = [
+            (expression, None if encoder is None else _bits_of(encoder))
+            for expression, encoder in others
+        ]
+        return {**self.stated, **kept_settings(unquantized, rules)}
+
+
+def _bits_of(encoder: Encoder) -> dict[str, Any]:
+    assert isinstance(encoder, PackedEncoder)
+    return {name: encoder.stated[name] for name in ("bits", "group_size")}
 
 
 def require_finite(layer: str, values: "torch.Tensor") -> None:
@@ -158,6 +244,18 @@ def fused_groups(layers: Sequence[str]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for layer in layers:
         parent, _, last = layer.rpartition(".")
-        names = next((names for names in _FUSED if last in names), (last,))
+        names = next((names for names in _FUSED.values() if last in names), (last,))
         groups.setdefault((parent, names), []).append(layer)
     return [tuple(group) for group in groups.values()]
+
+
+def _run_as_one(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Layers of which vLLM makes one, by its name: fused ones, and all experts of a layer."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        parent, _, last = layer.rpartition(".")
+        if expert := _OF_EXPERT.fullmatch(layer):
+            found.setdefault(expert[1], []).append(layer)
+        elif (whole := next((w for w, parts in _FUSED.items() if last in parts), None)) is not None:
+            found.setdefault(f"{parent}.{whole}", []).append(layer)
+    return found

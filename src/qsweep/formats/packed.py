@@ -228,19 +228,26 @@ def layer_of(
     return PackedLayer(name, outputs, inputs, bits, groups, size or inputs // groups, stated)
 
 
-def kept_settings(names: Sequence[str]) -> dict[str, Any]:
-    """What a ``quantization_config`` says of linear layers that are not quantized.
+def kept_settings(
+    names: Sequence[str], rules: Sequence[tuple[str, Mapping[str, Any] | None]] = ()
+) -> dict[str, Any]:
+    """What a ``quantization_config`` says of linear layers that are not quantized as most are.
 
-    ``modules_to_not_convert`` is what transformers and vLLM read of AWQ, a ``dynamic`` rule that
-    begins with a minus what GPTQModel and vLLM read of GPTQ. ``names`` may also be those of modules
-    with all that is below them; in memory, a name may be longer at its begin.
+    ``modules_to_not_convert`` is what transformers and vLLM read of AWQ. Of GPTQ, GPTQModel and vLLM
+    read ``dynamic``: the first of its expressions that matches counts, and one that begins with a
+    minus leaves layers alone. In memory, a name may be longer at its begin.
+
+    Args:
+        names: Layers that are not quantized, or modules with all that is below them.
+        rules: What differs for layers, by regular expressions for whole names; None: they are not
+            quantized.
     """
-    if not names:
-        return {}
-    return {
-        "modules_to_not_convert": list(names),
-        "dynamic": {rf"-:^(.*\.)?{re.escape(name)}(\.|$)": {} for name in names},
-    }
+    dynamic: dict[str, Any] = {rf"-:^(.*\.)?{re.escape(name)}(\.|$)": {} for name in names}
+    for expression, differing in rules:
+        sign = "-" if differing is None else "+"
+        dynamic[rf"{sign}:^(.*\.)?{expression}$"] = dict(differing or {})
+    kept = {"modules_to_not_convert": list(names)} if names else {}
+    return kept | ({"dynamic": dynamic} if dynamic else {})
 
 
 def is_split(source: Path, out: Path) -> bool:

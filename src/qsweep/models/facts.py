@@ -26,6 +26,7 @@ from qsweep.models.files import (
     weight_files,
     weight_map,
 )
+from qsweep.models.roles import is_linear_layer, kept_as
 from qsweep.models.safetensors_header import DTYPE_BITS, TensorHeader, read_header, same_content
 from qsweep.models.source import ModelFacts
 from qsweep.models.stacks import stacked_linears, unread_experts
@@ -48,8 +49,6 @@ _FALLBACK_LENGTH = 2048
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp)([._]|$)")
 _TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
-# Two-dimensional weights in a layer that are no linear layer, or that no method quantizes.
-_NOT_LINEAR = re.compile(r"(norm|embed\w*|wte|wpe|relative_attention_bias|router|\.gate)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 _INTEGERS = frozenset(name for name in DTYPE_BITS if name.startswith(("I", "U", "BOOL")))
@@ -79,17 +78,19 @@ def read_facts(path: Path, name: str) -> ModelFacts:
         _refuse_odd_heads(tensors)
     decoder = dict(_decoder_shapes(tensors))
     counts = expert_counts(text)
+    linears = dict(_linears(tensors, transposed=model_type in CONV1D_TYPES))
+    linears |= stacked_linears(decoder)
     return ModelFacts(
         name=name,
         path=path,
         model_type=model_type,
-        linears=dict(_linears(tensors, transposed=model_type in CONV1D_TYPES))
-        | stacked_linears(decoder),
+        linears={name: shape for name, shape in linears.items() if kept_as(name) is None},
         parameters=sum(info.count for info in distinct_weights(tensors, config).values()),
         max_length=_max_length(text, model_type),
         vocab_size=_vocab_size(tensors, text, path),
         experts=holds_experts(decoder.items(), counts),
         unread_experts=tuple(unread_experts(decoder, counts)),
+        kept={name: shape for name, shape in linears.items() if kept_as(name) is not None},
     )
 
 
@@ -260,7 +261,7 @@ def _linears(
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     for name in _in_decoder(tensors):
         layer, shape = name.removesuffix(".weight"), tensors[name].shape
-        if layer == name or len(shape) != 2 or _NOT_LINEAR.search(layer):
+        if layer == name or len(shape) != 2 or not is_linear_layer(layer):
             continue
         rows, columns = shape
         yield layer, (columns, rows) if transposed else (rows, columns)

@@ -1,6 +1,6 @@
 """A model to quantize, and what is known of it before anything is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -10,7 +10,8 @@ class ModelFacts:
 
     ``linears`` are the weights of linear layers inside the decoder, by name without ``.weight``, as
     (out_features, in_features), those of experts one by one also where they are stored in stacks.
-    Embeddings, norms and the output head are not among them.
+    Embeddings, norms and the output head are not among them, nor are those in ``kept``, such as
+    routers, which stay in 16 bits unless somebody asks for them (:mod:`qsweep.models.roles`).
     ``experts`` tells whether the decoder is a mixture of experts; None where nobody looked.
     ``unread_experts`` are tensors of experts that are stored in a way that is not understood.
     ``dequantized_from`` says what it was before, such as ``fp8 block 128x128``, where only a
@@ -27,6 +28,12 @@ class ModelFacts:
     experts: bool | None = None
     dequantized_from: str | None = None
     unread_experts: tuple[str, ...] = ()
+    kept: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def all_linears(self) -> dict[str, tuple[int, int]]:
+        """``linears`` and ``kept``."""
+        return self.linears | self.kept
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ Nothing heavy is imported.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.version import __version__
@@ -17,14 +18,17 @@ from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.rules import Rule, check_rules, read_rules, reason_to_keep, rule_of
 
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.encoder import Encoder
+    from qsweep.formats.encoder import Encoder, LayerEncoders
     from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
+# Containers whose configuration speaks of all layers at once.
+_ALIKE = ("awq", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,20 @@ class GroupedOptions:
         group_size: Weights per scale; -1 for one scale per output.
         sym: Fix the zero point in the middle; ``auto`` (or None) does where ``sym_by_default``.
         format: What codes mean. One that fixes the bits, the group size and the zero point sets them.
+        rules: What of that differs for which layers, and which stay in 16 bits; a mapping as
+            :mod:`qsweep.quantizers.rules` has it, which becomes a tuple of its rules.
 
     Class attributes:
         any_format: Whether others than integers in ``container`` can be made.
         takes_experts: Whether the experts of a mixture are quantized.
+        takes_rules: Whether layers can differ.
     """
 
     bits: int = 4
     group_size: int = 128
     sym: Sym = None
     format: NumberFormat = field(default_factory=Int)
+    rules: Any = ()
 
     method: ClassVar[str]
     backend: ClassVar[str]
@@ -54,6 +62,7 @@ class GroupedOptions:
     sym_by_default: ClassVar[bool] = False
     any_format: ClassVar[bool] = False
     takes_experts: ClassVar[bool] = False
+    takes_rules: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, value in self.format.fixed.items():
@@ -71,6 +80,9 @@ class GroupedOptions:
             )
         if self.sym not in (True, False, "auto", None):
             raise ConfigError(f"sym={self.sym}: must be true, false or auto")
+        object.__setattr__(self, "rules", read_rules(self.rules))
+        if self.rules:
+            _ = self.by_rule  # is checked by being made
 
     @property
     def symmetric(self) -> bool:
@@ -109,16 +121,54 @@ class GroupedOptions:
             return self.container.fits(self.group_size, shape)
         return self.format.fits(shape, self.group_size)
 
-    def kept_layers(self, linears: Mapping[str, tuple[int, int]]) -> list[str]:
-        """Names of the linear layers that cannot."""
-        return [name for name, shape in linears.items() if not self.fits(shape)]
+    @cached_property
+    def plain(self) -> Self:
+        """These options without rules: those of layers that no rule names."""
+        return replace(self, rules=()) if self.rules else self
+
+    @cached_property
+    def by_rule(self) -> dict[Rule, Self | None]:
+        """The options, without rules, of the layers that each rule names; None: they are kept."""
+        return {rule: None if rule.keep else self._under(rule) for rule in self.rules}
+
+    @property
+    def every(self) -> list[Self]:
+        """All options that layers may have, without rules."""
+        return [self.plain, *(own for own in self.by_rule.values() if own is not None)]
+
+    def of_layer(self, name: str, shape: tuple[int, int]) -> Self | None:
+        """The options of a linear layer, without rules; None where it stays in 16 bits.
+
+        Args:
+            name: What the checkpoint calls it.
+            shape: Its (outputs, inputs).
+        """
+        rule = rule_of(self.rules, name)
+        if reason_to_keep(rule, name) is not None:
+            return None
+        own = self.plain if rule is None else self.by_rule[rule]
+        return own if own is not None and own.fits(shape) else None
+
+    def quantized(self, model: ModelFacts) -> dict[str, Self]:
+        """The options of each linear layer that is quantized, by name."""
+        found = {name: self.of_layer(name, shape) for name, shape in model.all_linears.items()}
+        return {name: own for name, own in found.items() if own is not None}
+
+    def kept(self, model: ModelFacts) -> dict[str, str]:
+        """Why each linear layer that stays in 16 bits does, by name."""
+        return {
+            name: reason_to_keep(rule_of(self.rules, name), name) or "shape"
+            for name, shape in model.all_linears.items()
+            if self.of_layer(name, shape) is None
+        }
 
     def options(self) -> dict[str, Any]:
-        """The effective options."""
+        """The effective options; of rules only where there are any."""
         usual = replace(self.format, container="auto").held_in(self.container.name)
         held = {} if self.holder == usual else {"container": self.holder}
         grid = {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
-        return {**self.format.options(), **held, **grid}
+        rules = {"rules": [str(rule) for rule in self.rules]} if self.rules else {}
+        return {**self.format.options(), **held, **grid, **rules}
 
     def packed_settings(self) -> dict[str, Any]:
         """The ``quantization_config`` of a checkpoint in ``container``."""
@@ -157,6 +207,17 @@ class GroupedOptions:
         )
         return replace(encoder, runtimes=serving, own=own)
 
+    def encoders(self, model: ModelFacts) -> "LayerEncoders":
+        """The same with what rules say of single layers."""
+        from qsweep.formats.encoder import LayerEncoders
+
+        usual = self.plain.encoder(model)
+        others = tuple(
+            (rule.expression, None if own is None else own.encoder(model))
+            for rule, own in self.by_rule.items()
+        )
+        return LayerEncoders(usual, others, tuple(model.all_linears))
+
     def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
         """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
         return self.format.scheme(
@@ -164,8 +225,38 @@ class GroupedOptions:
         )
 
     def check(self, model: ModelFacts) -> None:
-        """Refuse what the checkpoint cannot hold. Raises IncompatibleTrial."""
+        """Refuse what the checkpoint cannot hold, and rules that change nothing.
+
+        Raises:
+            IncompatibleTrial: With the reason.
+        """
         self.check_format()
+        if not self.rules:
+            self.check_layers(model)
+            return
+        check_rules(self.rules, model.all_linears, model.name)
+        alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
+        for name, shape in model.all_linears.items():
+            rule = rule_of(self.rules, name)
+            if reason_to_keep(rule, name) is None:
+                alike.setdefault(rule, {})[name] = shape
+        if not alike:
+            raise IncompatibleTrial(
+                f"quant.rules keep every linear layer of {model.name} in 16 bits, so that nothing is "
+                "left to quantize"
+            )
+        for rule, linears in alike.items():
+            own = self.plain if rule is None else self.by_rule[rule]
+            assert own is not None
+            try:
+                own.check_layers(replace(model, linears=linears))
+            except IncompatibleTrial as error:
+                if rule is None:
+                    raise
+                raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
+
+    def check_layers(self, model: ModelFacts) -> None:
+        """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
         if self.holder == self.container.name:
             check_packing(
                 self.method,
@@ -189,8 +280,61 @@ class GroupedOptions:
     def _holders(self) -> tuple[str, ...]:
         return self.format.containers or (self.container.name, "compressed-tensors")
 
+    def _under(self, rule: Rule) -> Self:
+        """What a rule makes of these options. Raises ConfigError where they leave nothing open."""
+        number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
+        if number is None and fixed:
+            # Integers in so many bits beside a format that has no bits to choose.
+            if type(self.format) in (W4A16, W8A16):
+                changed = {"bits": self.bits, "group_size": self.group_size, **changed}
+            elif "bits" not in changed:
+                raise ConfigError(
+                    f"quant.rules: {rule.pattern}: format={self.format.name} fixes the group size; "
+                    "name another format or bits"
+                )
+            number = Int()
+        if number is not None:
+            if not number.fixed and fixed:
+                changed = {"group_size": GroupedOptions.group_size, **changed}
+            held = number.containers is None or self.holder in number.containers
+            changed["format"] = replace(number, container=self.holder) if held else number
+        return replace(self, rules=(), **changed)
+
     def check_format(self) -> None:
-        """Refuse a number format that this quantizer does not make. Raises IncompatibleTrial."""
+        """Refuse a number format that this quantizer does not make, and rules that it cannot follow.
+
+        Raises:
+            IncompatibleTrial: With the reason.
+        """
+        self._check_number_format()
+        for rule, own in self.by_rule.items():
+            self._check_rule(rule, own)
+
+    def _check_rule(self, rule: Rule, own: Self | None) -> None:
+        place = f"quant.rules: {rule.pattern}"
+        if not self.takes_rules:
+            raise IncompatibleTrial(
+                f"{getattr(self, 'label', self.backend)} treats all layers alike; {self._others} not "
+                "(quant.rules)"
+            )
+        if own is None:
+            return
+        try:
+            own.check_format()
+        except IncompatibleTrial as error:
+            raise type(error)(f"{place}: {error}") from error
+        if own.holder != self.holder:
+            raise IncompatibleTrial(
+                f"{place}: {rule.value} lies in {own.holder}, and the other layers in {self.holder}; "
+                f"a checkpoint is one of them (format.container={own.holder})"
+            )
+        if self.holder in _ALIKE and own != self.plain:
+            raise IncompatibleTrial(
+                f"{place}: layers of one {self.holder} checkpoint all have the same bits and group "
+                "size; keep is the only rule that it holds"
+            )
+
+    def _check_number_format(self) -> None:
         name, holder = self.format.name, self.holder
         if not self.any_format and (name, holder) != ("int", self.container.name):
             what = name if name != "int" else f"container={holder}"
@@ -323,7 +467,7 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
         raise IncompatibleTrial(
             f"{method}: {name} is written in 2, 3, 4 or 8 bits, not {quantizer.bits}"
         )
-    kept = quantizer.kept_layers(model.linears)
+    kept = [layer for layer, shape in model.linears.items() if not quantizer.fits(shape)]
     if 2 * _weights(model, kept) >= _weights(model, model.linears):
         inputs = model.linears[kept[0]][1]
         raise IncompatibleTrial(

@@ -39,7 +39,9 @@ def measure_importance(
     from qsweep.quantizers.native.grid import run
 
     started = time.perf_counter()
-    with contextlib.suppress(IncompatibleTrial):
+    # Experts are shown all tokens in such a pass alone.
+    refusal = () if calibration.all_experts else (IncompatibleTrial,)
+    with contextlib.suppress(*refusal):
         return run(model, calibration, [], progress, importance=True)
     # Not while the error is handled, which holds the model that was loaded.
     matrix = _run_whole(model, calibration, progress)
@@ -71,7 +73,7 @@ def _run_whole(
 
     network = load_network(model, model.device)
     stats: dict[str, InputStats] = {}
-    wanted = by_tail(model.facts.linears)
+    wanted = by_tail(model.facts.all_linears)
     for name, module in network.named_modules():
         if getattr(module, "weight", None) is not None and tail(name) in wanted:
             one = stats[name] = InputStats(name, products=False)
@@ -83,7 +85,7 @@ def _run_whole(
             network.base_model(torch.tensor(batch, device=model.device), use_cache=False)
     # Experts that no token was sent to have none.
     found = {name: one.finish().importance.cpu() for name, one in stats.items() if one.tokens}
-    return by_checkpoint_name(found, model.facts.linears)
+    return by_checkpoint_name(found, model.facts.all_linears)
 
 
 def _batches(samples: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

@@ -12,6 +12,7 @@ from qsweep.formats.gptq import CONTAINER, format_of
 from qsweep.formats.packed import PackedContainer
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.kept import kept_details
 from qsweep.quantizers.native.limits import SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
@@ -19,7 +20,7 @@ from qsweep.text.calibration import CalibrationTokens
 if TYPE_CHECKING:
     import torch
 
-    from qsweep.formats.encoder import Encoder
+    from qsweep.formats.encoder import LayerEncoders
 
 
 # Raised whenever what the pass tells of inputs changes an artifact.
@@ -46,6 +47,8 @@ class RTN(GroupedOptions):
     container: ClassVar[PackedContainer] = CONTAINER
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
+    takes_rules: ClassVar[bool] = True
 
     @property
     def uses_calibration(self) -> bool:  # type: ignore[override]
@@ -121,13 +124,13 @@ class RTN(GroupedOptions):
         from qsweep.formats.hf import ShardWriter, write_frame
         from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
 
-        kept = self.kept_layers(model.facts.linears)
-        linears = model.facts.linears.keys() - set(kept)
+        kept = self.kept(model.facts)
+        linears = model.facts.all_linears.keys() - kept.keys()
         if not all(f"{name}.weight" in read_tensors(model.path) for name in linears):
             return self._quantize_stacks(model, out, progress)
         transposed = model.facts.model_type in CONV1D_TYPES
-        encoder = self.encoder(model.facts)
-        extremes = _extremes(encoder, model.path, linears)
+        encoders = self.encoders(model.facts)
+        extremes = _extremes(encoders, model.path, linears)
         writer, done = ShardWriter(out), 0
         for name, tensor in _tensors(model.path):
             layer = name.removesuffix(".weight")
@@ -137,19 +140,20 @@ class RTN(GroupedOptions):
             require_finite(layer, tensor)
             weight = tensor.to(model.device)
             weight = weight.T if transposed else weight
-            for part, packed in encoder.round(weight, extremes.get(layer)).items():
+            for part, packed in encoders.of(layer).round(weight, extremes.get(layer)).items():
                 writer.add(f"{layer}.{part}", packed)
             done += 1
             progress("round", done / len(linears))
         writer.close()
         others = other_linears(read_tensors(model.path))
-        write_frame(model.path, out, encoder.settings([*kept, *others]))
+        write_frame(model.path, out, encoders.settings([*kept, *others]))
+        holder = encoders.usual.container
         return Artifact(
             path=out,
-            format=encoder.container,
-            size=container(encoder.container).size(out),
-            runtimes=encoder.runtimes,
-            details={"kept_layers": sorted(kept)} if kept else {},
+            format=holder,
+            size=container(holder).size(out),
+            runtimes=encoders.runtimes,
+            details=kept_details(kept),
         )
 
     def _quantize_stacks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
@@ -163,8 +167,9 @@ class RTN(GroupedOptions):
 
         network = load_network(model, dtype="auto")
         spelling = spelling_of(network, read_tensors(model.path))
-        writer = CheckpointWriter(out, model.path, self.encoder(model.facts), spelling)
-        wanted = model.facts.linears.keys() - set(self.kept_layers(model.facts.linears))
+        kept, encoders = self.kept(model.facts), self.encoders(model.facts)
+        writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
+        wanted = model.facts.all_linears.keys() - kept.keys()
         decoder = find_decoder(network)
         for index, linears in enumerate(decoder.linears):
             named = {decoder.full_name(index, name): linear for name, linear in linears.items()}
@@ -186,16 +191,18 @@ class RTN(GroupedOptions):
         from qsweep.models.facts import CONV1D_TYPES
         from qsweep.quantizers.conversion.solved import SolvedFile
 
-        scheme = self.scheme(torch.float16)
-        assert isinstance(scheme, BlockScheme) and self.format.gguf is not None
+        assert self.format.gguf is not None
         file = SolvedFile(out, model, self.format.gguf)
-        linears = model.facts.linears.keys() - set(self.kept_layers(model.facts.linears))
+        linears = self.quantized(model.facts)
+        schemes = {own: own.scheme(torch.float16) for own in self.every}
         transposed, done = model.facts.model_type in CONV1D_TYPES, 0
         for name, tensor in _tensors(model.path):
             layer = name.removesuffix(".weight")
             if layer == name or layer not in linears:
                 continue
             weight = tensor.to(model.device, torch.float32)
+            scheme = schemes[linears[layer]]
+            assert isinstance(scheme, BlockScheme)
             file.add(layer, scheme.rounded(weight.T if transposed else weight))
             done += 1
             progress("round", done / len(linears))
@@ -213,9 +220,12 @@ def _tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
                 yield name, handle.get_tensor(name)
 
 
-def _extremes(encoder: "Encoder", path: Path, linears: set[str]) -> "Mapping[str, torch.Tensor]":
+def _extremes(
+    encoders: "LayerEncoders", path: Path, linears: set[str]
+) -> "Mapping[str, torch.Tensor]":
     """The largest magnitude in all layers that a runtime fuses with each; {} where nobody asks."""
-    if not encoder.scales_whole_tensors:
+    wanted = {layer for layer in linears if encoders.of(layer).scales_whole_tensors}
+    if not wanted:
         return {}
     from qsweep.formats.encoder import fused_extremes
 
@@ -223,6 +233,6 @@ def _extremes(encoder: "Encoder", path: Path, linears: set[str]) -> "Mapping[str
         {
             name.removesuffix(".weight"): tensor.abs().amax()
             for name, tensor in _tensors(path)
-            if name.removesuffix(".weight") in linears and name.endswith(".weight")
+            if name.removesuffix(".weight") in wanted and name.endswith(".weight")
         }
     )

@@ -36,6 +36,7 @@ class ArtifactFacts:
     size_gb: Number | None = None
     bpw: Number | None = None
     bpw_total: Number | None = None
+    active_gb: Number | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property

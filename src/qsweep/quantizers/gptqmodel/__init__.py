@@ -28,6 +28,8 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
     """A quantizer of GPTQModel's; fields have its names."""
 
     backend: ClassVar[str] = "gptqmodel"
+    takes_experts: ClassVar[bool] = True
+    takes_rules: ClassVar[bool] = True
 
     def version(self) -> str:
         """GPTQModel's version and the revision of this module."""
@@ -46,10 +48,26 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
                 "for, which breaks the model; quant.backend=native finds out what does"
             )
         self._require_backend()
+        self._require_definition(model)
+
+    def _require_definition(self, model: ModelFacts) -> None:
+        from qsweep.quantizers.gptqmodel.families import defined_types
+
+        # Of dense models it guesses the layers by their names.
+        if model.experts and model.model_type not in defined_types():
+            raise IncompatibleTrial(
+                f"gptqmodel {self.version().partition('+')[0]} has no definition of "
+                f"{model.model_type} and would leave its experts in 16 bits; quant.backend=native "
+                "quantizes them"
+            )
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of GPTQModel's ``QuantizeConfig``."""
+        """Keyword arguments of GPTQModel's ``QuantizeConfig``, but for what differs layer by layer."""
+
+    def packed_settings(self) -> dict[str, Any]:
+        """See :meth:`GroupedOptions.packed_settings`."""
+        return self.settings()
 
     def quantize(
         self,
@@ -60,9 +78,15 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
     ) -> Artifact:
         """Write a GPTQ checkpoint (an asymmetric one in version 2), or AWQ's in GEMM layout."""
         self._require_backend()
-        from qsweep.quantizers.gptqmodel.run import quantize
+        from qsweep.quantizers.gptqmodel.run import Settings, quantize
 
-        return quantize(self.container, self.settings(), model, calibration, out, progress)
+        config = Settings(
+            self.plain.settings(),
+            self.encoders(model.facts),
+            self.kept(model.facts),
+            max(own.bits for own in self.every),
+        )
+        return quantize(self.container, config, model, calibration, out, progress)
 
     def _require_backend(self) -> None:
         if self.version() == "missing":

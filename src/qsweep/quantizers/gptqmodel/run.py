@@ -3,15 +3,20 @@
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.packed import PackedContainer, is_split, kept_settings
+from qsweep.formats.encoder import LayerEncoders
+from qsweep.formats.packed import PackedContainer, is_split
+from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.kept import kept_details
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -24,9 +29,32 @@ _BATCH_TOKENS = 2048
 _META = ("quantizer", "damp_percent", "damp_auto_increment", "act_group_aware", "true_sequential")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What GPTQModel is told.
+
+    Attributes:
+        options: Keyword arguments of its ``QuantizeConfig``.
+        encoders: What its layers become, of which some may differ.
+        kept: Why layers stay in 16 bits, by name.
+        bits: The most that a code has.
+    """
+
+    options: dict[str, Any]
+    encoders: LayerEncoders
+    kept: Mapping[str, str]
+    bits: int
+
+    @property
+    def differing(self) -> dict[str, Any]:
+        """What its configuration says of layers that are not like most."""
+        whole = self.encoders.settings(sorted(self.kept))
+        return {k: whole[k] for k in ("modules_to_not_convert", "dynamic") if k in whole}
+
+
 def quantize(
     container: PackedContainer,
-    options: dict[str, Any],
+    settings: Settings,
     model: SourceModel,
     calibration: CalibrationTokens | None,
     out: Path,
@@ -36,7 +64,7 @@ def quantize(
 
     Args:
         container: What is written.
-        options: Keyword arguments of GPTQModel's ``QuantizeConfig``.
+        settings: How.
         model: The unquantized model.
         calibration: The token ids that it may see.
         out: The artifact's empty directory.
@@ -44,6 +72,7 @@ def quantize(
 
     Raises:
         ConfigError: Calibration text is missing, or GPTQModel cannot be told to use the device.
+        IncompatibleTrial: It left experts of a mixture as they are.
     """
     from qsweep.formats.hf import restore_dtypes, write_frame
 
@@ -52,15 +81,17 @@ def quantize(
     progress("import gptqmodel", None)
     _prepare_process(model.device)
     work = out / "work"
-    dtype = _compute_dtype(model, options["bits"])
+    dtype = _compute_dtype(model, settings.bits)
     try:
-        settings, details = _run(container, options, model, dtype, calibration, work, progress)
+        written, details = _run(container, settings, model, dtype, calibration, work, progress)
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
-        write_frame(model.path, out, settings)
+        write_frame(model.path, out, written)
+        if model.facts.experts:
+            _require_experts(settings, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    names = container.runtimes(options["bits"], options["group_size"], options["sym"])
+    names = settings.encoders.runtimes
     if is_split(model.path, out):
         names = tuple(name for name in names if name != "transformers")
     return Artifact(
@@ -74,6 +105,21 @@ def quantize(
             **details,
         },
     )
+
+
+def _require_experts(settings: Settings, out: Path) -> None:
+    """Refuse a checkpoint with experts in 16 bits that nothing says are to be kept."""
+    left = sorted(
+        name
+        for name, info in read_tensors(out).items()
+        if "experts" in name.split(".") and name.removesuffix(".weight") not in settings.kept
+        if len(info.shape) == 3 or (len(info.shape) == 2 and name.endswith(".weight"))
+    )
+    if left:
+        raise IncompatibleTrial(
+            f"gptqmodel {importlib.metadata.version('gptqmodel')} left {len(left)} tensors of experts "
+            f"in 16 bits, {left[0]} first; quant.backend=native quantizes them"
+        )
 
 
 def _prepare_process(device: str) -> None:
@@ -100,7 +146,6 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
     import torch
 
     from qsweep.formats.hf import usual_dtype
-    from qsweep.models.facts import read_tensors
 
     if model.device == "cpu" or bits > 4:
         return torch.float32
@@ -109,7 +154,7 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
 
 def _run(
     container: PackedContainer,
-    options: dict[str, Any],
+    settings: Settings,
     source: SourceModel,
     dtype: "torch.dtype",
     calibration: CalibrationTokens,
@@ -124,11 +169,10 @@ def _run(
 
     progress("load", None)
     offload = source.facts.parameters > _OFFLOAD_PARAMETERS
-    kept = container.kept_layers(options["group_size"], source.facts.linears)
-    left = kept_settings(kept)
+    differing = settings.differing
     config = QuantizeConfig(
-        **options,
-        dynamic=left.get("dynamic"),
+        **settings.options,
+        dynamic=differing.get("dynamic"),
         quant_method=container.name,
         device=source.device.partition(":")[0],
         offload_to_disk=offload,
@@ -154,13 +198,10 @@ def _run(
         log = model.quantize(samples, batch_size=batch, backend=backend)
     progress("pack", None)
     model.save(str(work / "saved"))
-    settings = model.quantize_config.to_dict()
-    settings["meta"] = {k: v for k, v in settings.get("meta", {}).items() if k in _META}
+    written = model.quantize_config.to_dict()
+    written["meta"] = {k: v for k, v in written.get("meta", {}).items() if k in _META}
     details = _log_details([entry for entries in log.values() for entry in entries])
-    if kept:
-        settings |= left
-        details["kept_layers"] = sorted(kept)
-    return settings, details
+    return written | differing, details | kept_details(settings.kept)
 
 
 class _Reporter:

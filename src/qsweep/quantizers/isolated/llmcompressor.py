@@ -77,7 +77,7 @@ class _LLMCompressor(IsolatedQuantizer):
         """See the base class."""
         told = {"method": self.method, **self.options()}
         if self.format.preset is not None:
-            told |= {"scheme": self.format.preset, "ignore": self.kept_layers(model.linears)}
+            told |= {"scheme": self.format.preset, "ignore": list(self.kept(model))}
         return told
 
 

@@ -35,15 +35,16 @@ class Shared:
     Attributes:
         weights: Their weights, float32 [rows, channels] each.
         stats: Of the inputs.
+        scheme: How weights become codes; where rows share scales, or all have one, the sample of
+            rows that is looked at has its own.
     """
 
     weights: Sequence[torch.Tensor]
     stats: InputStats
+    scheme: Scheme
 
 
-def search_scales(
-    inputs: Sequence[Shared], scheme: Scheme
-) -> tuple[torch.Tensor, dict[str, float]]:
+def search_scales(inputs: Sequence[Shared]) -> tuple[torch.Tensor, dict[str, float]]:
     """Scales of the inputs that linear layers share, so that rounding hurts their outputs least.
 
     Tries s = x^a and s = x^a / w^(1-a), with x the mean magnitude of an input and w that of its
@@ -51,28 +52,28 @@ def search_scales(
 
     Args:
         inputs: What is scaled alike: one input, or those of several experts, which are parts of one.
-        scheme: How weights become codes; where rows share scales, or all have one, the sample of rows
-            that is looked at has its own.
 
     Returns:
         Scales, float32 [channels], and what was found: ``exponent``, and ``gain``, the loss as a
         share of the loss without scaling, over a sample of the rows.
     """
     inputs = [shared for shared in inputs if shared.weights]
-    weights = [weight for shared in inputs for weight in shared.weights]
     limit = max(_SAMPLE_ROWS // len(inputs), _FEWEST_ROWS)
     samples = [
-        (_sample(shared.weights, limit), quick_output_loss(shared.stats.gram)) for shared in inputs
+        (_sample(shared.weights, limit), quick_output_loss(shared.stats.gram), shared.scheme)
+        for shared in inputs
     ]
     # What an expert does counts as often as it is asked.
-    counts = [shared.stats.tokens for shared in inputs]
+    counts = [
+        seen.tokens if seen.routed is None else seen.routed
+        for seen in (shared.stats for shared in inputs)
+    ]
     shares = [1.0] if len(inputs) == 1 else [count / max(sum(counts), 1) for count in counts]
     magnitude = torch.stack(
         [shared.stats.magnitude * share for shared, share in zip(inputs, shares, strict=True)]
     ).sum(0)
     magnitude[magnitude <= 0] = magnitude[magnitude > 0].mean() if magnitude.any() else 1.0
-    group_size = scheme.groups(weights[0].shape[1])
-    relative = _relative_magnitude(weights, group_size)
+    relative = _relative_magnitude(inputs)
     tried: dict[_Candidate, float] = {}
 
     def scales_of(candidate: _Candidate) -> torch.Tensor:
@@ -82,7 +83,7 @@ def search_scales(
     def loss_of(scales: torch.Tensor) -> float:
         return sum(
             share * float(losses(_error(rows, scales, scheme)).sum())
-            for share, (rows, losses) in zip(shares, samples, strict=True)
+            for share, (rows, losses, scheme) in zip(shares, samples, strict=True)
         )
 
     def best_with(candidates: Iterable[_Candidate]) -> _Candidate:
@@ -190,10 +191,12 @@ def _sample(weights: Sequence[torch.Tensor], limit: int) -> torch.Tensor:
     return torch.cat([weight[::step] for weight in weights])
 
 
-def _relative_magnitude(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:
-    total = torch.zeros(weights[0].shape[1], device=weights[0].device)
-    for weight in weights:
-        grouped = grouped_rows(weight.abs(), group_size)
+def _relative_magnitude(inputs: Sequence[Shared]) -> torch.Tensor:
+    weights = [(weight, shared.scheme) for shared in inputs for weight in shared.weights]
+    first, _ = weights[0]
+    total = torch.zeros(first.shape[1], device=first.device)
+    for weight, scheme in weights:
+        grouped = grouped_rows(weight.abs(), scheme.groups(weight.shape[1]))
         relative = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).view(len(weight), -1)
         total += relative[:, : weight.shape[1]].sum(0)
-    return total / sum(len(weight) for weight in weights)
+    return total / sum(len(weight) for weight, _ in weights)

@@ -21,6 +21,7 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
@@ -79,6 +80,8 @@ def run(
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
+    for job in jobs:
+        job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
     chunks, probe = capture(network, decoder, calibration.samples, model.device)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
@@ -87,7 +90,9 @@ def run(
     place = resting_device(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
     config = network.config.get_text_config()
-    text = _CalibrationText(jobs, chunks, probe, config, importance=importance)
+    text = _CalibrationText(
+        jobs, chunks, probe, config, importance=importance, all_tokens=calibration.all_experts
+    )
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
@@ -104,8 +109,8 @@ def run(
     }
     artifacts = [job.finish(network, common) for job in jobs]
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
-    matrix = {name: values for name, values in spelt.items() if name in model.facts.linears}
-    return PassResult(artifacts, matrix or None, shared_s)
+    matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
+    return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
 class _CalibrationText:
@@ -119,10 +124,16 @@ class _CalibrationText:
         config: Any,
         *,
         importance: bool,
+        all_tokens: bool,
     ):
-        """``importance`` tells whether the importance matrix is wanted; else it may stay empty."""
+        """``importance`` tells whether the importance matrix is wanted; else it may stay empty.
+
+        ``all_tokens`` are shown to every expert.
+        """
         self.importance: dict[str, torch.Tensor] = {}
         self._weighs = importance
+        self._all_tokens = all_tokens
+        self.coverage = Coverage(all_tokens)
         self._jobs = jobs
         self._smoothing = sorted({job.smoothing for job in jobs if job.smoothing is not None})
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
@@ -178,6 +189,7 @@ class _CalibrationText:
             return gathered
 
         def take(stages: Sequence[Stage], stats: Sequence[InputStats]) -> None:
+            self.coverage.add(layer.full_name, stages, stats)
             for stage, seen in zip(stages, stats, strict=True):
                 values = seen.importance.cpu()
                 self.importance |= {layer.full_name(name): values for name in stage.linears}
@@ -194,6 +206,7 @@ class _CalibrationText:
             changes_weights=False,
             gather=partial(InputStats, products=products, ranges=ranges),
             keep=keep,
+            all_tokens=self._all_tokens,
         )
         return gathered
 
@@ -215,7 +228,8 @@ class _CalibrationText:
                     layer,
                     self._own[job],
                     given[job.smoothing] if job.compares else None,
-                    job.ranges,
+                    ranges=job.ranges,
+                    all_tokens=self._all_tokens,
                 )
                 if job.sequential
                 else partial(_ask_only, versions[job.smoothing])
@@ -255,8 +269,10 @@ def _walk(
     layer: Layer,
     chunks: list[Chunk],
     plain: StageInputs | None,
-    ranges: bool,
     ask: Callable[[_Asked], _Matrices],
+    *,
+    ranges: bool,
+    all_tokens: bool,
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
@@ -276,6 +292,7 @@ def _walk(
         changes_weights=True,
         gather=partial(InputStats, channels=False, ranges=ranges),
         plain=plain,
+        all_tokens=all_tokens,
     )
 
 

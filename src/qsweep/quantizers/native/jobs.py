@@ -16,6 +16,7 @@ from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, columns, gptq
+from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.limits import LAYER_BYTES
@@ -31,30 +32,55 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        coverage: What its experts are sent of the calibration text.
     """
 
     def __init__(
         self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
     ):
         self.seconds = 0.0
+        self.coverage = Coverage()
         self.ranges = quantizer.format.static
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
-        search = quantizer.format.searched(self._options.get("scale_search", "range"))
+        self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
             self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling)
-            self._scheme = quantizer.scheme(torch.float16, search)
+            dtype = torch.float16
         else:
-            encoder = quantizer.encoder(model.facts)
-            self._writer = CheckpointWriter(out, model.path, encoder, spelling)
-            self._scheme = quantizer.scheme(encoder.scale_dtype, search)
+            encoders = quantizer.encoders(model.facts)
+            kept = quantizer.kept(model.facts)
+            self._writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
+            dtype = encoders.usual.scale_dtype
+        search = self._options.get("scale_search", "range")
+        # By the options that layers have.
+        self._schemes = {
+            own: own.scheme(dtype, own.format.searched(search)) for own in quantizer.every
+        }
         self._losses: dict[str, float] = {}
 
-    def fits(self, weight: torch.Tensor) -> bool:
-        """Whether a linear layer's weight [outputs, inputs] can be quantized."""
+    def scheme_of(self, name: str, weight: torch.Tensor) -> Scheme | None:
+        """How a linear layer's weight [outputs, inputs] becomes codes; None: it stays in 16 bits.
+
+        Args:
+            name: The layer's in the model.
+            weight: Its weight.
+        """
         outputs, inputs = weight.shape
-        return self._quantizer.fits((outputs, inputs))
+        own = self._quantizer.of_layer(self._spelling.layer(name), (outputs, inputs))
+        return None if own is None else self._schemes[own]
+
+    def by_scheme(
+        self, layer: Layer, weights: Mapping[str, torch.Tensor]
+    ) -> list[tuple[Scheme, dict[str, torch.Tensor]]]:
+        """Those of a decoder layer's linear layers that are quantized, by how, as they are called in it."""
+        found: dict[int, tuple[Scheme, dict[str, torch.Tensor]]] = {}
+        for name, weight in weights.items():
+            scheme = self.scheme_of(layer.full_name(name), weight)
+            if scheme is not None:
+                found.setdefault(id(scheme), (scheme, {}))[1][name] = weight
+        return list(found.values())
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
@@ -72,6 +98,7 @@ class Job:
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,
+            **self.coverage.details(),
             **self._found(),
         }
         return self._writer.finish(model, details)
@@ -109,23 +136,22 @@ class GPTQJob(Job):
         super().__init__(quantizer, out, model, spelling)
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
-        self.scheme = self._scheme
         # GPTQ's own layout and llama.cpp's blocks are reordered group by group.
-        free = quantizer.holder in ("compressed-tensors", "bitsandbytes")
-        self._static = free and self._options["act_group_aware"] and not self.scheme.waits
+        self._free = quantizer.holder in ("compressed-tensors", "bitsandbytes")
         self._damping: dict[str, float] = {}
 
-    def settings(self, channels: int) -> gptq.Settings:
+    def settings(self, channels: int, scheme: Scheme) -> gptq.Settings:
         """How a layer of so many inputs is treated."""
-        options, group_size = self._options, self.scheme.groups(channels)
+        options, group_size = self._options, scheme.groups(channels)
+        static = self._free and options["act_group_aware"] and not scheme.waits
         return gptq.Settings(
             group_size=group_size,
             desc_act=options["desc_act"],
             act_group_aware=options["act_group_aware"],
             damp_percent=options["damp_percent"],
             gptaq_alpha=options["gptaq_alpha"],
-            span=self.scheme.span(channels),
-            static=self._static and group_size < channels,
+            span=scheme.span(channels),
+            static=static and group_size < channels,
         )
 
     def keep(
@@ -168,12 +194,14 @@ class _Part:
 
     Attributes:
         numbers: The jobs'.
+        schemes: How each makes codes of all these layers.
         layer: Their decoder layer.
         linears: The weights float32 [rows, channels], by name.
         stats: What each job's inputs are.
     """
 
     numbers: list[int]
+    schemes: list[Scheme]
     layer: Layer
     linears: dict[str, torch.Tensor]
     stats: list[InputStats]
@@ -218,6 +246,8 @@ def solve_stages(
             results[number] |= matrices
         waiting.clear()
 
+    for job, layer, own in zip(jobs, layers, stats, strict=True):
+        job.coverage.add(layer.full_name, stages, own)
     for position, stage in enumerate(stages):
         for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
             # Matrices of one shape are solved in one loop over their columns, as many as fit.
@@ -233,22 +263,21 @@ def _parts(
     jobs: Sequence[GPTQJob], layers: Sequence[Layer], stage: Stage, stats: Sequence[InputStats]
 ) -> list[_Part]:
     weights: dict[int, dict[str, torch.Tensor]] = {}
-    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    alike: dict[tuple[int, tuple[str, ...]], list[tuple[int, Scheme]]] = {}
     for number, (job, layer) in enumerate(zip(jobs, layers, strict=True)):
         if id(layer) not in weights:
             weights[id(layer)] = {name: layer.weight_of(name) for name in stage.linears}
-        own = weights[id(layer)]
-        names = tuple(name for name in stage.linears if job.fits(own[name]))
-        if names:
-            alike.setdefault((id(layer), names), []).append(number)
+        for scheme, own in job.by_scheme(layer, weights[id(layer)]):
+            alike.setdefault((id(layer), tuple(own)), []).append((number, scheme))
     return [
         _Part(
-            numbers,
-            layers[numbers[0]],
+            [number for number, _ in those],
+            [scheme for _, scheme in those],
+            layers[those[0][0]],
             {name: weights[which][name] for name in names},
-            [stats[number] for number in numbers],
+            [stats[number] for number, _ in those],
         )
-        for (which, names), numbers in alike.items()
+        for (which, names), those in alike.items()
     ]
 
 
@@ -264,8 +293,7 @@ def _solve(
             settings.append(setting)
         # Global scales are those of the weights themselves, wherever they move to.
         schemes += [
-            stacked(list(layer_schemes(jobs[n].scheme, part.linears).values()))
-            for n in part.numbers
+            stacked(list(layer_schemes(scheme, part.linears).values())) for scheme in part.schemes
         ]
     solved = iter(columns.solve(targets, factors, settings, schemes))
     used = iter(factors)
@@ -289,8 +317,8 @@ def _problems(
     # Who orders the columns of the same inputs alike shares a factor, which is as large as their
     # Gram matrix.
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
-    for job, seen in zip(jobs, part.stats, strict=True):
-        one = job.settings(joined.shape[1])
+    for job, scheme, seen in zip(jobs, part.schemes, part.stats, strict=True):
+        one = job.settings(joined.shape[1], scheme)
         whole = one.desc_act or one.static
         aware = one.act_group_aware and not whole
         grouped = (one.group_size, one.span) if aware else None
@@ -311,14 +339,12 @@ class RTNJob(Job):
 
     def take(self, layer: Layer, stats: Sequence[InputStats]) -> None:
         """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
+        self.coverage.add(layer.full_name, layer.stages, stats)
         for stage, seen in zip(layer.stages, stats, strict=True):
             weights = {name: layer.weight_of(name) for name in stage.linears}
-            fitting = {
-                layer.full_name(name): weight
-                for name, weight in weights.items()
-                if self.fits(weight)
-            }
-            round_linears(self._checkpoint, fitting, seen.extreme)
+            for _, own in self.by_scheme(layer, weights):
+                named = {layer.full_name(name): weight for name, weight in own.items()}
+                round_linears(self._checkpoint, named, seen.extreme)
 
 
 def round_linears(
@@ -339,6 +365,16 @@ def round_linears(
         writer.round_linear(name, weight, extremes[name], inputs)
 
 
+def _by_scheme(
+    names: Sequence[str], weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]
+) -> list[tuple[Scheme, dict[str, torch.Tensor]]]:
+    found: dict[int, tuple[Scheme, dict[str, torch.Tensor]]] = {}
+    for name in names:
+        if (scheme := schemes.get(name)) is not None:
+            found.setdefault(id(scheme), (scheme, {}))[1][name] = weights[name]
+    return list(found.values())
+
+
 class AWQJob(Job):
     """An AWQ configuration."""
 
@@ -353,21 +389,20 @@ class AWQJob(Job):
 
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
+        self.coverage.add(layer.full_name, layer.stages, stats)
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
-        quantized = {name for name, weight in weights.items() if self.fits(weight)}
+        schemes = {name: scheme for scheme, own in self.by_scheme(layer, weights) for name in own}
         applied: list[torch.Tensor | None] = [None] * len(layer.stages)
         for fold, numbers in by_fold(folds):
             inputs = [
-                awq.Shared(
-                    [weights[name] for name in layer.stages[n].linears if name in quantized],
-                    stats[n],
-                )
+                awq.Shared(list(own.values()), stats[n], scheme)
                 for n in numbers
+                for scheme, own in _by_scheme(layer.stages[n].linears, weights, schemes)
             ]
-            if not any(shared.weights for shared in inputs):
+            if not inputs:
                 continue
-            scales, found = awq.search_scales(inputs, self._scheme)
+            scales, found = awq.search_scales(inputs)
             scales = self._fold(layer, fold, modules, weights, fold.per_source(scales))
             self._scaling[layer.full_name(layer.stages[numbers[0]].linears[0])] = {
                 "into": fold.source,
@@ -383,13 +418,13 @@ class AWQJob(Job):
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
                 extreme = seen.scaled_extreme(found_scales)
-            chosen = {name: weights[name] for name in stage.linears if name in quantized}
-            for name, scheme in layer_schemes(self._scheme, chosen).items():
-                clip = self._options["clip"]
-                matrix, losses = awq.quantize(weights[name], gram, scheme, clip=clip)
-                self._add(layer.full_name(name), matrix, losses, extreme)
+            for scheme, chosen in _by_scheme(stage.linears, weights, schemes):
+                for name, own in layer_schemes(scheme, chosen).items():
+                    clip = self._options["clip"]
+                    matrix, losses = awq.quantize(weights[name], gram, own, clip=clip)
+                    self._add(layer.full_name(name), matrix, losses, extreme)
             for name in stage.linears:
-                if name not in quantized:
+                if name not in schemes:
                     # Scales went into it all the same, from before or from behind.
                     self._keep(layer.full_name(name), modules[name], weights[name])
 

@@ -41,6 +41,8 @@ class _NativeQuantizer(GroupedOptions):
     backend: ClassVar[str] = "native"
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
+    takes_rules: ClassVar[bool] = True
     revision: ClassVar[int]
 
     def version(self) -> str:
@@ -141,7 +143,8 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
 
     def options(self) -> dict[str, Any]:
         """The effective options. With one group per output, both orders are the same."""
-        sequential = self.bits < 8 if self.sequential == "auto" else self.sequential
+        fewest = min(own.bits for own in (self, *self.by_rule.values()) if own is not None)
+        sequential = fewest < 8 if self.sequential == "auto" else self.sequential
         options = super().options() | {
             "scale_search": self.format.searched(self.scale_search),
             "sequential": sequential,
@@ -163,12 +166,11 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
             settings["meta"][name] = options[name]
         return settings
 
-    def check(self, model: ModelFacts) -> None:
-        """Refuse what a checkpoint cannot hold. Raises IncompatibleTrial."""
+    def check_layers(self, model: ModelFacts) -> None:
+        """See :meth:`GroupedOptions.check_layers`; also the solver's own bounds."""
         size, ours = self.group_size, self.holder == self.container.name
-        self.check_format()
         if not ours:
-            super().check(model)
+            super().check_layers(model)
             self._check_order()
         multiple = _COLUMNS_AT_ONCE if ours else _FEWEST_COLUMNS
         if ours:

@@ -34,6 +34,7 @@ class InputStats:
             float32 [channels, channels]; None if that was not told.
         largest: Largest magnitude of each channel, float32 [channels].
         tokens: How many tokens were seen.
+        routed: Of an expert, how many tokens are sent to it; None of other layers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class InputStats:
     cross: torch.Tensor | None = None
     largest: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: int = 0
+    routed: int | None = None
 
     @property
     def extreme(self) -> torch.Tensor | None:
@@ -61,6 +63,7 @@ class InputStats:
         inputs: torch.Tensor,
         plain: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
+        routed: int | None = None,
     ) -> None:
         """Take in activations [..., channels] of any floating dtype.
 
@@ -71,6 +74,7 @@ class InputStats:
             plain: What would go into it if nothing was quantized, of the same shape and dtype.
             weights: What the layer's outputs are multiplied by for each token, as are errors of
                 theirs [tokens]: products are of inputs that are multiplied by them.
+            routed: How many of the tokens are sent to the expert; None where it is none.
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
@@ -92,6 +96,8 @@ class InputStats:
             if self.ranges:
                 torch.maximum(self.largest, chunk.abs().amax(0).float(), out=self.largest)
         self.tokens += inputs.shape[0]
+        if routed is not None:
+            self.routed = (self.routed or 0) + routed
 
     def _start(self, channels: int, device: torch.device) -> None:
         if self.products:

@@ -65,12 +65,14 @@ class Inputs:
             None where all are.
         weights: What an expert's outputs are multiplied by for each of them [tokens]; None: by 1.
         expert: The expert's name; empty for other layers.
+        routed: How many tokens are sent to the expert, also where it is shown all; None of others.
     """
 
     values: torch.Tensor
     tokens: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     expert: str = ""
+    routed: int | None = None
 
     def to(self, device: torch.device) -> "Inputs":
         """The same with its values on another device, of which no gradients are kept."""
@@ -313,7 +315,7 @@ def advance(
     def take(name: str, inputs: Inputs, number: int) -> None:
         beside = plain[name][number] if plain else None
         across = None if beside is None else inputs.beside(beside.values, beside.tokens)
-        stats[name].add(inputs.values, across, inputs.weights)
+        stats[name].add(inputs.values, across, inputs.weights, inputs.routed)
 
     if len(chunks) > 1 and changes_weights:
         for block in blocks.values():
@@ -415,9 +417,10 @@ def _tell_of_expert(
     values: torch.Tensor,
     tokens: torch.Tensor,
     weights: torch.Tensor | None,
+    routed: int,
 ) -> None:
     expert = f"{experts}.{linear.partition('.')[0]}"
-    tell(f"{experts}.{linear}", Inputs(values, tokens, weights, expert))
+    tell(f"{experts}.{linear}", Inputs(values, tokens, weights, expert, routed))
 
 
 def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:

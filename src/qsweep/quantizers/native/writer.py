@@ -1,7 +1,7 @@
 """Writing quantized checkpoints while a model is quantized, one decoder layer at a time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
-from qsweep.formats.encoder import Encoder, Parts
+from qsweep.formats.encoder import LayerEncoders, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
@@ -18,6 +18,7 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
+from qsweep.quantizers.kept import kept_details
 from qsweep.quantizers.native.graph import find_decoder, is_linear, linears_of, tensors_of
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
@@ -76,13 +77,21 @@ class CheckpointWriter(Writer):
     Args:
         out: An existing, empty directory.
         source: The unquantized model's directory.
-        encoder: How codes are written.
+        encoders: How codes are written.
         spelling: What the checkpoint calls what is in memory.
+        kept: Why linear layers stay in 16 bits, by their names in the checkpoint.
     """
 
-    def __init__(self, out: Path, source: Path, encoder: Encoder, spelling: Spelling):
-        self._out, self._source, self._encoder = out, source, encoder
-        self._spelling = spelling
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        encoders: LayerEncoders,
+        spelling: Spelling,
+        kept: Mapping[str, str],
+    ):
+        self._out, self._source, self._encoders = out, source, encoders
+        self._spelling, self._kept = spelling, kept
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
         self._shards = ShardWriter(out, SHARD_BYTES)
@@ -98,7 +107,8 @@ class CheckpointWriter(Writer):
         self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
     ) -> None:
         """See :meth:`Writer.add_linear`."""
-        self._add_parts(name, self._encoder.pack(matrix, inputs))
+        encoder = self._encoders.of(self._spelling.layer(name))
+        self._add_parts(name, encoder.pack(matrix, inputs))
 
     def round_linear(
         self, name: str, weight: torch.Tensor, extreme: torch.Tensor, inputs: torch.Tensor | None
@@ -106,7 +116,8 @@ class CheckpointWriter(Writer):
         """Add a linear layer's weight [out, in], rounded to nearest; see :meth:`Encoder.round`."""
         dtype = self.stored_dtype(f"{name}.weight")
         # The extreme, too: the global scale is computed in the dtype that it comes in.
-        rounded = self._encoder.round(weight.to(dtype), extreme.to(dtype), inputs)
+        encoder = self._encoders.of(self._spelling.layer(name))
+        rounded = encoder.round(weight.to(dtype), extreme.to(dtype), inputs)
         self._add_parts(name, rounded)
 
     def _add_parts(self, name: str, parts: Parts) -> None:
@@ -128,7 +139,7 @@ class CheckpointWriter(Writer):
         """Add what was not added of the model, tied weights once, and close the files.
 
         Linear layers that were not packed are named in the settings; those of the decoder also in
-        the details, as ``kept_layers``.
+        the details, as the checkpoint calls them (:func:`kept_details`).
         """
         seen: set[int] = set()
         for name, tensor in _unstacked(model, self._packed):
@@ -137,13 +148,16 @@ class CheckpointWriter(Writer):
                 self.add_plain(name, tensor)
             seen.add(tensor.data_ptr())
         self._shards.close()
-        kept, others = self._unpacked(model)
-        if kept:
-            details = details | {"kept_layers": kept}
-        write_frame(self._source, self._out, self._encoder.settings([*kept, *others]))
-        holder = self._encoder.container
+        in_memory, others = self._unpacked(model)
+        spelt = {self._spelling.layer(name): "shape" for name in in_memory}
+        kept = {**spelt, **self._kept}
+        # Loaders know them by either name.
+        names = sorted({*kept, *in_memory})
+        write_frame(self._source, self._out, self._encoders.settings([*names, *others]))
+        holder = self._encoders.usual.container
         size = container(holder).size(self._out)
-        return Artifact(self._out, holder, size, self._encoder.runtimes, details)
+        details = details | kept_details(kept)
+        return Artifact(self._out, holder, size, self._encoders.runtimes, details)
 
     def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
         # The linear layers of the decoder that were not packed, and the parts of the model beside

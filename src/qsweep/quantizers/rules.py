@@ -1,0 +1,240 @@
+"""Rules per module: which layers of a model get other bits or another number format, or stay in 16 bits.
+
+``quant.rules`` is an ordered mapping of patterns to what the layers are that they name. The first
+pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
+which vLLM reads alike. A pattern is a glob over the layer's name in the checkpoint, without
+``.weight``: ``*`` stands for any text, dots included, ``?`` for one letter, ``[0-3]`` for one of some.
+
+Layers that stay in 16 bits by what they are (:mod:`qsweep.models.roles`) are quantized only by a
+pattern that ends in their name: ``*.mlp.gate`` asks for a router, ``*.mlp.*`` does not.
+
+Nothing heavy is imported.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.schema import nearest
+from qsweep.formats.numbers import FORMATS, Int, NumberFormat
+from qsweep.models.roles import kept_as
+
+KEEP = "keep"
+_OPTIONS = ("bits", "group_size", "format")
+# In a pattern, a set of letters, any text, any letter.
+_WILD = re.compile(r"\[!?[^\]]+\]|\*|\?")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the layers are that a pattern names.
+
+    Attributes:
+        pattern: A glob over names of layers.
+        options: The quantizer's options that differ: ``bits``, ``group_size``.
+        format: What codes mean, where that differs.
+        keep: Whether the layers stay in 16 bits.
+    """
+
+    pattern: str
+    options: tuple[tuple[str, int], ...] = ()
+    format: NumberFormat | None = None
+    keep: bool = False
+
+    @cached_property
+    def expression(self) -> str:
+        r"""The pattern as a regular expression for whole names.
+
+        One that ends in ``.*`` also means the module whose parts it names: a server that has all
+        experts of a layer in one asks for that.
+
+        >>> Rule("*.experts.*").expression
+        '.*\\.experts(\\..*)?'
+        """
+        *parts, last = _pieces(self.pattern)
+        if last == ".*" and parts and parts[-1].endswith(r"\."):
+            return "".join(parts).removesuffix(r"\.") + r"(\..*)?"
+        return "".join([*parts, last])
+
+    def matches(self, layer: str) -> bool:
+        """Whether the pattern names a layer."""
+        return self._compiled.fullmatch(layer) is not None
+
+    def asks_for(self, layer: str) -> bool:
+        """Whether it does so by the last part of the layer's name."""
+        last = self.pattern.rpartition(".")[2]
+        return self.matches(layer) and not _WILD.search(last)
+
+    @property
+    def value(self) -> str:
+        """What it says, in few words: ``keep``, ``8``, ``nvfp4``, ``bits:3,group_size:64``."""
+        if self.keep:
+            return KEEP
+        told: dict[str, Any] = dict(self.options)
+        if self.format is not None:
+            told = {"format": self.format.name, **told}
+        if len(told) == 1 and (only := next(iter(told))) in ("bits", "format"):
+            return str(told[only])
+        return ",".join(f"{name}:{value}" for name, value in told.items())
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.value}"
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.expression)
+
+
+def read_rules(given: Any) -> tuple[Rule, ...]:
+    """Rules as ``quant.rules`` has them: pattern to ``keep``, bits, a format's name, or a mapping.
+
+    >>> [str(rule) for rule in read_rules({"*.down_proj": 8, "*.o_proj": "keep"})]
+    ['*.down_proj=8', '*.o_proj=keep']
+
+    Raises:
+        ConfigError: A value is none of these; of a typo, with the nearest word.
+    """
+    if isinstance(given, tuple):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"quant.rules={given}: must be a mapping of patterns, as in {{*.down_proj: 8}}"
+        )
+    return tuple(_rule(str(pattern).strip(), value) for pattern, value in given.items())
+
+
+def rule_of(rules: Sequence[Rule], layer: str) -> Rule | None:
+    """The rule that counts for a layer: the first that matches its name."""
+    return next((rule for rule in rules if rule.matches(layer)), None)
+
+
+def reason_to_keep(rule: Rule | None, layer: str) -> str | None:
+    """Why a layer stays in 16 bits, by its name and the rule that counts; None if it does not."""
+    if rule is not None and rule.keep:
+        return f"quant.rules: {rule.pattern}"
+    if rule is not None and rule.asks_for(layer):
+        return None
+    return kept_as(layer)
+
+
+def check_rules(rules: Sequence[Rule], layers: Iterable[str], model: str) -> None:
+    """Refuse rules that change nothing in a model.
+
+    Args:
+        rules: In their order.
+        layers: The names of its linear layers, those that stay in 16 bits by default among them.
+        model: Its name.
+
+    Raises:
+        IncompatibleTrial: No layer is called like that, with the nearest names; others come first;
+            or all layers of the name stay in 16 bits anyway.
+    """
+    layers = [*layers, "lm_head"]
+    for number, rule in enumerate(rules):
+        named = [layer for layer in layers if rule.matches(layer)]
+        if not named:
+            raise IncompatibleTrial(
+                f"quant.rules: no linear layer of {model} is called {rule.pattern!r}"
+                f"{nearest(rule.pattern, _common_patterns(layers))}"
+            )
+        first = {rule_of(rules, layer) for layer in named}
+        if rule not in first:
+            before = next(one for one in rules[:number] if one in first)
+            raise IncompatibleTrial(
+                f"quant.rules: {rule.pattern!r} changes nothing, for {before.pattern!r} stands before "
+                "it, and the first rule that matches a layer counts; put it first"
+            )
+        own = [layer for layer in named if rule_of(rules, layer) is rule]
+        if not rule.keep and own == ["lm_head"]:
+            raise IncompatibleTrial("quant.rules: lm_head stays in 16 bits here; take it out")
+        if not rule.keep and all(reason_to_keep(rule, layer) for layer in own):
+            what, name = kept_as(own[0]), own[0].rpartition(".")[2]
+            raise IncompatibleTrial(
+                f"quant.rules: {rule.pattern!r} names no layer but {own[0]} and its like ({what}), "
+                f"which stay in 16 bits unless a pattern ends in the name, as '*.{name}'"
+            )
+
+
+def _rule(pattern: str, value: Any) -> Rule:
+    place = f"quant.rules: {pattern}"
+    if not pattern:
+        raise ConfigError("quant.rules: an empty pattern; '*' names every layer")
+    if isinstance(value, Mapping):
+        return _detailed(pattern, value, place)
+    if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+        word = value.strip().lower()
+        if word == KEEP:
+            return Rule(pattern, keep=True)
+        return Rule(pattern, format=_format(word, place, (KEEP, *FORMATS)))
+    bits = _whole(value, place, "a number of bits, keep, a format's name or a mapping of options")
+    return Rule(pattern, keep=True) if bits == 16 else _checked(pattern, {"bits": bits}, None)
+
+
+def _detailed(pattern: str, given: Mapping[Any, Any], place: str) -> Rule:
+    for name in given:
+        if name not in _OPTIONS:
+            raise ConfigError(f"{place}: no such option {name!r}{nearest(str(name), _OPTIONS)}")
+    if not given:
+        raise ConfigError(f"{place}: an empty mapping; say keep, bits or a format")
+    number = None
+    if "format" in given:
+        number = _format(str(given["format"]).lower(), f"{place}.format", FORMATS)
+    options: dict[str, int] = {}
+    for name in ("bits", "group_size"):
+        if name in given:
+            options[name] = _whole(given[name], f"{place}.{name}", "a whole number")
+            if number is not None and name in number.fixed:
+                raise ConfigError(f"{place}.{name}: format={number.name} fixes it; take it out")
+    return _checked(pattern, options, number)
+
+
+def _checked(pattern: str, options: Mapping[str, int], number: NumberFormat | None) -> Rule:
+    place = f"quant.rules: {pattern}"
+    if options.get("bits", 1) < 1:
+        raise ConfigError(f"{place}: bits={options['bits']}: must be at least 1")
+    size = options.get("group_size", -1)
+    if size != -1 and size < 1:
+        raise ConfigError(f"{place}: group_size={size}: must be -1 (one group per row) or positive")
+    if isinstance(number, Int) and number.name == "int" and not options:
+        raise ConfigError(f"{place}: int leaves the bits open; say how many")
+    return Rule(pattern, tuple(options.items()), number)
+
+
+def _format(word: str, place: str, known: Iterable[str]) -> NumberFormat:
+    if word not in FORMATS:
+        raise ConfigError(f"{place}: no such format {word!r}{nearest(word, known)}")
+    return FORMATS[word]()
+
+
+def _whole(value: Any, place: str, wanted: str) -> int:
+    try:
+        if isinstance(value, bool) or float(value) != int(value):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{place}={value}: must be {wanted}") from None
+
+
+def _pieces(pattern: str) -> Iterator[str]:
+    start = 0
+    for found in _WILD.finditer(pattern):
+        if text := pattern[start : found.start()]:
+            yield re.escape(text)
+        wild = {"*": ".*", "?": "."}.get(found[0])
+        yield wild or found[0].replace("[!", "[^", 1)
+        start = found.end()
+    if text := pattern[start:]:
+        yield re.escape(text)
+
+
+def _common_patterns(layers: Iterable[str]) -> set[str]:
+    """Patterns that name layers of all decoder layers: by their last parts, longer and shorter."""
+    found = set()
+    for layer in layers:
+        parts = layer.split(".")
+        numbered = max((n for n, part in enumerate(parts) if part.isdecimal()), default=-1)
+        found |= {"*." + ".".join(parts[n:]) for n in range(numbered + 1, len(parts))}
+    return found
