@@ -6,8 +6,9 @@ Random weights cannot say that: their text is noise, and no channel matters more
 import pytest
 import torch
 
-from qsweep.evaluate import compare, measure
+from qsweep.evaluate import build_reference, compare_kld, measure, open_reference
 from qsweep.formats.dense import load_dense
+from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
@@ -32,25 +33,31 @@ def measured(request, tmp_path_factory):
     from transformers import AutoTokenizer
 
     path = request.getfixturevalue(request.param)
+    model = SourceModel(read_facts(path, path.name), "cpu")
     tokenizer = AutoTokenizer.from_pretrained(path)
     split = {name: load_documents(CorpusConfig(name, "python", split=name)) for name in SPLITS}
     samples = calibration_samples(split["calibration"], tokenizer, 16, CONTEXT, seed=0)
-    preset = PRESETS["paper"].override(context=CONTEXT, max_windows=48)
+    preset = PRESETS["paper"].override(context=CONTEXT, max_windows=16)
     windows = make_windows(split["test"], tokenizer, preset, CONTEXT)
-    model = SourceModel(read_facts(path, path.name), "cpu")
 
+    def dense(artifact):
+        return load_dense(artifact, path, dtype=torch.float32, device="cpu")
+
+    folder = tmp_path_factory.mktemp("reference")
+    build_reference(dense(reference_artifact(model.facts)), windows, folder)
+    reference = open_reference(folder, path, "cpu", torch.float32)
     pairs = [(quantizer, tmp_path_factory.mktemp("calibrated")) for quantizer in GRID]
     made = dict(zip(GRID, quantize_grid(model, samples, pairs), strict=True))
     for baseline in map(rounding, GRID):
         made[baseline] = baseline.quantize(model, None, tmp_path_factory.mktemp("rounded"))
     return {
-        quantizer: measure(load_dense(artifact, path, dtype=torch.float32, device="cpu"), windows)
+        quantizer: measure(dense(artifact), windows, reference)
         for quantizer, artifact in made.items()
     }
 
 
 @pytest.mark.parametrize("quantizer", GRID, ids=lambda q: f"{q.method}-{q.bits}")
 def test_calibration_beats_rounding_significantly(measured, quantizer):
-    # Of the ratio to rounding's perplexity the whole paired interval is below 1.
-    ratio = compare(measured[quantizer], measured[rounding(quantizer)])
-    assert ratio["ppl_ratio_high"] < 1
+    # The whole paired interval of what it adds to rounding's divergence is below 0.
+    added = compare_kld(measured[quantizer], measured[rounding(quantizer)])
+    assert added["kld_added_high"] < 0
