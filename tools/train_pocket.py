@@ -121,7 +121,10 @@ def main() -> None:
     facts = training_facts(args, held_out, unigram, shares, seconds, len(stream))
     write_card(out, model, args, curve, facts)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    print(f"{seconds:.0f} s of CPU time; held-out perplexity {held_out}, of unigrams {unigram}", flush=True)
+    print(
+        f"{seconds:.0f} s of CPU time; held-out perplexity {held_out}, of unigrams {unigram}",
+        flush=True,
+    )
     if shares is not None:
         print("share of each layer's least and most used expert", shares.aminmax(dim=1), flush=True)
 
