@@ -66,6 +66,16 @@ def test_a_length_that_phimoe_is_not_stretched_from_is_its_own():
     assert found["original_max_position_embeddings"] == 256
 
 
+def test_heads_that_are_turned_as_a_whole_say_so():
+    found = read_by_the_converter(
+        {"model_type": "solar_open", "rope_parameters": {"rope_theta": 1}}
+    )
+    assert found["rope_parameters"] == {"rope_theta": 1, "partial_rotary_factor": 1.0}
+    own = {"rope_theta": 1, "partial_rotary_factor": 0.5}
+    found = read_by_the_converter({"model_type": "solar_open", "rope_parameters": own})
+    assert found["rope_parameters"] == own
+
+
 def test_a_class_is_found_however_its_name_is_spelt():
     known = {"PhiMoEForCausalLM": "phi", "MPTForCausalLM": "mpt", "MptForCausalLM": "mpt"}
     assert driver._as_spelt("PhimoeForCausalLM", known) == "PhiMoEForCausalLM"
@@ -88,7 +98,7 @@ def test_a_token_that_a_vocabulary_lacks_has_no_id():
     assert (added["<|user|>"], added["[gMASK]"], "[gMASK]" in added) == (7, None, False)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+@pytest.mark.parametrize("error", [AttributeError, FileNotFoundError, ValueError])
 @pytest.mark.parametrize("byte_level", [True, False])
 def test_a_vocabulary_without_its_makers_file_is_taken_if_it_splits_as_gpt2(
     error, byte_level, tmp_path

@@ -11,8 +11,10 @@ from gguf import GGUFWriter  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from qsweep.formats.gguf.checkpoint import open_checkpoint  # noqa: E402
-from qsweep.formats.gguf.layout import derive  # noqa: E402
+from qsweep.formats.gguf.layout import derive, stored_tensor  # noqa: E402
+from qsweep.formats.gguf.placement import rows_in_file  # noqa: E402
 from qsweep.formats.gguf.reader import read_gguf  # noqa: E402
+from qsweep.formats.gguf.rules import Layout, Rule  # noqa: E402
 from qsweep.quantizers.conversion.artifact import linear_tensors  # noqa: E402
 from qsweep.quantizers.conversion.base import UnquantizedFile  # noqa: E402
 from qsweep.quantizers.gguf import _by_tensor  # noqa: E402
@@ -114,3 +116,29 @@ def test_without_a_token_in_any_expert_there_is_no_importance(tmp_path):
     layers, base = converted(stacked, tmp_path)
     found = {layer: torch.zeros(INNER if "down" in layer else WIDTH) for layer in layers}
     assert _by_tensor(found, base) == {}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS)
+def test_rows_of_an_expert_are_found_in_the_files_stacks(spell, tmp_path):
+    layers, base = converted(spell, tmp_path)
+    own = dict(zip(("gate_proj", "up_proj", "down_proj"), weights(), strict=True))
+    file = read_gguf(base.path)
+    for layer in layers:
+        *_, expert, part = layer.split(".")
+        rows = own[part][int(expert)]
+        ((tensor, indices, placed),) = rows_in_file(layer, rows, base.layout, base.checkpoint)
+        stored = stored_tensor(file, tensor)
+        assert torch.equal(stored.reshape(-1, stored.shape[-1])[indices], placed)
+
+
+def test_rows_of_a_gate_that_is_stored_with_what_it_lets_through(tmp_path):
+    gate, up, down = weights()
+    both = torch.cat([gate, up], 1)
+    save_file(
+        {f"{MLP}.gate_up_proj": both, f"{MLP}.down_proj": down}, tmp_path / "model.safetensors"
+    )
+    checkpoint = open_checkpoint(tmp_path)
+    layout = Layout({f"{MLP}.gate_up_proj": Rule("blk.0.ffn_gate_up_exps.weight")}, {})
+    for part, rows in (("gate_proj", gate), ("up_proj", up)):
+        ((_, indices, _),) = rows_in_file(f"{MLP}.2.{part}", rows[2], layout, checkpoint)
+        assert torch.equal(both.flatten(0, 1)[indices], rows[2])

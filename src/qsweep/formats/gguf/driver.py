@@ -40,6 +40,8 @@ _SIGMOID = frozenset(
         *("minimax_m2", "solar_open"),
     )
 )
+# Types that the classes of others convert, which turn half of each head where nobody says so.
+_WHOLE_ROTARY = frozenset(("solar_open",))
 # How types whose classes take four times the hidden size call the feed-forward network's.
 _INNER = {
     **{"falcon": "ffn_hidden_size", "phi": "intermediate_size"},
@@ -187,7 +189,7 @@ def _recorded(
             # A vocabulary of another kind than the maker's comes without the maker's files.
             try:
                 super().set_vocab()
-            except (FileNotFoundError, ValueError):
+            except (AttributeError, FileNotFoundError, ValueError):
                 if not _splits_as_gpt2(self.dir_model / "tokenizer.json"):
                     raise
                 self._set_vocab_gpt2()
@@ -340,6 +342,8 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
     found = {k: v for k, v in known.items() if v is not None and config.get(k) is None}
     if kind == "hunyuan_v1_moe" and isinstance(config.get("moe_topk"), int):
         found["moe_topk"] = [config["moe_topk"]]
+    if kind in _WHOLE_ROTARY and factor is None:
+        found["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
     if kind == "phimoe":
         length = {"original_max_position_embeddings": config.get("max_position_embeddings")}
         found["rope_parameters"] = length | rope
