@@ -52,7 +52,13 @@ def to_quantize(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str,
         matrix = len(shape) == 2 or (len(shape) == 3 and _EXPERTS.search(name))
         if matrix and min(shape[-2:]) >= _FEWEST and not _STAYS.search(name):
             found[name] = int(np.prod(shape))
-    return found
+    # An expert without a last layer hands tokens on, and has no use for its first ones.
+    idle = re.compile(r"(.*\.experts\.\d+\.)(?:gate|up)_proj\.weight$")
+    return {
+        name: weights
+        for name, weights in found.items()
+        if not (match := idle.match(name)) or f"{match[1]}down_proj.weight" in tensors
+    }
 
 
 def tensors_left(

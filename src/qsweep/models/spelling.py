@@ -107,9 +107,9 @@ def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int |
             yield source, target, None, 1
             continue
         patterns, targets = by_pattern[pattern].source_patterns, by_pattern[pattern].target_patterns
-        if "*" in pattern:
+        if "*" in pattern and len(targets) == 1:
             yield source, target, patterns.index(pattern), len(patterns)
-        elif len(targets) == 1:
+        elif "*" not in pattern and len(targets) == 1:
             yield source, target, None, len(patterns)
 
 
