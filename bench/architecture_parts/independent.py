@@ -20,7 +20,7 @@ _NO_TEXT = re.compile(r"(^|[._])(vision|visual|audio|image|vit|vq|vqmodel|projec
 # By agreement of the field these stay: they are small, and what they decide is not smooth.
 _STAYS = re.compile(
     r"norm|embed|wte|wpe|conv|router|rotary|relative|bias$|shared_expert_gate"
-    r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|altup|laurel_scale"
+    r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|indexer|altup|laurel_scale"
 )
 # Stacks of matrices that are experts; of others, a state space keeps one per head.
 _EXPERTS = re.compile(r"experts?\b|moe|mlp|ffn|feed_forward")

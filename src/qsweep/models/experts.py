@@ -347,8 +347,7 @@ def _activated(module: Any, expert: int, inputs: torch.Tensor) -> torch.Tensor:
     if not hasattr(module, "_apply_gate"):
         gated: torch.Tensor = module.act_fn(outputs[0]) * outputs[1]
         return gated
-    whole = (
-        torch.cat(outputs, -1) if module.is_concatenated else torch.stack(outputs, -1).flatten(-2)
-    )
+    concatenated = getattr(module, "is_concatenated", True)
+    whole = torch.cat(outputs, -1) if concatenated else torch.stack(outputs, -1).flatten(-2)
     gated = module._apply_gate(whole)
     return gated

@@ -109,7 +109,8 @@ def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int |
         patterns, targets = by_pattern[pattern].source_patterns, by_pattern[pattern].target_patterns
         if "*" in pattern and len(targets) == 1:
             yield source, target, patterns.index(pattern), len(patterns)
-        elif "*" not in pattern and len(targets) == 1:
+        elif "*" not in pattern and len(targets) == 1 and (len(patterns) > 1 or source == target):
+            # One that is renamed and turned over is written as it is in memory.
             yield source, target, None, len(patterns)
 
 
