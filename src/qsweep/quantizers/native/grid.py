@@ -74,7 +74,10 @@ def run(
     for job in jobs:
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    wanted = [name for name in linears_of(network) if spelling.layer(name) in model.facts.linears]
+    _require_all(model, spelling, linears_of(network))
+    wanted = [
+        name for name in linears_of(network) if spelling.stored_in(name) in model.facts.linears
+    ]
     decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
@@ -107,7 +110,7 @@ def run(
 
 def _require_all(model: SourceModel, spelling: Spelling, found: Iterable[str]) -> None:
     """Refuse a model some of whose layers' weights are not found in memory. Raises IncompatibleTrial."""
-    here = {spelling.layer(name) for name in found}
+    here = {spelling.stored_in(name) for name in found}
     layers = {layer_of(name) for name in here}
     for name in model.facts.linears:
         # Of layers that predict further tokens transformers loads none.

@@ -70,7 +70,7 @@ class Job:
         """
         outputs, inputs = weight.shape
         called = self._spelling.layer(name)
-        if called not in self._linears:
+        if self._spelling.stored_in(name) not in self._linears:
             return None
         own = self._quantizer.of_layer(called, (outputs, inputs))
         return None if own is None else self._schemes[own]
