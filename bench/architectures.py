@@ -39,7 +39,7 @@ import miniatures
 from architecture_parts.cells import METHODS, Cell, check
 from architecture_parts.forked import fork, forked_interpreters
 from architecture_parts.page import PAGE, page
-from architecture_parts.rows import Architecture, architectures
+from architecture_parts.rows import NOT_ALONE, Architecture, architectures
 from origin import write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,6 +189,10 @@ def _missing(place: Path, row: Architecture, methods: Iterable[str]) -> list[str
 
 def _work(row: Architecture, methods: Sequence[str], place: Path, folder: Path) -> Any:
     def work() -> None:
+        if why := NOT_ALONE.get(row.model_type):
+            for method in methods:
+                _store(place, row, Cell(row.name, method, "skipped", f"no language model: {why}"))
+            return
         try:
             model = miniatures.miniature(row.model_type, folder / "model", row.auto)
         except Exception as error:  # noqa: BLE001 - whatever a configuration class raises

@@ -38,7 +38,9 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), _HEADS),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), _HEADS),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads"), _HEADS),
-    **dict.fromkeys(("attention_heads", "swa_num_attention_heads"), _HEADS),
+    **dict.fromkeys(
+        ("attention_heads", "swa_num_attention_heads", "num_attention_heads_per_layer"), _HEADS
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "kv_channels", "swa_head_dim", "dim_head"), _HEAD),
     **dict.fromkeys(
@@ -50,6 +52,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("rotary_dim",), 16),
     "is_decoder": True,
     "logit_scale": 1.0,
+    "norm_topk_prob": True,
     # Attention over a window, latent attention, and attention to what an indexer picks.
     **dict.fromkeys(("sliding_window", "window_size", "attention_window_size"), 32),
     **dict.fromkeys(("sliding_window_size", "local_attention", "attention_chunk_size"), 32),
@@ -57,22 +60,27 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 32),
     **dict.fromkeys(("qk_rope_head_dim",), 16),
     **dict.fromkeys(("index_head_dim",), 32),
-    **dict.fromkeys(("index_n_heads", "index_topk"), 4),
+    "index_n_heads": 4,
+    "index_topk": 32,
     # Experts.
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("top_k_experts", "moe_top_k"), 2),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "n_group", "topk_group"), 1),
-    **dict.fromkeys(("moe_num_shared_experts", "first_k_dense_replace", "num_dense_layers"), 1),
+    **dict.fromkeys(
+        ("moe_num_shared_experts", "first_k_dense_replace", "num_dense_layers", "zero_expert_num"),
+        1,
+    ),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size"), _EXPERT),
     **dict.fromkeys(("shared_expert_intermediate_size",), _EXPERT),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "router_hidden_size"), _EXPERT),
     # State spaces and linear attention.
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 16),
-    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 8),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
+    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 32),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 32),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 4),
     **dict.fromkeys(("mamba_d_ssm",), _INNER),
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 32),
     **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 1),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads", "linear_num_heads"), 4),
@@ -87,7 +95,8 @@ _SMALL: dict[str, Any] = {
 _SPREAD = _WIDTH**-0.5
 
 # By model type, over what the table says; None takes a field out, so that the class decides.
-_LATENT = {"num_key_value_heads": _HEADS}
+# As wide as its head, and with the latent part a multiple of what words pack.
+_LATENT = {"num_key_value_heads": _HEADS, "qk_rope_head_dim": 32, "head_dim": 32}
 # Parts without which a configuration cannot be made at all.
 _PARTS = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}}
 _TURNED = {"rope_type": "default", "rope_theta": 1e4}
@@ -98,11 +107,54 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     for name in ("musicgen", "musicgen_melody")
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT
-    ),
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "youtu"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "longcat_flash"), _LATENT),
-    **dict.fromkeys(("minicpm3",), _LATENT),
+    # Layers of each kind, where a class has only one kind by default.
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {
+        **{"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 1},
+        **{"expert_layer_period": 2, "expert_layer_offset": 1},
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "llama4_text": {"moe_layers": [1]},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "gemma4_text": {"enable_moe_block": True},
+    # What llama.cpp takes for granted.
+    **dict.fromkeys(
+        ("mistral", "mixtral", "ministral3", "phi3", "starcoder2"), {"sliding_window": None}
+    ),
+    **dict.fromkeys(("dots1", "olmoe", "phi"), {"num_key_value_heads": _HEADS}),
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text"),
+        {
+            "head_dim": 64,
+            "rope_parameters": _TURNED
+            | {
+                "mrope_section": [4, 2, 2],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
+    **dict.fromkeys(
+        ("qwen3_vl_text", "qwen3_vl_moe_text"),
+        {"rope_parameters": _TURNED | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}},
+    ),
+    "mellum": {"layer_types": ["sliding_attention", "full_attention"]},
+    "afmoe": {
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+        "num_hidden_layers": 4,
+    },
+    "smollm3": {
+        **{"no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4},
+        "layer_types": ["full_attention"] * 4,
+    },
+    "qwen2_moe": {"norm_topk_prob": False},
+    "phimoe": {"lm_head_bias": True, "attention_bias": True},
+    "minicpm3": {**_LATENT, "v_head_dim": _WIDTH // _HEADS},
+    "gpt_oss": {"head_dim": 64},
+    "deepseek_v2": {**_LATENT, "norm_topk_prob": False},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
     "blt": {"encoder_hash_byte_group_vocab": 512},
@@ -131,9 +183,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": [_EXPERT, _EXPERT],
         "rope_parameters": _TURNED | {"mrope_section": [3, 3, 2]},
     },
-    "glm5_next_text": {**_LATENT, "index_topk": 32, "qk_rope_head_dim": 0},
-    "mistral4": {**_LATENT, "head_dim": 48},
+    "glm5_next_text": {**_LATENT, "qk_rope_head_dim": 0},
+    "mistral4": {**_LATENT, "head_dim": 64},
     "radio": {"video_temporal_patch_size": 2},
+    "mamba2": {"num_heads": 32, "head_dim": 4},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "qwen4_exp_text": {
@@ -142,12 +195,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {
         **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": _INNER},
+        "hidden_size_per_layer_input": 256,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
     },
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         **{"num_hidden_layers": 4, "attention_head_dim": 32, "attention_hidden_size": 128},
+        "n_mamba_heads": 2,
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],

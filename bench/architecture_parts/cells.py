@@ -23,9 +23,10 @@ GROUP_SIZE, BITS = 32, 4
 _SAMPLES, _LENGTH = 4, 64
 # The engine against transformers' own loop, in float32.
 _LOGITS = 1e-4
-# What 4 bits in groups of 32 cost a miniature at most, as mean KLD in nats.
+# What 4 bits in groups of 32 cost a miniature at most, as a share of the KLD between the model's own
+# distributions at two places of a text: some models are flat, some are sharp.
 _BELIEVABLE = 0.5
-# llama.cpp's kernels round activations to 8 bits, the dense engine does not.
+# The same of llama.cpp's kernels, which round activations to 8 bits where the dense engine does not.
 _KERNELS = 0.02
 
 
@@ -111,6 +112,16 @@ def _kld(reference: "torch.Tensor", other: "torch.Tensor") -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+def _require_near(figures: dict[str, Any], expected: "torch.Tensor", found: "torch.Tensor") -> None:
+    figures["kld"] = _kld(expected, found)
+    figures["kld_elsewhere"] = _kld(expected, expected.roll(1, dims=1))
+    if not figures["kld"] < _BELIEVABLE * figures["kld_elsewhere"]:
+        raise Wrong(
+            f"a KLD of {figures['kld']:.2g} at {BITS} bits, where another place in the text is "
+            f"{figures['kld_elsewhere']:.2g} away"
+        )
+
+
 def _quantizer(method: str) -> Any:
     from qsweep.quantizers.gguf import GGUF
     from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
@@ -185,7 +196,6 @@ def _packed(method: str, path: Path, _: str, out: Path, figures: dict[str, Any])
     expected, found = _logits(source), _logits(model)
     if not torch.isfinite(found).all():
         raise Wrong("logits are not finite")
-    figures["kld"] = _kld(expected, found)
     if figures["experts_left"]:
         raise Wrong(f"experts stayed in 16 bits: {figures['experts_left'][0]}")
     if figures["left"]:
@@ -194,8 +204,7 @@ def _packed(method: str, path: Path, _: str, out: Path, figures: dict[str, Any])
         raise Wrong(f"{len(lost)} layers are not loaded as they are stored: {lost[0]}")
     if turned := misplaced(source, model):
         raise Wrong(f"weights are not where they were: {turned[0]}")
-    if not figures["kld"] < _BELIEVABLE:
-        raise Wrong(f"a KLD of {figures['kld']:.2g} at {BITS} bits")
+    _require_near(figures, expected, found)
 
 
 def _gguf(method: str, path: Path, _: str, out: Path, figures: dict[str, Any]) -> None:
@@ -215,7 +224,7 @@ def _gguf(method: str, path: Path, _: str, out: Path, figures: dict[str, Any]) -
     figures["served"] = bool(artifact.runtimes)
     expected = _logits(_dense(reference_artifact(read_facts(path, "m")), path))
     found = _logits(_dense(artifact, path))
-    figures["kld"] = _kld(expected, found)
+    _require_near(figures, expected, found)
     if not agreement["agrees"]:
         why = agreement.get("reason") or f"a KLD of {agreement['kld']:.2g} before quantizing"
         raise IncompatibleTrial(f"llama.cpp computes something else ({why}), as the record says")
@@ -227,13 +236,11 @@ def _gguf(method: str, path: Path, _: str, out: Path, figures: dict[str, Any]) -
     figures["kld_native"] = _kld(found, torch.stack(rows))
     if figures["experts_left"]:
         raise Wrong(f"experts stayed in 16 bits: {figures['experts_left'][0]}")
-    if not figures["kld_native"] < _KERNELS:
+    if not figures["kld_native"] < _KERNELS * figures["kld_elsewhere"]:
         raise Wrong(
             f"llama.cpp's run is a KLD of {figures['kld_native']:.2g} from the dense engine's, whose "
             f"own is {figures['kld']:.2g}"
         )
-    if not figures["kld"] < _BELIEVABLE:
-        raise Wrong(f"a KLD of {figures['kld']:.2g} at {BITS} bits")
 
 
 _CHECKS: dict[str, Callable[..., None]] = {"none": _none, "gguf": _gguf}

@@ -25,6 +25,9 @@ def fork(work: Callable[[], Any], log: Path) -> int:
         os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+        if torch := sys.modules.get("torch"):
+            # A copy's pool of threads is made anew by who asks first, and two at once get none.
+            torch.set_num_threads(torch.get_num_threads())
         work()
         code = 0
     except SystemExit as error:

@@ -22,7 +22,11 @@ _STAYS = re.compile(
     r"norm|embed|wte|wpe|conv|router|rotary|relative|bias$|shared_expert_gate"
     r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|altup|laurel_scale"
 )
+# Stacks of matrices that are experts; of others, a state space keeps one per head.
+_EXPERTS = re.compile(r"experts?\b|moe|mlp|ffn|feed_forward")
 _FEWEST = 32
+# Embeddings and heads of miniatures have so many rows.
+_VOCABULARY = 4096
 
 
 def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -45,7 +49,7 @@ def to_quantize(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str,
     found = {}
     for name in layers:
         shape = tensors[name][0]
-        matrix = len(shape) == 2 or (len(shape) == 3 and "conv" not in name)
+        matrix = len(shape) == 2 or (len(shape) == 3 and _EXPERTS.search(name))
         if matrix and min(shape[-2:]) >= _FEWEST and not _STAYS.search(name):
             found[name] = int(np.prod(shape))
     return found
@@ -130,25 +134,28 @@ def _matrices(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """All matrices in a model, and those of its stacks, by name: float32 [a, b]."""
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().numpy()
-        if values.ndim == 2 and "embed" not in name:
+        if values.ndim == 2 and len(values) < _VOCABULARY:
             yield name, values
         elif values.ndim == 3:
             yield from ((f"{name}[{index}]", matrix) for index, matrix in enumerate(values))
 
 
 def not_loaded(path: Path, model: Any) -> list[str]:
-    """Stored layers whose rows are not all rows, or columns, of one matrix of the model."""
-    rows: dict[bytes, set[int]] = {}
-    for number, (_, matrix) in enumerate(_matrices(model)):
-        for line in (*matrix, *matrix.T):
-            rows.setdefault(np.ascontiguousarray(line).tobytes(), set()).add(number)
-    lost = []
-    for layer, dense in unpacked(path):
+    """Stored layers of which a row is no row, and no column, of any matrix of the model.
+
+    Whether it is the right one, :func:`misplaced` tells.
+    """
+    lines = {
         # Negative zeros are zeros.
-        places = [rows.get((line + 0.0).tobytes(), set()) for line in dense]
-        if not set.intersection(*places):
-            lost.append(layer)
-    return lost
+        (line + 0.0).tobytes()
+        for _, matrix in _matrices(model)
+        for line in (*matrix, *matrix.T)
+    }
+    return [
+        layer
+        for layer, dense in unpacked(path)
+        if any((line + 0.0).tobytes() not in lines for line in dense)
+    ]
 
 
 def misplaced(source: Any, model: Any) -> list[str]:

@@ -50,14 +50,23 @@ A number is a [reason](#reasons) why it was skipped; ✗ and a number, what is w
 """
 
 
+# What one cell's reason has of its own.
+_OWN = (
+    (r"^(rtn|gptq|awq)\b", "METHOD"),
+    (r"\b(?=[A-Z])\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Wrapper)\b", "CLASS"),
+    (r"does not know \w+", "does not know CLASS"),
+    (r"\b\w+(\.\w+)*\.\d+(\.\w+)*", "LAYER"),
+    (r"'\w+'", "NAME"),
+    (r"\b(\w+-)?\w+'s layers are", "NAME's layers are"),
+    (r"\d[\d.]*(e-?\d+)?", "N"),
+)
+
+
 def kind(reason: str) -> str:
     """A reason without what is one architecture's own: figures, layers, classes."""
-    text = re.sub(r"\b[\w]+(\.[\w]+)*\.\d+(\.[\w]+)+\b|\b\w+\.\w+\.\d+\b", "LAYER", reason)
-    text = re.sub(
-        r"\b[A-Z]\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model)\b", "CLASS", text
-    )
-    text = re.sub(r"\d[\d.]*(e-?\d+)?", "N", text)
-    return text
+    for pattern, instead in _OWN:
+        reason = re.sub(pattern, instead, reason)
+    return reason
 
 
 def _numbers(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:

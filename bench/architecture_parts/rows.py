@@ -33,6 +33,17 @@ SEEING = (
 )
 
 
+# Classes of the mapping that give no logits of a next token of text by themselves.
+_DRAFTS = "it drafts tokens from the hidden states of a larger model"
+_SOUND = "it predicts codes of sound, several in a step"
+NOT_ALONE = {
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _SOUND,
+    "musicgen_melody": _SOUND,
+}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A type of model, and the automatic class that builds it."""

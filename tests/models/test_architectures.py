@@ -22,8 +22,8 @@ from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.grouped import check_packing
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
+from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.graph import find_decoder, is_linear
-from qsweep.quantizers.native.walk import capture
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 
@@ -102,11 +102,13 @@ def test_dense_hybrids_are_quantized_and_what_is_no_linear_layer_stays(
         for index, linears in enumerate(decoder.linears)
         for name, module in linears.items()
     }
-    assert facts.linears == {name: tuple(m.weight.shape) for name, m in own.items()}
+    assert facts.all_linears == {name: tuple(m.weight.shape) for name, m in own.items()}
+    others = facts.all_linears.keys() - facts.linears.keys()
     for quantizer in (RTN(group_size=32), NativeGPTQ(group_size=32), NativeAWQ(group_size=32)):
         artifact, model = quantized(quantizer, facts, tmp_path / quantizer.method)
         kept = artifact.details.get("kept_layers", [])
-        assert kept == sorted(n for n, s in facts.linears.items() if not GPTQ_CONTAINER.fits(32, s))
+        odd = {n for n, s in facts.linears.items() if not GPTQ_CONTAINER.fits(32, s)}
+        assert kept == sorted(odd | others)
         packed = own.keys() - set(kept)
         assert artifact.size.linear_weights == sum(own[n].weight.numel() for n in packed)
         assert artifact.size.bpw < 5
@@ -282,14 +284,16 @@ def test_what_gives_no_next_token_is_skipped(tiny_model, tmp_path):
             read_facts(tmp_path / "m", "m")
 
 
-def test_layers_that_are_no_chain_are_not_walked():
+def test_layers_that_are_no_chain_are_walked_as_one():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     # XLM keeps attention and feed-forward in two lists that take turns.
     config = AutoConfig.for_model("xlm", vocab_size=512, emb_dim=64, n_layers=2, n_heads=2)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(IncompatibleTrial, match="do not hand hidden states on one by one"):
-        capture(model, find_decoder(model), SAMPLES, "cpu")
+    decoder, chunks, _ = capture(model, SAMPLES, "cpu")
+    assert decoder.is_whole
+    assert decoder.linears[0].keys() > {"attentions.0.q_lin", "ffns.1.lin2"}
+    assert chunks[0].hidden.tolist() == SAMPLES
 
 
 class Scaled(nn.Linear):

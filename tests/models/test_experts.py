@@ -106,10 +106,11 @@ def test_each_expert_sees_the_tokens_that_are_sent_to_it():
     hidden = torch.randn(5, 64)
     index = torch.tensor([[0, 1], [1, 2], [0, 2], [2, 1], [1, 0]])
     weights = torch.rand(5, 2)
-    seen = {}
+    seen, counts = {}, {}
 
-    def look(name, inputs, tokens, own):
+    def look(name, inputs, tokens, own, routed):
         seen[name] = inputs, tokens, own
+        counts[name] = routed
 
     with torch.no_grad():
         run_experts(module, look)(hidden, index, weights)
@@ -124,6 +125,27 @@ def test_each_expert_sees_the_tokens_that_are_sent_to_it():
         run_experts(module, look, all_tokens=True)(hidden, index, weights)
     assert torch.equal(seen["3.gate_proj"][0], hidden)
     assert seen["3.down_proj"][0].shape == (5, 96)
+    # What is an expert's own is told all the same.
+    assert [counts[f"{expert}.down_proj"] for expert in range(4)] == [3, 4, 3, 0]
+
+
+def test_experts_that_get_copies_of_their_own_are_shown_all_tokens_too():
+    _, module = holder_of(make("llama4_text"))
+    tokens, seen, counts = torch.randn(5, 64), {}, {}
+    scores = torch.tensor([[0.5, 0], [0, 0.25], [0.5, 0.25], [0, 1], [0, 1]]).T
+    states = torch.zeros(4, 5, 64)
+    states[:2] = tokens * scores[..., None]
+
+    def look(name, inputs, tokens, own, routed):
+        seen[name], counts[name] = inputs, routed
+
+    with torch.no_grad():
+        run_experts(module, look, all_tokens=True)(states.view(-1, 64))
+    assert counts["0.gate_proj"] == 2 and counts["1.gate_proj"] == 4 and counts["3.gate_proj"] == 0
+    # An expert's own as they come to it, others as they come to theirs.
+    wanted = tokens * torch.tensor([0.5, 0.25, 0.5, 1, 1])[:, None]
+    assert torch.equal(seen["0.up_proj"], wanted)
+    assert seen["3.down_proj"].shape[0] == 5 and bool(seen["3.gate_proj"].any(-1).all())
 
 
 @pytest.mark.parametrize(

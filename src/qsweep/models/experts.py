@@ -255,13 +255,15 @@ def _run_batched(
 ) -> torch.Tensor:
     count = expert_count(module)
     states = hidden.view(count, -1, hidden.shape[-1])
-    # A token that is not an expert's own comes to it as zeros. With all tokens it gets those as their
-    # own experts do, scaled by what these are worth to them.
-    own = [torch.where(part.any(-1))[0] for part in states]
-    shown = own if not all_tokens else [torch.arange(states.shape[1], device=hidden.device)] * count
-    given = (
-        torch.where(states.any(-1, keepdim=True), states, states.sum(0)) if all_tokens else states
-    )
+    # A token that is not an expert's own comes to it as zeros.
+    mine = states.any(-1)
+    own = [torch.where(part)[0] for part in mine]
+    shown, given = own, states
+    if all_tokens:
+        # Who is shown another's token sees it as that one does, scaled by what that is worth to it.
+        others = states.sum(0) / mine.sum(0).clamp(min=1)[:, None]
+        given = torch.where(mine[..., None], states, others)
+        shown = [torch.arange(states.shape[1], device=hidden.device)] * count
     for expert, tokens in enumerate(shown):
         inputs = given[expert, tokens]
         for name in _first(module):

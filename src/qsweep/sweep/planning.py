@@ -145,6 +145,12 @@ def _check(trial: TrialConfig, setting: Setting) -> None:
             "goes with rtn, gptq, awq and gguf"
         )
     quant.check(setting.facts)
+    require_all_experts(trial, setting)
+
+
+def require_all_experts(trial: TrialConfig, setting: Setting) -> None:
+    """Refuse to show experts all tokens where the quantizer cannot. Raises IncompatibleTrial."""
+    quant = trial.quant
     asked = quant.uses_calibration and all_experts(trial, setting.facts)
     if asked and not shows_experts_all_tokens(quant):
         raise IncompatibleTrial(

@@ -28,6 +28,7 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
     """A quantizer of GPTQModel's; fields have its names."""
 
     backend: ClassVar[str] = "gptqmodel"
+    shows_experts_all_tokens: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
     takes_rules: ClassVar[bool] = True
 

@@ -163,6 +163,7 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.quantization.config import ExpertsRoutingBypass, MoEConfig
 
     from qsweep.models.facts import readable_directory
     from qsweep.quantizers.gptqmodel.patches import patched_awq
@@ -179,6 +180,7 @@ def _run(
         offload_to_disk_path=str(work / "offload") if offload else None,
         compute_device_filter=lambda devices: devices[:1],
         auto_forward_data_parallel=False,
+        moe=MoEConfig(routing=ExpertsRoutingBypass()) if calibration.all_experts else None,
     )
     model = GPTQModel.load(
         str(readable_directory(source.path, work / "source")),

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qsweep.quantizers.native.layers import Stage
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Stage
 
 
 @dataclass

@@ -21,27 +21,18 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import find_decoder, set_weight
+from qsweep.quantizers.native.graph import linears_of, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
+from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
+from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import (
-    Chunk,
-    Layer,
-    Stage,
-    StageInputs,
-    advance,
-    blocks_of,
-    capture,
-    find_stages,
-    resting_device,
-    rounds_needed,
-    run_layer,
-)
+from qsweep.quantizers.native.walk import advance, rounds_needed
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
@@ -74,7 +65,6 @@ def run(
     started = time.perf_counter()
     progress("load", None)
     network = load_network(model)
-    decoder = find_decoder(network)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
@@ -83,7 +73,8 @@ def run(
     for job in jobs:
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    chunks, probe = capture(network, decoder, calibration.samples, model.device)
+    wanted = [name for name in linears_of(network) if spelling.layer(name) in model.facts.linears]
+    decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
@@ -215,7 +206,8 @@ class _CalibrationText:
     ) -> None:
         every = [*self._walking, *self._sharing]
         module = versions[None].layer.module
-        rounds = rounds_needed(module, self._plain, len(self._walking), len(self._sharing))
+        stages, walking, sharing = versions[None].layer.stages, self._walking, self._sharing
+        rounds = rounds_needed(module, stages, self._plain, len(walking), len(sharing))
         given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.

@@ -1,7 +1,7 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.quantizers.native.layers import Layer, Stage
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
@@ -159,7 +159,7 @@ class GPTQJob(Job):
         name: str,
         matrix: QuantizedMatrix,
         losses: torch.Tensor,
-        damp: float,
+        raised: float | None,
         inputs: torch.Tensor | None,
     ) -> None:
         """Take a finished linear layer in.
@@ -168,12 +168,12 @@ class GPTQJob(Job):
             name: Its name in the model.
             matrix: What it became.
             losses: float32 [rows].
-            damp: The share of the mean diagonal that was added in the end.
+            raised: The share of the mean diagonal that was added in the end, if more than asked for.
             inputs: The largest magnitude of its inputs [], if that was looked for.
         """
         self._add(name, matrix, losses, inputs)
-        if damp != self._options["damp_percent"]:
-            self._damping[name] = damp
+        if raised is not None:
+            self._damping[name] = raised
 
     def _found(self) -> dict[str, Any]:
         return {"damp_raised": self._damping} if self._damping else {}
@@ -296,15 +296,16 @@ def _solve(
             stacked(list(layer_schemes(scheme, part.linears).values())) for scheme in part.schemes
         ]
     solved = iter(columns.solve(targets, factors, settings, schemes))
-    used = iter(factors)
+    used = iter(zip(factors, settings, strict=True))
     for part in parts:
         for number, seen in zip(part.numbers, part.stats, strict=True):
-            (matrix, losses), damp = next(solved), next(used).damp
+            (matrix, losses), (factor, asked) = next(solved), next(used)
+            raised = None if factor.damp == asked.damp_percent else factor.damp
             matrices, start = {}, 0
             for name, weight in part.linears.items():
                 rows = slice(start, start + len(weight))
                 own, full = matrix.rows(rows), part.layer.full_name(name)
-                jobs[number].keep(full, own, losses[rows], damp, seen.extreme)
+                jobs[number].keep(full, own, losses[rows], raised, seen.extreme)
                 matrices[name] = own
                 start += len(weight)
             yield number, matrices
@@ -319,6 +320,7 @@ def _problems(
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     for job, scheme, seen in zip(jobs, part.schemes, part.stats, strict=True):
         one = job.settings(joined.shape[1], scheme)
+        one = replace(one, damp_percent=one.damp_percent + seen.doubt)
         whole = one.desc_act or one.static
         aware = one.act_group_aware and not whole
         grouped = (one.group_size, one.span) if aware else None

@@ -58,6 +58,15 @@ class InputStats:
         """The same of inputs that are divided by ``scales`` [channels]."""
         return (self.largest / scales).amax() if self.ranges else None
 
+    @property
+    def doubt(self) -> float:
+        """How much of the mean diagonal an expert's Gram matrix is to be damped by, for few tokens.
+
+        It is channels / tokens, by which the eigenvalues of n tokens' Gram matrix are off; 0 of layers
+        that see all of the text. What that is worth is in docs/parity.md.
+        """
+        return 0.0 if self.routed is None else len(self.gram) / max(self.tokens, 1)
+
     def add(
         self,
         inputs: torch.Tensor,
