@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
-from qsweep.quantizers.gptqmodel.families import defined_types
+from qsweep.quantizers.gptqmodel.families import FAILING, defined_types
 from qsweep.quantizers.gptqmodel.run import _require_experts
 from qsweep.quantizers.native import NativeAWQ
 from qsweep.quantizers.rtn import RTN
@@ -221,6 +222,8 @@ def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path):
     unknown = replace(mixture, model_type="jetmoe")
     with pytest.raises(IncompatibleTrial, match=r"gptqmodel 7\S* has no definition of jetmoe"):
         kind(group_size=64).check(unknown)
+    with pytest.raises(IncompatibleTrial, match="given granitemoe, leaves the experts in 16 bits"):
+        kind(group_size=64).check(replace(mixture, model_type="granitemoe"))
     # The way out is open.
     NativeAWQ(group_size=64).check(unknown)
     # Of dense models, it finds the layers by itself.
@@ -258,6 +261,20 @@ def test_a_mixture_is_the_same_model_to_its_maker_and_to_us(native, tiny_model, 
     assert run.kld < 0.1
     weights = sum(rows * columns for rows, columns in run.facts.linears.values())
     assert run.artifact.size.linear_weights == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAILING)
+def test_mixtures_that_it_still_fails_on(native, model_type, tmp_path, monkeypatch):
+    """Where this fails, the library has learnt it: take the type out of ``FAILING``."""
+    monkeypatch.setattr("qsweep.quantizers.gptqmodel.families.FAILING", {})
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    from miniatures import miniature
+
+    path = miniature(model_type, tmp_path / "model", dtype="float32")
+    (tmp_path / "out").mkdir()
+    with pytest.raises((AttributeError, IncompatibleTrial)):
+        Run(path, GPTQ(bits=4, group_size=32), tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -52,14 +52,19 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
         self._require_definition(model)
 
     def _require_definition(self, model: ModelFacts) -> None:
-        from qsweep.quantizers.gptqmodel.families import defined_types
+        from qsweep.quantizers.gptqmodel.families import FAILING, defined_types
 
-        # Of dense models it guesses the layers by their names.
-        if model.experts and model.model_type not in defined_types():
+        kind, library = model.model_type, f"gptqmodel {self.version().partition('+')[0]}"
+        if not model.experts:  # of dense models it guesses the layers by their names
+            return
+        if kind not in defined_types():
             raise IncompatibleTrial(
-                f"gptqmodel {self.version().partition('+')[0]} has no definition of "
-                f"{model.model_type} and would leave its experts in 16 bits; quant.backend=native "
-                "quantizes them"
+                f"{library} has no definition of {kind} and would leave its experts in 16 bits; "
+                "quant.backend=native quantizes them"
+            )
+        if kind in FAILING:
+            raise IncompatibleTrial(
+                f"{library}, given {kind}, {FAILING[kind]}; quant.backend=native quantizes it"
             )
 
     @abstractmethod

@@ -13,6 +13,14 @@ from pathlib import Path
 # The file and the name of GPTQModel's definitions, by model type.
 _DEFINITIONS = ("models/auto.py", "MODEL_MAP")
 
+# What GPTQModel 7.6 does, under transformers 5, with mixtures that it has a definition of. Each stays
+# for as long as tests/quantizers/test_gptqmodel.py shows it.
+FAILING = {
+    "ernie4_5_moe": "ends with an error",
+    "glm4_moe": "ends with an error",
+    "granitemoe": "leaves the experts in 16 bits",
+}
+
 
 @cache
 def defined_types() -> frozenset[str]:
