@@ -1,6 +1,7 @@
 """GPTQ and AWQ through GPTQModel: what is refused, and real runs against its own kernels."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -215,15 +216,18 @@ def test_models_that_its_awq_breaks_are_refused_even_before_it_is_installed(
 
 
 @pytest.mark.parametrize("kind", [GPTQ, AWQ])
-def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path):
+def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path, monkeypatch):
     pytest.importorskip("gptqmodel")
     mixture = replace(facts(tmp_path, model_type="qwen3_moe"), experts=True)
     kind(group_size=64).check(mixture)
     unknown = replace(mixture, model_type="jetmoe")
     with pytest.raises(IncompatibleTrial, match=r"gptqmodel 7\S* has no definition of jetmoe"):
         kind(group_size=64).check(unknown)
-    with pytest.raises(IncompatibleTrial, match="given granitemoe, leaves the experts in 16 bits"):
+    with pytest.raises(IncompatibleTrial, match="given granitemoe, writes one expert"):
         kind(group_size=64).check(replace(mixture, model_type="granitemoe"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="given jamba, needs mamba-ssm: pip install"):
+        kind(group_size=64).check(replace(mixture, model_type="jamba"))
     # The way out is open.
     NativeAWQ(group_size=64).check(unknown)
     # Of dense models, it finds the layers by itself.
