@@ -16,11 +16,10 @@ _DEFINITIONS = ("models/auto.py", "MODEL_MAP")
 # What GPTQModel 7.6 does, under transformers 5, with mixtures that it has a definition of. Each stays
 # for as long as tests/quantizers/test_gptqmodel.py shows it.
 FAILING = {
-    "ernie4_5_moe": "ends with an error",
-    "glm4_moe": "ends with an error",
-    "granitemoe": "writes one expert of each layer alone",
-    "lfm2_moe": "writes one expert of each layer alone",
-    "minimax_m2": "writes one expert of each layer alone",
+    **dict.fromkeys(("dbrx", "ernie4_5_moe", "glm4_moe", "nemotron_h"), "ends with an error"),
+    **dict.fromkeys(
+        ("granitemoe", "lfm2_moe", "minimax_m2"), "writes one expert of each layer alone"
+    ),
 }
 
 # What it wants for some beside what it is installed with.
