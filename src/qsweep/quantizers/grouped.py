@@ -65,6 +65,7 @@ class GroupedOptions:
     takes_rules: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        asked = self.group_size
         for name, value in self.format.fixed.items():
             object.__setattr__(self, name, value)  # frozen
         # The same by another name.
@@ -82,7 +83,8 @@ class GroupedOptions:
             raise ConfigError(f"sym={self.sym}: must be true, false or auto")
         object.__setattr__(self, "rules", read_rules(self.rules))
         if self.rules:
-            _ = self.by_rule  # is checked by being made
+            made = {rule: None if rule.keep else self._under(rule, asked) for rule in self.rules}
+            object.__setattr__(self, "by_rule", made)
 
     @property
     def symmetric(self) -> bool:
@@ -129,7 +131,7 @@ class GroupedOptions:
     @cached_property
     def by_rule(self) -> dict[Rule, Self | None]:
         """The options, without rules, of the layers that each rule names; None: they are kept."""
-        return {rule: None if rule.keep else self._under(rule) for rule in self.rules}
+        return {}  # where there are rules, the constructor has made it
 
     @property
     def every(self) -> list[Self]:
@@ -280,8 +282,16 @@ class GroupedOptions:
     def _holders(self) -> tuple[str, ...]:
         return self.format.containers or (self.container.name, "compressed-tensors")
 
-    def _under(self, rule: Rule) -> Self:
-        """What a rule makes of these options. Raises ConfigError where they leave nothing open."""
+    def _under(self, rule: Rule, asked: int) -> Self:
+        """What a rule makes of these options.
+
+        Args:
+            rule: The rule.
+            asked: The group size that was asked for, before a format fixed it.
+
+        Raises:
+            ConfigError: The format leaves open nothing of what the rule says.
+        """
         number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
         if number is None and fixed:
             # Integers in so many bits beside a format that has no bits to choose.
@@ -295,7 +305,7 @@ class GroupedOptions:
             number = Int()
         if number is not None:
             if not number.fixed and fixed:
-                changed = {"group_size": GroupedOptions.group_size, **changed}
+                changed = {"group_size": asked, **changed}
             held = number.containers is None or self.holder in number.containers
             changed["format"] = replace(number, container=self.holder) if held else number
         return replace(self, rules=(), **changed)

@@ -215,8 +215,8 @@ def grid_of(options: Mapping[str, Any]) -> dict[str, Any] | None:
     if searched or apart or options.get("type") is not None or options.get("bits") is None:
         return None
     grid = {name: options.get(name) for name in ("bits", "group_size", "sym")}
-    of_the_format = ("format", "container", "smoothquant", "double_quant")
-    return grid | {name: options[name] for name in of_the_format if name in options}
+    further = ("format", "container", "smoothquant", "double_quant", "rules")
+    return grid | {name: options[name] for name in further if name in options}
 
 
 def _calibration(records: Iterable[Record]) -> Iterator[str]:

@@ -40,8 +40,14 @@ class ArtifactFacts:
 
     @property
     def kept_layers(self) -> int:
-        """How many linear layers stayed in 16 bits, because the format cannot hold their shape."""
+        """How many linear layers stayed in 16 bits."""
         return len(self.details.get("kept_layers") or ())
+
+    @property
+    def kept_by(self) -> str:
+        """Why they did, in few words: ``router, shape, quant.rules: *.o_proj``."""
+        found = self.details.get("kept_by")
+        return ", ".join(map(str, found)) if isinstance(found, Mapping) else ""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Job:
         self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
     ):
         self.seconds = 0.0
-        self.ranges = quantizer.format.static
+        self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
         self._spelling = spelling

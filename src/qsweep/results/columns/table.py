@@ -151,7 +151,7 @@ SIZE_GB = add(of_artifact(
             "own_run": "size GB"}))
 KEPT_LAYERS = add(Column(
     "kept_layers",
-    "linear layers that stayed in 16 bits, because the format cannot hold their shape",
+    "linear layers that stayed in 16 bits: by what they are, by a rule, or by their shape",
     "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None,
     csv=True))
 FLAGS = add(Column(
