@@ -36,6 +36,14 @@ _ARCHITECTURES = {
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
     "mistral": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "norm_topk_prob": True,
+    },
     "gemma3_text": {
         "num_key_value_heads": 2,
         "head_dim": 64,

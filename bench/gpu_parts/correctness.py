@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.lab import Lab
-from gpu_parts.models import MINIATURES, miniature, random_samples, random_windows
+from gpu_parts.models import MINIATURES, random_samples, random_windows
+from miniatures import miniature
 
 # Bounds, chosen beforehand. Perplexity in float32 on the device over that on the CPU.
 PPL_RATIO = 1e-3
@@ -155,7 +156,8 @@ def _models(lab: Lab, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "pocket", MODEL_DIR
     for architecture in MINIATURES:
         if not lab.quick:
-            yield architecture, miniature(architecture, folder / architecture)
+            settings = MINIATURES[architecture]
+            yield architecture, miniature(architecture, folder / architecture, **settings)
 
 
 def _compare(lab: Lab, model: str, source: Path, name: str, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""Random-weight models, made on the device: the shapes of Llama, and miniatures of four families."""
+"""Random-weight models, made on the device: the shapes of Llama, and sizes of four miniatures."""
 
-import shutil
 from pathlib import Path
 from typing import Any
+
+from miniatures import copy_tokenizer
 
 _LLAMA_3 = {
     "vocab_size": 128256,
@@ -55,23 +56,21 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# What K-quants' blocks of 256 divide.
 _MINIATURE = {
-    "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 64,
     "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
 }
 MINIATURES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    "qwen3": {"head_dim": 64, "tie_word_embeddings": True},
-    "mistral": {"tie_word_embeddings": False},
-    "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 256},
+    "llama": _MINIATURE | {"tie_word_embeddings": False},
+    "qwen3": _MINIATURE | {"tie_word_embeddings": True},
+    "mistral": _MINIATURE | {"tie_word_embeddings": False},
+    "gemma3_text": _MINIATURE | {"query_pre_attn_scalar": 64, "sliding_window": 256},
 }
 
 
@@ -93,27 +92,9 @@ def save_model(model: Any, path: Path) -> Path:
     """As a checkpoint in bfloat16, with the embedded model's tokenizer (any would do)."""
     import torch
 
-    from qsweep.models.tiny import MODEL_DIR
-
     model.to(torch.bfloat16).save_pretrained(path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_DIR / name, path / name)
+    copy_tokenizer(path)
     return path
-
-
-def miniature(architecture: str, path: Path) -> Path:
-    """A checkpoint of two small layers, its weights large enough that logits differ."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **_MINIATURE, **MINIATURES[architecture])
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(3.0)
-    return save_model(model, path)
 
 
 def random_windows(count: int, context: int, vocabulary: int) -> Any:

@@ -3,9 +3,12 @@
 import importlib.metadata
 import json
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qsweep.base.errors import BackendUnavailable, ConfigError, IncompatibleTrial
 from qsweep.formats.dense import load_dense
@@ -13,6 +16,8 @@ from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
+from qsweep.quantizers.gptqmodel.families import defined_types
+from qsweep.quantizers.gptqmodel.run import _require_experts
 from qsweep.quantizers.native import NativeAWQ
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
@@ -206,6 +211,53 @@ def test_models_that_its_awq_breaks_are_refused_even_before_it_is_installed(
     with pytest.raises(BackendUnavailable):
         monkeypatch.setattr(GPTQ, "version", lambda self: "missing")
         GPTQ(group_size=64).check(facts(tmp_path, model_type=model_type))
+
+
+@pytest.mark.parametrize("kind", [GPTQ, AWQ])
+def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path):
+    pytest.importorskip("gptqmodel")
+    mixture = replace(facts(tmp_path, model_type="qwen3_moe"), experts=True)
+    kind(group_size=64).check(mixture)
+    unknown = replace(mixture, model_type="jetmoe")
+    with pytest.raises(IncompatibleTrial, match=r"gptqmodel 7\S* has no definition of jetmoe"):
+        kind(group_size=64).check(unknown)
+    # The way out is open.
+    NativeAWQ(group_size=64).check(unknown)
+    # Of dense models, it finds the layers by itself.
+    kind(group_size=64).check(replace(unknown, experts=False))
+
+
+def test_its_own_table_says_what_it_has_a_definition_of(native):
+    from gptqmodel.models.auto import SUPPORTED_MODELS
+
+    assert defined_types() == {name.lower() for name in SUPPORTED_MODELS}
+
+
+def test_experts_that_are_left_in_16_bits_are_found(tmp_path):
+    settings = SimpleNamespace(kept=["l.0.experts.0.down_proj"])
+
+    def written(**tensors):
+        save_file({k: torch.zeros(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
+        _require_experts(settings, tmp_path)
+
+    (tmp_path / "config.json").write_text("{}")
+    packed = {"l.0.experts.0.up_proj.qweight": (8, 64), "l.0.experts.0.up_proj.scales": (1, 64)}
+    # Nor is a layer that is to be kept, or one of another part, left by mistake.
+    odd = {"l.0.experts.0.down_proj.weight": (64, 40), "l.0.self_attn.q_proj.weight": (64, 64)}
+    written(**packed, **odd)
+    for name, shape in (("0.down_proj.weight", (64, 64)), ("gate_up_proj", (4, 64, 64))):
+        with pytest.raises(IncompatibleTrial, match=f"left 1 tensors of experts .*{name}"):
+            written(**packed, **{f"l.1.experts.{name}": shape})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [GPTQ, AWQ])
+def test_a_mixture_is_the_same_model_to_its_maker_and_to_us(native, tiny_model, tmp_path, kind):
+    run = Run(tiny_model("qwen3_moe"), kind(bits=4, group_size=32), tmp_path)
+    assert run.native_kld(native) < 1e-5
+    assert run.kld < 0.1
+    weights = sum(rows * columns for rows, columns in run.facts.linears.values())
+    assert run.artifact.size.linear_weights == weights
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,17 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qsweep.base.errors import IncompatibleTrial, TrialFailed
 from qsweep.quantizers.native import walk as walking
+from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
+from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
+from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import (
-    Chunk,
-    advance,
-    capture,
-    find_stages,
-    rounds_needed,
-    run_layer,
-)
+from qsweep.quantizers.native.walk import advance, rounds_needed
 
 MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
@@ -61,13 +58,13 @@ def load(path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def nothing(stage, stats):
+def nothing(stages, stats):
     pass
 
 
 def walk(model, samples, on_stage=nothing, changes=False):
     decoder = find_decoder(model)
-    chunks, probe = capture(model, decoder, samples, "cpu")
+    decoder, chunks, probe = capture(model, samples, "cpu")
     for index, layer in enumerate(decoder.layers):
         stages = find_stages(layer, chunks[0], index)
         chunks = advance(layer, index, stages, chunks, str, on_stage, changes_weights=changes)
@@ -103,8 +100,9 @@ def test_products_of_the_layers_in_bfloat16_and_not_those_of_the_statistics(
         model = load(tiny_model("llama"))
         products = []
 
-        def look(stage, stats):
+        def look(stages, found):
             # Statistics are of float32, and what is computed in the middle of a layer stays exact.
+            (stats,) = found
             assert stats.gram.dtype == torch.float32
             third = torch.full((8, 8), 1 / 3)
             assert torch.equal(third @ torch.eye(8), third)
@@ -144,7 +142,7 @@ def test_stages_and_what_absorbs_scales(tiny_model, architecture):
         if "norm" in name:
             parameter.data.add_(0.3 * torch.rand_like(parameter))
     decoder = find_decoder(model)
-    _, probe = capture(model, decoder, SAMPLES, "cpu")
+    decoder, _, probe = capture(model, SAMPLES, "cpu")
     stages = find_stages(decoder.layers[0], probe, 0)
     assert [stage.linears for stage in stages] == STAGES[architecture]
     before = copy.deepcopy(decoder.layers[0].state_dict())
@@ -164,7 +162,7 @@ def test_statistics_are_those_of_the_inputs(tiny_model):
         module.register_forward_pre_hook(
             lambda _, inputs, name=name: seen.__setitem__(name, inputs[0].detach().flatten(0, 1))
         )
-    walk(model, SAMPLES, lambda stage, stats: gathered.__setitem__(stage.linears, stats))
+    walk(model, SAMPLES, lambda block, found: gathered.__setitem__(block[0].linears, found[0]))
     model(torch.tensor(SAMPLES))
     for stage, name in ((SEPARATE[0], "self_attn.k_proj"), (SEPARATE[3], "mlp.down_proj")):
         x, stats = seen[name].double(), gathered[stage]
@@ -180,10 +178,10 @@ def test_chunks_give_what_one_piece_gives(tiny_model, changes):
         model = load(tiny_model("llama"))
         stages, modules = [], {}
 
-        def halve(stage, stats):
-            stages.append(stats)
+        def halve(block, found):
+            stages.extend(found)
             if changes:
-                for name in stage.linears:
+                for name in block[0].linears:
                     linear = modules[len(stages) > 4].get_submodule(name)
                     set_weight(linear, weight_of(linear) * 0.5)
 
@@ -210,12 +208,12 @@ def test_unquantized_inputs_are_compared_with_those_of_the_same_tokens(tiny_mode
     model = load(tiny_model("llama"))
     decoder = find_decoder(model)
     samples = [sample[:length] for sample, length in zip(SAMPLES[:4], lengths * 2, strict=True)]
-    chunks, probe = capture(model, decoder, samples, "cpu")
+    decoder, chunks, probe = capture(model, samples, "cpu")
     stages = find_stages(decoder.layers[0], probe, 0)
     kept, seen = {}, []
 
-    def note(stage, stats):
-        seen.append(stats)
+    def note(stages, stats):
+        seen.extend(stats)
 
     def run(**options):
         advance(decoder.layers[0], 0, stages, chunks, str, note, **options)
@@ -230,7 +228,10 @@ def test_unquantized_inputs_are_compared_with_those_of_the_same_tokens(tiny_mode
     for stats in seen:
         assert torch.allclose(stats.cross, stats.gram, rtol=1e-3, atol=1e-6)
     seen.clear()
-    doubled = {name: [2 * inputs for inputs in chunk] for name, chunk in kept.items()}
+    doubled = {
+        name: [replace(inputs, values=2 * inputs.values) for inputs in chunk]
+        for name, chunk in kept.items()
+    }
     run(changes_weights=True, plain=doubled)
     for stats in seen:
         assert torch.allclose(stats.cross, 2 * stats.gram, rtol=1e-3, atol=1e-6)
@@ -239,17 +240,17 @@ def test_unquantized_inputs_are_compared_with_those_of_the_same_tokens(tiny_mode
 def test_a_stage_sees_what_changing_the_stages_before_made(tiny_model):
     model = load(tiny_model("llama"))
     decoder = find_decoder(model)
-    chunks, _ = capture(model, decoder, SAMPLES, "cpu")
+    decoder, chunks, _ = capture(model, SAMPLES, "cpu")
     layer = decoder.layers[0]
     stages = find_stages(layer, chunks[0], 0)
     plain, changed = [], []
 
-    def remember(stage, stats):
-        plain.append(stats.gram)
+    def remember(stages, stats):
+        plain.append(stats[0].gram)
 
-    def silence(stage, stats):
-        changed.append(stats.gram)
-        if stage.linears[0].endswith("q_proj"):
+    def silence(stages, stats):
+        changed.append(stats[0].gram)
+        if stages[0].linears[0].endswith("q_proj"):
             set_weight(layer.self_attn.v_proj, torch.zeros(128, 256))
 
     advance(layer, 0, stages, chunks, str, remember, changes_weights=False)
@@ -281,11 +282,11 @@ def tiny(model_type, **extra):
 def test_conv1d_is_a_linear_layer_the_other_way_round():
     model = tiny("gpt2", n_embd=64, n_layer=2, n_head=2, n_positions=64).eval()
     decoder = find_decoder(model)
-    assert decoder.name == "transformer.h"
+    assert decoder.paths == ["transformer.h.0", "transformer.h.1"]
     linear = decoder.layers[0].attn.c_attn
     assert weight_of(linear).shape == (192, 64)
     set_weight(linear, weight_of(linear) * 2)
-    _, probe = capture(model, decoder, [list(range(40))], "cpu")
+    decoder, _, probe = capture(model, [list(range(40))], "cpu")
     stages = find_stages(decoder.layers[0], probe, 0)
     assert [stage.channels for stage in stages] == [64, 64, 64, 256]
     folds = find_folds(decoder.layers[0], stages, probe, 0, model.config)
@@ -302,19 +303,54 @@ def test_layers_that_hand_on_tuples():
     assert torch.allclose(final, expected, atol=1e-5)
 
 
-def test_mixtures_of_experts_are_refused():
-    model = tiny("mixtral", num_key_value_heads=2, num_local_experts=4)
-    with pytest.raises(IncompatibleTrial, match="mixtures? of experts"):
-        find_decoder(model)
-
-
 def test_shared_weights_are_refused():
     model = tiny("llama", num_key_value_heads=2)
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(
         IncompatibleTrial, match=r"layers\.1\.mlp\.up_proj: shares its weight with.*quant=rtn"
     ):
-        find_decoder(model)
+        capture(model, SAMPLES, "cpu")
+
+
+def test_layers_that_hand_more_on_than_hidden_states_are_one():
+    model = tiny("llama", num_key_value_heads=2).eval()
+    first, second = model.model.layers
+    seen = []
+    first.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    plain = second.forward
+    second.forward = lambda hidden, **named: plain(hidden + seen.pop(), **named)
+    decoder, (chunk,), probe = capture(model, [list(range(40))] * 3, "cpu")
+    assert decoder.is_whole
+    assert chunk.hidden.shape == (3, 40)
+    stages = find_stages(decoder.layers[0], probe, 0)
+    assert decoder.full_name(0, stages[0].linears[0]) == "model.layers.0.self_attn.q_proj"
+    assert len(stages) == 8
+
+
+@pytest.mark.parametrize("lengths", [(48, 48), (48, 24)], ids=["one chunk", "two chunks"])
+def test_what_runs_twice_is_quantized_for_all_its_inputs(lengths):
+    model = tiny("llama", num_key_value_heads=2).eval()
+    layers = model.model.layers
+    layers[1] = layers[0]
+    samples = [SAMPLES[0][: lengths[0]], SAMPLES[1][: lengths[1]]]
+    decoder, chunks, probe = capture(model, [[n % 128 for n in one] for one in samples], "cpu")
+    assert decoder.is_whole
+    stages = find_stages(decoder.layers[0], probe, 0)
+    assert len(stages) == 4
+    assert all(stage.repeats for stage in stages)
+    seen = {}
+
+    def silence(block, found):
+        seen[block[0].linears[0]] = found[0].tokens
+        for name in block[0].linears:
+            linear = decoder.layers[0].get_submodule(name)
+            set_weight(linear, torch.zeros_like(linear.weight))
+
+    after = advance(decoder.layers[0], 0, stages, chunks, str, silence, changes_weights=True)
+    assert set(seen.values()) == {2 * sum(lengths)}
+    with torch.no_grad():
+        expected = model.model(chunks[0].hidden).last_hidden_state
+    assert torch.equal(after[0].hidden, expected)
 
 
 def test_quantized_models_are_refused():
@@ -327,7 +363,7 @@ def test_quantized_models_are_refused():
 def test_the_probe_is_a_run_of_the_layer(tiny_model):
     model = load(tiny_model("mistral"))
     decoder = find_decoder(model)
-    _, probe = capture(model, decoder, SAMPLES, "cpu")
+    decoder, _, probe = capture(model, SAMPLES, "cpu")
     states = model(torch.tensor(SAMPLES[:1]), output_hidden_states=True).hidden_states
     assert torch.allclose(run_layer(decoder.layers[0], probe, 0), states[1], atol=1e-5)
 
@@ -348,15 +384,27 @@ def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
 
 def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
     layer = nn.Sequential(nn.Linear(64, 64, bias=False))
-    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    chunk, stages = Chunk(torch.zeros(4, 128, 64), []), [Stage(("0",), 64, 0)]
     weights = square = 4 * 64 * 64
     forward = 4 * 64 * 4 * (4 * 128)
-    monkeypatch.setattr(walking, "_budget", lambda device: 2 * (weights + 2 * square + forward))
-    assert rounds_needed(layer, [chunk], 4, 0) == 2
-    assert rounds_needed(layer, [chunk], 4, 1) == 3
+    monkeypatch.setattr(walking, "budget", lambda device: 2 * (weights + 2 * square + forward))
+    assert rounds_needed(layer, stages, [chunk], 4, 0) == 2
+    assert rounds_needed(layer, stages, [chunk], 4, 1) == 3
     # Who shares statistics, or is run anew up to each stage, has no forward that waits.
-    assert rounds_needed(layer, [chunk], 0, 20) == 1
-    assert rounds_needed(layer, [chunk, chunk], 20, 0) == 1
-    monkeypatch.setattr(walking, "_budget", lambda device: 1)
-    assert rounds_needed(layer, [chunk], 3, 2) == 5
-    assert rounds_needed(layer, [chunk], 0, 0) == 1
+    assert rounds_needed(layer, stages, [chunk], 0, 20) == 1
+    assert rounds_needed(layer, stages, [chunk, chunk], 20, 0) == 1
+    monkeypatch.setattr(walking, "budget", lambda device: 1)
+    assert rounds_needed(layer, stages, [chunk], 3, 2) == 5
+    assert rounds_needed(layer, stages, [chunk], 0, 0) == 1
+
+
+def test_experts_that_run_side_by_side_need_a_gram_matrix_each(monkeypatch):
+    layer = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
+    chunk = Chunk(torch.zeros(4, 128, 64), [])
+    stages = [Stage((str(number),), 64, 0, "experts") for number in range(8)]
+    square = 4 * 64 * 64
+    monkeypatch.setattr(walking, "budget", lambda device: 2 * (8 * square + square + 8 * square))
+    assert rounds_needed(layer, stages, [chunk, chunk], 4, 0) == 2
+    assert rounds_needed(layer, stages, [chunk, chunk], 0, 4) == 2
+    one_by_one = [Stage((str(number),), 64, number) for number in range(8)]
+    assert rounds_needed(layer, one_by_one, [chunk, chunk], 3, 0) == 1

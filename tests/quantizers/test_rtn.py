@@ -83,12 +83,6 @@ def test_incompatible_shapes(tmp_path, quantizer, shape, message):
         quantizer.check(facts(tmp_path, {"layers.0.up_proj": shape}))
 
 
-def test_mixture_of_experts_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"num_local_experts": 8}))
-    with pytest.raises(IncompatibleTrial, match="mixture of experts"):
-        RTN().check(facts(tmp_path, {"layers.0.up_proj": (128, 128)}))
-
-
 @pytest.fixture(scope="module")
 def llama(tiny_model):
     return read_facts(tiny_model("llama"), "llama")

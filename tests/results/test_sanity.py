@@ -232,6 +232,43 @@ def test_a_calibration_text_that_repeats_itself_is_told():
     assert check([fine]) == [] and check([short | {"calibration_tokens": None}]) == []
 
 
+def routed(*tokens, all_tokens=False, width=128):
+    modules = {"layers.0.mlp.experts": {"width": width, "tokens": tokens}}
+    told = {"expert_coverage": {"all_tokens": all_tokens, "modules": modules}}
+    record = trial("gptq 4-bit", "gptq", 1.05, bits=4, calibration="mine")
+    record["config"] = record.get("config", {}) | {"calibration": {"num_samples": 16}}
+    return record | {"artifact": record["artifact"] | {"details": told}}
+
+
+def test_experts_that_were_sent_too_few_tokens_are_told_with_how_many_would_do():
+    short = routed(50, 64, 300, 400)
+    (line,) = check([short])
+    assert "2 of 4 experts were sent fewer tokens than they have inputs, 0 of them none" in line
+    # of the least used 50 times as many tokens again are 128
+    assert "calibration.num_samples=41 is enough" in line and "all_experts=true" in line
+    (row,) = table([short])
+    names = ("expert_tokens_median", "expert_tokens_lowest", "experts_unseen", "experts_short")
+    assert [row[name] for name in names] == [182, 50, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        routed(128, 300),
+        routed(50, 64, all_tokens=True),
+        # A twentieth of them may be of no use to anybody.
+        routed(0, *[128] * 19),
+    ],
+)
+def test_experts_that_were_sent_enough_are_not(record):
+    assert check([record]) == []
+
+
+def test_no_amount_of_text_is_named_for_experts_that_nothing_reaches():
+    (line,) = check([routed(0, 0, 0)])
+    assert "num_samples" not in line and "3 of them none: calibration.all_experts=true" in line
+
+
 def test_a_cache_that_saturates_is_named():
     seen = {
         "layers": 2,

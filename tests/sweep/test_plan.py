@@ -81,6 +81,7 @@ def changed(first, second):
         (["calibration.path=ROOT/b.txt"], {"artifact", "measurement"}),
         (["calibration.num_samples=5"], {"artifact", "measurement"}),
         (["calibration.max_seq_len=64"], {"artifact", "measurement"}),
+        (["+calibration.all_experts=true"], set()),  # there are none
         (["seed=1"], {"artifact", "measurement"}),
         # what is measured, and how
         (["corpus.path=ROOT/b.txt"], {"measurement", "reference", "reference's measurement"}),
@@ -122,6 +123,17 @@ def test_a_stride_counts_for_the_preset_that_has_one(planned):
     strided = "eval.presets=[strided]"
     first, second = planned(strided), planned(strided, "eval.stride=8")
     assert "measurement" in changed(first, second)
+
+
+def test_of_a_mixture_it_counts_whether_experts_are_shown_all_tokens(planned):
+    def mixture(*overrides):
+        facts = dataclasses.replace(planned(*overrides).setting.facts, experts=True)
+        return planned(*overrides, facts=facts)
+
+    first, second = mixture(), mixture("+calibration.all_experts=true")
+    assert changed(first, second) == {"artifact", "measurement"}
+    assert first.importance != second.importance
+    assert changed(planned(), first) == set()
 
 
 def test_rounding_to_nearest_does_not_depend_on_calibration(planned):

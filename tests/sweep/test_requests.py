@@ -1,9 +1,11 @@
 """What a model cannot give of what was asked for: said once, or refused before anything runs."""
 
+import dataclasses
+
 import pytest
 
 from helpers.configs import composed
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.store import Store
 from qsweep.sweep import planning
 from qsweep.sweep.config import trial_config
@@ -36,6 +38,8 @@ def asked(tmp_path, pocket_dir, capsys):
         (["quant=rtn", "calibration.max_seq_len=10000000"], ""),  # it sees no text
         (["quant=gptq", "calibration.max_seq_len=10000000"], "samples are of 1024"),
         (["quant=gptq", "calibration.max_seq_len=1024"], ""),
+        (["quant=rtn", "+calibration.all_experts=true"], ""),
+        (["quant=gptq", "+calibration.all_experts=true"], "changes nothing: pocket has no experts"),
         (["quant=rtn", "eval.stride=8"], "changes nothing: preset paper has no stride"),
         (["quant=rtn", "eval.stride=8", "eval.presets=[gptq,strided]"], ""),
         (["quant=rtn", "eval.presets=[strided]", "eval.context=16"], ""),  # half of it, by default
@@ -70,3 +74,27 @@ def test_a_note_shows_no_secret(capsys):
     planning._note("cannot reach https://me:hunter2@host/x?token=hunter2")
     said = capsys.readouterr().err
     assert said.startswith("note: cannot reach https://") and "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["quant=gptq"], False),
+        (["quant=awq"], False),
+        (["quant=rtn"], False),
+        (["quant=gguf"], False),
+        (["quant=gptq", "quant.backend=llmcompressor"], True),
+    ],
+)
+def test_who_shows_an_expert_its_own_tokens_alone_says_so(tmp_path, pocket_dir, overrides, refused):
+    (tmp_path / "a.txt").write_text("a text")
+    text = ["calibration=file", f"calibration.path={tmp_path / 'a.txt'}", "device=cpu"]
+    trial = trial_config(composed(*text, "+calibration.all_experts=true", *overrides))
+    setting = find_setting(trial, pocket_dir, Store(tmp_path / "store"))
+    mixture = dataclasses.replace(setting, facts=dataclasses.replace(setting.facts, experts=True))
+    planning.require_all_experts(trial, setting)
+    if not refused:
+        planning.require_all_experts(trial, mixture)
+        return
+    with pytest.raises(IncompatibleTrial, match="quant.backend=native shows it all"):
+        planning.require_all_experts(trial, mixture)

@@ -20,6 +20,7 @@ class Size:
     ``weight_bytes`` are all bytes of the weight files. ``linear_bits`` are the stored bits of the
     quantized linear layers, scales, zeros and indices included, and ``linear_weights`` how many
     weights those stand for; ``total_bits`` and ``parameters`` are the same of every tensor.
+    ``active_bytes`` are read for each token that is generated; None if nobody can tell them.
     """
 
     weight_bytes: int
@@ -27,11 +28,17 @@ class Size:
     linear_weights: int
     total_bits: int
     parameters: int
+    active_bytes: int | None = None
 
     @property
     def size_gb(self) -> float:
         """Bytes of all weight files / 1e9."""
         return self.weight_bytes / 1e9
+
+    @property
+    def active_gb(self) -> float | None:
+        """Bytes that are read for each token that is generated / 1e9."""
+        return None if self.active_bytes is None else self.active_bytes / 1e9
 
     @property
     def bpw(self) -> float | None:

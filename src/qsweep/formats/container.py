@@ -14,12 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qsweep.base.errors import BackendUnavailable, QsweepError
+from qsweep.base.errors import BackendUnavailable, ConfigError, QsweepError
 from qsweep.base.schema import nearest
+from qsweep.formats.active import chosen_share
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.belonging.check import checkpoint_belonging, checkpoint_differences
 from qsweep.formats.belonging.difference import Difference
 from qsweep.formats.stored import StoredTensor, size_of
+from qsweep.models.config import read_config, text_config
 from qsweep.models.files import saved_weight_files
 
 if TYPE_CHECKING:
@@ -183,7 +185,12 @@ class Container(ABC):
     def size(self, path: Path) -> Size:
         """Count what an artifact at ``path`` stores, from its files alone. Raises QsweepError."""
         files = [path] if path.is_file() else saved_weight_files(path)
-        return size_of(self.stored(path), sum(file.stat().st_size for file in files))
+        told: dict[str, Any] = {}
+        # Another package's container may have none, or one of its own.
+        with contextlib.suppress(ConfigError):
+            told = text_config(read_config(path))
+        weight_bytes = sum(file.stat().st_size for file in files)
+        return size_of(self.stored(path), weight_bytes, chosen_share(told))
 
 
 @lru_cache(maxsize=64)

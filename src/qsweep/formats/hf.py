@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
+from qsweep.formats.active import chosen_share
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
@@ -24,6 +25,7 @@ from qsweep.models.facts import (
     read_config,
     read_facts,
     read_tensors,
+    text_config,
     weight_files,
 )
 from qsweep.models.files import saved_weight_files
@@ -216,7 +218,8 @@ def reference_artifact(facts: ModelFacts) -> Artifact:
     Raises:
         ConfigError: The weight files are no longer there.
     """
-    size = size_of(_stored(facts.path, facts.linears), _bytes(facts.path))
+    chosen = chosen_share(text_config(read_config(facts.path)))
+    size = size_of(_stored(facts.path, facts.linears), _bytes(facts.path), chosen)
     return Artifact(facts.path, "hf", size, UNQUANTIZED_RUNTIMES)
 
 

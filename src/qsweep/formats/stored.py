@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from qsweep.formats.active import active_bytes
 from qsweep.formats.artifact import Size
 
 
@@ -32,12 +33,15 @@ class StoredTensor:
         return self.bits / max(self.weights, 1)
 
 
-def size_of(tensors: Iterable[StoredTensor], weight_bytes: int) -> Size:
+def size_of(
+    tensors: Iterable[StoredTensor], weight_bytes: int, chosen: float | None = None
+) -> Size:
     """What an artifact of these tensors stores.
 
     Args:
         tensors: All of them.
         weight_bytes: Of the files that hold them.
+        chosen: The share of its experts that a token is sent to, if it has some and that is known.
     """
     all_of_them = list(tensors)
     linear = [tensor for tensor in all_of_them if tensor.linear]
@@ -47,4 +51,5 @@ def size_of(tensors: Iterable[StoredTensor], weight_bytes: int) -> Size:
         linear_weights=sum(tensor.weights for tensor in linear),
         total_bits=sum(tensor.bits for tensor in all_of_them),
         parameters=sum(tensor.weights for tensor in all_of_them),
+        active_bytes=active_bytes({t.name: t.bits for t in all_of_them}, chosen),
     )

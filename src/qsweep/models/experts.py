@@ -89,11 +89,17 @@ class Watch(Protocol):
 
     ``inputs`` are [tokens, channels], of which a layer's first ones share one tensor; ``tokens``
     their numbers [tokens] in the text, ``weights`` [tokens] what the expert's outputs for them are
-    multiplied by (None: by 1).
+    multiplied by (None: by 1). ``routed`` is how many tokens are the expert's own.
     """
 
     def __call__(
-        self, name: str, inputs: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor | None, /
+        self,
+        name: str,
+        inputs: torch.Tensor,
+        tokens: torch.Tensor,
+        weights: torch.Tensor | None,
+        routed: int,
+        /,
     ) -> None:
         """Look at the inputs of the layer ``name``, such as ``3.gate_proj``."""
 
@@ -177,7 +183,7 @@ def run_experts(
         all_tokens: Show every expert all tokens, whichever are its own; the result stays as it is.
     """
     if dispatch_of(module) == "batched":
-        return lambda hidden_states: _run_batched(module, watch, hidden_states)
+        return lambda hidden: _run_batched(module, watch, hidden, all_tokens=all_tokens)
 
     def routed(hidden_states: torch.Tensor, *given: torch.Tensor, **named: Any) -> torch.Tensor:
         # Families call the two that follow by names of their own.
@@ -216,20 +222,21 @@ def _run_routed(
     every = torch.arange(len(hidden), device=hidden.device)
     count = expert_count(module)
     for expert in range(count):
-        tokens, weights = (every, None) if all_tokens else routing.of(expert)
-        inputs = hidden if all_tokens else hidden[tokens]
+        own, chosen = routing.of(expert)
+        tokens, weights = (every, None) if all_tokens else (own, chosen)
+        inputs = hidden if all_tokens else hidden[own]
         for name in _first(module):
-            watch(f"{expert}.{name}", inputs, tokens, weights)
+            watch(f"{expert}.{name}", inputs, tokens, weights, len(own))
     inner = []
     for expert in range(count):
-        tokens, weights = routing.of(expert)
+        own, weights = routing.of(expert)
         if all_tokens:
             states = _activated(module, expert, hidden)
-            watch(f"{expert}.down_proj", states, every, None)
-            states = states[tokens]
+            watch(f"{expert}.down_proj", states, every, None, len(own))
+            states = states[own]
         else:
-            states = _activated(module, expert, hidden[tokens])
-            watch(f"{expert}.down_proj", states, tokens, weights)
+            states = _activated(module, expert, hidden[own])
+            watch(f"{expert}.down_proj", states, own, weights, len(own))
         inner.append(states)
     output = torch.zeros_like(hidden)
     for expert, states in enumerate(inner):
@@ -243,23 +250,32 @@ def _run_routed(
     return output
 
 
-def _run_batched(module: nn.Module, watch: Watch, hidden: torch.Tensor) -> torch.Tensor:
+def _run_batched(
+    module: nn.Module, watch: Watch, hidden: torch.Tensor, *, all_tokens: bool
+) -> torch.Tensor:
     count = expert_count(module)
     states = hidden.view(count, -1, hidden.shape[-1])
     # A token that is not an expert's own comes to it as zeros.
-    own = [torch.where(part.any(-1))[0] for part in states]
-    for expert, tokens in enumerate(own):
-        inputs = states[expert, tokens]
+    mine = states.any(-1)
+    own = [torch.where(part)[0] for part in mine]
+    shown, given = own, states
+    if all_tokens:
+        # Who is shown another's token sees it as that one does, scaled by what that is worth to it.
+        others = states.sum(0) / mine.sum(0).clamp(min=1)[:, None]
+        given = torch.where(mine[..., None], states, others)
+        shown = [torch.arange(states.shape[1], device=hidden.device)] * count
+    for expert, tokens in enumerate(shown):
+        inputs = given[expert, tokens]
         for name in _first(module):
-            watch(f"{expert}.{name}", inputs, tokens, None)
+            watch(f"{expert}.{name}", inputs, tokens, None, len(own[expert]))
     inner = []
-    for expert, tokens in enumerate(own):
-        inner.append(_activated(module, expert, states[expert, tokens]))
-        watch(f"{expert}.down_proj", inner[-1], tokens, None)
+    for expert, tokens in enumerate(shown):
+        inner.append(_activated(module, expert, given[expert, tokens]))
+        watch(f"{expert}.down_proj", inner[-1], tokens, None, len(own[expert]))
     output = torch.zeros_like(states)
     for expert, tokens in enumerate(own):
-        results = _linear(module, expert, "down_proj")(inner[expert])
-        output[expert, tokens] = results.to(output.dtype)
+        chosen = inner[expert][tokens] if all_tokens else inner[expert]
+        output[expert, tokens] = _linear(module, expert, "down_proj")(chosen).to(output.dtype)
     return output.view(-1, hidden.shape[-1])
 
 

@@ -39,7 +39,9 @@ def measure_importance(
     from qsweep.quantizers.native.grid import run
 
     started = time.perf_counter()
-    with contextlib.suppress(IncompatibleTrial):
+    # Experts are shown all tokens in such a pass alone.
+    refusal = () if calibration.all_experts else (IncompatibleTrial,)
+    with contextlib.suppress(*refusal):
         return run(model, calibration, [], progress, importance=True)
     # Not while the error is handled, which holds the model that was loaded.
     matrix = _run_whole(model, calibration, progress)

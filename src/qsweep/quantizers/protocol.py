@@ -1,7 +1,7 @@
 """What a quantizer is. Each backend is one file beside this one and one YAML in ``conf/quant``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -93,6 +93,20 @@ def quantizes_activations(quant: Quantizer) -> bool:
     return isinstance(quant, ActivationQuantizer) and quant.quantizes_activations
 
 
+@runtime_checkable
+class ExpertFeeder(Quantizer, Protocol):
+    """What a quantizer offers beside, if it can show every expert of a mixture all of the text."""
+
+    @property
+    def shows_experts_all_tokens(self) -> bool:
+        """Whether it heeds ``all_experts`` of :class:`CalibrationTokens`."""
+
+
+def shows_experts_all_tokens(quant: Quantizer) -> bool:
+    """Whether a quantizer can gather statistics of every token in every expert."""
+    return isinstance(quant, ExpertFeeder) and quant.shows_experts_all_tokens
+
+
 @dataclass(frozen=True)
 class PassResult:
     """What came of one pass over a model.
@@ -102,11 +116,14 @@ class PassResult:
         importance: The calibration text's importance matrix, as in :class:`CalibrationTokens`; None
             if the pass had no need to see the unquantized model's inputs.
         shared_s: Seconds that were spent for all together.
+        coverage: Of a mixture of experts, what else belongs into details of what is made of the
+            importance matrix: ``expert_coverage``.
     """
 
     artifacts: list[Artifact]
     importance: "Mapping[str, torch.Tensor] | None"
     shared_s: float
+    coverage: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable

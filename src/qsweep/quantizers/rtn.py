@@ -47,6 +47,7 @@ class RTN(GroupedOptions):
     container: ClassVar[PackedContainer] = CONTAINER
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
     takes_rules: ClassVar[bool] = True
 
     @property

@@ -8,7 +8,7 @@ positively correlated, and this errs on the side of silence.
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qsweep.results.columns.table import (
@@ -20,6 +20,7 @@ from qsweep.results.columns.table import (
     TYPE,
 )
 from qsweep.results.comparable import measured_by
+from qsweep.results.expert_coverage import expert_coverage
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
@@ -60,7 +61,7 @@ def check(records: Iterable[Record]) -> list[str]:
     from itself; more bits are never worse within one method and otherwise equal options; 8 bits are
     close to the reference; nothing is better than the reference; calibrated methods are not worse
     than rounding to nearest on the same grid. Of each model, that the calibration text holds what
-    was asked of it; and of each artifact, that its tensors are what is said of them, and that what
+    was asked of it, and enough for its experts; and of each artifact, that its tensors are what is said of them, and that what
     is served beside them could be simulated and stays in its range.
     """
     named = with_distinct_models([record for record in records if record.finished])
@@ -80,7 +81,7 @@ def check(records: Iterable[Record]) -> list[str]:
         )
     ]
     more = (
-        *(*_calibration(named), *_other_functions(named)),
+        *(*_calibration(named), *_experts(named), *_other_functions(named)),
         *(*_belonging(named), *_tensors(named), *_served(with_distinct_names(named))),
     )
     return list(dict.fromkeys([*lines, *more]))
@@ -166,7 +167,7 @@ def _close_to_reference(rows: Iterable[Row]) -> Iterator[str]:
             yield f"{row.label}: its perplexity ratio is {value}"
         elif high < 1 - 0.01:
             yield f"{row.label} is better than its reference (ratio {_ratio(row)})"
-        elif BITS.get(row) == 8 and low > _EIGHT_BIT:
+        elif BITS.get(row) == 8 and "rules" not in row.record.options and low > _EIGHT_BIT:
             yield f"{row.label} is far from its reference for 8 bits (ratio {_ratio(row)})"
 
 
@@ -233,7 +234,38 @@ def _calibration(records: Iterable[Record]) -> Iterator[str]:
                 "longer text, or lower calibration.num_samples"
             )
             few[line].append(record.name)
-    for line, names in sorted(few.items()):
+    yield from _by_line(few)
+
+
+def _experts(records: Iterable[Record]) -> Iterator[str]:
+    """Experts that were sent too little of the text; one line for all that were calibrated alike."""
+    few: dict[str, list[str]] = defaultdict(list)
+    lines: dict[tuple[Any, ...], str] = {}
+    for record in records:
+        found = expert_coverage(record.details)
+        if found is None or found.all_tokens or found.wanted <= 1:
+            continue
+        samples = (record.config.get("calibration") or {}).get("num_samples")
+        enough = (
+            f"calibration.num_samples={math.ceil(found.wanted * samples)} is enough for all but a "
+            "twentieth of them, or "
+            if samples and math.isfinite(found.wanted)
+            else ""
+        )
+        # Configurations route a few tokens otherwise: the first of them speaks for all.
+        line = lines.setdefault(
+            (record.model, record.calibration, samples),
+            f"{record.model}, calibrated on {record.calibration}: {found.short} of "
+            f"{len(found.tokens)} experts were sent fewer tokens than they have inputs, "
+            f"{found.unseen} of them none: {enough}calibration.all_experts=true shows each all tokens",
+        )
+        few[line].append(record.name)
+    yield from _by_line(few)
+
+
+def _by_line(found: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Each line with the first of the names that it is true of."""
+    for line, names in sorted(found.items()):
         yield f"{line} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
 
 

@@ -36,6 +36,7 @@ class ArtifactFacts:
     size_gb: Number | None = None
     bpw: Number | None = None
     bpw_total: Number | None = None
+    active_gb: Number | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -344,9 +345,9 @@ class Record:
     def expected_by_name(self) -> tuple[float, float] | None:
         """What the field's table has for its method and bits, whatever its artifact became.
 
-        It is of integers and of llama.cpp's types.
+        It is of integers and of llama.cpp's types, in all layers alike.
         """
-        if "format" in self.options:
+        if "format" in self.options or "rules" in self.options:
             return None
         return expected_ratio(self.method, self.options.get("type") or self.options.get("bits"))
 

@@ -23,7 +23,7 @@ from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.importance import save as save_importance
 from qsweep.quantizers.protocol import PassResult
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import Plan, find_setting, make_plan, sample_length
+from qsweep.sweep.plan import Plan, all_experts, find_setting, make_plan, sample_length
 from qsweep.text.calibration import CalibrationTokens
 
 
@@ -100,7 +100,7 @@ def keep_importance(plan: Plan, store: Store, measure: Callable[[], PassResult])
 def _keep_importance(measure: Callable[[], PassResult], out: Path) -> dict[str, Any]:
     result = measure()
     save_importance(result.importance or {}, out)
-    return {"shared_s": round(result.shared_s, 3)}
+    return {"shared_s": round(result.shared_s, 3), **result.coverage}
 
 
 def made(
@@ -150,7 +150,7 @@ def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
     if plan.setting.calibration is None:
         return None
     sampling = plan.trial.calibration
-    return calibration_samples(
+    samples = calibration_samples(
         plan.setting.calibration.documents(),
         tokenizer_of(plan),
         sampling.num_samples,
@@ -158,6 +158,7 @@ def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
         sampling.seed,
         plan.setting.facts.model_type,
     )
+    return replace(samples, all_experts=all_experts(plan.trial, plan.setting.facts))
 
 
 def tokenizer_of(plan: Plan) -> Any:

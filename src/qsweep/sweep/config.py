@@ -39,13 +39,15 @@ _USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
 class CalibrationConfig:
     """The text that a quantizer may see, and how much of it.
 
-    ``num_samples`` windows of ``max_seq_len`` tokens, drawn by ``seed``.
+    ``num_samples`` windows of ``max_seq_len`` tokens, drawn by ``seed``. ``all_experts`` sends every
+    token to every expert of a mixture where statistics are gathered.
     """
 
     text: CorpusConfig
     num_samples: int = 32
     max_seq_len: int = 512
     seed: int = 0
+    all_experts: bool = False
 
     def __post_init__(self):
         for name in ("num_samples", "max_seq_len"):
@@ -371,7 +373,7 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
 
 
 def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
-    own = {"num_samples", "max_seq_len", "seed"}
+    own = {"num_samples", "max_seq_len", "seed", "all_experts"}
     fields = [*own, *CorpusConfig.__dataclass_fields__]
     for name in values:
         if name not in fields:

@@ -290,6 +290,11 @@ def sample_length(trial: TrialConfig, facts: ModelFacts) -> int:
     return min(trial.calibration.max_seq_len, facts.max_length)
 
 
+def all_experts(trial: TrialConfig, facts: ModelFacts) -> bool:
+    """Whether statistics are gathered of every token in every expert: there are some, and it is asked."""
+    return trial.calibration.all_experts and bool(facts.experts)
+
+
 def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "model": setting.model_hash,
@@ -310,6 +315,8 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
             "max_seq_len": sample_length(trial, setting.facts),
             "seed": trial.calibration.seed,
         }
+        if all_experts(trial, setting.facts):
+            identity["calibration"]["all_experts"] = True
         if _uses_importance(quant):
             identity["importance"] = IMPORTANCE_VERSION
     # What was made beside a pack knows less of the model than what was made beside that itself.

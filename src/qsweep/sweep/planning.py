@@ -18,11 +18,13 @@ from qsweep.models.config import read_config, text_config
 from qsweep.models.hub import resolve
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.none import Unquantized
+from qsweep.quantizers.protocol import shows_experts_all_tokens
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.found import advice
 from qsweep.sweep.plan import (
     Plan,
     Setting,
+    all_experts,
     effective_preset,
     find_setting,
     make_plan,
@@ -143,6 +145,18 @@ def _check(trial: TrialConfig, setting: Setting) -> None:
             "goes with rtn, gptq, awq and gguf"
         )
     quant.check(setting.facts)
+    require_all_experts(trial, setting)
+
+
+def require_all_experts(trial: TrialConfig, setting: Setting) -> None:
+    """Refuse to show experts all tokens where the quantizer cannot. Raises IncompatibleTrial."""
+    quant = trial.quant
+    asked = quant.uses_calibration and all_experts(trial, setting.facts)
+    if asked and not shows_experts_all_tokens(quant):
+        raise IncompatibleTrial(
+            f"calibration.all_experts=true: {quant.method} ({quant.backend}) shows an expert the tokens "
+            "that are sent to it, and no others; quant.backend=native shows it all, or leave it out"
+        )
 
 
 def check_requests(trial: TrialConfig, setting: Setting) -> None:
@@ -169,6 +183,8 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
                 f"calibration.max_seq_len={asked}: {name} reads {limit} tokens at a time; "
                 f"samples are of {limit}"
             )
+        if trial.calibration.all_experts and not setting.facts.experts:
+            _note(f"calibration.all_experts=true changes nothing: {name} has no experts")
         check_amount(trial.calibration.num_samples, sample_length(trial, setting.facts))
 
 

@@ -157,6 +157,7 @@ def _artifact(artifact: Artifact, plan: Plan) -> ArtifactFacts:
         size_gb=artifact.size.size_gb,
         bpw=artifact.size.bpw,
         bpw_total=artifact.size.bpw_total,
+        active_gb=artifact.size.active_gb,
         details=artifact.details,
     )
 

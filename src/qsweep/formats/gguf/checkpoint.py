@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsweep.base.errors import UnknownLayout
 from qsweep.models.facts import TensorHeader, read_outline
+from qsweep.models.stacks import Place, stack_places
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,14 @@ class Checkpoint:
         dtypes = {info.dtype for info in self.infos.values() if len(info.shape) >= 2}
         only = dtypes.pop() if len(dtypes) == 1 else ""
         return {"BF16": "bf16", "F16": "f16"}.get(only, "f32")
+
+    def place(self, layer: str) -> Place:
+        """Where the weight of a linear layer lies; an expert's may be a part of a stack."""
+        return self._stacked.get(layer) or Place(f"{layer}.weight")
+
+    @cached_property
+    def _stacked(self) -> dict[str, Place]:
+        return stack_places({name: info.shape for name, info in self.infos.items()})
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Every tensor [...] with its name, file by file, in its own dtype."""

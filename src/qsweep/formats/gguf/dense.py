@@ -14,10 +14,10 @@ from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.hyperparameters import config_differences, context_difference
 from qsweep.formats.gguf.reader import MODEL_FILE, GGUFFile, find_file, read_gguf
 from qsweep.formats.gguf.rules import Layout, from_json
-from qsweep.formats.gguf.stored import stored_tensors
+from qsweep.formats.gguf.stored import stored_size, stored_tensors
 from qsweep.formats.gguf.tokenizer import chat_template_difference, tokenizer_differences
 from qsweep.formats.gguf.variants import EMBEDDING, HEAD, factor_of, fit
-from qsweep.formats.stored import StoredTensor, size_of
+from qsweep.formats.stored import StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ class GGUFContainer(Container):
     def size(self, path: Path) -> Size:
         """See :meth:`Container.size`; all parts are counted."""
         file = read_gguf(find_file(path))
-        return size_of(stored_tensors(file), file.weight_bytes)
+        return stored_size(file, stored_tensors(file))
 
     def stored_as(
         self, artifact: Artifact, source: Path, stored: Collection[str]

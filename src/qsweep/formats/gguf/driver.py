@@ -32,6 +32,26 @@ _COMPUTING = (
 _DEFAULTS = {"rope.freq_base": 10000.0}
 
 
+# Types whose experts transformers chooses by a sigmoid whatever a configuration says, so that those
+# that it writes do not say it. llama.cpp takes a softmax, or nothing, where nobody does.
+_SIGMOID = frozenset(
+    (
+        *("deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa"),
+        *("minimax_m2", "solar_open"),
+    )
+)
+# Types that the classes of others convert, which turn half of each head where nobody says so.
+_WHOLE_ROTARY = frozenset(("solar_open",))
+# How types whose classes take four times the hidden size call the feed-forward network's.
+_INNER = {
+    **{"falcon": "ffn_hidden_size", "phi": "intermediate_size"},
+    **{"gpt2": "n_inner", "gpt_bigcode": "n_inner"},
+}
+# Classes within a class that hands all its work on to one of them.
+_HANDED_ON = ("Ministral3Model", "Mistral4Model")
+_SCORING = ("score_function", "scoring_func", "score_func", "moe_router_activation")
+
+
 def main() -> None:
     """Convert, by the arguments of the command line; the exit code is 1 where that fails."""
     notes = Path(sys.argv[5])
@@ -60,6 +80,7 @@ def _convert(
     for unused in ("sklearn", "hqq", "torchao"):
         sys.modules[unused] = None  # type: ignore[assignment]
     sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
+    import conversion
     import convert_hf_to_gguf
     import transformers
 
@@ -67,10 +88,18 @@ def _convert(
     names: dict[str, str | None] = {}
     added: dict[str, Any] = {}
     choose = convert_hf_to_gguf.get_model_class
-    convert_hf_to_gguf.get_model_class = lambda *args, **more: _recorded(
-        choose(*args, **more), groups, names, added, layers
-    )
+
+    def recorded(name: str, **more: Any) -> Any:
+        found = choose(_as_spelt(name, conversion.TEXT_MODEL_MAP), **more)
+        if not (parts := [part for part in _HANDED_ON if hasattr(found, part)]):
+            return _recorded(found, groups, names, added, layers)
+        for part in parts:
+            setattr(found, part, _recorded(getattr(found, part), groups, names, added, layers))
+        return found
+
+    convert_hf_to_gguf.get_model_class = recorded
     _restrict_code(transformers, trusted)
+    _excuse_missing_tokens(transformers.AutoTokenizer)
     _keep_old_names(convert_hf_to_gguf.ModelBase)
     sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", out, "--outtype", outtype]
     convert_hf_to_gguf.main()
@@ -81,6 +110,12 @@ def _convert(
         "skipped": sorted(name for name, kept in names.items() if kept is None),
         "added": added,
     }
+
+
+def _as_spelt(name: str, known: Any) -> str:
+    # The class PhimoeForCausalLM of transformers is a repository's own PhiMoEForCausalLM.
+    alike = (other for other in known if other.lower() == name.lower())
+    return name if name in known else next(alike, name)
 
 
 def _reason(error: Exception) -> str:
@@ -143,11 +178,21 @@ def _recorded(
 
         def set_gguf_parameters(self):
             super().set_gguf_parameters()
+            _correct(self)
             added.update(_complete(self))
             key = f"{self.gguf_writer.arch}.attention.sliding_window_pattern"
             if layers is not None and not any(key in part for part in self.gguf_writer.kv_data):
                 self.gguf_writer.add_sliding_window_pattern(layers)
                 added[key] = layers
+
+        def set_vocab(self):
+            # A vocabulary of another kind than the maker's comes without the maker's files.
+            try:
+                super().set_vocab()
+            except (AttributeError, FileNotFoundError, ValueError):
+                if not _splits_as_gpt2(self.dir_model / "tokenizer.json"):
+                    raise
+                self._set_vocab_gpt2()
 
         def get_vocab_base_pre(self, tokenizer):
             # The converter tells pre-tokenizers apart by a hash of one text's token ids, which no
@@ -194,6 +239,25 @@ def _restrict_code(transformers: Any, trusted: bool) -> None:
         auto.from_pretrained = restricted
 
 
+class _Tokens(dict[str, int]):
+    def __missing__(self, token: str) -> None:
+        return None
+
+
+def _excuse_missing_tokens(auto: Any) -> None:
+    # Some classes name tokens of their makers' chats, which a vocabulary of somebody else's lacks;
+    # the file's metadata do without one whose id is None.
+    load = auto.from_pretrained
+
+    def excused(*args, **more):
+        tokenizer = load(*args, **more)
+        own = tokenizer.get_added_vocab
+        tokenizer.get_added_vocab = lambda: _Tokens(own())
+        return tokenizer
+
+    auto.from_pretrained = excused
+
+
 def _complete(model: Any) -> dict[str, Any]:
     """Write what the converter's rule for all text models would, and the model's own did not.
 
@@ -228,25 +292,65 @@ def _complete(model: Any) -> dict[str, Any]:
     return added
 
 
+def _correct(model: Any) -> None:
+    """Put right what some classes compute from sizes that their own models happen to have."""
+    config, values = model.hparams, {}
+    kind = config.get("model_type")
+    if kind in _INNER and config.get(_INNER[kind]):
+        values["feed_forward_length"] = config[_INNER[kind]]
+    if kind == "ernie4_5_moe" and config.get("moe_num_shared_experts"):
+        width = config["moe_intermediate_size"] * config["moe_num_shared_experts"]
+        values["expert_shared_feed_forward_length"] = width
+    for name, value in values.items():
+        for part in model.gguf_writer.kv_data:
+            if (key := f"{model.gguf_writer.arch}.{name}") in part:
+                part[key].value = value
+
+
 def _is_default(name: str, value: Any) -> bool:
     return name in _DEFAULTS and struct.pack("f", value) == struct.pack("f", _DEFAULTS[name])
 
 
 def _keep_old_names(base: Any) -> None:
-    # transformers 5 moved GPT-NeoX's rotary_pct, which the converter reads, into rope_parameters,
-    # and no longer writes GPT-2's n_ctx.
     load = base.load_hparams
 
     def with_old_names(folder, *args, **more):
         config = load(folder, *args, **more)
-        factor = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-        if factor is not None:
-            config.setdefault("rotary_pct", factor)
-        if "n_positions" in config:
-            config.setdefault("n_ctx", config["n_positions"])
-        return _WithDefaults(config, folder)
+        return _WithDefaults({**config, **_old_names(config)}, folder)
 
     base.load_hparams = staticmethod(with_old_names)
+
+
+def _old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """What the converter looks for in a configuration and transformers writes otherwise, or not."""
+    kind, rope = config.get("model_type"), config.get("rope_parameters") or {}
+    factor = rope.get("partial_rotary_factor")
+    known: dict[str, Any] = {
+        # transformers 5 moved it into rope_parameters.
+        "rotary_pct": factor,
+        "n_ctx": config.get("n_positions"),
+    }
+    if kinds := config.get("mlp_layer_types"):
+        sparse = (i for i, each in enumerate(kinds) if each != "dense")
+        known["first_k_dense_replace"] = next(sparse, len(kinds))
+    if kind == "minimax_m2" and "head_dim" in config:
+        known["rotary_dim"] = int(config["head_dim"] * (factor or 1))
+    if kind in _SIGMOID and not any(key in config for key in _SCORING):
+        known["scoring_func"] = "sigmoid"
+    if kind == "hunyuan_v1_moe":
+        known |= {"moe_intermediate_size": [config["intermediate_size"]], "num_shared_expert": [1]}
+    found = {k: v for k, v in known.items() if v is not None and config.get(k) is None}
+    if kind == "hunyuan_v1_moe" and isinstance(config.get("moe_topk"), int):
+        found["moe_topk"] = [config["moe_topk"]]
+    if kind in _WHOLE_ROTARY and factor is None:
+        found["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
+    if kind == "phimoe":
+        length = {"original_max_position_embeddings": config.get("max_position_embeddings")}
+        found["rope_parameters"] = length | rope
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        # Falcon's stands for nothing where all queries share one head.
+        found["num_kv_heads"] = 1
+    return found
 
 
 class _WithDefaults(dict[str, Any]):

@@ -29,7 +29,10 @@ _PERIODS = {
     "Gemma3ForConditionalGeneration": 6,
     "Gemma3TextModel": 6,
     "GptOssForCausalLM": 2,
+    "LagunaForCausalLM": 4,
 }
+# Of these it takes all but the first.
+_DENSE_FIRST = ("LagunaForCausalLM",)
 
 
 def is_completed(config: Mapping[str, Any]) -> bool:
@@ -74,5 +77,6 @@ def unusual_layers(config: Mapping[str, Any]) -> list[bool] | None:
         if not isinstance(count, int) or not isinstance(own, int) or own < 2:
             return None
         found = [(i + 1) % own > 0 for i in range(count)]
-    known = [(i + 1) % period > 0 for i in range(len(found))]
+    first = 0 if named[0] in _DENSE_FIRST else 1
+    known = [(i + first) % period > 0 for i in range(len(found))]
     return found if any(found) and found != known else None

@@ -46,6 +46,11 @@ class Rule:
             tuple(dict.fromkeys(b.tensor for b in self.blocks)) if self.blocks else (self.tensor,)
         )
 
+    def has_columns(self, *, turned: bool = False) -> bool:
+        """Whether the file's columns are those of the tensor, or of it ``turned`` [..., columns, rows]."""
+        own = {self.turned != block.turned for block in self.blocks or ()} or {self.turned}
+        return own == {turned}
+
 
 @dataclass(frozen=True)
 class Layout:

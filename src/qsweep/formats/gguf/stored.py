@@ -5,10 +5,12 @@ decoder's linear layers from embeddings, norms, routers and convolutions.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
+from qsweep.formats.active import chosen_share
+from qsweep.formats.artifact import Size
 from qsweep.formats.gguf.reader import GGUFFile, GGUFTensor
-from qsweep.formats.stored import StoredTensor
+from qsweep.formats.stored import StoredTensor, size_of
 
 _LAYER = re.compile(r"^blk\.\d+\.(?P<part>.+)\.(weight|scale)$")
 # Matrices in a layer that no model calls a linear layer, or that no method quantizes: norms, routers,
@@ -50,3 +52,9 @@ def stored_tensors(file: GGUFFile, linears: Collection[str] | None = None) -> li
         )
         for name, tensor in file.tensors.items()
     ]
+
+
+def stored_size(file: GGUFFile, tensors: Iterable[StoredTensor]) -> Size:
+    """What a file of these tensors stores, all of its parts together."""
+    counts = {name: file.setting(name) for name in ("expert_count", "expert_used_count")}
+    return size_of(tensors, file.weight_bytes, chosen_share(counts))

@@ -7,6 +7,7 @@ numbers. So the unquantized file is run on one window beside the model itself.
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -136,10 +137,11 @@ def _run(file: Path, ids: list[int], folder: Path) -> "torch.Tensor | str":
     ]
     line = reasons[-1].removeprefix(_REASON) if reasons else f"ended with code {done.returncode}"
     # Neither this temporary file's place nor that of the source it was compiled from.
-    source, assertion, rest = line.replace(f"{file}: ", "").partition("GGML_ASSERT")
-    return Path(source).name + assertion + rest if assertion else source
+    return _PLACE.sub("", line.replace(f"{file}: ", ""))
 
 
+# The folder of a file of C++, where a line of it is named.
+_PLACE = re.compile(r"\S*/(?=[^/\s]+\.\w+:\d+:)")
 _REASON = "qsweep: "
 
 

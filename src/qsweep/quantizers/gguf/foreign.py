@@ -181,15 +181,14 @@ def _artifact(
 ) -> "Artifact":
     from qsweep.formats.artifact import Artifact
     from qsweep.formats.gguf.facts import read_gguf_facts
-    from qsweep.formats.gguf.stored import stored_tensors
-    from qsweep.formats.stored import size_of
+    from qsweep.formats.gguf.stored import stored_size, stored_tensors
     from qsweep.quantizers.conversion.artifact import serving
 
     facts, tensors = read_gguf_facts(file), stored_tensors(file)
     return Artifact(
         path=out,
         format="gguf",
-        size=size_of(tensors, file.weight_bytes),
+        size=stored_size(file, tensors),
         runtimes=serving({tensor.type for tensor in tensors}, agrees=runs),
         details={
             "type": facts.file_type,

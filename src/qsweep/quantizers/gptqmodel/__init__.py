@@ -28,6 +28,8 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
     """A quantizer of GPTQModel's; fields have its names."""
 
     backend: ClassVar[str] = "gptqmodel"
+    shows_experts_all_tokens: ClassVar[bool] = True
+    takes_experts: ClassVar[bool] = True
     takes_rules: ClassVar[bool] = True
 
     def version(self) -> str:
@@ -47,6 +49,18 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
                 "for, which breaks the model; quant.backend=native finds out what does"
             )
         self._require_backend()
+        self._require_definition(model)
+
+    def _require_definition(self, model: ModelFacts) -> None:
+        from qsweep.quantizers.gptqmodel.families import defined_types
+
+        # Of dense models it guesses the layers by their names.
+        if model.experts and model.model_type not in defined_types():
+            raise IncompatibleTrial(
+                f"gptqmodel {self.version().partition('+')[0]} has no definition of "
+                f"{model.model_type} and would leave its experts in 16 bits; quant.backend=native "
+                "quantizes them"
+            )
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.progress import Progress
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import LayerEncoders
 from qsweep.formats.packed import PackedContainer, is_split
+from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.kept import kept_details
 from qsweep.text.calibration import CalibrationTokens
@@ -71,6 +72,7 @@ def quantize(
 
     Raises:
         ConfigError: Calibration text is missing, or GPTQModel cannot be told to use the device.
+        IncompatibleTrial: It left experts of a mixture as they are.
     """
     from qsweep.formats.hf import restore_dtypes, write_frame
 
@@ -85,6 +87,8 @@ def quantize(
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, written)
+        if model.facts.experts:
+            _require_experts(settings, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     names = settings.encoders.runtimes
@@ -101,6 +105,21 @@ def quantize(
             **details,
         },
     )
+
+
+def _require_experts(settings: Settings, out: Path) -> None:
+    """Refuse a checkpoint with experts in 16 bits that nothing says are to be kept."""
+    left = sorted(
+        name
+        for name, info in read_tensors(out).items()
+        if "experts" in name.split(".") and name.removesuffix(".weight") not in settings.kept
+        if len(info.shape) == 3 or (len(info.shape) == 2 and name.endswith(".weight"))
+    )
+    if left:
+        raise IncompatibleTrial(
+            f"gptqmodel {importlib.metadata.version('gptqmodel')} left {len(left)} tensors of experts "
+            f"in 16 bits, {left[0]} first; quant.backend=native quantizes them"
+        )
 
 
 def _prepare_process(device: str) -> None:
@@ -127,7 +146,6 @@ def _compute_dtype(model: SourceModel, bits: int) -> "torch.dtype":
     import torch
 
     from qsweep.formats.hf import usual_dtype
-    from qsweep.models.facts import read_tensors
 
     if model.device == "cpu" or bits > 4:
         return torch.float32
@@ -145,6 +163,7 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     # Returns the quantization_config and what is worth reporting; the weights are in work/saved.
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.quantization.config import ExpertsRoutingBypass, MoEConfig
 
     from qsweep.models.facts import readable_directory
     from qsweep.quantizers.gptqmodel.patches import patched_awq
@@ -161,6 +180,7 @@ def _run(
         offload_to_disk_path=str(work / "offload") if offload else None,
         compute_device_filter=lambda devices: devices[:1],
         auto_forward_data_parallel=False,
+        moe=MoEConfig(routing=ExpertsRoutingBypass()) if calibration.all_experts else None,
     )
     model = GPTQModel.load(
         str(readable_directory(source.path, work / "source")),

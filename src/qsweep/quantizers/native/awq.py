@@ -64,7 +64,10 @@ def search_scales(inputs: Sequence[Shared]) -> tuple[torch.Tensor, dict[str, flo
         for shared in inputs
     ]
     # What an expert does counts as often as it is asked.
-    counts = [shared.stats.tokens for shared in inputs]
+    counts = [
+        seen.tokens if seen.routed is None else seen.routed
+        for seen in (shared.stats for shared in inputs)
+    ]
     shares = [1.0] if len(inputs) == 1 else [count / max(sum(counts), 1) for count in counts]
     magnitude = torch.stack(
         [shared.stats.magnitude * share for shared, share in zip(inputs, shares, strict=True)]

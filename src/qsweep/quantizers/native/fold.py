@@ -20,7 +20,7 @@ from qsweep.quantizers.native.graph import (
     raw_weight,
     tensors_of,
 )
-from qsweep.quantizers.native.walk import Chunk, Stage, run_layer
+from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def find_folds(
     """
     sources = _sources(layer, stages, probe, index)
     before = run_layer(layer, probe, index).float()
-    change = before - probe.hidden.to(before.device).float()
+    change = before
+    if probe.hidden.is_floating_point():
+        change = before - probe.hidden.to(before.device).float()
     tolerance = 1e-4 if next(layer.parameters()).dtype == torch.float32 else 2e-2
     limit = tolerance * float(change.square().mean().sqrt())
 
@@ -132,6 +134,9 @@ def find_folds(
         if number in found or stage.experts:
             continue
         earlier = [name for other in stages[:number] for name in other.linears]
+        if not probe.hidden.is_floating_point():
+            # All of the model is one layer: those of the same part of it.
+            earlier = [name for name in earlier if _part(name) == _part(stage.linears[0])]
         for fold in _linear_folds(layer, stage, earlier, config):
             if holds({number: fold}):
                 found[number] = fold
@@ -142,6 +147,13 @@ def find_folds(
         if own and holds(own):
             found |= own
     return [found.get(number) for number in range(len(stages))]
+
+
+def _part(name: str) -> str:
+    """What a module of a whole model belongs to: the path down to its layer's number."""
+    parts = name.split(".")
+    number = next((n for n, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    return ".".join(parts[: number + 1])
 
 
 def by_fold(folds: Sequence[Fold | None]) -> list[tuple[Fold, list[int]]]:
@@ -239,9 +251,11 @@ def _linear_folds(
 ) -> Iterator[Fold]:
     width = stage.channels
     straight = torch.arange(width)
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    head = int(getattr(config, "head_dim", 0) or 0) or (width // heads if heads else 0)
-    kv_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+    # As a dictionary: some configurations refuse what differs between layers.
+    sizes = config.to_dict()
+    heads = int(sizes.get("num_attention_heads") or 0)
+    head = int(sizes.get("head_dim") or 0) or (width // heads if heads else 0)
+    kv_heads = int(sizes.get("num_key_value_heads") or heads)
     modules = linears_of(layer)
     # The nearest come first: up before gate, values before keys.
     for name in reversed(earlier):

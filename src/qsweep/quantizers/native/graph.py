@@ -23,27 +23,32 @@ ROUNDING = "quant=rtn quantizes such a model, too"
 
 @dataclass(frozen=True)
 class Decoder:
-    """The stack of decoder layers of a model.
+    """The decoder layers of a model, in running order.
 
-    ``name`` is its path in the model, ``linears`` the linear layers of each decoder layer by their
-    names inside it, in the order of their definition.
+    ``paths`` are their places in the model, ``linears`` the linear layers of each by their names
+    inside it, in the order of their definition.
     """
 
-    name: str
-    layers: nn.ModuleList
+    paths: list[str]
+    layers: list[nn.Module]
     linears: list[dict[str, nn.Module]]
 
     def full_name(self, index: int, linear: str) -> str:
         """The name in the whole model of a module of decoder layer ``index``."""
-        return f"{self.name}.{index}.{linear}"
+        return f"{self.paths[index]}.{linear}" if self.paths[index] else linear
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the model, which takes token ids, as one layer."""
+        return len(self.layers) == 1 and not self.paths[0].rpartition(".")[2].isdecimal()
 
 
 def find_decoder(model: nn.Module) -> Decoder:
     """Find the decoder layers of a causal language model.
 
     Raises:
-        IncompatibleTrial: there are none, they hold no plain linear layers, two of these share one
-            weight, a weight is quantized already, or experts lie in a way that is not understood.
+        IncompatibleTrial: there are none, they hold no plain linear layers, a weight is quantized
+            already, or experts lie in a way that is not understood.
     """
     stacks = dict(_stacks(model))
     if not stacks:
@@ -51,9 +56,40 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{type(model).__name__}: no decoder layers with plain linear layers were found"
         )
     name = max(stacks, key=lambda item: (_linear_weights(stacks[item]), -len(item)))
-    decoder = Decoder(name, stacks[name], [linears_of(layer) for layer in stacks[name]])
+    layers = list(stacks[name])
+    decoder = Decoder(
+        [f"{name}.{index}" for index in range(len(layers))],
+        layers,
+        [linears_of(layer) for layer in layers],
+    )
     _refuse_what_cannot_be(decoder)
     return decoder
+
+
+def whole_model(model: nn.Module) -> Decoder:
+    """All of a model but its head as one layer, which takes token ids.
+
+    It is what is left where decoder layers do not hand hidden states on one by one, run more than
+    once, or are not all of the model. Statistics of all its linear layers are held at a time.
+
+    Raises:
+        IncompatibleTrial: as :func:`find_decoder`, or two linear layers share a weight.
+    """
+    body: Any = getattr(model, "base_model", model)
+    path = next(name for name, module in model.named_modules() if module is body)
+    decoder = Decoder([path], [body], [linears_of(body)])
+    _refuse_what_cannot_be(decoder)
+    if shared := _shared_weights(decoder):
+        raise IncompatibleTrial(
+            f"{shared[0]}: shares its weight with {shared[1]}; the native backend "
+            f"quantizes each layer for its own inputs; {ROUNDING}"
+        )
+    return decoder
+
+
+def shares_weights(decoder: Decoder) -> bool:
+    """Whether some of its layers share a weight, or are the same."""
+    return _shared_weights(decoder) is not None
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Module]:
@@ -147,7 +183,6 @@ def _linear_weights(module: nn.Module) -> int:
 
 
 def _refuse_what_cannot_be(decoder: Decoder) -> None:
-    seen: dict[int, str] = {}
     for index, layer in enumerate(decoder.layers):
         for name, module in layer.named_modules():
             full = decoder.full_name(index, name)
@@ -158,12 +193,15 @@ def _refuse_what_cannot_be(decoder: Decoder) -> None:
                     f"{full}: {type(module).__name__} keeps experts in a way of its own; those are "
                     "quantized whose class has transformers' use_experts_implementation"
                 )
-            if not is_linear(module):
-                continue
-            pointer = raw_weight(module).data_ptr()
+
+
+def _shared_weights(decoder: Decoder) -> tuple[str, str] | None:
+    """Two linear layers that share a weight, by name; None if no two do."""
+    seen: dict[int, str] = {}
+    for index, linears in enumerate(decoder.linears):
+        for name, module in linears.items():
+            full, pointer = decoder.full_name(index, name), raw_weight(module).data_ptr()
             if pointer in seen:
-                raise IncompatibleTrial(
-                    f"{full}: shares its weight with {seen[pointer]}; the native backend "
-                    f"quantizes each layer for its own inputs; {ROUNDING}"
-                )
+                return full, seen[pointer]
             seen[pointer] = full
+    return None

@@ -21,26 +21,18 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
+from qsweep.quantizers.native.capture import capture, resting_device
+from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import find_decoder, set_weight
+from qsweep.quantizers.native.graph import linears_of, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
+from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
+from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import (
-    Chunk,
-    Layer,
-    Stage,
-    StageInputs,
-    advance,
-    blocks_of,
-    capture,
-    find_stages,
-    resting_device,
-    rounds_needed,
-    run_layer,
-)
+from qsweep.quantizers.native.walk import advance, rounds_needed
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
@@ -73,21 +65,25 @@ def run(
     started = time.perf_counter()
     progress("load", None)
     network = load_network(model)
-    decoder = find_decoder(network)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
+    for job in jobs:
+        job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    chunks, probe = capture(network, decoder, calibration.samples, model.device)
+    wanted = [name for name in linears_of(network) if spelling.layer(name) in model.facts.linears]
+    decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     place = resting_device(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
     config = network.config.get_text_config()
-    text = _CalibrationText(jobs, chunks, probe, config, importance=importance)
+    text = _CalibrationText(
+        jobs, chunks, probe, config, importance=importance, all_tokens=calibration.all_experts
+    )
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
@@ -105,7 +101,7 @@ def run(
     artifacts = [job.finish(network, common) for job in jobs]
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
     matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
-    return PassResult(artifacts, matrix or None, shared_s)
+    return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
 class _CalibrationText:
@@ -119,10 +115,16 @@ class _CalibrationText:
         config: Any,
         *,
         importance: bool,
+        all_tokens: bool,
     ):
-        """``importance`` tells whether the importance matrix is wanted; else it may stay empty."""
+        """``importance`` tells whether the importance matrix is wanted; else it may stay empty.
+
+        ``all_tokens`` are shown to every expert.
+        """
         self.importance: dict[str, torch.Tensor] = {}
         self._weighs = importance
+        self._all_tokens = all_tokens
+        self.coverage = Coverage(all_tokens)
         self._jobs = jobs
         self._smoothing = sorted({job.smoothing for job in jobs if job.smoothing is not None})
         self._awq = [job for job in jobs if isinstance(job, AWQJob)]
@@ -178,6 +180,7 @@ class _CalibrationText:
             return gathered
 
         def take(stages: Sequence[Stage], stats: Sequence[InputStats]) -> None:
+            self.coverage.add(layer.full_name, stages, stats)
             for stage, seen in zip(stages, stats, strict=True):
                 values = seen.importance.cpu()
                 self.importance |= {layer.full_name(name): values for name in stage.linears}
@@ -194,6 +197,7 @@ class _CalibrationText:
             changes_weights=False,
             gather=partial(InputStats, products=products, ranges=ranges),
             keep=keep,
+            all_tokens=self._all_tokens,
         )
         return gathered
 
@@ -202,7 +206,8 @@ class _CalibrationText:
     ) -> None:
         every = [*self._walking, *self._sharing]
         module = versions[None].layer.module
-        rounds = rounds_needed(module, self._plain, len(self._walking), len(self._sharing))
+        stages, walking, sharing = versions[None].layer.stages, self._walking, self._sharing
+        rounds = rounds_needed(module, stages, self._plain, len(walking), len(sharing))
         given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.
@@ -215,7 +220,8 @@ class _CalibrationText:
                     layer,
                     self._own[job],
                     given[job.smoothing] if job.compares else None,
-                    job.ranges,
+                    ranges=job.ranges,
+                    all_tokens=self._all_tokens,
                 )
                 if job.sequential
                 else partial(_ask_only, versions[job.smoothing])
@@ -255,8 +261,10 @@ def _walk(
     layer: Layer,
     chunks: list[Chunk],
     plain: StageInputs | None,
-    ranges: bool,
     ask: Callable[[_Asked], _Matrices],
+    *,
+    ranges: bool,
+    all_tokens: bool,
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
@@ -276,6 +284,7 @@ def _walk(
         changes_weights=True,
         gather=partial(InputStats, channels=False, ranges=ranges),
         plain=plain,
+        all_tokens=all_tokens,
     )
 
 

@@ -1,7 +1,7 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import awq, columns, gptq
+from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.quantizers.native.layers import Layer, Stage
 from qsweep.quantizers.native.limits import LAYER_BYTES
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Layer, Stage
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
@@ -31,12 +32,14 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        coverage: What its experts are sent of the calibration text.
     """
 
     def __init__(
         self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
     ):
         self.seconds = 0.0
+        self.coverage = Coverage()
         self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
@@ -95,6 +98,7 @@ class Job:
             "quantize_s": round(self.seconds, 3),
             **common,
             "torch": torch.__version__,
+            **self.coverage.details(),
             **self._found(),
         }
         return self._writer.finish(model, details)
@@ -155,7 +159,7 @@ class GPTQJob(Job):
         name: str,
         matrix: QuantizedMatrix,
         losses: torch.Tensor,
-        damp: float,
+        raised: float | None,
         inputs: torch.Tensor | None,
     ) -> None:
         """Take a finished linear layer in.
@@ -164,12 +168,12 @@ class GPTQJob(Job):
             name: Its name in the model.
             matrix: What it became.
             losses: float32 [rows].
-            damp: The share of the mean diagonal that was added in the end.
+            raised: The share of the mean diagonal that was added in the end, if more than asked for.
             inputs: The largest magnitude of its inputs [], if that was looked for.
         """
         self._add(name, matrix, losses, inputs)
-        if damp != self._options["damp_percent"]:
-            self._damping[name] = damp
+        if raised is not None:
+            self._damping[name] = raised
 
     def _found(self) -> dict[str, Any]:
         return {"damp_raised": self._damping} if self._damping else {}
@@ -242,6 +246,8 @@ def solve_stages(
             results[number] |= matrices
         waiting.clear()
 
+    for job, layer, own in zip(jobs, layers, stats, strict=True):
+        job.coverage.add(layer.full_name, stages, own)
     for position, stage in enumerate(stages):
         for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
             # Matrices of one shape are solved in one loop over their columns, as many as fit.
@@ -290,15 +296,16 @@ def _solve(
             stacked(list(layer_schemes(scheme, part.linears).values())) for scheme in part.schemes
         ]
     solved = iter(columns.solve(targets, factors, settings, schemes))
-    used = iter(factors)
+    used = iter(zip(factors, settings, strict=True))
     for part in parts:
         for number, seen in zip(part.numbers, part.stats, strict=True):
-            (matrix, losses), damp = next(solved), next(used).damp
+            (matrix, losses), (factor, asked) = next(solved), next(used)
+            raised = None if factor.damp == asked.damp_percent else factor.damp
             matrices, start = {}, 0
             for name, weight in part.linears.items():
                 rows = slice(start, start + len(weight))
                 own, full = matrix.rows(rows), part.layer.full_name(name)
-                jobs[number].keep(full, own, losses[rows], damp, seen.extreme)
+                jobs[number].keep(full, own, losses[rows], raised, seen.extreme)
                 matrices[name] = own
                 start += len(weight)
             yield number, matrices
@@ -313,6 +320,7 @@ def _problems(
     factors: dict[tuple[Any, ...], gptq.Factor] = {}
     for job, scheme, seen in zip(jobs, part.schemes, part.stats, strict=True):
         one = job.settings(joined.shape[1], scheme)
+        one = replace(one, damp_percent=one.damp_percent + seen.doubt)
         whole = one.desc_act or one.static
         aware = one.act_group_aware and not whole
         grouped = (one.group_size, one.span) if aware else None
@@ -333,6 +341,7 @@ class RTNJob(Job):
 
     def take(self, layer: Layer, stats: Sequence[InputStats]) -> None:
         """Round the linear layers of a decoder layer; ``stats`` belong to its stages."""
+        self.coverage.add(layer.full_name, layer.stages, stats)
         for stage, seen in zip(layer.stages, stats, strict=True):
             weights = {name: layer.weight_of(name) for name in stage.linears}
             for _, own in self.by_scheme(layer, weights):
@@ -382,6 +391,7 @@ class AWQJob(Job):
 
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
+        self.coverage.add(layer.full_name, layer.stages, stats)
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         schemes = {name: scheme for scheme, own in self.by_scheme(layer, weights) for name in own}

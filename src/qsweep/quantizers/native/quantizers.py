@@ -41,6 +41,7 @@ class _NativeQuantizer(GroupedOptions):
     backend: ClassVar[str] = "native"
     any_format: ClassVar[bool] = True
     takes_experts: ClassVar[bool] = True
+    shows_experts_all_tokens: ClassVar[bool] = True
     takes_rules: ClassVar[bool] = True
     revision: ClassVar[int]
 
@@ -71,6 +72,7 @@ class _NativeQuantizer(GroupedOptions):
         widest = max(inputs, default=0)
         # A layer's activations twice: where it runs, and where configurations wait inside it.
         itself = 4 * model.parameters + states + 4 * 4 * widest**2 + 2 * LAYER_BYTES
+        itself += _bytes_of_experts(model)
         if options.get("gptaq_alpha", 0) > 0:
             # What goes into one layer's stages: attention, its output and gate and up are narrow.
             itself += 4 * 4 * tokens * widest
@@ -222,6 +224,25 @@ class NativeAWQ(_NativeQuantizer, AWQOptions):
             "version": "gemm",
             "zero_point": not self.symmetric,
         }
+
+
+def _bytes_of_experts(model: ModelFacts) -> int:
+    """What a layer's experts take beside their place in the model.
+
+    Their Gram matrices, of the unquantized model and, as many as run side by side, of a configuration
+    that walks through a copy of the layer; and that copy.
+    """
+    widths: dict[str, set[tuple[str, int]]] = {}
+    weights: Counter[str] = Counter()
+    for name, (rows, columns) in model.linears.items():
+        expert, _, _ = name.rpartition(".")
+        module, _, number = expert.rpartition(".")
+        if number.isdecimal() and module.endswith("experts"):
+            # An expert's first layers are given the same.
+            widths.setdefault(module, set()).add((number, columns))
+            weights[module] += rows * columns
+    grams = max((sum(4 * c**2 for _, c in found) for found in widths.values()), default=0)
+    return grams + min(grams, LAYER_BYTES) + 4 * max(weights.values(), default=0)
 
 
 def quantize_grid(

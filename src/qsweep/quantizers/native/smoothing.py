@@ -14,8 +14,8 @@ import torch
 from qsweep.quantizers.native.awq import scaled_gram
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight, tensors_of
+from qsweep.quantizers.native.layers import Layer, StageInputs
 from qsweep.quantizers.native.stats import InputStats
-from qsweep.quantizers.native.walk import Layer, StageInputs
 
 
 @dataclass(frozen=True)

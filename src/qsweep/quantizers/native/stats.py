@@ -34,6 +34,7 @@ class InputStats:
             float32 [channels, channels]; None if that was not told.
         largest: Largest magnitude of each channel, float32 [channels].
         tokens: How many tokens were seen.
+        routed: Of an expert, how many tokens are sent to it; None of other layers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class InputStats:
     cross: torch.Tensor | None = None
     largest: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: int = 0
+    routed: int | None = None
 
     @property
     def extreme(self) -> torch.Tensor | None:
@@ -56,11 +58,21 @@ class InputStats:
         """The same of inputs that are divided by ``scales`` [channels]."""
         return (self.largest / scales).amax() if self.ranges else None
 
+    @property
+    def doubt(self) -> float:
+        """How much of the mean diagonal an expert's Gram matrix is to be damped by, for few tokens.
+
+        It is channels / tokens, by which the eigenvalues of n tokens' Gram matrix are off; 0 of layers
+        that see all of the text. What that is worth is in docs/parity.md.
+        """
+        return 0.0 if self.routed is None else len(self.gram) / max(self.tokens, 1)
+
     def add(
         self,
         inputs: torch.Tensor,
         plain: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
+        routed: int | None = None,
     ) -> None:
         """Take in activations [..., channels] of any floating dtype.
 
@@ -71,6 +83,7 @@ class InputStats:
             plain: What would go into it if nothing was quantized, of the same shape and dtype.
             weights: What the layer's outputs are multiplied by for each token, as are errors of
                 theirs [tokens]: products are of inputs that are multiplied by them.
+            routed: How many of the tokens are sent to the expert; None where it is none.
         """
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
@@ -92,6 +105,8 @@ class InputStats:
             if self.ranges:
                 torch.maximum(self.largest, chunk.abs().amax(0).float(), out=self.largest)
         self.tokens += inputs.shape[0]
+        if routed is not None:
+            self.routed = (self.routed or 0) + routed
 
     def _start(self, channels: int, device: torch.device) -> None:
         if self.products:

@@ -162,7 +162,7 @@ class CheckpointWriter(Writer):
     def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
         # The linear layers of the decoder that were not packed, and the parts of the model beside
         # the decoder and the output head that hold others.
-        decoder = find_decoder(model).name + "."
+        decoder = find_decoder(model).paths[0].rpartition(".")[0] + "."
         get_head: Any = getattr(model, "get_output_embeddings", None)
         head = get_head() if get_head else None
         kept, others = [], set()

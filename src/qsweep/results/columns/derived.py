@@ -8,6 +8,7 @@ from qsweep.evaluate.verdicts import is_open
 from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.columns.column import figures
+from qsweep.results.expert_coverage import expert_coverage
 from qsweep.results.record import Measurement, Record, Row
 
 # Instead of a verdict, where no dense model can be made of a file.
@@ -92,6 +93,11 @@ def tokens_seen(row: Row) -> str:
     seen = row.record.calibration_tokens
     known = seen is not None and seen.asked and seen.distinct is not None
     return f"{seen.distinct} of {seen.asked}" if seen is not None and known else ""
+
+
+def of_experts(name: str) -> Callable[[Row], Any]:
+    """A figure of the tokens that experts were sent; None where there are no experts."""
+    return lambda row: getattr(expert_coverage(row.record.details), name, None)
 
 
 def served_by(row: Row) -> str:

@@ -149,6 +149,10 @@ SIZE_GB = add(of_artifact(
     text=numbers.gigabytes, best=True, view=("metrics", 9),
     tables={"terminal": "GB", "markdown": "size GB", "html": "size GB", "search": "GB",
             "own_run": "size GB"}))
+ACTIVE_GB = add(of_artifact(
+    "active_gb", "bytes read for each token that is generated / 1e9: of a mixture's experts those "
+    "that a token is sent to", figure=True, unit="GB", better="down", csv=True,
+    text=numbers.gigabytes, tables={"html": Shown("active GB", optional=True)}))
 KEPT_LAYERS = add(Column(
     "kept_layers",
     "linear layers that stayed in 16 bits: by what they are, by a rule, or by their shape",
@@ -299,6 +303,21 @@ CALIBRATION_TOKENS_DISTINCT = add(Column(
     "different tokens of that text that it saw, of those asked for", "trial",
     derived.field_of("calibration_tokens", "distinct"), "token", csv=True,
     write=derived.tokens_seen, tables={"html": "calibration tokens"}))
+EXPERT_TOKENS_MEDIAN = add(Column(
+    "expert_tokens_median", "tokens of the calibration text that the middle expert was sent",
+    "artifact", derived.of_experts("median"), "token", csv=True, text=derived.significant(3),
+    tables={"html": Shown("tokens per expert", optional=True)}))
+EXPERT_TOKENS_LOWEST = add(Column(
+    "expert_tokens_lowest", "tokens of the calibration text that the least used expert was sent",
+    "artifact", derived.of_experts("lowest"), "token", csv=True))
+EXPERTS_UNSEEN = add(Column(
+    "experts_unseen", "experts, of all layers, that were sent no token of the calibration text",
+    "artifact", derived.of_experts("unseen"), csv=True))
+EXPERTS_SHORT = add(Column(
+    "experts_short",
+    "share of experts that were sent fewer tokens of the calibration text than they have inputs",
+    "artifact", derived.of_experts("short_share"), "share", csv=True, text=numbers.percent,
+    tables={"html": Shown("experts short of tokens", optional=True)}))
 RUNTIMES = add(Column(
     "runtimes", "runtimes that load it", "artifact", lambda row: " ".join(row.record.runtimes),
     csv=True, write=lambda row: ", ".join(row.record.runtimes), tables={
@@ -428,5 +447,7 @@ CSV_ORDER = (*PROMISED, *(
     "no_verdict implied label top1_agreement_native flags peer peer_size_gb peer_ppl_ratio "
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
     "peer_kld_difference_high dequantized_from number_format native_on "
-).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), "kv_cache")
+).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
+    "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short"
+).split())
 # fmt: on

@@ -1,0 +1,1 @@
+"""What ``bench/architectures.py`` consists of."""

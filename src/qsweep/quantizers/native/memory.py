@@ -1,0 +1,23 @@
+"""How much memory there is for activations, and how much a decoder layer takes."""
+
+import torch
+from torch import nn
+
+from qsweep.quantizers.native.graph import linears_of, raw_weight
+from qsweep.quantizers.native.limits import LAYER_BYTES
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that activations may take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return LAYER_BYTES
+
+
+def activation_bytes(layer: nn.Module, tokens: int) -> int:
+    """Bytes of a decoder layer's activations while so many tokens go through it."""
+    # A gated feed-forward block holds about four tensors of its width at a time; attention scores
+    # are not materialized by PyTorch's fused attention.
+    weights = [raw_weight(linear) for linear in linears_of(layer).values()]
+    widest = max((max(w.shape) for w in weights), default=1)
+    return 4 * widest * next(layer.parameters()).element_size() * tokens
