@@ -28,7 +28,8 @@ RULES = {
 }
 QUANTIZERS = {
     "rtn": RTN(group_size=32, rules=RULES),
-    "gptq": NativeGPTQ(group_size=32, gptaq_alpha=0.5, rules=RULES),
+    "gptq": NativeGPTQ(group_size=32, rules=RULES),
+    "gptaq": NativeGPTQ(group_size=32, gptaq_alpha=0.5, rules=RULES),
     "gptq in compressed-tensors": NativeGPTQ(group_size=32, format=COMPRESSED, rules=RULES),
     "gptq beside nvfp4": NativeGPTQ(group_size=32, format=NVFP4(), rules={**RULES, "*.up_proj": 4}),
     "awq": NativeAWQ(group_size=32, rules={"*.0.self_attn.q_proj": "keep"}),
@@ -107,7 +108,7 @@ def test_layers_are_as_they_would_be_with_their_own_options_everywhere(made, tmp
             assert torch.equal(mixed[name], alone.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", [name for name in QUANTIZERS if "awq" not in name])
+@pytest.mark.parametrize("name", ["rtn", *(n for n in QUANTIZERS if n.startswith("gptq"))])
 def test_what_a_rule_keeps_is_unchanged_and_eight_bits_are_near(made, name):
     found, original = weights(made, name), weights(made, None)
 

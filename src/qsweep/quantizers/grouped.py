@@ -4,6 +4,7 @@ Nothing heavy is imported.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.version import __version__
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
-from qsweep.formats.numbers import NF4, W4A16, W8A16, Int, NumberFormat, Search
+from qsweep.formats.numbers import FORMATS, NF4, W4A16, W8A16, Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Containers whose configuration speaks of all layers at once.
 _ALIKE = ("awq", "bitsandbytes")
 
@@ -164,6 +166,14 @@ class GroupedOptions:
             if self.of_layer(name, shape) is None
         }
 
+    def kept_by_rules(self, model: ModelFacts) -> dict[str, str]:
+        """Those of them of which a rule says so."""
+        return {
+            name: reason
+            for name, reason in self.kept(model).items()
+            if (rule := rule_of(self.rules, name)) is not None and rule.keep
+        }
+
     def options(self) -> dict[str, Any]:
         """The effective options; of rules only where there are any."""
         usual = replace(self.format, container="auto").held_in(self.container.name)
@@ -237,6 +247,8 @@ class GroupedOptions:
             self.check_layers(model)
             return
         check_rules(self.rules, model.all_linears, model.name)
+        if self.holder == "gguf":
+            self._check_stacks(model)
         alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
         for name, shape in model.all_linears.items():
             rule = rule_of(self.rules, name)
@@ -256,6 +268,17 @@ class GroupedOptions:
                 if rule is None:
                     raise
                 raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
+
+    def _check_stacks(self, model: ModelFacts) -> None:
+        # GGUF has the same layer of all experts in one tensor, which is of one type.
+        first: dict[str, GroupedOptions | None] = {}
+        for name, shape in model.all_linears.items():
+            stack, own = _EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
+            if first.setdefault(stack, own) != own:
+                raise IncompatibleTrial(
+                    f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "
+                    "differ; name them all"
+                )
 
     def check_layers(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
@@ -293,7 +316,9 @@ class GroupedOptions:
             ConfigError: The format leaves open nothing of what the rule says.
         """
         number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
-        if number is None and fixed:
+        if number is None and self.holder == "gguf":
+            number = _of_blocks(changed.pop("bits", 0), rule)
+        elif number is None and fixed:
             # Integers in so many bits beside a format that has no bits to choose.
             if type(self.format) in (W4A16, W8A16):
                 changed = {"bits": self.bits, "group_size": self.group_size, **changed}
@@ -406,6 +431,22 @@ class AWQOptions(GroupedOptions):
 
     method: ClassVar[str] = "awq"
     container: ClassVar[PackedContainer] = AWQ_CONTAINER
+
+
+def _of_blocks(bits: int, rule: Rule) -> NumberFormat:
+    """llama.cpp's usual format with so many bits. Raises ConfigError where there is none."""
+    found = {
+        number.bits: number
+        for number in reversed(FORMATS.values())
+        if number.containers == ("gguf",)
+    }
+    if bits not in found:
+        there = ", ".join(map(str, sorted(b for b in found if b is not None)))
+        raise ConfigError(
+            f"quant.rules: {rule.pattern}: gguf has formats of {there} bits; name one of them, or a "
+            "format as q6_k"
+        )
+    return found[bits]()
 
 
 def check_packing(

@@ -46,7 +46,8 @@ class Job:
         self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
-            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling)
+            kept = quantizer.kept_by_rules(model.facts)
+            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling, kept)
             dtype = torch.float16
         else:
             encoders = quantizer.encoders(model.facts)
