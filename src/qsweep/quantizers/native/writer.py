@@ -51,11 +51,20 @@ class GGUFWriter(Writer):
         source: The unquantized model.
         mixture: The file type whose tensors other than linear layers are taken.
         spelling: What the checkpoint calls what is in memory.
+        kept: Why linear layers are to stay in 16 bits, by their names in the checkpoint.
     """
 
-    def __init__(self, out: Path, source: SourceModel, mixture: str, spelling: Spelling):
+    def __init__(
+        self,
+        out: Path,
+        source: SourceModel,
+        mixture: str,
+        spelling: Spelling,
+        kept: Mapping[str, str],
+    ):
         self._spelling = spelling
         self._file = SolvedFile(out, source, mixture)
+        self._file.keep(kept)
 
     def add_linear(
         self, name: str, matrix: QuantizedMatrix, inputs: torch.Tensor | None = None
