@@ -421,7 +421,7 @@ class AWQJob(Job):
                 applied[number] = scales
         # Only now: a later stage's scales change the rows of the layer that absorbs them.
         for stage, seen, found_scales in zip(layer.stages, stats, applied, strict=True):
-            gram, extreme = seen.gram, seen.extreme
+            gram, extreme = seen.damped, seen.extreme
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
                 extreme = seen.scaled_extreme(found_scales)
