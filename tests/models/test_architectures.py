@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.miniatures import SIZES, build
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
@@ -29,19 +30,6 @@ from qsweep.text.calibration import CalibrationTokens
 
 SAMPLES = torch.randint(5, 500, (2, 48), generator=torch.Generator().manual_seed(0)).tolist()
 IDS = torch.randint(5, 500, (1, 32), generator=torch.Generator().manual_seed(1))
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
 LINEAR_ATTENTION = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
@@ -58,23 +46,6 @@ DENSE = {
     "falcon": {"new_decoder_architecture": False, "multi_query": True, "head_dim": None},
     "mamba": {"time_step_rank": 4, "state_size": 8},
 }
-
-
-def build(model_type, folder, pocket, auto="AutoModelForCausalLM", **extra):
-    import transformers
-
-    torch.manual_seed(0)
-    given = {name: value for name, value in extra.items() if value is not None}
-    config = transformers.AutoConfig.for_model(model_type, **given)
-    model = getattr(transformers, auto).from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(3.0)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(pocket / name, folder / name)
-    return folder
 
 
 def dense(artifact, path):

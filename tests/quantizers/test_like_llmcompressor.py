@@ -102,7 +102,7 @@ def theirs(models, tmp_path_factory):
     for name, facts in models.items():
         for format_ in FORMATS.values():
             folder = found[name, format_.name] = out / name / format_.name
-            kept = RTN(format=format_).kept_layers(facts.linears)
+            kept = list(RTN(format=format_).kept(facts))
             jobs.append((str(facts.path), str(folder), format_.preset, kept))
     command = [python, "-W", "ignore", "-c", WRITE, out / "ids", json.dumps(jobs)]
     subprocess.run(list(map(str, command)), check=True, timeout=900, capture_output=True)

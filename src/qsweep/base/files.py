@@ -157,15 +157,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, in_order: bool = False) -> None:
     """Write JSON atomically: temporary sibling, fsync, rename.
 
     An empty directory in its place, such as a container's mount leaves, is removed.
+
+    Args:
+        path: The file.
+        content: What is written, sorted by keys at every depth.
+        in_order: Leave keys as they stand instead.
     """
     if path.is_dir():
         with contextlib.suppress(OSError):
             path.rmdir()
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    text = json.dumps(content, indent=1, sort_keys=not in_order)
+    write_bytes(path, f"{text}\n".encode())
 
 
 def shown(path: Path) -> str:

@@ -196,7 +196,8 @@ class CompressedEncoder(Encoder):
         scale = found["weight_scale"]
         if scale.dtype in (torch.float32, torch.float16, torch.bfloat16):
             found["weight_scale"] = scale.to(self.dtype)
-        if inputs is not None:
+        args = self.scheme.input_activations
+        if inputs is not None and args is not None and args.dynamic is not True:
             found |= self._of_inputs(inputs)
         return found
 

@@ -98,11 +98,8 @@ class LayerEncoders:
     layers: tuple[str, ...] = ()
 
     def of(self, layer: str) -> Encoder:
-        """What writes a layer of that name in the checkpoint."""
-        for expression, encoder in self.others:
-            if encoder is not None and re.fullmatch(expression, layer):
-                return encoder
-        return self.usual
+        """What writes a layer of that name in the checkpoint, one that is quantized."""
+        return self._encoder_of(layer) or self.usual
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -134,14 +131,13 @@ class LayerEncoders:
         if runtime != "vllm":
             return True
         for whole, parts in _run_as_one(self.layers).items():
-            found = {self._rule(part) for part in parts}
-            if self.usual.container == "gptq":
-                found.add(self._rule(whole))
-            if len(found) > 1:
+            names = [*parts, whole] if self.usual.container == "gptq" else parts
+            first, *others = (self._encoder_of(name) for name in names)
+            if any(other != first for other in others):
                 return False
         return True
 
-    def _rule(self, layer: str) -> Encoder | None:
+    def _encoder_of(self, layer: str) -> Encoder | None:
         for expression, encoder in self.others:
             if re.fullmatch(expression, layer):
                 return encoder

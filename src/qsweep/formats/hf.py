@@ -70,10 +70,20 @@ def write_frame(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
         settings: The ``quantization_config``.
     """
     config = {**corrected_config(source), "quantization_config": dict(settings)}
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", _sorted(config), in_order=True)
     if settings["quant_method"] in ("gptq", "awq"):
-        write_json(out / "quantize_config.json", dict(settings))
+        write_json(out / "quantize_config.json", _sorted(dict(settings)), in_order=True)
     copy_companions(source, out)
+
+
+def _sorted(content: Any, key: str = "") -> Any:
+    """Mappings by their keys, at every depth; but of rules for layers the first that matches counts."""
+    if isinstance(content, Mapping):
+        names = content if key == "dynamic" else sorted(content)
+        return {name: _sorted(content[name], str(name)) for name in names}
+    if isinstance(content, (list, tuple)):
+        return [_sorted(item) for item in content]
+    return content
 
 
 def companions(source: Path) -> list[Path]:

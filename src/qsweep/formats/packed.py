@@ -242,7 +242,8 @@ def kept_settings(
         rules: What differs for layers, by regular expressions for whole names; None: they are not
             quantized.
     """
-    dynamic: dict[str, Any] = {rf"-:^(.*\.)?{re.escape(name)}(\.|$)": {} for name in names}
+    kept_ones = sorted(rf"-:^(.*\.)?{re.escape(name)}(\.|$)" for name in names)
+    dynamic: dict[str, Any] = {expression: {} for expression in kept_ones}
     for expression, differing in rules:
         sign = "-" if differing is None else "+"
         dynamic[rf"{sign}:^(.*\.)?{expression}$"] = dict(differing or {})

@@ -4,6 +4,7 @@ Nothing heavy is imported.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.version import __version__
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
-from qsweep.formats.numbers import NF4, W4A16, W8A16, Int, NumberFormat, Search
+from qsweep.formats.numbers import FORMATS, NF4, W4A16, W8A16, Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Containers whose configuration speaks of all layers at once.
 _ALIKE = ("awq", "bitsandbytes")
 
@@ -65,6 +67,7 @@ class GroupedOptions:
     takes_rules: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        asked = self.group_size
         for name, value in self.format.fixed.items():
             object.__setattr__(self, name, value)  # frozen
         # The same by another name.
@@ -82,7 +85,8 @@ class GroupedOptions:
             raise ConfigError(f"sym={self.sym}: must be true, false or auto")
         object.__setattr__(self, "rules", read_rules(self.rules))
         if self.rules:
-            _ = self.by_rule  # is checked by being made
+            made = {rule: None if rule.keep else self._under(rule, asked) for rule in self.rules}
+            object.__setattr__(self, "by_rule", made)
 
     @property
     def symmetric(self) -> bool:
@@ -129,7 +133,7 @@ class GroupedOptions:
     @cached_property
     def by_rule(self) -> dict[Rule, Self | None]:
         """The options, without rules, of the layers that each rule names; None: they are kept."""
-        return {rule: None if rule.keep else self._under(rule) for rule in self.rules}
+        return {}  # where there are rules, the constructor has made it
 
     @property
     def every(self) -> list[Self]:
@@ -160,6 +164,14 @@ class GroupedOptions:
             name: reason_to_keep(rule_of(self.rules, name), name) or "shape"
             for name, shape in model.all_linears.items()
             if self.of_layer(name, shape) is None
+        }
+
+    def kept_by_rules(self, model: ModelFacts) -> dict[str, str]:
+        """Those of them of which a rule says so."""
+        return {
+            name: reason
+            for name, reason in self.kept(model).items()
+            if (rule := rule_of(self.rules, name)) is not None and rule.keep
         }
 
     def options(self) -> dict[str, Any]:
@@ -235,6 +247,8 @@ class GroupedOptions:
             self.check_layers(model)
             return
         check_rules(self.rules, model.all_linears, model.name)
+        if self.holder == "gguf":
+            self._check_stacks(model)
         alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
         for name, shape in model.all_linears.items():
             rule = rule_of(self.rules, name)
@@ -254,6 +268,17 @@ class GroupedOptions:
                 if rule is None:
                     raise
                 raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
+
+    def _check_stacks(self, model: ModelFacts) -> None:
+        # GGUF has the same layer of all experts in one tensor, which is of one type.
+        first: dict[str, GroupedOptions | None] = {}
+        for name, shape in model.all_linears.items():
+            stack, own = _EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
+            if first.setdefault(stack, own) != own:
+                raise IncompatibleTrial(
+                    f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "
+                    "differ; name them all"
+                )
 
     def check_layers(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
@@ -280,10 +305,20 @@ class GroupedOptions:
     def _holders(self) -> tuple[str, ...]:
         return self.format.containers or (self.container.name, "compressed-tensors")
 
-    def _under(self, rule: Rule) -> Self:
-        """What a rule makes of these options. Raises ConfigError where they leave nothing open."""
+    def _under(self, rule: Rule, asked: int) -> Self:
+        """What a rule makes of these options.
+
+        Args:
+            rule: The rule.
+            asked: The group size that was asked for, before a format fixed it.
+
+        Raises:
+            ConfigError: The format leaves open nothing of what the rule says.
+        """
         number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
-        if number is None and fixed:
+        if number is None and self.holder == "gguf":
+            number = _of_blocks(changed.pop("bits", 0), rule)
+        elif number is None and fixed:
             # Integers in so many bits beside a format that has no bits to choose.
             if type(self.format) in (W4A16, W8A16):
                 changed = {"bits": self.bits, "group_size": self.group_size, **changed}
@@ -295,7 +330,7 @@ class GroupedOptions:
             number = Int()
         if number is not None:
             if not number.fixed and fixed:
-                changed = {"group_size": GroupedOptions.group_size, **changed}
+                changed = {"group_size": asked, **changed}
             held = number.containers is None or self.holder in number.containers
             changed["format"] = replace(number, container=self.holder) if held else number
         return replace(self, rules=(), **changed)
@@ -396,6 +431,22 @@ class AWQOptions(GroupedOptions):
 
     method: ClassVar[str] = "awq"
     container: ClassVar[PackedContainer] = AWQ_CONTAINER
+
+
+def _of_blocks(bits: int, rule: Rule) -> NumberFormat:
+    """llama.cpp's usual format with so many bits. Raises ConfigError where there is none."""
+    found = {
+        number.bits: number
+        for number in reversed(FORMATS.values())
+        if number.containers == ("gguf",)
+    }
+    if bits not in found:
+        there = ", ".join(map(str, sorted(b for b in found if b is not None)))
+        raise ConfigError(
+            f"quant.rules: {rule.pattern}: gguf has formats of {there} bits; name one of them, or a "
+            "format as q6_k"
+        )
+    return found[bits]()
 
 
 def check_packing(

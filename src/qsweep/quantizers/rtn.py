@@ -193,6 +193,7 @@ class RTN(GroupedOptions):
 
         assert self.format.gguf is not None
         file = SolvedFile(out, model, self.format.gguf)
+        file.keep(self.kept_by_rules(model.facts))
         linears = self.quantized(model.facts)
         schemes = {own: own.scheme(torch.float16) for own in self.every}
         transposed, done = model.facts.model_type in CONV1D_TYPES, 0

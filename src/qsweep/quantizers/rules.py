@@ -1,7 +1,7 @@
 """Rules per module: which layers of a model get other bits or another number format, or stay in 16 bits.
 
-``quant.rules`` is an ordered mapping of patterns to what the layers are that they name. The first
-pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
+``quant.rules`` is an ordered mapping of patterns to what the layers are that they name, or a list of
+``pattern=value``. The first pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
 which vLLM reads alike. A pattern is a glob over the layer's name in the checkpoint, without
 ``.weight``: ``*`` stands for any text, dots included, ``?`` for one letter, ``[0-3]`` for one of some.
 
@@ -91,14 +91,18 @@ class Rule:
 def read_rules(given: Any) -> tuple[Rule, ...]:
     """Rules as ``quant.rules`` has them: pattern to ``keep``, bits, a format's name, or a mapping.
 
-    >>> [str(rule) for rule in read_rules({"*.down_proj": 8, "*.o_proj": "keep"})]
-    ['*.down_proj=8', '*.o_proj=keep']
+    They may also be a list of their own texts, which keeps its order wherever it is written.
+
+    >>> [str(rule) for rule in read_rules({"*.down_proj": 8, "*.up_proj": {"bits": 3, "group_size": 64}})]
+    ['*.down_proj=8', '*.up_proj=bits:3,group_size:64']
+    >>> read_rules(["*.down_proj=8"]) == read_rules({"*.down_proj": 8})
+    True
 
     Raises:
         ConfigError: A value is none of these; of a typo, with the nearest word.
     """
-    if isinstance(given, tuple):
-        return given
+    if isinstance(given, (list, tuple)):
+        return tuple(one if isinstance(one, Rule) else _read(one) for one in given)
     if not isinstance(given, Mapping):
         raise ConfigError(
             f"quant.rules={given}: must be a mapping of patterns, as in {{*.down_proj: 8}}"
@@ -156,6 +160,16 @@ def check_rules(rules: Sequence[Rule], layers: Iterable[str], model: str) -> Non
                 f"quant.rules: {rule.pattern!r} names no layer but {own[0]} and its like ({what}), "
                 f"which stay in 16 bits unless a pattern ends in the name, as '*.{name}'"
             )
+
+
+def _read(text: Any) -> Rule:
+    pattern, separator, value = str(text).partition("=")
+    if not separator:
+        raise ConfigError(f"quant.rules: {text}: must be PATTERN=VALUE, as in *.down_proj=8")
+    if ":" not in value:
+        return _rule(pattern.strip(), value)
+    parts = [part.partition(":") for part in value.split(",")]
+    return _rule(pattern.strip(), {name.strip(): own.strip() for name, _, own in parts})
 
 
 def _rule(pattern: str, value: Any) -> Rule:

@@ -82,11 +82,12 @@ def _measured(record: Record) -> str:
             f"{BPW_TOTAL.cell(whole)} bits per parameter of the whole model."
         )
     rows = [Row(record, measurement) for measurement in record.measurements]
-    kept = (record.artifact or ArtifactFacts()).kept_layers
+    made = record.artifact or ArtifactFacts()
+    kept, why = made.kept_layers, f" ({numbers.markdown(made.kept_by)})" if made.kept_by else ""
     size = (
         f"{SIZE_GB.cell(whole)} GB of weights, "
         f"{BPW.cell(whole)} bits per weight of the quantized layers"
-        f"{f', {kept} linear layers stayed in 16 bits' if kept else ''}."
+        f"{f', {kept} linear layers stayed in 16 bits{why}' if kept else ''}."
     )
     words = [
         table(

@@ -168,7 +168,7 @@ def _close_to_reference(rows: Iterable[Row]) -> Iterator[str]:
             yield f"{row.label}: its perplexity ratio is {value}"
         elif high < 1 - 0.01:
             yield f"{row.label} is better than its reference (ratio {_ratio(row)})"
-        elif BITS.get(row) == 8 and low > _EIGHT_BIT:
+        elif BITS.get(row) == 8 and "rules" not in row.record.options and low > _EIGHT_BIT:
             yield f"{row.label} is far from its reference for 8 bits (ratio {_ratio(row)})"
 
 
@@ -217,8 +217,8 @@ def grid_of(options: Mapping[str, Any]) -> dict[str, Any] | None:
     if searched or apart or options.get("type") is not None or options.get("bits") is None:
         return None
     grid = {name: options.get(name) for name in ("bits", "group_size", "sym")}
-    of_the_format = ("format", "container", "smoothquant", "double_quant")
-    return grid | {name: options[name] for name in of_the_format if name in options}
+    further = ("format", "container", "smoothquant", "double_quant", "rules")
+    return grid | {name: options[name] for name in further if name in options}
 
 
 def _calibration(records: Iterable[Record]) -> Iterator[str]:

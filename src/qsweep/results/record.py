@@ -41,8 +41,14 @@ class ArtifactFacts:
 
     @property
     def kept_layers(self) -> int:
-        """How many linear layers stayed in 16 bits, because the format cannot hold their shape."""
+        """How many linear layers stayed in 16 bits."""
         return len(self.details.get("kept_layers") or ())
+
+    @property
+    def kept_by(self) -> str:
+        """Why they did, in few words: ``router, shape, quant.rules: *.o_proj``."""
+        found = self.details.get("kept_by")
+        return ", ".join(map(str, found)) if isinstance(found, Mapping) else ""
 
 
 @dataclass(frozen=True)
@@ -339,9 +345,9 @@ class Record:
     def expected_by_name(self) -> tuple[float, float] | None:
         """What the field's table has for its method and bits, whatever its artifact became.
 
-        It is of integers and of llama.cpp's types.
+        It is of integers and of llama.cpp's types, in all layers alike.
         """
-        if "format" in self.options:
+        if "format" in self.options or "rules" in self.options:
             return None
         return expected_ratio(self.method, self.options.get("type") or self.options.get("bits"))
 

@@ -29,6 +29,8 @@ _QUANTIZERS_OWN = (
     *("method", "backend", "uses_calibration"),
     *("options", "version", "check", "quantize"),
 )
+# Rules that are longer are counted in a name; of trials that differ in them, labels tell them.
+_LONGEST_RULES = 40
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
 
@@ -160,17 +162,21 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
     number = number_format(resolved.get("format"))
     written = getattr(resolved, "written", None) or hidden_tree(resolved)
     cache = kv_cache(resolved.get("kv_cache"))
-    resolved = {**with_preset_names(resolved), "kv_cache": str(cache)}
+    quant = quantizer(_group(resolved, "quant"), number)
+    resolved, written = (
+        {**with_preset_names(_with_rules_in_order(config, quant)), "kv_cache": str(cache)}
+        for config in (resolved, written)
+    )
     trial = TrialConfig(
         model=build(ModelConfig, _group(resolved, "model"), "model"),
-        quant=quantizer(_group(resolved, "quant"), number),
+        quant=quant,
         calibration=_calibration(_group(resolved, "calibration")),
         corpora=corpora,
         eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
         device=check_device(str(resolved.get("device", "auto"))),
         format=number,
         resolved=resolved,
-        written={**with_preset_names(written), "kv_cache": str(cache)},
+        written=written,
         kv_cache=cache,
     )
     names = [c.name for c in corpora]
@@ -179,6 +185,14 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
             f"eval.primary={trial.primary}: not among the corpora{nearest(trial.primary, names)}"
         )
     return trial
+
+
+def _with_rules_in_order(config: Mapping[str, Any], quant: Quantizer) -> Mapping[str, Any]:
+    # Of several rules the first counts, and files of JSON have their keys sorted.
+    rules = quant.options().get("rules")
+    if not rules or not isinstance(config.get("quant"), Mapping):
+        return config
+    return {**config, "quant": {**config["quant"], "rules": rules}}
 
 
 def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
@@ -315,6 +329,9 @@ def describe(quant: Quantizer) -> str:
         words.append(f"smoothquant {share:g}")
     if (held := options.get("container")) is not None:
         words.append(str(held))
+    if rules := options.get("rules"):
+        told = " ".join(rules)
+        words.append(told if len(told) <= _LONGEST_RULES else f"{len(rules)} rules")
     if (export := options.get("export")) is not None:
         words.append(str(export))
     if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):

@@ -25,6 +25,7 @@ from qsweep.models.facts import read_config, read_facts
 from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
 from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer, quantizes_activations
@@ -304,6 +305,9 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
     }
     if _is_gguf(quant) and is_completed(read_config(setting.facts.path)):
         identity["metadata"] = 1
+    if setting.facts.kept and isinstance(quant, GroupedOptions):
+        # Before there were roles, whatever fitted by its shape was quantized.
+        identity["roles"] = 1
     if quant.uses_calibration and setting.calibration is not None:
         identity["calibration"] = {
             "text": setting.calibration.fingerprint,

@@ -6,6 +6,7 @@ that name has. The bytes of the linear layers are then replaced, their rows in t
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import file_type, tensor_type
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.conversion.artifact import gguf_artifact, require_runnable
+from qsweep.quantizers.kept import kept_details
 
 if TYPE_CHECKING:
     import torch
 
     from qsweep.formats.numbers.superblocks import BlockMatrix
+    from qsweep.quantizers.conversion.base import UnquantizedFile
 
 
 class SolvedFile:
@@ -33,12 +36,17 @@ class SolvedFile:
         self._out, self._model, self._type = out, model, file_type(mixture)
         # By the layers' names; blocks are all that is kept of them.
         self._layers: dict[str, tuple[str, torch.Tensor]] = {}
+        self._kept: dict[str, str] = {}
 
     def add(self, name: str, matrix: "BlockMatrix") -> None:
         """Add a linear layer's weight; ``name`` is the layer's, without ``.weight``."""
         from qsweep.formats.gguf.packing import block_bytes
 
         self._layers[name] = matrix.type.name, block_bytes(matrix)
+
+    def keep(self, names: Mapping[str, str]) -> None:
+        """Leave linear layers in 16 bits; by name, the reason. Of all others llama.cpp decides."""
+        self._kept |= names
 
     def finish(self, details: Mapping[str, Any]) -> Artifact:
         """Write the file.
@@ -61,10 +69,23 @@ class SolvedFile:
                 for name, (type_, blocks) in self._layers.items()
                 for place in rows_in_file(name, blocks, base.layout, base.checkpoint)
             ]
-            types = {f"^{re.escape(name)}$": tensor_type(type_) for type_, name, _, _ in placed}
+            solved = {name: type_ for type_, name, _, _ in placed}
+            kept = {
+                name: tensor.type.name
+                for name, tensor in read_gguf(base.path).tensors.items()
+                if name in self._tensors_kept(base) and name not in solved
+            }
+            types = {f"^{re.escape(n)}$": tensor_type(t) for n, t in (solved | kept).items()}
             quantize_file(base.path, path, self._type, None, types)
             file = read_gguf(path)
             for _, name, into, rows in placed:
                 stored = file.bytes_of(name, writable=True).view(-1, rows.shape[1])
                 stored[slice(None) if into is None else into] = rows
-        return gguf_artifact(model, base, self._type, self._out, dict(details))
+        linears = {n: s for n, s in model.facts.linears.items() if n not in self._kept}
+        model = replace(model, facts=replace(model.facts, linears=linears))
+        told = {**details, **kept_details(self._kept)}
+        return gguf_artifact(model, base, self._type, self._out, told)
+
+    def _tensors_kept(self, base: "UnquantizedFile") -> set[str]:
+        places = {base.checkpoint.place(name).tensor for name in self._kept}
+        return {tensor for place in places for tensor in base.layout.rules[place].tensors}

@@ -40,13 +40,15 @@ class Job:
     ):
         self.seconds = 0.0
         self.coverage = Coverage()
-        self.ranges = quantizer.format.static
+        self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
+        self._linears = model.facts.all_linears
         self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
-            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling)
+            kept = quantizer.kept_by_rules(model.facts)
+            self._writer: Writer = GGUFWriter(out, model, quantizer.format.gguf, spelling, kept)
             dtype = torch.float16
         else:
             encoders = quantizer.encoders(model.facts)
@@ -68,7 +70,10 @@ class Job:
             weight: Its weight.
         """
         outputs, inputs = weight.shape
-        own = self._quantizer.of_layer(self._spelling.layer(name), (outputs, inputs))
+        called = self._spelling.layer(name)
+        if self._spelling.stored_in(name) not in self._linears:
+            return None
+        own = self._quantizer.of_layer(called, (outputs, inputs))
         return None if own is None else self._schemes[own]
 
     def by_scheme(

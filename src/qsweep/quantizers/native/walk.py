@@ -165,5 +165,6 @@ def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     # Matrix products run in bfloat16, and what is computed from them until it meets the residual
     # stream, which stays in the model's own precision.
     device = next(layer.parameters()).device
-    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
+    half = multiplies_bfloat16(device.type) and not chunk.exact
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         return run_layer(layer, chunk, index)

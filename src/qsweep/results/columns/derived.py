@@ -147,7 +147,8 @@ def size(row: Row) -> str:
     made = row.record.artifact
     if made is None:
         return ""
-    more = f", {made.kept_layers} layers in 16 bits" if made.kept_layers else ""
+    why = f" ({made.kept_by})" if made.kept_by else ""
+    more = f", {made.kept_layers} layers in 16 bits{why}" if made.kept_layers else ""
     return f"{numbers.gigabytes(made.size_gb)} GB, {numbers.fixed(made.bpw, 2)} bpw{more}"
 
 

@@ -155,7 +155,7 @@ ACTIVE_GB = add(of_artifact(
     text=numbers.gigabytes, tables={"html": Shown("active GB", optional=True)}))
 KEPT_LAYERS = add(Column(
     "kept_layers",
-    "linear layers that stayed in 16 bits, because the format cannot hold their shape",
+    "linear layers that stayed in 16 bits: by what they are, by a rule, or by their shape",
     "artifact", lambda row: (row.record.artifact and row.record.artifact.kept_layers) or None,
     csv=True))
 FLAGS = add(Column(
