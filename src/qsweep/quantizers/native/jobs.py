@@ -19,9 +19,9 @@ from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
-from qsweep.quantizers.native.layers import Layer, Stage
+from qsweep.quantizers.native.layers import Layer, Stage, blocks_of
 from qsweep.quantizers.native.limits import LAYER_BYTES
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, shared_products
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
@@ -86,6 +86,11 @@ class Job:
             if scheme is not None:
                 found.setdefault(id(scheme), (scheme, {}))[1][name] = weight
         return list(found.values())
+
+    def lent(self, stats: Sequence[InputStats]) -> Sequence[InputStats]:
+        """What experts beside each other are quantized for, also those without a token."""
+        shared = self._options.get("unseen_experts") == "shared"
+        return shared_products(stats) if shared else stats
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
@@ -253,6 +258,7 @@ def solve_stages(
 
     for job, layer, own in zip(jobs, layers, stats, strict=True):
         job.coverage.add(layer.full_name, stages, own)
+    stats = [job.lent(own) for job, own in zip(jobs, stats, strict=True)]
     for position, stage in enumerate(stages):
         for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
             # Matrices of one shape are solved in one loop over their columns, as many as fit.
@@ -397,6 +403,12 @@ class AWQJob(Job):
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
         self.coverage.add(layer.full_name, layer.stages, stats)
+        each = iter(stats)
+        stats = [
+            one
+            for block in blocks_of(layer.stages)
+            for one in self.lent([next(each) for _ in block])
+        ]
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         schemes = {name: scheme for scheme, own in self.by_scheme(layer, weights) for name in own}
