@@ -32,6 +32,7 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        asked: Layers that are quantized only because a rule says so, as the checkpoint calls them.
         coverage: What its experts are sent of the calibration text.
     """
 
@@ -43,6 +44,7 @@ class Job:
         self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
+        self.asked = quantizer.asked(model.facts)
         self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
