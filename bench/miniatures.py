@@ -117,14 +117,26 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         **{"expert_layer_period": 2, "expert_layer_offset": 1},
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "llama4_text": {"moe_layers": [1]},
+    "llama4_text": {
+        **{"num_hidden_layers": 4, "moe_layers": [1, 3], "attention_chunk_size": 8192},
+        "no_rope_layers": [1, 1, 1, 0],
+        "layer_types": [*["chunked_attention"] * 3, "full_attention"],
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "gemma4_text": {"enable_moe_block": True},
     # What llama.cpp takes for granted.
     **dict.fromkeys(
         ("mistral", "mixtral", "ministral3", "phi3", "starcoder2"), {"sliding_window": None}
     ),
-    **dict.fromkeys(("dots1", "olmoe", "phi"), {"num_key_value_heads": _HEADS}),
+    **dict.fromkeys(("dots1", "phi"), {"num_key_value_heads": _HEADS}),
+    "olmoe": {"num_key_value_heads": _HEADS, "norm_topk_prob": False},
+    "qwen3_moe": {"norm_topk_prob": True},
+    # Windows only at the 64 layers of the largest model.
+    "exaone4": {"layer_types": ["full_attention"] * 2, "sliding_window": None},
+    "laguna": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "num_attention_heads_per_layer": [_HEADS] * 2,
+    },
     **dict.fromkeys(
         ("qwen3_5_text", "qwen3_5_moe_text"),
         {
@@ -141,10 +153,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         ("qwen3_vl_text", "qwen3_vl_moe_text"),
         {"rope_parameters": _TURNED | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}},
     ),
-    "mellum": {"layer_types": ["sliding_attention", "full_attention"]},
+    "mellum": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _TURNED),
+    },
     "afmoe": {
         "layer_types": [*["sliding_attention"] * 3, "full_attention"],
-        "num_hidden_layers": 4,
+        **{"num_hidden_layers": 4, "mup_enabled": True},
     },
     "smollm3": {
         **{"no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4},

@@ -162,6 +162,18 @@ def pocket_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixture_dir() -> Path:
+    """A trained mixture of eight experts (qwen3_moe); its README.md says how it was made."""
+    return ROOT / "tests" / "trained" / "moe"
+
+
+@pytest.fixture(scope="session")
+def hybrid_dir() -> Path:
+    """A trained hybrid of linear and full attention (qwen3_5_text)."""
+    return ROOT / "tests" / "trained" / "hybrid"
+
+
+@pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """A folder that all test processes of this run have in common."""
     own = tmp_path_factory.getbasetemp()

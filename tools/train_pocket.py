@@ -1,6 +1,11 @@
 """Train the embedded model on the text of this Python installation, on CPU or CUDA.
 
     python tools/train_pocket.py --steps 1000 --out outputs/pocket
+    python tools/train_pocket.py --architecture moe --steps 400 --batch-tokens 4096 --window 256 \
+        --out tests/trained/moe
+
+``--architecture`` names a type of transformers, which gets the embedded model's widths, or one of
+``SMALL``: models of under half its size, for tests, that share its tokenizer.
 
 Everything is seeded; the same Python version, torch version and thread count give the same model.
 A checkpoint every ``--save-every`` steps lets a killed run go on where it was (``--resume``). At the
@@ -15,6 +20,8 @@ import platform
 import random
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,17 +34,58 @@ from transformers import (
 )
 
 from draw_splits import draw_splits
-from qsweep.models.tiny import text
+from qsweep.models.tiny import MODEL_DIR, text
 from qsweep.models.tiny.exercises import exercises
 
 VOCABULARY = 4096
-CONTEXT = 1024
 END = "<|endoftext|>"
+CHECKPOINT = "checkpoint.pt"
 QUOTAS: dict[text.Split, dict[str, int]] = {
     "test": {"topic": 70_000, "module": 110_000},
     "calibration": {"topic": 60_000, "module": 220_000},
 }
 EXERCISE_SHARE = 0.08
+BALANCE = 0.2  # weight of what keeps experts equally busy
+POCKET = {
+    # Every width is a multiple of 256, so that K-quants apply to all rows.
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 1024,
+}
+# Every width is a multiple of 128, the largest usual group; K-quants do not apply.
+_SMALL_WIDTHS = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+SMALL = {
+    "moe": _SMALL_WIDTHS
+    | {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 3,
+        "moe_intermediate_size": 128,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
+    "hybrid": _SMALL_WIDTHS
+    | {
+        "model_type": "qwen3_5_text",
+        "num_hidden_layers": 4,
+        "intermediate_size": 384,
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    },
+}
 
 
 def main() -> None:
@@ -49,22 +97,36 @@ def main() -> None:
     if args.draw_splits:
         text.SPLITS_FILE.write_text(json.dumps(draw_splits(QUOTAS), indent=1) + "\n")
     documents = training_documents(args.seed)
-    tokenizer = train_tokenizer(documents)
+    if args.architecture in SMALL:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
+    else:
+        tokenizer = train_tokenizer(documents)
     save_tokenizer(tokenizer, out)
     stream = encode(tokenizer, documents, args.seed)
     print(f"{len(documents)} documents, {len(stream) / 1e6:.2f} M tokens", flush=True)
     model = build_model(tokenizer, args.architecture).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    started = time.time()
+    started = time.process_time()
     curve = train(model, stream, args, out)
     model.to(torch.bfloat16).save_pretrained(out)
-    model.float()
-    held_out = {
-        kind: perplexity(model, tokenizer, "\n\n".join(text.documents(kind, "test")))
+    seconds = time.process_time() - started
+    model.float().eval()
+    windows = {
+        kind: held_out_windows(model, tokenizer, "\n\n".join(text.documents(kind, "test")))
         for kind in ("docs", "code")
     }
-    write_card(out, model, args, curve, held_out, time.time() - started, len(stream))
-    print("held-out perplexity", held_out, flush=True)
+    held_out = {kind: perplexity(model, found) for kind, found in windows.items()}
+    unigram = {kind: unigram_perplexity(stream, found) for kind, found in windows.items()}
+    shares = expert_shares(model, torch.cat(list(windows.values())))
+    facts = training_facts(args, held_out, unigram, shares, seconds, len(stream))
+    write_card(out, model, args, curve, facts)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    print(
+        f"{seconds:.0f} s of CPU time; held-out perplexity {held_out}, of unigrams {unigram}",
+        flush=True,
+    )
+    if shares is not None:
+        print("share of each layer's least and most used expert", shares.aminmax(dim=1), flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,11 +134,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="outputs/pocket")
     parser.add_argument(
-        "--architecture", default="llama", help="any of transformers' model types with these widths"
+        "--architecture",
+        default="llama",
+        help=f"a model type of transformers, or {', '.join(SMALL)}",
     )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-tokens", type=int, default=8192)
-    parser.add_argument("--window", type=int, default=512, help="tokens; 1024 in the last fifth")
+    parser.add_argument(
+        "--window", type=int, default=512, help="tokens; the whole context in the last fifth"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=100)
@@ -114,7 +180,7 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
         bos_token=END,
         eos_token=END,
         pad_token=END,
-        model_max_length=CONTEXT,
+        model_max_length=POCKET["max_position_embeddings"],
         clean_up_tokenization_spaces=False,
     )
 
@@ -143,17 +209,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str], seed: int) 
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, architecture: str) -> PreTrainedModel:
-    """Every width is a multiple of 256, so that K-quants apply to all rows."""
+    """A seeded model in fp32, of one of ``SMALL`` or of a type with the embedded model's widths."""
+    widths = SMALL.get(architecture, POCKET | {"model_type": architecture})
     config = AutoConfig.for_model(
-        architecture,
+        **widths,
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -162,10 +222,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, architecture: str) -> PreTra
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def batches(stream: torch.Tensor, args: argparse.Namespace, first: int):
+def batches(stream: torch.Tensor, args: argparse.Namespace, first: int, context: int):
     """Batches of shape (windows, tokens + 1): shuffled passes over the stream at random offsets."""
     for step in range(first, args.steps):
-        window = args.window if step < 0.8 * args.steps else CONTEXT
+        window = args.window if step < 0.8 * args.steps else context
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         count = args.batch_tokens // window
         starts = torch.randint(0, len(stream) - window - 1, (count,), generator=rng)
@@ -181,7 +241,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, "Muon").
 
     torch.optim.Muon iterates in bfloat16, which is a hundred times slower than float32 on a CPU
-    without bfloat16 units; this one iterates in float32.
+    without bfloat16 units; this one iterates in float32. Of stacked matrices each is updated by
+    itself.
     """
 
     def __init__(self, params, lr: float, momentum: float, weight_decay: float):
@@ -196,7 +257,7 @@ class Muon(torch.optim.Optimizer):
                 buffer = state.setdefault("momentum", torch.zeros_like(weight))
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
                 update = orthogonalize(weight.grad.lerp(buffer, group["momentum"]))
-                scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+                scale = max(1.0, weight.shape[-2] / weight.shape[-1]) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * scale)
 
@@ -204,18 +265,28 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The nearest orthogonal matrix, roughly: a quintic Newton-Schulz iteration in float32."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if tall else x
 
 
 def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
-    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    """Muon for the matrices inside the layers, AdamW for the rest.
+
+    The rest is embeddings, norms and convolutions, and routers, whose rows are no directions to be
+    made orthogonal but the experts' scores.
+    """
+    others = ("embed", "conv", "mlp.gate.")
+
+    def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+        return parameter.ndim >= 2 and not any(part in name for part in others)
+
+    inner = [p for n, p in model.named_parameters() if is_matrix(n, p)]
+    outer = [p for n, p in model.named_parameters() if not is_matrix(n, p)]
     return [
         Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.02),
         torch.optim.AdamW(outer, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0),
@@ -227,7 +298,7 @@ def train(model, stream, args, out: Path) -> list[tuple[int, float]]:
     optimizer_list = optimizers(model)
     base_rates = [o.param_groups[0]["lr"] for o in optimizer_list]
     curve: list[tuple[int, float]] = []
-    first, checkpoint = 0, out / "checkpoint.pt"
+    first, checkpoint = 0, out / CHECKPOINT
     if args.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -235,16 +306,19 @@ def train(model, stream, args, out: Path) -> list[tuple[int, float]]:
             optimizer.load_state_dict(saved)
         first, curve = state["step"], [tuple(point) for point in state["curve"]]
     losses, started = [], time.time()
-    for step, batch in batches(stream, args, first):
+    routed = routing_outputs(model)
+    for step, batch in batches(stream, args, first, model.config.max_position_embeddings):
         batch = batch.to(args.device)
         factor = learning_rate_factor(step, args.steps)
         for optimizer, rate in zip(optimizer_list, base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+        output = model(input_ids=batch[:, :-1], use_cache=False, **routed)
         loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), batch[:, 1:].flatten()
+            output.logits.flatten(0, 1).float(), batch[:, 1:].flatten()
         )
-        loss.backward()
+        # What keeps the experts of a mixture equally busy is no part of the loss that is shown.
+        balance = imbalance(output.router_logits, model.config) if routed else 0.0
+        (loss + BALANCE * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizer_list:
             optimizer.step()
@@ -267,51 +341,140 @@ def train(model, stream, args, out: Path) -> list[tuple[int, float]]:
     return curve
 
 
-@torch.no_grad()
-def perplexity(model, tokenizer, content: str) -> float:
-    """Non-overlapping windows of the whole context, every position but the first scored."""
+def routing_outputs(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument with which a mixture gives its routers' logits; nothing for other models."""
+    return {"output_router_logits": True} if hasattr(model.config, "num_experts") else {}
+
+
+def imbalance(router_logits: Sequence[torch.Tensor], config) -> torch.Tensor:
+    """Mean over layers of E * sum_e f_e p_e, which is 1 where all E experts are equally busy.
+
+    f is the share of the chosen that are expert e, p its mean probability (Fedus et al. 2021,
+    "Switch Transformers", equation 4). The loss of transformers' models pools f and p over layers:
+    it stays low where an expert is dead in one layer and busy in another.
+    """
+    losses = []
+    for logits in router_logits:
+        chosen = logits.topk(config.num_experts_per_tok).indices.flatten()
+        share = chosen.bincount(minlength=config.num_experts) / len(chosen)
+        losses.append(config.num_experts * share @ logits.softmax(-1).mean(0))
+    return torch.stack(losses).mean()
+
+
+def held_out_windows(model, tokenizer, content: str) -> torch.Tensor:
+    """Non-overlapping windows of the model's whole context, [windows, context]; no remainder."""
+    context = model.config.max_position_embeddings
     ids = torch.tensor(tokenizer(content, add_special_tokens=False)["input_ids"])
-    total, count = 0.0, 0
-    for window in ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT).to(model.device):
+    return ids[: len(ids) // context * context].view(-1, context)
+
+
+@torch.no_grad()
+def perplexity(model, windows: torch.Tensor) -> float:
+    """Of windows of ids, every position but the first scored."""
+    total = 0.0
+    for window in windows.to(model.device):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
-        count += CONTEXT - 1
-    return math.exp(total / count)
+    return math.exp(total / windows[:, 1:].numel())
 
 
-def write_card(out, model, args, curve, held_out, seconds, stream_tokens) -> None:
+def unigram_perplexity(stream: torch.Tensor, windows: torch.Tensor) -> float:
+    """Of the same positions, for a model that knows how often each token is trained on, plus one."""
+    counts = torch.bincount(stream, minlength=VOCABULARY).double() + 1
+    return math.exp(-(counts / counts.sum()).log()[windows[:, 1:]].mean().item())
+
+
+@torch.no_grad()
+def expert_shares(model, windows: torch.Tensor) -> torch.Tensor | None:
+    """How much of what a layer routes goes to each expert, [layers, experts]; None of no mixture."""
+    if not (routed := routing_outputs(model)):
+        return None
+    counts = 0
+    for window in windows.to(model.device):
+        logits = torch.stack(model(input_ids=window[None], use_cache=False, **routed).router_logits)
+        chosen = logits.topk(model.config.num_experts_per_tok).indices
+        counts = counts + torch.nn.functional.one_hot(chosen, logits.shape[-1]).sum(dim=(1, 2))
+    return counts / counts.sum(dim=1, keepdim=True)
+
+
+def training_facts(args, held_out, unigram, shares, seconds, stream_tokens) -> dict[str, str]:
+    """The rows of the card's table that a model's configuration does not tell."""
+    facts = {
+        "tokenizer": f"byte-level BPE, {VOCABULARY} tokens, GPT-2's pre-tokenizer",
+        "data": f"Python {platform.python_version()}: `help()` topics and docstrings (shown three "
+        f"times), standard library source, and {EXERCISE_SHARE:.0%} generated arithmetic and "
+        f"logic; {stream_tokens / 1e6:.2f} M tokens",
+        "held out": "the units in `splits.json`, drawn by a hash of their names",
+        "training": f"{args.steps} steps of {args.batch_tokens} tokens, Muon and AdamW, seed "
+        f"{args.seed}, torch {torch.__version__} on {args.device}, {torch.get_num_threads()} "
+        f"threads, {seconds:.0f} s of CPU time",
+        "held-out perplexity": f"prose {held_out['docs']:.2f}, code {held_out['code']:.2f}",
+        "of unigrams there": f"prose {unigram['docs']:.0f}, code {unigram['code']:.0f}",
+    }
+    if shares is not None:
+        facts["experts"] = (
+            f"on held-out text the least used of a layer gets {shares.min():.1%} of what is routed, "
+            f"the most used {shares.max():.1%}; even would be {1 / shares.shape[1]:.1%}"
+        )
+    return facts | {
+        "licence": "Apache-2.0; the training text is Python's own, under the PSF licence"
+    }
+
+
+def write_card(out, model, args, curve, facts: dict[str, str]) -> None:
     """The model card: facts of this very run."""
+    config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     points = [p for i, p in enumerate(curve) if i % max(1, len(curve) // 12) == 0 or p == curve[-1]]
-    rows = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in points)
+    losses = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in points)
+    rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    if args.architecture in SMALL:
+        purpose = """with which qsweep's tests and benchmarks quantize and measure what
+the embedded model is not, with figures that mean something"""
+    else:
+        purpose = """that qsweep ships, so that a sweep quantizes and measures a real
+language model on any machine, offline, in minutes"""
     (out / "README.md").write_text(
         f"""---
 license: apache-2.0
 language: [en, code]
 ---
-# pocket
+# {out.name}
 
-A {model.config.model_type} model of {parameters / 1e6:.2f} M parameters that qsweep ships, so that a sweep quantizes and measures a real
-language model on any machine, offline, in minutes. It is a measuring object, not an assistant.
+A {config.model_type} model of {parameters / 1e6:.2f} M parameters {purpose}. It is a measuring object, not an assistant.
 
 | | |
 |---|---|
-| architecture | {model.config.model_type}: {model.config.num_hidden_layers} layers, hidden {model.config.hidden_size}, intermediate {model.config.intermediate_size}, {model.config.num_attention_heads} heads ({model.config.num_key_value_heads} for keys and values), context {CONTEXT}, tied embeddings |
-| tokenizer | byte-level BPE, {VOCABULARY} tokens, GPT-2's pre-tokenizer |
-| data | Python {platform.python_version()}: `help()` topics and docstrings (shown three times), standard library source, and {EXERCISE_SHARE:.0%} generated arithmetic and logic; {stream_tokens / 1e6:.2f} M tokens |
-| held out | the units in `splits.json`, drawn by a hash of their names |
-| training | {args.steps} steps of {args.batch_tokens} tokens, Muon and AdamW, seed {args.seed}, torch {torch.__version__} on {args.device} |
-| held-out perplexity | prose {held_out["docs"]:.2f}, code {held_out["code"]:.2f} (windows of {CONTEXT}) |
-| licence | Apache-2.0; the training text is Python's own, under the PSF licence |
+| architecture | {config.model_type}: {architecture(config)} |
+{rows}
 
 Loss, in nats per token, mean of the steps since the row before:
 
 | step | loss |
 |---|---|
-{rows}
+{losses}
 
 Made by `python tools/train_pocket.py {" ".join(sys.argv[1:])}`.
 """
+    )
+
+
+def architecture(config) -> str:
+    """The configuration in a line."""
+    if hasattr(config, "num_experts"):
+        inner = (
+            f"{config.num_experts} experts of {config.moe_intermediate_size}, "
+            f"{config.num_experts_per_tok} per token"
+        )
+    else:
+        inner = f"intermediate {config.intermediate_size}"
+    kinds = Counter(getattr(config, "layer_types", None) or ())
+    layers = " + ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in kinds.items())
+    return (
+        f"{config.num_hidden_layers} layers{f' ({layers})' if len(kinds) > 1 else ''}, hidden "
+        f"{config.hidden_size}, {inner}, {config.num_attention_heads} heads "
+        f"({config.num_key_value_heads} for keys and values), context "
+        f"{config.max_position_embeddings}, tied embeddings"
     )
 
 

@@ -20,7 +20,7 @@ _NO_TEXT = re.compile(r"(^|[._])(vision|visual|audio|image|vit|vq|vqmodel|projec
 # By agreement of the field these stay: they are small, and what they decide is not smooth.
 _STAYS = re.compile(
     r"norm|embed|wte|wpe|conv|router|rotary|relative|bias$|shared_expert_gate"
-    r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|altup|laurel_scale"
+    r"|(^|\.)gate(\.weight|\.wg\.weight)?$|(mlp|moe|ffn)\.gate\.|_lora|A_log|indexer|altup|laurel_scale"
 )
 # Stacks of matrices that are experts; of others, a state space keeps one per head.
 _EXPERTS = re.compile(r"experts?\b|moe|mlp|ffn|feed_forward")
@@ -52,7 +52,13 @@ def to_quantize(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str,
         matrix = len(shape) == 2 or (len(shape) == 3 and _EXPERTS.search(name))
         if matrix and min(shape[-2:]) >= _FEWEST and not _STAYS.search(name):
             found[name] = int(np.prod(shape))
-    return found
+    # An expert without a last layer hands tokens on, and has no use for its first ones.
+    idle = re.compile(r"(.*\.experts\.\d+\.)(?:gate|up)_proj\.weight$")
+    return {
+        name: weights
+        for name, weights in found.items()
+        if not (match := idle.match(name)) or f"{match[1]}down_proj.weight" in tensors
+    }
 
 
 def tensors_left(

@@ -35,6 +35,9 @@ def read_by_the_converter(config):
         ),
         ({"model_type": "minimax_m2", "head_dim": 32}, "rotary_dim", 32),
         ({"mlp_layer_types": ["dense", "dense", "sparse"]}, "first_k_dense_replace", 2),
+        ({"moe_layers": [1, 3], "num_hidden_layers": 4}, "interleave_moe_layer_step", 2),
+        ({"moe_layers": [0, 1], "num_hidden_layers": 2}, "interleave_moe_layer_step", 1),
+        ({"moe_layers": [0, 1], "num_hidden_layers": 4}, "interleave_moe_layer_step", None),
         ({"mlp_layer_types": ["dense", "dense"]}, "first_k_dense_replace", 2),
         (
             {"model_type": "hunyuan_v1_moe", "intermediate_size": 64, "moe_topk": 2},
@@ -58,6 +61,14 @@ def read_by_the_converter(config):
 )
 def test_what_a_configuration_of_transformers_leaves_out_or_says_otherwise(config, key, expected):
     assert dict(read_by_the_converter(config)).get(key) == expected
+
+
+def test_the_text_part_of_a_configuration_is_told_alike():
+    text = {"model_type": "dots1", "moe_layers": [1], "num_hidden_layers": 2}
+    found = read_by_the_converter({"model_type": "sees", "text_config": text})
+    assert "scoring_func" not in dict(found)
+    assert found["text_config"]["scoring_func"] == "sigmoid"
+    assert found["text_config"]["interleave_moe_layer_step"] == 2
 
 
 def test_a_length_that_phimoe_is_not_stretched_from_is_its_own():

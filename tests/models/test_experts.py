@@ -205,6 +205,23 @@ def test_experts_in_no_known_layout_are_named(tensors):
     assert not stacked_linears(tensors)
 
 
+def test_stacks_of_each_layer_by_itself():
+    tensors = {
+        f"layers.0.moe.{name}.weight": shape
+        for name, shape in {
+            "gate_proj": (4, 48, 64),
+            "up_proj": (4, 48, 64),
+            "down_proj": (4, 64, 48),
+        }.items()
+    }
+    found = stacked_linears(tensors)
+    assert found["layers.0.moe.experts.3.gate_proj"] == (48, 64)
+    assert found["layers.0.moe.experts.3.down_proj"] == (64, 48)
+    assert len(found) == 12
+    del tensors["layers.0.moe.gate_proj.weight"]
+    assert len(stacked_linears(tensors)) == 8
+
+
 def test_what_is_no_expert_is_not_taken_for_one():
     tensors = {
         "layers.0.conv.weight": (64, 1, 4),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +118,23 @@ def test_every_tensor_is_led_back(architecture, tiny_model, tmp_path):
     # (Falcon-H1's) was rounded into the file's own type.
     limit = 5e-5 if architecture == "falcon_h1" else 1e-9
     assert float((p.exp() * (p - q)).sum(-1).mean()) < limit
+
+
+# What the converter would not find, or find wrongly, in what transformers writes of them.
+TOLD = [
+    *("deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "falcon", "gemma", "glm4_moe_lite"),
+    *("gpt2", "hunyuan_v1_moe", "minimax_m2", "ministral3", "phi3", "solar_open"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TOLD)
+def test_llama_cpp_computes_what_the_converter_is_told_of(model_type, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    from miniatures import miniature
+
+    path = miniature(model_type, tmp_path / "model", dtype="float32")
+    (out := tmp_path / "out").mkdir()
+    artifact = GGUF(type="Q8_0").quantize(source_model(path), None, out)
+    assert artifact.details["llama_cpp"]["agrees"], artifact.details["llama_cpp"]
+    assert artifact.details["llama_cpp"]["kld"] < 1e-6

@@ -1,9 +1,11 @@
 """GPTQ and AWQ through GPTQModel: what is refused, and real runs against its own kernels."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from qsweep.formats.hf import reference_artifact
 from qsweep.models.facts import read_facts
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
-from qsweep.quantizers.gptqmodel.families import defined_types
+from qsweep.quantizers.gptqmodel.families import FAILING, defined_types
 from qsweep.quantizers.gptqmodel.run import _require_experts
 from qsweep.quantizers.native import NativeAWQ
 from qsweep.quantizers.rtn import RTN
@@ -214,13 +216,18 @@ def test_models_that_its_awq_breaks_are_refused_even_before_it_is_installed(
 
 
 @pytest.mark.parametrize("kind", [GPTQ, AWQ])
-def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path):
+def test_mixtures_that_it_has_no_definition_of_are_refused(kind, tmp_path, monkeypatch):
     pytest.importorskip("gptqmodel")
     mixture = replace(facts(tmp_path, model_type="qwen3_moe"), experts=True)
     kind(group_size=64).check(mixture)
     unknown = replace(mixture, model_type="jetmoe")
     with pytest.raises(IncompatibleTrial, match=r"gptqmodel 7\S* has no definition of jetmoe"):
         kind(group_size=64).check(unknown)
+    with pytest.raises(IncompatibleTrial, match="given granitemoe, writes one expert"):
+        kind(group_size=64).check(replace(mixture, model_type="granitemoe"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="given jamba, needs mamba-ssm: pip install"):
+        kind(group_size=64).check(replace(mixture, model_type="jamba"))
     # The way out is open.
     NativeAWQ(group_size=64).check(unknown)
     # Of dense models, it finds the layers by itself.
@@ -258,6 +265,20 @@ def test_a_mixture_is_the_same_model_to_its_maker_and_to_us(native, tiny_model, 
     assert run.kld < 0.1
     weights = sum(rows * columns for rows, columns in run.facts.linears.values())
     assert run.artifact.size.linear_weights == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAILING)
+def test_mixtures_that_it_still_fails_on(native, model_type, tmp_path, monkeypatch):
+    """Where this fails, the library has learnt it: take the type out of ``FAILING``."""
+    monkeypatch.setattr("qsweep.quantizers.gptqmodel.families.FAILING", {})
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    from miniatures import miniature
+
+    path = miniature(model_type, tmp_path / "model", dtype="float32")
+    (tmp_path / "out").mkdir()
+    with pytest.raises((AttributeError, TypeError, ValueError, IncompatibleTrial)):
+        Run(path, GPTQ(bits=4, group_size=32), tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -303,13 +303,15 @@ def test_layers_that_hand_on_tuples():
     assert torch.allclose(final, expected, atol=1e-5)
 
 
-def test_shared_weights_are_refused():
-    model = tiny("llama", num_key_value_heads=2)
+def test_layers_that_share_a_weight_are_one_with_all_inputs():
+    model = tiny("llama", num_key_value_heads=2).eval()
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    with pytest.raises(
-        IncompatibleTrial, match=r"layers\.1\.mlp\.up_proj: shares its weight with.*quant=rtn"
-    ):
-        capture(model, SAMPLES, "cpu")
+    decoder, _, probe = capture(model, [list(range(40))], "cpu")
+    assert decoder.is_whole
+    stages = find_stages(decoder.layers[0], probe, 0)
+    (shared,) = [stage for stage in stages if stage.repeats]
+    assert "layers.0.mlp.up_proj" in shared.linears
+    assert not any("layers.1.mlp.up_proj" in stage.linears for stage in stages)
 
 
 def test_layers_that_hand_more_on_than_hidden_states_are_one():

@@ -109,8 +109,9 @@ def _load(
         # The automatic class takes no state dict, so ask it which class it would have taken, and
         # with which part of the configuration.
         shell = empty_model(config, trust_remote_code=trust_remote_code)
+        stacked = restacked(state, shell, source, artifact.files)
         loaded = type(shell).from_pretrained(
-            None, config=shell.config, state_dict=restacked(state, shell, source), **common
+            None, config=shell.config, state_dict=stacked, **common
         )
         return loaded
     except _OF_A_CONFIG as error:

@@ -159,7 +159,9 @@ def _problems(config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[st
         value = text.get(name)
         if value is not None and value not in _DTYPES:
             yield f"{name} is {json_excerpt(value)}, where one of {', '.join(_DTYPES)} belongs"
-    for name, least in _COUNTS.items():
+    # Of latent attention without rotary embeddings.
+    fewest = {**_COUNTS, "head_dim": 0} if text.get("kv_lora_rank") else _COUNTS
+    for name, least in fewest.items():
         value = text.get(name)
         for one in value if isinstance(value, list) else [value]:
             if one is None:

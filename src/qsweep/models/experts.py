@@ -9,6 +9,7 @@ finds an expert as a linear layer with a number, and what is written into it is 
 that what goes into each can be looked at.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+_STACKS = ("gate_up_proj", "down_proj")
 # How tokens reach the experts: told by index and weight, or laid out expert by expert before.
 Dispatch = Literal["routed", "batched"]
 
@@ -105,33 +107,50 @@ class Watch(Protocol):
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds all experts of a layer in stacks that are understood here."""
+    """Whether a module holds all experts of a layer, in stacks as transformers has them."""
     return dispatch_of(module) is not None
 
 
 def dispatch_of(module: nn.Module) -> Dispatch | None:
-    """How a module of experts is called; None if it is none, or one that is not understood."""
-    down = getattr(module, "down_proj", None)
-    if not isinstance(down, torch.Tensor) or down.ndim != 3:
-        return None
-    if hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated"):
+    """How a module of experts is called; None if it is none, or its stacks are of another kind.
+
+    Classes without transformers' mark are told by what their ``forward`` takes: hidden states with
+    the routing and its weights (LongCat-Flash, Step 3.7), or a copy of all tokens for each expert,
+    scaled before (Llama 4).
+    """
+    if _is_marked(module):
         return "routed"
-    # LongCat-Flash computes the same, beside experts that hand a token on as it is. Llama 4 gives
-    # every expert its own copy of all tokens, and scales what goes in.
-    kinds: dict[str, Dispatch] = {"LongcatFlashExperts": "routed", "Llama4TextExperts": "batched"}
-    return kinds.get(type(module).__name__)
+    first, last = (getattr(module, name, None) for name in _STACKS)
+    if not isinstance(first, torch.Tensor) or not isinstance(last, torch.Tensor):
+        return None
+    if first.ndim != 3 or last.ndim != 3:
+        return None
+    # Of rows, twice as many as the last layers have inputs, or of columns.
+    (one, other), (outputs, inputs) = first.shape[1:], last.shape[1:]
+    if (one, other) not in ((2 * inputs, outputs), (inputs, 2 * outputs)):
+        return None
+    dispatches: dict[int, Dispatch] = {3: "routed", 1: "batched"}
+    return dispatches.get(len(inspect.signature(type(module).forward).parameters) - 1)
+
+
+def _is_marked(module: nn.Module) -> bool:
+    # What the decorator leaves on classes and instances.
+    return hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated")
 
 
 def holds_unknown_experts(module: nn.Module) -> bool:
-    """Whether a module is called after experts, has stacks of matrices, and is not understood."""
+    """Whether a module is called after experts, has stacks of matrices, and none are attached to it."""
     stacks = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-    return stacks and "Expert" in type(module).__name__ and not is_experts(module)
+    return stacks and "Expert" in type(module).__name__ and "0" not in module._modules
 
 
 def parts_of(module: nn.Module) -> list[Part]:
     """The linear layers that each expert of a module has, in running order."""
-    transposed = bool(getattr(module, "is_transposed", dispatch_of(module) == "batched"))
     interleaved = not getattr(module, "is_concatenated", True)
+    transposed = getattr(module, "is_transposed", None)
+    if transposed is None:
+        first, last = (module.get_parameter(name).shape for name in _STACKS)
+        transposed = first[1] != 2 * last[2]
     down = Part("down_proj", "down_proj", 0, 1, False, transposed)
     if not getattr(module, "has_gate", True):
         return [Part("up_proj", "up_proj", 0, 1, False, transposed), down]
@@ -150,9 +169,13 @@ def expert_count(module: nn.Module) -> int:
 
 
 def attach_experts(model: nn.Module) -> None:
-    """Give each module of experts its linear layers as children: ``0.gate_proj``, and so on."""
+    """Give each module of experts its linear layers as children: ``0.gate_proj``, and so on.
+
+    Classes without transformers' mark only where these compute what the class does.
+    """
+    understood: dict[type, bool] = {}
     for module in list(model.modules()):
-        if not is_experts(module):
+        if not is_experts(module) or not understood.get(type(module), True):
             continue
         parts = parts_of(module)
         for expert in range(expert_count(module)):
@@ -160,6 +183,34 @@ def attach_experts(model: nn.Module) -> None:
             for part in parts:
                 child.add_module(part.name, ExpertLinear(module, part, expert))
             module.add_module(str(expert), child)
+        if type(module) not in understood:
+            understood[type(module)] = _is_marked(module) or _computes_the_same(module)
+        if not understood[type(module)]:
+            for expert in range(expert_count(module)):
+                del module._modules[str(expert)]
+
+
+def _computes_the_same(module: Any) -> bool:
+    down = module.down_proj
+    if down.is_meta:
+        return True
+    count, tokens = expert_count(module), 4
+    width = len(parts_of(module)[-1].of(down, 0))
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count * tokens, width, generator=generator).to(down)
+    index = torch.randint(0, count, (len(hidden), 2), generator=generator)
+    index[:, 1] = (index[:, 0] + 1) % count
+    weights = torch.rand(len(hidden), 2, generator=generator).to(down)
+    routed = dispatch_of(module) == "routed"
+    given = (hidden, index.to(down.device), weights) if routed else (hidden,)
+    with torch.no_grad():
+        try:
+            expected = module(*given)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return False
+        output = run_experts(module, lambda *seen: None)(*given)
+    size = expected.float().abs().max()
+    return bool((output.float() - expected.float()).abs().max() <= 2e-2 * size)
 
 
 def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -296,8 +347,7 @@ def _activated(module: Any, expert: int, inputs: torch.Tensor) -> torch.Tensor:
     if not hasattr(module, "_apply_gate"):
         gated: torch.Tensor = module.act_fn(outputs[0]) * outputs[1]
         return gated
-    whole = (
-        torch.cat(outputs, -1) if module.is_concatenated else torch.stack(outputs, -1).flatten(-2)
-    )
+    concatenated = getattr(module, "is_concatenated", True)
+    whole = torch.cat(outputs, -1) if concatenated else torch.stack(outputs, -1).flatten(-2)
     gated = module._apply_gate(whole)
     return gated

@@ -18,6 +18,7 @@ _KEPT = {
     "small projection of a recurrence": re.compile(
         r"(^|\.)(x_proj|dt_proj|in_proj_(a|b|ba)|[ab]_proj|f_[ab]_proj)$"
     ),
+    "output head": re.compile(r"(^|\.)lm_head$"),
     # DeepSeek V3.2's weights of its indexer's heads.
     "indexer": re.compile(r"(^|\.)indexer\.weights_proj$"),
 }

@@ -24,11 +24,13 @@ class Spelling:
         plain: Of parameters that are tensors of the checkpoint one by one.
         experts: Of the linear layers of experts (:func:`~qsweep.models.experts.attach_experts`).
         merged: Stacks that transformers makes of tensors of the checkpoint.
+        split: Of layers that are a part of a layer of the checkpoint, that layer.
     """
 
     plain: dict[str, str] = field(default_factory=dict)
     experts: dict[str, str] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
+    split: dict[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> str:
         """What the checkpoint calls a tensor; one that it does not have keeps its name."""
@@ -40,6 +42,10 @@ class Spelling:
     def layer(self, name: str) -> str:
         """What the checkpoint calls a linear layer."""
         return self.tensor(f"{name}.weight").removesuffix(".weight")
+
+    def stored_in(self, name: str) -> str:
+        """The layer of the checkpoint that holds a linear layer's weight: the same, or a whole."""
+        return self.split.get(name) or self.layer(name)
 
 
 def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
@@ -57,10 +63,10 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
     }
     found = Spelling()
     stacks: dict[str, str] = {}
-    for source, target, block, blocks in _places(model, stored):
-        if block is None:
+    for source, target, block, blocks in _places(model, stored, found.split):
+        if block is None and blocks == 1:
             found.plain[target] = source
-        else:
+        elif block is not None:
             number = [int(word) for word in source.split(".") if word.isdecimal()][-1]
             layer = layers.get((target, number, block))
             if layer is not None and blocks == _blocks(model, target):
@@ -75,10 +81,15 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
     return found
 
 
-def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int | None, int]]:
+def _places(
+    model: Any, stored: Iterable[str], split: dict[str, str]
+) -> Iterator[tuple[str, str, int | None, int]]:
     """Each stored tensor's name, and of the parameter that it goes into.
 
-    Where several are stacked, also which of a matrix's parts it is, and how many these are.
+    Of one that is taken apart, ``split`` is told the layers that become of it.
+
+    Of tensors that are stacked, also which of a matrix's parts it is (None of others), and how many
+    such parts there are.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -106,10 +117,15 @@ def _places(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, int |
             yield source, target, None, 1
             continue
         patterns, targets = by_pattern[pattern].source_patterns, by_pattern[pattern].target_patterns
-        if "*" in pattern:
+        if "*" in pattern and len(targets) == 1:
             yield source, target, patterns.index(pattern), len(patterns)
-        elif len(patterns) == len(targets) == 1:
-            yield source, target, None, 1
+        elif "*" not in pattern and len(targets) > 1 and target.endswith(".weight"):
+            whole = source.removesuffix(".weight")
+            parts = [target.replace(targets[0], one, 1) for one in targets]
+            split.update({part.removesuffix(".weight"): whole for part in parts if part in own})
+        elif "*" not in pattern and len(targets) == 1 and (len(patterns) > 1 or source == target):
+            # One that is renamed and turned over is written as it is in memory.
+            yield source, target, None, len(patterns)
 
 
 def _blocks(model: nn.Module, parameter: str) -> int:

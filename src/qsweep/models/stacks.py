@@ -5,13 +5,16 @@ first has twice the inner width among its outputs, gate and up. Nothing is impor
 read; what transformers makes of the stack is :mod:`qsweep.models.experts`' business.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-# What families call an expert's first layers, two in one, and its last one.
-_FIRST = ("gate_up_proj", "input_linear", "w13", "w13_weight", "fc1")
-_SINGLE = ("up_proj",)
-_LAST = ("down_proj", "output_linear", "w2", "w2_weight", "fc2")
+# What families call an expert's first layers, two in one or each by itself, and its last one.
+_KINDS = {
+    **dict.fromkeys(("gate_up_proj", "input_linear", "w13", "w13_weight", "fc1"), "both"),
+    "gate_proj": "gate",
+    "up_proj": "up",
+    **dict.fromkeys(("down_proj", "output_linear", "w2", "w2_weight", "fc2"), "down"),
+}
 _NO_MATRIX = ("bias", "scale", "scales", "norm")
 
 Shape = tuple[int, ...]
@@ -62,13 +65,15 @@ def stack_places(tensors: Mapping[str, Shape]) -> dict[str, Place]:
 
 def _layers(tensors: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, int], Place]]:
     """Name, shape and place of every linear layer that lies in a stack."""
-    for first, last, shapes in _pairs(tensors):
+    for stacks, shapes in _groups(tensors):
+        last = stacks["down"]
+        up = stacks.get("both") or stacks["up"]
         transposed = (
-            tensors[last][1:] != shapes["down_proj"] or tensors[first][2] != shapes["up_proj"][1]
+            tensors[last][1:] != shapes["down_proj"] or tensors[up][2] != shapes["up_proj"][1]
         )
-        for expert in range(tensors[first][0]):
+        for expert in range(tensors[last][0]):
             for layer, shape in shapes.items():
-                stack = last if layer == "down_proj" else first
+                stack = stacks.get(layer.removesuffix("_proj")) or stacks["both"]
                 yield expert_layer(stack, expert, layer), shape, Place(stack, expert, transposed)
 
 
@@ -79,7 +84,7 @@ def unread_experts(tensors: Mapping[str, Shape], counts: set[int]) -> list[str]:
         tensors: Shapes of a decoder's tensors, by name.
         counts: The numbers of experts that the configuration speaks of.
     """
-    read = {name for first, last, _ in _pairs(tensors) for name in (first, last)}
+    read = {name for stacks, _ in _groups(tensors) for name in stacks.values()}
     return [
         name for name, shape in tensors.items() if name not in read and _odd(name, shape, counts)
     ]
@@ -88,45 +93,40 @@ def unread_experts(tensors: Mapping[str, Shape], counts: set[int]) -> list[str]:
 def _odd(name: str, shape: Shape, counts: set[int]) -> bool:
     if any(name.removesuffix(".weight").endswith(word) for word in _NO_MATRIX):
         return False
-    if len(shape) == 3:
+    if len(shape) == 3 and ("expert" in name or name.endswith(".weight")):
         return shape[0] in counts and shape[1] > 1 and "conv" not in name
     return len(shape) == 2 and "experts" in name.split(".") and not name.endswith(".weight")
 
 
-def _pairs(
+def _groups(
     tensors: Mapping[str, Shape],
-) -> Iterator[tuple[str, str, dict[str, tuple[int, int]]]]:
-    """The stacks of each layer's experts, the first layers' and the last ones', and what is in them."""
+) -> Iterator[tuple[dict[str, str], dict[str, tuple[int, int]]]]:
+    """The stacks of each layer's experts by kind, and the linear layers in them."""
     parents: dict[str, dict[str, str]] = {}
-    for name in _stacks(tensors):
-        parent = name.removesuffix(".weight").rpartition(".")[0]
-        parents.setdefault(parent, {})[_kind(name)] = name
-    for found in parents.values():
-        first, last = found.get("first") or found.get("single"), found.get("last")
-        if not first or not last or tensors[first][0] != tensors[last][0]:
-            continue
-        if shapes := _shapes(tensors[first][1:], tensors[last][1:], _kind(first)):
-            yield first, last, shapes
+    for name, shape in tensors.items():
+        parent, _, last = name.removesuffix(".weight").rpartition(".")
+        if len(shape) == 3 and last in _KINDS:
+            parents.setdefault(parent, {})[_KINDS[last]] = name
+    for stacks in parents.values():
+        alike = len({tensors[name][0] for name in stacks.values()}) == 1
+        shapes = _shapes({kind: tensors[name][1:] for kind, name in stacks.items()})
+        if alike and shapes:
+            yield stacks, shapes
 
 
-def _shapes(first: Shape, last: Shape, kind: str) -> dict[str, tuple[int, int]]:
-    # Of matrices that lie as [out, in] both or as [in, out] both.
-    for (rows, width), (outputs, inner) in ((first, last), (first[::-1], last[::-1])):
-        if outputs != width:
-            continue
-        if kind == "single" and rows == inner:
-            return {"up_proj": (inner, width), "down_proj": (width, inner)}
-        if kind == "first" and rows == 2 * inner:
-            both = dict.fromkeys(("gate_proj", "up_proj"), (inner, width))
-            return {**both, "down_proj": (width, inner)}
+def _shapes(found: Mapping[str, Shape]) -> dict[str, tuple[int, int]]:
+    """The layers (outputs, inputs) of an expert whose stacks' matrices have these shapes, by kind."""
+    if found.keys() not in ({"both", "down"}, {"gate", "up", "down"}, {"up", "down"}):
+        return {}
+    # Of matrices that lie as [out, in] all, or as [in, out] all.
+    for turned in (False, True):
+        own = {kind: shape[::-1] if turned else shape for kind, shape in found.items()}
+        width, inner = own.pop("down")
+        first = (
+            {"both": (2 * inner, width)} if "both" in own else dict.fromkeys(own, (inner, width))
+        )
+        if own == first:
+            both = "both" in own or "gate" in own
+            names = ("gate_proj", "up_proj") if both else ("up_proj",)
+            return {**dict.fromkeys(names, (inner, width)), "down_proj": (width, inner)}
     return {}
-
-
-def _stacks(tensors: Mapping[str, Shape]) -> Iterable[str]:
-    return [name for name, shape in tensors.items() if len(shape) == 3 and _kind(name)]
-
-
-def _kind(name: str) -> str:
-    last = name.removesuffix(".weight").rpartition(".")[2]
-    kinds = {**dict.fromkeys(_FIRST, "first"), **dict.fromkeys(_SINGLE, "single")}
-    return (kinds | dict.fromkeys(_LAST, "last")).get(last, "")

@@ -25,6 +25,7 @@ from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import traits
+from qsweep.text.corpora import MOST_TOKENS
 
 # Ratios closer than this are equal, however narrow their intervals.
 _EQUAL = 0.001
@@ -246,10 +247,11 @@ def _experts(records: Iterable[Record]) -> Iterator[str]:
         if found is None or found.all_tokens or found.wanted <= 1:
             continue
         samples = (record.config.get("calibration") or {}).get("num_samples")
+        asked = record.calibration_tokens.asked if record.calibration_tokens else None
         enough = (
-            f"calibration.num_samples={math.ceil(found.wanted * samples)} is enough for all but a "
+            f"calibration.num_samples={math.ceil(found.wanted * samples)} would do for all but a "
             "twentieth of them, or "
-            if samples and math.isfinite(found.wanted)
+            if samples and (asked or 1) * found.wanted <= MOST_TOKENS
             else ""
         )
         # Configurations route a few tokens otherwise: the first of them speaks for all.

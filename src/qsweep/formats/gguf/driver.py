@@ -316,7 +316,10 @@ def _keep_old_names(base: Any) -> None:
 
     def with_old_names(folder, *args, **more):
         config = load(folder, *args, **more)
-        return _WithDefaults({**config, **_old_names(config)}, folder)
+        known = {**config, **_old_names(config)}
+        if isinstance(text := config.get("text_config"), dict):
+            known["text_config"] = {**text, **_old_names(text)}
+        return _WithDefaults(known, folder)
 
     base.load_hparams = staticmethod(with_old_names)
 
@@ -342,6 +345,12 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
     found = {k: v for k, v in known.items() if v is not None and config.get(k) is None}
     if kind == "hunyuan_v1_moe" and isinstance(config.get("moe_topk"), int):
         found["moe_topk"] = [config["moe_topk"]]
+    if layers := config.get("moe_layers"):
+        # Llama 4's list counts where both are there; the converter reads the step alone.
+        steps = range(1, max(layers) + 2)
+        even = (s for s in steps if layers == list(range(s - 1, config["num_hidden_layers"], s)))
+        if (step := next(even, None)) is not None:
+            found["interleave_moe_layer_step"] = step
     if kind in _WHOLE_ROTARY and factor is None:
         found["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
     if kind == "phimoe":

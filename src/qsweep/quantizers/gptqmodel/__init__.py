@@ -1,6 +1,7 @@
 """GPTQ and AWQ through GPTQModel, on CPU and CUDA: a second opinion, as the library gives it."""
 
 import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,24 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
         self._require_definition(model)
 
     def _require_definition(self, model: ModelFacts) -> None:
-        from qsweep.quantizers.gptqmodel.families import defined_types
+        from qsweep.quantizers.gptqmodel.families import FAILING, NEEDED, defined_types
 
-        # Of dense models it guesses the layers by their names.
-        if model.experts and model.model_type not in defined_types():
+        kind, library = model.model_type, f"gptqmodel {self.version().partition('+')[0]}"
+        if not model.experts:  # of dense models it guesses the layers by their names
+            return
+        if kind not in defined_types():
             raise IncompatibleTrial(
-                f"gptqmodel {self.version().partition('+')[0]} has no definition of "
-                f"{model.model_type} and would leave its experts in 16 bits; quant.backend=native "
-                "quantizes them"
+                f"{library} has no definition of {kind} and would leave its experts in 16 bits; "
+                "quant.backend=native quantizes them"
+            )
+        if kind in FAILING:
+            raise IncompatibleTrial(
+                f"{library}, given {kind}, {FAILING[kind]}; quant.backend=native quantizes it"
+            )
+        package = NEEDED.get(kind, "")
+        if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise BackendUnavailable(
+                f"{library}, given {kind}, needs {package}: pip install {package}"
             )
 
     @abstractmethod

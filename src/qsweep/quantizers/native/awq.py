@@ -60,7 +60,7 @@ def search_scales(inputs: Sequence[Shared]) -> tuple[torch.Tensor, dict[str, flo
     inputs = [shared for shared in inputs if shared.weights]
     limit = max(_SAMPLE_ROWS // len(inputs), _FEWEST_ROWS)
     samples = [
-        (_sample(shared.weights, limit), quick_output_loss(shared.stats.gram), shared.scheme)
+        (_sample(shared.weights, limit), quick_output_loss(shared.stats.damped), shared.scheme)
         for shared in inputs
     ]
     # What an expert does counts as often as it is asked.

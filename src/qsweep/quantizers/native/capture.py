@@ -15,6 +15,7 @@ from torch import nn
 from qsweep.quantizers.native.graph import Decoder, find_decoder, shares_weights, whole_model
 from qsweep.quantizers.native.layers import Chunk, run_layer
 from qsweep.quantizers.native.memory import activation_bytes, budget
+from qsweep.quantizers.native.precision import multiplies_bfloat16
 
 _PROBE_TOKENS = 64
 _CACHES = {"past_key_values", "past_key_value", "layer_past", "cache_params"}
@@ -47,8 +48,11 @@ def capture(
     body = getattr(model, "base_model", model)
     decoder = find_decoder(model)
     start = torch.tensor([list(samples[0])[:_PROBE_TOKENS]])
+    exact = multiplies_bfloat16(device) and not _multiplies_in_bfloat16(body, start)
     if not _is_all(decoder, linears) or not _runs_layer_by_layer(body, decoder, start):
-        return whole_model(model), *_as_they_are(model, samples, start, device)
+        decoder = whole_model(model)
+        chunks, probe = _as_they_are(model, samples, start, device)
+        return decoder, *_with(chunks, probe, exact=exact)
     outside = list(_modules_outside(body, decoder.layers))
     for module in outside:
         module.to(device)
@@ -62,7 +66,21 @@ def capture(
     finally:
         for module in outside:
             module.to("cpu")
-    return decoder, chunks, probe
+    return decoder, *_with(chunks, probe, exact=exact)
+
+
+def _with(chunks: Sequence[Chunk], probe: Chunk, *, exact: bool) -> tuple[list[Chunk], Chunk]:
+    return [replace(chunk, exact=exact) for chunk in chunks], replace(probe, exact=exact)
+
+
+def _multiplies_in_bfloat16(body: nn.Module, ids: torch.Tensor) -> bool:
+    """Whether a model runs with products in bfloat16; some put these into tensors of their own dtype."""
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            body(input_ids=ids, use_cache=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _as_they_are(

@@ -21,6 +21,7 @@ from qsweep.quantizers.native.graph import (
     tensors_of,
 )
 from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
+from qsweep.quantizers.native.names import layer_of
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def find_folds(
         earlier = [name for other in stages[:number] for name in other.linears]
         if not probe.hidden.is_floating_point():
             # All of the model is one layer: those of the same part of it.
-            earlier = [name for name in earlier if _part(name) == _part(stage.linears[0])]
+            earlier = [name for name in earlier if layer_of(name) == layer_of(stage.linears[0])]
         for fold in _linear_folds(layer, stage, earlier, config):
             if holds({number: fold}):
                 found[number] = fold
@@ -147,13 +148,6 @@ def find_folds(
         if own and holds(own):
             found |= own
     return [found.get(number) for number in range(len(stages))]
-
-
-def _part(name: str) -> str:
-    """What a module of a whole model belongs to: the path down to its layer's number."""
-    parts = name.split(".")
-    number = next((n for n, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
-    return ".".join(parts[: number + 1])
 
 
 def by_fold(folds: Sequence[Fold | None]) -> list[tuple[Fold, list[int]]]:

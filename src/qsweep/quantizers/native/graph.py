@@ -69,32 +69,39 @@ def find_decoder(model: nn.Module) -> Decoder:
 def whole_model(model: nn.Module) -> Decoder:
     """All of a model but its head as one layer, which takes token ids.
 
-    It is what is left where decoder layers do not hand hidden states on one by one, run more than
-    once, or are not all of the model. Statistics of all its linear layers are held at a time.
+    It is what is left where decoder layers do not hand hidden states on one by one, share weights,
+    or are not all of the model. Statistics of all its linear layers are held at a time.
 
     Raises:
-        IncompatibleTrial: as :func:`find_decoder`, or two linear layers share a weight.
+        IncompatibleTrial: as :func:`find_decoder`.
     """
     body: Any = getattr(model, "base_model", model)
     path = next(name for name, module in model.named_modules() if module is body)
     decoder = Decoder([path], [body], [linears_of(body)])
     _refuse_what_cannot_be(decoder)
-    if shared := _shared_weights(decoder):
-        raise IncompatibleTrial(
-            f"{shared[0]}: shares its weight with {shared[1]}; the native backend "
-            f"quantizes each layer for its own inputs; {ROUNDING}"
-        )
     return decoder
 
 
 def shares_weights(decoder: Decoder) -> bool:
     """Whether some of its layers share a weight, or are the same."""
-    return _shared_weights(decoder) is not None
+    every = [linear for linears in decoder.linears for linear in linears.values()]
+    return len({raw_weight(linear).data_ptr() for linear in every}) < len(every)
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer below a module, by name."""
-    return {name: child for name, child in module.named_modules() if is_linear(child)}
+    """Every linear layer below a module, by name; of those that share a weight the first."""
+    return {name: child for name, child, first in named_linears(module) if name == first}
+
+
+def named_linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every linear layer below a module by name, and the name of the first that has its weight."""
+    seen: dict[int, str] = {}
+    for name, child in module.named_modules():
+        if is_linear(child):
+            weight = raw_weight(child)
+            # On the meta device all weights are nowhere.
+            place = id(weight) if weight.is_meta else weight.data_ptr()
+            yield name, child, seen.setdefault(place, name)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -211,15 +218,3 @@ def _refuse_what_cannot_be(decoder: Decoder) -> None:
                     f"{full}: {type(module).__name__} keeps experts in a way of its own; those are "
                     "quantized whose class has transformers' use_experts_implementation"
                 )
-
-
-def _shared_weights(decoder: Decoder) -> tuple[str, str] | None:
-    """Two linear layers that share a weight, by name; None if no two do."""
-    seen: dict[int, str] = {}
-    for index, linears in enumerate(decoder.linears):
-        for name, module in linears.items():
-            full, pointer = decoder.full_name(index, name), raw_weight(module).data_ptr()
-            if pointer in seen:
-                return full, seen[pointer]
-            seen[pointer] = full
-    return None

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,17 +17,18 @@ from qsweep.base.progress import Progress
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
 from qsweep.models.experts import attach_experts
-from qsweep.models.facts import read_tensors
+from qsweep.models.facts import is_of_text, read_tensors
 from qsweep.models.source import SourceModel
-from qsweep.models.spelling import spelling_of
+from qsweep.models.spelling import Spelling, spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import linears_of, require_linear, set_weight
+from qsweep.quantizers.native.graph import ROUNDING, linears_of, require_linear, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
+from qsweep.quantizers.native.names import layer_of
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
 from qsweep.quantizers.native.stages import find_stages
@@ -75,7 +76,10 @@ def run(
         require_linear(job.asked, found)
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    wanted = [name for name in linears_of(network) if spelling.layer(name) in model.facts.linears]
+    _require_all(model, spelling, linears_of(network))
+    wanted = [
+        name for name in linears_of(network) if spelling.stored_in(name) in model.facts.linears
+    ]
     decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0
@@ -98,12 +102,25 @@ def run(
     common = {
         "shared_s": round(shared_s, 3),
         "calibration_tokens": sum(len(sample) for sample in calibration.samples),
-        "calibration_dtype": calibration_dtype(network, model.device),
+        "calibration_dtype": calibration_dtype(network, model.device, exact=probe.exact),
     }
     artifacts = [job.finish(network, common) for job in jobs]
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
     matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
+
+
+def _require_all(model: SourceModel, spelling: Spelling, found: Iterable[str]) -> None:
+    """Refuse a model some of whose layers' weights are not found in memory. Raises IncompatibleTrial."""
+    here = {spelling.stored_in(name) for name in found}
+    layers = {layer_of(name) for name in here}
+    for name in model.facts.linears:
+        # Of layers that predict further tokens transformers loads none.
+        if name not in here and layer_of(name) in layers and is_of_text(name):
+            raise IncompatibleTrial(
+                f"{name}: transformers stacks it with others in a way that qsweep does not follow; "
+                f"{ROUNDING}"
+            )
 
 
 class _CalibrationText:
@@ -169,7 +186,7 @@ class _CalibrationText:
         for each in self._jobs:
             each.add_changed(versions[each.smoothing].changed)
         hidden = run_layer(module, self._probe, index).to("cpu")
-        self._probe = Chunk(hidden, self._probe.calls)
+        self._probe = replace(self._probe, hidden=hidden)
 
     def _share(self, index: int, layer: Layer, keep: StageInputs | None) -> list[InputStats]:
         # The statistics of the unquantized model, of each stage, if somebody wants them.

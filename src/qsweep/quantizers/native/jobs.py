@@ -45,6 +45,7 @@ class Job:
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
         self.asked = quantizer.asked(model.facts)
+        self._linears = model.facts.all_linears
         self._spelling = spelling
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
@@ -71,7 +72,10 @@ class Job:
             weight: Its weight.
         """
         outputs, inputs = weight.shape
-        own = self._quantizer.of_layer(self._spelling.layer(name), (outputs, inputs))
+        called = self._spelling.layer(name)
+        if self._spelling.stored_in(name) not in self._linears:
+            return None
+        own = self._quantizer.of_layer(called, (outputs, inputs))
         return None if own is None else self._schemes[own]
 
     def by_scheme(
@@ -419,7 +423,7 @@ class AWQJob(Job):
                 applied[number] = scales
         # Only now: a later stage's scales change the rows of the layer that absorbs them.
         for stage, seen, found_scales in zip(layer.stages, stats, applied, strict=True):
-            gram, extreme = seen.gram, seen.extreme
+            gram, extreme = seen.damped, seen.extreme
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
                 extreme = seen.scaled_extreme(found_scales)

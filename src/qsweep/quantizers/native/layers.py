@@ -18,10 +18,12 @@ class Chunk:
         hidden: Hidden states [samples, tokens, width]; of a model that is one layer token ids
             [samples, tokens].
         calls: Positional and keyword arguments of each layer, without the hidden states.
+        exact: Whether the layers cannot multiply in bfloat16 what is in another precision.
     """
 
     hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    exact: bool = False
 
     @property
     def tokens(self) -> int:

@@ -40,3 +40,14 @@ def tail(name: str) -> str:
     parts = name.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[max(number - 1, 0) :])
+
+
+def layer_of(name: str) -> str:
+    """What a module belongs to: the path down to its layer's number.
+
+    >>> layer_of("model.layers.3.mlp.experts.7.up_proj")
+    'model.layers.3'
+    """
+    parts = name.split(".")
+    number = next((n for n, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    return ".".join(parts[: number + 1])

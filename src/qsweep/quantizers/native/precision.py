@@ -16,8 +16,14 @@ def multiplies_bfloat16(device: str) -> bool:
     return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def calibration_dtype(model: nn.Module, device: str) -> str:
-    """What the linear layers multiply the calibration text in: bfloat16, or the model's own dtype."""
-    if multiplies_bfloat16(device):
+def calibration_dtype(model: nn.Module, device: str, *, exact: bool = False) -> str:
+    """What the linear layers multiply the calibration text in: bfloat16, or the model's own dtype.
+
+    Args:
+        model: The model.
+        device: Where it runs.
+        exact: Whether it does not run in bfloat16.
+    """
+    if multiplies_bfloat16(device) and not exact:
         return "bfloat16"
     return str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -16,7 +16,7 @@ from torch import nn
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, attached, run_experts
 from qsweep.models.facts import is_of_text
-from qsweep.quantizers.native.graph import linears_of
+from qsweep.quantizers.native.graph import linears_of, named_linears
 from qsweep.quantizers.native.layers import Chunk, Inputs, Stage, run_layer
 from qsweep.quantizers.native.limits import LAYER_BYTES
 
@@ -109,7 +109,7 @@ def watching(layer: nn.Module, note: Note, *, all_tokens: bool) -> Iterator[None
 
     handles = []
     holders = dict(attached(layer))
-    for name, module in linears_of(layer).items():
+    for _, module, name in named_linears(layer):
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], named: Any, name: str = name) -> None:
             tell(name, Inputs(inputs[0] if inputs else named["input"]))

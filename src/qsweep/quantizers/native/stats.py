@@ -1,6 +1,6 @@
 """Statistics of what goes into linear layers: all that GPTQ, AWQ and importance matrices need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +66,14 @@ class InputStats:
         that see all of the text. What that is worth is in docs/parity.md.
         """
         return 0.0 if self.routed is None else len(self.gram) / max(self.tokens, 1)
+
+    @property
+    def damped(self) -> torch.Tensor:
+        """The Gram matrix with that share of its mean diagonal added: a copy, where it is not 0."""
+        if not self.doubt:
+            return self.gram
+        share = self.doubt * self.gram.diagonal().mean()
+        return self.gram + share * torch.eye(len(self.gram), device=self.gram.device)
 
     def add(
         self,
@@ -171,6 +179,20 @@ class InputStats:
                 "calibration text; try a wider dtype, or look at the model's weights"
             )
         return self
+
+
+def lend_ranges(stats: Sequence[InputStats]) -> None:
+    """Let experts that saw no token reach as far as those beside them.
+
+    A static scale that is made of nothing would cut off whatever is sent to them after all.
+
+    Args:
+        stats: Of layers that are the same in each expert.
+    """
+    seen = [one for one in stats if one.ranges and one.tokens]
+    for one in stats:
+        if seen and one.ranges and not one.tokens:
+            one.largest = torch.stack([other.largest for other in seen]).amax(0)
 
 
 def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

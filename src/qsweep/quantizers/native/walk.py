@@ -11,7 +11,7 @@ from qsweep.quantizers.native.layers import Chunk, Inputs, Stage, StageInputs, b
 from qsweep.quantizers.native.memory import activation_bytes, budget
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stages import watching
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, lend_ranges
 
 # Is told of stages that run side by side, and what goes into each.
 OnStages = Callable[[Sequence[Stage], Sequence[InputStats]], None]
@@ -97,7 +97,9 @@ def advance(
     stats = {name: gather(full_name(name)) for name in first}
 
     def finished(block: Sequence[Stage]) -> list[InputStats]:
-        return [stats.pop(stage.linears[0]).finish() for stage in block]
+        found = [stats.pop(stage.linears[0]).finish() for stage in block]
+        lend_ranges(found)
+        return found
 
     def take(name: str, inputs: Inputs, number: int) -> None:
         beside = plain[name][number] if plain else None
@@ -163,5 +165,6 @@ def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     # Matrix products run in bfloat16, and what is computed from them until it meets the residual
     # stream, which stays in the model's own precision.
     device = next(layer.parameters()).device
-    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
+    half = multiplies_bfloat16(device.type) and not chunk.exact
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         return run_layer(layer, chunk, index)

@@ -13,13 +13,13 @@ from qsweep.formats.encoder import LayerEncoders, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
-from qsweep.models.experts import attached, parts_of
+from qsweep.models.experts import attached, expert_count, parts_of
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
 from qsweep.quantizers.kept import kept_details
-from qsweep.quantizers.native.graph import find_decoder, is_linear, linears_of, tensors_of
+from qsweep.quantizers.native.graph import find_decoder, linears_of, tensors_of
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
@@ -175,8 +175,8 @@ class CheckpointWriter(Writer):
         get_head: Any = getattr(model, "get_output_embeddings", None)
         head = get_head() if get_head else None
         kept, others = [], set()
-        for name, module in model.named_modules():
-            if not is_linear(module) or module is head or name in self._packed:
+        for name, module in linears_of(model).items():
+            if module is head or name in self._packed:
                 continue
             if name.startswith(decoder):
                 kept.append(name)
@@ -197,6 +197,10 @@ def _unstacked(
         for part in parts_of(module):
             state.pop(f"{name}.{part.parameter}", None)
             state.pop(f"{name}.{part.parameter}_bias", None)
+            stack = module.get_parameter(part.parameter)
+            # LongCat-Flash has first layers of experts that pass a token on, and never uses them.
+            for expert in range(expert_count(module), len(stack)):
+                state[f"{name}.{expert}.{part.name}.weight"] = part.of(stack, expert)
         for own, linear in linears.items():
             state |= {f"{own}.{part}": tensor for part, tensor in tensors_of(linear).items()}
     yield from state.items()
