@@ -166,6 +166,10 @@ class GroupedOptions:
             if self.of_layer(name, shape) is None
         }
 
+    def asked(self, model: ModelFacts) -> list[str]:
+        """Those that are quantized only because a rule asks for them."""
+        return [n for n, shape in model.kept.items() if self.of_layer(n, shape) is not None]
+
     def kept_by_rules(self, model: ModelFacts) -> dict[str, str]:
         """Those of them of which a rule says so."""
         return {

@@ -24,7 +24,7 @@ from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import ROUNDING, linears_of, set_weight
+from qsweep.quantizers.native.graph import ROUNDING, linears_of, require_linear, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -71,7 +71,9 @@ def run(
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
+    found = [spelling.layer(name) for name in linears_of(network)]
     for job in jobs:
+        require_linear(job.asked, found)
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
     _require_all(model, spelling, linears_of(network))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import fused_extremes, fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
@@ -32,6 +33,7 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        asked: Layers that are quantized only because a rule says so, as the checkpoint calls them.
         coverage: What its experts are sent of the calibration text.
     """
 
@@ -43,8 +45,10 @@ class Job:
         self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
+        self.asked = quantizer.asked(model.facts)
         self._linears = model.facts.all_linears
         self._spelling = spelling
+        _refuse_rules_for_parts(quantizer, self._linears, spelling)
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
             kept = quantizer.kept_by_rules(model.facts)
@@ -70,10 +74,10 @@ class Job:
             weight: Its weight.
         """
         outputs, inputs = weight.shape
-        called = self._spelling.layer(name)
-        if self._spelling.stored_in(name) not in self._linears:
+        stored = self._spelling.stored_in(name)
+        if stored not in self._linears:
             return None
-        own = self._quantizer.of_layer(called, (outputs, inputs))
+        own = self._quantizer.of_layer(stored, (outputs, inputs))
         return None if own is None else self._schemes[own]
 
     def by_scheme(
@@ -135,6 +139,18 @@ class Job:
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = float(losses.sum())
         require_finite(name, losses.sum())
+
+
+def _refuse_rules_for_parts(
+    quantizer: GroupedOptions, linears: Mapping[str, tuple[int, int]], spelling: Spelling
+) -> None:
+    # They are written one by one, by names that no rule has.
+    for whole in sorted(set(spelling.split.values()) & linears.keys()):
+        if quantizer.of_layer(whole, linears[whole]) not in (None, quantizer.plain):
+            raise IncompatibleTrial(
+                f"quant.rules: {whole} is several layers in transformers, which are written by names "
+                "of their own; keep is the only rule for it"
+            )
 
 
 class GPTQJob(Job):
