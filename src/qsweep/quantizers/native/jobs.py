@@ -91,6 +91,11 @@ class Job:
                 found.setdefault(id(scheme), (scheme, {}))[1][name] = weight
         return list(found.values())
 
+    def keep_too(self, kept: Mapping[str, str]) -> None:
+        """Tell why further layers stay in 16 bits, by their names in the checkpoint."""
+        if isinstance(self._writer, CheckpointWriter):
+            self._writer.keep_too(kept)
+
     def lent(self, stats: Sequence[InputStats]) -> Sequence[InputStats]:
         """What experts beside each other are quantized for, also those without a token."""
         shared = self._options.get("unseen_experts") == "shared"

@@ -107,6 +107,10 @@ class CheckpointWriter(Writer):
         self._done: set[str] = set()
         self._packed: set[str] = set()
 
+    def keep_too(self, kept: Mapping[str, str]) -> None:
+        """Tell why further linear layers stay in 16 bits, by their names in the checkpoint."""
+        self._kept = {**self._kept, **kept}
+
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
         info = self._infos.get(self._spelling.tensor(name))
