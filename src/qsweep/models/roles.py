@@ -23,6 +23,9 @@ _KEPT = {
     "indexer": re.compile(r"(^|\.)indexer\.weights_proj$"),
 }
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a layer that is one of an expert with a number, whatever the checkpoint stores."""
+
 
 def is_linear_layer(name: str) -> bool:
     """Whether the matrix of a layer of this name may be a linear layer's: no norm's, no embedding's.

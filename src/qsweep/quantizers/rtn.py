@@ -122,7 +122,7 @@ class RTN(GroupedOptions):
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
+        from qsweep.models.facts import CONV1D_TYPES, other_parts, read_tensors
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
@@ -145,7 +145,7 @@ class RTN(GroupedOptions):
             done += 1
             progress("round", done / len(linears))
         writer.close()
-        others = other_linears(read_tensors(model.path))
+        others = other_parts(read_tensors(model.path))
         write_frame(model.path, out, encoders.settings([*kept, *others]))
         holder = encoders.usual.container
         return Artifact(
