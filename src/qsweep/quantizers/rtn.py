@@ -126,7 +126,7 @@ class RTN(GroupedOptions):
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
-        if not all(f"{name}.weight" in read_tensors(model.path) for name in linears):
+        if any(f"{name}.weight" not in read_tensors(model.path) for name in linears):
             return self._quantize_stacks(model, out, progress)
         transposed = model.facts.model_type in CONV1D_TYPES
         encoders = self.encoders(model.facts)
@@ -160,13 +160,14 @@ class RTN(GroupedOptions):
         """The same where experts lie in stacks, of which transformers knows how they are read."""
         from qsweep.models.facts import read_tensors
         from qsweep.models.spelling import spelling_of
-        from qsweep.quantizers.native.graph import find_decoder, weight_of
-        from qsweep.quantizers.native.grid import load_network
+        from qsweep.quantizers.native.graph import find_decoder, linears_of, weight_of
+        from qsweep.quantizers.native.grid import load_network, require_all
         from qsweep.quantizers.native.jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
 
         network = load_network(model, dtype="auto")
         spelling = spelling_of(network, read_tensors(model.path))
+        require_all(model, spelling, linears_of(network))
         kept, encoders = self.kept(model.facts), self.encoders(model.facts)
         writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
         wanted = model.facts.all_linears.keys() - kept.keys()
