@@ -4,7 +4,6 @@ Nothing heavy is imported.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -230,7 +229,9 @@ class GroupedOptions:
             for rule, own in self.by_rule.items()
         )
         experts = {n: own for n, own in self.quantized(model).items() if EXPERT.search(n)}
-        closed = closed_to(model, experts, [own.encoder(model) for own in set(experts.values())])
+        writing = [own.encoder(model) for own in set(experts.values())]
+        unreadable = {n for one in writing for n in one.runtimes if not one.loads_experts(n)}
+        closed = closed_to(model, experts, self.holder, unreadable)
         if self.holder == "gptq" and self.kept(model):
             closed.add(
                 "transformers"

@@ -153,7 +153,8 @@ def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
         found += ["transformers:", _code(need), _code(code, "python")]
     elif "gptqmodel" in runtimes:
         code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
-        found += ["GPTQModel (no server loads these bits):", _code(code, "python")]
+        alone = "" if found else " (no server loads this)"
+        found += [f"GPTQModel{alone}:", _code(code, "python")]
     if found and needs:
         number = record.number_format or Int
         found.insert(0, f"{number.name}: {hardware.where(number)}.")
