@@ -163,15 +163,13 @@ class ExistingArtifact:
         """What can serve it, as far as its settings tell."""
         holder = container_of(self.place)
         served = holder.served_by(self.provenance.options or {})
-        if not model.facts.experts or not isinstance(holder, PackedContainer):
+        if not isinstance(holder, PackedContainer):
             return served
         stored = [
             tensor.name.removesuffix(".weight")
             for tensor in holder.stored(self.place)
             if tensor.quantized and EXPERT.search(tensor.name)
         ]
-        if not stored:
-            return served
         unreadable = set(served) - set(holder.loading_experts)
         closed = closed_to(model.facts, stored, holder.name, unreadable)
         if (self.provenance.producer or "").startswith("gptqmodel"):

@@ -1,4 +1,4 @@
-"""Who serves a mixture of experts that is quantized: not all who serve its container load it.
+"""Who serves a quantized checkpoint of a certain model: not all who serve its container load it.
 
 What is said of vLLM rests on its source as of 2026 (``load_weights`` of its models); of GPTQModel 7.6
 and transformers 5.18 on tests (``tests/quantizers/test_owners.py``).
@@ -6,7 +6,8 @@ and transformers 5.18 on tests (``tests/quantizers/test_owners.py``).
 
 from collections.abc import Collection
 
-from qsweep.models.facts import read_outline
+from qsweep.models.architecture import CAUSAL, auto_class
+from qsweep.models.facts import read_config, read_outline
 from qsweep.models.source import ModelFacts
 from qsweep.models.stacks import stack_places
 
@@ -30,11 +31,12 @@ LOADED = frozenset(
 def closed_to(
     model: ModelFacts, experts: Collection[str], holder: str, unreadable: Collection[str]
 ) -> set[str]:
-    """The runtimes that do not load a model's experts as they are stored, one by one.
+    """The runtimes that do not load a model, its experts stored one by one.
 
     Args:
         model: The unquantized model.
-        experts: The linear layers of experts that are quantized, as the artifact calls them.
+        experts: The linear layers of experts that are quantized, as the artifact calls them; none of a
+            dense model.
         holder: The container.
         unreadable: Those that do not load experts from such codes, whatever they are called; see
             :meth:`qsweep.formats.encoder.Encoder.loads_experts`.
@@ -42,9 +44,12 @@ def closed_to(
     Returns:
         Names as in :attr:`qsweep.formats.artifact.Artifact.runtimes`.
     """
+    closed = set[str]()
+    if auto_class(read_config(model.path)) != CAUSAL:
+        closed.add("gptqmodel")  # of image-text checkpoints it wants names as they are in memory
     if not experts:
-        return set()
-    closed = set(unreadable)
+        return closed
+    closed.update(unreadable)
     if model.model_type not in LOADED:
         closed.add("gptqmodel")
     stored = read_outline(model.path)
