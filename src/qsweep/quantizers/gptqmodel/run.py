@@ -17,6 +17,7 @@ from qsweep.formats.packed import PackedContainer, is_split
 from qsweep.models.facts import read_tensors
 from qsweep.models.roles import EXPERT
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.gptqmodel.patches import transformers_as_it_was
 from qsweep.quantizers.kept import kept_details
 from qsweep.quantizers.serving import closed_to
 from qsweep.text.calibration import CalibrationTokens
@@ -85,7 +86,8 @@ def quantize(
     work = out / "work"
     dtype = _compute_dtype(model, settings.bits)
     try:
-        written, details = _run(container, settings, model, dtype, calibration, work, progress)
+        with transformers_as_it_was(model.facts.model_type):
+            written, details = _run(container, settings, model, dtype, calibration, work, progress)
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, written)
