@@ -233,7 +233,9 @@ class GroupedOptions:
             for rule, own in self.by_rule.items()
         )
         experts = {n: own for n, own in self.quantized(model).items() if EXPERT.search(n)}
-        closed = closed_to(model, experts, [own.encoder(model) for own in set(experts.values())])
+        writing = [own.encoder(model) for own in set(experts.values())]
+        unreadable = {n for one in writing for n in one.runtimes if not one.loads_experts(n)}
+        closed = closed_to(model, experts, self.holder, unreadable)
         if self.holder == "gptq" and self.kept(model):
             closed.add(
                 "transformers"

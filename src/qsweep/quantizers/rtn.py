@@ -122,7 +122,8 @@ class RTN(GroupedOptions):
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, other_parts, read_tensors
+        from qsweep.models.facts import CONV1D_TYPES, is_head, other_parts, read_tensors
+        from qsweep.models.spelling import called_in_memory
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
@@ -146,7 +147,11 @@ class RTN(GroupedOptions):
             progress("round", done / len(linears))
         writer.close()
         others = other_parts(read_tensors(model.path))
-        write_frame(model.path, out, encoders.settings([*kept, *others]))
+        trusting = {"trust_remote_code": True} if model.trust_remote_code else {}
+        # Loaders know layers by either name.
+        names = [*kept, *(called_in_memory(model.path, kept, **trusting) if kept else ())]
+        heads = [n.removesuffix(".weight") for n in read_tensors(model.path) if is_head(n)]
+        write_frame(model.path, out, encoders.settings([*names, *others], heads))
         holder = encoders.usual.container
         return Artifact(
             path=out,
