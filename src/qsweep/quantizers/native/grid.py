@@ -25,7 +25,7 @@ from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import linears_of, raw_weight, set_weight
+from qsweep.quantizers.native.graph import find_decoder, linears_of, raw_weight, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -75,6 +75,7 @@ def run(
     for job in jobs:
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
+    find_decoder(network)  # refuses by name what keeps experts in a way of its own
     require_all(model, spelling, linears_of(network))
     wanted = [
         name for name in linears_of(network) if spelling.stored_in(name) in model.facts.linears
