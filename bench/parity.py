@@ -13,6 +13,9 @@ nearest at the same bits, group size and symmetry.
 With --seeds 0 1 2 a row is measured with several draws of the calibration text. Windows and draws
 are crossed then: the variance of the mean is that over windows (of the draws' mean) plus that over
 draws (of the windows' mean), with as few degrees of freedom as there are draws, less one.
+
+--methods gptaq measures ``quant=gptaq``, which GPTQModel has no equal of here, against round to
+nearest. --intervals prints each row's perplexity over that of the others, with its interval.
 """
 
 import argparse
@@ -45,6 +48,9 @@ from smollm2 import materialise  # noqa: E402
 
 ORDERS = ("plain", "group-aware", "desc_act")
 SIDES = ("native", "rtn", "gptqmodel")
+METHODS = ("gptq", "awq", "gptaq")
+# What conf/quant/gptaq.yaml adds to GPTQ.
+GPTAQ: dict[str, Any] = {"scale_search": "loss", "gptaq_alpha": 0.5}
 # Rows whose native half is quantized by one pass.
 _PASS = 6
 # Between the name of a row and the seed of its calibration text, where that is not 0.
@@ -73,10 +79,13 @@ class Row:
         """This setting by qsweep."""
         if self.method == "awq":
             return NativeAWQ(self.bits, self.group_size, self.sym)
-        return NativeGPTQ(self.bits, self.group_size, **self._order())
+        more = GPTAQ if self.method == "gptaq" else {}
+        return NativeGPTQ(self.bits, self.group_size, **self._order(), **more)
 
-    def gptqmodel(self) -> GPTQ | AWQ:
-        """This setting by GPTQModel."""
+    def gptqmodel(self) -> GPTQ | AWQ | None:
+        """This setting by GPTQModel; None where it has none."""
+        if self.method == "gptaq":
+            return None
         if self.method == "awq":
             return AWQ(self.bits, self.group_size, self.sym)
         return GPTQ(self.bits, self.group_size, **self._order())
@@ -99,25 +108,29 @@ def main() -> None:
     add_bench_arguments(parser)
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 8])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--methods", nargs="+", default=["gptq", "awq"])
+    parser.add_argument("--methods", nargs="+", default=["gptq", "awq"], choices=METHODS)
     parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     parser.add_argument("--sym", nargs="+", default=["on", "off"], choices=["on", "off"])
     parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to measure")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibration text")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--intervals", action="store_true", help="print ratios with intervals")
     arguments = parser.parse_args()
     wanted = [
         replace(row, seed=seed)
         for seed in arguments.seeds
         for row in rows(arguments.methods, arguments.bits, arguments.groups)
         if ("on" if row.sym else "off") in arguments.sym
-        if row.method != "gptq" or row.order in arguments.orders
+        if row.method == "awq" or row.order in arguments.orders
     ]
     if arguments.quick:
         wanted = [row for row in wanted if (row.bits, row.group_size, row.sym) == (4, 64, True)][:2]
     content = _open(arguments.json, arguments)
     _fill(wanted, content, arguments)
-    print_table(content["rows"])
+    if arguments.intervals:
+        print_intervals(content["rows"])
+    else:
+        print_table(content["rows"])
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +148,7 @@ def rows(methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> 
     for method in methods:
         for width in bits:
             for size in groups:
-                for order in ORDERS if method == "gptq" else ("plain",):
+                for order in ORDERS if method != "awq" else ("plain",):
                     for sym in (True, False):
                         yield Row(method, width, size, order, sym)
 
@@ -173,17 +186,21 @@ def _fill(wanted: Sequence[Row], content: dict[str, Any], arguments: argparse.Na
                     keep(row, "native", one)
     if "gptqmodel" in arguments.sides:
         for row in missing("gptqmodel"):
+            quantizer = row.gptqmodel()
+            assert quantizer is not None
             try:
-                row.gptqmodel().check(model.facts)
+                quantizer.check(model.facts)
             except IncompatibleTrial as error:
                 print(f"{row.key}, gptqmodel: {error}", flush=True)
                 continue
-            keep(row, "gptqmodel", bench.alone(row.gptqmodel(), row.seed))
+            keep(row, "gptqmodel", bench.alone(quantizer, row.seed))
 
 
 def _stands(results: dict[str, Any], row: Row, side: str) -> bool:
+    if (quantizer := getattr(row, side)()) is None:
+        return True
     found = results.get(row.key, {}).get(side)
-    return bool(found) and found["version"] == getattr(row, side)().version()
+    return bool(found) and found["version"] == quantizer.version()
 
 
 def model_directory(model: str) -> Path:
@@ -301,21 +318,57 @@ def print_table(results: dict[str, Any]) -> None:
         )
 
 
+def print_intervals(results: dict[str, Any]) -> None:
+    """Native's perplexity over each other side's, with its 95 % interval, in Markdown."""
+    from scipy.stats import t
+
+    others = [side for side in SIDES if side != "native"]
+    columns = {side: _draws(results, side) for side in others}
+    print(
+        f"| | KLD of {', '.join(SIDES)} | "
+        + " | ".join(f"ratio to {side} (95 %)" for side in others)
+        + " |"
+    )
+    print("|---|---" + "|---" * len(others) + "|")
+    for name in dict.fromkeys(name for side in others for name in columns[side]):
+        cells = []
+        for side in others:
+            if name not in columns[side]:
+                cells.append("")
+                continue
+            mean, spread, count = _crossed(columns[side][name])
+            reach = float(t.ppf(0.975, count - 1)) * spread
+            low, middle, high = (math.exp(mean + step) for step in (-reach, 0, reach))
+            cells.append(f"{middle:.4f} ({low:.4f} to {high:.4f})")
+        divergences = [
+            ", ".join(f"{row[side]['kld']:.4f}" for side in SIDES if side in row)
+            for key, row in results.items()
+            if key == name
+        ]
+        print(f"| {name} | {' '.join(divergences)} | {' | '.join(cells)} |")
+
+
 def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dict[str, float]]:
     # By row: the mean of native's NLL less the other side's, and Holm's p for "it is above 0".
     from scipy.stats import t
 
-    draws: dict[str, list[list[float]]] = {}
-    for name, row in results.items():
-        if {"native", side} <= row.keys():
-            difference = _differences(row["native"], row[side])
-            draws.setdefault(name.partition(_SEED)[0], []).append(difference)
+    draws = _draws(results, side)
     means, tails = [], []
     for drawn in draws.values():
         mean, spread, count = _crossed(drawn)
         means.append(mean)
         tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
     return dict(zip(draws, means, strict=True)), dict(zip(draws, holm(tails), strict=True))
+
+
+def _draws(results: dict[str, Any], side: str) -> dict[str, list[list[float]]]:
+    # By row: for each draw of the text, native's NLL less the other side's by window.
+    draws: dict[str, list[list[float]]] = {}
+    for name, row in results.items():
+        if {"native", side} <= row.keys():
+            difference = _differences(row["native"], row[side])
+            draws.setdefault(name.partition(_SEED)[0], []).append(difference)
+    return draws
 
 
 def _crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:

@@ -2,7 +2,7 @@
 
     python tools/train_pocket.py --steps 1000 --out outputs/pocket
     python tools/train_pocket.py --architecture moe --steps 400 --batch-tokens 4096 --window 256 \
-        --out tests/trained/moe
+        --out outputs/moe
 
 ``--architecture`` names a type of transformers, which gets the embedded model's widths, or one of
 ``SMALL``: models of under half its size, for tests, that share its tokenizer.

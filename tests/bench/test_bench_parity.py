@@ -6,19 +6,21 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
 
-from parity import Row, paired, print_table, rows  # noqa: E402
+from parity import GPTAQ, Row, paired, print_intervals, print_table, rows  # noqa: E402
 
 
 def side(*window_nll, ratio=1.0):
     return {"window_nll": list(window_nll), "ppl_ratio": ratio, "kld": 0.1, "version": "1"}
 
 
-def printed(results):
+def printed(results, show=print_table):
     with redirect_stdout(io.StringIO()) as out:
-        print_table(results)
+        show(results)
     return out.getvalue()
 
 
@@ -50,3 +52,18 @@ def test_a_draw_has_a_name_of_its_own_but_the_first():
     row = next(rows(["gptq"], [4], [64]))
     assert row.key == "gptq 4 bits g64 plain sym"
     assert Row("gptq", 4, 64, "plain", True, seed=2).key == "gptq 4 bits g64 plain sym seed 2"
+
+
+def test_intervals_by_hand():
+    # Differences .1 and .2: mean .15, standard error .05, and t of one degree of freedom 12.7062.
+    row = {"native": side(1.1, 1.2), "rtn": side(1.0, 1.0)}
+    *_, line = printed({"row": row}, print_intervals).splitlines()
+    assert line == "| row | 0.1000, 0.1000 | 1.1618 (0.6155 to 2.1931) |  |"
+
+
+def test_gptaq_is_the_preset_and_has_no_side_of_gptqmodel():
+    row = next(rows(["gptaq"], [3], [64]))
+    preset = yaml.safe_load((ROOT / "conf/quant/gptaq.yaml").read_text())
+    assert {name: preset[name] for name in GPTAQ} == GPTAQ
+    assert row.native().gptaq_alpha == 0.5
+    assert row.gptqmodel() is None
