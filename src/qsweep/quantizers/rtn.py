@@ -177,11 +177,11 @@ class RTN(GroupedOptions):
 
         network = load_network(model, dtype="auto")
         spelling = spelling_of(network, read_tensors(model.path))
+        decoder = find_decoder(network)
         others = not_run_as_linear(model, spelling, linears_of(network))
         kept, encoders = self.kept(model.facts), self.encoders(model.facts)
         writer = CheckpointWriter(out, model.path, encoders, spelling, {**kept, **others})
         wanted = model.facts.all_linears.keys() - kept.keys()
-        decoder = find_decoder(network)
         require_linear(self.asked(model.facts), [spelling.layer(n) for n in linears_of(network)])
         for index, linears in enumerate(decoder.linears):
             named = {decoder.full_name(index, name): linear for name, linear in linears.items()}

@@ -127,7 +127,7 @@ def _require_experts(settings: Settings, out: Path) -> None:
     if left:
         raise IncompatibleTrial(
             f"gptqmodel {importlib.metadata.version('gptqmodel')} left {len(left)} tensors of experts "
-            f"in 16 bits, {left[0]} first; quant.backend=native quantizes them"
+            f"in 16 bits, {left[0]} first; quant.backend=native takes them apart by itself"
         )
 
 
