@@ -44,7 +44,7 @@ def rounded(w, scheme=SCHEME):
 
 def test_scaling_lowers_the_error_of_the_output_as_told():
     w, x = weights(), inputs()
-    scales, found = search_scales([Shared([w], stats_of(x))], SCHEME)
+    scales, found = search_scales([Shared([w], stats_of(x), SCHEME)])
     plain = output_loss(w, rounded(w), x)
     scaled = output_loss(w, rounded(w * scales) / scales, x)
     assert scaled < 0.6 * plain
@@ -55,7 +55,7 @@ def test_scaling_lowers_the_error_of_the_output_as_told():
 def test_no_exponent_on_the_grid_is_better():
     w, x = weights(), inputs()
     magnitude = x.abs().mean(0)
-    scales, _ = search_scales([Shared([w], stats_of(x))], SCHEME)
+    scales, _ = search_scales([Shared([w], stats_of(x), SCHEME)])
     best = output_loss(w, rounded(w * scales) / scales, x)
     for step in range(11):
         tried = magnitude.pow(step / 10)
@@ -65,18 +65,18 @@ def test_no_exponent_on_the_grid_is_better():
 
 def test_layers_that_share_an_input_share_scales():
     first, second, x = weights(), weights(2), inputs()
-    together, _ = search_scales([Shared([first, second], stats_of(x))], SCHEME)
-    joined, _ = search_scales([Shared([torch.cat([first, second])], stats_of(x))], SCHEME)
+    together, _ = search_scales([Shared([first, second], stats_of(x), SCHEME)])
+    joined, _ = search_scales([Shared([torch.cat([first, second])], stats_of(x), SCHEME)])
     assert torch.allclose(together, joined)
 
 
 def test_channels_that_never_fire_get_ordinary_scales():
     x = inputs()
     x[:, 7] = 0
-    scales, _ = search_scales([Shared([weights()], stats_of(x))], SCHEME)
+    scales, _ = search_scales([Shared([weights()], stats_of(x), SCHEME)])
     assert scales.isfinite().all()
     assert 0.1 < scales[7] < 10
-    scales, _ = search_scales([Shared([weights()], stats_of(torch.zeros(20, CHANNELS)))], SCHEME)
+    scales, _ = search_scales([Shared([weights()], stats_of(torch.zeros(20, CHANNELS)), SCHEME)])
     assert scales.isfinite().all()
 
 

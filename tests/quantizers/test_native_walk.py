@@ -13,7 +13,7 @@ from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
 from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
 from qsweep.quantizers.native.stages import find_stages
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, shared_products
 from qsweep.quantizers.native.walk import advance, rounds_needed
 
 MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
@@ -410,3 +410,18 @@ def test_experts_that_run_side_by_side_need_a_gram_matrix_each(monkeypatch):
     assert rounds_needed(layer, stages, [chunk, chunk], 0, 4) == 2
     one_by_one = [Stage((str(number),), 64, number) for number in range(8)]
     assert rounds_needed(layer, one_by_one, [chunk, chunk], 3, 0) == 1
+
+
+def test_experts_without_a_token_may_share_what_those_beside_them_see():
+    generator = torch.Generator().manual_seed(0)
+    seen = [InputStats("x") for _ in range(3)]
+    for one, count in zip(seen, (30, 0, 10), strict=True):
+        one.add(torch.randn(count, 8, generator=generator), routed=count)
+        one.finish()
+    first, lent, last = shared_products(seen)
+    assert first is seen[0]
+    assert last is seen[2]
+    assert torch.allclose(lent.gram, 0.75 * first.gram + 0.25 * last.gram)
+    assert torch.allclose(lent.magnitude, 0.75 * first.magnitude + 0.25 * last.magnitude)
+    assert not seen[1].gram.any()
+    assert shared_products(seen[:1]) == seen[:1]

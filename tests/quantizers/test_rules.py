@@ -8,7 +8,7 @@ import pytest
 
 from qsweep.api.composition import compose_trials
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.formats.numbers import NVFP4, Int
+from qsweep.formats.numbers import NVFP4, Q40, Int
 from qsweep.formats.packed_settings import stated_of
 from qsweep.models.roles import kept_as
 from qsweep.models.source import ModelFacts
@@ -337,3 +337,13 @@ def test_the_command_line_sweeps_over_rules():
     assert again.quant.options()["rules"] == rules
     assert trials[1].written["quant"]["rules"] == rules
     assert trials[0].resolved["quant"] == {**trials[0].resolved["quant"], "rules": {}}
+
+
+def test_bits_name_llama_cpps_formats_in_a_gguf(facts, mixture):
+    quant = RTN(format=Q40(), rules={"*.down_proj": 6, "*.o_proj": "q8_0"})
+    assert quant.of_layer("0.down_proj", (256, 256)).format.name == "q6_k"
+    with pytest.raises(ConfigError, match="formats of 2, 3, 4, 5, 6, 8 bits"):
+        RTN(format=Q40(), rules={"*.down_proj": 7})
+    # All experts of a layer lie in one tensor.
+    message = refusal(mixture, {"*.experts.0.*": 8}, RTN, format=Q40())
+    assert "those of model.layers.0.mlp.experts.*.gate_proj differ; name them all" in message

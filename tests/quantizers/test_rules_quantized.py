@@ -1,12 +1,13 @@
 """What rules per module make of a model: each layer is what its rule says, and nothing else is."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from helpers.miniatures import SIZES, build
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.container import container
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
@@ -119,3 +120,12 @@ def test_what_a_rule_keeps_is_unchanged_and_eight_bits_are_near(made, name):
     assert error("model.layers.0.self_attn.q_proj.weight") == 0
     assert 0.05 < error("model.layers.1.self_attn.q_proj.weight") < 0.3
     assert 0 < error(f"model.layers.0.{down}") < 0.02
+
+
+def test_a_router_that_is_no_linear_layer_is_refused_where_it_is_asked_for(made, tmp_path):
+    if not made.facts.experts:
+        pytest.skip("no routers")
+    quant = NativeGPTQ(group_size=32, rules={"*.mlp.gate": 8})
+    facts = replace(made.facts, kept={name: (32, 64) for name in made.facts.kept})
+    with pytest.raises(IncompatibleTrial, match="mlp.gate is no linear layer"):
+        quant.quantize(SourceModel(facts, "cpu"), CalibrationTokens(SAMPLES), tmp_path)

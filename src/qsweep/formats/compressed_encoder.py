@@ -67,6 +67,22 @@ class CompressedEncoder(Encoder):
         unpacks = self.stored_as.startswith(("nvfp", "mxfp"))
         return not (unpacks and self.dtype == torch.float32)
 
+    def loads_experts(self, runtime: str) -> bool:
+        """See :meth:`Encoder.loads_experts`.
+
+        transformers 5.18 unpacks experts before it stacks them (``DecompressExperts``), out of codes and
+        one kind of scales: it asks for no zero points, loses NVFP4's global scales without a word
+        (huggingface/transformers issue 48371), and takes FP8 for the only whole codes there are, which
+        it multiplies by a scale as that lies. vLLM's kernels for experts take integers without zero
+        points alone.
+        """
+        args = self.scheme.weights
+        if runtime == "transformers":
+            packed = self.stored_as in ("pack-quantized", "mxfp4-pack-quantized")
+            whole = self.stored_as == "float-quantized" and args.strategy in ("tensor", "channel")
+            return bool(args.symmetric) and (packed or whole)
+        return runtime == "vllm" and bool(args.symmetric)
+
     @cached_property
     def scheme(self) -> "QuantizationScheme":
         """What the library calls it all."""

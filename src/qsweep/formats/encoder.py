@@ -78,6 +78,14 @@ class Encoder(ABC):
                 counts.
         """
 
+    def loads_experts(self, runtime: str) -> bool:
+        """Whether a runtime that serves the container also does where it holds experts one by one.
+
+        Most of transformers' models keep experts in stacks, of which its quantizers know nothing: it
+        loads such a checkpoint and leaves their weights random, with a warning.
+        """
+        return runtime == "vllm"
+
 
 # A regular expression for whole names of layers, and what writes them; None: they stay as they are.
 Differing = tuple[str, Encoder | None]
@@ -91,11 +99,13 @@ class LayerEncoders:
         usual: What writes most.
         others: What writes those of certain names.
         layers: The names of the model's linear layers.
+        closed: Runtimes that serve the container, and do not load this model from it.
     """
 
     usual: Encoder
     others: tuple[Differing, ...] = ()
     layers: tuple[str, ...] = ()
+    closed: frozenset[str] = frozenset()
 
     def of(self, layer: str) -> Encoder:
         """What writes a layer of that name in the checkpoint, one that is quantized."""
@@ -108,7 +118,9 @@ class LayerEncoders:
         return tuple(
             name
             for name in self.usual.runtimes
-            if all(name in encoder.runtimes for encoder in differing) and self._is_followed_by(name)
+            if name not in self.closed
+            and all(name in encoder.runtimes for encoder in differing)
+            and self._is_followed_by(name)
         )
 
     def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
@@ -206,6 +218,10 @@ class PackedEncoder(Encoder):
             for expression, encoder in others
         ]
         return {**self.stated, **kept_settings(unquantized, rules)}
+
+    def loads_experts(self, runtime: str) -> bool:
+        """See :meth:`Encoder.loads_experts`; GPTQModel takes the stacks apart."""
+        return runtime in ("gptqmodel", "vllm")
 
 
 def _bits_of(encoder: Encoder) -> dict[str, Any]:

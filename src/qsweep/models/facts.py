@@ -231,15 +231,41 @@ def is_of_text(name: str) -> bool:
     return _NOT_DECODER.search(name) is None
 
 
-def other_linears(tensors: Mapping[str, TensorHeader]) -> list[str]:
-    """Matrices in numbered layers of what is no decoder: a vision tower's, an audio encoder's."""
+def other_parts(tensors: Mapping[str, TensorHeader]) -> list[str]:
+    """Parts of a model beside its decoder that hold matrices: a vision tower, an audio encoder."""
     decoder = set(_in_decoder(tensors))
-    return sorted(
+    others = [
         name.removesuffix(".weight")
         for name, info in tensors.items()
         if name.endswith(".weight") and len(info.shape) == 2
         if name not in decoder and (_NUMBERED.search(name) or _NOT_DECODER.search(name))
-    )
+    ]
+    return parts_beside(decoder, others)
+
+
+def parts_beside(decoder: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The largest parts of a model that hold some of its modules and none of the decoder's.
+
+    Each with ``model.`` before its name and without: one is what transformers has in memory, the other
+    what older checkpoints and vLLM have.
+
+    >>> parts_beside(["model.language_model.layers.0.mlp.up_proj"], ["model.visual.blocks.0.mlp.fc1"])
+    ['model.visual', 'visual']
+
+    Args:
+        decoder: Names of the decoder's modules or tensors.
+        others: Names of modules that are none of it.
+    """
+    above = {head for name in decoder for head in _heads(name)}
+    parts = {next((head for head in _heads(name) if head not in above), name) for name in others}
+    bare = {part.removeprefix("model.") for part in parts}
+    return sorted({*bare, *(f"model.{part}" for part in bare)})
+
+
+def _heads(name: str) -> Iterator[str]:
+    # a.b.c is below a, a.b
+    parts = name.split(".")
+    yield from (".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 def _decoder_shapes(

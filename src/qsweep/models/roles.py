@@ -23,6 +23,9 @@ _KEPT = {
     "indexer": re.compile(r"(^|\.)indexer\.weights_proj$"),
 }
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a layer that is one of an expert with a number, whatever the checkpoint stores."""
+
 
 def is_linear_layer(name: str) -> bool:
     """Whether the matrix of a layer of this name may be a linear layer's: no norm's, no embedding's.
@@ -36,9 +39,13 @@ def is_linear_layer(name: str) -> bool:
 def kept_as(name: str) -> str | None:
     """What a linear layer is that stays in 16 bits unless somebody asks for it; None of all others.
 
+    A matrix that is no linear layer's stays as well.
+
     >>> kept_as("model.layers.0.mlp.gate"), kept_as("model.layers.0.mlp.gate_proj")
     ('router', None)
     >>> kept_as("backbone.layers.0.mixer.dt_proj")
     'small projection of a recurrence'
     """
+    if not is_linear_layer(name):
+        return "norm or embedding"
     return next((what for what, names in _KEPT.items() if names.search(name)), None)

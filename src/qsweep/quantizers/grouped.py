@@ -18,8 +18,10 @@ from qsweep.formats.numbers import FORMATS, NF4, W4A16, W8A16, Int, NumberFormat
 from qsweep.formats.packed import PackedContainer
 from qsweep.formats.packing import BITS
 from qsweep.models.facts import CONV1D_TYPES, has_experts, read_config, read_tensors
+from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.rules import Rule, check_rules, read_rules, reason_to_keep, rule_of
+from qsweep.quantizers.serving import closed_to
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
-_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Containers whose configuration speaks of all layers at once.
 _ALIKE = ("awq", "bitsandbytes")
 
@@ -166,6 +167,10 @@ class GroupedOptions:
             if self.of_layer(name, shape) is None
         }
 
+    def asked(self, model: ModelFacts) -> list[str]:
+        """Those that are quantized only because a rule asks for them."""
+        return [n for n, shape in model.kept.items() if self.of_layer(n, shape) is not None]
+
     def kept_by_rules(self, model: ModelFacts) -> dict[str, str]:
         """Those of them of which a rule says so."""
         return {
@@ -228,7 +233,15 @@ class GroupedOptions:
             (rule.expression, None if own is None else own.encoder(model))
             for rule, own in self.by_rule.items()
         )
-        return LayerEncoders(usual, others, tuple(model.all_linears))
+        experts = {n: own for n, own in self.quantized(model).items() if EXPERT.search(n)}
+        closed = closed_to(model, experts, [own.encoder(model) for own in set(experts.values())])
+        if self.holder == "gptq" and self.kept(model):
+            closed.add(
+                "transformers"
+            )  # optimum takes every layer of the decoder for a quantized one
+        # Who made a checkpoint loads it.
+        closed.discard(self.backend)
+        return LayerEncoders(usual, others, tuple(model.all_linears), frozenset(closed))
 
     def scheme(self, dtype: "torch.dtype", search: Search = "range") -> "Scheme":
         """How weights become codes, with scales stored as ``dtype`` where they are plain numbers."""
@@ -273,7 +286,7 @@ class GroupedOptions:
         # GGUF has the same layer of all experts in one tensor, which is of one type.
         first: dict[str, GroupedOptions | None] = {}
         for name, shape in model.all_linears.items():
-            stack, own = _EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
+            stack, own = EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
             if first.setdefault(stack, own) != own:
                 raise IncompatibleTrial(
                     f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "

@@ -122,7 +122,7 @@ class RTN(GroupedOptions):
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, other_linears, read_tensors
+        from qsweep.models.facts import CONV1D_TYPES, other_parts, read_tensors
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
@@ -145,7 +145,7 @@ class RTN(GroupedOptions):
             done += 1
             progress("round", done / len(linears))
         writer.close()
-        others = other_linears(read_tensors(model.path))
+        others = other_parts(read_tensors(model.path))
         write_frame(model.path, out, encoders.settings([*kept, *others]))
         holder = encoders.usual.container
         return Artifact(
@@ -160,7 +160,12 @@ class RTN(GroupedOptions):
         """The same where experts lie in stacks, of which transformers knows how they are read."""
         from qsweep.models.facts import read_tensors
         from qsweep.models.spelling import spelling_of
-        from qsweep.quantizers.native.graph import find_decoder, weight_of
+        from qsweep.quantizers.native.graph import (
+            find_decoder,
+            linears_of,
+            require_linear,
+            weight_of,
+        )
         from qsweep.quantizers.native.grid import load_network
         from qsweep.quantizers.native.jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
@@ -171,6 +176,7 @@ class RTN(GroupedOptions):
         writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
         wanted = model.facts.all_linears.keys() - kept.keys()
         decoder = find_decoder(network)
+        require_linear(self.asked(model.facts), [spelling.layer(n) for n in linears_of(network)])
         for index, linears in enumerate(decoder.linears):
             named = {decoder.full_name(index, name): linear for name, linear in linears.items()}
             round_linears(

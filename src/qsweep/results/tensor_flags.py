@@ -53,7 +53,13 @@ def claim_of(options: Mapping[str, Any], method: str, names: Iterable[str] = ())
     4.0
     >>> claim_of({}, "existing", ["llama-8b.Q5_K_S.gguf"]).bits
     5.0
+
+    With rules for single layers nothing is said of all of them.
+
+    >>> claim_of({"bits": 4, "rules": ["*.o_proj=keep"]}, "gptq").bits
     """
+    if options.get("rules"):
+        return Claim(method=method)
     bits = options.get("bits")
     if isinstance(bits, int | float) and not isinstance(bits, bool):
         return Claim(float(bits), f"{bits:g} bits", method)

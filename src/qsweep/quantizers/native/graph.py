@@ -7,7 +7,7 @@ the same, transformers' ``Conv1D``, which stores its weight transposed, or a lin
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,24 @@ def is_linear(module: nn.Module) -> bool:
     if module not in _subclassed:
         _subclassed[module] = _computes_a_product(module)
     return _subclassed[module]
+
+
+def require_linear(layers: Collection[str], found: Collection[str]) -> None:
+    """Refuse to quantize what a checkpoint calls a layer and the model does not run as one.
+
+    Args:
+        layers: What rules ask for beyond the usual.
+        found: The linear layers of the model, as the checkpoint calls them.
+
+    Raises:
+        IncompatibleTrial: With the first of them.
+    """
+    odd = sorted(set(layers) - set(found))
+    if odd:
+        raise IncompatibleTrial(
+            f"quant.rules: {odd[0]} is no linear layer that is called in the model, so that no codes "
+            "can stand in for its weight; take it out"
+        )
 
 
 def is_transposed(module: nn.Module) -> bool:

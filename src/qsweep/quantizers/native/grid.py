@@ -24,7 +24,7 @@ from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import ROUNDING, linears_of, set_weight
+from qsweep.quantizers.native.graph import ROUNDING, linears_of, require_linear, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -71,10 +71,13 @@ def run(
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
+    found = [spelling.layer(name) for name in linears_of(network)]
+    others = _not_run_as_linear(model, spelling, linears_of(network))
     for job in jobs:
+        require_linear(job.asked, found)
+        job.keep_too(others)
         job.coverage.all_tokens = calibration.all_experts
     progress("embed", None)
-    _require_all(model, spelling, linears_of(network))
     wanted = [
         name for name in linears_of(network) if spelling.stored_in(name) in model.facts.linears
     ]
@@ -108,17 +111,29 @@ def run(
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
-def _require_all(model: SourceModel, spelling: Spelling, found: Iterable[str]) -> None:
-    """Refuse a model some of whose layers' weights are not found in memory. Raises IncompatibleTrial."""
-    here = {spelling.stored_in(name) for name in found}
+def _not_run_as_linear(
+    model: SourceModel, spelling: Spelling, found: Iterable[str]
+) -> dict[str, str]:
+    """Linear layers of a checkpoint that are something else in memory, and why they stay in 16 bits.
+
+    Raises:
+        IncompatibleTrial: Experts are among them.
+    """
+    here = {spelling.stored_in(name) for name in found} | set(spelling.experts.values())
     layers = {layer_of(name) for name in here}
-    for name in model.facts.linears:
-        # Of layers that predict further tokens transformers loads none.
-        if name not in here and layer_of(name) in layers and is_of_text(name):
+    # Of layers that predict further tokens transformers loads none.
+    others = [
+        name
+        for name in model.facts.linears
+        if name not in here and layer_of(name) in layers and is_of_text(name)
+    ]
+    for name in others:
+        if "experts" in name.split("."):
             raise IncompatibleTrial(
                 f"{name}: transformers stacks it with others in a way that qsweep does not follow; "
                 f"{ROUNDING}"
             )
+    return dict.fromkeys(others, "no plain linear layer in transformers")
 
 
 class _CalibrationText:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import fused_extremes, fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
@@ -19,9 +20,9 @@ from qsweep.quantizers.native import awq, columns, gptq
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
-from qsweep.quantizers.native.layers import Layer, Stage
+from qsweep.quantizers.native.layers import Layer, Stage, blocks_of
 from qsweep.quantizers.native.limits import LAYER_BYTES
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.stats import InputStats, shared_products
 from qsweep.quantizers.native.writer import CheckpointWriter, GGUFWriter, Writer
 
 
@@ -32,6 +33,7 @@ class Job:
         seconds: Time that was spent for it alone.
         ranges: Whether it wants to know how far inputs reach.
         smoothing: The share of an input's range that moves into weights; None where none does.
+        asked: Layers that are quantized only because a rule says so, as the checkpoint calls them.
         coverage: What its experts are sent of the calibration text.
     """
 
@@ -43,8 +45,10 @@ class Job:
         self.ranges = any(own.format.static for own in quantizer.every)
         self.smoothing = quantizer.format.smoothing
         self._quantizer, self._options = quantizer, quantizer.options()
+        self.asked = quantizer.asked(model.facts)
         self._linears = model.facts.all_linears
         self._spelling = spelling
+        _refuse_rules_for_parts(quantizer, self._linears, spelling)
         if quantizer.holder == "gguf":
             assert quantizer.format.gguf is not None
             kept = quantizer.kept_by_rules(model.facts)
@@ -70,10 +74,10 @@ class Job:
             weight: Its weight.
         """
         outputs, inputs = weight.shape
-        called = self._spelling.layer(name)
-        if self._spelling.stored_in(name) not in self._linears:
+        stored = self._spelling.stored_in(name)
+        if stored not in self._linears:
             return None
-        own = self._quantizer.of_layer(called, (outputs, inputs))
+        own = self._quantizer.of_layer(stored, (outputs, inputs))
         return None if own is None else self._schemes[own]
 
     def by_scheme(
@@ -86,6 +90,16 @@ class Job:
             if scheme is not None:
                 found.setdefault(id(scheme), (scheme, {}))[1][name] = weight
         return list(found.values())
+
+    def keep_too(self, kept: Mapping[str, str]) -> None:
+        """Tell why further layers stay in 16 bits, by their names in the checkpoint."""
+        if isinstance(self._writer, CheckpointWriter):
+            self._writer.keep_too(kept)
+
+    def lent(self, stats: Sequence[InputStats]) -> Sequence[InputStats]:
+        """What experts beside each other are quantized for, also those without a token."""
+        shared = self._options.get("unseen_experts") == "shared"
+        return shared_products(stats) if shared else stats
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
@@ -130,6 +144,18 @@ class Job:
         # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = float(losses.sum())
         require_finite(name, losses.sum())
+
+
+def _refuse_rules_for_parts(
+    quantizer: GroupedOptions, linears: Mapping[str, tuple[int, int]], spelling: Spelling
+) -> None:
+    # They are written one by one, by names that no rule has.
+    for whole in sorted(set(spelling.split.values()) & linears.keys()):
+        if quantizer.of_layer(whole, linears[whole]) not in (None, quantizer.plain):
+            raise IncompatibleTrial(
+                f"quant.rules: {whole} is several layers in transformers, which are written by names "
+                "of their own; keep is the only rule for it"
+            )
 
 
 class GPTQJob(Job):
@@ -253,6 +279,7 @@ def solve_stages(
 
     for job, layer, own in zip(jobs, layers, stats, strict=True):
         job.coverage.add(layer.full_name, stages, own)
+    stats = [job.lent(own) for job, own in zip(jobs, stats, strict=True)]
     for position, stage in enumerate(stages):
         for part in _parts(jobs, layers, stage, [own[position] for own in stats]):
             # Matrices of one shape are solved in one loop over their columns, as many as fit.
@@ -397,6 +424,12 @@ class AWQJob(Job):
         ``stats`` and ``folds`` belong to the layer's stages, in their order.
         """
         self.coverage.add(layer.full_name, layer.stages, stats)
+        each = iter(stats)
+        stats = [
+            one
+            for block in blocks_of(layer.stages)
+            for one in self.lent([next(each) for _ in block])
+        ]
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
         schemes = {name: scheme for scheme, own in self.by_scheme(layer, weights) for name in own}

@@ -34,9 +34,14 @@ class _NativeQuantizer(GroupedOptions):
     """A quantizer by qsweep itself; one pass over a model serves all of them together.
 
     Attributes:
+        unseen_experts: What experts are quantized for that no calibration token is sent to:
+            ``nearest``: nothing, they are rounded to nearest; ``shared``: the mean of what goes into
+            the experts beside them. It makes no difference that could be measured (docs/parity.md).
         revision: Raised whenever the same options give another result; quantizers/importance.py has
             a number of its own, for where the calibration text's way through the model changes.
     """
+
+    unseen_experts: Literal["nearest", "shared"] = "nearest"
 
     backend: ClassVar[str] = "native"
     any_format: ClassVar[bool] = True
@@ -44,6 +49,18 @@ class _NativeQuantizer(GroupedOptions):
     shows_experts_all_tokens: ClassVar[bool] = True
     takes_rules: ClassVar[bool] = True
     revision: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unseen_experts not in ("nearest", "shared"):
+            raise ConfigError(
+                f"quant.unseen_experts={self.unseen_experts}: must be nearest or shared"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """The effective options; of experts without tokens only where they are not rounded to nearest."""
+        shared = {"unseen_experts": "shared"} if self.unseen_experts == "shared" else {}
+        return super().options() | shared
 
     def version(self) -> str:
         """The version of qsweep, and the revision of this quantizer."""

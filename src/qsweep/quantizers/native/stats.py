@@ -1,7 +1,7 @@
 """Statistics of what goes into linear layers: all that GPTQ, AWQ and importance matrices need."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -193,6 +193,33 @@ def lend_ranges(stats: Sequence[InputStats]) -> None:
     for one in stats:
         if seen and one.ranges and not one.tokens:
             one.largest = torch.stack([other.largest for other in seen]).amax(0)
+
+
+def shared_products(stats: Sequence[InputStats]) -> list[InputStats]:
+    """The same, of experts that saw no token the mean of what goes into those beside them.
+
+    Args:
+        stats: Of layers that run side by side, with products.
+    """
+    seen = [one for one in stats if one.tokens]
+    if not seen or len(seen) == len(stats):
+        return list(stats)
+    total = sum(one.tokens for one in seen)
+
+    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+        found = torch.zeros_like(values[0])
+        for one, value in zip(seen, values, strict=True):
+            found.add_(value, alpha=one.tokens / total)
+        return found
+
+    gram = mean([one.gram for one in seen])
+    magnitude = mean([one.magnitude for one in seen])
+    return [
+        one
+        if one.tokens
+        else replace(one, gram=gram, magnitude=magnitude, cross=None, tokens=total)
+        for one in stats
+    ]
 
 
 def output_loss(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

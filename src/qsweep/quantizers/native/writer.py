@@ -14,7 +14,7 @@ from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.experts import attached, expert_count, parts_of
-from qsweep.models.facts import read_tensors
+from qsweep.models.facts import other_parts, parts_beside, read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
@@ -107,6 +107,10 @@ class CheckpointWriter(Writer):
         self._done: set[str] = set()
         self._packed: set[str] = set()
 
+    def keep_too(self, kept: Mapping[str, str]) -> None:
+        """Tell why further linear layers stay in 16 bits, by their names in the checkpoint."""
+        self._kept = {**self._kept, **kept}
+
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that the unquantized checkpoint keeps a tensor in."""
         info = self._infos.get(self._spelling.tensor(name))
@@ -174,15 +178,11 @@ class CheckpointWriter(Writer):
         decoder = find_decoder(model).paths[0].rpartition(".")[0] + "."
         get_head: Any = getattr(model, "get_output_embeddings", None)
         head = get_head() if get_head else None
-        kept, others = [], set()
-        for name, module in linears_of(model).items():
-            if module is head or name in self._packed:
-                continue
-            if name.startswith(decoder):
-                kept.append(name)
-            else:
-                others.add(_part_beside(name, decoder))
-        return sorted(kept), sorted(others)
+        names = [name for name, module in linears_of(model).items() if module is not head]
+        inside = [name for name in names if name.startswith(decoder)]
+        others = [n for n in names if not n.startswith(decoder) and n not in self._packed]
+        parts = {*parts_beside(inside, others), *other_parts(self._infos)}
+        return sorted(set(inside) - self._packed), sorted(parts)
 
 
 def _unstacked(
@@ -204,17 +204,3 @@ def _unstacked(
         for own, linear in linears.items():
             state |= {f"{own}.{part}": tensor for part, tensor in tensors_of(linear).items()}
     yield from state.items()
-
-
-def _part_beside(name: str, decoder: str) -> str:
-    """The largest part of a model that holds a module and not the decoder, both by their names.
-
-    >>> _part_beside("model.visual.blocks.0.mlp.fc1", "model.language_model.layers.")
-    'model.visual'
-    """
-    parts = name.split(".")
-    for count in range(1, len(parts)):
-        part = ".".join(parts[:count])
-        if not decoder.startswith(f"{part}."):
-            return part
-    return name
