@@ -29,7 +29,7 @@ from qsweep.models.files import (
 from qsweep.models.roles import is_linear_layer, kept_as
 from qsweep.models.safetensors_header import DTYPE_BITS, TensorHeader, read_header, same_content
 from qsweep.models.source import ModelFacts
-from qsweep.models.stacks import stacked_linears, unread_experts
+from qsweep.models.stacks import stacked_linears, stored_twice, unread_experts
 
 __all__ = [
     "CONV1D_TYPES", "DTYPE_BITS", "TensorHeader", "distinct_weights", "has_experts", "is_partial",
@@ -51,7 +51,7 @@ _NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp
 _TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
-_INTEGERS = frozenset(name for name in DTYPE_BITS if name.startswith(("I", "U", "BOOL")))
+_CODES = frozenset(n for n in DTYPE_BITS if n.startswith(("I", "U", "BOOL", "F8", "F4", "F6")))
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|\.attn\.bias|attention\.bias)$")
 
 
@@ -70,13 +70,18 @@ def read_facts(path: Path, name: str) -> ModelFacts:
     require_language_model(config, name)
     _require_tokenizer(path)
     tensors = read_tensors(path)
-    _refuse_integers(tensors)
+    _refuse_codes(tensors)
     check_sizes(path / "config.json", config, [info.shape for info in tensors.values()])
     model_type = str(config.get("model_type", ""))
     text = text_config(config)
     if text.get("tie_word_embeddings") is True:
         _refuse_odd_heads(tensors)
     decoder = dict(_decoder_shapes(tensors))
+    if twice := stored_twice(decoder):
+        one, other = twice
+        raise ConfigError(
+            f"{path}: {one} has an expert's weights and {other} those of all; leave one of them out"
+        )
     counts = expert_counts(text)
     linears = dict(_linears(tensors, transposed=model_type in CONV1D_TYPES))
     linears |= stacked_linears(decoder)
@@ -332,11 +337,12 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_integers(tensors: Mapping[str, TensorHeader]) -> None:
-    # transformers casts them, and codes without their scales are another model's weights.
+def _refuse_codes(tensors: Mapping[str, TensorHeader]) -> None:
+    # transformers casts them, and codes without their scales are another model's weights. Experts'
+    # have names of many kinds: gate_up_proj_blocks, 0.down_proj.qweight.
     for name, info in tensors.items():
-        weight = name.endswith((".weight", ".bias")) and not _BUFFER.search(name)
-        if weight and info.dtype in _INTEGERS:
+        weight = name.endswith((".weight", ".bias")) or "experts" in name.split(".")
+        if weight and info.dtype in _CODES and not _BUFFER.search(name):
             raise ConfigError(
                 f"{info.file}: {name} holds {info.dtype}, which are codes and no weights; "
                 "give the unquantized model they were made from"

@@ -77,6 +77,24 @@ def _layers(tensors: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, int]
                 yield expert_layer(stack, expert, layer), shape, Place(stack, expert, transposed)
 
 
+def stored_twice(tensors: Mapping[str, Shape]) -> tuple[str, str] | None:
+    """A tensor of one expert and a stack that has all of them, in the same module; None where none is.
+
+    Args:
+        tensors: Shapes of a decoder's tensors, by name.
+    """
+    single = {
+        name.partition(".experts.")[0]: name
+        for name in tensors
+        if name.partition(".experts.")[2].partition(".")[0].isdecimal()
+    }
+    for stacks, _ in _groups(tensors):
+        layer = expert_layer(stacks["down"], 0, "down_proj")
+        if (one := single.get(layer.partition(".experts.")[0])) is not None:
+            return one, stacks["down"]
+    return None
+
+
 def unread_experts(tensors: Mapping[str, Shape], counts: set[int]) -> list[str]:
     """Tensors of experts that are no linear layers here: who quantizes the others leaves them out.
 

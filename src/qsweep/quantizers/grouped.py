@@ -4,7 +4,6 @@ Nothing heavy is imported.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -126,7 +126,7 @@ class RTN(GroupedOptions):
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
-        if not all(f"{name}.weight" in read_tensors(model.path) for name in linears):
+        if any(f"{name}.weight" not in read_tensors(model.path) for name in linears):
             return self._quantize_stacks(model, out, progress)
         transposed = model.facts.model_type in CONV1D_TYPES
         encoders = self.encoders(model.facts)
@@ -166,14 +166,15 @@ class RTN(GroupedOptions):
             require_linear,
             weight_of,
         )
-        from qsweep.quantizers.native.grid import load_network
+        from qsweep.quantizers.native.grid import load_network, not_run_as_linear
         from qsweep.quantizers.native.jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
 
         network = load_network(model, dtype="auto")
         spelling = spelling_of(network, read_tensors(model.path))
+        others = not_run_as_linear(model, spelling, linears_of(network))
         kept, encoders = self.kept(model.facts), self.encoders(model.facts)
-        writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
+        writer = CheckpointWriter(out, model.path, encoders, spelling, {**kept, **others})
         wanted = model.facts.all_linears.keys() - kept.keys()
         decoder = find_decoder(network)
         require_linear(self.asked(model.facts), [spelling.layer(n) for n in linears_of(network)])

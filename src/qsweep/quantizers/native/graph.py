@@ -17,9 +17,6 @@ from torch import nn
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, holds_unknown_experts
 
-# What works all the same: it goes through no model.
-ROUNDING = "quant=rtn quantizes such a model, too"
-
 
 @dataclass(frozen=True)
 class Decoder:

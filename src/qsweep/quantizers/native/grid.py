@@ -14,17 +14,18 @@ from torch import nn
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial, in_one_line
 from qsweep.base.progress import Progress
+from qsweep.formats.encoder import require_finite
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.architecture import load_model
 from qsweep.models.experts import attach_experts
 from qsweep.models.facts import is_of_text, read_tensors
-from qsweep.models.source import SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling, spelling_of
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import ROUNDING, linears_of, require_linear, set_weight
+from qsweep.quantizers.native.graph import linears_of, raw_weight, require_linear, set_weight
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -72,7 +73,7 @@ def run(
         for quantizer, out in configurations
     ]
     found = [spelling.layer(name) for name in linears_of(network)]
-    others = _not_run_as_linear(model, spelling, linears_of(network))
+    others = not_run_as_linear(model, spelling, linears_of(network))
     for job in jobs:
         require_linear(job.asked, found)
         job.keep_too(others)
@@ -89,11 +90,18 @@ def run(
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
     config = network.config.get_text_config()
     text = _CalibrationText(
-        jobs, chunks, probe, config, importance=importance, all_tokens=calibration.all_experts
+        jobs,
+        chunks,
+        probe,
+        config,
+        spelling.stored_in,
+        importance=importance,
+        all_tokens=calibration.all_experts,
     )
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
+        _require_finite_layer(module, partial(decoder.full_name, index), spelling)
         module.to(model.device)
         text.advance(index, module, partial(decoder.full_name, index))
         module.to("cpu")
@@ -111,10 +119,15 @@ def run(
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
-def _not_run_as_linear(
+def not_run_as_linear(
     model: SourceModel, spelling: Spelling, found: Iterable[str]
 ) -> dict[str, str]:
     """Linear layers of a checkpoint that are something else in memory, and why they stay in 16 bits.
+
+    Args:
+        model: The checkpoint.
+        spelling: What it calls what is in memory.
+        found: The linear layers in memory.
 
     Raises:
         IncompatibleTrial: Experts are among them.
@@ -129,11 +142,32 @@ def _not_run_as_linear(
     ]
     for name in others:
         if "experts" in name.split("."):
+            way_out = "; quant=rtn rounds it all the same" if rounds_tensors(model.facts) else ""
             raise IncompatibleTrial(
-                f"{name}: transformers stacks it with others in a way that qsweep does not follow; "
-                f"{ROUNDING}"
+                f"{name}: transformers stacks it with others in a way that qsweep does not follow"
+                f"{way_out}"
             )
     return dict.fromkeys(others, "no plain linear layer in transformers")
+
+
+def rounds_tensors(facts: ModelFacts) -> bool:
+    """Whether each linear layer is a tensor of the checkpoint: who rounds them needs no model."""
+    tensors = read_tensors(facts.path)
+    return all(f"{name}.weight" in tensors for name in facts.all_linears)
+
+
+def _require_finite_layer(
+    module: nn.Module, full_name: Callable[[str], str], spelling: Spelling
+) -> None:
+    """Refuse a decoder layer with a weight that is not finite: the first to blame for what follows.
+
+    Raises:
+        TrialFailed: names it as the checkpoint does; of a stack the expert's layer.
+    """
+    for name, linear in linears_of(module).items():
+        require_finite(spelling.stored_in(full_name(name)), raw_weight(linear))
+    for name, parameter in module.named_parameters():
+        require_finite(spelling.tensor(full_name(name)).removesuffix(".weight"), parameter)
 
 
 class _CalibrationText:
@@ -145,16 +179,17 @@ class _CalibrationText:
         chunks: list[Chunk],
         probe: Chunk,
         config: Any,
+        called: Callable[[str], str],
         *,
         importance: bool,
         all_tokens: bool,
     ):
         """``importance`` tells whether the importance matrix is wanted; else it may stay empty.
 
-        ``all_tokens`` are shown to every expert.
+        ``all_tokens`` are shown to every expert; ``called`` tells what the checkpoint calls a layer.
         """
         self.importance: dict[str, torch.Tensor] = {}
-        self._weighs = importance
+        self._weighs, self._called = importance, called
         self._all_tokens = all_tokens
         self.coverage = Coverage(all_tokens)
         self._jobs = jobs
@@ -227,7 +262,7 @@ class _CalibrationText:
             layer.full_name,
             take,
             changes_weights=False,
-            gather=partial(InputStats, products=products, ranges=ranges),
+            gather=lambda name: InputStats(self._called(name), products=products, ranges=ranges),
             keep=keep,
             all_tokens=self._all_tokens,
         )
@@ -254,6 +289,7 @@ class _CalibrationText:
                     given[job.smoothing] if job.compares else None,
                     ranges=job.ranges,
                     all_tokens=self._all_tokens,
+                    called=self._called,
                 )
                 if job.sequential
                 else partial(_ask_only, versions[job.smoothing])
@@ -297,6 +333,7 @@ def _walk(
     *,
     ranges: bool,
     all_tokens: bool,
+    called: Callable[[str], str],
 ) -> list[Chunk]:
     # The weights of one configuration are its own.
     module = copy.deepcopy(layer.module)
@@ -314,7 +351,7 @@ def _walk(
         layer.full_name,
         quantize,
         changes_weights=True,
-        gather=partial(InputStats, channels=False, ranges=ranges),
+        gather=lambda name: InputStats(called(name), channels=False, ranges=ranges),
         plain=plain,
         all_tokens=all_tokens,
     )

@@ -1,5 +1,6 @@
 """One configuration of a pass: what it makes of each decoder layer, and what it writes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.base.errors import IncompatibleTrial
+from qsweep.base.errors import IncompatibleTrial, TrialFailed
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import fused_extremes, fused_groups, require_finite
 from qsweep.formats.numbers.scheme import LayerScheme, Scheme, stacked
@@ -141,9 +142,13 @@ class Job:
     ) -> None:
         """Take a finished linear layer in; ``losses`` [rows], ``inputs`` how far its inputs reach."""
         self._writer.add_linear(name, matrix, inputs if self.ranges else None)
-        # Inputs were checked before, so that a loss which is not finite is the weights' doing.
         self._losses[name] = float(losses.sum())
-        require_finite(name, losses.sum())
+        if not math.isfinite(self._losses[name]):
+            # Weights and inputs were checked before.
+            raise TrialFailed(
+                f"{self._spelling.stored_in(name)}: its weights are so large that what rounding them "
+                "costs is beyond float32; fetch the model again"
+            )
 
 
 def _refuse_rules_for_parts(

@@ -35,6 +35,7 @@ class InputStats:
         largest: Largest magnitude of each channel, float32 [channels].
         tokens: How many tokens were seen.
         routed: Of an expert, how many tokens are sent to it; None of other layers.
+        narrow: Whether inputs came in float16, which ends at 65504.
     """
 
     name: str
@@ -48,6 +49,7 @@ class InputStats:
     largest: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: int = 0
     routed: int | None = None
+    narrow: bool = False
 
     @property
     def extreme(self) -> torch.Tensor | None:
@@ -96,6 +98,7 @@ class InputStats:
         inputs = inputs.detach().reshape(-1, inputs.shape[-1])
         if not self.tokens:
             self._start(inputs.shape[1], inputs.device)
+            self.narrow = inputs.dtype == torch.float16
         if plain is not None:
             beside = plain.reshape(inputs.shape).to(inputs.device)
             self._add_cross(_weighted(beside, weights), _weighted(inputs, weights))
@@ -174,9 +177,13 @@ class InputStats:
         squares = self.gram.diagonal() if self.products else self.importance
         squares = self.largest if not (self.products or self.channels) else squares
         if not bool(squares.isfinite().all()):
+            # On a CPU no model computes in float16.
+            advice = (
+                "device=cpu computes in float32" if self.narrow else "look at the weights before it"
+            )
             raise TrialFailed(
                 f"{self.name}: its inputs are not finite (NaN or infinite activations) on the "
-                "calibration text; try a wider dtype, or look at the model's weights"
+                f"calibration text; {advice}"
             )
         return self
 
