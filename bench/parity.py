@@ -23,7 +23,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -265,15 +265,19 @@ class Bench:
             return [self._measure(one) for one in made]
 
     def _measure(self, artifact: Any) -> dict[str, Any]:
-        """Ratio and divergence with their intervals, and the mean NLL of each window."""
+        """Ratio and divergence with their intervals, and the mean NLL and KLD of each window."""
         from qsweep.evaluate import compare
 
         measured = self._measured(artifact)
         metrics = measured.metrics | compare(measured, self._reference)
         names = ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "kld", "kld_stderr")
-        means = measured.arrays["window_nll"] / measured.arrays["window_tokens"]
-        rounded = {name: round(metrics[name], 6) for name in names}
-        return rounded | {"window_nll": [round(mean, 6) for mean in means.tolist()]}
+        counts = measured.arrays["window_tokens"]
+        means = measured.arrays["window_nll"] / counts
+        divergences = measured.arrays["token_kld"].double().split(counts.tolist())
+        return {name: round(metrics[name], 6) for name in names} | {
+            "window_nll": [round(mean, 6) for mean in means.tolist()],
+            "window_kld": [round(float(one.mean()), 7) for one in divergences],
+        }
 
     def _measured(self, artifact: Any) -> Any:
         from qsweep.evaluate import measure
@@ -319,33 +323,38 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def print_intervals(results: dict[str, Any]) -> None:
-    """Native's perplexity over each other side's, with its 95 % interval, in Markdown."""
+    """What native's figures are beside each other side's, with 95 % intervals, in Markdown.
+
+    They are perplexity over the other's, and KLD less the other's where windows' KLD is in the file.
+    """
+    others = [side for side in SIDES if side != "native"]
+    ratios = {side: _draws(results, side) for side in others}
+    added = {side: _draws(results, side, "window_kld") for side in others}
+    columns = [f"{figure} {side}" for side in others for figure in ("ppl over", "KLD less")]
+    print(f"| | KLD of {', '.join(SIDES)} | {' | '.join(columns)} |")
+    print("|---" * (2 + len(columns)) + "|")
+    for name in dict.fromkeys(name for side in others for name in ratios[side]):
+        row = results.get(name, {})  # without the first draw: none
+        cells = [", ".join(f"{row[side]['kld']:.4f}" for side in SIDES if side in row)]
+        for side in others:
+            cells += [
+                _interval(ratios[side].get(name), math.exp, ""),
+                _interval(added[side].get(name), float, "+"),
+            ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _interval(
+    draws: Sequence[Sequence[float]] | None, shown: Callable[[float], float], sign: str
+) -> str:
     from scipy.stats import t
 
-    others = [side for side in SIDES if side != "native"]
-    columns = {side: _draws(results, side) for side in others}
-    print(
-        f"| | KLD of {', '.join(SIDES)} | "
-        + " | ".join(f"ratio to {side} (95 %)" for side in others)
-        + " |"
-    )
-    print("|---|---" + "|---" * len(others) + "|")
-    for name in dict.fromkeys(name for side in others for name in columns[side]):
-        cells = []
-        for side in others:
-            if name not in columns[side]:
-                cells.append("")
-                continue
-            mean, spread, count = _crossed(columns[side][name])
-            reach = float(t.ppf(0.975, count - 1)) * spread
-            low, middle, high = (math.exp(mean + step) for step in (-reach, 0, reach))
-            cells.append(f"{middle:.4f} ({low:.4f} to {high:.4f})")
-        divergences = [
-            ", ".join(f"{row[side]['kld']:.4f}" for side in SIDES if side in row)
-            for key, row in results.items()
-            if key == name
-        ]
-        print(f"| {name} | {' '.join(divergences)} | {' | '.join(cells)} |")
+    if draws is None:
+        return ""
+    mean, spread, count = _crossed(draws)
+    reach = float(t.ppf(0.975, count - 1)) * spread
+    low, middle, high = (f"{shown(mean + step):{sign}.4f}" for step in (-reach, 0, reach))
+    return f"{middle} ({low} to {high})"
 
 
 def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -361,12 +370,15 @@ def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dic
     return dict(zip(draws, means, strict=True)), dict(zip(draws, holm(tails), strict=True))
 
 
-def _draws(results: dict[str, Any], side: str) -> dict[str, list[list[float]]]:
-    # By row: for each draw of the text, native's NLL less the other side's by window.
+def _draws(
+    results: dict[str, Any], side: str, figure: str = "window_nll"
+) -> dict[str, list[list[float]]]:
+    # By row: for each draw of the text, native's figure less the other side's by window.
     draws: dict[str, list[list[float]]] = {}
     for name, row in results.items():
-        if {"native", side} <= row.keys():
-            difference = _differences(row["native"], row[side])
+        pair = [row[one] for one in ("native", side) if figure in row.get(one, {})]
+        if len(pair) == 2:
+            difference = _differences(*pair, figure)
             draws.setdefault(name.partition(_SEED)[0], []).append(difference)
     return draws
 
@@ -387,8 +399,10 @@ def paired(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, in
     return _mean_error(_differences(one, other))
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[float]:
-    pairs = zip(one["window_nll"], other["window_nll"], strict=True)
+def _differences(
+    one: dict[str, Any], other: dict[str, Any], figure: str = "window_nll"
+) -> list[float]:
+    pairs = zip(one[figure], other[figure], strict=True)
     return [ours - theirs for ours, theirs in pairs]
 
 

@@ -58,7 +58,10 @@ def test_intervals_by_hand():
     # Differences .1 and .2: mean .15, standard error .05, and t of one degree of freedom 12.7062.
     row = {"native": side(1.1, 1.2), "rtn": side(1.0, 1.0)}
     *_, line = printed({"row": row}, print_intervals).splitlines()
-    assert line == "| row | 0.1000, 0.1000 | 1.1618 (0.6155 to 2.1931) |  |"
+    assert line == "| row | 0.1000, 0.1000 | 1.1618 (0.6155 to 2.1931) |  |  |  |"
+    row["native"]["window_kld"], row["rtn"]["window_kld"] = [0.1, 0.2], [0.2, 0.4]
+    *_, line = printed({"row": row}, print_intervals).splitlines()
+    assert "| -0.1500 (-0.7853 to +0.4853) |" in line
 
 
 def test_gptaq_is_the_preset_and_has_no_side_of_gptqmodel():
