@@ -253,7 +253,7 @@ def run_experts(
     def routed(hidden_states: torch.Tensor, *given: torch.Tensor, **named: Any) -> torch.Tensor:
         # Families call the two that follow by names of their own.
         rest = [*given, *named.values()]
-        top_k_index, top_k_weights = rest[0], rest[1]
+        top_k_index, top_k_weights = sorted(rest, key=torch.is_floating_point)
         hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
         index = top_k_index.reshape(len(hidden), -1)
         routing = _Routing(index, top_k_weights.reshape(index.shape))

@@ -48,6 +48,8 @@ _FALLBACK_LENGTH = 2048
 # A layer of the decoder has its number as one part of the name: model.layers.7.mlp.up_proj.
 _NUMBERED = re.compile(r"(?:^|\.)\d+\.")
 _NOT_DECODER = re.compile(r"(^|[._])(vision|visual|audio|image|vit|projector|mtp)([._]|$)")
+# Layers of DeepSeek's and GLM's that are numbered on from the decoder's, and what tells them from those.
+FURTHER_TOKENS = re.compile(r"^(.*\.\d+)\.(eh_proj|enorm|hnorm|shared_head)\.")
 _TEXT_PART = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|(word|tok)_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
@@ -102,6 +104,11 @@ def read_facts(path: Path, name: str) -> ModelFacts:
 def is_embedding(name: str) -> bool:
     """Whether a tensor is called as an embedding of tokens is."""
     return _EMBEDDING.search(name) is not None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is a constant that old checkpoints store: rotary frequencies, masks."""
+    return _BUFFER.search(name) is not None
 
 
 def is_head(name: str) -> bool:
@@ -281,8 +288,11 @@ def _decoder_shapes(
 
 
 def _in_decoder(names: Iterable[str]) -> Iterator[str]:
-    """The names of what lies in a layer of the decoder."""
+    """The names of what lies in a layer of the decoder that runs: in none that predicts further tokens."""
+    names = list(names)
+    further = tuple({f"{m.group(1)}." for name in names if (m := FURTHER_TOKENS.match(name))})
     numbered = [n for n in names if _NUMBERED.search(n) and not _NOT_DECODER.search(n)]
+    numbered = [n for n in numbered if not n.startswith(further)] if further else numbered
     # Where one part is called the text's, all others are not, whatever they are called.
     yield from [n for n in numbered if _TEXT_PART.search(n)] or numbered
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qsweep.models.facts import FURTHER_TOKENS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,10 +28,8 @@ _TOWER = re.compile(
 )
 # Within a decoder's layer only these tell it: a projector there may well be the decoder's own.
 _OTHER_SENSE = re.compile(r"(^|[._])(vision|visual|audio|speech)([._]|$)")
-# Layers that predict the tokens after the next one, and what tells them from ordinary layers where
-# they are numbered on from those, as DeepSeek's and GLM's are.
+# Layers that predict the tokens after the next one.
 _MORE_TOKENS = re.compile(r"(^|[._])(mtp|nextn|mtp_layers)([._]|$)")
-_MORE_TOKENS_PART = re.compile(r"^(.*\.\d+)\.(eh_proj|enorm|hnorm|shared_head)\.")
 _NUMBERED = re.compile(r"^.*?\.\d+\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -65,7 +65,7 @@ def report(
     """
     names = sorted(stored)
     unexpected = sorted(info.get("unexpected_keys") or ())
-    further = {m.group(1) for name in names if (m := _MORE_TOKENS_PART.match(name))}
+    further = {m.group(1) for name in names if (m := FURTHER_TOKENS.match(name))}
     own = {m.group() for name in model.state_dict() if (m := _NUMBERED.match(name))}
     harmless = [name for name in unexpected if _is_harmless(name, further, own)]
     wrong = sorted({*unexpected} - {*harmless})

@@ -28,12 +28,15 @@ class Spelling:
         experts: Of the linear layers of experts (:func:`~qsweep.models.experts.attach_experts`).
         merged: Stacks that transformers makes of tensors of the checkpoint.
         split: Of layers that are a part of a layer of the checkpoint, that layer.
+        unused: Tensors of the checkpoint that transformers leaves out: layers that predict further
+            tokens, another sense's.
     """
 
     plain: dict[str, str] = field(default_factory=dict)
     experts: dict[str, str] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
     split: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
     def tensor(self, name: str) -> str:
         """What the checkpoint calls a tensor; one that it does not have keeps its name."""
@@ -66,7 +69,7 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
     }
     found = Spelling()
     stacks: dict[str, str] = {}
-    for source, target, block, blocks in _places(model, stored, found.split):
+    for source, target, block, blocks in _places(model, stored, found):
         if block is None and blocks == 1:
             found.plain[target] = source
         elif block is not None:
@@ -108,11 +111,11 @@ def called_in_memory(path: Path, layers: Collection[str], **options: Any) -> lis
 
 
 def _places(
-    model: Any, stored: Iterable[str], split: dict[str, str]
+    model: Any, stored: Iterable[str], spelling: Spelling
 ) -> Iterator[tuple[str, str, int | None, int]]:
     """Each stored tensor's name, and of the parameter that it goes into.
 
-    Of one that is taken apart, ``split`` is told the layers that become of it.
+    ``spelling`` is told the layers that become of one that is taken apart, and what is left out.
 
     Of tensors that are stacked, also which of a matrix's parts it is (None of others), and how many
     such parts there are.
@@ -138,6 +141,7 @@ def _places(
         if target not in own and source in own:
             target, pattern = source, None
         if target not in own:
+            spelling.unused.append(source)
             continue
         if pattern is None:
             yield source, target, None, 1
@@ -148,7 +152,9 @@ def _places(
         elif "*" not in pattern and len(targets) > 1 and target.endswith(".weight"):
             whole = source.removesuffix(".weight")
             parts = [target.replace(targets[0], one, 1) for one in targets]
-            split.update({part.removesuffix(".weight"): whole for part in parts if part in own})
+            spelling.split.update(
+                {part.removesuffix(".weight"): whole for part in parts if part in own}
+            )
         elif "*" not in pattern and len(targets) == 1 and (len(patterns) > 1 or source == target):
             # One that is renamed and turned over is written as it is in memory.
             yield source, target, None, len(patterns)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.progress import Progress, silent
-from qsweep.models.source import SourceModel
+from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.native.names import by_checkpoint_name, by_tail, tail
 from qsweep.quantizers.protocol import PassResult
 from qsweep.text.calibration import CalibrationTokens
@@ -21,11 +21,16 @@ from qsweep.text.calibration import CalibrationTokens
 if TYPE_CHECKING:
     import torch
 
-# Raised whenever the same model and text give another matrix.
-VERSION = 1
+# Raised whenever the same model and text give another matrix; of mixtures, which had no experts in it.
+_VERSION, _VERSION_OF_MIXTURES = 1, 2
 FILE = "importance.safetensors"
 # Tokens in one forward pass.
 _BATCH_TOKENS = 4096
+
+
+def version(model: ModelFacts) -> int:
+    """The version of a model's matrix: raised whenever the same model and text give another one."""
+    return _VERSION_OF_MIXTURES if model.experts else _VERSION
 
 
 def measure_importance(

@@ -122,7 +122,7 @@ class RTN(GroupedOptions):
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, is_head, other_parts, read_tensors
+        from qsweep.models.facts import CONV1D_TYPES, is_buffer, is_head, other_parts, read_tensors
         from qsweep.models.spelling import called_in_memory
 
         kept = self.kept(model.facts)
@@ -135,10 +135,11 @@ class RTN(GroupedOptions):
         writer, done = ShardWriter(out), 0
         for name, tensor in _tensors(model.path):
             layer = name.removesuffix(".weight")
+            if tensor.is_floating_point() and not is_buffer(name):
+                require_finite(layer, tensor)
             if layer == name or layer not in linears:
                 writer.add(name, tensor)
                 continue
-            require_finite(layer, tensor)
             weight = tensor.to(model.device)
             weight = weight.T if transposed else weight
             for part, packed in encoders.of(layer).round(weight, extremes.get(layer)).items():

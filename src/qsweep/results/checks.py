@@ -250,16 +250,16 @@ def _experts(records: Iterable[Record]) -> Iterator[str]:
         asked = record.calibration_tokens.asked if record.calibration_tokens else None
         enough = (
             f"calibration.num_samples={math.ceil(found.wanted * samples)} would do for all but a "
-            "twentieth of them, or "
+            "twentieth of them"
             if samples and (asked or 1) * found.wanted <= MOST_TOKENS
-            else ""
+            else "more text would do"
         )
         # Configurations route a few tokens otherwise: the first of them speaks for all.
         line = lines.setdefault(
             (record.model, record.calibration, samples),
             f"{record.model}, calibrated on {record.calibration}: {found.short} of "
             f"{len(found.tokens)} experts were sent fewer tokens than they have inputs, "
-            f"{found.unseen} of them none: {enough}calibration.all_experts=true shows each all tokens",
+            f"{found.unseen} of them none: {enough}",
         )
         few[line].append(record.name)
     yield from _by_line(few)

@@ -17,7 +17,7 @@ from qsweep.evaluate.packs.header import Pack, signed_identity
 from qsweep.evaluate.served import Serving, stages
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dequantized import base_directory, dequantized_from
-from qsweep.formats.gguf.metadata import is_completed
+from qsweep.formats.gguf.metadata import is_completed, is_corrected
 from qsweep.formats.hf import reference_artifact
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.models.devices import resolve_device, resolve_dtype
@@ -26,7 +26,7 @@ from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.grouped import GroupedOptions
-from qsweep.quantizers.importance import VERSION as IMPORTANCE_VERSION
+from qsweep.quantizers.importance import version as importance_version
 from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer, quantizes_activations
 from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
@@ -143,7 +143,7 @@ class Plan:
         if "calibration" not in self.artifact:
             return None
         found = {name: self.artifact[name] for name in ("model", "calibration")}
-        return found | {"version": IMPORTANCE_VERSION}
+        return found | {"version": importance_version(self.setting.facts)}
 
     @property
     def uses_importance(self) -> bool:
@@ -305,6 +305,8 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
     }
     if _is_gguf(quant) and is_completed(read_config(setting.facts.path)):
         identity["metadata"] = 1
+    if _is_gguf(quant) and is_corrected(read_config(setting.facts.path)):
+        identity["conversion"] = 1
     if setting.facts.kept and isinstance(quant, GroupedOptions):
         # Before there were roles, whatever fitted by its shape was quantized.
         identity["roles"] = 1
@@ -318,7 +320,7 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         if all_experts(trial, setting.facts):
             identity["calibration"]["all_experts"] = True
         if _uses_importance(quant):
-            identity["importance"] = IMPORTANCE_VERSION
+            identity["importance"] = importance_version(setting.facts)
     # What was made beside a pack knows less of the model than what was made beside that itself.
     return identity if setting.pack is None else signed_identity(identity, setting.pack)
 

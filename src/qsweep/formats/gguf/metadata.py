@@ -55,6 +55,24 @@ def is_completed(config: Mapping[str, Any]) -> bool:
     return struct.pack("f", base) != struct.pack("f", _BASE) or kind in ("linear", "yarn")
 
 
+# Of these the converter was told, or computed, something else before.
+_CORRECTED = frozenset(
+    {"falcon", "phi", "phimoe", "solar_open", "hunyuan_v1_moe", "ernie4_5_moe", "minimax_m2"}
+    | {"deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa"}
+    | {"llama4", "llama4_text"}
+)
+
+
+def is_corrected(config: Mapping[str, Any]) -> bool:
+    """Whether the converted file of a model differs from what it was before it was put right.
+
+    >>> is_corrected({"model_type": "gpt2"}), is_corrected({"model_type": "gpt2", "n_inner": 96})
+    (False, True)
+    """
+    kind = config.get("model_type")
+    return kind in _CORRECTED or (kind in ("gpt2", "gpt_bigcode") and bool(config.get("n_inner")))
+
+
 def unusual_layers(config: Mapping[str, Any]) -> list[bool] | None:
     """Which layers have a sliding window; None where llama.cpp knows it, or is told.
 

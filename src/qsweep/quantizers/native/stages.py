@@ -57,10 +57,11 @@ def find_stages(layer: nn.Module, probe: Chunk, index: int) -> list[Stage]:
     with watching(layer, note, all_tokens=True):
         run_layer(layer, probe, index)
     _refuse_idle_experts(places, linears_of(layer).keys() - places.keys())
-    return [
-        replace(stage, repeats=number in again)
-        for number, stage in enumerate(_numbered(stages, found))
-    ]
+    numbered = list(_numbered(stages, found))
+    blocks = {numbered[number].block for number in again}
+    marked = [replace(stage, repeats=stage.block in blocks) for stage in numbered]
+    # What runs again is quantized before the rest.
+    return sorted(marked, key=lambda stage: not stage.repeats)
 
 
 def _refuse_idle_experts(ran: Iterable[str], idle: Iterable[str]) -> None:

@@ -80,6 +80,7 @@ def advance(
         changes_weights: Whether ``on_stages`` replaces weights of these stages, so that the stages
             that follow must see what comes of it. With all text in one chunk the same forward
             goes on with the new weights; else the layer is run anew up to each block of stages.
+            Those that run several times are replaced before all others.
         gather: Makes the statistics of a linear layer of this name.
         keep: Filled with what goes into the stages.
         plain: What a run without quantized layers kept, for the statistics across both.
@@ -88,13 +89,12 @@ def advance(
     Returns:
         The text with the layer's output.
     """
-    # What runs again cannot be changed before it has been seen each time.
-    repeats = any(stage.repeats for stage in stages)
-    changes_at_once = changes_weights and not repeats
-    plain = None if repeats else plain
     first = {stage.linears[0]: stage for stage in stages}
     blocks = {block[0].block: block for block in blocks_of(stages)}
+    again = {name for name, stage in first.items() if stage.repeats}
     stats = {name: gather(full_name(name)) for name in first}
+    # Of experts that are shown all tokens, one tensor for all of them.
+    moved: tuple[torch.Tensor, Inputs] | None = None
 
     def finished(block: Sequence[Stage]) -> list[InputStats]:
         found = [stats.pop(stage.linears[0]).finish() for stage in block]
@@ -102,25 +102,48 @@ def advance(
         return found
 
     def take(name: str, inputs: Inputs, number: int) -> None:
-        beside = plain[name][number] if plain else None
+        beside = plain[name][number] if plain and name not in again else None
         across = None if beside is None else inputs.beside(beside.values, beside.tokens)
         stats[name].add(inputs.values, across, inputs.weights, inputs.routed)
 
-    if len(chunks) > 1 and changes_at_once:
+    def keep_too(name: str, inputs: Inputs) -> None:
+        nonlocal moved
+        assert keep is not None
+        if moved is None or moved[0] is not inputs.values:
+            moved = inputs.values, inputs.to(chunks[0].hidden.device)
+        keep.setdefault(name, []).append(replace(inputs, values=moved[1].values))
+
+    if changes_weights and again:
+        # What runs again cannot be changed before it has been seen each time: it comes before the rest.
+        def look(name: str, inputs: Inputs) -> None:
+            if name in again:
+                take(name, inputs, 0)
+
+        with watching(layer, look, all_tokens=all_tokens):
+            for chunk in chunks:
+                _calibrate(layer, chunk, index)
         for block in blocks.values():
-            _run_up_to(layer, index, block, chunks, take, all_tokens=all_tokens)
-            on_stages(block, finished(block))
+            if block[0].repeats:
+                on_stages(block, finished(block))
+
+    if len(chunks) > 1 and changes_weights:
+        for block in blocks.values():
+            if not block[0].repeats:
+                _run_up_to(layer, index, block, chunks, take, all_tokens=all_tokens)
+                on_stages(block, finished(block))
         return [_run(layer, chunk, index) for chunk in chunks]
+
+    on_the_way = len(chunks) == 1 and (changes_weights or not again)
 
     def note(name: str, inputs: Inputs) -> None:
         if name not in stats:
             return
-        if keep is not None and not repeats:
-            keep.setdefault(name, []).append(inputs.to(chunks[0].hidden.device))
+        if keep is not None and name not in again:
+            keep_too(name, inputs)
         # With several chunks the weights stay as they are, and nothing is told across.
         take(name, inputs, 0)
         block = blocks[first[name].block]
-        if len(chunks) == 1 and not repeats and first[name] is block[-1]:
+        if on_the_way and first[name] is block[-1]:
             on_stages(block, finished(block))
 
     with watching(layer, note, all_tokens=all_tokens):
@@ -128,7 +151,7 @@ def advance(
     for block in blocks.values():
         if any(stage.linears[0] in stats for stage in block):
             on_stages(block, finished(block))
-    return [_run(layer, chunk, index) for chunk in chunks] if changes_weights and repeats else done
+    return done
 
 
 def _run_up_to(

@@ -13,8 +13,9 @@ from qsweep.formats.encoder import LayerEncoders, Parts
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
+from qsweep.formats.weights import open_weights
 from qsweep.models.experts import attached, expert_count, parts_of
-from qsweep.models.facts import other_parts, parts_beside, read_tensors
+from qsweep.models.facts import is_buffer, other_parts, parts_beside, read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
@@ -155,11 +156,13 @@ class CheckpointWriter(Writer):
         the details, as the checkpoint calls them (:func:`kept_details`).
         """
         seen: set[int] = set()
-        for name, tensor in _unstacked(model, self._packed):
+        apart = {*self._done, *(f"{name}.weight" for name in self._packed)}
+        for name, tensor in _unstacked(model, apart, self._spelling.merged):
             # A head that shares the embedding's memory comes after it.
             if tensor.data_ptr() not in seen:
                 self.add_plain(name, tensor)
             seen.add(tensor.data_ptr())
+        self._carry_unused()
         self._shards.close()
         in_memory, others, heads = self._unpacked(model)
         spelt = {self._spelling.layer(name): "shape" for name in in_memory}
@@ -171,6 +174,13 @@ class CheckpointWriter(Writer):
         size = container(holder).size(self._out)
         details = details | kept_details(kept)
         return Artifact(self._out, holder, size, self._encoders.runtimes, details)
+
+    def _carry_unused(self) -> None:
+        # What transformers leaves out others may run: layers that predict further tokens.
+        wanted = [name for name in self._spelling.unused if not is_buffer(name)]
+        handles = open_weights(self._source) if wanted else {}
+        for name in wanted:
+            self._shards.add(name, handles[name].get_tensor(name))
 
     def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str], list[str]]:
         # The linear layers of the decoder that were not packed, the parts of the model beside the
@@ -188,13 +198,21 @@ class CheckpointWriter(Writer):
 
 
 def _unstacked(
-    model: torch.nn.Module, packed: Collection[str]
+    model: torch.nn.Module, written: Collection[str], merged: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's tensors by name; of stacks of experts of which some are ``packed`` one by one."""
+    """A model's tensors by name, of stacks of experts one by one.
+
+    Stacks stay as they are that the checkpoint has as such (others are ``merged``), unless tensors of
+    some of their experts are ``written`` already.
+    """
     state = model.state_dict()
     for name, module in attached(model):
         linears = {f"{name}.{own}": linear for own, linear in linears_of(module).items()}
-        if linears.keys().isdisjoint(packed):
+        tensors = {
+            f"{own}.{part}" for own, linear in linears.items() for part in tensors_of(linear)
+        }
+        stacks = {f"{name}.{part.parameter}" for part in parts_of(module)}
+        if tensors.isdisjoint(written) and stacks.isdisjoint(merged):
             continue
         for part in parts_of(module):
             state.pop(f"{name}.{part.parameter}", None)
