@@ -24,7 +24,7 @@ _TAKEN_APART = ("llama4", "llama4_text")
 # or takes the halves of a stack's rows for gate and up where these alternate (gpt-oss).
 LOADED = frozenset(
     {"deepseek_v2", "deepseek_v3", "dots1", "hunyuan_v1_moe", "olmoe"}
-    | {"longcat_flash", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next"}
+    | {"qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next"}
 )
 
 
