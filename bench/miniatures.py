@@ -203,6 +203,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "radio": {"video_temporal_patch_size": 2},
     "mamba2": {"num_heads": 32, "head_dim": 4},
     "zaya": {"num_experts_per_tok": 1},
+    "pegasus": {"scale_embedding": True},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "qwen4_exp_text": {
         **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16},

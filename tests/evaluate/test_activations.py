@@ -9,8 +9,10 @@ from helpers.compressed import changed, compress, one_layer
 from helpers.quantized import IDS, dense, logits
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.activations import quantized, served_activations
+from qsweep.evaluate.placing import place_layers
 from qsweep.formats.activations import LayerActivations, NotSimulated, Rounding
 from qsweep.formats.compressed_tensors import CONTAINER
+from qsweep.models.experts import attach_experts, detach_experts
 
 SCHEMES = (
     *("W8A8", "W4A8", "W4AFP8", "FP8", "FP8_DYNAMIC"),
@@ -290,7 +292,7 @@ def test_experts_in_one_module_get_what_each_of_them_is_served_with(mixture):
     hidden = torch.randn(9, 64, generator=generator)
     chosen = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(9)])
     weights = torch.rand(9, 2, generator=generator)
-    layers, before = expert_layers(), mixture.get_experts_implementation()
+    layers, modules = expert_layers(), len(list(mixture.modules()))
     plain = experts(hidden, chosen, weights)
     with served_activations(mixture, layers) as served:
         ours = experts(hidden, chosen, weights)
@@ -299,19 +301,31 @@ def test_experts_in_one_module_get_what_each_of_them_is_served_with(mixture):
     # Products in another order, of which a few then lie on the other side of a tie.
     assert (ours - theirs).norm() < 0.05 * (ours - plain).norm()
     assert torch.equal(experts(hidden, chosen, weights), plain)
-    assert mixture.get_experts_implementation() == before
-    assert served.facts() == {"layers": 1}
+    assert len(list(mixture.modules())) == modules
+    assert served.facts() == {"layers": 12}
 
 
-def test_experts_of_which_a_part_differs_are_refused(mixture):
-    some = expert_layers()
+def test_each_expert_may_have_a_scale_of_its_own(mixture):
+    experts = mixture.model.layers[0].mlp.experts
+    hidden, weights = torch.randn(3, 64), torch.ones(3, 1)
     one = "model.layers.0.mlp.experts.2.down_proj"
-    del some[one]
-    with pytest.raises(NotSimulated, match="only a part"), served_activations(mixture, some):
-        pass
-    own = Rounding(args(num_bits=8, type="float"), scale=torch.ones(1))
-    with (
-        pytest.raises(NotSimulated, match="scales of their own"),
-        served_activations(mixture, expert_layers() | {one: LayerActivations(own)}),
-    ):
-        pass
+    own = Rounding(args(num_bits=8, type="float"), scale=torch.full((1,), 1e-6))
+    only = {one: LayerActivations(own)}
+    for expert, differs in ((1, False), (2, True)):
+        chosen = torch.full((3, 1), expert)
+        plain = experts(hidden, chosen, weights)
+        with served_activations(mixture, only):
+            ours = experts(hidden, chosen, weights)
+        assert torch.allclose(ours, plain, atol=1e-6) is not differs
+
+
+def test_experts_that_are_stacked_in_a_checkpoint_are_all_meant(mixture):
+    stacks = ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj")
+    attach_experts(mixture)
+    placed = place_layers(mixture, stacks)
+    assert [len(modules) for modules in placed.values()] == [8, 4]
+    named = place_layers(mixture, ["model.layers.0.block_sparse_moe.experts.3.w1"])
+    assert named.popitem()[1] == [mixture.get_submodule("model.layers.0.mlp.experts.3.gate_proj")]
+    detach_experts(mixture)
+    with pytest.raises(NotSimulated, match="is no layer of its own"):
+        place_layers(mixture, ["model.layers.0.mlp.experts.7.gate_proj"])

@@ -193,6 +193,19 @@ def test_numbers_that_cannot_be_read(algorithm, line, source, tmp_path):
         recognize(write(source, tmp_path / "mixed", {}, mixed))
 
 
+def test_stacks_of_experts_are_told(source, tmp_path):
+    # As it writes Llama 4's: packed along the inputs, which lie in the middle.
+    stack = "model.layers.1.feed_forward.experts.gate_up_proj"
+    tensors = {
+        stack: some_bytes(2, 32, 64),
+        f"{stack}_weight_scale": torch.ones(2, 4, 64).to(FP8),
+        f"{stack}_weight_scale_2": torch.tensor(0.02),
+    }
+    path = write(source, tmp_path / "made", tensors, STATED | {"quant_algo": "NVFP4"})
+    with pytest.raises(ConfigError, match=f"quantized as a stack, first {stack}; read are single"):
+        recognize(path)
+
+
 LAYER = "model.layers.0.mlp.up_proj"
 
 

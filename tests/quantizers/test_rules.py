@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qsweep.api.composition import compose_trials
 from qsweep.base.errors import ConfigError, IncompatibleTrial
@@ -38,7 +40,7 @@ def facts(pocket_dir):
 
 
 @pytest.fixture
-def mixture(facts):
+def mixture(facts, tmp_path):
     experts = {
         f"model.layers.{n}.mlp.experts.{e}.{name}": (128, 128)
         for n in range(2)
@@ -47,7 +49,13 @@ def mixture(facts):
     }
     attention = {name: shape for name, shape in LAYERS.items() if "self_attn" in name}
     gates = {f"model.layers.{n}.mlp.gate": (32, 128) for n in range(2)}
-    return replace(facts, linears=attention | experts, kept=gates, experts=True)
+    (path := tmp_path / "mixture").mkdir()
+    (path / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    save_file(
+        {f"{name}.weight": torch.zeros(128, 128) for name in experts}, path / "model.safetensors"
+    )
+    found = replace(facts, path=path, model_type="qwen3_moe", experts=True)
+    return replace(found, linears=attention | experts, kept=gates)
 
 
 def refusal(facts, rules, cls=NativeGPTQ, **options):

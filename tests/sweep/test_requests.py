@@ -96,5 +96,5 @@ def test_who_shows_an_expert_its_own_tokens_alone_says_so(tmp_path, pocket_dir, 
     if not refused:
         planning.require_all_experts(trial, mixture)
         return
-    with pytest.raises(IncompatibleTrial, match="quant.backend=native shows it all"):
+    with pytest.raises(IncompatibleTrial, match="with quant.backend=native show it all"):
         planning.require_all_experts(trial, mixture)

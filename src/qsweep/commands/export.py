@@ -15,6 +15,8 @@ from qsweep.base.files import sync_tree, write_bytes
 from qsweep.base.schema import nearest
 from qsweep.base.store import MANIFEST, Store
 from qsweep.commands.entry import Parser, absolute, command, command_parser
+from qsweep.models.architecture import CAUSAL, auto_class
+from qsweep.models.config import read_config
 from qsweep.results.answers import answers
 from qsweep.results.card import model_card
 from qsweep.results.labels import with_distinct_names
@@ -121,7 +123,8 @@ def export(record: Record, store: Store, directory: Path) -> Path:
         shutil.copytree(entry.path, temporary, ignore=shutil.ignore_patterns(MANIFEST))
         _add_companions(record, temporary)
         files = sorted(file.name for file in temporary.iterdir())
-        card = model_card(record, entry.content, files, directory.name)
+        auto = auto_class(read_config(temporary)) if "config.json" in files else None
+        card = model_card(record, entry.content, files, directory.name, auto or CAUSAL)
         write_bytes(temporary / "README.md", card.encode())
         if any(name.endswith(".gguf") for name in files):
             first = next(name for name in files if name.endswith(".gguf"))

@@ -14,12 +14,13 @@ less than 16 windows resolve (docs/protocol.md).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.placing import place_layers
 from qsweep.formats.activations import LayerActivations, NotSimulated, Rounding
+from qsweep.models.experts import attach_experts, attached, detach_experts, run_experts
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 
 if TYPE_CHECKING:
@@ -99,27 +100,35 @@ def served_activations(
     """
     for name, layer in layers.items():
         _require_scales(name, layer)
-    placed, found = place_layers(model, layers), ServedActivations()
+    found = ServedActivations()
     with contextlib.ExitStack() as undo:
-        for name, module in placed.linears.items():
-            device = raw_weight(module).device
-            if (inputs := layers[name].inputs) is not None:
-                _require_groups(name, inputs, _channels(module))
-                hook = _on_inputs(inputs.on(device), found.seen(name, inputs))
-                undo.callback(module.register_forward_pre_hook(hook).remove)
-            if (outputs := layers[name].outputs) is not None:
-                hook = _on_output(outputs.on(device), found.seen(name, outputs))
-                undo.callback(module.register_forward_hook(hook).remove)
-        if placed.experts:
-            # The loop over experts that is written out in some architectures has no place between
-            # its two products; these two have.
-            before = model.get_experts_implementation()
-            undo.callback(model.set_experts_implementation, before)
-            model.set_experts_implementation("grouped_mm")
-        for experts, names in placed.experts:
-            inputs = _of_all_experts(names, layers)
-            undo.enter_context(_quantized_experts(experts, inputs, found.seen(names[0], inputs)))
+        undo.enter_context(_one_by_one(model))
+        for name, modules in place_layers(model, layers).items():
+            for module in modules:
+                device = raw_weight(module).device
+                if (inputs := layers[name].inputs) is not None:
+                    _require_groups(name, inputs, _channels(module))
+                    hook = _on_inputs(inputs.on(device), found.seen(name, inputs))
+                    undo.callback(module.register_forward_pre_hook(hook).remove)
+                if (outputs := layers[name].outputs) is not None:
+                    hook = _on_output(outputs.on(device), found.seen(name, outputs))
+                    undo.callback(module.register_forward_hook(hook).remove)
         yield found
+
+
+@contextlib.contextmanager
+def _one_by_one(model: "PreTrainedModel") -> Iterator[None]:
+    """Let experts run as linear layers, each of which is given its inputs by itself."""
+    attach_experts(model)
+    holders = [holder for _, holder in attached(model)]
+    for holder in holders:
+        holder.forward = run_experts(holder)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            del holder.forward
+        detach_experts(model)
 
 
 def _on_inputs(how: Rounding, seen: _Seen) -> Any:
@@ -134,31 +143,6 @@ def _on_output(how: Rounding, seen: _Seen) -> Any:
         return quantized(output, how, seen)
 
     return hook
-
-
-@contextlib.contextmanager
-def _quantized_experts(experts: Any, how: Rounding, seen: _Seen) -> Iterator[None]:
-    """Quantize what goes into stacked experts, and what goes from their gates into the last product."""
-    gate = experts._apply_gate
-    handle = experts.register_forward_pre_hook(_on_inputs(how, seen))
-    experts._apply_gate = lambda *given: quantized(gate(*given), how, seen)
-    try:
-        yield
-    finally:
-        handle.remove()
-        del experts._apply_gate
-
-
-def _of_all_experts(names: Sequence[str], layers: Mapping[str, LayerActivations]) -> Rounding:
-    """What all layers of stacked experts have in common. Raises NotSimulated if they have not."""
-    first = layers[names[0]].inputs
-    if first is None or not first.is_alike(*(layers[name].inputs for name in names)):
-        raise NotSimulated(
-            f"{names[0]}: its layer's experts have scales of their own, and are one module here"
-        )
-    if any(layers[name].outputs is not None for name in names):
-        raise NotSimulated(f"{names[0]}: outputs of experts that are one module here")
-    return first
 
 
 def _channels(module: Any) -> int:

@@ -43,16 +43,6 @@ class Rounding:
     limit: float | None = None
     power_of_two: bool = False
 
-    def is_alike(self, *others: "Rounding | None") -> bool:
-        """Whether all of these find every scale while they run, and find the same as this one."""
-        own = (self.args, self.limit, self.power_of_two)
-        return all(
-            how is not None
-            and (how.scale, how.global_scale, how.factor) == (None, None, None)
-            and (how.args, how.limit, how.power_of_two) == own
-            for how in others
-        )
-
     def on(self, device: "torch.device") -> "Rounding":
         """The same with its tensors on a device, where activations are."""
         tensors = ("scale", "zero_point", "global_scale", "factor")

@@ -123,11 +123,19 @@ class LayerEncoders:
             and self._is_followed_by(name)
         )
 
-    def settings(self, unquantized: Sequence[str]) -> dict[str, Any]:
-        """See :meth:`Encoder.settings`. The head is not quantized, whoever it is named by."""
+    def settings(self, unquantized: Sequence[str], heads: Sequence[str] = ()) -> dict[str, Any]:
+        """See :meth:`Encoder.settings`.
+
+        Output heads are not quantized, whoever they are named by: ``lm_head``, which all know, and
+        ``heads`` of other names, which readers of GPTQ and AWQ leave out by themselves.
+        """
         named = any(re.fullmatch(expression, "lm_head") for expression, _ in self.others)
-        head = [] if not named or "lm_head" in unquantized else ["lm_head"]
-        return self.usual.settings([*unquantized, *head], self.others)
+        left = ["lm_head"] if named else []
+        if not isinstance(self.usual, PackedEncoder):
+            left += [head for head in heads if head != "lm_head"]
+        return self.usual.settings(
+            [*unquantized, *(head for head in left if head not in unquantized)], self.others
+        )
 
     def _is_followed_by(self, runtime: str) -> bool:
         """Whether a runtime reads what differs layer by layer, and can run it.
@@ -220,8 +228,8 @@ class PackedEncoder(Encoder):
         return {**self.stated, **kept_settings(unquantized, rules)}
 
     def loads_experts(self, runtime: str) -> bool:
-        """See :meth:`Encoder.loads_experts`; GPTQModel takes the stacks apart."""
-        return runtime in ("gptqmodel", "vllm")
+        """See :meth:`Encoder.loads_experts`."""
+        return runtime in self.packed.loading_experts
 
 
 def _bits_of(encoder: Encoder) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from qsweep.formats.compressed_tensors import (
     decompress,
 )
 from qsweep.formats.weights import quantization_settings
-from qsweep.models.facts import TensorHeader
+from qsweep.models.facts import TensorHeader, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,8 @@ _NOT_READ = {
 }
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _FLOAT8 = "F8_E4M3"
+# What it calls scales of a parameter that is no module's ``weight``: of Llama 4's and gpt-oss's experts.
+_STACK_SCALE = "_weight_scale"
 
 
 class ModelOptContainer(QuantizedCheckpoint):
@@ -90,6 +92,8 @@ class ModelOptContainer(QuantizedCheckpoint):
                 return f"quant_algo {name}: {_NOT_READ[name]}"
             if name not in _SERVED:
                 return f"quant_algo {name[:40]!r}; read are {', '.join(sorted(_SERVED))}"
+        if (stack := _quantized_stack(path)) is not None:
+            return f"experts that are quantized as a stack, first {stack}; read are single ones"
         return None
 
     def settings(self, path: Path) -> Settings:
@@ -312,3 +316,12 @@ def _stated(settings: Settings) -> Mapping[str, Any]:
     # Earlier versions wrote into config.json what stands in hf_quant_config.json.
     inner = settings.get("quantization")
     return inner if isinstance(inner, Mapping) else settings
+
+
+def _quantized_stack(path: Path) -> str | None:
+    """The name of the first stack of experts that has scales, if there is one."""
+    tensors = read_tensors(path)
+    stacks = (name.removesuffix(_STACK_SCALE) for name in sorted(tensors))
+    return next(
+        (name for name in stacks if name + _STACK_SCALE in tensors and name in tensors), None
+    )

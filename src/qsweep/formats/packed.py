@@ -46,9 +46,12 @@ class PackedContainer(QuantizedCheckpoint):
         packed_sides: What of a matrix must be a multiple of 32, in words.
         holds_conv1d: Whether there are checkpoints of models that store weights transposed.
         codes: What the part that holds a layer's codes may be called.
+        loading_experts: Runtimes that load a mixture's experts one by one. transformers knows them as
+            stacks, which it leaves random.
     """
 
     timed_by = "gptqmodel"
+    loading_experts = ("gptqmodel", "vllm")
     group_sizes: tuple[int, ...]
     packed_sides: str
     holds_conv1d: bool = True

@@ -17,9 +17,9 @@ from qsweep.base.errors import IncompatibleTrial
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CAUSAL, _MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
+CAUSAL, _MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
 _TABLES = {
-    _CAUSAL: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
+    CAUSAL: ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
     _MULTIMODAL: (
         "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
         "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
@@ -54,8 +54,8 @@ def auto_class(config: Mapping[str, Any]) -> str | None:
     """
     kind, code, built_as = (config.get(k) for k in ("model_type", "auto_map", "architectures"))
     kind = str(kind or "")
-    if isinstance(code, Mapping) and _CAUSAL in code:
-        return _CAUSAL
+    if isinstance(code, Mapping) and CAUSAL in code:
+        return CAUSAL
     tables = _tables()
     found = {
         name: next((tables[t][kind] for t in of if kind in tables.get(t, {})), None)
@@ -68,7 +68,7 @@ def auto_class(config: Mapping[str, Any]) -> str | None:
     for name, built in found.items():
         if built is not None:
             return name
-    return None if any(kind in table for table in tables.values()) else _CAUSAL
+    return None if any(kind in table for table in tables.values()) else CAUSAL
 
 
 def require_language_model(config: Mapping[str, Any], name: str) -> None:
@@ -145,7 +145,7 @@ def _named(config: Any) -> str:
             "architectures": getattr(config, "architectures", None),
         }
     )
-    return found or _CAUSAL
+    return found or CAUSAL
 
 
 @cache

@@ -186,8 +186,18 @@ def attach_experts(model: nn.Module) -> None:
         if type(module) not in understood:
             understood[type(module)] = _is_marked(module) or _computes_the_same(module)
         if not understood[type(module)]:
-            for expert in range(expert_count(module)):
-                del module._modules[str(expert)]
+            _detach(module)
+
+
+def detach_experts(model: nn.Module) -> None:
+    """Take these children off again."""
+    for _, module in list(attached(model)):
+        _detach(module)
+
+
+def _detach(module: nn.Module) -> None:
+    for expert in range(expert_count(module)):
+        del module._modules[str(expert)]
 
 
 def _computes_the_same(module: Any) -> bool:
@@ -208,7 +218,7 @@ def _computes_the_same(module: Any) -> bool:
             expected = module(*given)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False
-        output = run_experts(module, lambda *seen: None)(*given)
+        output = run_experts(module)(*given)
     size = expected.float().abs().max()
     return bool((output.float() - expected.float()).abs().max() <= 2e-2 * size)
 
@@ -220,8 +230,12 @@ def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def _look_away(*seen: Any) -> None:
+    """A watch that does nothing."""
+
+
 def run_experts(
-    module: nn.Module, watch: Watch, *, all_tokens: bool = False
+    module: nn.Module, watch: Watch = _look_away, *, all_tokens: bool = False
 ) -> Callable[..., torch.Tensor]:
     """What stands for the ``forward`` of a module with attached experts, and shows what goes in.
 

@@ -6,13 +6,16 @@ transformers renames and stacks tensors while it loads (transformers/conversion_
 known here by name.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from qsweep.models.experts import attached, parts_of
+from qsweep.models.architecture import empty_model
+from qsweep.models.experts import attach_experts, attached, parts_of
+from qsweep.models.facts import read_outline
 from qsweep.models.stacks import expert_layer
 
 
@@ -79,6 +82,29 @@ def spelling_of(model: nn.Module, stored: Iterable[str]) -> Spelling:
         if layer not in found.experts and stack in stacks:
             found.experts[layer] = expert_layer(stacks[stack], expert, layer.rpartition(".")[2])
     return found
+
+
+def called_in_memory(path: Path, layers: Collection[str], **options: Any) -> list[str]:
+    """What transformers calls linear layers of a checkpoint once it has loaded them.
+
+    Args:
+        path: The checkpoint's directory.
+        layers: Names of its layers.
+        options: As transformers' configurations and models take them.
+
+    Returns:
+        Of the layers that it calls otherwise the names, sorted; nothing where it builds no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        shell = empty_model(AutoConfig.from_pretrained(path, **options), **options)
+    except (OSError, ImportError, ValueError, TypeError, AttributeError):
+        return []
+    attach_experts(shell)
+    spelling = spelling_of(shell, read_outline(path))
+    names = (name.rpartition(".")[0] for name in shell.state_dict())
+    return sorted({name for name in names if name not in layers and spelling.layer(name) in layers})
 
 
 def _places(

@@ -21,9 +21,12 @@ from qsweep.formats.artifact import Artifact, from_content
 from qsweep.formats.artifact_files import counting_files, find_place, is_stored, whole_name
 from qsweep.formats.belonging.difference import Difference, notes, refusal
 from qsweep.formats.container import Container, container
+from qsweep.formats.packed import PackedContainer
 from qsweep.formats.provenance import Provenance, read_provenance
 from qsweep.formats.recognize import recognize
+from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.quantizers.serving import closed_to
 from qsweep.text.calibration import CalibrationTokens
 
 _LONGEST_NAME = 56
@@ -154,8 +157,24 @@ class ExistingArtifact:
             print(f"{self.label}: {line}", flush=True)
         stated = self.provenance.details()
         details = {**found.details, "belonging": belonging, "provenance": stated}
-        served = found.runtimes or container(found.format).served_by(self.provenance.options or {})
-        return replace(found, runtimes=served, details=details)
+        return replace(found, runtimes=found.runtimes or self._served(model), details=details)
+
+    def _served(self, model: SourceModel) -> tuple[str, ...]:
+        """What can serve it, as far as its settings tell."""
+        holder = container_of(self.place)
+        served = holder.served_by(self.provenance.options or {})
+        if not isinstance(holder, PackedContainer):
+            return served
+        stored = [
+            tensor.name.removesuffix(".weight")
+            for tensor in holder.stored(self.place)
+            if tensor.quantized and EXPERT.search(tensor.name)
+        ]
+        unreadable = set(served) - set(holder.loading_experts)
+        closed = closed_to(model.facts, stored, holder.name, unreadable)
+        if (self.provenance.producer or "").startswith("gptqmodel"):
+            closed.discard("gptqmodel")  # who made it loads it
+        return tuple(name for name in served if name not in closed)
 
     def _differences(self, base: Path) -> list[Difference]:
         try:

@@ -233,7 +233,9 @@ class GroupedOptions:
             for rule, own in self.by_rule.items()
         )
         experts = {n: own for n, own in self.quantized(model).items() if EXPERT.search(n)}
-        closed = closed_to(model, experts, [own.encoder(model) for own in set(experts.values())])
+        writing = [own.encoder(model) for own in set(experts.values())]
+        unreadable = {n for one in writing for n in one.runtimes if not one.loads_experts(n)}
+        closed = closed_to(model, experts, self.holder, unreadable)
         if self.holder == "gptq" and self.kept(model):
             closed.add(
                 "transformers"
@@ -541,16 +543,17 @@ def check_held(quantizer: GroupedOptions, model: ModelFacts) -> None:
 def _require_linears(method: str, model: ModelFacts, *, experts: bool) -> None:
     if not model.linears:
         raise IncompatibleTrial(f"{method}: no linear layers found in {model.name}")
-    mixture = has_experts(read_config(model.path)) if model.experts is None else model.experts
-    if mixture and not experts:
-        raise IncompatibleTrial(
-            f"{method}: {model.name} is a mixture of experts, which this quantizer leaves out; "
-            "gptq, awq and rtn with quant.backend=native quantize them"
-        )
+    # What nobody can do is said before what this one cannot: it must not name another.
     if model.unread_experts:
         raise IncompatibleTrial(
             f"{method}: {model.name} stores experts as {model.unread_experts[0]}, a layout that "
             "qsweep does not take apart, so most of its weights would stay in 16 bits"
+        )
+    mixture = has_experts(read_config(model.path)) if model.experts is None else model.experts
+    if mixture and not experts:
+        raise IncompatibleTrial(
+            f"{method}: {model.name} is a mixture of experts, which this quantizer leaves out; "
+            "gptq, awq and rtn with quant.backend=native quantize most of them"
         )
 
 

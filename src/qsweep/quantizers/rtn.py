@@ -122,7 +122,8 @@ class RTN(GroupedOptions):
         from qsweep.formats.container import container
         from qsweep.formats.encoder import require_finite
         from qsweep.formats.hf import ShardWriter, write_frame
-        from qsweep.models.facts import CONV1D_TYPES, other_parts, read_tensors
+        from qsweep.models.facts import CONV1D_TYPES, is_head, other_parts, read_tensors
+        from qsweep.models.spelling import called_in_memory
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
@@ -146,7 +147,11 @@ class RTN(GroupedOptions):
             progress("round", done / len(linears))
         writer.close()
         others = other_parts(read_tensors(model.path))
-        write_frame(model.path, out, encoders.settings([*kept, *others]))
+        trusting = {"trust_remote_code": True} if model.trust_remote_code else {}
+        # Loaders know layers by either name.
+        names = [*kept, *(called_in_memory(model.path, kept, **trusting) if kept else ())]
+        heads = [n.removesuffix(".weight") for n in read_tensors(model.path) if is_head(n)]
+        write_frame(model.path, out, encoders.settings([*names, *others], heads))
         holder = encoders.usual.container
         return Artifact(
             path=out,
@@ -172,11 +177,11 @@ class RTN(GroupedOptions):
 
         network = load_network(model, dtype="auto")
         spelling = spelling_of(network, read_tensors(model.path))
+        decoder = find_decoder(network)
         others = not_run_as_linear(model, spelling, linears_of(network))
         kept, encoders = self.kept(model.facts), self.encoders(model.facts)
         writer = CheckpointWriter(out, model.path, encoders, spelling, {**kept, **others})
         wanted = model.facts.all_linears.keys() - kept.keys()
-        decoder = find_decoder(network)
         require_linear(self.asked(model.facts), [spelling.layer(n) for n in linears_of(network)])
         for index, linears in enumerate(decoder.linears):
             named = {decoder.full_name(index, name): linear for name, linear in linears.items()}

@@ -1,13 +1,13 @@
-"""Who serves a mixture of experts that is quantized: not all who serve its container load it.
+"""Who serves a quantized checkpoint of a certain model: not all who serve its container load it.
 
 What is said of vLLM rests on its source as of 2026 (``load_weights`` of its models); of GPTQModel 7.6
 and transformers 5.18 on tests (``tests/quantizers/test_owners.py``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from qsweep.formats.encoder import Encoder
-from qsweep.models.facts import read_outline
+from qsweep.models.architecture import CAUSAL, auto_class
+from qsweep.models.facts import read_config, read_outline
 from qsweep.models.source import ModelFacts
 from qsweep.models.stacks import stack_places
 
@@ -16,41 +16,51 @@ from qsweep.models.stacks import stack_places
 _KNOWN_STACKS = ("gate_up_proj", "down_proj")
 # gpt-oss, whose experts it loads from MXFP4 and Quark, with gate and up in one.
 _WHOLE = ("gpt_oss",)
+# Whose experts transformers makes linear layers of before it loads from these two containers
+# (``MODULES_TO_PATCH_FOR_QUANTIZATION``).
+_TAKEN_APART = ("llama4", "llama4_text")
 # Mixtures that GPTQModel was seen to load right from checkpoints that it did not make. Of others it
 # expects other names (Mixtral, Phi-MoE: those that transformers has in memory), leaves experts random,
 # or takes the halves of a stack's rows for gate and up where these alternate (gpt-oss).
 LOADED = frozenset(
     {"deepseek_v2", "deepseek_v3", "dots1", "hunyuan_v1_moe", "olmoe"}
-    | {"qwen2_moe", "qwen3_moe", "qwen3_next"}
+    | {"longcat_flash", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next"}
 )
 
 
-def closed_to(model: ModelFacts, experts: Iterable[str], encoders: Iterable[Encoder]) -> set[str]:
-    """The runtimes that do not load a model's experts as they are written.
+def closed_to(
+    model: ModelFacts, experts: Collection[str], holder: str, unreadable: Collection[str]
+) -> set[str]:
+    """The runtimes that do not load a model, its experts stored one by one.
 
     Args:
         model: The unquantized model.
-        experts: The linear layers of experts that are quantized.
-        encoders: What writes them.
+        experts: The linear layers of experts that are quantized, as the artifact calls them; none of a
+            dense model.
+        holder: The container.
+        unreadable: Those that do not load experts from such codes, whatever they are called; see
+            :meth:`qsweep.formats.encoder.Encoder.loads_experts`.
 
     Returns:
-        Names as in :attr:`Encoder.runtimes`.
+        Names as in :attr:`qsweep.formats.artifact.Artifact.runtimes`.
     """
-    experts = list(experts)
+    closed = set[str]()
+    if auto_class(read_config(model.path)) != CAUSAL:
+        closed.add("gptqmodel")  # of image-text checkpoints it wants names as they are in memory
     if not experts:
-        return set()
-    closed = {
-        name for encoder in encoders for name in encoder.runtimes if not encoder.loads_experts(name)
-    }
-    stored = read_outline(model.path)
-    if not all(f"{name}.weight" in stored for name in experts):
-        closed.add("transformers")  # its loader stacks what its own checkpoints have one by one
-        places = stack_places({name: info.shape for name, info in stored.items()})
-        stacks = {places[name].tensor.rpartition(".")[2] for name in experts if name in places}
-        if not stacks.issubset(_KNOWN_STACKS):
-            closed.add("vllm")
-    if model.model_type in _WHOLE:
-        closed.add("vllm")
+        return closed
+    closed.update(unreadable)
     if model.model_type not in LOADED:
         closed.add("gptqmodel")
+    stored = read_outline(model.path)
+    stacked = [name for name in experts if f"{name}.weight" not in stored]
+    if stacked:
+        closed.add("transformers")  # its loader stacks what its own checkpoints have one by one
+        places = stack_places({name: info.shape for name, info in stored.items()})
+        stacks = {places[n].tensor.rpartition(".")[2] if n in places else "" for n in stacked}
+        known = model.model_type not in _WHOLE and stacks.issubset(_KNOWN_STACKS)
+        if not known or holder == "bitsandbytes":
+            closed.add("vllm")
+    if model.model_type in _TAKEN_APART and holder in ("compressed-tensors", "bitsandbytes"):
+        closed.discard("transformers")
     return closed

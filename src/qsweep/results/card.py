@@ -7,6 +7,7 @@ from typing import Any
 from qsweep.base import numbers
 from qsweep.formats import hardware
 from qsweep.formats.numbers import Int
+from qsweep.models.architecture import CAUSAL
 from qsweep.results import own_run
 from qsweep.results.columns import derived
 from qsweep.results.columns.table import BPW, BPW_TOTAL, MEASURED_ON, SIZE_GB
@@ -15,10 +16,31 @@ from qsweep.results.markdown_table import table
 from qsweep.results.record import ArtifactFacts, Record, Row
 
 _PACKAGES = ("torch", "transformers", "gptqmodel", "llama-cpp-python")
+# What transformers reads each format with.
+_READS = {
+    "gptq": "optimum gptqmodel",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+    "bitsandbytes": "bitsandbytes",
+}
 
 
-def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name: str) -> str:
-    """The README.md of an export. ``made`` is what the artifact's maker said of it."""
+def model_card(
+    record: Record,
+    made: dict[str, Any],
+    files: Sequence[str],
+    name: str,
+    auto: str = CAUSAL,
+) -> str:
+    """The README.md of an export.
+
+    Args:
+        record: Of the trial.
+        made: What the artifact's maker said of it.
+        files: The names of what is exported.
+        name: What the export is called.
+        auto: The automatic class of transformers that loads it.
+    """
     parts = [
         _front_matter(record),
         f"# {numbers.markdown(name)}",
@@ -29,7 +51,7 @@ def model_card(record: Record, made: dict[str, Any], files: Sequence[str], name:
         "## What was measured",
         _measured(record),
         "## How to serve it",
-        *_serving(record, files, name),
+        *_serving(record, files, name, auto),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -121,7 +143,7 @@ def _overrides(record: Record) -> str:
     return ""
 
 
-def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
+def _serving(record: Record, files: Sequence[str], name: str, auto: str) -> list[str]:
     runtimes = " ".join(record.runtimes)
     needs = derived.needs_generation(Row(record))
     gguf = next((file for file in files if file.endswith(".gguf")), None)
@@ -142,18 +164,20 @@ def _serving(record: Record, files: Sequence[str], name: str) -> list[str]:
     if "vllm" in runtimes:
         found += ["vLLM:", _code(f"vllm serve . --served-model-name {words}")]
     if "transformers" in runtimes:
-        need = "pip install transformers accelerate optimum gptqmodel"
+        holder = record.artifact.format if record.artifact else None
+        need = f"pip install transformers accelerate {_READS.get(holder or '', '')}".rstrip()
         code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"from transformers import {auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")\n'
-            'model = AutoModelForCausalLM.from_pretrained(".", device_map="auto")\n'
+            f'model = {auto}.from_pretrained(".", device_map="auto")\n'
             'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)\n'
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
         )
         found += ["transformers:", _code(need), _code(code, "python")]
     elif "gptqmodel" in runtimes:
         code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
-        found += ["GPTQModel (no server loads these bits):", _code(code, "python")]
+        alone = "" if found else " (no server loads this)"
+        found += [f"GPTQModel{alone}:", _code(code, "python")]
     if found and needs:
         number = record.number_format or Int
         found.insert(0, f"{number.name}: {hardware.where(number)}.")

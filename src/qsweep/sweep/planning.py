@@ -155,7 +155,8 @@ def require_all_experts(trial: TrialConfig, setting: Setting) -> None:
     if asked and not shows_experts_all_tokens(quant):
         raise IncompatibleTrial(
             f"calibration.all_experts=true: {quant.method} ({quant.backend}) shows an expert the tokens "
-            "that are sent to it, and no others; quant.backend=native shows it all, or leave it out"
+            "that are sent to it, and no others; gptq, awq and rtn with quant.backend=native show it "
+            "all, or leave it out"
         )
 
 

@@ -61,7 +61,7 @@ class _GPTQModelQuantizer(GroupedOptions, ABC):
         if kind not in defined_types():
             raise IncompatibleTrial(
                 f"{library} has no definition of {kind} and would leave its experts in 16 bits; "
-                "quant.backend=native quantizes them"
+                "quant.backend=native needs none"
             )
         if kind in FAILING:
             raise IncompatibleTrial(

@@ -1,10 +1,11 @@
-"""What of GPTQModel 7.6's AWQ has to be changed for it to run here; GPTQ runs as it is.
+"""What of GPTQModel 7.6's AWQ has to be changed for it to run here, and of what it leaves changed.
 
 Each stays for as long as tests/quantizers/test_gptqmodel_patches.py shows that it is needed; that
 file fails where a newer GPTQModel does without one. Architectures that its AWQ gets wrong are
 refused (``UNSCALABLE`` beside) rather than put right: a second opinion is the library's own.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -162,3 +163,31 @@ def _compute_best_clip(
             lambda values: self._pseudo_quantize_tensor_into(values, values),
             [1 - step / n_grid for step in range(int(max_shrink * n_grid))],
         )
+
+
+@contextmanager
+def transformers_as_it_was(model_type: str) -> Iterator[None]:
+    """Undo at the end what GPTQModel 7.6 does to transformers for as long as a process lives.
+
+    Its Defuser puts classes with experts one by one in place of those with stacks, and looks up other
+    names for a checkpoint's tensors, so that who loads such a model later finds no stacks.
+
+    Args:
+        model_type: Of the model that GPTQModel loads.
+    """
+    from defuser.model_registry import MODEL_CONFIG, PATCH
+    from transformers import conversion_mapping, modeling_utils
+
+    places: list[tuple[Any, str]] = [
+        (module, "get_checkpoint_conversion_mapping")
+        for module in (conversion_mapping, modeling_utils)
+    ]
+    for path, _ in MODEL_CONFIG.get(model_type, {}).get(PATCH.REPLACE_MODULE, ()):
+        module, _, name = path.rpartition(".")
+        places.append((importlib.import_module(module), name))
+    before = [(owner, name, getattr(owner, name)) for owner, name in places if hasattr(owner, name)]
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)

@@ -15,8 +15,11 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.encoder import LayerEncoders
 from qsweep.formats.packed import PackedContainer, is_split
 from qsweep.models.facts import read_tensors
+from qsweep.models.roles import EXPERT
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.gptqmodel.patches import transformers_as_it_was
 from qsweep.quantizers.kept import kept_details
+from qsweep.quantizers.serving import closed_to
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -83,7 +86,8 @@ def quantize(
     work = out / "work"
     dtype = _compute_dtype(model, settings.bits)
     try:
-        written, details = _run(container, settings, model, dtype, calibration, work, progress)
+        with transformers_as_it_was(model.facts.model_type):
+            written, details = _run(container, settings, model, dtype, calibration, work, progress)
         progress("write", None)
         restore_dtypes(model.path, work / "saved", out)
         write_frame(model.path, out, written)
@@ -91,9 +95,14 @@ def quantize(
             _require_experts(settings, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    names = settings.encoders.runtimes
+    packed = [name.removesuffix(".qweight") for name in read_tensors(out) if ".qweight" in name]
+    experts = [name for name in packed if EXPERT.search(name)]
+    # Who made it loads it; it calls experts as transformers has them in memory.
+    others = set(settings.encoders.runtimes) - set(container.loading_experts)
+    closed = closed_to(model.facts, experts, container.name, others) - {"gptqmodel"}
     if is_split(model.path, out):
-        names = tuple(name for name in names if name != "transformers")
+        closed.add("transformers")
+    names = tuple(name for name in settings.encoders.runtimes if name not in closed)
     return Artifact(
         path=out,
         format=container.name,
@@ -118,7 +127,7 @@ def _require_experts(settings: Settings, out: Path) -> None:
     if left:
         raise IncompatibleTrial(
             f"gptqmodel {importlib.metadata.version('gptqmodel')} left {len(left)} tensors of experts "
-            f"in 16 bits, {left[0]} first; quant.backend=native quantizes them"
+            f"in 16 bits, {left[0]} first; quant.backend=native takes them apart by itself"
         )
 
 

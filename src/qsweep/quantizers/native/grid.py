@@ -25,7 +25,13 @@ from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.capture import capture, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
-from qsweep.quantizers.native.graph import linears_of, raw_weight, require_linear, set_weight
+from qsweep.quantizers.native.graph import (
+    find_decoder,
+    linears_of,
+    raw_weight,
+    require_linear,
+    set_weight,
+)
 from qsweep.quantizers.native.jobs import AWQJob, GPTQJob, Job, RTNJob, solve_stages
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
@@ -72,6 +78,7 @@ def run(
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
         for quantizer, out in configurations
     ]
+    find_decoder(network)  # refuses by name what keeps experts in a way of its own
     found = [spelling.layer(name) for name in linears_of(network)]
     others = not_run_as_linear(model, spelling, linears_of(network))
     for job in jobs:

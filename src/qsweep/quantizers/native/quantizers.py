@@ -202,9 +202,11 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
                 experts=self.takes_experts,
             )
         if size % multiple and size != -1:
+            # It writes GPTQ's own checkpoints alone, and knows some mixtures only.
+            other = ", or quant.backend=gptqmodel" if ours and not model.experts else ""
             raise IncompatibleTrial(
                 f"gptq: group_size={size}: the native backend solves {multiple} columns at a time; "
-                f"take a multiple of {multiple}, or quant.backend=gptqmodel"
+                f"take a multiple of {multiple}{other}"
             )
 
     def _check_order(self) -> None:

@@ -161,28 +161,30 @@ class CheckpointWriter(Writer):
                 self.add_plain(name, tensor)
             seen.add(tensor.data_ptr())
         self._shards.close()
-        in_memory, others = self._unpacked(model)
+        in_memory, others, heads = self._unpacked(model)
         spelt = {self._spelling.layer(name): "shape" for name in in_memory}
         kept = {**spelt, **self._kept}
         # Loaders know them by either name.
         names = sorted({*kept, *in_memory})
-        write_frame(self._source, self._out, self._encoders.settings([*names, *others]))
+        write_frame(self._source, self._out, self._encoders.settings([*names, *others], heads))
         holder = self._encoders.usual.container
         size = container(holder).size(self._out)
         details = details | kept_details(kept)
         return Artifact(self._out, holder, size, self._encoders.runtimes, details)
 
-    def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str]]:
-        # The linear layers of the decoder that were not packed, and the parts of the model beside
-        # the decoder and the output head that hold others.
+    def _unpacked(self, model: torch.nn.Module) -> tuple[list[str], list[str], list[str]]:
+        # The linear layers of the decoder that were not packed, the parts of the model beside the
+        # decoder and the output head that hold others, and that head.
         decoder = find_decoder(model).paths[0].rpartition(".")[0] + "."
         get_head: Any = getattr(model, "get_output_embeddings", None)
         head = get_head() if get_head else None
-        names = [name for name, module in linears_of(model).items() if module is not head]
+        linears = linears_of(model)
+        heads = [name for name, module in linears.items() if module is head]
+        names = [name for name in linears if name not in heads]
         inside = [name for name in names if name.startswith(decoder)]
         others = [n for n in names if not n.startswith(decoder) and n not in self._packed]
         parts = {*parts_beside(inside, others), *other_parts(self._infos)}
-        return sorted(set(inside) - self._packed), sorted(parts)
+        return sorted(set(inside) - self._packed), sorted(parts), heads
 
 
 def _unstacked(
