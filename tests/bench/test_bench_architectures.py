@@ -96,6 +96,9 @@ def test_the_independent_reading_is_what_was_packed(method, settings, packed, tm
 TENSORS = {
     "model.layers.0.mlp.experts.gate_up_proj": ((4, 128, 64), "BF16"),
     "model.layers.0.mlp.experts.1.up_proj.weight": ((64, 64), "BF16"),
+    "model.layers.0.mlp.experts.1.down_proj.weight": ((64, 64), "BF16"),
+    # It hands tokens on, and is never asked.
+    "model.layers.0.mlp.experts.2.up_proj.weight": ((64, 64), "BF16"),
     "model.layers.0.mlp.gate.weight": ((64, 64), "BF16"),
     "model.layers.0.self_attn.q_proj.weight": ((64, 64), "BF16"),
     "model.layers.0.linear_attn.conv1d.weight": ((64, 1, 4), "BF16"),
@@ -111,11 +114,12 @@ def test_what_stays_in_16_bits_is_found():
     assert {name.split(".", 3)[3] for name in wanted} == {
         "mlp.experts.gate_up_proj",
         "mlp.experts.1.up_proj.weight",
+        "mlp.experts.1.down_proj.weight",
         "self_attn.q_proj.weight",
     }
     found = independent.tensors_left(TENSORS, TENSORS, {"model.layers.0.self_attn.q_proj"})
     assert found["share_left"] == 1
-    assert len(found["experts_left"]) == 2
+    assert len(found["experts_left"]) == 3
     assert not any("q_proj" in name for name in found["left"])
     packed = {name: ((1,), "I32") for name in TENSORS}
     assert independent.tensors_left(TENSORS, packed, set())["share_left"] == 0

@@ -188,14 +188,14 @@ def test_a_mixture_of_experts_has_one_of_every_linear_layer(tmp_path, pocket_dir
             assert torch.equal(gate, up) and bool(gate.all())
 
 
-def test_inputs_that_are_not_finite_are_named(tiny_model, tmp_path):
+def test_weights_that_are_not_finite_are_named(tiny_model, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(tiny_model("llama"), path)
     model = network(path)
     model.model.layers[1].input_layernorm.weight.data[3] = torch.inf
     model.save_pretrained(path)
     with pytest.raises(
-        TrialFailed, match=r"model\.layers\.1\.self_attn\.q_proj: its inputs are not"
+        TrialFailed, match=r"model\.layers\.1\.input_layernorm: its weights are not finite"
     ):
         measured(path)
 

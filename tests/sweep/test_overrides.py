@@ -182,7 +182,7 @@ def test_a_sweeps_default_name_is_one_folders(overrides):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=lama"], "model=lama: no such choice; there are gemma-3-1b, "),
+        (["model=lama"], "model=lama: no such choice; there are deepseek-v2-lite, "),
         (["hydra/launcher=nope"], "hydra/launcher=nope: no such choice; there are basic, qsweep"),
         (["search=per_gb"], "--config-name=pareto search=per_gb"),
         (["bits='3"], "bits='3: the quote is not closed; for example \"bits='3'\""),
