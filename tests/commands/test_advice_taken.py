@@ -193,7 +193,7 @@ def quantize(quantizer, path, out, *, trusted=False):
 def unfollowed(path):
     """What is said of a family whose renaming is not followed, so that experts are not found."""
     from qsweep.models.spelling import Spelling
-    from qsweep.quantizers.native.grid import not_run_as_linear
+    from qsweep.quantizers.native.network import not_run_as_linear
 
     source = SourceModel(read_facts(path, "mini"), "cpu")
     with pytest.raises(IncompatibleTrial) as caught:
@@ -218,7 +218,7 @@ def test_experts_of_a_class_of_their_own_are_told_by_what_would_be_needed(
     tmp_path, pocket_dir, stacked
 ):
     from qsweep.quantizers.native.graph import find_decoder
-    from qsweep.quantizers.native.grid import load_network
+    from qsweep.quantizers.native.network import load_network
 
     path = custom_mixture(
         tmp_path / "model", pocket_dir, experts=4 if stacked else 96, stacked=stacked

@@ -20,7 +20,7 @@ from qsweep.models.architecture import auto_class, empty_model, expert_counts, h
 from qsweep.models.experts import is_experts
 from qsweep.models.facts import TensorHeader, _decoder_shapes, _linears, read_facts
 from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.grouped import check_packing
+from qsweep.quantizers.checks import check_packing
 from qsweep.quantizers.isolated import AutoAWQ, AutoGPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
 from qsweep.quantizers.native.capture import capture

@@ -103,7 +103,7 @@ def test_of_two_sets_of_weights_everybody_reads_the_one_that_transformers_loads(
 
 def test_the_native_pass_and_the_hand_over_read_the_same_set(copy, tmp_path):
     from qsweep.quantizers.isolated.handover import hand_over
-    from qsweep.quantizers.native.grid import load_network
+    from qsweep.quantizers.native.network import load_network
 
     add_second_set(copy)
     expected = tensors_of(copy)["model.layers.1.mlp.up_proj.weight"]

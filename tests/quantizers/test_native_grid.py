@@ -264,7 +264,9 @@ def test_weights_that_are_not_finite_name_the_layer(tiny_model, tmp_path):
     path = tmp_path / "broken"
     model.save_pretrained(path)
     (path / "tokenizer.json").write_bytes((tiny_model("llama") / "tokenizer.json").read_bytes())
-    with pytest.raises(TrialFailed, match=r"model\.layers\.1\.input_layernorm: its weights are not finite"):
+    with pytest.raises(
+        TrialFailed, match=r"model\.layers\.1\.input_layernorm: its weights are not finite"
+    ):
         quantize(path, [NativeGPTQ(4, 64)], tmp_path / "out")
 
 

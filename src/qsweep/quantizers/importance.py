@@ -73,7 +73,7 @@ def _run_whole(
 ) -> "dict[str, torch.Tensor]":
     import torch
 
-    from qsweep.quantizers.native.grid import load_network
+    from qsweep.quantizers.native.network import load_network
     from qsweep.quantizers.native.stats import InputStats
 
     network = load_network(model, model.device)

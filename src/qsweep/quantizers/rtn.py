@@ -172,8 +172,8 @@ class RTN(GroupedOptions):
             require_linear,
             weight_of,
         )
-        from qsweep.quantizers.native.grid import load_network, not_run_as_linear
-        from qsweep.quantizers.native.jobs import round_linears
+        from qsweep.quantizers.native.network import load_network, not_run_as_linear
+        from qsweep.quantizers.native.rounding_jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
 
         network = load_network(model, dtype="auto")

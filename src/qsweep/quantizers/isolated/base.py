@@ -8,8 +8,9 @@ from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.progress import Progress, silent
 from qsweep.formats.artifact import Artifact
 from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.quantizers.checks import check_packing
 from qsweep.quantizers.environments.choice import EnvChoice
-from qsweep.quantizers.grouped import GroupedOptions, check_packing
+from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.isolated.run import REVISION, Recipe, quantize
 from qsweep.text.calibration import CalibrationTokens
 

@@ -7,7 +7,8 @@ from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.packed import PackedContainer
 from qsweep.models.source import ModelFacts
-from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, check_held
+from qsweep.quantizers.checks import check_held
+from qsweep.quantizers.grouped import AWQOptions, GPTQOptions
 from qsweep.quantizers.isolated.base import IsolatedQuantizer
 from qsweep.quantizers.isolated.run import Recipe
 

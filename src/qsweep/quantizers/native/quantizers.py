@@ -13,13 +13,8 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.gptq import format_of
 from qsweep.formats.numbers import NF4, Search
 from qsweep.models.source import ModelFacts, SourceModel
-from qsweep.quantizers.grouped import (
-    AWQOptions,
-    GPTQOptions,
-    GroupedOptions,
-    check_packing,
-    packed_settings,
-)
+from qsweep.quantizers.checks import check_packing
+from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions, packed_settings
 from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens

@@ -1,0 +1,104 @@
+"""A model to look at, and whether its weights are what its checkpoint says."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsweep.base.errors import IncompatibleTrial, in_one_line
+from qsweep.formats.encoder import require_finite
+from qsweep.models.architecture import load_model
+from qsweep.models.experts import attach_experts
+from qsweep.models.facts import is_of_text, read_tensors
+from qsweep.models.source import ModelFacts, SourceModel
+from qsweep.models.spelling import Spelling
+from qsweep.quantizers.native.graph import (
+    linears_of,
+    raw_weight,
+)
+from qsweep.quantizers.native.names import layer_of
+
+
+def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> Any:
+    """The model to look at, without gradients, with experts attached as linear layers.
+
+    Args:
+        model: The checkpoint.
+        place: The device.
+        dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
+
+    Raises:
+        IncompatibleTrial: transformers cannot build it.
+    """
+    from transformers import AutoConfig
+
+    if dtype is None:
+        dtype = torch.float32 if model.device == "cpu" else "auto"
+    try:
+        config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        network = load_model(
+            model.path,
+            config,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map=None if place == "cpu" else {"": place},
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (KeyError, ValueError, ImportError) as error:
+        why = in_one_line(error)
+        raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({why})") from error
+    network.eval().requires_grad_(False)
+    attach_experts(network)
+    return network
+
+
+def not_run_as_linear(
+    model: SourceModel, spelling: Spelling, found: Iterable[str]
+) -> dict[str, str]:
+    """Linear layers of a checkpoint that are something else in memory, and why they stay in 16 bits.
+
+    Args:
+        model: The checkpoint.
+        spelling: What it calls what is in memory.
+        found: The linear layers in memory.
+
+    Raises:
+        IncompatibleTrial: Experts are among them.
+    """
+    here = {spelling.stored_in(name) for name in found} | set(spelling.experts.values())
+    layers = {layer_of(name) for name in here}
+    # Of layers that predict further tokens transformers loads none.
+    others = [
+        name
+        for name in model.facts.linears
+        if name not in here and layer_of(name) in layers and is_of_text(name)
+    ]
+    for name in others:
+        if "experts" in name.split("."):
+            way_out = "; quant=rtn rounds it all the same" if rounds_tensors(model.facts) else ""
+            raise IncompatibleTrial(
+                f"{name}: transformers stacks it with others in a way that qsweep does not follow"
+                f"{way_out}"
+            )
+    return dict.fromkeys(others, "no plain linear layer in transformers")
+
+
+def rounds_tensors(facts: ModelFacts) -> bool:
+    """Whether each linear layer is a tensor of the checkpoint: who rounds them needs no model."""
+    tensors = read_tensors(facts.path)
+    return all(f"{name}.weight" in tensors for name in facts.all_linears)
+
+
+def require_finite_layer(
+    module: nn.Module, full_name: Callable[[str], str], spelling: Spelling
+) -> None:
+    """Refuse a decoder layer with a weight that is not finite: the first to blame for what follows.
+
+    Raises:
+        TrialFailed: names it as the checkpoint does; of a stack the expert's layer.
+    """
+    for name, linear in linears_of(module).items():
+        require_finite(spelling.stored_in(full_name(name)), raw_weight(linear))
+    for name, parameter in module.named_parameters():
+        require_finite(spelling.tensor(full_name(name)).removesuffix(".weight"), parameter)
