@@ -309,7 +309,7 @@ ELSEWHERE = (
         "cuda:0",
     ),
     *("quant.path=", "quant.file=", "quant.imatrix=true", "quant.export=gguf", "quant=NAME"),
-    *("give the unquantized model", "calibration.all_experts=true shows", "corpus=", "eval="),
+    *("give the unquantized model", "corpus=", "eval="),
     *("--config-name", "quant=gptq bits=4", "quant=none, or with", "is the unquantized model"),
     *("relative to the unquantized model", "a pack is of the unquantized model", "leave one out"),
     *("take it out", "name another format or bits", "quant.env.create=true"),

@@ -239,7 +239,7 @@ def test_an_importance_matrix_belongs_to_model_text_and_version(plan, monkeypatc
     assert planning.make_plan(one.trial, setting).importance != one.importance
     assert plan({"_target_": "qsweep.quantizers.rtn.RTN", "bits": 4}).importance is None
     plain, before = plan(gguf(4)), one.importance
-    monkeypatch.setattr(planning, "IMPORTANCE_VERSION", "next")
+    monkeypatch.setattr(planning, "importance_version", lambda facts: "next")
     later = plan(gguf(4, imatrix=True))
     assert later.importance != before and later.artifact_key != one.artifact_key
     assert plan(gguf(4)).artifact_key == plain.artifact_key

@@ -252,7 +252,7 @@ def _experts(records: Iterable[Record]) -> Iterator[str]:
             f"calibration.num_samples={math.ceil(found.wanted * samples)} would do for all but a "
             "twentieth of them"
             if samples and (asked or 1) * found.wanted <= MOST_TOKENS
-            else "more text would do"
+            else "text of another kind may reach them"
         )
         # Configurations route a few tokens otherwise: the first of them speaks for all.
         line = lines.setdefault(

@@ -9,7 +9,7 @@ import torch
 
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
-from qsweep.formats.encoder import LayerEncoders, Parts
+from qsweep.formats.encoder import LayerEncoders, Parts, require_finite
 from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
@@ -146,6 +146,9 @@ class CheckpointWriter(Writer):
             return
         self._done.add(name)
         if tensor.is_floating_point():
+            called = self._spelling.tensor(name)
+            if not is_buffer(called):
+                require_finite(called.removesuffix(".weight"), tensor)
             tensor = tensor.to(self.stored_dtype(name))
         self._shards.add(self._spelling.tensor(name), tensor.clone())
 
