@@ -166,7 +166,8 @@ def test_gptqmodel_loads_mixtures(made, kind, method):
     ]
     _, artifact, expected = made(kind, quantizer)
     assert "gptqmodel" in artifact.runtimes
-    assert apart(logits(by_gptqmodel(artifact, kind)), expected) < 1e-2
+    # In float16, where a token near a tie may go to another expert; wrong names are 1 and more apart.
+    assert apart(logits(by_gptqmodel(artifact, kind)), expected) < 5e-2
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ and transformers 5.18 on tests (``tests/quantizers/test_owners.py``).
 from collections.abc import Collection
 
 from qsweep.models.architecture import CAUSAL, auto_class
-from qsweep.models.facts import read_config, read_outline
+from qsweep.models.facts import read_config, read_outline, text_config
 from qsweep.models.source import ModelFacts
 from qsweep.models.stacks import stack_places
 
@@ -45,7 +45,8 @@ def closed_to(
         Names as in :attr:`qsweep.formats.artifact.Artifact.runtimes`.
     """
     closed = set[str]()
-    if auto_class(read_config(model.path)) != CAUSAL:
+    config = read_config(model.path)
+    if text_config(config) != config or auto_class(config) != CAUSAL:
         closed.add("gptqmodel")  # of image-text checkpoints it wants names as they are in memory
     if not experts:
         return closed
