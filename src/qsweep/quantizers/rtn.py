@@ -127,7 +127,8 @@ class RTN(GroupedOptions):
 
         kept = self.kept(model.facts)
         linears = model.facts.all_linears.keys() - kept.keys()
-        if any(f"{name}.weight" not in read_tensors(model.path) for name in linears):
+        stored = read_tensors(model.path)
+        if any(f"{name}.weight" not in stored for name in linears):
             return self._quantize_stacks(model, out, progress)
         transposed = model.facts.model_type in CONV1D_TYPES
         encoders = self.encoders(model.facts)
@@ -147,11 +148,11 @@ class RTN(GroupedOptions):
             done += 1
             progress("round", done / len(linears))
         writer.close()
-        others = other_parts(read_tensors(model.path))
+        others = other_parts(stored)
         trusting = {"trust_remote_code": True} if model.trust_remote_code else {}
         # Loaders know layers by either name.
         names = [*kept, *(called_in_memory(model.path, kept, **trusting) if kept else ())]
-        heads = [n.removesuffix(".weight") for n in read_tensors(model.path) if is_head(n)]
+        heads = [name.removesuffix(".weight") for name in stored if is_head(name)]
         write_frame(model.path, out, encoders.settings([*names, *others], heads))
         holder = encoders.usual.container
         return Artifact(
