@@ -141,7 +141,7 @@ def _is_marked(module: nn.Module) -> bool:
 def holds_unknown_experts(module: nn.Module) -> bool:
     """Whether a module is called after experts, has stacks of matrices, and none are attached to it."""
     stacks = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-    return stacks and "Expert" in type(module).__name__ and "0" not in module._modules
+    return stacks and "Expert" in type(module).__name__ and not _has_children(module)
 
 
 def parts_of(module: nn.Module) -> list[Part]:
@@ -195,6 +195,10 @@ def detach_experts(model: nn.Module) -> None:
         _detach(module)
 
 
+def _has_children(module: nn.Module) -> bool:
+    return "0" in module._modules
+
+
 def _detach(module: nn.Module) -> None:
     for expert in range(expert_count(module)):
         del module._modules[str(expert)]
@@ -226,7 +230,7 @@ def _computes_the_same(module: Any) -> bool:
 def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules below one that have experts attached to them, by name."""
     for name, module in model.named_modules():
-        if "0" in module._modules and is_experts(module):
+        if _has_children(module) and is_experts(module):
             yield name, module
 
 
@@ -256,61 +260,51 @@ def run_experts(
         top_k_index, top_k_weights = sorted(rest, key=torch.is_floating_point)
         hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
         index = top_k_index.reshape(len(hidden), -1)
-        routing = _Routing(index, top_k_weights.reshape(index.shape))
-        output = _run_routed(module, watch, hidden, routing, all_tokens=all_tokens)
+        weights = top_k_weights.reshape(index.shape)
+        output = _run_routed(module, watch, hidden, index, weights, all_tokens=all_tokens)
         return output.view(hidden_states.shape).to(hidden_states.dtype)
 
     return routed
-
-
-@dataclass(frozen=True)
-class _Routing:
-    """Which experts each token goes to [tokens, k], and what their outputs are multiplied by."""
-
-    index: torch.Tensor
-    weights: torch.Tensor
-
-    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens of an expert, and their weights, [n] each."""
-        tokens, slots = torch.where(self.index == expert)
-        return tokens, self.weights[tokens, slots]
 
 
 def _run_routed(
     module: nn.Module,
     watch: Watch,
     hidden: torch.Tensor,
-    routing: _Routing,
+    index: torch.Tensor,
+    weights: torch.Tensor,
     *,
     all_tokens: bool,
 ) -> torch.Tensor:
+    # Hidden states [tokens, width], the experts each is sent to, and their weights [tokens, k].
     every = torch.arange(len(hidden), device=hidden.device)
-    count = expert_count(module)
-    for expert in range(count):
-        own, chosen = routing.of(expert)
-        tokens, weights = (every, None) if all_tokens else (own, chosen)
-        inputs = hidden if all_tokens else hidden[own]
+    own, shares = [], []
+    for expert in range(expert_count(module)):
+        tokens, slots = torch.where(index == expert)
+        own.append(tokens)
+        shares.append(weights[tokens, slots])
+    for expert, tokens in enumerate(own):
+        shown, share = (every, None) if all_tokens else (tokens, shares[expert])
+        inputs = hidden if all_tokens else hidden[tokens]
         for name in _first(module):
-            watch(f"{expert}.{name}", inputs, tokens, weights, len(own))
+            watch(f"{expert}.{name}", inputs, shown, share, len(tokens))
     inner = []
-    for expert in range(count):
-        own, weights = routing.of(expert)
+    for expert, tokens in enumerate(own):
         if all_tokens:
             states = _activated(module, expert, hidden)
-            watch(f"{expert}.down_proj", states, every, None, len(own))
-            states = states[own]
+            watch(f"{expert}.down_proj", states, every, None, len(tokens))
+            states = states[tokens]
         else:
-            states = _activated(module, expert, hidden[own])
-            watch(f"{expert}.down_proj", states, own, weights, len(own))
+            states = _activated(module, expert, hidden[tokens])
+            watch(f"{expert}.down_proj", states, tokens, shares[expert], len(tokens))
         inner.append(states)
     output = torch.zeros_like(hidden)
     for expert, states in enumerate(inner):
-        tokens, weights = routing.of(expert)
-        results = _linear(module, expert, "down_proj")(states) * weights[:, None]
-        output.index_add_(0, tokens, results.to(output.dtype))
+        results = _linear(module, expert, "down_proj")(states) * shares[expert][:, None]
+        output.index_add_(0, own[expert], results.to(output.dtype))
     if hasattr(module, "identity_expert"):
-        tokens, slots = torch.where(routing.index >= count)
-        passed = hidden[tokens] * routing.weights[tokens, slots, None]
+        tokens, slots = torch.where(index >= expert_count(module))
+        passed = hidden[tokens] * weights[tokens, slots, None]
         output.index_add_(0, tokens, passed.to(output.dtype))
     return output
 
