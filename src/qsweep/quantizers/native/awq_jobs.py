@@ -15,18 +15,8 @@ from qsweep.quantizers.native import awq
 from qsweep.quantizers.native.fold import Fold, by_fold
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 from qsweep.quantizers.native.jobs import Job, layer_schemes
-from qsweep.quantizers.native.layers import Layer, blocks_of
+from qsweep.quantizers.native.layers import Layer, Stage, blocks_of
 from qsweep.quantizers.native.stats import InputStats
-
-
-def _by_scheme(
-    names: Sequence[str], weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]
-) -> list[tuple[Scheme, dict[str, torch.Tensor]]]:
-    found: dict[int, tuple[Scheme, dict[str, torch.Tensor]]] = {}
-    for name in names:
-        if (scheme := schemes.get(name)) is not None:
-            found.setdefault(id(scheme), (scheme, {}))[1][name] = weights[name]
-    return list(found.values())
 
 
 class AWQJob(Job):
@@ -52,13 +42,12 @@ class AWQJob(Job):
         ]
         modules = dict(layer.module.named_modules())
         weights = {name: layer.weight_of(name) for s in layer.stages for name in s.linears}
-        schemes = {name: scheme for scheme, own in self.by_scheme(layer, weights) for name in own}
         applied: list[torch.Tensor | None] = [None] * len(layer.stages)
         for fold, numbers in by_fold(folds):
             inputs = [
                 awq.Shared(list(own.values()), stats[n], scheme)
                 for n in numbers
-                for scheme, own in _by_scheme(layer.stages[n].linears, weights, schemes)
+                for scheme, own in self._of_stage(layer, layer.stages[n], weights)
             ]
             if not inputs:
                 continue
@@ -78,15 +67,21 @@ class AWQJob(Job):
             if found_scales is not None:
                 gram = awq.scaled_gram(gram, found_scales)
                 extreme = seen.scaled_extreme(found_scales)
-            for scheme, chosen in _by_scheme(stage.linears, weights, schemes):
+            kept = dict.fromkeys(stage.linears)
+            for scheme, chosen in self._of_stage(layer, stage, weights):
                 for name, own in layer_schemes(scheme, chosen).items():
                     clip = self._options["clip"]
                     matrix, losses = awq.quantize(weights[name], gram, own, clip=clip)
                     self._add(layer.full_name(name), matrix, losses, extreme)
-            for name in stage.linears:
-                if name not in schemes:
-                    # Scales went into it all the same, from before or from behind.
-                    self._keep(layer.full_name(name), modules[name], weights[name])
+                    del kept[name]
+            for name in kept:
+                # Scales went into it all the same, from before or from behind.
+                self._keep(layer.full_name(name), modules[name], weights[name])
+
+    def _of_stage(
+        self, layer: Layer, stage: Stage, weights: Mapping[str, torch.Tensor]
+    ) -> list[tuple[Scheme, dict[str, torch.Tensor]]]:
+        return self.by_scheme(layer, {name: weights[name] for name in stage.linears})
 
     def _found(self) -> dict[str, Any]:
         return {"scaling": self._scaling}

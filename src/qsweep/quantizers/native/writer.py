@@ -159,8 +159,7 @@ class CheckpointWriter(Writer):
         the details, as the checkpoint calls them (:func:`kept_details`).
         """
         seen: set[int] = set()
-        apart = {*self._done, *(f"{name}.weight" for name in self._packed)}
-        for name, tensor in _unstacked(model, apart, self._spelling.merged):
+        for name, tensor in _unstacked(model, self._done, self._spelling.merged):
             # A head that shares the embedding's memory comes after it.
             if tensor.data_ptr() not in seen:
                 self.add_plain(name, tensor)
