@@ -19,9 +19,6 @@ from qsweep.quantizers.sensitivity.candidates import Candidate
 from qsweep.quantizers.sensitivity.estimators import ESTIMATORS, half_mean_square
 from qsweep.text.calibration import CalibrationTokens
 
-VERSION = 1
-"""Raised when a change may move one of the numbers."""
-
 Sensitivities = dict[str, float]
 
 
