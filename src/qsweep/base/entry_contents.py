@@ -63,6 +63,12 @@ class _Importance:
     shared_s: float
 
 
+@dataclass(frozen=True)
+class _Sensitivities:
+    layers: int
+    shared_s: float
+
+
 _CONTENTS: Mapping[str, type] = {
     "artifacts": _Artifact,
     "measurements": _Measurement,
@@ -70,6 +76,7 @@ _CONTENTS: Mapping[str, type] = {
     "tasks": _Task,
     "texts": _Text,
     "importances": _Importance,
+    "sensitivities": _Sensitivities,
 }
 
 

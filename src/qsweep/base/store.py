@@ -33,7 +33,7 @@ __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_d
 
 Kind = Literal[
     "artifacts", "importances", "references", "measurements", "tensors", "tasks", "timings",
-    "models", "texts", "packs",
+    "sensitivities", "models", "texts", "packs",
 ]  # fmt: skip
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]

@@ -43,7 +43,7 @@ def restacked(
     if not stacks:
         return found
     spelling = spelling_of(shell, read_outline(source))
-    halves = _splits_in_halves(files)
+    halves = splits_in_halves(files)
     for name, module in stacks.items():
         for parameter in dict.fromkeys(part.parameter for part in parts_of(module)):
             parts = [part for part in parts_of(module) if part.parameter == parameter]
@@ -75,7 +75,7 @@ def _taken(found: dict[str, Any], layers: Sequence[str], kind: str) -> list[Any]
     return [found.pop(name) for name in names] if all(name in found for name in names) else None
 
 
-def _splits_in_halves(files: Path | None) -> bool:
+def splits_in_halves(files: Path | None) -> bool:
     """Whether an artifact's first layers of an expert are the halves of a stack's rows.
 
     GPTQModel calls the first half a gate, and the other what it lets through, also where the rows of

@@ -26,7 +26,11 @@ class _Stop(Exception):
 
 
 def capture(
-    model: nn.Module, samples: Sequence[Sequence[int]], device: str, linears: Collection[str] = ()
+    model: nn.Module,
+    samples: Sequence[Sequence[int]],
+    device: str,
+    linears: Collection[str] = (),
+    activations: int = 1,
 ) -> tuple[Decoder, list[Chunk], Chunk]:
     """Find the decoder layers, and embed the calibration text.
 
@@ -35,6 +39,7 @@ def capture(
         samples: Token ids.
         device: Where layers will run; hidden states are given on the host.
         linears: Names of linear layers that should be among those of the decoder layers.
+        activations: How many times the memory of a plain forward a layer's run takes.
 
     Returns:
         The layers; the text in chunks, with the hidden states [samples, tokens, width] that enter
@@ -51,16 +56,17 @@ def capture(
     exact = multiplies_bfloat16(device) and not _multiplies_in_bfloat16(body, start)
     if not _is_all(decoder, linears) or not _runs_layer_by_layer(body, decoder, start):
         decoder = whole_model(model)
-        chunks, probe = _as_they_are(model, samples, start, device)
+        chunks, probe = _as_they_are(model, samples, start, device, activations)
         return decoder, *_with(chunks, probe, exact=exact)
-    outside = list(_modules_outside(body, decoder.layers))
+    outside = list(modules_outside(body, decoder.layers))
+    first = decoder.layers[0]
     for module in outside:
         module.to(device)
     try:
         chunks = [
             _capture(body, decoder, part.to(device))
-            for ids in _by_length(samples)
-            for part in ids.split(_samples_at_once(decoder.layers[0], ids.shape[1], device))
+            for ids in by_length(samples)
+            for part in ids.split(_samples_at_once(first, ids.shape[1], device, activations))
         ]
         probe = _capture(body, decoder, start.to(device))
     finally:
@@ -84,18 +90,23 @@ def _multiplies_in_bfloat16(body: nn.Module, ids: torch.Tensor) -> bool:
 
 
 def _as_they_are(
-    model: nn.Module, samples: Sequence[Sequence[int]], start: torch.Tensor, device: str
+    model: nn.Module,
+    samples: Sequence[Sequence[int]],
+    start: torch.Tensor,
+    device: str,
+    activations: int,
 ) -> tuple[list[Chunk], Chunk]:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {"use_cache": False})]
     chunks = [
         Chunk(part, calls)
-        for ids in _by_length(samples)
-        for part in ids.split(_samples_at_once(model, ids.shape[1], device))
+        for ids in by_length(samples)
+        for part in ids.split(_samples_at_once(model, ids.shape[1], device, activations))
     ]
     return chunks, Chunk(start, calls)
 
 
-def _by_length(samples: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+def by_length(samples: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+    """Token ids [samples, tokens], of equal length together, in the order of the chunks' rows."""
     for length in sorted({len(sample) for sample in samples}, reverse=True):
         yield torch.tensor([sample for sample in samples if len(sample) == length])
 
@@ -196,12 +207,14 @@ def _captured(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk | N
     return None
 
 
-def _modules_outside(body: nn.Module, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def modules_outside(body: nn.Module, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """What a model consists of beside its layers."""
     inside = {module for layer in layers for module in layer.modules()}
     for module in body.modules():
         if module not in inside and not any(child in inside for child in module.modules()):
             yield module
 
 
-def _samples_at_once(layer: nn.Module, tokens: int, device: str) -> int:
-    return max(1, budget(torch.device(device)) // activation_bytes(layer, tokens))
+def _samples_at_once(layer: nn.Module, tokens: int, device: str, activations: int) -> int:
+    size = activations * activation_bytes(layer, tokens)
+    return max(1, budget(torch.device(device)) // size)

@@ -129,9 +129,14 @@ def blocks_of(stages: Sequence[Stage]) -> list[list[Stage]]:
 def run_layer(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:
     """The hidden states [samples, tokens, width] that a decoder layer makes of a chunk's."""
     parameter = next(layer.parameters())
-    arguments, named = chunk.calls[index]
     hidden = chunk.hidden.to(parameter.device, non_blocking=True)
     with torch.no_grad():
-        result = layer(hidden, *arguments, **named)
+        return call_layer(layer, hidden, chunk, index)
+
+
+def call_layer(layer: nn.Module, hidden: torch.Tensor, chunk: Chunk, index: int) -> torch.Tensor:
+    """The same of hidden states that lie where the layer does, with gradients where they are on."""
+    arguments, named = chunk.calls[index]
+    result = layer(hidden, *arguments, **named)
     output: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
     return output
