@@ -48,22 +48,21 @@ def solve(
         return None
     each = kron(csr_array(np.eye(groups)), csr_array(np.ones((1, options))))
     size = csr_array(np.where(able, bits, 0).reshape(1, -1) / limit)
-    rows, low, high = [each, size], [np.ones(groups), [-np.inf]], [np.ones(groups), [1.0]]
+    rows = [each, size]
+    low, high = [1.0] * groups + [-np.inf], [1.0] * (groups + 1)
     for solution in other_than:
         same = np.zeros((groups, options))
         same[np.arange(groups), list(solution)] = 1
         rows.append(csr_array(same.reshape(1, -1)))
-        low.append([-np.inf])
-        high.append([float(groups - min(distance, groups))])
+        low.append(-np.inf)
+        high.append(float(groups - min(distance, groups)))
     # Losses span orders of magnitude: without a scale the smallest would lie below the solver's
     # tolerance.
     scaled = np.where(able, losses, 0.0)
     scale = np.abs(scaled).max() or 1.0
     found = milp(
         (scaled / scale).ravel(),
-        constraints=LinearConstraint(
-            vstack(rows, format="csr"), np.concatenate(low), np.concatenate(high)
-        ),
+        constraints=LinearConstraint(vstack(rows, format="csr"), low, high),
         integrality=np.ones(groups * options),
         bounds=Bounds(0, able.astype(float).ravel()),
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},

@@ -25,6 +25,11 @@ class Limit:
     bytes: int | None
     beside: Footprint | None = None
 
+    @property
+    def taken(self) -> int:
+        """Bytes that are needed beside the weights."""
+        return 0 if self.beside is None else self.beside.total
+
     def holds(self, size: int, bpw: float | None) -> bool:
         """Whether an artifact of so many bytes, and bits per weight, is within the budget."""
         if self.bytes is not None:
@@ -79,6 +84,8 @@ def bits_left(limit: Limit, costs: Costs, excess: int = 0) -> tuple[float, Costs
     """
     if limit.bytes is not None:
         return (limit.bytes - excess) * 8.0 - costs.rest, costs
+    import numpy as np
+
     fixed = _fixed(costs, _nearest(costs, limit))
     one = costs.candidates[0]
     own = sum(
@@ -86,10 +93,8 @@ def bits_left(limit: Limit, costs: Costs, excess: int = 0) -> tuple[float, Costs
     )
     weights = max(c.linear_weights for c in costs.candidates)
     left = limit.budget.amount * weights - (one.linear_bits - own) - 8 * excess
-    others = fixed.bits[~costs.linear]
-    import numpy as np
-
-    others = np.where(np.isfinite(fixed.losses[~costs.linear]), others, 0).sum()
+    free = ~costs.linear
+    others = fixed.bits[free][np.isfinite(fixed.losses[free])].sum()
     return left + float(others), fixed
 
 
@@ -98,8 +103,7 @@ def range_of(limit: Limit, costs: Costs) -> tuple[float, float]:
     if limit.bytes is None:
         found = [one.bpw for one in costs.candidates]
         return min(found), max(found)
-    beside = 0 if limit.beside is None else limit.beside.total
-    return (costs.smallest + beside) / 1e9, (costs.largest + beside) / 1e9
+    return (costs.smallest + limit.taken) / 1e9, (costs.largest + limit.taken) / 1e9
 
 
 def _nearest(costs: Costs, limit: Limit) -> int:

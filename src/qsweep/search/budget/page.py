@@ -154,8 +154,8 @@ def _predicted(row: Row, result: BudgetResult) -> float | None:
 
 
 def _size(row: Row) -> str:
-    size = row.record.artifact and row.record.artifact.size_gb
-    return f"{numbers.gigabytes(size)} GB"
+    artifact = row.record.artifact
+    return f"{numbers.gigabytes(None if artifact is None else artifact.size_gb)} GB"
 
 
 def _spent(result: BudgetResult) -> list[str]:

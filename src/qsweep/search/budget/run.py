@@ -1,56 +1,32 @@
 """From budgets to an answer: candidates, what each layer costs, mixes, measurements."""
 
-import copy
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.errors import QsweepError
 from qsweep.evaluate.serving_memory import serving_config
-from qsweep.formats.artifact import Artifact
-from qsweep.formats.encoder import fused_groups
-from qsweep.formats.stored_bits import bits_of, stored_layers
-from qsweep.models.facts import read_tensors
-from qsweep.models.roles import EXPERT
 from qsweep.results.arrays import stored_arrays
 from qsweep.results.budget import rows_of
 from qsweep.results.peers import windows_of
 from qsweep.results.record import Record
-from qsweep.search.budget.costs import Candidate, Costs, costs_of
-from qsweep.search.budget.families import family_of, values_of
-from qsweep.search.budget.limits import Limit, limit_of, range_of
+from qsweep.search.budget.candidates import Family, Made, Planned, Workshop
+from qsweep.search.budget.costs import Costs
+from qsweep.search.budget.estimate import estimate
+from qsweep.search.budget.families import family_of
+from qsweep.search.budget.limits import Limit, limit_of
 from qsweep.search.budget.proposals import Proposal, propose, uniforms_within
+from qsweep.search.budget.reach import require_in_range, require_in_reach
 from qsweep.search.budget.settings import Budget, BudgetConfig
 from qsweep.search.budget.verdict import Verdict, judge
 from qsweep.sweep.compose import Composed
-from qsweep.sweep.config import trial_config
-from qsweep.sweep.found import identified
-from qsweep.sweep.make import make_artifacts
-from qsweep.sweep.plan import Plan
-from qsweep.sweep.planning import plan_all
-from qsweep.sweep.sensitivity import sensitivities
 from qsweep.sweep.session import Session
 
-# How often a mix is made anew because it turned out larger than was counted.
-_TRIES = 3
-
-
-@dataclass(frozen=True)
-class Made:
-    """A configuration whose artifact is in the store."""
-
-    config: Composed
-    plan: Plan
-    artifact: Artifact
-
-    @property
-    def name(self) -> str:
-        """What its trial is called."""
-        return self.plan.trial.name
+# How often a mix is made anew because it turned out larger than was counted, and by how many bytes
+# at least the next one is smaller.
+_TRIES, _STEP = 3, 1024
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,7 @@ class BudgetResult:
         verdicts: For each budget what was measured.
         mixes: All that were made, by the key of their trial.
         families: What there was to choose from.
-        left_out: Candidates that could not be made, and why.
+        left_out: What could not be made, and why.
         seconds: What was spent on what.
     """
 
@@ -98,207 +74,90 @@ class BudgetSearch:
     context: int | None
     settings: BudgetConfig
     seconds: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._workshop = Workshop(self.session, self.settings.fuse)
 
     def run(self) -> BudgetResult:
         """Make, measure and judge.
 
         Raises:
-            ConfigError: There is nothing to mix, or the model does not fit beside its context.
-            QsweepError: A budget is out of range, or no candidate could be made.
+            ConfigError: There is nothing to mix, a budget is out of range, or the context alone
+                takes all of the memory.
+            QsweepError: No candidate could be made.
         """
-        candidates = self._candidates()
-        with self._timed("sensitivities"):
-            families = self._families(candidates)
-        limits = self._limits(candidates[0].plan)
-        for limit in limits:
-            _require_in_range(limit, families)
-        with self._timed("mixes"):
-            mixes = self._mixes(limits, families, candidates)
-        with self._timed("measuring"):
-            records, uniform = self._measured(limits, families, candidates, mixes)
-        return self._judged(limits, families, mixes, records, uniform)
-
-    # --- candidates and what they cost -----------------------------------------------------------
-
-    def _candidates(self) -> list[Made]:
-        plans, refused = self._plan(self.configs)
-        self.left_out.update({one.trial.name: one.reason for one in refused})
-        for _, plan in plans:
-            family_of(plan.trial.quant, plan.trial.name)
+        planned = self._workshop.plan(self.configs)
+        for one in planned:
+            family_of(one.plan.trial.quant, one.name)
+        self._workshop.require_several(planned)
+        limits = self._limits(planned[0])
+        sizes = [estimate(one.plan.trial.quant, one.plan.setting.facts) for one in planned]
+        require_in_reach(limits, sizes)
         with self._timed("candidates"):
-            made = self._make(plans)
-        if len(made) < 2:
-            why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
-            raise QsweepError(
-                f"budget: {len(made)} candidate{'s' * (len(made) != 1)} to mix, two are the least"
-                + (f": {why}" if why else "; give bits, or quant.type, several values")
-            )
-        return made
+            candidates = self._workshop.make(planned)
+        self._workshop.require_several(candidates)
+        with self._timed("sensitivities"):
+            families = self._workshop.families(candidates)
+        require_in_range(limits, [family.costs for family in families])
+        with self._timed("mixes"):
+            mixes = self._mixes(limits, families)
+        with self._timed("measuring"):
+            records, uniform = self._measured(limits, families, mixes)
+        return BudgetResult(
+            verdicts=tuple(_verdicts(limits, mixes, records, uniform)),
+            mixes=mixes,
+            families=tuple(family.costs for family in families),
+            left_out=self._workshop.left_out,
+            seconds=self.seconds,
+        )
 
-    def _plan(self, configs: Sequence[Composed]) -> tuple[list[tuple[Composed, Plan]], Any]:
-        found, refused = {}, []
-        for config in configs:
-            trial = identified(trial_config(config), self.session.store)
-            plans, no = plan_all([trial], self.session.store, self.session.settings)
-            refused += no
-            plan = next((one for one in reversed(plans.values()) if not one.is_reference), None)
-            if not no and plan is None:
-                raise ConfigError(
-                    "budget: quant=none is no candidate; the reference is measured anyway"
-                )
-            if not no and plan is not None:
-                found.setdefault(plan.key, (config, plan))
-        return list(found.values()), refused
+    def _limits(self, one: Planned) -> list[Limit]:
+        setting, cache = one.plan.setting, one.plan.trial.kv_cache
+        config = serving_config(setting.facts.path) if self.context is not None else {}
+        served = str(cache) if cache else "f16"
+        return [limit_of(budget, config, self.context, served) for budget in self.budgets]
 
-    def _make(self, plans: Sequence[tuple[Composed, Plan]]) -> list[Made]:
-        artifacts, reasons = make_artifacts(self.session, {plan.key: plan for _, plan in plans})
-        for _, plan in plans:
-            if plan.key in reasons:
-                self.left_out[plan.trial.name] = reasons[plan.key]
-                _say(f"{plan.trial.name}: left out: {reasons[plan.key]}")
-        return [Made(c, p, artifacts[p.key]) for c, p in plans if p.key in artifacts]
-
-    def _families(self, candidates: Sequence[Made]) -> list[tuple[Costs, list[Made]]]:
-        losses = sensitivities(self.session, [one.plan for one in candidates])
-        groups: dict[Any, list[Made]] = {}
-        for one in candidates:
-            groups.setdefault(family_of(one.plan.trial.quant, one.name), []).append(one)
-        found = []
-        for members in groups.values():
-            if len(members) > 1:
-                found.append((self._costs(members, losses), members))
-            else:
-                self.left_out[members[0].name] = "nothing to mix it with"
-        if not found:
-            raise QsweepError(
-                "budget: no two candidates can be mixed in one artifact; let bits, group_size or "
-                "format have several values for one quantizer"
-            )
-        return found
-
-    def _costs(self, members: Sequence[Made], losses: Mapping[str, Mapping[str, float]]) -> Costs:
-        facts = members[0].plan.setting.facts
-        shapes = dict(facts.all_linears)
-        for name, tensor in read_tensors(facts.path).items():
-            shapes.setdefault(name.removesuffix(".weight"), tensor.shape)
-        made = []
-        for one in members:
-            own = losses[one.plan.artifact_key]
-            stored = stored_layers(one.artifact, facts, own)
-            size = one.artifact.size
-            made.append(
-                Candidate(
-                    name=one.name,
-                    values=values_of(one.plan.trial.quant, facts, stored),
-                    bits=bits_of(stored, shapes),
-                    losses=own,
-                    bytes=size.weight_bytes,
-                    linear_bits=size.linear_bits,
-                    linear_weights=size.linear_weights,
-                )
-            )
-        alike = _alike(list(made[0].losses), fuse=self.settings.fuse)
-        return costs_of(made, alike, facts.all_linears)
-
-    def _limits(self, plan: Plan) -> list[Limit]:
-        config = serving_config(plan.setting.facts.path) if self.context is not None else {}
-        cache = str(plan.trial.kv_cache)
-        return [
-            limit_of(budget, config, self.context, "f16" if cache == "none" else cache)
-            for budget in self.budgets
-        ]
-
-    # --- mixes -----------------------------------------------------------------------------------
-
-    def _mixes(
-        self,
-        limits: Sequence[Limit],
-        families: Sequence[tuple[Costs, list[Made]]],
-        candidates: Sequence[Made],
-    ) -> dict[str, Mix]:
+    def _mixes(self, limits: Sequence[Limit], families: Sequence[Family]) -> dict[str, Mix]:
         # All of one round share a pass; whoever turns out too large is made again, smaller.
         excess = {(n, place): 0 for n in range(len(limits)) for place in range(len(families))}
         kept: dict[str, Mix] = {}
         for _ in range(_TRIES):
-            round_ = [
-                (key, proposal, self._mixed(proposal, families[key[1]][1]))
-                for key in excess
+            proposals = [
+                (key, proposal)
+                for key, over in excess.items()
                 for proposal in propose(
-                    limits[key[0]], families[key[1]][0], self.settings.neighbours, excess[key]
+                    limits[key[0]], families[key[1]].costs, self.settings.neighbours, over
                 )
                 if not proposal.uniform
             ]
-            plans, refused = self._plan([config for _, _, config in round_])
-            self.left_out.update({one.trial.name: one.reason for one in refused})
-            made = {id(one.config): one for one in self._make(plans)}
-            again = {}
-            for key, proposal, config in round_:
+            configs = [families[key[1]].mixed(proposal) for key, proposal in proposals]
+            made = {id(m.config): m for m in self._workshop.make(self._workshop.plan(configs))}
+            again: dict[tuple[int, int], int] = {}
+            for (key, proposal), config in zip(proposals, configs, strict=True):
                 if (one := made.get(id(config))) is None:
                     continue
-                size, limit = one.artifact.size, proposal.limit
-                if limit.holds(size.weight_bytes, size.bpw):
+                size = one.artifact.size
+                if proposal.limit.holds(size.weight_bytes, size.bpw):
                     kept[one.plan.key] = Mix(proposal, one)
-                else:
-                    over = size.weight_bytes - proposal.costs.bytes_of(proposal.choice)
-                    again[key] = max(excess[key] + over, excess[key] + 1024, again.get(key, 0))
+                    continue
+                over = size.weight_bytes - proposal.costs.bytes_of(proposal.choice)
+                again[key] = max(over, _STEP, again.get(key, 0))
             excess = again
             if not excess:
                 break
         return kept
 
-    def _mixed(self, proposal: Proposal, members: Sequence[Made]) -> Composed:
-        config = copy.deepcopy(members[proposal.base].config)
-        own = members[proposal.base].plan.trial.quant.options().get("rules", [])
-        rules = [*own, *proposal.rules]
-        written = copy.deepcopy(config.written)
-        config["quant"] = {**config["quant"], "rules": rules}
-        written["quant"] = {**written["quant"], "rules": rules}
-        config.written = written
-        return config
-
-    # --- what was measured -----------------------------------------------------------------------
-
     def _measured(
-        self,
-        limits: Sequence[Limit],
-        families: Sequence[tuple[Costs, list[Made]]],
-        candidates: Sequence[Made],
-        mixes: Mapping[str, Mix],
+        self, limits: Sequence[Limit], families: Sequence[Family], mixes: Mapping[str, Mix]
     ) -> tuple[list[Record], set[str]]:
-        names = {
-            name
-            for limit in limits
-            for name in uniforms_within(limit, [costs for costs, _ in families])
-        }
-        uniform = [one for one in candidates if one.name in names]
+        costs = [family.costs for family in families]
+        names = {name for limit in limits for name in uniforms_within(limit, costs)}
+        uniform = [m for family in families for m in family.members if m.name in names]
         made = [*uniform, *(mix.made for mix in mixes.values())]
         if not made:
             raise QsweepError("budget: nothing could be made that is within it")
         records = self.session.run_configs([one.config for one in made])
         return records, {one.plan.key for one in uniform}
-
-    def _judged(
-        self,
-        limits: Sequence[Limit],
-        families: Sequence[tuple[Costs, list[Made]]],
-        mixes: Mapping[str, Mix],
-        records: Sequence[Record],
-        uniform: set[str],
-    ) -> BudgetResult:
-        rows = rows_of(records)
-        windows = partial(windows_of, find=stored_arrays)
-        verdicts = []
-        for limit in limits:
-            own = [row for row in rows if row.key in mixes]
-            verdicts.append(judge(limit, own, [r for r in rows if r.key in uniform], windows))
-        return BudgetResult(
-            verdicts=tuple(verdicts),
-            mixes=mixes,
-            families=tuple(costs for costs, _ in families),
-            left_out=self.left_out,
-            seconds=self.seconds,
-        )
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -307,37 +166,10 @@ class BudgetSearch:
         self.seconds[what] = time.perf_counter() - began
 
 
-def _require_in_range(limit: Limit, families: Sequence[tuple[Costs, list[Made]]]) -> None:
-    ranges = [range_of(limit, costs) for costs, _ in families]
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    budget = limit.budget
-    if not low <= budget.amount:
-        raise QsweepError(
-            f"{budget}: the smallest that these candidates make is {budget.kind}={_up(low)}, the "
-            f"largest {_up(high)}; ask for more, or add smaller candidates (bits, group_size)"
-        )
-    if budget.amount > high * 1.001:
-        raise QsweepError(
-            f"{budget}: the largest that these candidates make is {budget.kind}={_up(high)}, the "
-            f"smallest {_up(low)}; ask for less, or add larger candidates (bits, group_size)"
-        )
-
-
-def _alike(names: Sequence[str], *, fuse: bool) -> list[tuple[str, ...]]:
-    groups: dict[str, list[str]] = {}
-    for group in fused_groups(names) if fuse else [(name,) for name in names]:
-        for name in group:
-            groups.setdefault(EXPERT.sub(".experts.*.", group[0]), []).append(name)
-    return [tuple(group) for group in groups.values()]
-
-
-def _up(amount: float) -> str:
-    # Four digits that are no less than the amount.
-    import math
-
-    digits = 3 - math.floor(math.log10(amount))
-    return f"{math.ceil(amount * 10**digits) / 10**digits:g}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _verdicts(
+    limits: Sequence[Limit], mixes: Mapping[str, Mix], records: Sequence[Record], uniform: set[str]
+) -> Iterator[Verdict]:
+    rows, windows = rows_of(records), partial(windows_of, find=stored_arrays)
+    for limit in limits:
+        own = [r for r in rows if r.key in mixes and mixes[r.key].proposal.limit == limit]
+        yield judge(limit, own, [r for r in rows if r.key in uniform], windows)
