@@ -31,13 +31,10 @@ class BudgetConfig:
 
     neighbours: int = 1
     fuse: bool = True
-    samples: int | None = None
 
     def __post_init__(self) -> None:
         if self.neighbours < 0:
             raise ConfigError(f"budget.neighbours={self.neighbours}: must be at least 0")
-        if self.samples is not None and self.samples < 1:
-            raise ConfigError(f"budget.samples={self.samples}: must be at least 1")
 
 
 def read_budgets(given: Mapping[str, Sequence[Any]]) -> list[Budget]:
