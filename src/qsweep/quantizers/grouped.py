@@ -18,7 +18,14 @@ from qsweep.models.facts import read_tensors
 from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.checks import check_held, check_packing
-from qsweep.quantizers.rules import Rule, check_rules, read_rules, reason_to_keep, rule_of
+from qsweep.quantizers.rules import (
+    Rule,
+    check_rules,
+    check_stacks,
+    read_rules,
+    reason_to_keep,
+    rule_of,
+)
 from qsweep.quantizers.serving import closed_to
 
 if TYPE_CHECKING:
@@ -261,7 +268,7 @@ class GroupedOptions:
             return
         check_rules(self.rules, model.all_linears, model.name)
         if self.holder == "gguf":
-            self._check_stacks(model)
+            check_stacks({n: self.of_layer(n, shape) for n, shape in model.all_linears.items()})
         alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
         for name, shape in model.all_linears.items():
             rule = rule_of(self.rules, name)
@@ -281,17 +288,6 @@ class GroupedOptions:
                 if rule is None:
                     raise
                 raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
-
-    def _check_stacks(self, model: ModelFacts) -> None:
-        # GGUF has the same layer of all experts in one tensor, which is of one type.
-        first: dict[str, GroupedOptions | None] = {}
-        for name, shape in model.all_linears.items():
-            stack, own = EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
-            if first.setdefault(stack, own) != own:
-                raise IncompatibleTrial(
-                    f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "
-                    "differ; name them all"
-                )
 
     def check_layers(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
