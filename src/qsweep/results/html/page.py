@@ -18,7 +18,8 @@ from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options, served
 from qsweep.results.html.answer import Sentence, answers, nothing
-from qsweep.results.html.assignment import Domain, assignments, page_domain
+from qsweep.results.html.assignment import assignments, page_domain
+from qsweep.results.html.bits_map import Domain
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.equal_size import equal_size
 from qsweep.results.html.health import health
