@@ -13,6 +13,8 @@ from qsweep.results.html.panel import Spec, decades
 _STEP, _LETTER, _BESIDE = 18, 7.4, 24
 # Pixels that a cell's figure needs.
 _ROOM = 26
+# The picture has words of its own for who cannot see it; its cells have none, and so a page is small.
+_CELL = {"type": "rect", "strokeWidth": 1, "aria": False}
 # A title is as long as this at most; the table below has all of it.
 _TITLE = 90
 # Where figures in a cell turn from the colour of ink to that of paper, as a share of the scale: both
@@ -50,9 +52,9 @@ def bits_domain(found: Iterable[Assignment]) -> Domain:
         stored.bpw
         for one in found
         for stored in (*one.places.values(), *one.beside.values())
-        if stored.quantized
+        if stored.quantized and math.isfinite(stored.bpw)
     ]
-    low, high = math.floor(min(bits)), math.ceil(max(bits))
+    low, high = math.floor(min(bits, default=0)), math.ceil(max(bits, default=0))
     return (low, high) if high - low >= 2 else (max(low - 1, 0), max(low - 1, 0) + 2)
 
 
@@ -123,7 +125,7 @@ def _map(number: int, one: Map, rows: list[str], domain: Domain, extent: int) ->
         "layer": [
             {
                 "transform": [quantized],
-                "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 1},
+                "mark": {**_CELL, "stroke": "var(--paper)"},
                 "encoding": {
                     "color": {
                         "field": "bits",
@@ -141,9 +143,7 @@ def _map(number: int, one: Map, rows: list[str], domain: Domain, extent: int) ->
             },
             {
                 "transform": [kept, {"calculate": "'not quantized'", "as": "frame"}],
-                "mark": {
-                    "type": "rect", "fill": "var(--paper)", "strokeWidth": 1, "cornerRadius": 3,
-                },
+                "mark": {**_CELL, "fill": "var(--paper)", "cornerRadius": 3},
                 "encoding": {
                     "stroke": {
                         "field": "frame",
@@ -158,6 +158,7 @@ def _map(number: int, one: Map, rows: list[str], domain: Domain, extent: int) ->
             {
                 "mark": {
                     "type": "text",
+                    "aria": False,
                     "fontSize": 10,
                     "opacity": {"expr": f"{roomy} || datum.layer === null ? 1 : 0"},
                     "tooltip": None,
@@ -232,18 +233,18 @@ def _sensitivity_map(
     names: Mapping[str, str],
     extent: int,
 ) -> Spec:
-    rows = [names[kind] for kind in assigned.kinds]
+    frame = _frame(-1, [names[kind] for kind in assigned.kinds], assigned.layers, extent)
     bits = [value["bits"] for value in felt]
     return {
-        **_frame(-1, rows, assigned.layers, extent),
+        **frame,
         "title": _title(
             f"If one layer alone were {sensitivity.title}",
             f"predicted KLD of the model: {numbers.divergence(sum(bits))} nats per token for all "
             "of them",
         ),
-        "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 1},
+        "mark": {**_CELL, "stroke": "var(--paper)"},
         "encoding": {
-            **_frame(-1, rows, assigned.layers, extent)["encoding"],
+            **frame["encoding"],
             "fill": {
                 "field": "bits",
                 "type": "quantitative",
