@@ -31,7 +31,10 @@ class Draws:
 
     def __init__(self, ids: Sequence[torch.Tensor], seed: int):
         generator = torch.Generator().manual_seed(seed)
-        self._numbers = [torch.rand(part.shape, generator=generator) for part in ids]
+        # All at once: what is drawn piece by piece depends on where the pieces end.
+        every = torch.rand(sum(part.numel() for part in ids), generator=generator)
+        pieces = every.split([part.numel() for part in ids])
+        self._numbers = [piece.view(part.shape) for piece, part in zip(pieces, ids, strict=True)]
 
     def score(self, chunk: int, rows: slice, logits: torch.Tensor) -> torch.Tensor:
         """The sum of the drawn tokens' log-probabilities.
