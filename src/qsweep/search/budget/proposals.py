@@ -20,7 +20,6 @@ class Proposal:
         limit: The budget.
         costs: Of the groups that were chosen for.
         choice: By group the candidate that it gets.
-        base: The candidate whose configuration it is made from: that of the most weights.
     """
 
     limit: Limit
@@ -29,12 +28,16 @@ class Proposal:
 
     @property
     def base(self) -> int:
-        """The candidate whose configuration the mix is a variation of: that of most weights."""
-        weight = [0.0] * len(self.costs.candidates)
-        for group, chosen in enumerate(self.choice):
-            # Per weight, every candidate's bits say as much of a group's size.
-            weight[chosen] += self.costs.bits[group].min()
-        return max(range(len(weight)), key=lambda n: weight[n])
+        """The candidate whose configuration the mix is a variation of: it shares most weights."""
+        groups, candidates = self.costs.groups, self.costs.candidates
+        alike = [0.0] * len(candidates)
+        for group, bits, chosen in zip(groups, self.costs.bits, self.choice, strict=True):
+            values = candidates[chosen].values
+            for number, one in enumerate(candidates):
+                if all(one.values[name] == values[name] for name in group):
+                    # Per weight, every candidate's bits say as much of a group's size.
+                    alike[number] += bits.min()
+        return max(range(len(alike)), key=lambda n: alike[n])
 
     @property
     def uniform(self) -> bool:

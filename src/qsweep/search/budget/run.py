@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from qsweep.base.errors import QsweepError
 from qsweep.evaluate.serving_memory import serving_config
@@ -66,6 +66,8 @@ class BudgetSearch:
         budgets: In ascending order.
         context: Tokens that are to fit beside the model; None: no matter.
         settings: How to look.
+        seconds: What was spent on what so far.
+        families: What is chosen from, once the candidates are made.
     """
 
     session: Session
@@ -75,8 +77,12 @@ class BudgetSearch:
     settings: BudgetConfig
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._workshop = Workshop(self.session, self.settings.fuse)
+    families: Sequence[Family] = ()
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """Where candidates and mixes are made."""
+        return Workshop(self.session, self.settings.fuse)
 
     def run(self) -> BudgetResult:
         """Make, measure and judge.
@@ -86,18 +92,18 @@ class BudgetSearch:
                 takes all of the memory.
             QsweepError: No candidate could be made.
         """
-        planned = self._workshop.plan(self.configs)
+        planned = self.workshop.plan(self.configs)
         for one in planned:
             family_of(one.plan.trial.quant, one.name)
-        self._workshop.require_several(planned)
+        self.workshop.require_several(planned)
         limits = self._limits(planned[0])
         sizes = [estimate(one.plan.trial.quant, one.plan.setting.facts) for one in planned]
         require_in_reach(limits, sizes)
         with self._timed("candidates"):
-            candidates = self._workshop.make(planned)
-        self._workshop.require_several(candidates)
+            candidates = self.workshop.make(planned)
+        self.workshop.require_several(candidates)
         with self._timed("sensitivities"):
-            families = self._workshop.families(candidates)
+            families = self.families = self.workshop.families(candidates)
         require_in_range(limits, [family.costs for family in families])
         with self._timed("mixes"):
             mixes = self._mixes(limits, families)
@@ -107,7 +113,7 @@ class BudgetSearch:
             verdicts=tuple(_verdicts(limits, mixes, records, uniform)),
             mixes=mixes,
             families=tuple(family.costs for family in families),
-            left_out=self._workshop.left_out,
+            left_out=self.workshop.left_out,
             seconds=self.seconds,
         )
 
@@ -131,7 +137,7 @@ class BudgetSearch:
                 if not proposal.uniform
             ]
             configs = [families[key[1]].mixed(proposal) for key, proposal in proposals]
-            made = {id(m.config): m for m in self._workshop.make(self._workshop.plan(configs))}
+            made = {id(m.config): m for m in self.workshop.make(self.workshop.plan(configs))}
             again: dict[tuple[int, int], int] = {}
             for (key, proposal), config in zip(proposals, configs, strict=True):
                 if (one := made.get(id(config))) is None:
