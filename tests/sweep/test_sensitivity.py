@@ -1,17 +1,9 @@
 """Sensitivities of a sweep's artifacts: made once by a job of its own, found afterwards."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from helpers.configs import composed
-from qsweep.base.errors import ArtifactCorrupt, IncompatibleTrial, QsweepError
-from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.sweep import sensitivity
 from qsweep.sweep.artifacts import obtain_artifact

@@ -23,6 +23,10 @@ from qsweep.sweep.config import sweep_config, trial_config
 from qsweep.sweep.naming import default_name
 from qsweep.sweep.session import Sweep, open_session, open_store
 
+_PREFIX = "budget."
+# What candidates have in common.
+_ONE_OF = ("model", "corpus", "eval", "calibration", "kv_cache", "device", "seed")
+
 
 def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     """What Hydra's sweeper does: look for the best model within each budget, print and write it.
@@ -42,9 +46,9 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     for config in configs:
         config.written = {k: v for k, v in config.written.items() if k not in OPTIONS}
     budgets, context = _asked(own, typed)
-    settings = budget_config(own["budget"] or {})
+    settings = budget_config({**(own["budget"] or {}), **_settings(typed)})
     configs = one_batch(configs, rest)
-    require_divergence(configs)
+    require_comparable(configs)
 
     config_name = hydra.job.config_name or "config"
     name = sweep_config(configs[0]).name or default_name(list(hydra.overrides.task), config_name)
@@ -61,8 +65,13 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     return []
 
 
-def require_divergence(configs: Sequence[Composed]) -> None:
-    """Refuse an evaluation that leaves nothing to choose by. Raises ConfigError."""
+def require_comparable(configs: Sequence[Composed]) -> None:
+    """Refuse candidates of which nobody could say which is best. Raises ConfigError."""
+    for name in _ONE_OF:
+        if any(config.get(name) != configs[0].get(name) for config in configs):
+            raise ConfigError(
+                f"{name}: a budget is for one, and here are several; give one, or run a command for each"
+            )
     for config in configs:
         if not trial_config(config).eval.divergence:
             raise ConfigError(
@@ -76,11 +85,20 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     typed, rest = {}, []
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name.lstrip("+") in (*KINDS, "context"):
-            typed[name.lstrip("+")] = value
+        name = name.lstrip("+")
+        if name in (*KINDS, "context") or name.startswith(_PREFIX):
+            typed[name] = value
         else:
             rest.append(argument)
     return typed, rest
+
+
+def _settings(typed: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix(_PREFIX): _plain(value)
+        for name, value in typed.items()
+        if name.startswith(_PREFIX)
+    }
 
 
 def _asked(own: Mapping[str, Any], typed: Mapping[str, str]) -> tuple[list[Budget], int | None]:
@@ -91,9 +109,17 @@ def _asked(own: Mapping[str, Any], typed: Mapping[str, str]) -> tuple[list[Budge
     budgets = read_budgets(given)
     value: Any = own.get("context")
     if "context" in typed:
-        text = typed["context"]
-        value = int(text) if text.isdecimal() else None if text == "null" else text
+        value = _plain(typed["context"])
     return budgets, read_context(value, needed=budgets[0].kind == "vram_gb")
+
+
+def _plain(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _several(value: Any) -> list[Any]:

@@ -21,6 +21,22 @@ def known_options(key: str) -> list[str]:
     return sorted(set(names))
 
 
+def options_of_files() -> dict[str, str]:
+    """Options that a sweep file of ours alone has, as ``size_gb`` and ``budget.fuse``: by name the file."""
+    from omegaconf import OmegaConf
+
+    common = {*group_choices(), *OmegaConf.load(config_folder("conf") / "config.yaml")}
+    found = {}
+    for file in sorted(config_folder("sweeps").glob("*.yaml")):
+        for name, value in OmegaConf.load(file).items():
+            if str(name) in common or str(name) in ("defaults", "hydra"):
+                continue
+            found[str(name)] = file.stem
+            if OmegaConf.is_dict(value):
+                found |= {f"{name}.{inner}": file.stem for inner in value}
+    return found
+
+
 def chosen_quantizers(overrides: Sequence[str]) -> list[type]:
     """The classes of the quantizers that a command line chooses, or of the default one."""
     from qsweep.sweep.overrides import quantizer_class

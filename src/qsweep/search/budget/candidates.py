@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.formats.artifact import Artifact
@@ -69,12 +69,12 @@ class Workshop:
 
     Attributes:
         session: The sweep.
-        fuse: Whether layers that serving runtimes fuse have to be alike.
+        fuse: Whether layers that vLLM fuses have to be alike; ``auto``: where it may serve them.
         left_out: What could not be made, by name, and why.
     """
 
     session: Session
-    fuse: bool = True
+    fuse: bool | Literal["auto"] = "auto"
     left_out: dict[str, str] = field(default_factory=dict)
 
     def plan(self, configs: Sequence[Composed]) -> list[Planned]:
@@ -158,7 +158,8 @@ class Workshop:
                     linear_weights=size.linear_weights,
                 )
             )
-        return costs_of(made, _alike(list(made[0].losses), fuse=self.fuse), facts.all_linears)
+        fuse = members[0].artifact.format != "gguf" if self.fuse == "auto" else self.fuse
+        return costs_of(made, _alike(list(made[0].losses), fuse=fuse), facts.all_linears)
 
 
 def _alike(names: Sequence[str], *, fuse: bool) -> list[tuple[str, ...]]:

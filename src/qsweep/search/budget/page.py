@@ -21,6 +21,7 @@ _WORDS = {
     "none": "no mix was made",
 }
 _HEADINGS = ("artifact", "size GB", "bpw", "KLD", "predicted KLD", "ratio (95 %)", "verdict", "")
+_FRONT = ("budget", "recommended", "size GB", "bpw", "KLD", "of the best uniform's", "ratio (95 %)")
 
 
 def write_page(sweep: Sweep, result: BudgetResult) -> str:
@@ -43,6 +44,8 @@ def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
         f"# {numbers.markdown(name)}: the best within a budget",
         "\n".join([f"- command: `{numbers.one_line(command)}`", *_spent(result)]),
     ]
+    if len(result.verdicts) > 1:
+        parts.append(table(_FRONT, [_point(verdict) for verdict in result.verdicts]))
     for verdict in result.verdicts:
         parts.append(f"## {_title(verdict.limit)}")
         parts.append(f"{numbers.markdown(sentence(verdict, result))}.")
@@ -122,12 +125,33 @@ def _title(limit: Limit) -> str:
     return words
 
 
+def _point(verdict: Verdict) -> list[str]:
+    row, budget = verdict.recommended, str(verdict.limit.budget)
+    if row is None:
+        return [budget, "nothing", *[""] * (len(_FRONT) - 2)]
+    artifact, share = row.record.artifact, verdict.share
+    mixed = row in verdict.mixes
+    return [
+        budget,
+        row.label,
+        _size(row).removesuffix(" GB"),
+        numbers.fixed(artifact.bpw if artifact else None, 2),
+        KLD.cell(row),
+        "" if share is None or not mixed else numbers.fixed(share, 2),
+        _ratio(row),
+    ]
+
+
+def _ratio(row: Row) -> str:
+    ratio, span = PPL_RATIO.get(row), interval(row)
+    return "" if ratio is None else numbers.ratio(ratio) + (f" ({span})" if span else "")
+
+
 def _rows(verdict: Verdict) -> list[Row]:
     return [*verdict.mixes, *verdict.uniform]
 
 
 def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:
-    ratio, span = PPL_RATIO.get(row), interval(row)
     artifact = row.record.artifact
     place = "recommended" if row is verdict.recommended else ""
     if verdict.difference is not None and row is verdict.mixes[0]:
@@ -140,7 +164,7 @@ def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:
         numbers.fixed(artifact.bpw if artifact else None, 2),
         KLD.cell(row),
         numbers.divergence(_predicted(row, result)),
-        "" if ratio is None else numbers.ratio(ratio) + (f" ({span})" if span else ""),
+        _ratio(row),
         VERDICT.cell(row),
         place,
     ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import build
@@ -30,9 +30,11 @@ class BudgetConfig:
     """How the answer is looked for; ``sweeps/budget.yaml`` says what each option is for."""
 
     neighbours: int = 1
-    fuse: bool = True
+    fuse: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.fuse not in (True, False, "auto"):
+            raise ConfigError(f"budget.fuse={self.fuse}: must be true, false or auto")
         if self.neighbours < 0:
             raise ConfigError(f"budget.neighbours={self.neighbours}: must be at least 0")
 
