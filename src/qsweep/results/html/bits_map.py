@@ -304,7 +304,9 @@ def _title(text: str, below: str) -> Spec:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
+    # What tells two long names apart is often at their ends.
+    half = _TITLE // 2
+    return text if len(text) <= _TITLE else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _count(layers: Sequence[int]) -> int:
