@@ -85,13 +85,21 @@ def test_predictions_rank_as_measured_swaps_do_and_are_as_large(request, fixture
     (found,) = sensitivities(source(path), text(path, 1), {"rtn": artifact}).values()
     assert found.keys() == read_facts(path, "m").linears.keys()
     swaps = Swaps(artifact, path, text(path, 2, 4).samples)
-    measured = {name: swaps.swapped(name) for name in found if found[name] > 1e-6}
-    pairs = [(found[name], measured[name]) for name in measured]
+    # One expert by itself sees too little of so short a text.
+    alike = {}
+    for name in found:
+        alike.setdefault(name.partition(".experts.")[0], []).append(name)
+    pairs = [
+        (sum(found[name] for name in names), swaps.swapped(*names)) for names in alike.values()
+    ]
     assert spearmanr(*zip(*pairs, strict=True)).statistic > 0.9
     logs = [math.log(one / other) for one, other in pairs]
-    assert abs(sum(logs) / len(logs)) < 0.2
+    routed = len(alike) < len(found)
+    # That an error before a router sends tokens to other experts has no gradient: it is missing.
+    assert (-0.8 if routed else -0.2) < sum(logs) / len(logs) < 0.2
     # All at once they cost what they cost one by one.
-    assert sum(found.values()) == pytest.approx(swaps.swapped(*found), rel=0.25)
+    whole = swaps.swapped(*found)
+    assert (0.5 if routed else 0.75) < sum(found.values()) / whole < 1.25
 
 
 def test_every_candidate_by_itself_and_the_same_again(pocket_dir, tmp_path):

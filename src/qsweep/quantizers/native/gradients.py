@@ -362,7 +362,9 @@ def _watching(
 
                 def keep(felt: torch.Tensor) -> None:
                     # Token ids have no channels.
-                    positions = values.flatten(0, -2) if values.is_floating_point() else values.flatten()
+                    positions = (
+                        values.flatten(0, -2) if values.is_floating_point() else values.flatten()
+                    )
                     parts[name].append((positions, felt.flatten(0, -2)))
 
                 output.register_hook(keep)
