@@ -2,13 +2,13 @@
 
 from qsweep.base import numbers
 from qsweep.base.files import write_json, write_text
-from qsweep.models.roles import EXPERT
+from qsweep.results.assignment import assignment_in
+from qsweep.results.assignment_text import text_map
 from qsweep.results.columns.derived import interval
 from qsweep.results.columns.table import KLD, PPL_RATIO, VERDICT
 from qsweep.results.markdown_table import table
 from qsweep.results.record import Row
 from qsweep.search.budget.limits import Limit
-from qsweep.search.budget.proposals import Proposal
 from qsweep.search.budget.run import BudgetResult
 from qsweep.search.budget.verdict import Verdict
 from qsweep.sweep.session import Sweep
@@ -53,8 +53,9 @@ def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
         if (row := verdict.recommended) is not None:
             path = row.record.artifact and row.record.artifact.path
             parts.append(f"Artifact: `{path}`")
-        mixes = [row for row in verdict.mixes[:1] if row.key in result.mixes]
-        parts += [assignment(result.mixes[row.key].proposal) for row in mixes]
+        for row in verdict.mixes[:1]:
+            if (tensors := row.record.tensors) is not None:
+                parts.append(text_map(assignment_in(tensors)))
     if result.left_out:
         parts.append("## Left out")
         parts.append(
@@ -83,31 +84,6 @@ def sentence(verdict: Verdict, result: BudgetResult) -> str:
     if verdict.mixes:
         return f"{said}; {verdict.mixes[0].label} is {_WORDS[verdict.word]}"
     return f"{said}; {_WORDS[verdict.word]}"
-
-
-def assignment(proposal: Proposal) -> str:
-    """What each kind of layer got, decoder layer by decoder layer, as a Markdown table."""
-    kinds: dict[str, dict[int, str]] = {}
-    for group, number in zip(proposal.costs.groups, proposal.choice, strict=True):
-        values = proposal.costs.candidates[number].values
-        for name in group:
-            kind, index = _place(EXPERT.sub(".experts.*.", name))
-            kinds.setdefault(kind, {})[index] = _short(values[name])
-    indices = sorted({index for found in kinds.values() for index in found})
-    lines = [[kind, *(found.get(i, "") for i in indices)] for kind, found in kinds.items()]
-    return table(["layer", *("" if i < 0 else str(i) for i in indices)], lines)
-
-
-def _place(name: str) -> tuple[str, int]:
-    parts = name.split(".")
-    numbered = [n for n, part in enumerate(parts) if part.isdecimal()]
-    if not numbered:
-        return name, -1
-    return ".".join(parts[numbered[0] + 1 :]), int(parts[numbered[0]])
-
-
-def _short(value: str) -> str:
-    return value.removeprefix("bits:").replace(",group_size:", " g")
 
 
 def _title(limit: Limit) -> str:
