@@ -19,6 +19,10 @@ def budget(outputs, *arguments):
     return run_here([*SMALL, f"outputs_dir={outputs}", *arguments])
 
 
+def mixes(outputs):
+    return [row for row in rows(outputs) if "rule" in row["name"] or "mix" in row["name"]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
@@ -30,14 +34,14 @@ def finished(tmp_path_factory):
 def test_mixes_are_within_their_budget_and_better_than_uniform(finished):
     outputs, result = finished
     page = (outputs / "sweeps/t/answer.md").read_text()
-    mixed = [row for row in rows(outputs) if "rules" in row["options"] or "mix" in row["trial"]]
+    mixed = mixes(outputs)
     for bits in (2.5, 3.5):
         line = next(li for li in result.stdout.splitlines() if li.startswith(f"bpw={bits}"))
         assert "better than the best uniform one, beyond noise" in line
         assert line in page.replace("\\", "")
     # Those of both budgets lie where they were asked for.
     found = sorted(float(row["bpw"]) for row in mixed)
-    assert len(found) == 2 and 2.4 < found[0] <= 2.5 < 3.4 < found[1] <= 3.5
+    assert len(found) == 2 and 2.4 < found[0] <= 2.5 < 3.3 < found[1] <= 3.5
 
 
 def test_the_answer_tells_what_was_chosen_and_what_was_predicted(finished):
@@ -45,7 +49,7 @@ def test_the_answer_tells_what_was_chosen_and_what_was_predicted(finished):
     page = (outputs / "sweeps/t/answer.md").read_text()
     for words in (
         "## 2.5 bits per weight",
-        "| layer ",
+        "| layers ",
         "Artifact: `",
         "times the predicted",
         "Chosen from pocket rtn 2-bit g64",
@@ -84,7 +88,7 @@ def test_size_counts_the_whole_file(finished, tmp_path):
     shutil.copytree(outputs / "store", tmp_path / "store")
     result = budget(tmp_path, *ROUNDED, "size_gb=0.0033", "budget.neighbours=1")
     assert result.returncode == 0, result.stderr
-    mixed = [row for row in rows(tmp_path) if "rules" in row["options"]]
+    mixed = mixes(tmp_path)
     assert len(mixed) == 2  # the best, and a neighbour
     assert all(0.0032 < float(row["size_gb"]) <= 0.0033 for row in mixed)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.base.files import write_text
+from qsweep.base.keys import key_of
 from qsweep.search.budget.candidates import Family, Workshop
 from qsweep.search.budget.families import family_of
 from qsweep.search.budget.limits import Limit
@@ -80,7 +81,7 @@ class Mixes:
         base = members[proposal.base]
         if proposal.uniform:
             return base
-        name = "-".join(re.sub(r"[^\w.]+", "-", value) for value in (*rest.values(), f"{bits:g}"))
+        name = f"{rest.get('quant', 'mix')}-{bits:g}-{key_of(rest)[:8]}"
         file = self.session.sweep.directory / "mixes" / f"{name}.yaml"
         write_text(file, "".join(f"- {rule!r}\n" for rule in proposal.rules))
         return {**base, "quant.rules": str(file)}
