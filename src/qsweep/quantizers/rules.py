@@ -1,7 +1,7 @@
 """Rules per module: which layers of a model get other bits or another number format, or stay in 16 bits.
 
-``quant.rules`` is an ordered mapping of patterns to what the layers are that they name, or a list of
-``pattern=value``. The first pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
+``quant.rules`` is an ordered mapping of patterns to what the layers are that they name, a list of
+``pattern=value``, or a file with one of these. The first pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
 which vLLM reads alike. A pattern is a glob over the layer's name in the checkpoint, without
 ``.weight``: ``*`` stands for any text, dots included, ``?`` for one letter, ``[0-3]`` for one of some.
 
@@ -15,12 +15,15 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Any
 
 from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.schema import nearest
 from qsweep.formats.numbers import FORMATS, Int, NumberFormat
-from qsweep.models.roles import EXPERT, kept_as
+from qsweep.models.roles import kept_as
+from qsweep.quantizers.alike import stack_of
+from qsweep.quantizers.rules_file import read_file
 
 KEEP = "keep"
 _OPTIONS = ("bits", "group_size", "format")
@@ -96,7 +99,8 @@ class Rule:
 def read_rules(given: Any, rule: ReadsRule | None = None) -> tuple[Rule, ...]:
     """Rules as ``quant.rules`` has them: pattern to ``keep``, bits, a format's name, or a mapping.
 
-    They may also be a list of their own texts, which keeps its order wherever it is written.
+    They may also be a list of their own texts, which keeps its order wherever it is written, and a
+    file's path, with either of these in YAML or JSON (:mod:`qsweep.quantizers.rules_file`).
 
     >>> [str(rule) for rule in read_rules({"*.down_proj": 8, "*.up_proj": {"bits": 3, "group_size": 64}})]
     ['*.down_proj=8', '*.up_proj=bits:3,group_size:64']
@@ -108,16 +112,31 @@ def read_rules(given: Any, rule: ReadsRule | None = None) -> tuple[Rule, ...]:
         rule: What makes a rule of a pattern and its value; by default bits and number formats.
 
     Raises:
-        ConfigError: A value is none of these; of a typo, with the nearest word.
+        ConfigError: A value is none of these; of a typo, with the nearest word. One pattern has two
+            values. The file is not there, or holds something else.
     """
     rule = rule or _rule
+    if given is None:
+        return ()
+    if isinstance(given, (str, PathLike)):
+        try:
+            return read_rules(read_file(str(given)), rule)
+        except ConfigError as error:
+            told = str(error)
+            if told.startswith("quant.rules="):
+                raise
+            raise ConfigError(
+                f"quant.rules={given}: {told.removeprefix('quant.rules: ')}"
+            ) from error
     if isinstance(given, (list, tuple)):
-        return tuple(one if isinstance(one, Rule) else _read(one, rule) for one in given)
-    if not isinstance(given, Mapping):
+        read = [one if isinstance(one, Rule) else _read(one, rule) for one in given]
+    elif isinstance(given, Mapping):
+        read = [rule(str(pattern).strip(), value) for pattern, value in given.items()]
+    else:
         raise ConfigError(
-            f"quant.rules={given}: must be a mapping of patterns, as in {{*.down_proj: 8}}"
+            f"quant.rules={given}: must be a mapping of patterns, as in {{*.down_proj: 8}}, or a file"
         )
-    return tuple(rule(str(pattern).strip(), value) for pattern, value in given.items())
+    return tuple(_once(read))
 
 
 def rule_of(rules: Sequence[Rule], layer: str) -> Rule | None:
@@ -204,7 +223,7 @@ def check_stacks(made: Mapping[str, Any]) -> None:
     """
     first: dict[str, Any] = {}
     for name, own in made.items():
-        stack = EXPERT.sub(".experts.*.", name)
+        stack = stack_of(name)
         if first.setdefault(stack, own) != own:
             raise IncompatibleTrial(
                 f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "
@@ -214,6 +233,23 @@ def check_stacks(made: Mapping[str, Any]) -> None:
 
 def _is_usual(layer: str, outside: Collection[str]) -> bool:
     return kept_as(layer) is None and layer not in outside
+
+
+def _once(rules: Iterable[Rule]) -> Iterator[Rule]:
+    first: dict[str, Rule] = {}
+    for rule in rules:
+        try:
+            rule.matches("")
+        except re.error as error:
+            raise ConfigError(f"quant.rules: {rule.pattern}: is no pattern ({error})") from error
+        known = first.setdefault(rule.pattern, rule)
+        if known.value != rule.value:
+            raise ConfigError(
+                f"quant.rules: {rule.pattern}: is said to be {known.value} and {rule.value}; leave one "
+                "of them out"
+            )
+        if known is rule:
+            yield rule
 
 
 def _read(text: Any, rule: ReadsRule) -> Rule:

@@ -145,7 +145,9 @@ def check_types(rules: Sequence[Rule], model: ModelFacts, *, imatrix: bool) -> N
             raise IncompatibleTrial(
                 f"{place}: gguf {wanted.name} needs an importance matrix: set quant.imatrix=true"
             )
-    if all(rule is not None and rule.keep for rule in own.values()):
+    tied = {outside[n] for n, rule in own.items() if n in outside and rule and not rule.keep}
+    rest = [rule for n, rule in own.items() if outside.get(n) not in tied or n not in outside]
+    if not tied and all(rule is not None and rule.keep for rule in rest):
         raise IncompatibleTrial(
             f"quant.rules keep every linear layer of {model.name} in 16 bits, so that nothing is "
             "left to quantize"
@@ -241,9 +243,10 @@ def _rule_by_tensor(
     for tensor, named in found.items():
         decided = [(name, rule) for name, rule in named if rule is not None]
         # The head and the embedding that it repeats are one tensor by two names.
-        told = decided if all(name in outside for name, _ in named) else named
-        if len({_told(rule) for _, rule in told}) > 1:
-            (one, _), (other, _) = _differing(told)
+        if all(name in outside for name, _ in named):
+            named = decided = list(_asked(decided))
+        if len({_told(rule) for _, rule in named}) > 1:
+            (one, _), (other, _) = _differing(named)
             raise IncompatibleTrial(
                 f"quant.rules: gguf has {one} and {other} in one tensor ({tensor}), and they differ; "
                 "name both alike"
@@ -280,16 +283,23 @@ def _differing(
 
 
 def _check_tied(own: Mapping[str, Rule | None], outside: Mapping[str, str]) -> None:
-    first: dict[str, tuple[str, str]] = {}
+    shared: dict[str, list[tuple[str, Rule]]] = {}
     for name, tensor in outside.items():
-        if (rule := own[name]) is None:
-            continue
-        other, told = first.setdefault(tensor, (name, rule.value))
-        if told != rule.value:
+        if (rule := own[name]) is not None:
+            shared.setdefault(tensor, []).append((name, rule))
+    for named in shared.values():
+        told = _asked(named)
+        if len({rule.value for _, rule in told}) > 1:
+            (one, _), (other, _) = told[0], next(n for n in told if n[1].value != told[0][1].value)
             raise IncompatibleTrial(
-                f"quant.rules: {other} and {name} are one matrix in this model, and they differ; name "
+                f"quant.rules: {one} and {other} are one matrix in this model, and they differ; name "
                 "both alike, or one of them"
             )
+
+
+def _asked(named: Sequence[tuple[str, Rule]]) -> Sequence[tuple[str, Rule]]:
+    """Of one tensor by several names, those that a pattern ends in, if it does in any."""
+    return [(name, rule) for name, rule in named if rule.asks_for(name)] or named
 
 
 def _check_blocks(place: str, wanted: TensorType, layer: str, inputs: int) -> None:

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.formats.artifact import Artifact
-from qsweep.formats.encoder import fused_groups
 from qsweep.formats.stored_bits import bits_of, stored_layers
 from qsweep.models.facts import read_tensors
-from qsweep.models.roles import EXPERT
+from qsweep.quantizers.alike import fused_with
 from qsweep.search.budget.costs import Candidate, Costs, costs_of
 from qsweep.search.budget.families import family_of, values_of
 from qsweep.search.budget.proposals import Proposal
@@ -158,13 +157,15 @@ class Workshop:
                     linear_weights=size.linear_weights,
                 )
             )
-        fuse = members[0].artifact.format != "gguf" if self.fuse == "auto" else self.fuse
-        return costs_of(made, _alike(list(made[0].losses), fuse=fuse), facts.all_linears)
+        # Of GGUF's, whose layers run one by one, only a stack of experts has to be alike.
+        holder = members[0].artifact.format
+        if self.fuse != "auto":
+            holder = "gptq" if self.fuse else "gguf"
+        return costs_of(made, _alike(list(made[0].losses), holder), facts.all_linears)
 
 
-def _alike(names: Sequence[str], *, fuse: bool) -> list[tuple[str, ...]]:
+def _alike(names: Sequence[str], holder: str) -> list[tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
-    for group in fused_groups(names) if fuse else [(name,) for name in names]:
-        for name in group:
-            groups.setdefault(EXPERT.sub(".experts.*.", group[0]), []).append(name)
+    for name in names:
+        groups.setdefault(fused_with(name, holder), []).append(name)
     return [tuple(group) for group in groups.values()]

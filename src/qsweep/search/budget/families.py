@@ -7,15 +7,12 @@ from typing import Any
 from qsweep.base.errors import ConfigError
 from qsweep.formats.numbers import Int
 from qsweep.formats.stored_bits import Stored
-from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.alike import OF_ONE_KIND
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.quantizers.rules import rule_of
-
-# Containers whose configuration speaks of all layers at once.
-_ALIKE = ("awq", "bitsandbytes")
 
 
 def family_of(quant: Quantizer, name: str) -> Any:
@@ -39,7 +36,7 @@ def family_of(quant: Quantizer, name: str) -> Any:
             f"budget: {name}: awq moves scales from layer to layer, so that nobody can tell what each "
             "one costs; quant=gptq, rtn and gguf mix"
         )
-    if quant.holder in _ALIKE:
+    if quant.holder in OF_ONE_KIND:
         raise ConfigError(
             f"budget: {name}: a {quant.holder} checkpoint has one width for all layers; "
             "container=gptq or compressed-tensors holds mixes"
