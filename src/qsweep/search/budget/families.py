@@ -8,7 +8,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.formats.numbers import Int
 from qsweep.formats.stored_bits import Stored
 from qsweep.models.source import ModelFacts
-from qsweep.quantizers.alike import OF_ONE_KIND
+from qsweep.quantizers.alike import OF_ONE_KIND, stack_of
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.protocol import Quantizer
@@ -87,7 +87,7 @@ def rules_of(
     for group, values in zip(groups, chosen, strict=True):
         for name in group:
             if values[name] != base.get(name):
-                found[f"{EXPERT.sub('.experts.*.', name)}"] = values[name]
+                found[stack_of(name)] = values[name]
     return [f"{pattern}={value}" for pattern, value in found.items()]
 
 
