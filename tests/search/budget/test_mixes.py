@@ -11,7 +11,7 @@ from qsweep.search.budget.mixes import mixed_bits
 SMALL = [
     *("--config-name=pareto", "sweep=t", "tracking=none", "quant=rtn", "format=int"),
     *("bits=2,3.5,4", "group_size=64", "corpus=[python_docs]", "eval.max_windows=8"),
-    *("search.few_windows=2", "search.rungs=[few]"),
+    *("search.few_windows=2", "search.rungs=[few]", "search.serving=false"),
 ]
 
 
