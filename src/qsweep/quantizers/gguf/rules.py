@@ -220,7 +220,7 @@ def types_of_tensors(
             )
     kept, linears = _kept(rules, model), dict(model.linears)
     for name, shape in model.kept.items():
-        if (rule := counting(rules, name)) is not None and not rule.keep:
+        if (own_rule := counting(rules, name)) is not None and not own_rule.keep:
             linears[name] = shape
     facts = replace(model, linears={n: s for n, s in linears.items() if n not in kept})
     others = matrices.keys() - wanted.keys()
@@ -244,7 +244,8 @@ def _rule_by_tensor(
         decided = [(name, rule) for name, rule in named if rule is not None]
         # The head and the embedding that it repeats are one tensor by two names.
         if all(name in outside for name, _ in named):
-            named = decided = list(_asked(decided))
+            decided = list(_asked(decided))
+            named = [*decided]
         if len({_told(rule) for _, rule in named}) > 1:
             (one, _), (other, _) = _differing(named)
             raise IncompatibleTrial(
