@@ -16,7 +16,7 @@ from qsweep.quantizers.native import columns, gptq, two_sided
 from qsweep.quantizers.native.columns import Problem
 from qsweep.quantizers.native.jobs import Job, layer_schemes
 from qsweep.quantizers.native.layers import Layer, Stage
-from qsweep.quantizers.native.limits import LAYER_BYTES
+from qsweep.quantizers.native.limits import COUPLED_OUTPUTS, LAYER_BYTES
 from qsweep.quantizers.native.output_hessians import OutputHessian
 from qsweep.quantizers.native.stats import InputStats, output_loss
 
@@ -94,6 +94,7 @@ class _Part:
         layer: Their decoder layer.
         linears: The weights float32 [rows, channels], by name.
         stats: What each job's inputs are.
+        weighing: How many of the jobs weigh outputs.
     """
 
     numbers: list[int]
@@ -101,6 +102,7 @@ class _Part:
     layer: Layer
     linears: dict[str, torch.Tensor]
     stats: list[InputStats]
+    weighing: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,10 +125,14 @@ class _Part:
     def bytes(self) -> int:
         """What solving it takes: for each job weights twice, codes, and two square matrices.
 
-        Who weighs outputs also has errors of two kinds.
+        Who weighs outputs also has weights in another order, and errors of two kinds; factors of
+        outputs are had in common.
         """
         rows, channels = self.shape
-        return len(self.numbers) * channels * (9 * rows + 8 * channels)
+        usual = len(self.numbers) * channels * (9 * rows + 8 * channels)
+        if not self.weighing:
+            return usual
+        return usual + 12 * self.weighing * rows * channels + 4 * rows * min(rows, COUPLED_OUTPUTS)
 
     def among(self, wanted: Callable[[int], bool]) -> "_Part":
         """The same of some jobs, by their numbers."""
@@ -195,6 +201,7 @@ def _parts(
             layers[those[0][0]],
             {name: weights[which][name] for name in names},
             [stats[number] for number, _ in those],
+            sum(jobs[number].weighs_outputs for number, _ in those),
         )
         for (which, names), those in alike.items()
     ]

@@ -178,7 +178,7 @@ class _State:
         self._row_errors[rows, some] = torch.linalg.solve_triangular(
             within, difference, upper=False
         )
-        self._done[row, column] = part
+        self._done[row, column] = replace(part, errors=part.errors[:0])
 
     def matrix(self) -> QuantizedMatrix:
         """All of it, in the order of the layer."""
