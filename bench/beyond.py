@@ -5,7 +5,8 @@
     python bench/beyond.py --json FILE --only 10 --bits 2 3 4 --group-size 32
 
 Every row is the native GPTQ, group-aware, at one width and symmetry; what it is compared with is
-the same without the options. t is that of the mean difference of windows' NLL, negative if better.
+the same without the options. t is that of the mean difference of windows' NLL, kld_t that of their
+KLD, negative if better.
 """
 
 import argparse
@@ -30,6 +31,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"damp_percent": 0.1},
     # What it costs, which is cheaper.
     {"sequential": False},
+    # What the output feels of each layer.
+    {"gptq_output_hessian": True},
+    {"scale_search": "loss", "gptq_output_hessian": True},
+    {"gptaq_alpha": 0.5, "scale_search": "loss", "gptq_output_hessian": True},
+    {"sequential": False, "gptq_output_hessian": True},
 )
 
 
@@ -63,17 +69,19 @@ def main() -> None:
 
 
 def _compared(one: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    mean, spread, _ = paired(one, base)
-    figures = {name: value for name, value in one.items() if name != "window_nll"}
+    figures = {name: value for name, value in one.items() if not name.startswith("window_")}
     figures["kld_share"] = round(one["kld"] / base["kld"], 4)
-    return figures | {"t": round(mean / spread, 2) if spread else None}
+    for name, of in (("t", "window_nll"), ("kld_t", "window_kld")):
+        mean, spread, _ = paired(one, base, of)
+        figures[name] = round(mean / spread, 2) if spread else None
+    return figures
 
 
 def _print(row: dict[str, Any]) -> None:
     options = " ".join(f"{name}={value}" for name, value in row["options"].items()) or "plain"
     print(
         f"{row['bits']} bits {'sym' if row['sym'] else 'asym':4} {options:36} "
-        f"ratio {row['ppl_ratio']:.4f}  KLD {row['kld']:.4f} ({row['kld_share']:.3f} of plain)",
+        f"ratio {row['ppl_ratio']:.4f}  KLD {row['kld']:.4f} ({row['kld_share']:.3f} of plain, t {row['kld_t'] or 0:+.1f})",
         flush=True,
     )
 

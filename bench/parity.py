@@ -394,9 +394,11 @@ def _crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:
     return mean, spread, count
 
 
-def paired(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, int]:
-    """Mean, standard error and number of the differences of the windows' mean NLL."""
-    return _mean_error(_differences(one, other))
+def paired(
+    one: dict[str, Any], other: dict[str, Any], figure: str = "window_nll"
+) -> tuple[float, float, int]:
+    """Mean, standard error and number of the differences of the windows' mean NLL, or KLD."""
+    return _mean_error(_differences(one, other, figure))
 
 
 def _differences(

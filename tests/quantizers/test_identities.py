@@ -32,6 +32,7 @@ GRIDS: dict[str, list[dict[str, tuple[Any, ...]]]] = {
         ORDERED
         | {"group_size": (64, -1), "gptaq_alpha": (0.0, 0.5), "sequential": (False, "auto")},
         {"bits": (4, 8), "scale_search": ("range", "mse", "loss"), "damp_percent": (0.01,)},
+        {"bits": (3,), "gptq_output_hessian": (False, True)},
     ],
     "native.NativeAWQ": [GROUPED, {"clip": (False, True)}],
     "gptqmodel.GPTQ": [GROUPED, ORDERED | {"group_size": (64, -1), "damp_percent": (0.1,)}],

@@ -27,6 +27,8 @@ GRID = [
     NativeGPTQ(bits=8, group_size=-1, sequential=False),
     NativeGPTQ(bits=2, group_size=128, desc_act=True, sym=False, scale_search="mse"),
     NativeGPTQ(bits=3, group_size=64, gptaq_alpha=0.5, scale_search="mse"),
+    NativeGPTQ(bits=3, group_size=64, gptq_output_hessian=True, gptaq_alpha=0.5),
+    NativeGPTQ(bits=4, group_size=-1, gptq_output_hessian=True, sequential=False),
     NativeAWQ(bits=4, group_size=64),
     NativeAWQ(bits=3, group_size=-1, sym=True, clip=False),
     NativeGPTQ(format=numbers.NVFP4(), scale_search="loss", gptaq_alpha=0.5),

@@ -31,6 +31,7 @@ QUANTIZERS = {
     "rtn": RTN(group_size=32, rules=RULES),
     "gptq": NativeGPTQ(group_size=32, rules=RULES),
     "gptaq": NativeGPTQ(group_size=32, gptaq_alpha=0.5, rules=RULES),
+    "gptq that weighs outputs": NativeGPTQ(group_size=32, gptq_output_hessian=True, rules=RULES),
     "gptq in compressed-tensors": NativeGPTQ(group_size=32, format=COMPRESSED, rules=RULES),
     "gptq beside nvfp4": NativeGPTQ(group_size=32, format=NVFP4(), rules={**RULES, "*.up_proj": 4}),
     "awq": NativeAWQ(group_size=32, rules={"*.0.self_attn.q_proj": "keep"}),

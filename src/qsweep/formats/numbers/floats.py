@@ -23,9 +23,7 @@ class FP8(NumberFormat):
     activations: ClassVar[str | None] = "fp8 per tensor, static"
     static: ClassVar[bool] = True
     native_since: ClassVar[Generation | None] = "ada"
-
-    # Outputs that share a scale, -1 for all.
-    _rows: ClassVar[int] = -1
+    rows: ClassVar[int] = -1
 
     def _scheme(
         self, bits: int, group_size: int, sym: bool, dtype: "torch.dtype", search: Search
@@ -34,7 +32,7 @@ class FP8(NumberFormat):
         from qsweep.formats.numbers.scales import FloatScale
         from qsweep.formats.numbers.scheme import Scheme
 
-        return Scheme(E4M3, group_size, FloatScale(dtype), rows=self._rows, search=search)
+        return Scheme(E4M3, group_size, FloatScale(dtype), rows=self.rows, search=search)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class FP8Dynamic(FP8):
     activations: ClassVar[str | None] = "fp8 per token, dynamic"
     static: ClassVar[bool] = False
 
-    _rows: ClassVar[int] = 1
+    rows: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class FP8Block(FP8):
     activations: ClassVar[str | None] = "fp8 g128, dynamic"
     static: ClassVar[bool] = False
 
-    _rows: ClassVar[int] = 128
+    rows: ClassVar[int] = 128
 
     def fits(self, shape: tuple[int, int], group_size: int) -> bool:
         """See :meth:`NumberFormat.fits`: blocks at the edges may be smaller."""

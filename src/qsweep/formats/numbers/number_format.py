@@ -34,6 +34,7 @@ class NumberFormat(ABC):
         name: As in ``format=``.
         bits: Of one code; None where the quantizer's option says.
         group_size: Inputs that share a scale, -1 for all; None where the quantizer's option says.
+        rows: Outputs that share a scale, -1 for all.
         preset: compressed-tensors' name for it; None where it has none.
         activations: What inputs of quantized layers are served as, in few words; None for as they are.
         static: Whether they have scales that are calibrated.
@@ -52,6 +53,7 @@ class NumberFormat(ABC):
     name: ClassVar[str]
     bits: ClassVar[int | None] = None
     group_size: ClassVar[int | None] = None
+    rows: ClassVar[int] = 1
     preset: ClassVar[str | None] = None
     activations: ClassVar[str | None] = None
     static: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """GPTQ's way through the columns of matrices, for many configurations side by side."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -15,7 +15,7 @@ from qsweep.quantizers.native.gptq import Factor, Settings
 
 # Columns that are updated together after their errors are known, outer and inner. The inner ones lie
 # in one group: those of 16 are solved apart from others.
-_BLOCK = 128
+BLOCK = 128
 _SUB_BLOCKS = (32, 16)
 # By part of the configurations, those of one grid or all that are integers: what rounds their columns.
 _Rounding = list[tuple[slice, Callable[[torch.Tensor, torch.Tensor], None]]]
@@ -41,21 +41,16 @@ def solve(
     What a configuration gets does not depend on its neighbours: only elementwise operations run
     over all of them, sums and matrix products are made for each by itself.
     """
-    problems = list(map(_Problem, weights, factors, settings, layers))
-    alike: dict[tuple[type[_Columns], int], list[int]] = {}
-    for number, one in enumerate(problems):
-        alike.setdefault(_way(one), []).append(number)
+    problems = list(map(Problem, weights, factors, settings, layers))
     found: dict[int, tuple[QuantizedMatrix, torch.Tensor]] = {}
-    for (way, columns), numbers in alike.items():
-        # Integers first, so that one operation rounds all of them.
-        chosen = sorted(numbers, key=lambda n: repr(_kind(problems[n].grid)))
-        some = way([problems[n] for n in chosen], columns).run()
-        found |= dict(zip(chosen, some, strict=True))
+    for way, columns, numbers in _alike(problems):
+        some = way([problems[n] for n in numbers], columns).run()
+        found |= dict(zip(numbers, some, strict=True))
     return [found[number] for number in range(len(problems))]
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """One configuration: what :func:`solve` is given of it."""
 
     weight: torch.Tensor
@@ -74,7 +69,44 @@ class _Problem:
         return self.factor.upper.diagonal().reciprocal().square()
 
 
-def _way(problem: _Problem) -> "tuple[type[_Columns], int]":
+@dataclass(frozen=True)
+class Part:
+    """What became of some rows and columns of a matrix, in the order of rounding.
+
+    Attributes:
+        codes: uint8 [columns, rows].
+        scale: float32 [rows, groups].
+        zero: float32 [rows, groups].
+        opened: The scheme of each span.
+        errors: e = (w - q) / U_ii, float32 [columns, rows].
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    opened: list[LayerScheme]
+    errors: torch.Tensor
+
+
+def solve_parts(problems: Sequence[Problem]) -> list[Part]:
+    """Round parts of matrices, of one shape, whose columns come as they stand: see :func:`solve`."""
+    found: dict[int, Part] = {}
+    for _, columns, numbers in _alike(problems):
+        some = _Grouped([problems[n] for n in numbers], columns).parts()
+        found |= dict(zip(numbers, some, strict=True))
+    return [found[number] for number in range(len(problems))]
+
+
+def _alike(problems: Sequence[Problem]) -> "Iterator[tuple[type[_Columns], int, list[int]]]":
+    alike: dict[tuple[type[_Columns], int], list[int]] = {}
+    for number, one in enumerate(problems):
+        alike.setdefault(_way(one), []).append(number)
+    for (way, columns), numbers in alike.items():
+        # Integers first, so that one operation rounds all of them.
+        yield way, columns, sorted(numbers, key=lambda n: repr(_kind(problems[n].grid)))
+
+
+def _way(problem: Problem) -> "tuple[type[_Columns], int]":
     wide, narrow = _SUB_BLOCKS
     if problem.settings.static:
         return _Static, wide
@@ -90,7 +122,7 @@ def _kind(grid: Grid) -> tuple[int, Grid | None]:
 class _Columns(ABC):
     """Matrices of one shape, rounded column by column."""
 
-    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+    def __init__(self, problems: Sequence[Problem], sub_block: int):
         self._problems, self._sub_block = problems, sub_block
         rows, self._columns = problems[0].weight.shape
         # [columns, rows] in the order of rounding.
@@ -107,11 +139,16 @@ class _Columns(ABC):
 
     def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
         """What :func:`solve` returns."""
-        for start in range(0, self._columns, _BLOCK):
-            self._solve_block(start, min(start + _BLOCK, self._columns))
+        for _ in self._blocks():
+            pass
         return [(self._restored(c), losses) for c, losses in enumerate(self._losses)]
 
-    def _solve_block(self, start: int, end: int) -> None:
+    def _blocks(self) -> Iterator[torch.Tensor]:
+        # The errors of each block of columns, once it is rounded.
+        for start in range(0, self._columns, BLOCK):
+            yield self._solve_block(start, min(start + BLOCK, self._columns))
+
+    def _solve_block(self, start: int, end: int) -> torch.Tensor:
         block = torch.stack([matrix[start:end] for matrix in self._work])
         upper = torch.stack([one.factor.upper[start:end, start:end] for one in self._problems])
         errors = torch.empty_like(block)
@@ -127,6 +164,7 @@ class _Columns(ABC):
             if end < self._columns:
                 passed_on = one.factor.upper[start:end, end:].T
                 self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
+        return errors
 
     @abstractmethod
     def _round(
@@ -178,7 +216,7 @@ class _Grouped(_Columns):
     Groups hold as many columns as are rounded together, or a multiple.
     """
 
-    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+    def __init__(self, problems: Sequence[Problem], sub_block: int):
         super().__init__(problems, sub_block)
         count, (rows, _), device = len(problems), problems[0].weight.shape, self._codes.device
         # Of the group at hand, and of all groups.
@@ -190,8 +228,18 @@ class _Grouped(_Columns):
 
     def _restored(self, c: int) -> QuantizedMatrix:
         """See :meth:`_Columns._restored`."""
-        scales, zeros = torch.stack(self._scales[c], 1), torch.stack(self._zeros[c], 1)
-        return _restore(self._codes[c], scales, zeros, self._problems[c], self._opened[c])
+        return restored(self._problems[c], self._codes[c], *self._found(c), self._opened[c])
+
+    def parts(self) -> list[Part]:
+        """What became of each, as it was rounded."""
+        errors = torch.cat(list(self._blocks()), 1)
+        return [
+            Part(self._codes[c], *self._found(c), self._opened[c], errors[c])
+            for c in range(len(errors))
+        ]
+
+    def _found(self, c: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack(self._scales[c], 1), torch.stack(self._zeros[c], 1)
 
     def _open_group(self, c: int, first: int, rest: torch.Tensor) -> None:
         # Errors have reached the columns of the block only, ``rest`` being what is left of it, which is
@@ -257,7 +305,7 @@ class _Grouped(_Columns):
 class _Static(_Columns):
     """Scales are found before, of groups as they stand; columns come in any order, each with its own."""
 
-    def __init__(self, problems: Sequence[_Problem], sub_block: int):
+    def __init__(self, problems: Sequence[Problem], sub_block: int):
         super().__init__(problems, sub_block)
         # [rows, groups] each, and the group of the column at each position.
         self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -265,7 +313,7 @@ class _Static(_Columns):
         for one in problems:
             order, size = one.factor.order, one.settings.group_size
             assert order is not None
-            weighed = grouped_rows(one.importance[_inverse(order)][None], size)[0]
+            weighed = grouped_rows(one.importance[inverse(order)][None], size)[0]
             self._found.append(one.layer.find(grouped_rows(one.weight, size), weighed))
             self._group.append(order // size)
 
@@ -309,7 +357,7 @@ class _Static(_Columns):
         """See :meth:`_Columns._restored`."""
         one = self._problems[c]
         assert one.factor.order is not None
-        codes = self._codes[c][_inverse(one.factor.order)]
+        codes = self._codes[c][inverse(one.factor.order)]
         ragged = ragged_groups(len(codes), one.settings.group_size, codes.device)
         return one.layer.matrix(codes.T.contiguous(), *self._found[c], ragged)
 
@@ -327,7 +375,7 @@ def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.
 
 
 def _bounds(
-    problems: Sequence[_Problem], device: torch.device
+    problems: Sequence[Problem], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     grids = [one.grid for one in problems]
     ends = [(grid.lowest, grid.top) for grid in grids if isinstance(grid, Integers)]
@@ -346,7 +394,7 @@ def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
     ]
 
 
-def _by_columns(problems: Sequence[_Problem]) -> list[torch.Tensor]:
+def _by_columns(problems: Sequence[Problem]) -> list[torch.Tensor]:
     # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
     turned = {id(one.weight): one.weight.T.contiguous() for one in problems}
     return [
@@ -357,21 +405,29 @@ def _by_columns(problems: Sequence[_Problem]) -> list[torch.Tensor]:
     ]
 
 
-def _restore(
+def restored(
+    problem: Problem,
     codes: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor,
-    problem: _Problem,
     opened: Sequence[LayerScheme],
 ) -> QuantizedMatrix:
-    # Back from the order of rounding, [position, row], to the order of the layer, [row, column].
+    """The matrix in the order of the layer, of what is in the order of rounding.
+
+    Args:
+        problem: What was to be rounded.
+        codes: uint8 [columns, rows].
+        scale: float32 [rows, groups].
+        zero: float32 [rows, groups].
+        opened: The scheme of each span.
+    """
     factor, settings = problem.factor, problem.settings
     g_idx = spans = None
     if factor.order is not None:
-        place = _inverse(factor.order)
+        place = inverse(factor.order)
         codes = codes[place]
         if factor.groups is not None:
-            back = _inverse(factor.groups)
+            back = inverse(factor.groups)
             scale, zero = scale[:, back], zero[:, back]
             count = settings.groups_in_span
             spans = back[::count] // count
@@ -383,7 +439,8 @@ def _restore(
     return layer.matrix(codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
 
 
-def _inverse(permutation: torch.Tensor) -> torch.Tensor:
+def inverse(permutation: torch.Tensor) -> torch.Tensor:
+    """Where each of what a permutation has moved went."""
     place = torch.empty_like(permutation)
     place[permutation] = torch.arange(len(place), device=place.device)
     return place

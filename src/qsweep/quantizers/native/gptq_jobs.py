@@ -1,6 +1,6 @@
 """GPTQ configurations of a pass: many are solved in one loop over columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,24 @@ from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
-from qsweep.quantizers.native import columns, gptq
+from qsweep.quantizers.native import columns, gptq, two_sided
+from qsweep.quantizers.native.columns import Problem
 from qsweep.quantizers.native.jobs import Job, layer_schemes
 from qsweep.quantizers.native.layers import Layer, Stage
-from qsweep.quantizers.native.limits import LAYER_BYTES
-from qsweep.quantizers.native.stats import InputStats
+from qsweep.quantizers.native.limits import COUPLED_OUTPUTS, LAYER_BYTES
+from qsweep.quantizers.native.output_hessians import OutputHessian
+from qsweep.quantizers.native.stats import InputStats, output_loss
 
 
 class GPTQJob(Job):
-    """A GPTQ configuration."""
+    """A GPTQ configuration.
+
+    Attributes:
+        sequential: Whether it walks through quantized layers of its own.
+        compares: Whether it wants to know what their inputs were in the unquantized model.
+        weighs_outputs: Whether it wants to know what the model's output feels of its layers.
+        felt: That, by linear layer's name in the model, where somebody has found it out.
+    """
 
     def __init__(
         self, quantizer: GroupedOptions, out: Path, model: SourceModel, spelling: Spelling
@@ -28,6 +37,8 @@ class GPTQJob(Job):
         super().__init__(quantizer, out, model, spelling)
         self.sequential: bool = self._options["sequential"]
         self.compares: bool = self._options["gptaq_alpha"] > 0
+        self.weighs_outputs: bool = self._options.get("gptq_output_hessian", False)
+        self.felt: Mapping[str, OutputHessian] = {}
         # GPTQ's own layout and llama.cpp's blocks are reordered group by group.
         self._free = quantizer.holder in ("compressed-tensors", "bitsandbytes")
         self._damping: dict[str, float] = {}
@@ -36,6 +47,8 @@ class GPTQJob(Job):
         """How a layer of so many inputs is treated."""
         options, group_size = self._options, scheme.groups(channels)
         static = self._free and options["act_group_aware"] and not scheme.waits
+        # Errors of the rows before reach columns after scales would be found.
+        static = static and not self.weighs_outputs
         return gptq.Settings(
             group_size=group_size,
             desc_act=options["desc_act"],
@@ -81,6 +94,7 @@ class _Part:
         layer: Their decoder layer.
         linears: The weights float32 [rows, channels], by name.
         stats: What each job's inputs are.
+        weighing: How many of the jobs weigh outputs.
     """
 
     numbers: list[int]
@@ -88,6 +102,7 @@ class _Part:
     layer: Layer
     linears: dict[str, torch.Tensor]
     stats: list[InputStats]
+    weighing: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,10 +113,36 @@ class _Part:
         )
 
     @property
+    def rows(self) -> dict[str, slice]:
+        """Where in that matrix each layer lies."""
+        found, start = {}, 0
+        for name, weight in self.linears.items():
+            found[name] = slice(start, start + len(weight))
+            start += len(weight)
+        return found
+
+    @property
     def bytes(self) -> int:
-        """What solving it takes: for each job weights twice, codes, and two square matrices."""
+        """What solving it takes: for each job weights twice, codes, and two square matrices.
+
+        Who weighs outputs also has weights in another order, and errors of two kinds; factors of
+        outputs are had in common.
+        """
         rows, channels = self.shape
-        return len(self.numbers) * channels * (9 * rows + 8 * channels)
+        usual = len(self.numbers) * channels * (9 * rows + 8 * channels)
+        if not self.weighing:
+            return usual
+        return usual + 12 * self.weighing * rows * channels + 4 * rows * min(rows, COUPLED_OUTPUTS)
+
+    def among(self, wanted: Callable[[int], bool]) -> "_Part":
+        """The same of some jobs, by their numbers."""
+        chosen = [n for n, number in enumerate(self.numbers) if wanted(number)]
+        return replace(
+            self,
+            numbers=[self.numbers[n] for n in chosen],
+            schemes=[self.schemes[n] for n in chosen],
+            stats=[self.stats[n] for n in chosen],
+        )
 
 
 def solve_stages(
@@ -160,6 +201,7 @@ def _parts(
             layers[those[0][0]],
             {name: weights[which][name] for name in names},
             [stats[number] for number, _ in those],
+            sum(jobs[number].weighs_outputs for number, _ in those),
         )
         for (which, names), those in alike.items()
     ]
@@ -169,6 +211,15 @@ def _solve(
     jobs: Sequence[GPTQJob], parts: Sequence[_Part]
 ) -> Iterator[tuple[int, dict[str, QuantizedMatrix]]]:
     """By job's number the matrices; the parts are of one shape."""
+    plain = [part.among(lambda number: not jobs[number].weighs_outputs) for part in parts]
+    weighing = [part.among(lambda number: jobs[number].weighs_outputs) for part in parts]
+    yield from _solve_plain(jobs, [part for part in plain if part.numbers])
+    yield from _solve_weighing(jobs, [part for part in weighing if part.numbers])
+
+
+def _solve_plain(
+    jobs: Sequence[GPTQJob], parts: Sequence[_Part]
+) -> Iterator[tuple[int, dict[str, QuantizedMatrix]]]:
     targets, factors, settings, schemes = [], [], [], []
     for part in parts:
         for target, factor, setting in _problems([jobs[n] for n in part.numbers], part):
@@ -184,15 +235,67 @@ def _solve(
     for part in parts:
         for number, seen in zip(part.numbers, part.stats, strict=True):
             (matrix, losses), (factor, asked) = next(solved), next(used)
-            raised = None if factor.damp == asked.damp_percent else factor.damp
-            matrices, start = {}, 0
-            for name, weight in part.linears.items():
-                rows = slice(start, start + len(weight))
+            matrices = {}
+            for name, rows in part.rows.items():
                 own, full = matrix.rows(rows), part.layer.full_name(name)
-                jobs[number].keep(full, own, losses[rows], raised, seen.extreme)
+                jobs[number].keep(full, own, losses[rows], _raised(factor, asked), seen.extreme)
                 matrices[name] = own
-                start += len(weight)
             yield number, matrices
+
+
+def _solve_weighing(
+    jobs: Sequence[GPTQJob], parts: Sequence[_Part]
+) -> Iterator[tuple[int, dict[str, QuantizedMatrix]]]:
+    problems, outputs = [], []
+    for part in parts:
+        felt = _Felt(part)
+        found = _problems([jobs[n] for n in part.numbers], part)
+        for number, scheme, (target, factor, setting) in zip(
+            part.numbers, part.schemes, found, strict=True
+        ):
+            for name, layer in layer_schemes(scheme, part.linears).items():
+                own = target[part.rows[name]]
+                problems.append(Problem(own, factor, setting, layer))
+                outputs.append(felt.of(jobs[number], name, len(own)))
+    solved = iter(zip(problems, two_sided.solve(problems, outputs), strict=True))
+    for part in parts:
+        for number, seen in zip(part.numbers, part.stats, strict=True):
+            matrices = {}
+            for name in part.linears:
+                problem, matrix = next(solved)
+                error = problem.weight - matrix.dense(torch.float32)
+                losses = output_loss(error, seen.gram)
+                raised = _raised(problem.factor, problem.settings)
+                jobs[number].keep(part.layer.full_name(name), matrix, losses, raised, seen.extreme)
+                matrices[name] = matrix
+            yield number, matrices
+
+
+class _Felt:
+    """What outputs are felt by, factorized once for all jobs."""
+
+    def __init__(self, part: _Part):
+        self._part = part
+        self._found: dict[tuple[int, str], list[gptq.Factor]] = {}
+
+    def of(self, job: GPTQJob, name: str, rows: int) -> list[gptq.Factor]:
+        """The factors of blocks of a layer's outputs; none where nothing is known of it."""
+        full = self._part.layer.full_name(name)
+        known, device = job.felt.get(full), self._part.linears[name].device
+        key = id(known), name
+        if key not in self._found:
+            blocks = [] if known is None else known.blocks
+            assert known is None or sum(map(len, blocks)) == rows, full
+            self._found[key] = [
+                two_sided.factorize_outputs(block.to(device), known.positions, full)
+                for block in blocks
+                if known is not None
+            ]
+        return self._found[key]
+
+
+def _raised(factor: gptq.Factor, asked: gptq.Settings) -> float | None:
+    return None if factor.damp == asked.damp_percent else factor.damp
 
 
 def _problems(

@@ -34,6 +34,7 @@ from qsweep.quantizers.native.jobs import Job
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
 from qsweep.quantizers.native.network import load_network, not_run_as_linear, require_finite_layer
+from qsweep.quantizers.native.output_hessians import output_hessians
 from qsweep.quantizers.native.precision import calibration_dtype
 from qsweep.quantizers.native.rounding_jobs import RTNJob
 from qsweep.quantizers.native.smoothing import Smoothed, smooth
@@ -84,10 +85,15 @@ def run(
         require_linear(job.asked, found)
         job.keep_too(others)
         job.coverage.all_tokens = calibration.all_experts
-    progress("embed", None)
     wanted = [
         name for name in linears_of(network) if spelling.stored_in(name) in model.facts.linears
     ]
+    weighing = [job for job in jobs if isinstance(job, GPTQJob) and job.weighs_outputs]
+    if weighing:
+        felt = output_hessians(network, calibration.samples, model.device, wanted, progress)
+        for job in weighing:
+            job.felt = felt
+    progress("embed", None)
     decoder, chunks, probe = capture(network, calibration.samples, model.device, wanted)
     # What is kept of a layer's inputs is as much as eight texts where feed-forward is four times wide.
     kept = 8 if any(isinstance(job, GPTQJob) and job.compares for job in jobs) else 0

@@ -15,7 +15,7 @@ from qsweep.formats.numbers import NF4, Search
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.quantizers.checks import check_packing
 from qsweep.quantizers.grouped import AWQOptions, GPTQOptions, GroupedOptions, packed_settings
-from qsweep.quantizers.native.limits import LAYER_BYTES, SHARD_BYTES
+from qsweep.quantizers.native.limits import COUPLED_OUTPUTS, LAYER_BYTES, SHARD_BYTES
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.text.calibration import CalibrationTokens
 
@@ -88,11 +88,16 @@ class _NativeQuantizer(GroupedOptions):
         if options.get("gptaq_alpha", 0) > 0:
             # What goes into one layer's stages: attention, its output and gate and up are narrow.
             itself += 4 * 4 * tokens * widest
+        if options.get("gptq_output_hessian"):
+            itself += _bytes_of_outputs(model, tokens)
         # Finished layers wait for their file to be full.
         waiting = min(model.parameters * (self.bits + 1) // 8, SHARD_BYTES)
         if self.format.smoothing is not None:
             # A layer of its own, twice, and its inputs' Gram matrices.
             waiting += 3 * 4 * 4 * widest**2
+        if options.get("gptq_output_hessian"):
+            # Of the layers at hand errors of two kinds, and factors.
+            waiting += LAYER_BYTES // 2
         return itself, waiting + (states if options.get("sequential") else 0)
 
     def quantize(
@@ -132,6 +137,9 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
             at few bits. ``auto`` does below 8 bits, where it tells (docs/parity.md).
         gptaq_alpha: How far weights are moved, before they are rounded, to make up for what
             quantizing the layers before did to their inputs (GPTAQ): 0 not at all, 1 all the way.
+        gptq_output_hessian: Weigh errors of outputs by what the KL divergence feels of them, and
+            pass errors on from output to output, too (``two_sided.py``); one walk backwards through the
+            unquantized model finds that out for all configurations of a pass.
 
     >>> NativeGPTQ(bits=4, group_size=64).options()["sym"]
     True
@@ -140,6 +148,7 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
     scale_search: Search = "range"
     sequential: bool | Literal["auto"] = "auto"
     gptaq_alpha: float = 0.0
+    gptq_output_hessian: bool = False
 
     revision: ClassVar[int] = 3
 
@@ -153,9 +162,16 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
             raise ConfigError(f"quant.sequential={self.sequential}: must be true, false or auto")
         if not 0 <= self.gptaq_alpha <= 1:
             raise ConfigError(f"quant.gptaq_alpha={self.gptaq_alpha}: must lie between 0 and 1")
+        if not isinstance(self.gptq_output_hessian, bool):
+            raise ConfigError(
+                f"quant.gptq_output_hessian={self.gptq_output_hessian}: must be true or false"
+            )
 
     def options(self) -> dict[str, Any]:
-        """The effective options. With one group per output, both orders are the same."""
+        """The effective options; the output's Hessian only where it is asked for.
+
+        With one group per output, both orders are the same.
+        """
         fewest = min(own.bits for own in (self, *self.by_rule.values()) if own is not None)
         sequential = fewest < 8 if self.sequential == "auto" else self.sequential
         options = super().options() | {
@@ -165,7 +181,8 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         }
         if self.desc_act and self.group_size == -1:
             options |= {"desc_act": False, "act_group_aware": True}
-        return options
+        weighs = {"gptq_output_hessian": True} if self.gptq_output_hessian else {}
+        return options | weighs
 
     def packed_settings(self) -> dict[str, Any]:
         """See :meth:`GroupedOptions.packed_settings`."""
@@ -177,7 +194,19 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         }
         for name in ("damp_percent", "act_group_aware", "gptaq_alpha"):
             settings["meta"][name] = options[name]
+        if self.gptq_output_hessian:
+            settings["meta"]["gptq_output_hessian"] = True
         return settings
+
+    def check_format(self) -> None:
+        """See :meth:`_NativeQuantizer.check_format`; outputs that share scales are rounded together."""
+        super().check_format()
+        shares = [own for own in self.every if own.format.rows != 1]
+        if self.gptq_output_hessian and shares:
+            raise IncompatibleTrial(
+                f"gptq {shares[0].format.name}: gptq_output_hessian=true rounds outputs one after "
+                "another, and here they share a scale; gptq_output_hessian=false"
+            )
 
     def check_layers(self, model: ModelFacts) -> None:
         """See :meth:`GroupedOptions.check_layers`; also the solver's own bounds."""
@@ -238,6 +267,17 @@ class NativeAWQ(_NativeQuantizer, AWQOptions):
             "version": "gemm",
             "zero_point": not self.symmetric,
         }
+
+
+def _bytes_of_outputs(model: ModelFacts, tokens: int) -> int:
+    """What the outputs' Hessians take, and the walk backwards that finds them."""
+    hessians = sum(4 * rows * min(rows, COUPLED_OUTPUTS) for rows, _ in model.linears.values())
+    widths = Counter(width for _, width in model.linears.values())
+    width = widths.most_common(1)[0][0] if widths else 0
+    # The hidden states before each layer, of which none has more than seven linear ones but mixtures,
+    # whose experts count for more.
+    layers = -(-len(model.linears) // 4)
+    return hessians + 4 * tokens * width * layers
 
 
 def _bytes_of_experts(model: ModelFacts) -> int:
