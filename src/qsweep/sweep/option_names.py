@@ -28,12 +28,13 @@ def options_of_files() -> dict[str, str]:
     common = {*group_choices(), *OmegaConf.load(config_folder("conf") / "config.yaml")}
     found = {}
     for file in sorted(config_folder("sweeps").glob("*.yaml")):
-        for name, value in OmegaConf.load(file).items():
-            if str(name) in common or str(name) in ("defaults", "hydra"):
+        for key, value in OmegaConf.load(file).items():
+            name = str(key)
+            if name in common or name in ("defaults", "hydra"):
                 continue
-            found[str(name)] = file.stem
+            found[name] = file.stem
             if OmegaConf.is_dict(value):
-                found |= {f"{name}.{inner}": file.stem for inner in value}
+                found |= {f"{name}.{inner!s}": file.stem for inner in value}
     return found
 
 
