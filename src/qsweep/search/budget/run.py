@@ -125,15 +125,14 @@ class BudgetSearch:
 
     def _mixes(self, limits: Sequence[Limit], families: Sequence[Family]) -> dict[str, Mix]:
         # All of one round share a pass; whoever turns out too large is made again, smaller.
+        others = self.settings.others(len(limits))
         excess = {(n, place): 0 for n in range(len(limits)) for place in range(len(families))}
         kept: dict[str, Mix] = {}
         for _ in range(_TRIES):
             proposals = [
                 (key, proposal)
                 for key, over in excess.items()
-                for proposal in propose(
-                    limits[key[0]], families[key[1]].costs, self.settings.neighbours, over
-                )
+                for proposal in propose(limits[key[0]], families[key[1]].costs, others, over)
                 if not proposal.uniform
             ]
             configs = [families[key[1]].mixed(proposal) for key, proposal in proposals]

@@ -29,14 +29,19 @@ class Budget:
 class BudgetConfig:
     """How the answer is looked for; ``sweeps/budget.yaml`` says what each option is for."""
 
-    neighbours: int = 1
+    neighbours: int | Literal["auto"] = "auto"
     fuse: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.fuse not in (True, False, "auto"):
             raise ConfigError(f"budget.fuse={self.fuse}: must be true, false or auto")
-        if self.neighbours < 0:
+        if self.neighbours != "auto" and self.neighbours < 0:
             raise ConfigError(f"budget.neighbours={self.neighbours}: must be at least 0")
+
+    def others(self, budgets: int) -> int:
+        """How many mixes are made beside the best one of each of so many budgets."""
+        # Of several budgets there are several mixes already.
+        return int(budgets == 1) if self.neighbours == "auto" else self.neighbours
 
 
 def read_budgets(given: Mapping[str, Sequence[Any]]) -> list[Budget]:
