@@ -218,6 +218,8 @@ def test_wildcards_mean_what_llama_cpp_decides_of_only_by_name(facts, tiny_model
     assert outside_layers(mamba).keys() == {"backbone.embeddings", "lm_head"}
     assert "unless a pattern ends in the name, as '*.dt_proj'" in refusal(mamba, {"*.dt_pro?": 8})
     GGUF(bits=4, rules={"*.x_proj": 8, "*.embeddings": 8}).check(mamba)
+    # Of one matrix by two names, the one that is spelled out counts.
+    GGUF(bits=4, rules={"lm_head": 4, "*": "keep"}).check(facts)
 
 
 def test_experts_of_a_layer_lie_in_one_tensor(mixture_dir, written):
