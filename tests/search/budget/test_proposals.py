@@ -5,7 +5,9 @@ import pytest
 
 from helpers.budgets import EMBEDDING, LAYERS, WEIGHTS, candidate, costs
 from qsweep.base.errors import ConfigError
+from qsweep.quantizers.rules import Rule
 from qsweep.search.budget.costs import costs_of
+from qsweep.search.budget.families import patterns_of
 from qsweep.search.budget.limits import Limit, bits_left, limit_of, range_of
 from qsweep.search.budget.proposals import propose, uniforms_within
 from qsweep.search.budget.reach import require_in_range
@@ -118,3 +120,23 @@ def test_uniform_ones_that_may_be_the_best_within_a_budget():
     names = uniforms_within(Limit(Budget("bpw", 3.5), None), [known])
     assert names == {"3 bits"}
     assert uniforms_within(Limit(Budget("bpw", 1), None), [known]) == set()
+
+
+def test_patterns_name_their_layers_and_what_vllm_makes_one_of():
+    layers = [
+        f"model.layers.{n}.{kind}"
+        for n in (1, 11)
+        for kind in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
+                     "mlp.up_proj", "mlp.gate", "mlp.down_proj")
+    ]  # fmt: skip
+    (attention,) = patterns_of(layers[:3], layers)
+    (mlp,) = patterns_of(layers[3:5], layers)
+    assert [n for n in layers if Rule(attention).matches(n)] == layers[:3]
+    assert [n for n in layers if Rule(mlp).matches(n)] == layers[3:5]
+    assert Rule(attention).matches("model.layers.1.self_attn.qkv_proj")
+    assert Rule(mlp).matches("model.layers.1.mlp.gate_up_proj")
+    experts = [f"0.mlp.experts.{n}.{kind}" for n in range(2) for kind in ("up_proj", "down_proj")]
+    assert patterns_of(experts, [*experts, "0.mlp.gate"]) == ["0.mlp.experts.*"]
+    assert patterns_of(experts[::2], experts) == ["0.mlp.experts.*.up_proj"]
+    # Where no pattern has these alone, each is named.
+    assert patterns_of(["0.w1", "0.w3"], ["0.w1", "0.w2", "0.w3"]) == ["0.w1", "0.w3"]

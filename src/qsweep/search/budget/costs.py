@@ -53,6 +53,7 @@ class Costs:
             option, or has it from another candidate.
         rest: Bits of the artifact's files that lie in no group.
         linear: Which of the groups ``bpw`` counts [groups].
+        layers: All linear layers of the model, those that are in no group among them.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -61,6 +62,7 @@ class Costs:
     losses: "np.ndarray"
     rest: int
     linear: "np.ndarray"
+    layers: tuple[str, ...]
 
     @property
     def smallest(self) -> int:
@@ -122,4 +124,4 @@ def costs_of(
         for one in candidates
     )
     linear = np.array([all(name in linears for name in group) for group in groups])
-    return Costs(groups, tuple(candidates), bits, losses, rest, linear)
+    return Costs(groups, tuple(candidates), bits, losses, rest, linear, tuple(linears))

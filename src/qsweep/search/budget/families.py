@@ -1,10 +1,12 @@
 """Which candidates can be mixed in one artifact, and what a rule says to give a layer one's own. Pure."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.formats.encoder import name_as_one
 from qsweep.formats.numbers import Int
 from qsweep.formats.stored_bits import Stored
 from qsweep.models.source import ModelFacts
@@ -12,7 +14,7 @@ from qsweep.quantizers.alike import OF_ONE_KIND, stack_of
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.protocol import Quantizer
-from qsweep.quantizers.rules import rule_of
+from qsweep.quantizers.rules import Rule, rule_of
 
 
 def family_of(quant: Quantizer, name: str) -> Any:
@@ -74,7 +76,10 @@ def values_of(quant: Quantizer, facts: ModelFacts, stored: Mapping[str, Stored])
 
 
 def rules_of(
-    groups: tuple[tuple[str, ...], ...], chosen: list[Mapping[str, str]], base: Mapping[str, str]
+    groups: Sequence[tuple[str, ...]],
+    chosen: Sequence[Mapping[str, str]],
+    base: Mapping[str, str],
+    layers: Collection[str],
 ) -> list[str]:
     """The rules that give each group of layers what was chosen for it.
 
@@ -82,13 +87,43 @@ def rules_of(
         groups: Of layers.
         chosen: For each group, what a rule says by layer.
         base: What layers get without a rule.
+        layers: All layers of the model, for patterns that are to name no others.
     """
     found: dict[str, str] = {}
     for group, values in zip(groups, chosen, strict=True):
-        for name in group:
-            if values[name] != base.get(name):
-                found[stack_of(name)] = values[name]
+        differ = [name for name in group if values[name] != base.get(name)]
+        if differ:
+            # A group is stored alike.
+            found |= dict.fromkeys(patterns_of(group, layers), values[group[0]])
     return [f"{pattern}={value}" for pattern, value in found.items()]
+
+
+def patterns_of(group: Sequence[str], layers: Collection[str]) -> list[str]:
+    """Patterns that name the layers of a group and no other, and what vLLM makes one of.
+
+    vLLM looks a rule of GPTQ up by the name of the fused layer.
+
+    >>> patterns_of(["0.attn.q_proj", "0.attn.k_proj", "0.attn.v_proj"], [])
+    ['0.attn.[kqv]*_proj']
+    >>> patterns_of(["0.mlp.experts.0.w1", "0.mlp.experts.1.w1"], [])
+    ['0.mlp.experts.*.w1']
+    """
+    wanted = set(group)
+    wholes = {name_as_one(name) for name in group}
+    whole = next(iter(wholes)) if len(wholes) == 1 and len(group) > 1 else None
+    if whole is not None:
+        parent = group[0].rpartition(".")[0]
+        lasts = [name.rpartition(".")[2] for name in group]
+        letters = "".join(sorted({one[0] for one in (*lasts, whole.rpartition(".")[2])}))
+        tail = os.path.commonprefix([one[::-1] for one in (*lasts, whole)])[::-1]
+        one = f"{parent}.[{letters}]*{tail}"
+        if whole.endswith(".experts"):
+            one = f"{whole}.*"
+        rule = Rule(one)
+        named = {name for name in layers if rule.matches(name)}
+        if named <= wanted and all(map(rule.matches, (*group, whole))):
+            return [one]
+    return list(dict.fromkeys(map(stack_of, group)))
 
 
 def _value(own: GroupedOptions) -> str:

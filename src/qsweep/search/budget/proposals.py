@@ -49,7 +49,8 @@ class Proposal:
         """What ``quant.rules`` says of it beside the base's options."""
         candidates = self.costs.candidates
         chosen = [candidates[n].values for n in self.choice]
-        return rules_of(self.costs.groups, chosen, candidates[self.base].values)
+        base = candidates[self.base]
+        return rules_of(self.costs.groups, chosen, base.values, self.costs.layers)
 
     @property
     def loss(self) -> float:
