@@ -1,7 +1,7 @@
 """What bits per layer are worth at equal size: budgets beside uniform, llama.cpp's and random mixes.
 
     python bench/budget.py --json bench/results/budget-pocket.json
-    python bench/budget.py --model smollm2-135m --samples 16 --windows 16 --json FILE
+    python bench/budget.py --model smollm2-135m --samples 16 --windows 16 --context 512 --groups 32,64 --json FILE
 
 For each budget, by size or by stored bits per weight of the linear layers: the KLD of the mix that
 ``qsweep --config-name=budget`` finds as a share of that of the best uniform artifact of at most its
@@ -35,7 +35,7 @@ from qsweep.sweep.session import Session, Sweep, open_session, open_store
 BITS = (2.5, 3.0, 3.5, 4.0, 4.5)
 # What layers are chosen from: as in sweeps/budget.yaml. GGUF's are mixes of llama.cpp's own.
 SPACES = {
-    "gptq": ["quant=gptq", "bits=2,3,4,8", "group_size=32,64,128"],
+    "gptq": ["quant=gptq", "bits=2,3,4,8"],
     "gguf": [
         "quant=gguf",
         "quant.type=Q2_K,Q3_K_S,Q3_K_M,Q3_K_L,Q4_K_S,Q4_K_M,Q5_K_S,Q5_K_M,Q6_K,Q8_0",
@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=BITS)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--windows", type=int, help="at most so many of each corpus")
+    parser.add_argument("--context", type=int, help="tokens of a window")
+    parser.add_argument("--groups", default="32,64,128", help="group sizes that gptq chooses from")
     parser.add_argument("--random", type=int, default=3, help="mixes at random for each budget")
     parser.add_argument("--quick", action="store_true", help="one budget, few windows")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/bench-budget"))
@@ -99,6 +101,10 @@ def _configs(quant: str, arguments: argparse.Namespace) -> list[Composed]:
     ]
     if arguments.windows:
         words.append(f"eval.max_windows={arguments.windows}")
+    if arguments.context:
+        words.append(f"eval.context={arguments.context}")
+    if quant == "gptq":
+        words.append(f"group_size={arguments.groups}")
     return list(one_batch(compose_trials(words), words))
 
 
