@@ -1,8 +1,8 @@
 """Do sensitivities tell what swapping one layer costs? Every estimator beside measured swaps.
 
     python bench/sensitivity.py --json bench/results/sensitivity-pocket.json
-    python bench/sensitivity.py --model smollm2-135m --windows 4 --layers 24 --swapped 4 --json FILE
-    python bench/sensitivity.py --quick
+    python bench/sensitivity.py --json FILE --model smollm2-135m --windows 4 --samples 8 --layers 24
+    python bench/sensitivity.py --json FILE --quick
 
 Candidates are made of the model by GPTQ and by rounding. Each of a sample of their layers is put into the
 unquantized model by itself, and the KL divergence is measured on windows of the test text. Beside
@@ -25,6 +25,7 @@ from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
+from qsweep.quantizers.sensitivity.version import SAMPLES
 
 # Of how many samples of the calibration text sensitivities are tried.
 COUNTS = (1, 2, 4, 8, 16, 32)
@@ -38,6 +39,7 @@ def main() -> None:
     parser.set_defaults(samples=32, windows=16)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--methods", nargs="+", default=["gptq", "rtn"], choices=["gptq", "rtn"])
     parser.add_argument("--layers", type=int, default=0, help="how many are swapped; 0: all")
     parser.add_argument("--swapped", type=int, default=0, help="of how many candidates; 0: all")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1], help="of the text")
@@ -96,9 +98,10 @@ def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             kld = bench.whole(artifact)
             rows.append({"row": "whole", "candidate": name, "kld": kld, **clock.read()})
             print(f"{name}: KLD {kld:.5f}", flush=True)
-        predictions = {
-            draw: _predicted(model, bench.text(draw), artifacts) for draw in arguments.draws
-        }
+        predictions = {}
+        for draw in arguments.draws:
+            predictions[draw] = _predicted(model, bench.text(draw), artifacts)
+            print(f"draw {draw} of the text: predicted", flush=True)
         rows += _walks(model, bench, artifacts)
         rows += _swaps(model, bench, artifacts, arguments)
     rows += _beside(rows, predictions)
@@ -113,13 +116,16 @@ def _made(
         f"gptq {bits} g{group}": NativeGPTQ(bits, group)
         for bits in arguments.bits
         for group in arguments.groups
+        if "gptq" in arguments.methods
     }
     outs = [folder / name for name in wanted]
     for out in outs:
         out.mkdir()
     pairs = list(zip(wanted.values(), outs, strict=True))
-    made = dict(zip(wanted, quantize_grid(model, bench.text(0), pairs), strict=True))
-    for bits in arguments.bits[1:]:
+    made = (
+        dict(zip(wanted, quantize_grid(model, bench.text(0), pairs), strict=True)) if pairs else {}
+    )
+    for bits in arguments.bits if "rtn" in arguments.methods else ():
         name = f"rtn {bits} g{arguments.groups[-1]}"
         (out := folder / name).mkdir()
         made[name] = RTN(bits, arguments.groups[-1]).quantize(model, None, out)
@@ -135,7 +141,7 @@ def _walks(
 
     rows = []
     samples = bench.text(0).samples
-    for count in COUNTS:
+    for count in (1, SAMPLES):
         if count <= len(samples):
             clock = Clock()
             sensitivities(model, CalibrationTokens(samples[:count]), artifacts)
@@ -197,20 +203,24 @@ def _predicted(model: SourceModel, text: Any, artifacts: Mapping[str, Any]) -> _
     spelling = spelling_of(network, read_tensors(model.path))
     read = {key: Candidate(one, model, spelling) for key, one in artifacts.items()}
     length = len(text.samples[0])
+    # Those that are only compared are of as much text as the default takes.
+    some = SAMPLES * length
     found: _Predicted = {name: {} for name in SHOWN}
     for together in gradients(network, text.samples, model.device, list(model.facts.linears)):
+        outputs = {
+            seen.name: gram(weight_of(seen.module), seen.inputs[:some], seen.gradients[:some], some)
+            for seen in together
+        }
         for key, candidate in read.items():
             for seen in together:
                 error = candidate.error(seen.name, seen.module)
                 place = key, seen.name
-                outputs = weight_of(seen.module)
+                few = seen.inputs[:some], seen.gradients[:some], min(some, seen.tokens)
                 whole = {
-                    name: ESTIMATORS[name](error, seen.inputs, seen.gradients, seen.tokens)
+                    name: ESTIMATORS[name](error, *few)
                     for name in ("gram", "diagonal", "kronecker")
                 }
-                whole["relative gram"] = whole["gram"] / gram(
-                    outputs, seen.inputs, seen.gradients, seen.tokens
-                )
+                whole["relative gram"] = whole["gram"] / outputs[seen.name]
                 felt = ((seen.inputs @ error.T) * seen.gradients).sum(1).double().view(-1, length)
                 for name, value in whole.items():
                     found[name][place] = [value]
@@ -241,7 +251,12 @@ def _beside(
                 for start in range(0, samples - count + 1, count)
             ]
             each = [_ranks(swaps, block) for block in blocks]
-            sums = [math.log(_sum(block, key) / _sum(values_of(found), key)) for block in blocks for key in wholes]
+            whole = {key: _sum(values_of(found), key) for key in wholes}
+            sums = [
+                math.log(_sum(block, key) / total)
+                for block in blocks
+                for key, total in whole.items()
+            ]
             added.append(
                 {"row": "tokens", "draw": draw, "samples": count}
                 | {name: _mean([one[name] for one in each]) for name in each[0]}

@@ -1,4 +1,4 @@
-"""What Hydra discovers of qsweep's sweepers: a grid, and a search by Optuna.
+"""What Hydra discovers of qsweep's sweepers: a grid, a search by Optuna, the best within a budget.
 
 Every module under ``hydra_plugins`` is imported at start, so nothing heavy is imported here.
 """
@@ -31,7 +31,18 @@ class QsweepOptunaConfig(QsweepSweeperConfig):
     _target_: str = "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper"
 
 
-for name, node in (("qsweep", QsweepSweeperConfig), ("qsweep_optuna", QsweepOptunaConfig)):
+@dataclass
+class QsweepBudgetConfig(QsweepSweeperConfig):
+    """The same space, of what the layers of one model may become."""
+
+    _target_: str = "hydra_plugins.qsweep_sweeper.QsweepBudgetSweeper"
+
+
+for name, node in (
+    ("qsweep", QsweepSweeperConfig),
+    ("qsweep_optuna", QsweepOptunaConfig),
+    ("qsweep_budget", QsweepBudgetConfig),
+):
     ConfigStore.instance().store(group="hydra/sweeper", name=name, node=node, provider="qsweep")
 
 
@@ -82,6 +93,18 @@ class QsweepOptunaSweeper(QsweepSweeper):
         assert self.launcher is not None and self.hydra_context is not None
         assert self.config is not None
         return run_search(self, arguments)
+
+
+class QsweepBudgetSweeper(QsweepSweeper):
+    """Chooses bits layer by layer within a budget, and measures what comes of it."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Make candidates and mixes, then write and print the answer."""
+        from qsweep.commands.budget_run import run_budget
+
+        assert self.launcher is not None and self.hydra_context is not None
+        assert self.config is not None
+        return run_budget(self, arguments)
 
 
 def _plain(value: Any) -> Any:

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from qsweep.api.composition import compose_trials
 from qsweep.base.errors import ConfigError, IncompatibleTrial
-from qsweep.formats.numbers import NVFP4, Q40, Int
+from qsweep.formats.numbers import NF4, NVFP4, Q40, Int
 from qsweep.formats.packed_settings import stated_of
 from qsweep.models.roles import kept_as
 from qsweep.models.source import ModelFacts
-from qsweep.quantizers.gptqmodel import GPTQ
+from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.isolated import AutoGPTQ
 from qsweep.quantizers.kept import kept_details
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ
@@ -160,6 +160,13 @@ def test_few_bits_anywhere_make_the_pass_sequential():
         ({"": 8}, "an empty pattern"),
         ({"lm_head": 8}, "lm_head stays in 16 bits"),
         ("*.down_proj", "must be a mapping"),
+        (
+            ["*.down_proj=8", "*.down_proj=4"],
+            "*.down_proj: is said to be 8 and 4; leave one of them",
+        ),
+        (["*.down_proj=keep", "*.down_proj=4"], "is said to be keep and 4"),
+        ({"*.layers.[3-0].*": 8}, "is no pattern (bad character range 3-0"),
+        ({"*.down_proj": "q4_k"}, "(format=q4_k for all layers)"),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused_in_one_line(facts, rules, told):
@@ -169,7 +176,15 @@ def test_a_rule_that_cannot_be_is_refused_in_one_line(facts, rules, told):
 
 
 def test_containers_of_one_kind_of_layer_take_only_layers_that_stay(facts):
-    assert "keep is the only rule" in refusal(facts, {"*.down_proj": 8}, NativeAWQ)
+    message = refusal(facts, {"*.down_proj": 8}, NativeAWQ)
+    assert message.endswith(
+        "keep is the only rule that it holds; format.container=compressed-tensors holds others"
+    )
+    assert "quant.backend=native with format.container=compressed-tensors" in refusal(
+        facts, {"*.down_proj": 8}, AWQ
+    )
+    for value in (8, "fp8", "fp4"):
+        assert "keep is the only rule" in refusal(facts, {"*.down_proj": value}, RTN, format=NF4())
     NativeAWQ(group_size=64, rules={"*.down_proj": "keep"}).check(facts)
     mixed = NativeAWQ(
         group_size=64, format=Int("compressed-tensors"), rules={"*.down_proj": {"bits": 8}}
@@ -285,6 +300,21 @@ def test_runtimes_are_those_that_follow_the_rules(facts, mixture):
     assert runtimes(mixture, **{"experts.1.*": 8}).runtimes == ("gptqmodel",)
 
 
+def test_vllm_runs_qwens_linear_attention_as_one(facts):
+    # in_proj_qkvz of in_proj_qkv and in_proj_z, in_proj_ba of the two that stay by default.
+    shapes = {"in_proj_qkv": (256, 128), "in_proj_z": (128, 128), "out_proj": (128, 128)}
+    names = {f"model.layers.0.linear_attn.{name}": shape for name, shape in shapes.items()}
+    model = replace(facts, linears=names)
+
+    def runtimes(rules):
+        held = Int("compressed-tensors")
+        return RTN(sym=True, format=held, rules=rules).encoders(model).runtimes
+
+    assert "vllm" in runtimes({"*.out_proj": 8})
+    assert "vllm" not in runtimes({"*.in_proj_z": 8})
+    assert "vllm" in runtimes({"*.in_proj_*": 8})
+
+
 def test_groups_of_compressed_tensors_do_not_overlap(facts):
     # The library looks at targets in alphabetical order, whichever group stands first.
     quant = RTN(
@@ -315,7 +345,11 @@ def test_names_tell_short_rules_and_count_long_ones():
     short = NativeGPTQ(rules={"*.down_proj": 8, "*.o_proj": "keep"})
     assert describe(short) == "gptq 4-bit g128 *.down_proj=8 *.o_proj=keep"
     long = NativeGPTQ(rules={f"*.layers.{n}.*": 8 for n in range(9)})
-    assert describe(long) == "gptq 4-bit g128 9 rules"
+    assert re.fullmatch("gptq 4-bit g128 9 rules [0-9a-f]{4}", describe(long))
+    # Assignments of as many rules are told apart, before there is an artifact.
+    other = NativeGPTQ(rules={f"*.layers.{n}.*": 8 if n else 3 for n in range(9)})
+    again = NativeGPTQ(rules=[f"*.layers.{n}.*=8" for n in range(9)])
+    assert describe(other) != describe(long) == describe(again)
 
 
 def test_rules_come_from_a_configuration(facts):
@@ -352,6 +386,11 @@ def test_bits_name_llama_cpps_formats_in_a_gguf(facts, mixture):
     assert quant.of_layer("0.down_proj", (256, 256)).format.name == "q6_k"
     with pytest.raises(ConfigError, match="formats of 2, 3, 4, 5, 6, 8 bits"):
         RTN(format=Q40(), rules={"*.down_proj": 7})
+    for value in ({"group_size": 64}, {"bits": 6, "group_size": 64}):
+        with pytest.raises(ConfigError, match="each of gguf's formats fixes it; take it out"):
+            RTN(format=Q40(), rules={"*.down_proj": value})
+    for value in ("nvfp4", {"format": "int", "bits": 4}):
+        assert "name one of q2_k, q3_k" in refusal(facts, {"*.down_proj": value}, RTN, format=Q40())
     # All experts of a layer lie in one tensor.
     message = refusal(mixture, {"*.experts.0.*": 8}, RTN, format=Q40())
     assert "those of model.layers.0.mlp.experts.*.gate_proj differ; name them all" in message

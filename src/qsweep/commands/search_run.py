@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base.disk import check_writable
-from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.secrets import hidden_value
 from qsweep.formats.hardware import Card
 from qsweep.launch.interrupts import finishing
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
 from qsweep.search.answer import answer, infeasible
+from qsweep.search.budget.mixes import Mixes, mixed_bits
 from qsweep.search.fidelity import Fidelity
 from qsweep.search.loop import PlannedTrial, Search
 from qsweep.search.objectives import (
@@ -49,8 +50,16 @@ _NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 class HydraLab:
     """Composes trials and runs them through whatever launcher Hydra was given."""
 
-    def __init__(self, compose: Any, launcher: Any, session: Session, card: Card | None = None):
+    def __init__(
+        self,
+        compose: Any,
+        launcher: Any,
+        session: Session,
+        card: Card | None = None,
+        mixes: Mixes | None = None,
+    ):
         self._compose, self._launcher, self._session = compose, launcher, session
+        self._mixes = mixes
         self.on_card = OnCard(card)
         self._launched = 0
         self._width: int | None = None
@@ -65,7 +74,12 @@ class HydraLab:
     def plan(self, overrides: Params) -> PlannedTrial | None:
         """A trial before anything runs; None if it cannot exist."""
         store = self._session.store
-        trial = identified(trial_config(self._compose(overrides_of(overrides))), store)
+        try:
+            given = overrides if self._mixes is None else self._mixes.expand(overrides)
+        except IncompatibleTrial as error:
+            self.refusal = self.refusal or str(error)
+            return None
+        trial = identified(trial_config(self._compose(overrides_of(given))), store)
         if why := self.on_card.why_not(trial.quant, bool(trial.kv_cache)):
             self.refusal = self.refusal or f"{trial.name}: {why}"
             return None
@@ -79,7 +93,7 @@ class HydraLab:
         plan = plans[key]
         if plan.is_reference:
             raise ConfigError("quant=none: the reference is measured anyway, and is no answer")
-        return PlannedTrial(key, trial.name, trial.quant.method, trial.resolved["quant"])
+        return PlannedTrial(key, trial.name, trial.quant.method, trial.resolved["quant"], given)
 
     def run(self, batch: Sequence[Params]) -> list[Record]:
         """Run trials; returns the record of each."""
@@ -126,7 +140,12 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         if group in SWEEP_WIDE and len(parameter.values) > 1:
             raise several_values(parameter.name)
     compose = Composer(sweeper.hydra_context.config_loader, sweeper.config)
-    first = next(space.combinations())
+    # Mixes are made of the uniform ones, which say all that is common.
+    first = next((p for p in space.combinations() if mixed_bits(p) is None), None)
+    if first is None:
+        raise ConfigError(
+            "bits: a search of mixes alone has nothing to mix; add whole bits, as 2,3,4"
+        )
     config = compose(overrides_of(first))
     settings = search_config(config.get("search") or {})
     objectives = [parse_objective(text) for text in settings.objective]
@@ -150,7 +169,8 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     sweeper.run.began = True
     with sweep.config.launcher as jobs, open_session(sweep, store, jobs, shared=True) as session:
         session.settings.update(found)
-        lab = HydraLab(compose, sweeper.launcher, session, settings.card)
+        mixes = Mixes(session, space, compose)
+        lab = HydraLab(compose, sweeper.launcher, session, settings.card, mixes)
         sweeper.run.session = session
         try:
             search = Search(settings, space, objectives, constraints, lab, study, _say)
@@ -162,7 +182,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 _adopt(session, entries)
                 trouble = _trouble(entries, constraints, lab)
                 result = answer(entries, objectives, settings.serving)
-                commands = _Commands(sweeper, config_name, compose, session)
+                commands = _Commands(sweeper, config_name, compose, session, mixes)
                 page = write_page(
                     sweep, entries, result, objectives, constraints, commands, trouble,
                     lab.on_card.lines,
@@ -212,7 +232,8 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes the results of a study comparable, from the first trial that can exist."""
     reason = "no combination"
-    for params in itertools.islice(space.combinations(), 1000):
+    uniform = (p for p in space.combinations() if mixed_bits(p) is None)
+    for params in itertools.islice(uniform, 1000):
         trial = identified(trial_config(compose(overrides_of(params))), store)
         plans, refused = plan_all([trial], store, found)
         if refused:
@@ -273,11 +294,15 @@ def _trouble(
 class _Commands:
     """The command line that runs one trial alone."""
 
-    def __init__(self, sweeper: Any, config_name: str, compose: Any, session: Session):
+    def __init__(
+        self, sweeper: Any, config_name: str, compose: Any, session: Session, mixes: Mixes
+    ):
         self._loader = sweeper.hydra_context.config_loader
         self._config_name, self._compose, self._session = config_name, compose, session
+        self._mixes = mixes
 
     def __call__(self, params: Params) -> str:
+        params = self._mixes.expand(params)
         kept = [
             override
             for override in overrides_of(params)

@@ -33,6 +33,7 @@ _ONE_PROCESS = (
 _ONE_SWEEP = (
     "hydra_plugins.qsweep_sweeper.QsweepSweeper",
     "hydra_plugins.qsweep_sweeper.QsweepOptunaSweeper",
+    "hydra_plugins.qsweep_sweeper.QsweepBudgetSweeper",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 )
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,13 @@ _FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
     "w13": ("w1", "w3"),
+}
+# What vLLM also runs as one, of Qwen3.5's linear attention (``packed_modules_mapping`` in its
+# model_executor/models/qwen3_5.py).
+_PACKED = {
+    **_FUSED,
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
+    "in_proj_ba": ("in_proj_b", "in_proj_a"),
 }
 _OF_EXPERT = re.compile(r"(.*\.experts)\.\d+\.[^.]+")
 
@@ -150,7 +157,7 @@ class LayerEncoders:
             return False
         if runtime != "vllm":
             return True
-        for whole, parts in _run_as_one(self.layers).items():
+        for whole, parts in run_as_one(self.layers).items():
             names = [*parts, whole] if self.usual.container == "gptq" else parts
             first, *others = (self._encoder_of(name) for name in names)
             if any(other != first for other in others):
@@ -269,13 +276,23 @@ def fused_groups(layers: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _run_as_one(layers: Sequence[str]) -> dict[str, list[str]]:
+def run_as_one(layers: Iterable[str]) -> dict[str, list[str]]:
     """Layers of which vLLM makes one, by its name: fused ones, and all experts of a layer."""
     found: dict[str, list[str]] = {}
     for layer in layers:
-        parent, _, last = layer.rpartition(".")
-        if expert := _OF_EXPERT.fullmatch(layer):
-            found.setdefault(expert[1], []).append(layer)
-        elif (whole := next((w for w, parts in _FUSED.items() if last in parts), None)) is not None:
-            found.setdefault(f"{parent}.{whole}", []).append(layer)
+        if (whole := name_as_one(layer)) is not None:
+            found.setdefault(whole, []).append(layer)
     return found
+
+
+def name_as_one(layer: str) -> str | None:
+    """What vLLM calls the one that it makes of a layer and others; None of one that stays by itself.
+
+    >>> name_as_one("0.self_attn.k_proj"), name_as_one("0.mlp.experts.3.up_proj")
+    ('0.self_attn.qkv_proj', '0.mlp.experts')
+    """
+    if expert := _OF_EXPERT.fullmatch(layer):
+        return expert[1]
+    parent, _, last = layer.rpartition(".")
+    whole = next((w for w, parts in _PACKED.items() if last in parts), None)
+    return None if whole is None else f"{parent}.{whole}"

@@ -17,8 +17,16 @@ from qsweep.formats.packed import PackedContainer
 from qsweep.models.facts import read_tensors
 from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
+from qsweep.quantizers.alike import OF_ONE_KIND
 from qsweep.quantizers.checks import check_held, check_packing
-from qsweep.quantizers.rules import Rule, check_rules, read_rules, reason_to_keep, rule_of
+from qsweep.quantizers.rules import (
+    Rule,
+    check_rules,
+    check_stacks,
+    read_rules,
+    reason_to_keep,
+    rule_of,
+)
 from qsweep.quantizers.serving import closed_to
 
 if TYPE_CHECKING:
@@ -28,8 +36,6 @@ if TYPE_CHECKING:
     from qsweep.formats.numbers.scheme import Scheme
 
 Sym = bool | Literal["auto"] | None
-# Containers whose configuration speaks of all layers at once.
-_ALIKE = ("awq", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ class GroupedOptions:
             return
         check_rules(self.rules, model.all_linears, model.name)
         if self.holder == "gguf":
-            self._check_stacks(model)
+            check_stacks({n: self.of_layer(n, shape) for n, shape in model.all_linears.items()})
         alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
         for name, shape in model.all_linears.items():
             rule = rule_of(self.rules, name)
@@ -281,17 +287,6 @@ class GroupedOptions:
                 if rule is None:
                     raise
                 raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
-
-    def _check_stacks(self, model: ModelFacts) -> None:
-        # GGUF has the same layer of all experts in one tensor, which is of one type.
-        first: dict[str, GroupedOptions | None] = {}
-        for name, shape in model.all_linears.items():
-            stack, own = EXPERT.sub(".experts.*.", name), self.of_layer(name, shape)
-            if first.setdefault(stack, own) != own:
-                raise IncompatibleTrial(
-                    f"quant.rules: gguf has the experts of a layer in one tensor, and those of {stack} "
-                    "differ; name them all"
-                )
 
     def check_layers(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
@@ -315,6 +310,13 @@ class GroupedOptions:
         return "quant=gptq, awq and rtn do"
 
     @property
+    def _mixed(self) -> str:
+        # What holds layers of several kinds, as somebody would choose it.
+        if self.any_format:
+            return "format.container=compressed-tensors holds others"
+        return "quant.backend=native with format.container=compressed-tensors holds others"
+
+    @property
     def _holders(self) -> tuple[str, ...]:
         return self.format.containers or (self.container.name, "compressed-tensors")
 
@@ -329,6 +331,10 @@ class GroupedOptions:
             ConfigError: The format leaves open nothing of what the rule says.
         """
         number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
+        if self.holder == "gguf" and "group_size" in changed:
+            raise ConfigError(
+                f"quant.rules: {rule.pattern}.group_size: each of gguf's formats fixes it; take it out"
+            )
         if number is None and self.holder == "gguf":
             number = _of_blocks(changed.pop("bits", 0), rule)
         elif number is None and fixed:
@@ -367,19 +373,29 @@ class GroupedOptions:
             )
         if own is None:
             return
+        if self.holder in OF_ONE_KIND and own != self.plain:
+            raise IncompatibleTrial(
+                f"{place}: layers of one {self.holder} checkpoint all have the same bits and group "
+                "size; keep is the only rule that it holds"
+                + (f"; {self._mixed}" if "compressed-tensors" in self._holders else "")
+            )
+        if self.holder == "gguf" and own.format.containers != ("gguf",):
+            named = ", ".join(n for n, number in FORMATS.items() if number.containers == ("gguf",))
+            raise IncompatibleTrial(
+                f"{place}: a gguf file does not hold format={own.format.name}; name one of {named}"
+            )
         try:
             own.check_format()
         except IncompatibleTrial as error:
             raise type(error)(f"{place}: {error}") from error
         if own.holder != self.holder:
+            where = f"{rule.value} lies in {own.holder}, and the other layers in {self.holder}"
+            if own.holder in self._holders:
+                raise IncompatibleTrial(
+                    f"{place}: {where}; a checkpoint is one of them (format.container={own.holder})"
+                )
             raise IncompatibleTrial(
-                f"{place}: {rule.value} lies in {own.holder}, and the other layers in {self.holder}; "
-                f"a checkpoint is one of them (format.container={own.holder})"
-            )
-        if self.holder in _ALIKE and own != self.plain:
-            raise IncompatibleTrial(
-                f"{place}: layers of one {self.holder} checkpoint all have the same bits and group "
-                "size; keep is the only rule that it holds"
+                f"{place}: {where}; a checkpoint is one of them (format={own.format.name} for all layers)"
             )
 
     def _check_number_format(self) -> None:

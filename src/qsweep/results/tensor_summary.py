@@ -48,6 +48,7 @@ class KindByLayer:
         types: What each is stored as.
         bpw: Stored bits per weight.
         errors: Relative errors.
+        weights: How many weights each has; none in records of before they were counted.
     """
 
     kind: str
@@ -55,6 +56,23 @@ class KindByLayer:
     types: tuple[str, ...]
     bpw: tuple[Number, ...]
     errors: tuple[Number | None, ...]
+    weights: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideLayers:
+    """A matrix that is in no decoder layer: the embedding of tokens, the output head.
+
+    Attributes:
+        kind: What it is called: ``lm_head``.
+        type: What it is stored as.
+        bpw: Stored bits per weight; ``weights``: how many it has.
+    """
+
+    kind: str
+    type: str
+    bpw: Number
+    weights: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +83,7 @@ class TensorSummary:
         types: What they are stored as, the largest share first.
         worst: Those furthest from the base's.
         kinds: The matrices in the decoder's layers.
+        beside: The embedding and the output head; a head that is the embedding once more is not there.
         flags: What is not as it should be, a line each.
         notes: What is worth knowing and nothing wrong, a line each.
         file: The whole table, as CSV.
@@ -73,6 +92,7 @@ class TensorSummary:
     types: tuple[TypeShare, ...] = ()
     worst: tuple[TensorError, ...] = ()
     kinds: tuple[KindByLayer, ...] = ()
+    beside: tuple[BesideLayers, ...] = ()
     flags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     file: str | None = None

@@ -5,8 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from qsweep.formats.tensor_table import TensorRow
+from qsweep.models.facts import is_embedding, is_head, is_of_text
+from qsweep.models.roles import is_linear_layer, kept_as
 from qsweep.results.tensor_flags import Claim, flags_of, notes_of
-from qsweep.results.tensor_summary import KindByLayer, TensorError, TensorSummary, TypeShare
+from qsweep.results.tensor_summary import (
+    BesideLayers,
+    KindByLayer,
+    TensorError,
+    TensorSummary,
+    TypeShare,
+)
 
 _WORST = 8
 
@@ -25,7 +33,8 @@ def summary_of(
     return TensorSummary(
         types=tuple(_types(rows)),
         worst=tuple(_worst(rows)),
-        kinds=tuple(_kinds(rows)),
+        kinds=tuple(kinds_of(rows)),
+        beside=tuple(beside_layers(rows)),
         flags=tuple(flags_of(rows, claim, left_out)),
         notes=tuple(notes_of(rows, claim)),
         file=file,
@@ -66,10 +75,14 @@ def _worst(rows: Iterable[TensorRow]) -> list[TensorError]:
     ]
 
 
-def _kinds(rows: Iterable[TensorRow]) -> list[KindByLayer]:
+def kinds_of(rows: Iterable[TensorRow]) -> list[KindByLayer]:
+    """The linear layers of the decoder by their place in it, the experts of a layer together.
+
+    Routers and the like, which stay in 16 bits unless somebody asks, are there where they are codes.
+    """
     by_kind: dict[str, dict[int, list[TensorRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row.linear and row.layer is not None:
+        if row.layer is not None and (row.linear or _is_quantized_router(row)):
             by_kind[row.kind][row.layer].append(row)
     return [
         KindByLayer(
@@ -78,8 +91,28 @@ def _kinds(rows: Iterable[TensorRow]) -> list[KindByLayer]:
             types=tuple("+".join(sorted({row.type for row in alike})) for alike in layers.values()),
             bpw=tuple(_digits(bits_per_weight(alike)) for alike in layers.values()),
             errors=tuple(_mean_error(alike) for alike in layers.values()),
+            weights=tuple(sum(row.weights for row in alike) for alike in layers.values()),
         )
         for kind, layers in sorted(by_kind.items())
+    ]
+
+
+def _is_quantized_router(row: TensorRow) -> bool:
+    kind = row.kind
+    return (
+        row.quantized
+        and is_linear_layer(kind)
+        and kept_as(kind) is not None
+        and is_of_text(row.name)
+    )
+
+
+def beside_layers(rows: Iterable[TensorRow]) -> list[BesideLayers]:
+    """The embedding of tokens and the output head, those that are stored."""
+    return [
+        BesideLayers(kind=row.kind, type=row.type, bpw=_digits(row.bpw), weights=row.weights)
+        for row in rows
+        if row.layer is None and (is_embedding(row.name) or is_head(row.name))
     ]
 
 

@@ -60,7 +60,13 @@ def proxy_of(
     if method not in _SLOW:
         return None
     if kind == "rtn":
-        kept = {k: v for k, v in overrides.items() if not k.lstrip("+~").startswith("quant.")}
+        # Of a method's own options only what says which layer gets which bits.
+        own = {k: k.lstrip("+~") for k in overrides}
+        kept = {
+            k: v
+            for k, v in overrides.items()
+            if own[k] == "quant.rules" or not own[k].startswith("quant.")
+        }
         # In the asymmetric form of the papers' baseline, whatever the method's own grid.
         return {**kept, "quant": "rtn", "desc_act": "false"}
     if quant.get("backend") == "native" and (method == "awq" or quant.get("sequential") is False):

@@ -30,12 +30,21 @@ from qsweep.search.study import Study, StudyTrial, with_secrets
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial that can exist. ``key`` tells trials apart; ``quant`` is its composed group."""
+    """A trial that can exist.
+
+    Attributes:
+        key: Tells trials apart.
+        name: What it is called.
+        method: gptq, awq, rtn, gguf.
+        quant: Its composed group.
+        overrides: What it is composed of, where that is not the combination itself.
+    """
 
     key: str
     name: str
     method: str
     quant: Mapping[str, Any]
+    overrides: Params | None = None
 
 
 class TrialRunner(Protocol):
@@ -62,6 +71,11 @@ class Candidate:
     params: Params
     trial: PlannedTrial
     estimate: Estimate | None = None
+
+    @property
+    def overrides(self) -> Params:
+        """What its trial is composed of."""
+        return self.params if self.trial.overrides is None else self.trial.overrides
 
 
 class Search:
@@ -208,9 +222,9 @@ class Search:
 
     def _cheapest(self, candidate: Candidate) -> Params:
         trial = candidate.trial
-        proxy = proxy_of(candidate.params, trial.quant, trial.method, self.settings.proxy)
+        proxy = proxy_of(candidate.overrides, trial.quant, trial.method, self.settings.proxy)
         if proxy is None:
-            return first_windows_of(candidate.params, self.settings.few_windows, "few")
+            return first_windows_of(candidate.overrides, self.settings.few_windows, "few")
         return first_windows_of(proxy, self.settings.few_windows, "proxy")
 
     def _look(self, jobs: Sequence[Params]) -> list[Estimate | None]:
@@ -276,7 +290,7 @@ class Search:
 
     def _measure(self, batch: Sequence[tuple[int, Candidate]]) -> None:
         for number, candidate in self._first_windows(batch):
-            (record,) = self._run([candidate.params])
+            (record,) = self._run([candidate.overrides])
             self._take(number, candidate, record)
 
     def _first_windows(self, batch: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
@@ -284,7 +298,7 @@ class Search:
         if "few" not in self.settings.rungs:
             return list(batch)
         windows = self.settings.few_windows
-        jobs = [first_windows_of(candidate.params, windows, "few") for _, candidate in batch]
+        jobs = [first_windows_of(candidate.overrides, windows, "few") for _, candidate in batch]
         left = []
         for (number, candidate), record in zip(batch, self._run(jobs), strict=True):
             estimate = self._estimate(record)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from qsweep.base.config_files import group_choices
 from qsweep.base.errors import ConfigError
+from qsweep.base.keys import key_of
 from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
@@ -29,7 +30,7 @@ _QUANTIZERS_OWN = (
     *("method", "backend", "uses_calibration"),
     *("options", "version", "check", "quantize"),
 )
-# Rules that are longer are counted in a name; of trials that differ in them, labels tell them.
+# Rules that are longer are counted in a name, with the first digits of a hash that tells them apart.
 _LONGEST_RULES = 40
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
@@ -331,7 +332,8 @@ def describe(quant: Quantizer) -> str:
         words.append(str(held))
     if rules := options.get("rules"):
         told = " ".join(rules)
-        words.append(told if len(told) <= _LONGEST_RULES else f"{len(rules)} rules")
+        counted = f"{len(rules)} rules {key_of(rules)[:4]}"
+        words.append(told if len(told) <= _LONGEST_RULES else counted)
     if (export := options.get("export")) is not None:
         words.append(str(export))
     if quant.backend != _USUAL_BACKEND.get(quant.method, quant.backend):

@@ -8,7 +8,7 @@ from qsweep.base.config_files import config_folder, options_by_choice
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.base.secrets import hidden
-from qsweep.sweep.option_names import known_options
+from qsweep.sweep.option_names import known_options, options_of_files
 
 _LONGEST = 400
 
@@ -121,7 +121,14 @@ def _no_option(key: str) -> str:
             f"no option {key!r} in this configuration file: let it begin with "
             "defaults: [config, _self_]"
         )
-    return f"no option {key!r}{nearest(key, known)}"
+    files = options_of_files()
+    if key in files:
+        return f"{key}: belongs to --config-name={files[key]}"
+    return f"no option {key!r}{nearest(key, [n for n in files if group and _group(n) == group] or known)}"
+
+
+def _group(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _no_sweeper_option(name: str) -> str:

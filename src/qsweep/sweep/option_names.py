@@ -21,6 +21,23 @@ def known_options(key: str) -> list[str]:
     return sorted(set(names))
 
 
+def options_of_files() -> dict[str, str]:
+    """Options that a sweep file of ours alone has, as ``size_gb`` and ``budget.fuse``: by name the file."""
+    from omegaconf import OmegaConf
+
+    common = {*group_choices(), *OmegaConf.load(config_folder("conf") / "config.yaml")}
+    found = {}
+    for file in sorted(config_folder("sweeps").glob("*.yaml")):
+        for key, value in OmegaConf.load(file).items():
+            name = str(key)
+            if name in common or name in ("defaults", "hydra"):
+                continue
+            found[name] = file.stem
+            if OmegaConf.is_dict(value):
+                found |= {f"{name}.{inner!s}": file.stem for inner in value}
+    return found
+
+
 def chosen_quantizers(overrides: Sequence[str]) -> list[type]:
     """The classes of the quantizers that a command line chooses, or of the default one."""
     from qsweep.sweep.overrides import quantizer_class

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.disk import has_no_room
 from qsweep.base.errors import ArtifactCorrupt, TrialFailed
-from qsweep.formats.gguf.types import FileType, TensorType
+from qsweep.formats.gguf.types import FileType, TensorType, tensor_type
 from qsweep.formats.kv_cache.spec import LayerCache
 from qsweep.formats.kv_cache.types import NONE
 
@@ -37,16 +38,67 @@ def quantize_file(
         target: the file to write.
         type_: which mixture of types.
         imatrix: mean squared activation per input channel, float32, by tensor name in the file.
-        overrides: types of single tensors, by regular expressions (C++) of names in the file.
+        overrides: types of single tensors, by regular expressions (C++) of names in the file. The first
+            that matches counts; they reach the embedding and the output head, too, and nothing where
+            the mixture does not quantize.
 
     Raises:
         OSError: the disk is full.
         TrialFailed: llama.cpp refuses; the text is its own.
     """
+    failed, lines = _quantize(source, target, type_, imatrix, overrides)
+    if failed:
+        if has_no_room(target.parent):  # of which it only says "basic_ios::clear"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        raise _refused(type_, lines)
+
+
+def planned_types(
+    source: Path,
+    type_: FileType,
+    imatrix: "Mapping[str, torch.Tensor] | None",
+    overrides: Mapping[str, TensorType] | None = None,
+) -> dict[str, TensorType]:
+    """What :func:`quantize_file` would store each tensor as, by name. No weight is read.
+
+    Raises:
+        TrialFailed: llama.cpp refuses; the text is its own.
+    """
+    text: list[str] = []
+    nowhere = Path(os.devnull)
+    failed, lines = _quantize(source, nowhere, type_, imatrix, overrides, text)
+    if failed:
+        raise _refused(type_, lines)
+    found = _PLANNED.findall("".join(text))
+    if not found or len(found) != int(found[0][0]):
+        raise TrialFailed("llama.cpp's dry run says nothing of some tensors; update qsweep")
+    return {name: tensor_type((after or before).upper()) for _, name, before, after in found}
+
+
+# A line of a dry run: the number of tensors, a tensor, its type before, and in brackets the type after, where that is another.
+_PLANNED = re.compile(
+    r"^\[ *\d+/ *(\d+)\] +(\S+) +- \[[^\]\n]*\], type = +(\w+), [^\n(]*(?:\((\w+)\))?", re.MULTILINE
+)
+
+
+def _refused(type_: FileType, errors: list[str]) -> TrialFailed:
+    return TrialFailed(f"llama.cpp cannot write {type_.name}: {_one(errors[-1:])}")
+
+
+def _quantize(
+    source: Path,
+    target: Path,
+    type_: FileType,
+    imatrix: "Mapping[str, torch.Tensor] | None",
+    overrides: Mapping[str, TensorType] | None,
+    dry: list[str] | None = None,
+) -> tuple[int, list[str]]:
+    """Its exit code and its errors. With ``dry`` nothing is written, and its log goes there."""
     from llama_cpp import llama_cpp as api
 
     params = api.llama_model_quantize_default_params()
     params.ftype = type_.number if type_.mixture is None else type_.mixture
+    params.dry_run = dry is not None
     held = []
     if imatrix is not None:
         # An array that ends with an empty entry, pointing into arrays that must stay alive.
@@ -70,19 +122,16 @@ def quantize_file(
         entry_of_type.tag, entry_of_type.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.file_type"
         entry_of_type.value.val_i64 = type_.number
         params.kv_overrides = stated
-    with logged() as errors:
+    with logged(dry) as errors:
         failed = api.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(params)
         )
-    if failed:
-        if has_no_room(target.parent):  # of which it only says "basic_ios::clear"
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        raise TrialFailed(f"llama.cpp cannot write {type_.name}: {_one(errors[-1:])}")
+    return failed, errors
 
 
 @contextlib.contextmanager
-def logged() -> Iterator[list[str]]:
-    """llama.cpp's log goes to standard error; the lines of errors are collected as well."""
+def logged(into: list[str] | None = None) -> Iterator[list[str]]:
+    """llama.cpp's log goes to standard error, or ``into``; the lines of errors are collected as well."""
     from llama_cpp import _logger
     from llama_cpp import llama_cpp as api
 
@@ -94,7 +143,10 @@ def logged() -> Iterator[list[str]]:
         nonlocal last
         last = last if level == _CONTINUED else level
         line = text.decode(errors="replace")
-        sys.stderr.write(line)
+        if into is None:
+            sys.stderr.write(line)
+        else:
+            into.append(line)
         if last == _ERROR and line.strip(" =\n"):
             errors.append(line.strip())
 

@@ -151,6 +151,20 @@ TENSOR_TYPES = {
     )
 }
 _BY_NAME = {t.name: t for t in TENSOR_TYPES.values()}
+# What llama.cpp writes no tensor as.
+_UNWRITABLE = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
+WRITABLE = tuple(name for name in _BY_NAME if name not in _UNWRITABLE)
+# The plain type of so many bits: the one that most tensors of BY_BITS' mixtures have.
+TYPES_BY_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
+# Types that llama.cpp refuses to make without an importance matrix (``tensor_requires_imatrix`` in
+# src/llama-quant.cpp), embedding and output head left out.
+NEEDING_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+# Types that are replaced where a row is no whole number of their blocks (``tensor_type_fallback``
+# there); where any other does not fit, llama.cpp gives up.
+REPLACED = (
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "Q2_0", "IQ3_S", "IQ4_XS"),
+    *NEEDING_IMATRIX,
+)
 # Types that ggml once had, by number, and what it reads in their place.
 REMOVED_TYPES = {
     4: ("Q4_2", "Q4_0"),

@@ -103,7 +103,10 @@ def gguf_artifact(
         path=out,
         format="gguf",
         size=stored_size(file, stored_tensors(file, linears)),
-        runtimes=runtimes(type_, base),
+        runtimes=serving(
+            {type_.name, *(tensor.type.name for tensor in file.tensors.values())},
+            agrees=base.agreement["agrees"],
+        ),
         details=_details(file, linears, type_, base) | details,
     )
 

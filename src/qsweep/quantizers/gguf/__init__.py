@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,8 @@ from qsweep.quantizers.conversion.artifact import (
     require_converter,
     require_runnable,
 )
+from qsweep.quantizers.gguf.rules import check_types, typed_rule, types_of_tensors, uses_importance
+from qsweep.quantizers.rules import read_rules
 from qsweep.text.calibration import CalibrationTokens
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class GGUF:
     other, and ``bits`` does not count then. With ``imatrix`` the calibration set becomes an
     importance matrix, which weighs rounding errors by how strongly each input channel is driven.
     ``format`` picks the type that has the weights of a number format; activations stay as they are.
+    ``rules`` say of single layers, of the embedding and of the output head which type they get; a
+    mapping as :mod:`qsweep.quantizers.gguf.rules` has it, which becomes a tuple of its rules.
 
     >>> GGUF(bits=4).options()
     {'bits': 4, 'type': 'Q4_K_M', 'imatrix': False}
@@ -44,6 +48,7 @@ class GGUF:
     type: str | None = None
     imatrix: bool = False
     format: NumberFormat = field(default_factory=Int)
+    rules: Any = ()
 
     method: ClassVar[str] = "gguf"
     backend: ClassVar[str] = "llama.cpp"
@@ -56,6 +61,7 @@ class GGUF:
             raise ConfigError("quant=gguf: give bits or quant.type")
         elif self.bits < 1:
             raise ConfigError(f"bits={self.bits}: must be at least 1")
+        object.__setattr__(self, "rules", read_rules(self.rules, typed_rule))  # frozen
 
     @property
     def file_type(self) -> FileType | None:
@@ -67,7 +73,10 @@ class GGUF:
     @property
     def uses_calibration(self) -> bool:
         """Whether an importance matrix is made, and counts."""
-        return self.imatrix and not (self.file_type and self.file_type.imatrix == "ignored")
+        if not self.imatrix:
+            return False
+        usual = self.file_type is None or self.file_type.imatrix != "ignored"
+        return usual or any(uses_importance(rule) for rule in self.rules)
 
     @property
     def uses_importance(self) -> bool:
@@ -75,12 +84,14 @@ class GGUF:
         return self.uses_calibration
 
     def options(self) -> dict[str, Any]:
-        """The effective options: ``bits`` is the type's nominal width."""
+        """The effective options: ``bits`` is the type's nominal width; rules where there are any."""
         type_ = self.file_type
+        rules = {"rules": [str(rule) for rule in self.rules]} if self.rules else {}
         return {
             "bits": type_.bits if type_ else self.bits,
             "type": type_.name if type_ else None,
             "imatrix": self.uses_calibration,
+            **rules,
         }
 
     def version(self) -> str:
@@ -91,8 +102,8 @@ class GGUF:
         """Refuse what llama.cpp cannot write.
 
         Raises:
-            IncompatibleTrial: no such width, an importance matrix is needed, or the converter does
-                not know the architecture.
+            IncompatibleTrial: no such width, an importance matrix is needed, rules that change nothing
+                or cannot be followed, or the converter does not know the architecture.
             BackendUnavailable: llama-cpp-python or the converter is not installed.
         """
         self._check_format()
@@ -106,6 +117,8 @@ class GGUF:
             raise IncompatibleTrial(
                 f"gguf {type_.name} needs an importance matrix: set quant.imatrix=true"
             )
+        if self.rules:
+            check_types(self.rules, model, imatrix=self.imatrix)
         require_converter(model)
 
     def _check_format(self) -> None:
@@ -157,8 +170,13 @@ class GGUF:
                     f"gguf {type_.name}: none of the linear layers of {model.facts.name} is found in "
                     "the converted file, or its rows are no blocks; the type would be a name only"
                 )
-            quantize_file(base.path, out / MODEL_FILE, type_, matrix, overrides)
-        return gguf_artifact(model, base, type_, out, {"imatrix_entries": len(matrix or ())})
+            facts, details, written = model.facts, {"imatrix_entries": len(matrix or ())}, type_
+            if self.rules:
+                chosen = types_of_tensors(self.rules, facts, base, type_, matrix, overrides)
+                written, overrides, facts = chosen.written, chosen.patterns, chosen.facts
+                details |= chosen.details
+            quantize_file(base.path, out / MODEL_FILE, written, matrix, overrides)
+        return gguf_artifact(replace(model, facts=facts), base, type_, out, details)
 
 
 def _importance(

@@ -135,7 +135,7 @@ def _runs_layer_by_layer(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -
     finally:
         for handle in handles:
             handle.remove()
-    chunk = _captured(body, decoder, ids)
+    chunk = captured(body, decoder, ids)
     if chunk is None or len(expected) != len(decoder.layers):
         return False
     for index, (layer, output) in enumerate(zip(decoder.layers, expected, strict=True)):
@@ -164,13 +164,13 @@ def resting_device(chunks: Sequence[Chunk], texts: int, device: str) -> torch.de
 
 
 def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:
-    chunk = _captured(body, decoder, ids)
+    chunk = captured(body, decoder, ids)
     assert chunk is not None, "what runs layer by layer does at any length"
     return chunk
 
 
-def _captured(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk | None:
-    """Tokens with the hidden states that enter the first layer; None if layers run otherwise."""
+def captured(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk | None:
+    """Tokens, where the model lies, with the hidden states that enter the first layer; None if layers run otherwise."""
     # Whether a layer gives its hidden states alone or in a tuple shows only when they are used: a
     # model that expects a tuple takes the first sample for the hidden states.
     for as_tuple in (False, True):

@@ -150,9 +150,7 @@ def backward_from(
 
 
 @contextlib.contextmanager
-def _stand_ins(
-    decoder: Decoder, give: Callable[[nn.Module, Any], Any]
-) -> Iterator[None]:
+def _stand_ins(decoder: Decoder, give: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
     def stand_in(layer: nn.Module) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             return give(layer, arguments[0] if arguments else named["hidden_states"])

@@ -11,47 +11,32 @@ runs once more with gradients on. Where layers one by one are not the model, it 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from qsweep.base.progress import Progress, silent
-from qsweep.models.experts import attached, run_experts
-from qsweep.quantizers.native.capture import by_length, capture, modules_outside
+from qsweep.quantizers.native.capture import by_length, capture, captured, modules_outside
 from qsweep.quantizers.native.drawing import Draws, backward_from, head_gradients, own_logits
-from qsweep.quantizers.native.graph import Decoder, linears_of, named_linears, whole_model
+from qsweep.quantizers.native.graph import Decoder, linears_of, whole_model
 from qsweep.quantizers.native.layers import Chunk, call_layer, run_layer
 from qsweep.quantizers.native.memory import budget
+from qsweep.quantizers.native.seen import (
+    Kind,
+    Parts,
+    Seen,
+    bytes_of,
+    experts_in_turn,
+    seen_in,
+    watching,
+    with_gradients,
+)
 
-Kind = Literal["linear", "head", "embedding"]
 # How many times the memory of a forward autograd's graph of it takes.
 _GRAPH = 4
-_Parts = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A layer, what goes into it, and how the log-probabilities of drawn tokens feel its outputs.
-
-    Attributes:
-        name: Its name in the model in memory.
-        module: The layer.
-        kind: A linear layer of the decoder, the output head, or the input embeddings.
-        inputs: [positions, in], of embeddings token ids int64 [positions]. An expert has positions
-            for those tokens alone that are sent to it; what runs several times has some for each.
-        gradients: [positions, out], of the summed log-probabilities to its outputs.
-        tokens: How many tokens of the text they are of, those included that were sent elsewhere.
-    """
-
-    name: str
-    module: nn.Module
-    kind: Kind
-    inputs: torch.Tensor
-    gradients: torch.Tensor
-    tokens: int
 
 
 def gradients(
@@ -85,7 +70,7 @@ def gradients(
     progress("embed", None)
     decoder, chunks, probe = capture(network, samples, device, linears, _GRAPH)
     ids = list(_ids_of(samples, chunks))
-    if not decoder.is_whole and not _ends_fit(network, decoder, probe, samples):
+    if not decoder.is_whole and not _ends_fit(network, decoder, probe.hidden.shape[1], samples):
         decoder = whole_model(network)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {"use_cache": False})]
         chunks = [Chunk(part, calls) for part in ids]
@@ -100,14 +85,17 @@ def _ids_of(samples: Sequence[Sequence[int]], chunks: Sequence[Chunk]) -> Iterat
 
 
 def _ends_fit(
-    network: nn.Module, decoder: Decoder, probe: Chunk, samples: Sequence[Sequence[int]]
+    network: nn.Module, decoder: Decoder, tokens: int, samples: Sequence[Sequence[int]]
 ) -> bool:
     """Whether the model makes of its last layer's hidden states what it makes of them in a run."""
-    ids = torch.tensor([list(samples[0])[: probe.hidden.shape[1]]])
+    ids = torch.tensor([list(samples[0])[:tokens]])
     given: Any = network
+    # On the CPU, where all of the model is.
+    chunk = captured(getattr(network, "base_model", network), decoder, ids)
+    if chunk is None:
+        return False
     with torch.no_grad():
         expected = given(input_ids=ids, use_cache=False).logits
-        chunk = probe
         for index, layer in enumerate(decoder.layers):
             chunk = replace(chunk, hidden=run_layer(layer, chunk, index).to("cpu"))
         found = own_logits(network, decoder, ids, chunk.hidden)
@@ -173,7 +161,7 @@ class _Walk:
     def _run_whole(self, number: int) -> None:
         # Embeddings are no leaf that anything is asked of, unless somebody looks at them.
         embedding = self.network.get_input_embeddings()
-        handle = embedding.register_forward_hook(_with_gradients)
+        handle = embedding.register_forward_hook(with_gradients)
         try:
             with torch.enable_grad():
                 ids = self.ids[number].to(self.device)
@@ -199,7 +187,7 @@ class _Walk:
     def _head(self, states: Sequence[torch.Tensor]) -> Iterator[list[Seen]]:
         head, _ = self._end_modules()
         wanted = "head" in self.ends and head is not None
-        parts: _Parts = []
+        parts: Parts = []
         seen = 0
         # Gradients have as many columns as the vocabulary: as many as there is room for.
         room = budget(torch.device(self.device))
@@ -208,7 +196,7 @@ class _Walk:
             found = []
             for rows in self.draws.pieces(ids, room, vocabulary):
                 look = wanted and sum(g.nbytes for _, g in parts) < room
-                with _watching({"": head} if look else {}, {"": parts}):
+                with watching({"": head} if look else {}, {"": parts}):
                     hidden = states[number][rows].to(self.device)
                     found.append(
                         head_gradients(
@@ -219,7 +207,7 @@ class _Walk:
             self.felt[number] = torch.cat(found)
         if parts:
             name = self._name_of(head)
-            yield [_seen(name, head, "head", parts, seen)]
+            yield [seen_in(name, head, "head", parts, seen)]
 
     def _layer(
         self, index: int, module: nn.Module, states: Sequence[torch.Tensor]
@@ -249,8 +237,8 @@ class _Walk:
         _, embedding = self._end_modules()
         if embedding is None:
             return
-        parts: _Parts = []
-        with _watching({"": embedding}, {"": parts}):
+        parts: Parts = []
+        with watching({"": embedding}, {"": parts}):
             for number, ids in enumerate(self.ids):
                 with torch.enable_grad():
                     backward_from(
@@ -258,7 +246,7 @@ class _Walk:
                     )
         if parts:
             name = self._name_of(embedding)
-            yield [_seen(name, embedding, "embedding", parts, self.tokens)]
+            yield [seen_in(name, embedding, "embedding", parts, self.tokens)]
 
     def _gathered(
         self,
@@ -269,18 +257,18 @@ class _Walk:
         prefix: str,
     ) -> Iterator[list[Seen]]:
         """Layers below ``module``, as many at a time as there is room for what they see."""
-        parts: dict[str, _Parts] = {name: [] for name in watched}
+        parts: dict[str, Parts] = {name: [] for name in watched}
         room = budget(torch.device(self.device))
         fits = True
-        with _experts_in_turn(module), _watching(watched, parts, module):
+        with experts_in_turn(module), watching(watched, parts, module):
             for run in runs:
                 run()
-                fits = len(watched) == 1 or _bytes(parts) <= room
+                fits = len(watched) == 1 or bytes_of(parts) <= room
                 if not fits:
                     break
         if fits:
             yield [
-                _seen(prefix + name, watched[name], kinds[name], found, self.tokens)
+                seen_in(prefix + name, watched[name], kinds[name], found, self.tokens)
                 for name, found in parts.items()
                 if found
             ]
@@ -308,78 +296,3 @@ class _Walk:
         finally:
             for module in outside:
                 module.to("cpu")
-
-
-def _seen(
-    name: str,
-    module: nn.Module,
-    kind: Kind,
-    parts: _Parts,
-    tokens: int,
-) -> Seen:
-    inputs, felt = (
-        values[0] if len(values) == 1 else torch.cat(values) for values in zip(*parts, strict=True)
-    )
-    return Seen(name, module, kind, inputs, felt, tokens)
-
-
-def _bytes(parts: dict[str, _Parts]) -> int:
-    # Layers beside one another see the same tensor.
-    held = {t.data_ptr(): t.nbytes for some in parts.values() for pair in some for t in pair}
-    return sum(held.values())
-
-
-def _with_gradients(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-    """A forward hook: lets autograd follow what comes of an output, as if it came of something."""
-    return output if output.requires_grad else output.detach().requires_grad_() * 1
-
-
-@contextmanager
-def _watching(
-    watched: dict[str, nn.Module],
-    parts: dict[str, _Parts],
-    inside: nn.Module | None = None,
-) -> Iterator[None]:
-    """Within it, ``parts`` are filled with what layers see whenever autograd comes by.
-
-    With ``inside`` also by all modules in there that share a watched layer's weight.
-    """
-    modules = [(name, module) for name, module in watched.items()]
-    if inside is not None:
-        modules += [
-            (own, module)
-            for name, module, own in named_linears(inside)
-            if name != own and own in watched
-        ]
-    with ExitStack() as stack:
-        for name, module in modules:
-
-            def hook(
-                module: nn.Module, given: Any, named: Any, output: torch.Tensor, name: str = name
-            ) -> torch.Tensor:
-                values = (given[0] if given else named["input"]).detach()
-                output = _with_gradients(module, given, output)
-
-                def keep(felt: torch.Tensor) -> None:
-                    # Token ids have no channels.
-                    positions = values.flatten(0, -2) if values.is_floating_point() else values.flatten()
-                    parts[name].append((positions, felt.flatten(0, -2)))
-
-                output.register_hook(keep)
-                return output
-
-            handle = module.register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-@contextmanager
-def _experts_in_turn(module: nn.Module) -> Iterator[None]:
-    holders = [holder for _, holder in attached(module)]
-    for holder in holders:
-        holder.forward = run_experts(holder)
-    try:
-        yield
-    finally:
-        for holder in holders:
-            del holder.forward

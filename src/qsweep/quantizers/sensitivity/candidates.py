@@ -102,20 +102,12 @@ class Candidate:
         if name not in self._rows:
             own = module.weight
             assert isinstance(own, torch.Tensor)
-            base = _read(self._base[whole]).to(own)
-            starts = range(0, len(base) - len(own) + 1)
-            first = own[0]
-            found = [
-                start
-                for start in starts
-                if torch.equal(base[start], first)
-                and torch.equal(base[start : start + len(own)], own)
-            ]
-            if not found:
+            rows = _rows_of(own, _read(self._base[whole]).to(own))
+            if rows is None:
                 raise IncompatibleTrial(
                     f"{name}: transformers makes it of {whole} in a way that is not followed here"
                 )
-            self._rows[name] = slice(found[0], found[0] + len(own))
+            self._rows[name] = rows
         return _read(self._dense[whole])[self._rows[name]]
 
     def _from_stack(self, name: str, module: nn.Module) -> torch.Tensor | None:
@@ -165,6 +157,18 @@ def _folded(artifact: Artifact, why: str) -> str:
 
 def _slices(handles: Mapping[str, Any]) -> dict[str, Any]:
     return {name: handle.get_slice(name) for name, handle in handles.items()}
+
+
+def _rows_of(part: torch.Tensor, whole: torch.Tensor) -> slice | None:
+    """Where the rows of a part lie: one behind the other, or alternating with others'."""
+    starts = (whole == part[0]).all(1).nonzero().flatten().tolist()
+    nexts = (whole == part[min(1, len(part) - 1)]).all(1).nonzero().flatten().tolist()
+    for start in starts:
+        for step in {max(1, other - start) for other in nexts}:
+            rows = slice(start, start + step * len(part), step)
+            if torch.equal(whole[rows], part):
+                return rows
+    return None
 
 
 def _read(value: Any) -> torch.Tensor:

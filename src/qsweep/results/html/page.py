@@ -18,6 +18,8 @@ from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options, served
 from qsweep.results.html.answer import Sentence, answers, nothing
+from qsweep.results.html.assignment import assignments, page_domain
+from qsweep.results.html.bits_map import Domain
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.equal_size import equal_size
 from qsweep.results.html.health import health
@@ -49,7 +51,8 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
     """The page of one or more sweeps."""
     records = merge(sweeps)
     found = groups(records)
-    sections = [_section(group, find) for group in found]
+    bits = page_domain(found)
+    sections = [_section(group, find, bits) for group in found]
     models = across.architectures(found)
     names = [sweep.name for sweep in sweeps]
     charts = [
@@ -80,7 +83,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
     )  # fmt: skip
 
 
-def _section(group: Group, find: FindArrays) -> Section:
+def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
     rows = with_peers(group.rows, find)
     panels = [
         equal_size(rows),
@@ -94,6 +97,7 @@ def _section(group: Group, find: FindArrays) -> Section:
         costs.speed(group),
         *divergence_by_token(group, find),
         costs.layer_loss(group),
+        *assignments(group, bits),
         *tensors(group),
         costs.time_and_memory(group),
     ]

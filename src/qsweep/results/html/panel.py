@@ -26,6 +26,7 @@ class Panel:
 
     ``link`` is a text and where it leads to, a place beside the page.
     ``alt`` says what a picture shows to those who cannot see it; ``note`` is read by everybody.
+    One that is ``folded`` shows its title alone until it is opened, and is not drawn before.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Panel:
     headings: Sequence[str] = ()
     lines: Sequence[Sequence[str]] = field(default_factory=tuple)
     wide: bool = False
+    folded: bool = False
     link: tuple[str, str] | None = None
 
 

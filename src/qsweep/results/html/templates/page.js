@@ -63,9 +63,12 @@
     const wanted = 34 + 6.8 * Math.max(8, ...names(spec).map((name) => name.length));
     look.legend.columns = Math.max(1, Math.min(8, Math.floor(room / wanted)));
     look.legend.labelLimit = Math.max(60, room / look.legend.columns - 30);
-    // Pictures above each other have a width each, to which their axes come.
+    // Pictures above each other have a width each, to which their axes come; what leaves text out
+    // where it is narrow has a parameter that is told the width.
+    const inner = Math.max(width - ((spec.usermeta || {}).aside || 84), 120);
+    const params = (spec.params || []).map((p) => p.name === "room" ? { ...p, value: inner } : p);
     const sized = spec.vconcat
-      ? { vconcat: painted(spec, style).vconcat.map((part) => ({ ...part, width: width - 84 })) }
+      ? { vconcat: painted(spec, style).vconcat.map((part) => ({ ...part, width: inner })), params }
       : { width: width - 8, autosize: { type: "fit-x", contains: "padding" } };
     const whole = {
       ...painted(spec, style),
@@ -84,20 +87,31 @@
     place.dataset.width = String(place.clientWidth);
   }
 
-  function drawAll(printing) {
-    return Promise.all(places.map((place) => draw(place, printing).catch((error) => {
+  function drawSome(some, printing) {
+    return Promise.all(some.map((place) => draw(place, printing).catch((error) => {
       place.textContent = "This picture could not be drawn: " + error.message;
     })));
   }
 
+  // What is folded away has no width; it is drawn when it is opened.
+  const unfolded = () => places.filter((place) => !place.closest("details:not([open])"));
+  function drawAll(printing) {
+    places.forEach((place) => { delete place.dataset.width; });
+    return drawSome(unfolded(), printing);
+  }
+  const stale = () => unfolded().filter((p) => p.dataset.width !== String(p.clientWidth));
+
+  // The scheme before printing, while that is going on.
+  let before;
   if (config && window.vegaEmbed) {
     drawAll(false).then(() => { root.dataset.ready = "yes"; });
     let waiting = 0;
     window.addEventListener("resize", () => {
       clearTimeout(waiting);
-      waiting = setTimeout(() => {
-        places.filter((p) => p.dataset.width !== String(p.clientWidth)).forEach((p) => draw(p));
-      }, 150);
+      waiting = setTimeout(() => drawSome(stale(), false), 150);
+    });
+    document.querySelectorAll("details:has(.chart)").forEach((fold) => {
+      fold.addEventListener("toggle", () => { if (!before) drawSome(stale(), false); });
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(false));
   } else {
@@ -116,10 +130,9 @@
     label();
     if (config) drawAll(false);
   });
-  let before;
   const opened = [];
   window.addEventListener("beforeprint", () => {
-    before = root.dataset.scheme;
+    before = root.dataset.scheme || "system";
     root.dataset.scheme = "light";
     document.querySelectorAll("details:not([open])").forEach((d) => {
       d.open = true;
@@ -128,7 +141,8 @@
     if (config) drawAll(true);
   });
   window.addEventListener("afterprint", () => {
-    if (before) root.dataset.scheme = before; else delete root.dataset.scheme;
+    if (before === "system") delete root.dataset.scheme; else root.dataset.scheme = before;
+    before = undefined;
     opened.splice(0).forEach((d) => { d.open = false; });
     if (config) drawAll(false);
   });

@@ -1,0 +1,187 @@
+"""``answer.md`` of a budget, and what the terminal says of it."""
+
+from qsweep.base import numbers
+from qsweep.base.files import write_json, write_text
+from qsweep.results.assignment import assignment_in
+from qsweep.results.assignment_text import text_map
+from qsweep.results.columns.derived import interval
+from qsweep.results.columns.table import KLD, PPL_RATIO, VERDICT
+from qsweep.results.markdown_table import table
+from qsweep.results.record import Row
+from qsweep.search.budget.limits import Limit
+from qsweep.search.budget.run import BudgetResult
+from qsweep.search.budget.verdict import Verdict
+from qsweep.sweep.session import Sweep
+
+_WORDS = {
+    "better": "better than the best uniform one, beyond noise",
+    "tie": "within noise of the best uniform one: not recommended",
+    "worse": "worse than the best uniform one: not recommended",
+    "alone": "no uniform one is small enough",
+    "none": "no mix was made",
+}
+_HEADINGS = ("artifact", "size GB", "bpw", "KLD", "predicted KLD", "ratio (95 %)", "verdict", "")
+_FRONT = ("budget", "recommended", "size GB", "bpw", "KLD", "of the best uniform's", "ratio (95 %)")
+
+
+def write_page(sweep: Sweep, result: BudgetResult) -> str:
+    """Write ``answer.md`` and the assignments; returns the answer for the terminal."""
+    directory = sweep.directory
+    write_text(directory / "answer.md", budget_markdown(sweep.name, sweep.command, result))
+    chosen = {
+        str(verdict.limit.budget): result.mixes[row.key].proposal.rules
+        for verdict in result.verdicts
+        if (row := verdict.recommended) is not None and row.key in result.mixes
+    }
+    write_json(directory / "assignments.json", chosen)
+    lines = [sentence(verdict, result) for verdict in result.verdicts]
+    return "\n".join([*lines, f"answer: {directory / 'answer.md'}"])
+
+
+def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
+    """The answer on one page."""
+    parts = [
+        f"# {numbers.markdown(name)}: the best within a budget",
+        "\n".join([f"- command: `{numbers.one_line(command)}`", *_spent(result)]),
+    ]
+    if len(result.verdicts) > 1:
+        parts.append(table(_FRONT, [_point(verdict) for verdict in result.verdicts]))
+    for verdict in result.verdicts:
+        parts.append(f"## {_title(verdict.limit)}")
+        parts.append(f"{numbers.markdown(sentence(verdict, result))}.")
+        parts.append(table(_HEADINGS, [_line(row, verdict, result) for row in _rows(verdict)]))
+        if (row := verdict.recommended) is not None:
+            path = row.record.artifact and row.record.artifact.path
+            parts.append(f"Artifact: `{path}`")
+        for row in verdict.mixes[:1]:
+            if (tensors := row.record.tensors) is not None:
+                parts.append(text_map(assignment_in(tensors)))
+    if result.left_out:
+        parts.append("## Left out")
+        parts.append(
+            "\n".join(
+                f"- {numbers.markdown(n)}: {numbers.markdown(r)}"
+                for n, r in result.left_out.items()
+            )
+        )
+    parts.append(_how(result))
+    return "\n\n".join(parts) + "\n"
+
+
+def sentence(verdict: Verdict, result: BudgetResult) -> str:
+    """The answer for one budget, in a line."""
+    row, budget = verdict.recommended, str(verdict.limit.budget)
+    if row is None:
+        return f"{budget}: nothing that was measured is within it"
+    said = f"{budget}: {row.label}, {_size(row)}, KLD {numbers.divergence(KLD.get(row))}"
+    if verdict.word in ("better", "alone"):
+        share = (
+            ""
+            if verdict.share is None
+            else f" ({verdict.share:.2f} of {verdict.uniform[0].label}'s)"
+        )
+        return f"{said}{share}: {_WORDS[verdict.word]}"
+    if verdict.mixes:
+        return f"{said}; {verdict.mixes[0].label} is {_WORDS[verdict.word]}"
+    return f"{said}; {_WORDS[verdict.word]}"
+
+
+def _title(limit: Limit) -> str:
+    words = {
+        "size_gb": f"{limit.budget.amount:g} GB",
+        "bpw": f"{limit.budget.amount:g} bits per weight",
+        "vram_gb": f"{limit.budget.amount:g} GB of memory",
+    }[limit.budget.kind]
+    if limit.beside is not None and limit.bytes is not None:
+        words += (
+            f": {numbers.gigabytes(limit.beside.cache / 1e9)} GB for the KV cache, "
+            f"{numbers.gigabytes(limit.beside.buffers / 1e9)} GB for buffers, "
+            f"{numbers.gigabytes(limit.bytes / 1e9)} GB for weights"
+        )
+    return words
+
+
+def _point(verdict: Verdict) -> list[str]:
+    row, budget = verdict.recommended, str(verdict.limit.budget)
+    if row is None:
+        return [budget, "nothing", *[""] * (len(_FRONT) - 2)]
+    artifact, share = row.record.artifact, verdict.share
+    mixed = row in verdict.mixes
+    return [
+        budget,
+        row.label,
+        _size(row).removesuffix(" GB"),
+        numbers.fixed(artifact.bpw if artifact else None, 2),
+        KLD.cell(row),
+        "" if share is None or not mixed else numbers.fixed(share, 2),
+        _ratio(row),
+    ]
+
+
+def _ratio(row: Row) -> str:
+    ratio, span = PPL_RATIO.get(row), interval(row)
+    return "" if ratio is None else numbers.ratio(ratio) + (f" ({span})" if span else "")
+
+
+def _rows(verdict: Verdict) -> list[Row]:
+    return [*verdict.mixes, *verdict.uniform]
+
+
+def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:
+    artifact = row.record.artifact
+    place = "recommended" if row is verdict.recommended else ""
+    if verdict.difference is not None and row is verdict.mixes[0]:
+        value, low, high = verdict.difference
+        around = "" if low is None or high is None else f" ({low:+.4g} to {high:+.4g})"
+        place = f"{place}; KLD {value:+.4g}{around} beside the uniform".removeprefix("; ")
+    return [
+        row.label,
+        _size(row).removesuffix(" GB"),
+        numbers.fixed(artifact.bpw if artifact else None, 2),
+        KLD.cell(row),
+        numbers.divergence(_predicted(row, result)),
+        _ratio(row),
+        VERDICT.cell(row),
+        place,
+    ]
+
+
+def _predicted(row: Row, result: BudgetResult) -> float | None:
+    if row.key in result.mixes:
+        return result.mixes[row.key].proposal.loss
+    losses = {one.name: one.loss for costs in result.families for one in costs.candidates}
+    return losses.get(row.record.name)
+
+
+def _size(row: Row) -> str:
+    artifact = row.record.artifact
+    return f"{numbers.gigabytes(None if artifact is None else artifact.size_gb)} GB"
+
+
+def _spent(result: BudgetResult) -> list[str]:
+    words = [f"{what} {seconds:.0f} s" for what, seconds in result.seconds.items()]
+    return [f"- time: {', '.join(words)}"] if words else []
+
+
+def _how(result: BudgetResult) -> str:
+    candidates = [one.name for costs in result.families for one in costs.candidates]
+    groups = sum(len(costs.groups) for costs in result.families)
+    lines = [
+        "## How it was found",
+        "- Chosen from "
+        + numbers.markdown(", ".join(candidates))
+        + f", for {groups} groups of layers.",
+        "- Predicted KLD: the sum over layers of what each alone costs, from one backward pass of the "
+        "unquantized model over the calibration text. It chooses; what is claimed was measured.",
+    ]
+    measured = [
+        (row, predicted)
+        for verdict in result.verdicts
+        for row in _rows(verdict)
+        if (predicted := _predicted(row, result)) and KLD.get(row)
+    ]
+    if measured:
+        ratios = {row.key: KLD.get(row) / predicted for row, predicted in measured}
+        low, high = min(ratios.values()), max(ratios.values())
+        lines.append(f"- Measured KLD was {low:.2f} to {high:.2f} times the predicted.")
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Whether a mix is better than the best uniform artifact of at most its size, beyond noise. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qsweep.evaluate.metrics import CONFIDENCE, clustered_mean, student_t
+from qsweep.results.columns.table import KLD, SIZE_GB
+from qsweep.results.peers import FindWindows
+from qsweep.results.record import Row
+from qsweep.results.winner import MIN_WINDOWS
+from qsweep.search.budget.limits import Limit
+
+Word = Literal["better", "tie", "worse", "alone", "none"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured within a budget.
+
+    Attributes:
+        limit: The budget.
+        mixes: Those within it, the least divergence first.
+        uniform: Uniform ones within it, the least divergence first.
+        word: How the best mix is to the best uniform one: ``better`` or ``worse`` beyond noise, a
+            ``tie``; ``alone`` where no uniform one is small enough, ``none`` where no mix was made.
+        difference: Of their KLD in nats per token, mix less uniform, with its interval.
+    """
+
+    limit: Limit
+    mixes: tuple[Row, ...]
+    uniform: tuple[Row, ...]
+    word: Word
+    difference: tuple[float, float | None, float | None] | None = None
+
+    @property
+    def recommended(self) -> Row | None:
+        """What to take: the mix where it is better, else the uniform one."""
+        if self.word in ("better", "alone"):
+            return self.mixes[0]
+        return self.uniform[0] if self.uniform else None
+
+    @property
+    def share(self) -> float | None:
+        """The best mix's KLD as a share of the best uniform one's."""
+        if not self.mixes or not self.uniform or not KLD.get(self.uniform[0]):
+            return None
+        return float(KLD.get(self.mixes[0]) / KLD.get(self.uniform[0]))
+
+
+def judge(
+    limit: Limit, mixes: Sequence[Row], uniform: Sequence[Row], windows: FindWindows
+) -> Verdict:
+    """Compare what is within a budget.
+
+    The best of several mixes was chosen on the windows that it is compared on: its interval is as
+    wide as Bonferroni's correction for so many makes it.
+
+    Args:
+        limit: The budget.
+        mixes: Measured mixes.
+        uniform: Measured uniform artifacts.
+        windows: Gives the windows of a row's measurement.
+    """
+    able = [_within(limit, rows) for rows in (mixes, uniform)]
+    own, others = (tuple(sorted(rows, key=_order)) for rows in able)
+    if not own:
+        return Verdict(limit, own, others, "none")
+    if not others:
+        return Verdict(limit, own, others, "alone")
+    value, low, high = _difference(own[0], others[0], windows, len(own))
+    if low is None or high is None:
+        word: Word = "tie"
+    else:
+        word = "better" if high < 0 else "worse" if low > 0 else "tie"
+    return Verdict(limit, own, others, word, (value, low, high))
+
+
+def _within(limit: Limit, rows: Sequence[Row]) -> list[Row]:
+    found = []
+    for row in rows:
+        artifact = row.record.artifact
+        if row.record.finished and artifact is not None and KLD.get(row) is not None:
+            size = round(SIZE_GB.get(row) * 1e9)
+            bpw = None if artifact.bpw is None else float(artifact.bpw)
+            if limit.holds(size, bpw):
+                found.append(row)
+    return found
+
+
+def _order(row: Row) -> tuple[float, float, str]:
+    return float(KLD.get(row)), float(SIZE_GB.get(row)), row.key
+
+
+def _difference(
+    row: Row, other: Row, windows: FindWindows, chosen_from: int
+) -> tuple[float, float | None, float | None]:
+    value = KLD.get(row) - KLD.get(other)
+    mine, its = windows(row), windows(other)
+    if mine is None or its is None or mine.kld is None or its.kld is None:
+        return value, None, None
+    if len(mine.tokens) != len(its.tokens) or (mine.tokens != its.tokens).any():
+        return value, None, None
+    if len(mine.tokens) < MIN_WINDOWS:
+        return value, None, None
+    found = clustered_mean(mine.kld - its.kld, mine.tokens)
+    confidence = 1 - (1 - CONFIDENCE) / chosen_from
+    half = student_t(len(mine.tokens) - 1, confidence) * (found.stderr or 0.0)
+    return found.value, found.value - half, found.value + half

@@ -1,0 +1,134 @@
+"""``qsweep --config-name=budget`` on the embedded model, as a user runs it."""
+
+import json
+import shutil
+
+import pytest
+
+from helpers.sweeps import rows, run_here
+
+SMALL = [
+    *("--config-name=budget", "sweep=t", "tracking=none", "corpus=[python_docs]"),
+    *("eval.max_windows=8", "calibration.num_samples=4"),
+]
+# Rounding is made in no time; what is chosen from is the same for all.
+ROUNDED = ["quant=rtn", "bits=2,4", "group_size=64"]
+
+
+def budget(outputs, *arguments):
+    return run_here([*SMALL, f"outputs_dir={outputs}", *arguments])
+
+
+def mixes(outputs):
+    return [row for row in rows(outputs) if "rule" in row["name"] or "mix" in row["name"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("outputs")
+    result = budget(outputs, *ROUNDED, "bpw=2.5,3.5", "budget.neighbours=0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return outputs, result
+
+
+def test_mixes_are_within_their_budget_and_better_than_uniform(finished):
+    outputs, result = finished
+    page = (outputs / "sweeps/t/answer.md").read_text()
+    mixed = mixes(outputs)
+    for bits in (2.5, 3.5):
+        line = next(li for li in result.stdout.splitlines() if li.startswith(f"bpw={bits}"))
+        assert "better than the best uniform one, beyond noise" in line
+        assert line in page.replace("\\", "")
+    # Those of both budgets lie where they were asked for.
+    found = sorted(float(row["bpw"]) for row in mixed)
+    assert len(found) == 2 and 2.4 < found[0] <= 2.5 < 3.3 < found[1] <= 3.5
+
+
+def test_the_answer_tells_what_was_chosen_and_what_was_predicted(finished):
+    outputs, _ = finished
+    page = (outputs / "sweeps/t/answer.md").read_text()
+    for words in (
+        "## 2.5 bits per weight",
+        "| layers ",
+        "Artifact: `",
+        "times the predicted",
+        "Chosen from pocket rtn 2-bit g64",
+    ):
+        assert words in page
+    chosen = json.loads((outputs / "sweeps/t/assignments.json").read_text())
+    assert set(chosen) == {"bpw=2.5", "bpw=3.5"}
+    assert all("=bits:" in rule for rules in chosen.values() for rule in rules)
+
+
+def test_the_same_command_makes_nothing_again(finished):
+    outputs, first = finished
+    before = {path: path.stat().st_mtime_ns for path in (outputs / "store").rglob("*.safetensors")}
+    again = budget(outputs, *ROUNDED, "bpw=2.5,3.5", "budget.neighbours=0")
+    assert again.returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in (outputs / "store").rglob("*.safetensors")}
+    assert before == after
+    lines = [li for li in first.stdout.splitlines() if li.startswith("bpw=")]
+    assert lines == [li for li in again.stdout.splitlines() if li.startswith("bpw=")]
+
+
+def test_another_budget_takes_what_is_there(finished, tmp_path):
+    outputs, _ = finished
+    shutil.copytree(outputs / "store", tmp_path / "store")
+    made = {path.name for path in (tmp_path / "store/artifacts").iterdir()}
+    result = budget(tmp_path, *ROUNDED, "vram_gb=0.02", "context=512", "budget.neighbours=0")
+    assert result.returncode == 2, result.stdout
+    assert (
+        "vram_gb=0.02: the smallest that these candidates make is about vram_gb=" in result.stderr
+    )
+    assert {path.name for path in (tmp_path / "store/artifacts").iterdir()} == made
+
+
+def test_size_counts_the_whole_file(finished, tmp_path):
+    outputs, _ = finished
+    shutil.copytree(outputs / "store", tmp_path / "store")
+    result = budget(tmp_path, *ROUNDED, "size_gb=0.0033", "budget.neighbours=1")
+    assert result.returncode == 0, result.stderr
+    mixed = mixes(tmp_path)
+    assert len(mixed) == 2  # the best, and a neighbour
+    assert all(0.0032 < float(row["size_gb"]) <= 0.0033 for row in mixed)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([*ROUNDED], "budget: say how large the model may be: size_gb=1.9, bpw=4.25, or"),
+        ([*ROUNDED, "bpw=3", "size_gb=1"], "budget: size_gb and bpw are given; one of them"),
+        ([*ROUNDED, "bpw=three"], "bpw=three: must be a number of bits per weight, above 0"),
+        ([*ROUNDED, "bpw=1"], "bpw=1: the smallest that these candidates make is about bpw=2"),
+        ([*ROUNDED, "bpw=12"], "bpw=12: the smallest that these candidates make is about bpw=2"),
+        ([*ROUNDED, "size_gb=16"], "the largest about size_gb=0.00"),
+        ([*ROUNDED, "vram_gb=16"], "vram_gb: say for how many tokens of context"),
+        ([*ROUNDED, "vram_gb=16", "context=0"], "context=0: must be a number of tokens, from 1"),
+        ([*ROUNDED, "vram_gb=16", "context=many"], "context=many: must be a number of tokens"),
+        ([*ROUNDED, "vram_gb=0.001", "context=99999"], "which leaves nothing for the model"),
+        (["quant=awq", "bits=2,4", "bpw=3"], "awq moves scales from layer to layer"),
+        (["quant=rtn", "format=nf4", "bpw=3"], "has one width for all layers"),
+        (["quant=none", "bpw=3"], "quant=none is no candidate"),
+        (
+            ["quant=rtn", "bits=4", "group_size=64", "bpw=3"],
+            "1 candidate to mix, two are the least",
+        ),
+        ([*ROUNDED, "bpw=3", "eval.divergence=false"], "compared by their divergence"),
+        ([*ROUNDED, "bpw=3", "budget.neighbors=2"], "did you mean"),
+        ([*ROUNDED, "bpw=3", "budget.neighbours=-1"], "budget.neighbours=-1: must be at least 0"),
+        ([*ROUNDED, "bpw=3", "kv_cache=none,q8_0"], "kv_cache: a budget is for one"),
+        ([*ROUNDED, "bpw=3", "seed=1,2"], "a budget is for one"),
+    ],
+)
+def test_refused_before_anything_is_made(tmp_path, words, line):
+    result = budget(tmp_path, *words)
+    told = result.stderr.strip().splitlines()
+    assert result.returncode in (1, 2), result.stdout
+    assert line in told[-1], told
+    assert not (tmp_path / "store/artifacts").exists()
+
+
+def test_its_options_are_its_own(tmp_path):
+    result = run_here(["size_gb=1.9", f"outputs_dir={tmp_path}"])
+    assert result.returncode == 2
+    assert "size_gb: belongs to --config-name=budget" in result.stderr
