@@ -132,3 +132,15 @@ def test_its_options_are_its_own(tmp_path):
     result = run_here(["size_gb=1.9", f"outputs_dir={tmp_path}"])
     assert result.returncode == 2
     assert "size_gb: belongs to --config-name=budget" in result.stderr
+
+
+def test_types_of_llama_cpp_are_mixed_the_embedding_among_them(tmp_path):
+    types = ["quant=gguf", "quant.type=Q3_K_S,Q6_K", "quant.imatrix=false"]
+    result = budget(tmp_path, *types, "size_gb=0.0028", "budget.neighbours=0")
+    assert result.returncode == 0, result.stderr
+    (row,) = mixes(tmp_path)
+    assert 0.0027 < float(row["size_gb"]) <= 0.0028
+    assert "size_gb=0.0028: pocket gguf" in result.stdout
+    chosen = json.loads((tmp_path / "sweeps/t/assignments.json").read_text())
+    page = (tmp_path / "sweeps/t/answer.md").read_text()
+    assert "in no layer: embed" in page or "embed" in str(chosen)
