@@ -24,6 +24,8 @@ from qsweep.sweep.naming import default_name
 from qsweep.sweep.session import Sweep, open_session, open_store
 
 _PREFIX = "budget."
+# What says nothing about a single trial.
+_NOT_A_TRIALS = ("sweep=", "n_jobs=", "timeout_s=", "launch")
 # What candidates have in common.
 _ONE_OF = ("model", "corpus", "eval", "calibration", "kv_cache", "device", "seed")
 
@@ -41,7 +43,8 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     compose = Composer(sweeper.hydra_context.config_loader, sweeper.config)
     typed, rest = _split(arguments)
     space = read_space(sweeper.params, sweeper.when, rest)
-    configs = [compose(overrides_of(params)) for params in space.combinations()]
+    overrides = [overrides_of(params) for params in space.combinations()]
+    configs = [compose(words) for words in overrides]
     own = [{name: config.pop(name, None) for name in OPTIONS} for config in configs][0]
     for config in configs:
         config.written = {k: v for k, v in config.written.items() if k not in OPTIONS}
@@ -49,6 +52,8 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     settings = budget_config({**(own["budget"] or {}), **_settings(typed)})
     configs = one_batch(configs, rest)
     require_comparable(configs)
+    for config, words in zip(configs, overrides, strict=True):
+        config.words = tuple(w for w in words if not w.lstrip("+~").startswith(_NOT_A_TRIALS))
 
     config_name = hydra.job.config_name or "config"
     name = sweep_config(configs[0]).name or default_name(list(hydra.overrides.task), config_name)
@@ -103,9 +108,10 @@ def _settings(typed: Mapping[str, str]) -> dict[str, Any]:
 
 def _asked(own: Mapping[str, Any], typed: Mapping[str, str]) -> tuple[list[Budget], int | None]:
     given: dict[str, list[Any]] = {kind: _several(own.get(kind)) for kind in KINDS}
-    if kinds := [kind for kind in KINDS if kind in typed]:
+    if kinds := [kind for kind in KINDS if typed.get(kind, "null") != "null"]:
         # What is typed replaces what the file says, whichever kind that is.
         given = {kind: typed[kind].strip("[]").split(",") for kind in kinds}
+    given |= {kind: [None] for kind in KINDS if typed.get(kind) == "null"}
     budgets = read_budgets(given)
     value: Any = own.get("context")
     if "context" in typed:

@@ -19,6 +19,8 @@ class Composed(dict[str, Any]):
     written: dict[str, Any]
     chosen: frozenset[str] = frozenset()
     """Names of the groups and options that a command line, or a sweep file's space, set."""
+    words: tuple[str, ...] = ()
+    """The overrides that it was composed of, where somebody wants to give them again."""
 
 
 class Composer:

@@ -1,15 +1,18 @@
 """Limits, and what is proposed within them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from helpers.budgets import EMBEDDING, LAYERS, WEIGHTS, candidate, costs
 from qsweep.base.errors import ConfigError
+from qsweep.formats.kv_cache.spec import kv_cache
 from qsweep.quantizers.rules import Rule
 from qsweep.search.budget.costs import costs_of
 from qsweep.search.budget.families import patterns_of
 from qsweep.search.budget.limits import Limit, bits_left, limit_of, range_of
-from qsweep.search.budget.proposals import propose, uniforms_within
+from qsweep.search.budget.proposals import propose, rivals, uniforms_within
 from qsweep.search.budget.reach import require_in_range
 from qsweep.search.budget.settings import Budget
 
@@ -93,8 +96,11 @@ def test_memory_of_a_card_is_shared_with_the_context():
     # Two layers of keys and values of two heads of 16, in 16 bits.
     assert one.bytes - longer.bytes >= 4096 * 2 * 2 * 2 * 16 * 2
     assert one.bytes + one.taken == 10**9
-    quantized = limit_of(Budget("vram_gb", 1), CONFIG, 8192, "q8_0")
-    assert quantized.bytes > longer.bytes
+    quantized = limit_of(Budget("vram_gb", 1), CONFIG, 8192, kv_cache("q8_0/q4_0"))
+    assert quantized.bytes > limit_of(Budget("vram_gb", 1), CONFIG, 8192, kv_cache("q8_0")).bytes
+    # 8.5 and 4.5 bits instead of 16.
+    cache = limit_of(Budget("vram_gb", 1), CONFIG, 8192).beside.cache
+    assert quantized.beside.cache == pytest.approx(cache * (8.5 + 4.5) / 32, rel=0.01)
     with pytest.raises(ConfigError, match="leaves nothing for the model; a shorter context"):
         limit_of(Budget("vram_gb", 0.001), CONFIG, 10**6)
 
@@ -116,10 +122,37 @@ def test_what_is_left_is_what_is_asked_less_the_rest():
 
 
 def test_uniform_ones_that_may_be_the_best_within_a_budget():
-    known = costs(candidate(2), candidate(3), candidate(4))
-    names = uniforms_within(Limit(Budget("bpw", 3.5), None), [known])
-    assert names == {"3 bits"}
-    assert uniforms_within(Limit(Budget("bpw", 1), None), [known]) == set()
+    known = costs(candidate(2), candidate(3), candidate(4), candidate(5))
+    within = uniforms_within(Limit(Budget("bpw", 4.5), None), [known])
+    assert [one.name for one in within] == ["4 bits", "3 bits", "2 bits"]
+    # Two at least, and whoever is near.
+    assert [one.name for one in rivals(within)] == ["4 bits", "3 bits"]
+    near = [replace(one, name=f"near {n}") for n, one in enumerate([within[0]] * 3)]
+    assert len(rivals([within[0], *near, within[2]])) == 4
+    assert rivals(uniforms_within(Limit(Budget("bpw", 1), None), [known])) == []
+
+
+def test_what_a_rule_of_the_candidates_own_settles_is_not_chosen_for():
+    found = [candidate(2), candidate(4)]
+    settled = LAYERS[1]
+    for one in found:
+        del one.values[settled]
+        one.bits[settled] = 8 * WEIGHTS
+    known = costs(*found)
+    assert (settled,) not in known.groups and len(known.groups) == len(LAYERS) - 1
+    (proposal,) = propose(Limit(Budget("size_gb", 1), 10**9), known)
+    assert set(proposal.choice) == {1}
+    assert known.smallest < known.largest < 10**6
+
+
+def test_a_candidate_that_cannot_hold_a_layer_is_no_option_for_it():
+    two, four = candidate(2), candidate(4)
+    del four.values[LAYERS[3]]
+    known = costs(two, four)
+    (proposal,) = propose(Limit(Budget("bpw", 4), None), known)
+    assert proposal.choice == (1, 1, 1, 0)
+    assert proposal.rules == [f"{LAYERS[3]}=bits:2,group_size:64"]
+    propose(Limit(Budget("bpw", 2.5), None), costs(two, four))
 
 
 def test_patterns_name_their_layers_and_what_vllm_makes_one_of():

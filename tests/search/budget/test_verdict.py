@@ -44,7 +44,7 @@ def test_what_is_too_large_is_no_rival():
 
 def test_nothing_within():
     found = judge(LIMIT, [row("mix", 2000, 0.1)], [], _windows({}))
-    assert (found.word, found.recommended) == ("none", None)
+    assert (found.word, found.recommended) == ("nothing", None)
     found = judge(LIMIT, [], [row("uniform", 10, 0.1)], _windows({}))
     assert (found.word, found.recommended.key) == ("none", "uniform")
 
@@ -64,12 +64,21 @@ def test_the_best_of_several_has_to_be_better_by_more():
 def test_few_windows_say_nothing():
     windows = _windows({"mix": 0.01, "uniform": 0.1}, count=4)
     found = judge(LIMIT, [row("mix", 900, 0.01)], [row("uniform", 900, 0.1)], windows)
-    assert found.word == "tie"
+    assert found.word == "untested"
     assert found.difference[1] is None
     gone = judge(LIMIT, [row("mix", 900, 0.01)], [row("uniform", 900, 0.1)], lambda _: None)
-    assert gone.word == "tie"
+    assert gone.word == "untested"
 
 
 def test_what_has_no_divergence_takes_no_part():
     found = judge(LIMIT, [row("mix", 900, None)], [row("uniform", 900, 0.1)], _windows({}))
     assert found.word == "none"
+
+
+def test_a_uniform_one_that_was_not_measured_is_no_reason_to_recommend():
+    found = judge(LIMIT, [row("mix", 900, 0.1)], [], _windows({}), ["uniform"])
+    assert (found.word, found.recommended) == ("unrivalled", None)
+    assert found.unmeasured == ("uniform",)
+    rows = [row("mix", 900, 0.05)], [row("uniform", 900, 0.1)]
+    found = judge(LIMIT, *rows, _windows({"mix": 0.05, "uniform": 0.1}), ["uniform", "other"])
+    assert (found.word, found.unmeasured) == ("better", ("other",))

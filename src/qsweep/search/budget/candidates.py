@@ -120,21 +120,17 @@ class Workshop:
         )
 
     def families(self, candidates: Sequence[Made]) -> list[Family]:
-        """Candidates by what can be mixed, with costs. Raises ConfigError where nothing can."""
+        """Candidates by what can be mixed, with costs; some may be alone. Raises ConfigError if all are."""
         losses = sensitivities(self.session, [one.plan for one in candidates])
         groups: dict[Any, list[Made]] = {}
         for one in candidates:
             groups.setdefault(family_of(one.plan.trial.quant, one.name), []).append(one)
-        for members in groups.values():
-            if len(members) == 1:
-                self.left_out[members[0].name] = "there is nothing to mix it with"
-        several = [members for members in groups.values() if len(members) > 1]
-        if not several:
+        if all(len(members) == 1 for members in groups.values()):
             raise ConfigError(
                 "budget: no two candidates can be mixed in one artifact; let bits, group_size or "
                 "format have several values for one quantizer"
             )
-        return [Family(self._costs(members, losses), tuple(members)) for members in several]
+        return [Family(self._costs(own, losses), tuple(own)) for own in groups.values()]
 
     def _costs(self, members: Sequence[Made], losses: Mapping[str, Mapping[str, float]]) -> Costs:
         facts = members[0].plan.setting.facts

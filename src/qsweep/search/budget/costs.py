@@ -106,7 +106,9 @@ def costs_of(
     """
     import numpy as np
 
+    # What no candidate has a value for is settled, by a rule of the candidates' own.
     shared = set.intersection(*(set(one.losses) & set(one.bits) for one in candidates))
+    shared &= {name for one in candidates for name in one.values}
     groups = tuple(own for group in alike if (own := tuple(n for n in group if n in shared)))
     bits = np.array([[sum(c.bits[n] for n in g) for c in candidates] for g in groups], dtype=float)
     losses = np.array([[sum(c.losses[n] for n in g) for c in candidates] for g in groups])

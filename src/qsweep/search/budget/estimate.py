@@ -41,9 +41,16 @@ def estimate(quant: Quantizer, facts: ModelFacts) -> Estimate | None:
     bits = sum(_bits(own, shapes[name]) for name, own in layers.items())
     weights = sum(math.prod(shapes[name]) for name in layers)
     stored = distinct_weights(read_tensors(facts.path), read_config(facts.path))
-    whole = sum(math.prod(info.shape) for info in stored.values())
-    # What is not quantized is written in 16 bits.
-    return Estimate((bits + 16 * (whole - weights)) / 8, bits / weights)
+    # What is not quantized stays as it is.
+    whole = sum(info.bits for info in stored.values())
+    each = whole / sum(info.count for info in stored.values())
+    own = (stored.get(f"{name}.weight") for name in layers)
+    # Experts may lie in stacks.
+    rest = whole - sum(
+        each * math.prod(shapes[name]) if info is None else info.bits
+        for name, info in zip(layers, own, strict=True)
+    )
+    return Estimate((bits + rest) / 8, bits / weights)
 
 
 def reach(found: Sequence[Estimate], kind: str, beside: int = 0) -> tuple[float, float]:

@@ -7,14 +7,17 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.formats.encoder import name_as_one
-from qsweep.formats.numbers import Int
+from qsweep.formats.numbers import W4A16, W8A16, Int
 from qsweep.formats.stored_bits import Stored
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.alike import OF_ONE_KIND, stack_of
 from qsweep.quantizers.gguf import GGUF
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.protocol import Quantizer
-from qsweep.quantizers.rules import Rule, rule_of
+from qsweep.quantizers.rules import KEEP, Rule, rule_of
+
+# Formats that are integers of so many bits and groups, and nothing else.
+_PLAIN = (Int, W4A16, W8A16)
 
 
 def family_of(quant: Quantizer, name: str) -> Any:
@@ -43,11 +46,13 @@ def family_of(quant: Quantizer, name: str) -> Any:
             f"budget: {name}: a {quant.holder} checkpoint has one width for all layers; "
             "container=gptq or compressed-tensors holds mixes"
         )
-    whole = isinstance(quant.format, Int)
-    same = replace(
-        quant, bits=4, group_size=128, format=Int(), sym=quant.symmetric if whole else None
-    )
-    return quant.holder, same
+    if quant.format.smoothing is not None:
+        raise ConfigError(
+            f"budget: {name}: smoothing moves scales from layer to layer, so that nobody can tell what "
+            "each one costs; leave format.smoothquant out"
+        )
+    same = replace(quant, bits=4, group_size=128, format=Int(), sym=quant.symmetric)
+    return quant.holder, quant.format.activations, same
 
 
 def values_of(quant: Quantizer, facts: ModelFacts, stored: Mapping[str, Stored]) -> dict[str, str]:
@@ -68,11 +73,10 @@ def values_of(quant: Quantizer, facts: ModelFacts, stored: Mapping[str, Stored])
             if rule_of(rules, name) is None and "+" not in one.type
         }
     assert isinstance(quant, GroupedOptions)
-    return {
-        name: _value(own)
-        for name, own in quant.quantized(facts).items()
-        if rule_of(quant.rules, name) is None
-    }
+    values = {name: _value(own) for name, own in quant.quantized(facts).items()}
+    # What it cannot hold by its shape, another candidate may.
+    values |= {name: KEEP for name, reason in quant.kept(facts).items() if reason == "shape"}
+    return {name: value for name, value in values.items() if rule_of(quant.rules, name) is None}
 
 
 def rules_of(
@@ -91,7 +95,7 @@ def rules_of(
     """
     found: dict[str, str] = {}
     for group, values in zip(groups, chosen, strict=True):
-        differ = [name for name in group if values[name] != base.get(name)]
+        differ = [name for name in group if values.get(name) != base.get(name)]
         if differ:
             # A group is stored alike.
             found |= dict.fromkeys(patterns_of(group, layers), values[group[0]])
@@ -127,6 +131,6 @@ def patterns_of(group: Sequence[str], layers: Collection[str]) -> list[str]:
 
 
 def _value(own: GroupedOptions) -> str:
-    if own.holder == "gguf" or not isinstance(own.format, Int):
+    if own.holder == "gguf" or type(own.format) not in _PLAIN:
         return own.format.name
     return f"bits:{own.bits},group_size:{own.group_size}"

@@ -1,12 +1,14 @@
 """What a budget leaves for the layers that are chosen for, and what it leaves out. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qsweep.base import numbers
 from qsweep.base.errors import ConfigError
-from qsweep.evaluate.serving_memory import Footprint, footprint
+from qsweep.evaluate.serving_memory import Footprint, footprint, kv_bytes_per_token
+from qsweep.formats.kv_cache.spec import KVCache
 from qsweep.search.budget.costs import Candidate, Costs
 from qsweep.search.budget.settings import Budget
 
@@ -42,7 +44,7 @@ class Limit:
 
 
 def limit_of(
-    budget: Budget, config: Mapping[str, Any], context: int | None, kv_cache: str = "f16"
+    budget: Budget, config: Mapping[str, Any], context: int | None, cache: KVCache | None = None
 ) -> Limit:
     """What a budget means for a model.
 
@@ -50,7 +52,7 @@ def limit_of(
         budget: The budget.
         config: The model's, see :func:`~qsweep.evaluate.serving_memory.serving_config`.
         context: Tokens of the sequence that is served; None: no matter.
-        kv_cache: What its keys and values are stored as.
+        cache: What its keys and values are stored as; None: in 16 bits.
 
     Raises:
         ConfigError: The context alone takes all of the memory.
@@ -61,7 +63,10 @@ def limit_of(
     if budget.kind == "size_gb":
         return Limit(budget, total)
     assert context is not None
-    beside = footprint(0, config, context, kv_cache)
+    beside = footprint(0, config, context)
+    if cache:
+        plain, own = (kv_bytes_per_token(config, one, context) for one in (KVCache(), cache))
+        beside = replace(beside, cache=math.ceil(beside.cache - (plain - own) * context))
     if beside.total >= total:
         raise ConfigError(
             f"{budget} context={context}: the cache and buffers of so many tokens take "
@@ -124,7 +129,7 @@ def _fixed(costs: Costs, candidate: int) -> Costs:
             place
             for place, one in enumerate(costs.candidates)
             if np.isfinite(losses[number, place])
-            and all(one.values[name] == own.values[name] for name in group)
+            and all(one.values.get(name) == own.values.get(name) for name in group)
         ]
         losses[number, [place for place in range(losses.shape[1]) if place not in same]] = np.inf
     return replace(costs, losses=losses)

@@ -1,48 +1,63 @@
 """``answer.md`` of a budget, and what the terminal says of it."""
 
+from pathlib import Path
+
 from qsweep.base import numbers
-from qsweep.base.files import write_json, write_text
+from qsweep.base.files import write_text
 from qsweep.results.assignment import assignment_in
 from qsweep.results.assignment_text import text_map
 from qsweep.results.columns.derived import interval
 from qsweep.results.columns.table import KLD, PPL_RATIO, VERDICT
 from qsweep.results.markdown_table import table
 from qsweep.results.record import Row
+from qsweep.results.winner import MIN_WINDOWS
 from qsweep.search.budget.limits import Limit
 from qsweep.search.budget.run import BudgetResult
 from qsweep.search.budget.verdict import Verdict
-from qsweep.sweep.session import Sweep
+from qsweep.sweep.overrides import quote
+from qsweep.sweep.session import Sweep, command_line
 
 _WORDS = {
-    "better": "better than the best uniform one, beyond noise",
+    "better": "better than the best uniform one that was measured, beyond noise",
     "tie": "within noise of the best uniform one: not recommended",
     "worse": "worse than the best uniform one: not recommended",
+    "untested": f"not compared with it, for {MIN_WINDOWS} windows are the least that tell; measure more",
     "alone": "no uniform one is small enough",
-    "none": "no mix was made",
+    "unrivalled": "no uniform one of its size was measured, so that nothing says whether it is better",
+    "none": "no mix is within it that differs",
 }
 _HEADINGS = ("artifact", "size GB", "bpw", "KLD", "predicted KLD", "ratio (95 %)", "verdict", "")
-_FRONT = ("budget", "recommended", "size GB", "bpw", "KLD", "of the best uniform's", "ratio (95 %)")
+# Of mixes and of uniform ones, so many are shown of each.
+_SHOWN = 4
+_FRONT = (
+    "budget",
+    "recommended",
+    "size GB",
+    "bpw",
+    "KLD",
+    "of the best uniform's (GB)",
+    "ratio (95 %)",
+)
 
 
 def write_page(sweep: Sweep, result: BudgetResult) -> str:
-    """Write ``answer.md`` and the assignments; returns the answer for the terminal."""
+    """Write ``answer.md``, and the rules of each best mix; returns the answer for the terminal."""
     directory = sweep.directory
-    write_text(directory / "answer.md", budget_markdown(sweep.name, sweep.command, result))
-    chosen = {
-        str(verdict.limit.budget): result.mixes[row.key].proposal.rules
-        for verdict in result.verdicts
-        if (row := verdict.recommended) is not None and row.key in result.mixes
-    }
-    write_json(directory / "assignments.json", chosen)
+    write_text(directory / "answer.md", budget_markdown(sweep, result))
+    for verdict in result.verdicts:
+        if verdict.mixes:
+            rules = result.mixes[verdict.mixes[0].key].rules
+            text = "".join(f"- {rule!r}\n" for rule in rules)
+            write_text(_rules_file(sweep, verdict.limit), text)
     lines = [sentence(verdict, result) for verdict in result.verdicts]
     return "\n".join([*lines, f"answer: {directory / 'answer.md'}"])
 
 
-def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
+def budget_markdown(sweep: Sweep, result: BudgetResult) -> str:
     """The answer on one page."""
     parts = [
-        f"# {numbers.markdown(name)}: the best within a budget",
-        "\n".join([f"- command: `{numbers.one_line(command)}`", *_spent(result)]),
+        f"# {numbers.markdown(sweep.name)}: the best within a budget",
+        "\n".join([f"- command: `{numbers.one_line(sweep.command)}`", *_spent(result)]),
     ]
     if len(result.verdicts) > 1:
         parts.append(table(_FRONT, [_point(verdict) for verdict in result.verdicts]))
@@ -50,10 +65,16 @@ def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
         parts.append(f"## {_title(verdict.limit)}")
         parts.append(f"{numbers.markdown(sentence(verdict, result))}.")
         parts.append(table(_HEADINGS, [_line(row, verdict, result) for row in _rows(verdict)]))
+        if verdict.unmeasured:
+            names = numbers.markdown(", ".join(verdict.unmeasured))
+            parts.append(f"Within it, and not measured, for more KLD was predicted: {names}.")
         if (row := verdict.recommended) is not None:
             path = row.record.artifact and row.record.artifact.path
             parts.append(f"Artifact: `{path}`")
         for row in verdict.mixes[:1]:
+            words = result.mixes[row.key].made.config.words
+            rules = f"quant.rules={quote(str(_rules_file(sweep, verdict.limit)))}"
+            parts.append(f"The best mix by itself: `{command_line([*words, rules])}`")
             if (tensors := row.record.tensors) is not None:
                 parts.append(text_map(assignment_in(tensors)))
     if result.left_out:
@@ -71,8 +92,10 @@ def budget_markdown(name: str, command: str, result: BudgetResult) -> str:
 def sentence(verdict: Verdict, result: BudgetResult) -> str:
     """The answer for one budget, in a line."""
     row, budget = verdict.recommended, str(verdict.limit.budget)
-    if row is None:
+    if row is None and not verdict.mixes:
         return f"{budget}: nothing that was measured is within it"
+    if row is None:
+        return f"{budget}: {verdict.mixes[0].label}: {_WORDS[verdict.word]}"
     said = f"{budget}: {row.label}, {_size(row)}, KLD {numbers.divergence(KLD.get(row))}"
     if verdict.word in ("better", "alone"):
         share = (
@@ -84,6 +107,10 @@ def sentence(verdict: Verdict, result: BudgetResult) -> str:
     if verdict.mixes:
         return f"{said}; {verdict.mixes[0].label} is {_WORDS[verdict.word]}"
     return f"{said}; {_WORDS[verdict.word]}"
+
+
+def _rules_file(sweep: Sweep, limit: Limit) -> Path:
+    return sweep.directory / "rules" / f"{str(limit.budget).replace('=', '-')}.yaml"
 
 
 def _title(limit: Limit) -> str:
@@ -113,7 +140,7 @@ def _point(verdict: Verdict) -> list[str]:
         _size(row).removesuffix(" GB"),
         numbers.fixed(artifact.bpw if artifact else None, 2),
         KLD.cell(row),
-        "" if share is None or not mixed else numbers.fixed(share, 2),
+        f"{share:.2f} ({_size(verdict.uniform[0])})" if share is not None and mixed else "",
         _ratio(row),
     ]
 
@@ -124,7 +151,7 @@ def _ratio(row: Row) -> str:
 
 
 def _rows(verdict: Verdict) -> list[Row]:
-    return [*verdict.mixes, *verdict.uniform]
+    return [*verdict.mixes[:_SHOWN], *verdict.uniform[:_SHOWN]]
 
 
 def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsweep.search.budget.costs import Costs
+from qsweep.search.budget.costs import Candidate, Costs
 from qsweep.search.budget.families import rules_of
 from qsweep.search.budget.knapsack import solve
 from qsweep.search.budget.limits import Limit, bits_left
 
 # A neighbour differs from a proposal in this share of the groups, at least in one.
 _APART = 0.1
+# How many uniform candidates are measured at least, and how much worse they may be predicted to be.
+_FEWEST, _NEAR = 2, 1.5
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,16 @@ class Proposal:
     @property
     def base(self) -> int:
         """The candidate whose configuration the mix is a variation of: it shares most weights."""
-        groups, candidates = self.costs.groups, self.costs.candidates
-        alike = [0.0] * len(candidates)
-        for group, bits, chosen in zip(groups, self.costs.bits, self.choice, strict=True):
-            values = candidates[chosen].values
-            for number, one in enumerate(candidates):
-                if all(one.values[name] == values[name] for name in group):
+        costs, alike = self.costs, [0.0] * len(self.costs.candidates)
+        for place, (group, chosen) in enumerate(zip(costs.groups, self.choice, strict=True)):
+            values = costs.candidates[chosen].values
+            for number, one in enumerate(costs.candidates):
+                # The embedding says nothing of what the layers are.
+                if costs.linear[place] and all(
+                    one.values.get(name) == values.get(name) for name in group
+                ):
                     # Per weight, every candidate's bits say as much of a group's size.
-                    alike[number] += bits.min()
+                    alike[number] += costs.bits[place].min()
         return max(range(len(alike)), key=lambda n: alike[n])
 
     @property
@@ -81,14 +85,22 @@ def propose(limit: Limit, costs: Costs, neighbours: int = 0, excess: int = 0) ->
     return [Proposal(limit, able, choice) for choice in found]
 
 
-def uniforms_within(limit: Limit, families: Sequence[Costs], near: float = 1.15) -> set[str]:
-    """Names of the uniform candidates within a budget that may be the best of these.
+def uniforms_within(limit: Limit, families: Sequence[Costs]) -> list[Candidate]:
+    """The uniform candidates within a budget, those first that are predicted to cost the least.
 
     Args:
         limit: The budget.
         families: All candidates.
-        near: Those are left out that are predicted to cost more than so many times the least.
     """
     within = [one for costs in families for one in costs.candidates if limit.takes(one)]
-    least = min((one.loss for one in within), default=0.0)
-    return {one.name for one in within if one.loss <= near * least}
+    return sorted(within, key=lambda one: one.loss)
+
+
+def rivals(within: Sequence[Candidate]) -> list[Candidate]:
+    """Those of the uniform candidates within a budget that may be the best of these.
+
+    They are the two that are predicted to cost the least, and whoever is predicted to cost no more
+    than half as much again as the first: so far off predictions are, for mixtures of experts.
+    """
+    least = within[0].loss if within else 0.0
+    return [one for place, one in enumerate(within) if place < _FEWEST or one.loss <= _NEAR * least]

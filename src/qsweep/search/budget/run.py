@@ -17,7 +17,7 @@ from qsweep.search.budget.costs import Costs
 from qsweep.search.budget.estimate import estimate
 from qsweep.search.budget.families import family_of
 from qsweep.search.budget.limits import Limit, limit_of
-from qsweep.search.budget.proposals import Proposal, propose, uniforms_within
+from qsweep.search.budget.proposals import Proposal, propose, rivals, uniforms_within
 from qsweep.search.budget.reach import require_in_range, require_in_reach
 from qsweep.search.budget.settings import Budget, BudgetConfig
 from qsweep.search.budget.verdict import Verdict, judge
@@ -27,6 +27,8 @@ from qsweep.sweep.session import Session
 # How often a mix is made anew because it turned out larger than was counted, and by how many bytes
 # at least the next one is smaller.
 _TRIES, _STEP = 3, 1024
+# A mix for a smaller budget that is predicted to cost no more than so many times the best.
+_NEAR = 1.05
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Mix:
 
     proposal: Proposal
     made: Made
+
+    @property
+    def rules(self) -> list[str]:
+        """All of its rules, those of its candidates among them."""
+        found: list[str] = self.made.plan.trial.quant.options()["rules"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class BudgetSearch:
         with self._timed("measuring"):
             records, uniform = self._measured(limits, families, mixes)
         return BudgetResult(
-            verdicts=tuple(_verdicts(limits, mixes, records, uniform)),
+            verdicts=tuple(_verdicts(limits, families, mixes, records, uniform)),
             mixes=mixes,
             families=tuple(family.costs for family in families),
             left_out=self.workshop.left_out,
@@ -120,43 +128,57 @@ class BudgetSearch:
     def _limits(self, one: Planned) -> list[Limit]:
         setting, cache = one.plan.setting, one.plan.trial.kv_cache
         config = serving_config(setting.facts.path) if self.context is not None else {}
-        served = str(cache) if cache else "f16"
-        return [limit_of(budget, config, self.context, served) for budget in self.budgets]
+        return [limit_of(budget, config, self.context, cache) for budget in self.budgets]
 
     def _mixes(self, limits: Sequence[Limit], families: Sequence[Family]) -> dict[str, Mix]:
         # All of one round share a pass; whoever turns out too large is made again, smaller.
         others = self.settings.others(len(limits))
-        excess = {(n, place): 0 for n in range(len(limits)) for place in range(len(families))}
+        several = [place for place, family in enumerate(families) if len(family.members) > 1]
+        excess = {(n, place): 0 for n in range(len(limits)) for place in several}
         kept: dict[str, Mix] = {}
         for _ in range(_TRIES):
-            proposals = [
-                (key, proposal)
-                for key, over in excess.items()
-                for proposal in propose(limits[key[0]], families[key[1]].costs, others, over)
-                if not proposal.uniform
-            ]
-            configs = [families[key[1]].mixed(proposal) for key, proposal in proposals]
-            made = {id(m.config): m for m in self.workshop.make(self.workshop.plan(configs))}
+            proposed = self._planned(limits, families, excess, others)
+            distinct = {one.plan.key: one for _, _, one in proposed}
+            made = {one.plan.key: one for one in self.workshop.make(list(distinct.values()))}
             again: dict[tuple[int, int], int] = {}
-            for (key, proposal), config in zip(proposals, configs, strict=True):
-                if (one := made.get(id(config))) is None:
+            for key, proposal, planned in proposed:
+                if (one := made.get(planned.plan.key)) is None:
                     continue
                 size = one.artifact.size
                 if proposal.limit.holds(size.weight_bytes, size.bpw):
-                    kept[one.plan.key] = Mix(proposal, one)
+                    kept.setdefault(one.plan.key, Mix(proposal, one))
                     continue
                 over = size.weight_bytes - proposal.costs.bytes_of(proposal.choice)
-                again[key] = max(over, _STEP, again.get(key, 0))
+                again[key] = max(excess[key] + max(over, _STEP), again.get(key, 0))
             excess = again
             if not excess:
                 break
+        for number, _ in excess:
+            name = f"a mix for {limits[number].budget}"
+            self.workshop.left_out[name] = "it came out larger than its budget, three times"
         return kept
+
+    def _planned(
+        self,
+        limits: Sequence[Limit],
+        families: Sequence[Family],
+        excess: Mapping[tuple[int, int], int],
+        others: int,
+    ) -> list[tuple[tuple[int, int], Proposal, Planned]]:
+        found = []
+        for key, over in excess.items():
+            limit, family = limits[key[0]], families[key[1]]
+            for proposal in propose(limit, family.costs, others, over):
+                if not proposal.uniform:
+                    config = family.mixed(proposal)
+                    found += [(key, proposal, one) for one in self.workshop.plan([config])]
+        return found
 
     def _measured(
         self, limits: Sequence[Limit], families: Sequence[Family], mixes: Mapping[str, Mix]
     ) -> tuple[list[Record], set[str]]:
         costs = [family.costs for family in families]
-        names = {name for limit in limits for name in uniforms_within(limit, costs)}
+        names = {one.name for limit in limits for one in rivals(uniforms_within(limit, costs))}
         uniform = [m for family in families for m in family.members if m.name in names]
         made = [*uniform, *(mix.made for mix in mixes.values())]
         if not made:
@@ -172,9 +194,32 @@ class BudgetSearch:
 
 
 def _verdicts(
-    limits: Sequence[Limit], mixes: Mapping[str, Mix], records: Sequence[Record], uniform: set[str]
+    limits: Sequence[Limit],
+    families: Sequence[Family],
+    mixes: Mapping[str, Mix],
+    records: Sequence[Record],
+    uniform: set[str],
 ) -> Iterator[Verdict]:
     rows, windows = rows_of(records), partial(windows_of, find=stored_arrays)
+    costs = [family.costs for family in families]
     for limit in limits:
-        own = [r for r in rows if r.key in mixes and mixes[r.key].proposal.limit == limit]
-        yield judge(limit, own, [r for r in rows if r.key in uniform], windows)
+        own = _hopeful(limit, mixes)
+        yield judge(
+            limit,
+            [row for row in rows if row.key in own],
+            [row for row in rows if row.key in uniform],
+            windows,
+            [one.name for one in uniforms_within(limit, costs)],
+        )
+
+
+def _hopeful(limit: Limit, mixes: Mapping[str, Mix]) -> set[str]:
+    # Those made for a smaller budget are within a larger one, too, and may be as good; more of them
+    # than may be would only make intervals wider.
+    within = {
+        key: mix.proposal.loss
+        for key, mix in mixes.items()
+        if limit.holds(mix.made.artifact.size.weight_bytes, mix.made.artifact.size.bpw)
+    }
+    least = min(within.values(), default=0.0)
+    return {key for key, loss in within.items() if loss <= _NEAR * least}

@@ -70,12 +70,15 @@ def read_context(value: Any, *, needed: bool) -> int | None:
     """The tokens of the sequence that is to fit beside the model.
 
     Raises:
-        ConfigError: It is no positive whole number, or missing where a card's memory is the budget.
+        ConfigError: It is no positive whole number; missing where a card's memory is the budget, or
+            given where that is not.
     """
     if value is None:
         if needed:
             raise ConfigError("vram_gb: say for how many tokens of context, as in context=32768")
         return None
+    if not needed:
+        raise ConfigError(f"context={value}: counts with vram_gb alone; leave it out")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"context={value}: must be a number of tokens, from 1")
     return value

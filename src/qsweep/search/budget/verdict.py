@@ -1,6 +1,6 @@
 """Whether a mix is better than the best uniform artifact of at most its size, beyond noise. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from qsweep.results.record import Row
 from qsweep.results.winner import MIN_WINDOWS
 from qsweep.search.budget.limits import Limit
 
-Word = Literal["better", "tie", "worse", "alone", "none"]
+Word = Literal["better", "tie", "worse", "untested", "alone", "unrivalled", "none", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,11 @@ class Verdict:
         mixes: Those within it, the least divergence first.
         uniform: Uniform ones within it, the least divergence first.
         word: How the best mix is to the best uniform one: ``better`` or ``worse`` beyond noise, a
-            ``tie``; ``alone`` where no uniform one is small enough, ``none`` where no mix was made.
+            ``tie``, or ``untested`` where windows do not tell; ``alone`` where no uniform one is small
+            enough, ``unrivalled`` where none of those that are was measured; ``none`` where no mix
+            was measured, ``nothing`` where nothing was.
         difference: Of their KLD in nats per token, mix less uniform, with its interval.
+        unmeasured: Names of uniform candidates within it that were not measured.
     """
 
     limit: Limit
@@ -32,10 +35,11 @@ class Verdict:
     uniform: tuple[Row, ...]
     word: Word
     difference: tuple[float, float | None, float | None] | None = None
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def recommended(self) -> Row | None:
-        """What to take: the mix where it is better, else the uniform one."""
+        """What to take: the mix where it is better, or nothing else is there; else the uniform one."""
         if self.word in ("better", "alone"):
             return self.mixes[0]
         return self.uniform[0] if self.uniform else None
@@ -49,7 +53,11 @@ class Verdict:
 
 
 def judge(
-    limit: Limit, mixes: Sequence[Row], uniform: Sequence[Row], windows: FindWindows
+    limit: Limit,
+    mixes: Sequence[Row],
+    uniform: Sequence[Row],
+    windows: FindWindows,
+    within: Collection[str] = (),
 ) -> Verdict:
     """Compare what is within a budget.
 
@@ -61,19 +69,21 @@ def judge(
         mixes: Measured mixes.
         uniform: Measured uniform artifacts.
         windows: Gives the windows of a row's measurement.
+        within: Names of all uniform candidates within it.
     """
     able = [_within(limit, rows) for rows in (mixes, uniform)]
     own, others = (tuple(sorted(rows, key=_order)) for rows in able)
+    left = tuple(name for name in within if name not in {row.record.name for row in others})
     if not own:
-        return Verdict(limit, own, others, "none")
+        return Verdict(limit, own, others, "none" if others else "nothing", unmeasured=left)
     if not others:
-        return Verdict(limit, own, others, "alone")
+        return Verdict(limit, own, others, "unrivalled" if within else "alone", unmeasured=left)
     value, low, high = _difference(own[0], others[0], windows, len(own))
     if low is None or high is None:
-        word: Word = "tie"
+        word: Word = "untested"
     else:
         word = "better" if high < 0 else "worse" if low > 0 else "tie"
-    return Verdict(limit, own, others, word, (value, low, high))
+    return Verdict(limit, own, others, word, (value, low, high), left)
 
 
 def _within(limit: Limit, rows: Sequence[Row]) -> list[Row]:
