@@ -15,7 +15,7 @@ from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeGPTQ, columns, gptq, quantize_grid, two_sided
 from qsweep.quantizers.native import output_hessians as felt_by
-from qsweep.quantizers.native.columns import Problem
+from qsweep.quantizers.native.column_blocks import Problem
 from qsweep.quantizers.native.network import load_network
 from qsweep.text.calibration import CalibrationTokens
 

@@ -23,7 +23,8 @@ import torch
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native import columns, gptq
-from qsweep.quantizers.native.columns import Part, Problem
+from qsweep.quantizers.native.column_blocks import BLOCK, Problem, inverse
+from qsweep.quantizers.native.columns import Part
 from qsweep.quantizers.native.gptq import Factor
 
 # Rows that are rounded together: what fewer and more are worth is in docs/parity.md.
@@ -132,7 +133,7 @@ class _State:
         self._weight = weight if order is None else weight.index_select(1, order)
         rows, width = weight.shape
         settings = problem.settings
-        together = math.lcm(columns.BLOCK, settings.span or settings.group_size)
+        together = math.lcm(BLOCK, settings.span or settings.group_size)
         self._rows, self._columns = _slices(rows, ROWS), _slices(width, together)
         # e of columns, and f of rows.
         self._errors, self._row_errors = torch.empty(2, rows, width, device=weight.device)
@@ -182,7 +183,7 @@ class _State:
 
     def matrix(self) -> QuantizedMatrix:
         """All of it, in the order of the layer."""
-        back = columns.inverse(self._order)
+        back = inverse(self._order)
         lines = [
             [self._done[row, column] for column in range(len(self._columns))]
             for row in range(len(self._rows))
