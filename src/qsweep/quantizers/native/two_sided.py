@@ -3,8 +3,8 @@
 Plain GPTQ minimizes tr(E A E^T), E = W - Q, A the Gram matrix of a layer's inputs: all outputs weigh
 the same, and do not know of each other. What the KL divergence from the unquantized model feels is about
 tr(B E A E^T), B the mean of g g^T over gradients g at the layer's outputs (Martens and Grosse 2015,
-arXiv:1503.05671). Rounding that takes both sides into account is that of Tseng, Sun and De Sa 2025, "Model-Preserving Adaptive Rounding"
-(arXiv:2505.22988).
+arXiv:1503.05671). Rounding that takes both sides into account is that of Tseng, Sun and De Sa 2025,
+"Model-Preserving Adaptive Rounding" (arXiv:2505.22988).
 
 With B^-1 = V^T V, V upper triangular, in the order in which rows are rounded, GPTQ's own step holds for
 rows: if some became q instead of t, f = V_bb^-T (t - q) of that block of rows is taken from those that
@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from qsweep.base.errors import TrialFailed
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native import columns, gptq
@@ -48,7 +49,13 @@ def factorize_outputs(hessian: torch.Tensor, positions: int, name: str) -> Facto
     """
     damp = DAMPING + len(hessian) / max(positions, 1)
     ordered = gptq.Settings(len(hessian), desc_act=True, act_group_aware=False, damp_percent=damp)
-    return gptq.factorize(hessian, ordered, name)
+    try:
+        return gptq.factorize(hessian, ordered, name)
+    except TrialFailed as error:
+        raise TrialFailed(
+            f"{name}: what the model's output feels of it cannot be factorized at any damping; "
+            "gptq_output_hessian=false does without"
+        ) from error
 
 
 def solve(
