@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.schemes import integers
-from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.errors import ConfigError, IncompatibleTrial, TrialFailed
 from qsweep.formats import numbers
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
@@ -15,7 +15,7 @@ from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.native import NativeGPTQ, columns, gptq, quantize_grid, two_sided
 from qsweep.quantizers.native import output_hessians as felt_by
-from qsweep.quantizers.native.columns import Problem
+from qsweep.quantizers.native.column_blocks import Problem
 from qsweep.quantizers.native.network import load_network
 from qsweep.text.calibration import CalibrationTokens
 
@@ -116,6 +116,16 @@ def test_blocks_of_outputs_are_solved_as_layers_of_their_own(name):
         part = replace(one, weight=one.weight[rows], layer=layer)
         (own,) = two_sided.solve([part], [[factor]])
         assert torch.equal(matrix.dense(FLOAT32)[rows], own.dense(FLOAT32))
+
+
+def test_what_cannot_be_factorized_is_named_with_the_way_out():
+    hessian = torch.full((8, 8), 1e6).fill_diagonal_(1.0)
+    with pytest.raises(TrialFailed) as caught:
+        two_sided.factorize_outputs(hessian, 1000, "model.layers.0.mlp.up_proj")
+    assert str(caught.value) == (
+        "model.layers.0.mlp.up_proj: what the model's output feels of it cannot be factorized at any "
+        "damping; gptq_output_hessian=false does without"
+    )
 
 
 def test_many_outputs_are_coupled_in_blocks(tiny_model, monkeypatch):

@@ -11,7 +11,7 @@ from qsweep.formats.weight_errors import tensor_table
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.rtn import RTN
-from qsweep.results.assignment import assignment_in, assignment_of, bits_text, by_place
+from qsweep.results.assignment import assignment_in, assignment_of, bits_text
 from qsweep.results.assignment_text import spans, text_map
 from qsweep.results.record_file import content_of, record_of
 from qsweep.results.tensor_flags import Claim
@@ -182,13 +182,3 @@ def test_a_record_tells_the_same_as_the_table(rows_of, pocket_dir):
     assert earlier.is_mixed and earlier.places.keys() == known.places.keys()
     with pytest.raises(QsweepError, match="weights"):
         record_of(old | {"tensors": {"kinds": [old["tensors"]["kinds"][0] | {"weights": ["x"]}]}})
-
-
-def test_what_experts_feel_is_added_up():
-    names = {
-        "model.layers.0.mlp.experts.0.up_proj": 0.25,
-        "model.layers.0.mlp.experts.7.up_proj": 0.5,
-        "model.layers.1.self_attn.q_proj": 0.125,
-        "lm_head": 9.0,
-    }
-    assert by_place(names) == {("mlp.experts.up_proj", 0): 0.75, ("self_attn.q_proj", 1): 0.125}

@@ -11,7 +11,7 @@ from helpers.typed import on_disk, typed
 from qsweep.results.assignment import assignment_in
 from qsweep.results.html import write_report
 from qsweep.results.html.assignment import assignments, page_domain
-from qsweep.results.html.bits_map import Map, Sensitivity, bits_domain, spec
+from qsweep.results.html.bits_map import Map, bits_domain, spec
 from qsweep.results.html.data import SweepData, groups
 from qsweep.results.html.page import render
 from qsweep.results.html.theme import LIGHT
@@ -56,9 +56,9 @@ def trials(*kinds):
     return records
 
 
-def panels(*kinds, **more):
+def panels(*kinds):
     (group,) = groups(trials(*kinds))
-    return assignments(group, **more)
+    return assignments(group)
 
 
 def one_map(stored, label="a mix"):
@@ -142,26 +142,6 @@ def test_a_page_of_many_layers_stays_small():
     large = [[["Q4_K", *["Q6_K"] * 79]] * 3] * 16
     small = [UNIFORM] * 16
     assert size(large) - size(small) < 400_000
-
-
-def test_sensitivities_are_a_map_of_their_own_below_with_a_logarithmic_scale():
-    felt = {
-        f"model.layers.{layer}.{kind}": 10.0 ** -(layer + 1)
-        for layer in range(4)
-        for kind in ("self_attn.q_proj", "mlp.experts.3.up_proj", "mlp.experts.5.up_proj")
-    }
-    felt |= {"model.layers.0.mlp.down_proj": 0.0, "model.layers.9.mlp.down_proj": 1.0}
-    (panel,) = panels(mixed(), sensitivity=Sensitivity("int3 g128", felt))
-    bits, own = panel.spec["vconcat"]
-    titles = [part["encoding"]["x"]["axis"]["title"] for part in (bits, own)]
-    assert titles == [None, "decoder layer"]
-    scale = own["encoding"]["fill"]["scale"]
-    # Experts are added up; what is not above 0, and a layer that the artifact lacks, is not drawn.
-    assert scale["type"] == "log" and scale["domain"] == pytest.approx([1e-4, 0.2])
-    texts, fills = drawn(svg(panel.spec))
-    assert "If one layer alone were int3 g128" in texts and len(fills) == 14 + 8
-    assert "predicted KLD of the model: 0.3333 nats per token for all of them" in texts
-    assert len(panels(mixed(), sensitivity=Sensitivity("x", {}))[0].spec["vconcat"]) == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

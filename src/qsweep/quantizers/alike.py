@@ -9,7 +9,6 @@ Nothing heavy is imported.
 
 from qsweep.formats.encoder import name_as_one
 from qsweep.models.roles import EXPERT
-from qsweep.models.source import ModelFacts
 
 # Containers whose configuration speaks of all layers at once.
 OF_ONE_KIND = ("awq", "bitsandbytes")
@@ -34,24 +33,6 @@ def fused_with(layer: str, holder: str) -> str:
     if holder == "gguf":
         return stack_of(layer)
     return name_as_one(layer) or layer
-
-
-def alike_groups(model: ModelFacts, holder: str) -> list[list[str]]:
-    """The linear layers that are quantized, in groups that must be treated alike.
-
-    Args:
-        model: The model.
-        holder: The container.
-
-    Returns:
-        Names, in the order of the checkpoint; a layer that may differ from all others is a group by
-        itself. For gguf the same layer of all experts; for awq and bitsandbytes all layers; for the
-        others what vLLM runs as one.
-    """
-    found: dict[str, list[str]] = {}
-    for layer in model.linears:
-        found.setdefault(fused_with(layer, holder), []).append(layer)
-    return list(found.values())
 
 
 def stack_of(layer: str) -> str:

@@ -8,21 +8,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.errors import ConfigError
 from qsweep.base.version import __version__
 from qsweep.formats.awq import CONTAINER as AWQ_CONTAINER
 from qsweep.formats.gptq import CONTAINER as GPTQ_CONTAINER
-from qsweep.formats.numbers import FORMATS, NF4, W4A16, W8A16, Int, NumberFormat, Search
+from qsweep.formats.numbers import NF4, W4A16, W8A16, Int, NumberFormat, Search
 from qsweep.formats.packed import PackedContainer
 from qsweep.models.facts import read_tensors
 from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
-from qsweep.quantizers.alike import OF_ONE_KIND
 from qsweep.quantizers.checks import check_held, check_packing
+from qsweep.quantizers.grouped_checks import check_layers_by_rule, check_number_format, check_rule
+from qsweep.quantizers.grouped_rules import under
 from qsweep.quantizers.rules import (
     Rule,
-    check_rules,
-    check_stacks,
     read_rules,
     reason_to_keep,
     rule_of,
@@ -90,7 +89,7 @@ class GroupedOptions:
             raise ConfigError(f"sym={self.sym}: must be true, false or auto")
         object.__setattr__(self, "rules", read_rules(self.rules))
         if self.rules:
-            made = {rule: None if rule.keep else self._under(rule, asked) for rule in self.rules}
+            made = {rule: None if rule.keep else under(self, rule, asked) for rule in self.rules}
             object.__setattr__(self, "by_rule", made)
 
     @property
@@ -265,28 +264,7 @@ class GroupedOptions:
         if not self.rules:
             self.check_layers(model)
             return
-        check_rules(self.rules, model.all_linears, model.name)
-        if self.holder == "gguf":
-            check_stacks({n: self.of_layer(n, shape) for n, shape in model.all_linears.items()})
-        alike: dict[Rule | None, dict[str, tuple[int, int]]] = {}
-        for name, shape in model.all_linears.items():
-            rule = rule_of(self.rules, name)
-            if reason_to_keep(rule, name) is None:
-                alike.setdefault(rule, {})[name] = shape
-        if not alike:
-            raise IncompatibleTrial(
-                f"quant.rules keep every linear layer of {model.name} in 16 bits, so that nothing is "
-                "left to quantize"
-            )
-        for rule, linears in alike.items():
-            own = self.plain if rule is None else self.by_rule[rule]
-            assert own is not None
-            try:
-                own.check_layers(replace(model, linears=linears))
-            except IncompatibleTrial as error:
-                if rule is None:
-                    raise
-                raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
+        check_layers_by_rule(self, model)
 
     def check_layers(self, model: ModelFacts) -> None:
         """Refuse what the checkpoint cannot hold of a model's linear layers. Raises IncompatibleTrial."""
@@ -302,118 +280,15 @@ class GroupedOptions:
         else:
             check_held(self, model)
 
-    @property
-    def _others(self) -> str:
-        # Who makes the rest, as somebody would choose it.
-        if self.method in ("gptq", "awq", "rtn"):
-            return "quant.backend=native does"
-        return "quant=gptq, awq and rtn do"
-
-    @property
-    def _mixed(self) -> str:
-        # What holds layers of several kinds, as somebody would choose it.
-        if self.any_format:
-            return "format.container=compressed-tensors holds others"
-        return "quant.backend=native with format.container=compressed-tensors holds others"
-
-    @property
-    def _holders(self) -> tuple[str, ...]:
-        return self.format.containers or (self.container.name, "compressed-tensors")
-
-    def _under(self, rule: Rule, asked: int) -> Self:
-        """What a rule makes of these options.
-
-        Args:
-            rule: The rule.
-            asked: The group size that was asked for, before a format fixed it.
-
-        Raises:
-            ConfigError: The format leaves open nothing of what the rule says.
-        """
-        number, changed, fixed = rule.format, dict[str, Any](rule.options), self.format.fixed
-        if self.holder == "gguf" and "group_size" in changed:
-            raise ConfigError(
-                f"quant.rules: {rule.pattern}.group_size: each of gguf's formats fixes it; take it out"
-            )
-        if number is None and self.holder == "gguf":
-            number = _of_blocks(changed.pop("bits", 0), rule)
-        elif number is None and fixed:
-            # Integers in so many bits beside a format that has no bits to choose.
-            if type(self.format) in (W4A16, W8A16):
-                changed = {"bits": self.bits, "group_size": self.group_size, **changed}
-            elif "bits" not in changed:
-                raise ConfigError(
-                    f"quant.rules: {rule.pattern}: format={self.format.name} fixes the group size; "
-                    "name another format or bits"
-                )
-            number = Int()
-        if number is not None:
-            if not number.fixed and fixed:
-                changed = {"group_size": asked, **changed}
-            held = number.containers is None or self.holder in number.containers
-            changed["format"] = replace(number, container=self.holder) if held else number
-        return replace(self, rules=(), **changed)
-
     def check_format(self) -> None:
         """Refuse a number format that this quantizer does not make, and rules that it cannot follow.
 
         Raises:
             IncompatibleTrial: With the reason.
         """
-        self._check_number_format()
+        check_number_format(self)
         for rule, own in self.by_rule.items():
-            self._check_rule(rule, own)
-
-    def _check_rule(self, rule: Rule, own: Self | None) -> None:
-        place = f"quant.rules: {rule.pattern}"
-        if not self.takes_rules:
-            raise IncompatibleTrial(
-                f"{getattr(self, 'label', self.backend)} treats all layers alike; {self._others} not "
-                "(quant.rules)"
-            )
-        if own is None:
-            return
-        if self.holder in OF_ONE_KIND and own != self.plain:
-            raise IncompatibleTrial(
-                f"{place}: layers of one {self.holder} checkpoint all have the same bits and group "
-                "size; keep is the only rule that it holds"
-                + (f"; {self._mixed}" if "compressed-tensors" in self._holders else "")
-            )
-        if self.holder == "gguf" and own.format.containers != ("gguf",):
-            named = ", ".join(n for n, number in FORMATS.items() if number.containers == ("gguf",))
-            raise IncompatibleTrial(
-                f"{place}: a gguf file does not hold format={own.format.name}; name one of {named}"
-            )
-        try:
-            own.check_format()
-        except IncompatibleTrial as error:
-            raise type(error)(f"{place}: {error}") from error
-        if own.holder != self.holder:
-            where = f"{rule.value} lies in {own.holder}, and the other layers in {self.holder}"
-            if own.holder in self._holders:
-                raise IncompatibleTrial(
-                    f"{place}: {where}; a checkpoint is one of them (format.container={own.holder})"
-                )
-            raise IncompatibleTrial(
-                f"{place}: {where}; a checkpoint is one of them (format={own.format.name} for all layers)"
-            )
-
-    def _check_number_format(self) -> None:
-        name, holder = self.format.name, self.holder
-        if not self.any_format and (name, holder) != ("int", self.container.name):
-            what = name if name != "int" else f"container={holder}"
-            raise IncompatibleTrial(
-                f"{getattr(self, 'label', self.backend)} writes integers as {self.container.name} "
-                f"checkpoints, not {what}"
-                + (f"; {self._others}" if holder in self._holders else "")
-            )
-        if holder not in (holders := self._holders):
-            raise IncompatibleTrial(
-                f"{self.method}: {holder} does not hold format={name}; container="
-                f"{' or '.join(holders)} does"
-            )
-        if holder == "gguf" and self.method == "awq":
-            raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
+            check_rule(self, rule, own)
 
 
 @dataclass(frozen=True)
@@ -460,22 +335,6 @@ class AWQOptions(GroupedOptions):
 
     method: ClassVar[str] = "awq"
     container: ClassVar[PackedContainer] = AWQ_CONTAINER
-
-
-def _of_blocks(bits: int, rule: Rule) -> NumberFormat:
-    """llama.cpp's usual format with so many bits. Raises ConfigError where there is none."""
-    found = {
-        number.bits: number
-        for number in reversed(FORMATS.values())
-        if number.containers == ("gguf",)
-    }
-    if bits not in found:
-        there = ", ".join(map(str, sorted(b for b in found if b is not None)))
-        raise ConfigError(
-            f"quant.rules: {rule.pattern}: gguf has formats of {there} bits; name one of them, or a "
-            "format as q6_k"
-        )
-    return found[bits]()
 
 
 def packed_settings(method: str, format: str, options: Mapping[str, Any]) -> dict[str, Any]:

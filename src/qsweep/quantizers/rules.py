@@ -1,9 +1,10 @@
 """Rules per module: which layers of a model get other bits or another number format, or stay in 16 bits.
 
 ``quant.rules`` is an ordered mapping of patterns to what the layers are that they name, a list of
-``pattern=value``, or a file with one of these. The first pattern that matches a layer counts, as in GPTQModel's ``dynamic``, into which rules are written and
-which vLLM reads alike. A pattern is a glob over the layer's name in the checkpoint, without
-``.weight``: ``*`` stands for any text, dots included, ``?`` for one letter, ``[0-3]`` for one of some.
+``pattern=value``, or a file with one of these. The first pattern that matches a layer counts, as in
+GPTQModel's ``dynamic``, into which rules are written and which vLLM reads alike. A pattern is a glob
+over the layer's name in the checkpoint, without ``.weight``: ``*`` stands for any text, dots included,
+``?`` for one letter, ``[0-3]`` for one of some.
 
 Layers that stay in 16 bits by what they are (:mod:`qsweep.models.roles`) are quantized only by a
 pattern that ends in their name: ``*.mlp.gate`` asks for a router, ``*.mlp.*`` does not.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from qsweep.formats.tensor_table import TensorRow, place_of
+from qsweep.formats.tensor_table import TensorRow
 from qsweep.results.tensor_summary import BesideLayers, KindByLayer, TensorSummary
 from qsweep.results.tensors import beside_layers, kinds_of
 
@@ -121,19 +121,6 @@ def assignment_of(rows: Iterable[TensorRow]) -> Assignment:
 def assignment_in(found: TensorSummary) -> Assignment:
     """The same from what a record says of the table."""
     return _assignment(found.kinds, found.beside, {s.type for s in found.types if s.quantized})
-
-
-def by_place(values: Mapping[str, float]) -> dict[Place, float]:
-    """Values of layers by their names, summed over the experts of a layer; those in none left out.
-
-    What is added up must be additive, as predicted divergences (nats per token) are.
-    """
-    found: dict[Place, float] = defaultdict(float)
-    for name, value in values.items():
-        layer, kind = place_of(name)
-        if layer is not None:
-            found[kind, layer] += value
-    return dict(found)
 
 
 def bits_text(bits: float) -> str:

@@ -10,14 +10,20 @@ from qsweep.sweep.plan import Plan
 from qsweep.sweep.recording import unfinished_record
 
 
-def trial_job(
-    plan: Plan, name: str, needs: tuple[str, ...], store: Path, log: Path, timeout_s: float | None
+def plan_job(
+    plan: Plan,
+    name: str,
+    target: str,
+    needs: tuple[str, ...],
+    store: Path,
+    log: Path,
+    timeout_s: float | None,
 ) -> Job:
-    """The job that brings into the store whatever a plan names."""
+    """The job that brings into the store what a plan names, or of that what its target makes."""
     return Job(
         id=plan.key,
         name=name,
-        target="qsweep.sweep.trial:run",
+        target=target,
         payload={
             "config": plan.trial.resolved,
             "store": str(store),

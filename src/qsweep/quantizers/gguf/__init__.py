@@ -19,7 +19,8 @@ from qsweep.quantizers.conversion.artifact import (
     require_converter,
     require_runnable,
 )
-from qsweep.quantizers.gguf.rules import check_types, typed_rule, types_of_tensors, uses_importance
+from qsweep.quantizers.gguf.rules import check_types, typed_rule, uses_importance
+from qsweep.quantizers.gguf.tensor_types import types_of_tensors
 from qsweep.quantizers.rules import read_rules
 from qsweep.text.calibration import CalibrationTokens
 

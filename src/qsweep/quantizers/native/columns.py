@@ -1,24 +1,19 @@
 """GPTQ's way through the columns of matrices, for many configurations side by side."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 
 import torch
 
-from qsweep.formats.numbers.grids import Grid, Integers
 from qsweep.formats.numbers.rounding import grouped_rows, ragged_groups
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
+from qsweep.quantizers.native.column_blocks import Columns, Problem, inverse, kind_of
 from qsweep.quantizers.native.gptq import Factor, Settings
 
-# Columns that are updated together after their errors are known, outer and inner. The inner ones lie
-# in one group: those of 16 are solved apart from others.
-BLOCK = 128
+# Columns of a block that are updated together after their errors are known. They lie in one group:
+# those of 16 are solved apart from others.
 _SUB_BLOCKS = (32, 16)
-# By part of the configurations, those of one grid or all that are integers: what rounds their columns.
-_Rounding = list[tuple[slice, Callable[[torch.Tensor, torch.Tensor], None]]]
 
 
 def solve(
@@ -50,26 +45,6 @@ def solve(
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One configuration: what :func:`solve` is given of it."""
-
-    weight: torch.Tensor
-    factor: Factor
-    settings: Settings
-    layer: LayerScheme
-
-    @property
-    def grid(self) -> Grid:
-        """The levels."""
-        return self.layer.scheme.grid
-
-    @cached_property
-    def importance(self) -> torch.Tensor:
-        """What errors of the column at each position weigh, float32 [columns]."""
-        return self.factor.upper.diagonal().reciprocal().square()
-
-
-@dataclass(frozen=True)
 class Part:
     """What became of some rows and columns of a matrix, in the order of rounding.
 
@@ -97,16 +72,16 @@ def solve_parts(problems: Sequence[Problem]) -> list[Part]:
     return [found[number] for number in range(len(problems))]
 
 
-def _alike(problems: Sequence[Problem]) -> "Iterator[tuple[type[_Columns], int, list[int]]]":
-    alike: dict[tuple[type[_Columns], int], list[int]] = {}
+def _alike(problems: Sequence[Problem]) -> "Iterator[tuple[type[Columns], int, list[int]]]":
+    alike: dict[tuple[type[Columns], int], list[int]] = {}
     for number, one in enumerate(problems):
         alike.setdefault(_way(one), []).append(number)
     for (way, columns), numbers in alike.items():
         # Integers first, so that one operation rounds all of them.
-        yield way, columns, sorted(numbers, key=lambda n: repr(_kind(problems[n].grid)))
+        yield way, columns, sorted(numbers, key=lambda n: repr(kind_of(problems[n].grid)))
 
 
-def _way(problem: Problem) -> "tuple[type[_Columns], int]":
+def _way(problem: Problem) -> "tuple[type[Columns], int]":
     wide, narrow = _SUB_BLOCKS
     if problem.settings.static:
         return _Static, wide
@@ -115,102 +90,7 @@ def _way(problem: Problem) -> "tuple[type[_Columns], int]":
     return _Grouped, narrow if small else wide
 
 
-def _kind(grid: Grid) -> tuple[int, Grid | None]:
-    return (0, None) if isinstance(grid, Integers) else (1, grid)
-
-
-class _Columns(ABC):
-    """Matrices of one shape, rounded column by column."""
-
-    def __init__(self, problems: Sequence[Problem], sub_block: int):
-        self._problems, self._sub_block = problems, sub_block
-        rows, self._columns = problems[0].weight.shape
-        # [columns, rows] in the order of rounding.
-        self._work = _by_columns(problems)
-        count, device = len(self._work), self._work[0].device
-        self._codes = torch.empty(count, self._columns, rows, dtype=torch.uint8, device=device)
-        self._losses = [torch.zeros(rows, device=device) for _ in self._work]
-        self._parts = [
-            (slice(first, last), grid)
-            for first, last, grid in _runs([one.grid for one in problems])
-        ]
-        # The lowest and the largest code of each configuration [count, 1], of integers.
-        self._bounds = [_bounds(problems[part], device) for part, _ in self._parts]
-
-    def run(self) -> list[tuple[QuantizedMatrix, torch.Tensor]]:
-        """What :func:`solve` returns."""
-        for _ in self._blocks():
-            pass
-        return [(self._restored(c), losses) for c, losses in enumerate(self._losses)]
-
-    def _blocks(self) -> Iterator[torch.Tensor]:
-        # The errors of each block of columns, once it is rounded.
-        for start in range(0, self._columns, BLOCK):
-            yield self._solve_block(start, min(start + BLOCK, self._columns))
-
-    def _solve_block(self, start: int, end: int) -> torch.Tensor:
-        block = torch.stack([matrix[start:end] for matrix in self._work])
-        upper = torch.stack([one.factor.upper[start:end, start:end] for one in self._problems])
-        errors = torch.empty_like(block)
-        for sub in range(0, end - start, self._sub_block):
-            stop = min(sub + self._sub_block, end - start)
-            self._round(block, upper, errors, start, sub, stop)
-            for c in range(len(self._work)):
-                if stop < end - start:
-                    passed_on = upper[c, sub:stop, stop:].T
-                    block[c, stop:].addmm_(passed_on, errors[c, sub:stop], alpha=-1)
-        for c, one in enumerate(self._problems):
-            self._losses[c] += errors[c].square().sum(0)
-            if end < self._columns:
-                passed_on = one.factor.upper[start:end, end:].T
-                self._work[c][end:].addmm_(passed_on, errors[c], alpha=-1)
-        return errors
-
-    @abstractmethod
-    def _round(
-        self,
-        block: torch.Tensor,
-        upper: torch.Tensor,
-        errors: torch.Tensor,
-        first: int,
-        start: int,
-        stop: int,
-    ) -> None:
-        """Round the columns from ``start`` to ``stop`` of a block that begins at ``first``.
-
-        Args:
-            block: What is left of the weights [count, columns, rows].
-            upper: The factors' part of the block [count, columns, columns].
-            errors: Is filled with e = (w - q) / U_ii, shaped as ``block``.
-            first: The position of the block's first column.
-            start: Which column of the block is the first.
-            stop: Which is the first that is not rounded.
-        """
-
-    @abstractmethod
-    def _restored(self, c: int) -> QuantizedMatrix:
-        """One configuration's matrix, its columns in the order of the layer."""
-
-    def _keep(self, levels: torch.Tensor, zero: torch.Tensor, first: int) -> None:
-        # Levels [count, columns, rows] with zero points that broadcast against them.
-        for part, grid in self._parts:
-            codes = grid.codes(levels[part], zero[part])
-            self._codes[part, first : first + levels.shape[1]] = codes
-
-    def _rounding(self, zero: torch.Tensor) -> _Rounding:
-        # What rounds one column, with zero points [count, rows].
-        found: _Rounding = []
-        for (part, grid), bounds in zip(self._parts, self._bounds, strict=True):
-            if bounds is None:
-                found.append((part, partial(_nearest, grid, zero[part])))
-            else:
-                lowest, top = bounds
-                ends = lowest - zero[part], top - zero[part]
-                found.append((part, partial(_nearest_integers, *ends)))
-        return found
-
-
-class _Grouped(_Columns):
+class _Grouped(Columns):
     """A group's scale is found when its first column is reached, from what is left of the weights.
 
     Groups hold as many columns as are rounded together, or a multiple.
@@ -227,7 +107,7 @@ class _Grouped(_Columns):
         self._opened: list[list[LayerScheme]] = [[] for _ in problems]
 
     def _restored(self, c: int) -> QuantizedMatrix:
-        """See :meth:`_Columns._restored`."""
+        """See :meth:`Columns._restored`."""
         return restored(self._problems[c], self._codes[c], *self._found(c), self._opened[c])
 
     def parts(self) -> list[Part]:
@@ -302,7 +182,7 @@ class _Grouped(_Columns):
         self._keep(levels, self._zero[:, None], first + start)
 
 
-class _Static(_Columns):
+class _Static(Columns):
     """Scales are found before, of groups as they stand; columns come in any order, each with its own."""
 
     def __init__(self, problems: Sequence[Problem], sub_block: int):
@@ -326,7 +206,7 @@ class _Static(_Columns):
         start: int,
         stop: int,
     ) -> None:
-        """See :meth:`_Columns._round`."""
+        """See :meth:`Columns._round`."""
         at = slice(first + start, first + stop)
         scale, zero = (
             torch.stack(
@@ -354,55 +234,12 @@ class _Static(_Columns):
         self._keep(levels, zero, first + start)
 
     def _restored(self, c: int) -> QuantizedMatrix:
-        """See :meth:`_Columns._restored`."""
+        """See :meth:`Columns._restored`."""
         one = self._problems[c]
         assert one.factor.order is not None
         codes = self._codes[c][inverse(one.factor.order)]
         ragged = ragged_groups(len(codes), one.settings.group_size, codes.device)
         return one.layer.matrix(codes.T.contiguous(), *self._found[c], ragged)
-
-
-def _nearest_integers(
-    lowest: torch.Tensor, highest: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor
-) -> None:
-    torch.clamp(torch.round(steps, out=levels), lowest, highest, out=levels)
-
-
-def _nearest(grid: Grid, zero: torch.Tensor, steps: torch.Tensor, levels: torch.Tensor) -> None:
-    found = grid.nearest(levels.copy_(steps), zero)
-    if found is not levels:
-        levels.copy_(found)
-
-
-def _bounds(
-    problems: Sequence[Problem], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    grids = [one.grid for one in problems]
-    ends = [(grid.lowest, grid.top) for grid in grids if isinstance(grid, Integers)]
-    if not ends:
-        return None
-    lowest, top = torch.tensor(ends, device=device, dtype=torch.float32).T[..., None]
-    return lowest, top
-
-
-def _runs(grids: Sequence[Grid]) -> list[tuple[int, int, Grid]]:
-    """Where neighbours are of one kind: first, last + 1, and one of their grids."""
-    bounds = [n for n in range(len(grids)) if n == 0 or _kind(grids[n]) != _kind(grids[n - 1])]
-    return [
-        (first, last, grids[first])
-        for first, last in zip(bounds, [*bounds[1:], len(grids)], strict=True)
-    ]
-
-
-def _by_columns(problems: Sequence[Problem]) -> list[torch.Tensor]:
-    # [columns, rows] in the order of rounding, as copies; what several have in common is turned once.
-    turned = {id(one.weight): one.weight.T.contiguous() for one in problems}
-    return [
-        turned[id(one.weight)].clone()
-        if one.factor.order is None
-        else turned[id(one.weight)][one.factor.order]
-        for one in problems
-    ]
 
 
 def restored(
@@ -437,10 +274,3 @@ def restored(
         g_idx = ragged_groups(len(codes), settings.group_size, codes.device)
     layer = problem.layer.joined(opened, spans)
     return layer.matrix(codes.T.contiguous(), scale.contiguous(), zero.contiguous(), g_idx)
-
-
-def inverse(permutation: torch.Tensor) -> torch.Tensor:
-    """Where each of what a permutation has moved went."""
-    place = torch.empty_like(permutation)
-    place[permutation] = torch.arange(len(place), device=place.device)
-    return place

@@ -13,7 +13,7 @@ from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native import columns, gptq, two_sided
-from qsweep.quantizers.native.columns import Problem
+from qsweep.quantizers.native.column_blocks import Problem
 from qsweep.quantizers.native.jobs import Job, layer_schemes
 from qsweep.quantizers.native.layers import Layer, Stage
 from qsweep.quantizers.native.limits import COUPLED_OUTPUTS, LAYER_BYTES

@@ -3,8 +3,8 @@
 Plain GPTQ minimizes tr(E A E^T), E = W - Q, A the Gram matrix of a layer's inputs: all outputs weigh
 the same, and do not know of each other. What the KL divergence from the unquantized model feels is about
 tr(B E A E^T), B the mean of g g^T over gradients g at the layer's outputs (Martens and Grosse 2015,
-arXiv:1503.05671). Rounding that takes both sides into account is that of Tseng, Sun and De Sa 2025, "Model-Preserving Adaptive Rounding"
-(arXiv:2505.22988).
+arXiv:1503.05671). Rounding that takes both sides into account is that of Tseng, Sun and De Sa 2025,
+"Model-Preserving Adaptive Rounding" (arXiv:2505.22988).
 
 With B^-1 = V^T V, V upper triangular, in the order in which rows are rounded, GPTQ's own step holds for
 rows: if some became q instead of t, f = V_bb^-T (t - q) of that block of rows is taken from those that
@@ -20,10 +20,12 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from qsweep.base.errors import TrialFailed
 from qsweep.formats.numbers.scheme import LayerScheme
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.quantizers.native import columns, gptq
-from qsweep.quantizers.native.columns import Part, Problem
+from qsweep.quantizers.native.column_blocks import BLOCK, Problem, inverse
+from qsweep.quantizers.native.columns import Part
 from qsweep.quantizers.native.gptq import Factor
 
 # Rows that are rounded together: what fewer and more are worth is in docs/parity.md.
@@ -47,7 +49,13 @@ def factorize_outputs(hessian: torch.Tensor, positions: int, name: str) -> Facto
     """
     damp = DAMPING + len(hessian) / max(positions, 1)
     ordered = gptq.Settings(len(hessian), desc_act=True, act_group_aware=False, damp_percent=damp)
-    return gptq.factorize(hessian, ordered, name)
+    try:
+        return gptq.factorize(hessian, ordered, name)
+    except TrialFailed as error:
+        raise TrialFailed(
+            f"{name}: what the model's output feels of it cannot be factorized at any damping; "
+            "gptq_output_hessian=false does without"
+        ) from error
 
 
 def solve(
@@ -132,7 +140,7 @@ class _State:
         self._weight = weight if order is None else weight.index_select(1, order)
         rows, width = weight.shape
         settings = problem.settings
-        together = math.lcm(columns.BLOCK, settings.span or settings.group_size)
+        together = math.lcm(BLOCK, settings.span or settings.group_size)
         self._rows, self._columns = _slices(rows, ROWS), _slices(width, together)
         # e of columns, and f of rows.
         self._errors, self._row_errors = torch.empty(2, rows, width, device=weight.device)
@@ -182,7 +190,7 @@ class _State:
 
     def matrix(self) -> QuantizedMatrix:
         """All of it, in the order of the layer."""
-        back = columns.inverse(self._order)
+        back = inverse(self._order)
         lines = [
             [self._done[row, column] for column in range(len(self._columns))]
             for row in range(len(self._rows))

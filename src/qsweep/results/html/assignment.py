@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from qsweep.results.assignment import Assignment, assignment_in, bits_text
 from qsweep.results.columns.table import PPL_RATIO
-from qsweep.results.html.bits_map import Domain, Map, Sensitivity, bits_domain, spec
+from qsweep.results.html.bits_map import Domain, Map, bits_domain, spec
 from qsweep.results.html.data import Group, front
 from qsweep.results.html.panel import Panel
 from qsweep.results.record import Row
@@ -18,15 +18,12 @@ _NOTE = (
 )
 
 
-def assignments(
-    group: Group, domain: Domain | None = None, sensitivity: Sensitivity | None = None
-) -> list[Panel]:
+def assignments(group: Group, domain: Domain | None = None) -> list[Panel]:
     """The maps of a group's mixes, the best first; nothing where all its artifacts are uniform.
 
     Args:
         group: The trials.
         domain: Bits per weight at the ends of the colours; by default those of this group.
-        sensitivity: A map of these is drawn below the first ones.
     """
     known = [row for row in group.quantized if row.record.tensors is not None]
     ranked = sorted(known, key=PPL_RATIO.get)
@@ -44,7 +41,7 @@ def assignments(
             title="Bits by layer",
             note=f"{_NOTE}{_of_uniform(uniform)}",
             alt="; ".join(f"{one.label}: {one.assigned}" for one in first),
-            spec=spec(first, domain, sensitivity),
+            spec=spec(first, domain),
             headings=("artifact", "bits per weight of all linear layers", "stored as"),
             lines=[
                 [one.label, bits_text(one.assigned.mean_bits or 0.0), str(one.assigned)]

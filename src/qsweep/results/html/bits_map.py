@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsweep.base import numbers
-from qsweep.results.assignment import Assignment, Place, by_place
-from qsweep.results.html.panel import Spec, decades
+from qsweep.results.assignment import Assignment
+from qsweep.results.html.panel import Spec
 
 # Of a row; of a letter on an axis, and what stands beside the letters.
 _STEP, _LETTER, _BESIDE = 18, 7.4, 24
@@ -32,20 +31,6 @@ class Map:
     assigned: Assignment
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """What layers feel when they alone are quantized.
-
-    Attributes:
-        title: What they would be replaced by: ``int3 g128``.
-        layers: Predicted KL divergence of the whole model, nats per token, by the layer's name; what
-            experts of one layer feel is added up.
-    """
-
-    title: str
-    layers: Mapping[str, float]
-
-
 def bits_domain(found: Iterable[Assignment]) -> Domain:
     """Whole bits around what is quantized, two apart at least: a hair must not look like a gulf."""
     bits = [
@@ -58,13 +43,12 @@ def bits_domain(found: Iterable[Assignment]) -> Domain:
     return (low, high) if high - low >= 2 else (max(low - 1, 0), max(low - 1, 0) + 2)
 
 
-def spec(maps: Sequence[Map], domain: Domain, sensitivity: Sensitivity | None = None) -> Spec:
-    """Maps above each other, and one of sensitivities below them.
+def spec(maps: Sequence[Map], domain: Domain) -> Spec:
+    """Maps above each other.
 
     Args:
         maps: At least one.
         domain: Bits per weight at the ends of the colours.
-        sensitivity: Drawn over the layers of the first map.
     """
     names = [_names(one.assigned) for one in maps]
     longest = max(len(name) for named in names for name in named.values())
@@ -78,9 +62,6 @@ def spec(maps: Sequence[Map], domain: Domain, sensitivity: Sensitivity | None = 
         _map(number, one, list(named.values()), domain, extent)
         for number, (one, named) in enumerate(zip(maps, names, strict=True))
     ]
-    if sensitivity is not None and (felt := _felt(sensitivity, maps[0].assigned, names[0])):
-        values += felt
-        parts.append(_sensitivity_map(sensitivity, felt, maps[0].assigned, names[0], extent))
     parts[-1]["encoding"]["x"]["axis"]["title"] = "decoder layer"
     return {
         "data": {"values": values},
@@ -224,62 +205,6 @@ def _frame(number: int, rows: list[str], layers: Sequence[int], extent: int) -> 
             "x2": {"field": "to"},
         },
     }
-
-
-def _sensitivity_map(
-    sensitivity: Sensitivity,
-    felt: Sequence[dict[str, Any]],
-    assigned: Assignment,
-    names: Mapping[str, str],
-    extent: int,
-) -> Spec:
-    frame = _frame(-1, [names[kind] for kind in assigned.kinds], assigned.layers, extent)
-    bits = [value["bits"] for value in felt]
-    return {
-        **frame,
-        "title": _title(
-            f"If one layer alone were {sensitivity.title}",
-            f"predicted KLD of the model: {numbers.divergence(sum(bits))} nats per token for all "
-            "of them",
-        ),
-        "mark": {**_CELL, "stroke": "var(--paper)"},
-        "encoding": {
-            **frame["encoding"],
-            "fill": {
-                "field": "bits",
-                "type": "quantitative",
-                "title": "predicted KLD, log scale",
-                "scale": {
-                    "type": "log",
-                    "domain": [min(bits), max(bits)],
-                    "range": ["var(--feels-low)", "var(--feels-high)"],
-                    "interpolate": "lab",
-                },
-                "legend": {
-                    "values": decades(bits),
-                    "format": "~g",
-                    "gradientLength": 180,
-                },
-            },
-            "tooltip": [
-                {"field": "kind", "title": "layers"},
-                {"field": "where", "title": "decoder layer"},
-                {"field": "bits", "format": ".3~g", "title": "predicted KLD, nats per token"},
-            ],
-        },
-    }
-
-
-def _felt(
-    sensitivity: Sensitivity, assigned: Assignment, names: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    felt: dict[Place, float] = by_place(sensitivity.layers)
-    # A logarithm has no colour for what is not above 0, as an estimate of little may be.
-    return [
-        {"map": -1, "kind": names[kind], "layer": layer, "type": "", "bits": value, "kept": False}
-        for (kind, layer), value in felt.items()
-        if (kind, layer) in assigned.places and value > 0 and math.isfinite(value)
-    ]
 
 
 def _tooltip() -> list[Spec]:

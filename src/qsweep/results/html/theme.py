@@ -30,8 +30,6 @@ LIGHT = {
     "--heat-high": "#6baed6",
     "--bits-low": "#cde0f2",
     "--bits-high": "#08306b",
-    "--feels-low": "#f7dcc0",
-    "--feels-high": "#7a3000",
 }
 # The first word of a series decides, so that a method looks the same on every page.
 _SERIES = {
