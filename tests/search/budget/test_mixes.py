@@ -10,6 +10,7 @@ from helpers.sweeps import run_here
 from qsweep.quantizers.rules_file import read_file
 from qsweep.search.budget.mixes import overrides_with
 from qsweep.search.space import Mix, mix_key, mixed_bits, overrides_of
+from qsweep.search.storage import open_storage
 from qsweep.sweep.overrides import quote, unquoted
 
 SMALL = [
@@ -33,7 +34,7 @@ def finished(tmp_path_factory):
 
 
 def trials(outputs):
-    storage = optuna.storages.RDBStorage(f"sqlite:///{outputs / 'sweeps/t/study.db'}")
+    storage = open_storage(None, outputs / "sweeps/t")
     return optuna.load_study(study_name="t", storage=storage).trials
 
 
