@@ -139,7 +139,7 @@ class TableLab:
 
     def plan(self, overrides):
         """A trial that the table has."""
-        from qsweep.search.loop import PlannedTrial
+        from qsweep.search.candidate import PlannedTrial
 
         row = self.rows[("full", key_of(overrides))]
         return PlannedTrial(key_of(overrides), row["name"], overrides["quant"], {})

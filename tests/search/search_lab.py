@@ -12,7 +12,8 @@ from pathlib import Path
 from qsweep.evaluate.metrics import quality, quality_per_gb
 from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
-from qsweep.search.loop import PlannedTrial, Search
+from qsweep.search.candidate import PlannedTrial
+from qsweep.search.loop import Search
 from qsweep.search.objectives import parse_constraint, parse_objective
 from qsweep.search.settings import search_config
 from qsweep.search.space import Parameter, Space, When

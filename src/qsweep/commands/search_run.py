@@ -14,9 +14,10 @@ from qsweep.launch.interrupts import finishing
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
 from qsweep.search.answer import answer, infeasible
-from qsweep.search.budget.mixes import Mixes, mixed_bits
+from qsweep.search.budget.mixes import Mixes, overrides_with
+from qsweep.search.candidate import PlannedTrial
 from qsweep.search.fidelity import Fidelity
-from qsweep.search.loop import PlannedTrial, Search
+from qsweep.search.loop import Search
 from qsweep.search.objectives import (
     Constraint,
     check_measured,
@@ -26,7 +27,7 @@ from qsweep.search.objectives import (
 from qsweep.search.on_card import OnCard, memory_of
 from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
-from qsweep.search.space import Params, Space, overrides_of
+from qsweep.search.space import Params, Space, mixed_bits, overrides_of
 from qsweep.search.storage import open_storage, storage_errors
 from qsweep.search.study import Study, StudyTrial
 from qsweep.sweep.config import (
@@ -56,11 +57,11 @@ class HydraLab:
         launcher: Any,
         session: Session,
         card: Card | None = None,
-        mixes: Mixes | None = None,
+        space: Space | None = None,
     ):
         self._compose, self._launcher, self._session = compose, launcher, session
-        self._mixes = mixes
         self.on_card = OnCard(card)
+        self.mixes = Mixes(session, space or Space(()), compose, self.on_card.why_not)
         self._launched = 0
         self._width: int | None = None
         self.refusal: str | None = None
@@ -72,13 +73,15 @@ class HydraLab:
         return self._width or 1
 
     def plan(self, overrides: Params) -> PlannedTrial | None:
-        """A trial before anything runs; None if it cannot exist."""
-        store = self._session.store
-        try:
-            given = overrides if self._mixes is None else self._mixes.expand(overrides)
-        except IncompatibleTrial as error:
-            self.refusal = self.refusal or str(error)
-            return None
+        """A trial before anything is measured; None if it cannot exist."""
+        store, mix, given = self._session.store, None, overrides
+        if mixed_bits(overrides) is not None:
+            try:
+                mix = self.mixes.find(overrides)
+            except IncompatibleTrial as error:
+                self.refusal = self.refusal or str(error)
+                return None
+            given = overrides_with(mix, self._session.sweep.directory)
         trial = identified(trial_config(self._compose(overrides_of(given))), store)
         if why := self.on_card.why_not(trial.quant, bool(trial.kv_cache)):
             self.refusal = self.refusal or f"{trial.name}: {why}"
@@ -93,7 +96,9 @@ class HydraLab:
         plan = plans[key]
         if plan.is_reference:
             raise ConfigError("quant=none: the reference is measured anyway, and is no answer")
-        return PlannedTrial(key, trial.name, trial.quant.method, trial.resolved["quant"], given)
+        return PlannedTrial(
+            key, trial.name, trial.quant.method, trial.resolved["quant"], given, mix
+        )
 
     def run(self, batch: Sequence[Params]) -> list[Record]:
         """Run trials; returns the record of each."""
@@ -169,8 +174,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     sweeper.run.began = True
     with sweep.config.launcher as jobs, open_session(sweep, store, jobs, shared=True) as session:
         session.settings.update(found)
-        mixes = Mixes(session, space, compose)
-        lab = HydraLab(compose, sweeper.launcher, session, settings.card, mixes)
+        lab = HydraLab(compose, sweeper.launcher, session, settings.card, space)
         sweeper.run.session = session
         try:
             search = Search(settings, space, objectives, constraints, lab, study, _say)
@@ -182,10 +186,10 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 _adopt(session, entries)
                 trouble = _trouble(entries, constraints, lab)
                 result = answer(entries, objectives, settings.serving)
-                commands = _Commands(sweeper, config_name, compose, session, mixes)
+                commands = _Commands(sweeper, config_name, compose, session)
                 page = write_page(
                     sweep, entries, result, objectives, constraints, commands, trouble,
-                    lab.on_card.lines,
+                    [*lab.on_card.lines, *lab.mixes.lines],
                 )  # fmt: skip
     sweeper.run.conclude(sweep)
     print(page)
@@ -294,15 +298,15 @@ def _trouble(
 class _Commands:
     """The command line that runs one trial alone."""
 
-    def __init__(
-        self, sweeper: Any, config_name: str, compose: Any, session: Session, mixes: Mixes
-    ):
+    def __init__(self, sweeper: Any, config_name: str, compose: Any, session: Session):
         self._loader = sweeper.hydra_context.config_loader
         self._config_name, self._compose, self._session = config_name, compose, session
-        self._mixes = mixes
 
-    def __call__(self, params: Params) -> str:
-        params = self._mixes.expand(params)
+    def __call__(self, entry: StudyTrial) -> str:
+        params = entry.params
+        if entry.mix is not None:
+            # What the study knows: the file of its rules may be another host's, or gone.
+            params = overrides_with(entry.mix, self._session.sweep.directory)
         kept = [
             override
             for override in overrides_of(params)

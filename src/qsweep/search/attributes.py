@@ -8,6 +8,7 @@ from typing import Any
 from qsweep.base.contents import has_figures
 from qsweep.base.typed_json import convert_or_none
 from qsweep.search.fidelity import Estimate, Fidelity
+from qsweep.search.space import Mix
 
 # low, value, high; JSON of databases has no infinity, so None stands for what is not known.
 _UNKNOWN = (-math.inf, math.nan, math.inf)
@@ -54,6 +55,8 @@ class Attributes:
     outcome: StoredEstimate | None = None
     """At the highest fidelity below full."""
     finding: dict[str, Any] | None = None
+    mix: Mix | None = None
+    """What a fraction was found to be when the trial was claimed."""
 
 
 def read_attributes(stored: Mapping[str, Any]) -> Attributes | None:

@@ -3,14 +3,14 @@
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from qsweep.base.errors import QsweepError
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.record import Record
 from qsweep.search.answer import finding_of
+from qsweep.search.candidate import Candidate, PlannedTrial, TrialRunner
 from qsweep.search.fidelity import (
     CompletedTrial,
     Estimate,
@@ -24,58 +24,8 @@ from qsweep.search.objectives import Constraint, Objective, figure, spans
 from qsweep.search.proposals import Proposals
 from qsweep.search.served import as_served
 from qsweep.search.settings import SearchConfig
-from qsweep.search.space import Params, Space
+from qsweep.search.space import Params, Space, mix_key, mixed_bits
 from qsweep.search.study import Study, StudyTrial, with_secrets
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """A trial that can exist.
-
-    Attributes:
-        key: Tells trials apart.
-        name: What it is called.
-        method: gptq, awq, rtn, gguf.
-        quant: Its composed group.
-        overrides: What it is composed of, where that is not the combination itself.
-    """
-
-    key: str
-    name: str
-    method: str
-    quant: Mapping[str, Any]
-    overrides: Params | None = None
-
-
-class TrialRunner(Protocol):
-    """What a search needs of the world: what is possible, and what comes out."""
-
-    @property
-    def width(self) -> int:
-        """How many trials run at once."""
-
-    def plan(self, overrides: Params) -> PlannedTrial | None:
-        """A trial before anything runs; None if it cannot exist. Raises ConfigError."""
-
-    def run(self, batch: Sequence[Params]) -> list[Record]:
-        """Run trials; returns the record of each."""
-
-    def reference(self, fidelity: Fidelity) -> Record | None:
-        """The reference's record, once something has been measured at that fidelity."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A combination that can exist and has not been claimed."""
-
-    params: Params
-    trial: PlannedTrial
-    estimate: Estimate | None = None
-
-    @property
-    def overrides(self) -> Params:
-        """What its trial is composed of."""
-        return self.params if self.trial.overrides is None else self.trial.overrides
 
 
 class Search:
@@ -105,6 +55,9 @@ class Search:
         self.objectives, self.constraints, self._say = objectives, constraints, say
         self._planned: dict[tuple[tuple[str, str], ...], PlannedTrial | None] = {}
         self._screened: dict[str, Estimate | None] = {}
+        # What mixes are chosen from has to be quantized, so they come when all else is done.
+        self._mixing = False
+        self._taken_mixes: set[tuple[object, ...]] = set()
         names = [o.metric for o in objectives] + [c.metric for c in constraints]
         self._metrics = tuple(dict.fromkeys([*names, "size_gb", "ppl_ratio", "quality"]))
         limit = settings.enumerate_below
@@ -144,8 +97,14 @@ class Search:
     def _plan(self, params: Params) -> PlannedTrial | None:
         key = tuple(params.items())
         if key not in self._planned:
+            if mixed_bits(params) is not None and not self._may_mix(params):
+                return None
             self._planned[key] = self.lab.plan(params)
         return self._planned[key]
+
+    def _may_mix(self, params: Params) -> bool:
+        # Not of one that the study has: to look at it again could mean to quantize again.
+        return self._mixing and mix_key(params) not in self._taken_mixes
 
     # --- what next -----------------------------------------------------------------------------
 
@@ -154,8 +113,16 @@ class Search:
         while True:
             entries = self.study.entries()
             taken = {e.key for e in entries if self.study.is_taken(e)}
+            self._taken_mixes = {
+                mix_key(e.params)
+                for e in entries
+                if self.study.is_taken(e) and mixed_bits(e.params) is not None
+            }
             width = min(self._width(), self._budget(entries))
             pool = self._pool(width, taken, entries) if width > 0 else []
+            if not pool and width > 0 and not self._mixing:
+                self._mixing = True
+                continue
             if not pool:
                 return []
             hopeful = self._drop(self._screen(pool), entries)
@@ -165,7 +132,12 @@ class Search:
                 candidate = hopeful[position]
                 trial = candidate.trial
                 number = self.study.claim(
-                    trial.key, trial.name, candidate.params, self.space, candidate.estimate
+                    trial.key,
+                    trial.name,
+                    candidate.params,
+                    self.space,
+                    candidate.estimate,
+                    trial.mix,
                 )
                 if number is not None:
                     claimed.append((number, candidate))
@@ -305,6 +277,8 @@ class Search:
             if estimate is None:
                 self.study.fail(number, record.reason or "no reason recorded")
                 continue
+            if self._is_too_large(number, candidate, record):
+                continue
             known = candidate.estimate
             if known is None or known.fidelity == "proxy":
                 self.study.note(number, estimate)
@@ -323,6 +297,8 @@ class Search:
         if reason := record.only_own_run:
             self.study.fail(number, f"{OWN_RUN}: {reason}")
             return
+        if self._is_too_large(number, candidate, record):
+            return
         references = self._references("full")
         violations = {
             str(c): c.excess(figure(record, c.metric), references.get(c.metric))
@@ -330,6 +306,18 @@ class Search:
         }
         values = [figure(record, objective.metric) for objective in self.objectives]
         self.study.complete(number, values, violations, finding_of(record, candidate.params))
+
+    def _is_too_large(self, number: int, candidate: Candidate, record: Record) -> bool:
+        """Whether a mix turned out larger than it was asked to be, and so was dropped."""
+        asked, artifact = mixed_bits(candidate.params), record.artifact
+        if asked is None or artifact is None or artifact.bpw is None or artifact.bpw <= asked:
+            return False
+        reason = (
+            f"its artifact has {artifact.bpw:.4g} stored bits per weight, {asked:g} are asked for"
+        )
+        self.study.drop(number, reason)
+        self._say(f"{candidate.trial.name}: dropped, {reason}")
+        return True
 
 
 # How many trials a sampler gets where nobody says: it would never call a large space done.

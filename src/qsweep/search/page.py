@@ -18,11 +18,10 @@ from qsweep.results.rows import rows, to_csv
 from qsweep.search.answer import Answer, open_question, row_of, with_distinct_names
 from qsweep.search.charts import front_spec, history_spec
 from qsweep.search.objectives import Constraint, Objective
-from qsweep.search.space import Params
 from qsweep.search.study import StudyTrial
 from qsweep.sweep.session import Sweep
 
-CommandOf = Callable[[Params], str]
+CommandOf = Callable[[StudyTrial], str]
 _BEST = "Best quality per GB"
 # By the run that a trial's figures are of (qsweep.search.served).
 _COUNTED = {
@@ -134,7 +133,7 @@ def _untried(answer: Answer, entries: Sequence[StudyTrial], command_of: CommandO
         return ""
     lines = [
         f"- {numbers.markdown(entry.name)}: {numbers.markdown(entry.reason or 'no reason recorded')}\n"
-        f"  `{command_of(entry.params)}`"
+        f"  `{command_of(entry)}`"
         for entry in answer.untried
     ]
     return f"## What could not be tried\n\n{_of_all(answer, entries)}.\n\n" + "\n".join(lines)
@@ -160,7 +159,7 @@ def _how(entry: StudyTrial, command_of: CommandOf) -> str:
     finding = entry.finding or {}
     name = numbers.markdown(entry.name)
     return (
-        f"- {name}{_counted(entry)}: `{command_of(entry.params)}`\n"
+        f"- {name}{_counted(entry)}: `{command_of(entry)}`\n"
         f"  artifact: `{finding['artifact']}` (on {numbers.markdown(str(finding['host']))})"
     )
 
@@ -228,7 +227,7 @@ def _terminal(
             f"{'; '.join(titles)}"
         )
         lines += [f"    {line}" for line in dict.fromkeys(doubts[key])]
-        lines.append(f"    {command_of(entry.params)}")
+        lines.append(f"    {command_of(entry)}")
     if not shown:
         lines = ["", "no answer"]
     lines += notes

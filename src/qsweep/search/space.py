@@ -1,6 +1,7 @@
 """What a sweep may vary, and every combination of it. Pure: values are override strings."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,20 +11,71 @@ from qsweep.base.schema import nearest
 Params = dict[str, str]
 """A combination: values by the names of parameters, as on a command line."""
 
+# What says how many bits layers get, and what else a mix chooses layer by layer.
+_BITS = ("bits", "quant.type")
+_CHOSEN = (*_BITS, "group_size")
+_FRACTION = re.compile(r"\d+\.\d+")
+
+
+def mixed_bits(params: Mapping[str, str]) -> float | None:
+    """Stored bits per weight that a combination asks for; None where it is no mix.
+
+    >>> mixed_bits({"quant": "gptq", "bits": "3.5"}), mixed_bits({"quant": "gptq", "bits": "3"})
+    (3.5, None)
+    """
+    for name in _BITS:
+        if _FRACTION.fullmatch(params.get(name, "")):
+            return float(params[name])
+    return None
+
+
+def without_chosen(params: Mapping[str, str]) -> Params:
+    """What a mix has in common with the uniform combinations that it is made of."""
+    return {name: value for name, value in params.items() if name not in _CHOSEN}
+
+
+def mix_key(params: Mapping[str, str]) -> tuple[object, ...]:
+    """The same for combinations that ask for the same mix, whatever group size stands beside it."""
+    return mixed_bits(params), *sorted(without_chosen(params).items())
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a mix was found to be.
+
+    Attributes:
+        name: Of the file that its rules are written to.
+        base: A uniform combination.
+        rules: For the layers that differ from it, as ``quant.rules`` takes them.
+    """
+
+    name: str
+    base: Params
+    rules: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class When:
-    """A condition: the parameter ``name`` has one of ``values``."""
+    """A condition: the parameter ``name`` has one of ``values``, and ``also`` holds."""
 
     name: str
     values: tuple[str, ...]
+    also: "When | None" = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that it looks at."""
+        return (self.name, *(self.also.names if self.also else ()))
 
     def holds(self, params: Mapping[str, str]) -> bool:
-        """Whether a combination, complete up to ``name``, meets the condition."""
-        return params.get(self.name) in self.values
+        """Whether a combination, complete up to its names, meets the condition."""
+        return params.get(self.name) in self.values and (
+            self.also is None or self.also.holds(params)
+        )
 
     def __str__(self) -> str:
-        return f"{self.name}={','.join(self.values)}"
+        own = f"{self.name}={','.join(self.values)}"
+        return own if self.also is None else f"{own} and {self.also}"
 
 
 @dataclass(frozen=True)
@@ -55,11 +107,12 @@ class Space:
         known: set[str] = set()
         for parameter in self.parameters:
             when = parameter.when
-            if when is not None and when.name not in known:
-                raise ConfigError(
-                    f"when {when}: {when.name!r} is not among the parameters before it"
-                    f"{nearest(when.name, known)}"
-                )
+            for name in when.names if when is not None else ():
+                if name not in known:
+                    raise ConfigError(
+                        f"when {when}: {name!r} is not among the parameters before it"
+                        f"{nearest(name, known)}"
+                    )
             if not parameter.values:
                 raise ConfigError(f"{parameter.name}: no values")
             known.add(parameter.name)

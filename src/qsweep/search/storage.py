@@ -167,14 +167,19 @@ def _server(url: str) -> Any:
     from optuna.storages import RDBStorage
 
     check_server(url, _TABLES)
-    return RDBStorage(with_driver(url))
+    return RDBStorage(_as_template(with_driver(url)))
+
+
+def _as_template(url: str) -> str:
+    # Optuna fills its schema's version in between braces.
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 def _sqlite(url: str) -> Any:
     from optuna.storages import RDBStorage
     from sqlalchemy import event
 
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = RDBStorage(_as_template(url), engine_kwargs={"connect_args": {"timeout": 60}})
 
     # A trial is a handful of transactions, and each waits for the disk, unless they are appended to
     # a log. That is as safe from kills of processes; a power cut may take the last transactions.

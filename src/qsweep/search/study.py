@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qsweep.base.errors import ConfigError
@@ -22,7 +22,7 @@ from qsweep.launch.tree import stat_fields
 from qsweep.search.attributes import Attributes, estimate_to_json, read_attributes
 from qsweep.search.fidelity import Estimate
 from qsweep.search.objectives import Objective
-from qsweep.search.space import Params, Space
+from qsweep.search.space import Mix, Params, Space
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -49,6 +49,8 @@ class StudyTrial:
     violations: dict[str, float]
     finding: dict[str, Any] | None
     reason: str | None
+    mix: Mix | None = None
+    """What a mix was found to be; None of others, and of one that was never claimed."""
 
     @property
     def feasible(self) -> bool:
@@ -111,7 +113,13 @@ class Study:
         return found
 
     def claim(
-        self, key: str, name: str, params: Params, space: Space, estimate: Estimate | None = None
+        self,
+        key: str,
+        name: str,
+        params: Params,
+        space: Space,
+        estimate: Estimate | None = None,
+        mix: Mix | None = None,
     ) -> int | None:
         """Make a trial this process's own; None if another process was quicker.
 
@@ -124,11 +132,14 @@ class Study:
             params: The combination.
             space: Where it is from, for the values that each parameter could have had.
             estimate: What is known of it already.
+            mix: What it was found to be, if it is one.
 
         Returns:
             The trial's number.
         """
         known = {} if estimate is None else {"outcome": estimate_to_json(estimate)}
+        if mix is not None:
+            known["mix"] = hidden_tree({**asdict(mix), "rules": list(mix.rules)})
         self._add("RUNNING", key, name, params, space, known)
         same = [entry for entry in self.entries() if entry.key == key]
         number = max(entry.number for entry in same if entry.owner == self.owner)
@@ -330,6 +341,7 @@ def _study_trial(trial: "FrozenTrial") -> StudyTrial:
         violations=dict(trial.constraints),
         finding=attributes.finding,
         reason=attributes.reason,
+        mix=attributes.mix,
     )
 
 

@@ -5,6 +5,7 @@ every combination of which is a trial; ``when``, further params for some of thes
 a list of explicit rows instead of, or beside, a product.
 """
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,10 +37,7 @@ def read_space(params: Any, when: Any, arguments: Sequence[str]) -> Space:
     ]
     for condition, block in _mapping(when, f"{_WHERE}.when").items():
         where = f"{_WHERE}.when.{condition}"
-        name, _, value = condition.partition("=")
-        if not value:
-            raise ConfigError(f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE")
-        rule = When(name, _parse(condition)[1])
+        rule = _when(condition, where)
         parameters += [
             Parameter(name, given.get(name) or _values(name, value, where), rule)
             for name, value in _mapping(block, where).items()
@@ -94,6 +92,19 @@ def check_options(config: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in config:
         if name not in names:
             raise ConfigError(f"no option {name!r}{nearest(str(name), names)}")
+
+
+def _when(condition: str, where: str) -> When:
+    rule = None
+    for part in reversed(re.split(r"\s+and\s+", condition.strip())):
+        name, _, value = part.partition("=")
+        if not value:
+            raise ConfigError(
+                f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE, or two of them with and between"
+            )
+        rule = When(name, _parse(part)[1], rule)
+    assert rule is not None
+    return rule
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -1,12 +1,17 @@
 """Mixes as points of a search, on the embedded model."""
 
 import csv
+import shutil
 
 import optuna
 import pytest
 
 from helpers.sweeps import run_here
-from qsweep.search.budget.mixes import mixed_bits
+from qsweep.quantizers.rules_file import read_file
+from qsweep.search.budget.mixes import overrides_with
+from qsweep.search.space import Mix, mix_key, mixed_bits, overrides_of
+from qsweep.search.storage import open_storage
+from qsweep.sweep.overrides import quote, unquoted
 
 SMALL = [
     *("--config-name=pareto", "sweep=t", "tracking=none", "quant=rtn", "format=int"),
@@ -15,22 +20,31 @@ SMALL = [
 ]
 
 
+def search(outputs, *arguments):
+    return run_here([*SMALL, f"outputs_dir={quote(str(outputs))}", *arguments])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    outputs = tmp_path_factory.mktemp("outputs")
-    result = run_here([*SMALL, f"outputs_dir={outputs}"])
+    # Such a path is in every override that names a file.
+    outputs = tmp_path_factory.mktemp("outputs") / "par (1), {x}"
+    result = search(outputs)
     assert result.returncode == 0, result.stdout + result.stderr
     return outputs, result
 
 
-def test_a_mix_is_a_trial_of_the_study(finished):
+def trials(outputs):
+    storage = open_storage(None, outputs / "sweeps/t")
+    return optuna.load_study(study_name="t", storage=storage).trials
+
+
+def test_a_mix_is_a_trial_of_the_study_and_the_last(finished):
     outputs, _ = finished
-    url = f"sqlite:///{outputs / 'sweeps/t/study.db'}"
-    found = optuna.load_study(study_name="t", storage=url).trials
-    bits = sorted(
-        value for t in found for name, value in t.params.items() if name.startswith("bits")
-    )
-    assert bits == ["2", "3.5", "4"]
+    bits = [t.user_attrs["params"]["bits"] for t in trials(outputs)]
+    assert sorted(bits[:-1]) == ["2", "4"] and bits[-1] == "3.5"
+    # Distributions are those of the whole space from the first trial on.
+    choices = {d.choices for t in trials(outputs) for d in t.distributions.values()}
+    assert choices == {("2", "3.5", "4")}
 
 
 def test_it_lies_between_the_uniform_ones(finished):
@@ -42,11 +56,35 @@ def test_it_lies_between_the_uniform_ones(finished):
     assert rows[two] > 2 * rows[mixed] > 2 * rows[four]
 
 
-def test_the_answer_says_how_to_make_it_again(finished):
+def test_the_same_search_again_makes_nothing_and_still_tells_how_a_mix_is_made(finished):
     outputs, _ = finished
     page = (outputs / "sweeps/t/answer.md").read_text()
     (file,) = (outputs / "sweeps/t/mixes").glob("*.yaml")
-    assert f"quant.rules={file}" in page
+    assert file.name in page
+    rules = read_file(str(file))
+    # What the mix was chosen by is gone, and so are its rules.
+    (kept,) = outputs.rglob("sensitivities")
+    shutil.rmtree(kept)
+    shutil.rmtree(file.parent)
+    again = search(outputs)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "[1/" not in again.stderr and not kept.exists()
+    assert len(trials(outputs)) == 3
+    assert (outputs / "sweeps/t/answer.md").read_text().count(file.name) == page.count(file.name)
+    assert read_file(str(file)) == rules
+
+
+@pytest.mark.parametrize("name", ["a b, (1) {x}'s", "plain"])
+def test_what_a_mix_is_composed_of(tmp_path, name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    mix = Mix("gptq-3.5", {"quant": "gptq", "+quant.rules": "old"}, ("*.a=bits:2", "é.[kq]*=keep"))
+    params = overrides_with(mix, tmp_path / name)
+    assert list(params) == ["quant", "quant.rules"]
+    parsed = OverridesParser.create().parse_overrides(overrides_of(params))
+    assert not parsed[1].is_sweep_override()
+    assert read_file(unquoted(params["quant.rules"])) == list(mix.rules)
+    assert overrides_with(Mix("", {"bits": "3"}, ()), tmp_path) == {"bits": "3"}
 
 
 @pytest.mark.parametrize(
@@ -62,3 +100,11 @@ def test_the_answer_says_how_to_make_it_again(finished):
 )
 def test_which_combinations_are_mixes(params, bits):
     assert mixed_bits(params) == bits
+
+
+def test_a_group_size_beside_a_mix_says_nothing():
+    one, other, third = (
+        mix_key({"quant": quant, "bits": "3.5", "group_size": group})
+        for quant, group in [("gptq", "32"), ("gptq", "64"), ("rtn", "64")]
+    )
+    assert one == other != third

@@ -1,117 +1,170 @@
 """Mixes as points of a search: ``bits=3.5`` is at most so many stored bits per weight, layer by layer."""
 
-import re
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.base.files import write_text
 from qsweep.base.keys import key_of
+from qsweep.quantizers.protocol import Quantizer
 from qsweep.search.budget.candidates import Family, Workshop
+from qsweep.search.budget.costs import Costs
 from qsweep.search.budget.families import family_of
 from qsweep.search.budget.limits import Limit
 from qsweep.search.budget.proposals import propose
 from qsweep.search.budget.settings import Budget
-from qsweep.search.space import Params, Space, overrides_of
+from qsweep.search.space import (
+    Mix,
+    Params,
+    Space,
+    mix_key,
+    mixed_bits,
+    overrides_of,
+    without_chosen,
+)
 from qsweep.sweep.compose import Composed
+from qsweep.sweep.overrides import spelled
 from qsweep.sweep.session import Session
 
-# What says how many bits layers get, and what else is chosen layer by layer.
-_BITS = ("bits", "quant.type")
-_CHOSEN = (*_BITS, "group_size")
-_FRACTION = re.compile(r"\d+\.\d+")
+_RULES = "quant.rules"
+# This share of what is asked for stays free: what an artifact stores is counted by that of others,
+# and here nobody makes it anew where it turns out larger.
+_MARGIN = 1e-3
 
 
-def mixed_bits(params: Params) -> float | None:
-    """Stored bits per weight that a combination asks for; None where it is no mix.
+@dataclass(frozen=True)
+class _Found:
+    """A family and the combination of the space that each of its members is."""
 
-    >>> mixed_bits({"quant": "gptq", "bits": "3.5"}), mixed_bits({"quant": "gptq", "bits": "3"})
-    (3.5, None)
-    """
-    for name in _BITS:
-        if _FRACTION.fullmatch(params.get(name, "")):
-            return float(params[name])
-    return None
+    family: Family
+    members: tuple[Params, ...]
 
 
 @dataclass
 class Mixes:
-    """Turns points between the uniform ones into combinations that can be composed.
+    """Finds out what a point between the uniform ones is.
 
     Attributes:
         session: The search's sweep.
         space: What is searched; its uniform combinations are what layers are chosen from.
         compose: Makes a configuration of overrides.
+        why_not: Says why what a quantizer makes, with a quantized KV cache or without, is of no use;
+            nothing where it is.
     """
 
     session: Session
     space: Space
     compose: Callable[[Sequence[str]], Composed]
-    _families: dict[tuple[tuple[str, str], ...], list[tuple[Family, list[Params]]]] = field(
-        default_factory=dict
-    )
-    _known: dict[tuple[tuple[str, str], ...], Params] = field(default_factory=dict)
+    why_not: Callable[[Quantizer, bool], str]
+    # By what its members have in common, and by mix; a text says why there is none.
+    _families: dict[tuple[tuple[str, str], ...], _Found | str] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], Mix | str] = field(default_factory=dict)
 
-    def expand(self, params: Params) -> Params:
-        """A combination without a mix: itself, or that of the mix's base with its rules.
+    def find(self, params: Params) -> Mix:
+        """What a combination that asks for a mix was found to be.
+
+        Uniform artifacts that its layers are chosen from, and that the store lacks, are made now, in
+        one pass for all mixes of the family. What failed is not tried again.
 
         Raises:
             IncompatibleTrial: There is no such mix, or its candidates could not be made.
         """
-        bits = mixed_bits(params)
-        if bits is None:
-            return params
-        key = tuple(params.items())
+        bits, key = mixed_bits(params), mix_key(params)
+        assert bits is not None
         if key not in self._known:
-            self._known[key] = self._expanded(params, bits)
-        return self._known[key]
+            self._known[key] = self._mix(without_chosen(params), bits)
+        found = self._known[key]
+        if isinstance(found, str):
+            raise IncompatibleTrial(found)
+        return found
 
-    def _expanded(self, params: Params, bits: float) -> Params:
-        rest = {name: value for name, value in params.items() if name not in _CHOSEN}
-        family, members = self._family(rest)
+    @property
+    def lines(self) -> list[str]:
+        """Of which uniform artifacts there are no mixes, and why, for the answer."""
+        return list(dict.fromkeys(one for one in self._families.values() if isinstance(one, str)))
+
+    def _mix(self, rest: Params, bits: float) -> Mix | str:
+        found = self._family(rest)
+        if isinstance(found, str):
+            return found
+        costs, members = found.family.costs, found.members
         limit = Limit(Budget("bpw", bits), None)
-        found = propose(limit, family.costs)
-        smallest = min(one.bpw for one in family.costs.candidates)
-        if not found:
-            raise IncompatibleTrial(
-                f"bits={bits:g}: the smallest mix of {rest.get('quant', 'these')} has {smallest:.2f} "
-                "stored bits per weight"
+        proposals = propose(limit, costs, excess=_spared(costs, bits))
+        if not proposals:
+            smallest = min(one.bpw for one in costs.candidates)
+            return (
+                f"no mix of {bits:g} bits: the smallest of {_name(rest)} has {smallest:.2f} stored "
+                "bits per weight"
             )
-        proposal = found[0]
+        proposal = proposals[0]
         base = members[proposal.base]
         if proposal.uniform:
-            return base
-        name = f"{rest.get('quant', 'mix')}-{bits:g}-{key_of(rest)[:8]}"
-        file = self.session.sweep.directory / "mixes" / f"{name}.yaml"
-        write_text(file, "".join(f"- {rule!r}\n" for rule in proposal.rules))
-        return {**base, "quant.rules": str(file)}
+            return Mix("", base, ())
+        own = found.family.members[proposal.base].plan.trial.quant.options().get("rules", [])
+        rules = (*own, *proposal.rules)
+        # The same file only for the same rules: it may be read at any time.
+        return Mix(f"{_name(rest)}-{bits:g}-{key_of([rest, *rules])[:8]}", base, rules)
 
-    def _family(self, rest: Params) -> tuple[Family, list[Params]]:
+    def _family(self, rest: Params) -> _Found | str:
         key = tuple(rest.items())
         if key not in self._families:
-            self._families[key] = self._made(rest)
-        if not self._families[key]:
-            raise IncompatibleTrial("nothing to mix")
-        return self._families[key][0]
+            try:
+                self._families[key] = self._made(rest)
+            except QsweepError as error:
+                why = str(error).removeprefix("budget: ").removeprefix(f"{_name(rest)}: ")
+                line = f"no mixes of {' '.join(overrides_of(rest))}: {why}"
+                print(line, file=sys.stderr, flush=True)
+                self._families[key] = line
+        return self._families[key]
 
-    def _made(self, rest: Params) -> list[tuple[Family, list[Params]]]:
+    def _made(self, rest: Params) -> _Found:
         uniform = [
             params
             for params in self.space.combinations()
-            if mixed_bits(params) is None
-            and {n: v for n, v in params.items() if n not in _CHOSEN} == rest
+            if mixed_bits(params) is None and without_chosen(params) == rest
         ]
+        configs = [self.compose(overrides_of(params)) for params in uniform]
+        of_config = {id(config): params for config, params in zip(configs, uniform, strict=True)}
         workshop = Workshop(self.session)
-        by_config = {id(c := self.compose(overrides_of(p))): (c, p) for p in uniform}
-        try:
-            planned = workshop.plan([config for config, _ in by_config.values()])
-            for one in planned:
-                family_of(one.plan.trial.quant, one.name)
-            workshop.require_several(planned)
-            families = workshop.families(workshop.make(planned))
-        except QsweepError as error:
-            raise IncompatibleTrial(str(error)) from error
-        return [
-            (family, [by_config[id(member.config)][1] for member in family.members])
-            for family in families
-        ]
+        planned = workshop.plan(configs)
+        # Before anything is made.
+        for one in planned:
+            trial = one.plan.trial
+            if why := self.why_not(trial.quant, bool(trial.kv_cache)):
+                workshop.left_out[trial.name] = why
+        planned = [one for one in planned if one.name not in workshop.left_out]
+        for one in planned:
+            family_of(one.plan.trial.quant, one.name)
+        workshop.require_several(planned)
+        family = workshop.families(workshop.make(planned))[0]
+        return _Found(family, tuple(of_config[id(member.config)] for member in family.members))
+
+
+def overrides_with(mix: Mix, directory: Path) -> Params:
+    """What a mix is composed of; its rules are written to a file of a sweep's folder, if they are not.
+
+    Args:
+        mix: The mix.
+        directory: The sweep's.
+    """
+    if not mix.rules:
+        return mix.base
+    file = directory / "mixes" / f"{mix.name}.yaml"
+    if not file.is_file():
+        # Of YAML, too, a text in JSON is one.
+        lines = (f"- {json.dumps(rule, ensure_ascii=False)}\n" for rule in mix.rules)
+        write_text(file, "".join(lines))
+    base = {name: value for name, value in mix.base.items() if name.lstrip("+~") != _RULES}
+    return {**base, _RULES: spelled(str(file), _RULES)}
+
+
+def _name(rest: Params) -> str:
+    return rest.get("quant", "mix")
+
+
+def _spared(costs: Costs, bits: float) -> int:
+    weights = max(one.linear_weights for one in costs.candidates)
+    return round(_MARGIN * bits * weights / 8)
