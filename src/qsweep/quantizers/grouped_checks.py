@@ -4,7 +4,7 @@ Nothing heavy is imported.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.numbers import FORMATS
@@ -12,11 +12,11 @@ from qsweep.models.source import ModelFacts
 from qsweep.quantizers.alike import OF_ONE_KIND
 from qsweep.quantizers.rules import Rule, check_rules, check_stacks, reason_to_keep, rule_of
 
-if TYPE_CHECKING:
-    from qsweep.quantizers.grouped import GroupedOptions
+# qsweep.quantizers.grouped.GroupedOptions, which asks here.
+Grouped = Any
 
 
-def check_rule(options: "GroupedOptions", rule: Rule, own: "GroupedOptions | None") -> None:
+def check_rule(options: Grouped, rule: Rule, own: Grouped) -> None:
     """Refuse a rule that a quantizer cannot follow, or that makes of layers what lies elsewhere.
 
     Args:
@@ -61,7 +61,7 @@ def check_rule(options: "GroupedOptions", rule: Rule, own: "GroupedOptions | Non
         )
 
 
-def check_number_format(options: "GroupedOptions") -> None:
+def check_number_format(options: Grouped) -> None:
     """Refuse a number format that a quantizer does not make, or that its container does not hold.
 
     Raises:
@@ -84,7 +84,7 @@ def check_number_format(options: "GroupedOptions") -> None:
         raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
 
 
-def check_layers_by_rule(options: "GroupedOptions", model: ModelFacts) -> None:
+def check_layers_by_rule(options: Grouped, model: ModelFacts) -> None:
     """Refuse rules that change nothing in a model, and layers that cannot be what they say.
 
     Raises:
@@ -114,19 +114,19 @@ def check_layers_by_rule(options: "GroupedOptions", model: ModelFacts) -> None:
             raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
 
 
-def _others(options: "GroupedOptions") -> str:
+def _others(options: Grouped) -> str:
     # Who makes the rest, as somebody would choose it.
     if options.method in ("gptq", "awq", "rtn"):
         return "quant.backend=native does"
     return "quant=gptq, awq and rtn do"
 
 
-def _mixed(options: "GroupedOptions") -> str:
+def _mixed(options: Grouped) -> str:
     # What holds layers of several kinds, as somebody would choose it.
     if options.any_format:
         return "format.container=compressed-tensors holds others"
     return "quant.backend=native with format.container=compressed-tensors holds others"
 
 
-def _holders(options: "GroupedOptions") -> tuple[str, ...]:
+def _holders(options: Grouped) -> tuple[str, ...]:
     return options.format.containers or (options.container.name, "compressed-tensors")

@@ -4,16 +4,14 @@ Nothing heavy is imported.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from qsweep.base.errors import ConfigError
 from qsweep.formats.numbers import FORMATS, W4A16, W8A16, Int, NumberFormat
 from qsweep.quantizers.rules import Rule
 
-if TYPE_CHECKING:
-    from qsweep.quantizers.grouped import GroupedOptions
-
-Options = TypeVar("Options", bound="GroupedOptions")
+# qsweep.quantizers.grouped.GroupedOptions, which asks here, or one that is derived from it.
+Options = TypeVar("Options", bound=Any)
 
 
 def under(options: Options, rule: Rule, asked: int) -> Options:
