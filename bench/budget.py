@@ -38,7 +38,7 @@ SPACES = {
     "gptq": ["quant=gptq", "bits=2,3,4,8"],
     "gguf": [
         "quant=gguf",
-        "quant.type=Q2_K,Q3_K_S,Q3_K_M,Q3_K_L,Q4_K_S,Q4_K_M,Q5_K_S,Q5_K_M,Q6_K,Q8_0",
+        "quant.type=IQ2_XS,Q2_K,IQ3_XXS,Q3_K_S,Q3_K_M,Q3_K_L,Q4_K_S,Q4_K_M,Q5_K_S,Q5_K_M,Q6_K,Q8_0",
         "quant.imatrix=true",
     ],
 }

@@ -77,6 +77,30 @@ class Costs:
         able = np.isfinite(self.losses)
         return self._bytes(np.where(able, self.bits, 0).max(1).sum())
 
+    @property
+    def weights(self) -> int:
+        """How many weights the quantized linear layers have."""
+        return max(one.linear_weights for one in self.candidates)
+
+    @property
+    def settled(self) -> int:
+        """Stored bits of quantized linear layers that are in no group."""
+        one = self.candidates[0]
+        chosen = zip(self.groups, self.linear, strict=True)
+        return one.linear_bits - sum(
+            one.bits[n] for group, counts in chosen if counts for n in group
+        )
+
+    @property
+    def linear_range(self) -> tuple[float, float]:
+        """The fewest and the most stored bits per weight that linear layers can have."""
+        import numpy as np
+
+        able, bits = np.isfinite(self.losses[self.linear]), self.bits[self.linear]
+        fewest = np.where(able, bits, np.inf).min(1).sum() + self.settled
+        most = np.where(able, bits, 0).max(1).sum() + self.settled
+        return float(fewest / self.weights), float(most / self.weights)
+
     def bytes_of(self, choice: Sequence[int]) -> int:
         """Bytes of the artifact that a choice of candidates makes."""
         return self._bytes(sum(self.bits[range(len(choice)), list(choice)]))

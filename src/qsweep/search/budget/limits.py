@@ -92,12 +92,7 @@ def bits_left(limit: Limit, costs: Costs, excess: int = 0) -> tuple[float, Costs
     import numpy as np
 
     fixed = _fixed(costs, _nearest(costs, limit))
-    one = costs.candidates[0]
-    own = sum(
-        one.bits[name] for g, n in zip(costs.groups, costs.linear, strict=True) if n for name in g
-    )
-    weights = max(c.linear_weights for c in costs.candidates)
-    left = limit.budget.amount * weights - (one.linear_bits - own) - 8 * excess
+    left = limit.budget.amount * costs.weights - costs.settled - 8 * excess
     free = ~costs.linear
     others = fixed.bits[free][np.isfinite(fixed.losses[free])].sum()
     return left + float(others), fixed
@@ -106,8 +101,7 @@ def bits_left(limit: Limit, costs: Costs, excess: int = 0) -> tuple[float, Costs
 def range_of(limit: Limit, costs: Costs) -> tuple[float, float]:
     """The smallest and the largest budget of its kind that means anything for some costs."""
     if limit.bytes is None:
-        found = [one.bpw for one in costs.candidates]
-        return min(found), max(found)
+        return costs.linear_range
     return (costs.smallest + limit.taken) / 1e9, (costs.largest + limit.taken) / 1e9
 
 
