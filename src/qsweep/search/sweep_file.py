@@ -100,7 +100,7 @@ def _when(condition: str, where: str) -> When:
         name, _, value = part.partition("=")
         if not value:
             raise ConfigError(
-                f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE, or two of them with and between"
+                f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE, or some of these with and between"
             )
         rule = When(name, _parse(part)[1], rule)
     assert rule is not None

@@ -7,9 +7,10 @@ import optuna
 import pytest
 
 from helpers.sweeps import run_here
+from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.quantizers.rules_file import read_file
-from qsweep.search.budget.mixes import overrides_with
-from qsweep.search.space import Mix, mix_key, mixed_bits, overrides_of
+from qsweep.search.budget.mixes import Mixes, overrides_with
+from qsweep.search.space import Mix, Parameter, Space, mix_key, mixed_bits, overrides_of
 from qsweep.search.storage import open_storage
 from qsweep.sweep.overrides import quote, unquoted
 
@@ -72,6 +73,25 @@ def test_the_same_search_again_makes_nothing_and_still_tells_how_a_mix_is_made(f
     assert len(trials(outputs)) == 3
     assert (outputs / "sweeps/t/answer.md").read_text().count(file.name) == page.count(file.name)
     assert read_file(str(file)) == rules
+
+
+def test_a_family_that_failed_is_not_tried_again():
+    tried = []
+
+    def compose(overrides):
+        tried.append(overrides)
+        raise QsweepError("budget: no space left on its disk")
+
+    space = Space((Parameter("quant", ("gptq", "rtn")), Parameter("bits", ("2", "2.5", "3.5"))))
+    mixes = Mixes(None, space, compose, lambda quant, cached: "")
+    for params in space.combinations():
+        if mixed_bits(params) is not None:
+            with pytest.raises(IncompatibleTrial) as caught:
+                mixes.find(params)
+            line = f"no mixes of quant={params['quant']}: no space left on its disk"
+            assert str(caught.value) == line and line in mixes.lines
+    assert tried == [["quant=gptq", "bits=2"], ["quant=rtn", "bits=2"]]
+    assert len(mixes.lines) == 2
 
 
 @pytest.mark.parametrize("name", ["a b, (1) {x}'s", "plain"])
