@@ -96,7 +96,7 @@ def check_options(config: Mapping[str, Any], known: Iterable[str]) -> None:
 
 def _when(condition: str, where: str) -> When:
     rule = None
-    for part in reversed(re.split(r"\s+and\s+", condition.strip())):
+    for part in reversed(re.split(r"\s+and(?:\s+|$)", condition.strip())):
         name, _, value = part.partition("=")
         if not value:
             raise ConfigError(
