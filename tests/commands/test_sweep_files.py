@@ -6,11 +6,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers.sweeps import run_here
 from qsweep.base.errors import ConfigError
 from qsweep.commands.sweeps import listing
-from qsweep.search.space import Space, overrides_of
+from qsweep.search.settings import SearchConfig
+from qsweep.search.space import Space, mixed_bits, overrides_of
 from qsweep.search.sweep_file import check_options, read_rows, read_space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,31 @@ def test_params_are_a_product_and_conditions_add_to_some_of_it():
     ]
 
 
+def test_a_condition_may_ask_for_several_things():
+    params = {"quant": "gptq,awq", "format": "int,nvfp4"}
+    found = combinations(params, {"quant=gptq and format=int": {"bits": "2,3"}})
+    assert found == [
+        "quant=gptq format=int bits=2",
+        "quant=gptq format=int bits=3",
+        "quant=gptq format=nvfp4",
+        "quant=awq format=int",
+        "quant=awq format=nvfp4",
+    ]
+
+
+def test_fractions_of_the_search_that_comes_with_it_are_few_and_mean_something():
+    with (ROOT / "sweeps" / "pareto.yaml").open(encoding="utf-8") as file:
+        sweeper = yaml.safe_load(file)["hydra"]["sweeper"]
+    space = read_space(sweeper["params"], sweeper["when"], [])
+    every = list(space.combinations())
+    mixes = [params for params in every if mixed_bits(params) is not None]
+    assert {(p["quant"], p.get("format")) for p in mixes} == {("gptq", "int"), ("gguf", None)}
+    assert all(p["format"] == "int" for p in every if "bits" in p)
+    # All are gone through in the order of promise, uniform ones and mixes.
+    assert len(every) - len(mixes) <= SearchConfig().enumerate_below
+    assert space.count(1000) < 200
+
+
 def test_the_command_line_replaces_what_the_file_varies():
     assert combinations({"bits": "2,3"}, None, ["bits=8"]) == ["bits=8"]
     when = {"quant=gptq": {"bits": "2,3"}, "quant=awq": {"bits": "4,8"}}
@@ -63,6 +90,8 @@ def test_conditions_may_look_at_what_the_command_line_adds():
         ({"bits": {"a": 1}}, None, "params.bits: must be an override string"),
         ("bits=3", None, "params: must be a mapping"),
         ({"quant": "gptq"}, {"quant": {"bits": "3"}}, "a condition is NAME=VALUE"),
+        ({"quant": "gptq"}, {"quant=gptq and": {"bits": "3"}}, "NAME=VALUE,VALUE, or some"),
+        ({"quant": "gptq"}, {"quant=gptq and form=int": {"bits": "3"}}, "'form' is not among"),
         ({"quant": "gptq"}, {"quand=gptq": {"bits": "3"}}, "did you mean 'quant'"),
         ({"quant": "gptq"}, {"quant=gptq": {"bits": [3]}}, "when.quant=gptq.bits is a YAML list"),
     ],

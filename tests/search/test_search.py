@@ -19,6 +19,7 @@ from search_lab import LARGE, SPACE, FormulaLab, make_search
 from helpers.typed import on_disk
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.search.answer import answer, infeasible, knee, pareto_front
+from qsweep.search.candidate import PlannedTrial
 from qsweep.search.fidelity import CompletedTrial, Estimate, most_promising, proxy_of, why_hopeless
 from qsweep.search.objectives import (
     parse_constraint,
@@ -27,6 +28,7 @@ from qsweep.search.objectives import (
 )
 from qsweep.search.proposals import make_sampler
 from qsweep.search.settings import search_config
+from qsweep.search.space import Mix, Parameter, Space, mix_key, mixed_bits
 from qsweep.search.storage import open_storage
 from qsweep.search.study import require_same_study
 
@@ -296,6 +298,98 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path):
     search.run()
     assert not set(ran(first, "full")) & set(ran(lab, "full"))
     assert not [e for e in search.study.entries() if e.state == "running"]
+
+
+# --- mixes -------------------------------------------------------------------------------------
+
+MIXED = Space(
+    (
+        Parameter("quant", ("gptq", "awq", "rtn")),
+        Parameter("bits", ("2", "3", "3.5", "3.75", "4")),
+        Parameter("group_size", ("64", "128", "100")),
+    )
+)
+
+
+class MixingLab(FormulaLab):
+    """Makes what layers are chosen from when it is asked for a mix; of awq there is none."""
+
+    def __init__(self, bpw=3.4, **options):
+        super().__init__(**options)
+        self.bpw, self.asked = bpw, []
+
+    def plan(self, overrides):
+        if mixed_bits(overrides) is None:
+            return super().plan(overrides)
+        self.asked.append((len(ran(self, "full")), overrides))
+        if overrides["quant"] == "awq":
+            return None
+        base = {"quant": overrides["quant"], "bits": "4", "group_size": "64"}
+        mix = Mix("m", base, (f"*.down_proj=bits:{overrides['bits']}",))
+        key = f"mix {mix_key(overrides)}"
+        given = {**base, "quant.rules": "file"}
+        return PlannedTrial(key, key, overrides["quant"], {}, given, mix)
+
+    def _run(self, overrides):
+        record = super()._run(overrides)
+        if "quant.rules" in overrides:
+            record["artifact"]["bpw"] = self.bpw
+        return record
+
+
+def mixes_of(search):
+    return [e for e in search.study.entries() if mixed_bits(e.params) is not None]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "enumerated"])
+def test_mixes_come_when_all_uniform_ones_are_done(sampler):
+    lab = MixingLab()
+    options = {} if sampler == "enumerated" else {"sampler": sampler, "enumerate_below": 1}
+    search = make_search(lab, memory(), MIXED, rungs=[], **options)
+    assert search.enumerates is (sampler == "enumerated") and not lab.asked
+    search.run()
+    uniform = sum(mixed_bits(e.params) is None for e in search.study.entries())
+    assert uniform == 3 * 3 * 2
+    assert {done for done, _ in lab.asked} >= {uniform}
+    assert min(done for done, _ in lab.asked) == uniform
+    found = mixes_of(search)
+    assert sorted((e.params["quant"], e.params["bits"]) for e in found) == [
+        *(("gptq", "3.5"), ("gptq", "3.75"), ("rtn", "3.5"), ("rtn", "3.75")),
+    ]
+    assert all(e.state == "complete" and e.number >= uniform for e in found)
+    assert {e.mix.rules for e in found} == {("*.down_proj=bits:3.5",), ("*.down_proj=bits:3.75",)}
+    # The study's distributions are those of the whole space throughout.
+    choices = {t.distributions["bits"].choices for t in search.study.optuna.trials}
+    assert choices == {MIXED.parameters[1].values}
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "tpe", "enumerate_below": 1}])
+def test_no_mix_is_looked_at_once_the_trials_are_spent(options):
+    lab = MixingLab()
+    search = make_search(lab, memory(), MIXED, trials=1, rungs=[], **options)
+    search.run([{"quant": "rtn", "bits": "3.5", "group_size": "64"}])
+    assert lab.asked == [] and mixes_of(search) == []
+    assert len(ran(lab, "full")) == 1
+
+
+def test_a_mix_that_the_study_has_is_not_looked_at_again(tmp_path):
+    make_search(MixingLab(), open_storage(None, tmp_path), MIXED).run()
+    lab = MixingLab()
+    search = make_search(lab, open_storage(None, tmp_path), MIXED)
+    search.run()
+    assert {params["quant"] for _, params in lab.asked} == {"awq"}
+    assert all(e.mix is not None for e in mixes_of(search) if e.state == "complete")
+
+
+@pytest.mark.parametrize("rungs", [[], ["few"]])
+def test_a_mix_larger_than_asked_is_dropped_with_a_reason(rungs):
+    search = make_search(MixingLab(bpw=3.6), memory(), MIXED, rungs=rungs)
+    search.run()
+    states = {(e.params["bits"], e.state) for e in mixes_of(search)}
+    assert ("3.5", "dropped") in states and ("3.5", "complete") not in states
+    reasons = {e.reason for e in mixes_of(search) if e.params["bits"] == "3.5"}
+    assert "its artifact has 3.6 stored bits per weight, 3.5 are asked for" in reasons
+    assert ("3.75", "complete") in states or rungs
 
 
 # --- the study ---------------------------------------------------------------------------------

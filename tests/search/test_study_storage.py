@@ -32,6 +32,13 @@ def use(where, folder):
     return len(study.trials)
 
 
+@pytest.mark.parametrize("where", [None, "journal"])
+def test_a_folder_may_have_any_name(where, tmp_path):
+    folder = tmp_path / "a (1), {x} %7B#?"
+    folder.mkdir()
+    assert [use(where, folder) for _ in range(2)] == [1, 2]
+
+
 @pytest.mark.parametrize("content", JOURNALS.values(), ids=JOURNALS)
 def test_a_damaged_journal_of_the_sweep_is_put_aside(content, tmp_path, capsys):
     (tmp_path / "study.journal").write_bytes(content)

@@ -96,11 +96,11 @@ def check_options(config: Mapping[str, Any], known: Iterable[str]) -> None:
 
 def _when(condition: str, where: str) -> When:
     rule = None
-    for part in reversed(re.split(r"\s+and\s+", condition.strip())):
+    for part in reversed(re.split(r"\s+and(?:\s+|$)", condition.strip())):
         name, _, value = part.partition("=")
         if not value:
             raise ConfigError(
-                f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE, or two of them with and between"
+                f"{where}: a condition is NAME=VALUE or NAME=VALUE,VALUE, or some of these with and between"
             )
         rule = When(name, _parse(part)[1], rule)
     assert rule is not None

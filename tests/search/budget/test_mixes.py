@@ -7,9 +7,10 @@ import optuna
 import pytest
 
 from helpers.sweeps import run_here
+from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.quantizers.rules_file import read_file
-from qsweep.search.budget.mixes import overrides_with
-from qsweep.search.space import Mix, mix_key, mixed_bits, overrides_of
+from qsweep.search.budget.mixes import Mixes, overrides_with
+from qsweep.search.space import Mix, Parameter, Space, mix_key, mixed_bits, overrides_of
 from qsweep.search.storage import open_storage
 from qsweep.sweep.overrides import quote, unquoted
 
@@ -59,6 +60,7 @@ def test_it_lies_between_the_uniform_ones(finished):
 def test_the_same_search_again_makes_nothing_and_still_tells_how_a_mix_is_made(finished):
     outputs, _ = finished
     page = (outputs / "sweeps/t/answer.md").read_text()
+    assert "`qsweep quant=rtn" in page and "hydra.mode" not in page
     (file,) = (outputs / "sweeps/t/mixes").glob("*.yaml")
     assert file.name in page
     rules = read_file(str(file))
@@ -74,16 +76,41 @@ def test_the_same_search_again_makes_nothing_and_still_tells_how_a_mix_is_made(f
     assert read_file(str(file)) == rules
 
 
+def test_a_family_that_failed_is_not_tried_again():
+    tried = []
+
+    def compose(overrides):
+        tried.append(overrides)
+        raise QsweepError("budget: no space left on its disk")
+
+    space = Space(
+        (
+            Parameter("quant", ("gptq", "rtn")),
+            Parameter("bits", ("2", "2.5", "3.5")),
+            Parameter("seed", ("1",)),
+        )
+    )
+    mixes = Mixes(None, space, compose, lambda quant, cached: "")
+    for params in space.combinations():
+        if mixed_bits(params) is not None:
+            with pytest.raises(IncompatibleTrial) as caught:
+                mixes.find(params)
+            line = f"no mixes of quant={params['quant']}: no space left on its disk"
+            assert str(caught.value) == line and line in mixes.lines
+    assert tried == [["quant=gptq", "bits=2", "seed=1"], ["quant=rtn", "bits=2", "seed=1"]]
+    assert len(mixes.lines) == 2
+
+
 @pytest.mark.parametrize("name", ["a b, (1) {x}'s", "plain"])
 def test_what_a_mix_is_composed_of(tmp_path, name):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     mix = Mix("gptq-3.5", {"quant": "gptq", "+quant.rules": "old"}, ("*.a=bits:2", "é.[kq]*=keep"))
     params = overrides_with(mix, tmp_path / name)
-    assert list(params) == ["quant", "quant.rules"]
+    assert list(params) == ["quant", "++quant.rules"]
     parsed = OverridesParser.create().parse_overrides(overrides_of(params))
     assert not parsed[1].is_sweep_override()
-    assert read_file(unquoted(params["quant.rules"])) == list(mix.rules)
+    assert read_file(unquoted(params["++quant.rules"])) == list(mix.rules)
     assert overrides_with(Mix("", {"bits": "3"}, ()), tmp_path) == {"bits": "3"}
 
 

@@ -115,10 +115,15 @@ class Mixes:
                 self._families[key] = self._made(rest)
             except QsweepError as error:
                 why = str(error).removeprefix("budget: ").removeprefix(f"{_name(rest)}: ")
-                line = f"no mixes of {' '.join(overrides_of(rest))}: {why}"
+                line = f"no mixes of {self._told(rest)}: {why}"
                 print(line, file=sys.stderr, flush=True)
                 self._families[key] = line
         return self._families[key]
+
+    def _told(self, rest: Params) -> str:
+        # Not what all combinations have in common.
+        varied = {p.name for p in self.space.parameters if len(p.values) > 1} | {"quant"}
+        return " ".join(overrides_of({n: v for n, v in rest.items() if n in varied}))
 
     def _made(self, rest: Params) -> _Found:
         uniform = [
@@ -158,7 +163,8 @@ def overrides_with(mix: Mix, directory: Path) -> Params:
         lines = (f"- {json.dumps(rule, ensure_ascii=False)}\n" for rule in mix.rules)
         write_text(file, "".join(lines))
     base = {name: value for name, value in mix.base.items() if name.lstrip("+~") != _RULES}
-    return {**base, _RULES: spelled(str(file), _RULES)}
+    # No file of the configuration names the option.
+    return {**base, f"++{_RULES}": spelled(str(file), _RULES)}
 
 
 def _name(rest: Params) -> str:
