@@ -296,6 +296,7 @@ RUNS = {
     "quant=rtn rounds it all the same": "test_what_transformers_stacks_otherwise_is_rounded_all_the_same",
     "use_experts_implementation": "test_experts_of_a_class_of_their_own_are_told_by_what_would_be_needed",
     "quant.backend=native takes them apart by itself": "test_experts_that_gptqmodel_left_are_taken_apart_by_ourselves",
+    "cannot be compared; quantize with quant.backend=native": "test_halves_of_rows_that_alternate_are_refused_and_our_own_experts_are_not",
     "quant.backend=native quantizes it": "test_mixtures_that_gptqmodel_fails_on_are_quantized_by_ourselves",
     "quant=rtn rounds to nearest": "test_rounding_without_tuning_is_another_quantizer",
     "calibration=NAME": "test_the_calibration_text_that_is_missing_can_be_chosen",

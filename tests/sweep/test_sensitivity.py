@@ -101,7 +101,7 @@ def test_what_is_damaged_is_made_again(made, session):
 def test_an_artifact_that_is_missing_and_what_has_none(made, session):
     with pytest.raises(ArtifactCorrupt, match="is gone or damaged; run its trial again"):
         sensitivity.sensitivities(session, [made(*rounded(3), artifact=False)])
-    with pytest.raises(QsweepError, match="the unquantized model has no sensitivities"):
+    with pytest.raises(QsweepError, match="what is not quantized has no sensitivities"):
         sensitivity.sensitivities(session, [made("quant=none", artifact=False)])
 
 

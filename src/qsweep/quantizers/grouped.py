@@ -19,7 +19,7 @@ from qsweep.models.roles import EXPERT
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.checks import check_held, check_packing
 from qsweep.quantizers.grouped_checks import check_layers_by_rule, check_number_format, check_rule
-from qsweep.quantizers.grouped_rules import under
+from qsweep.quantizers.grouped_rules import changed_by
 from qsweep.quantizers.rules import (
     Rule,
     read_rules,
@@ -89,7 +89,12 @@ class GroupedOptions:
             raise ConfigError(f"sym={self.sym}: must be true, false or auto")
         object.__setattr__(self, "rules", read_rules(self.rules))
         if self.rules:
-            made = {rule: None if rule.keep else under(self, rule, asked) for rule in self.rules}
+            made = {
+                rule: None
+                if rule.keep
+                else replace(self, rules=(), **changed_by(rule, self, asked))
+                for rule in self.rules
+            }
             object.__setattr__(self, "by_rule", made)
 
     @property

@@ -3,20 +3,61 @@
 Nothing heavy is imported.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.formats.numbers import FORMATS
+from qsweep.formats.packed import PackedContainer
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.alike import OF_ONE_KIND
+from qsweep.quantizers.checks import Grouped
 from qsweep.quantizers.rules import Rule, check_rules, check_stacks, reason_to_keep, rule_of
 
-# qsweep.quantizers.grouped.GroupedOptions, which asks here.
-Grouped = Any
+
+class Checked(Grouped, Protocol):
+    """What is looked at of a quantizer's options; a ``GroupedOptions`` says what they are."""
+
+    @property
+    def backend(self) -> str:
+        """Who quantizes."""
+
+    @property
+    def container(self) -> PackedContainer:
+        """What is written where the format does not say otherwise."""
+
+    @property
+    def any_format(self) -> bool:
+        """Whether others than integers in ``container`` can be made."""
+
+    @property
+    def takes_rules(self) -> bool:
+        """Whether layers can differ."""
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The rules."""
+
+    @property
+    def plain(self) -> "Checked":
+        """The options of layers that no rule names."""
+
+    @property
+    def by_rule(self) -> Mapping[Rule, "Checked | None"]:
+        """Those of the layers that each rule names; None: they are kept."""
+
+    def of_layer(self, name: str, shape: tuple[int, int]) -> object:
+        """Those of one layer."""
+
+    def check_format(self) -> None:
+        """Refuse a number format, and rules."""
+
+    def check_layers(self, model: ModelFacts) -> None:
+        """Refuse what the checkpoint cannot hold."""
 
 
-def check_rule(options: Grouped, rule: Rule, own: Grouped) -> None:
+def check_rule(options: Checked, rule: Rule, own: Checked | None) -> None:
     """Refuse a rule that a quantizer cannot follow, or that makes of layers what lies elsewhere.
 
     Args:
@@ -61,7 +102,7 @@ def check_rule(options: Grouped, rule: Rule, own: Grouped) -> None:
         )
 
 
-def check_number_format(options: Grouped) -> None:
+def check_number_format(options: Checked) -> None:
     """Refuse a number format that a quantizer does not make, or that its container does not hold.
 
     Raises:
@@ -84,7 +125,7 @@ def check_number_format(options: Grouped) -> None:
         raise IncompatibleTrial(f"awq writes no GGUF; gptq and rtn make format={name}")
 
 
-def check_layers_by_rule(options: Grouped, model: ModelFacts) -> None:
+def check_layers_by_rule(options: Checked, model: ModelFacts) -> None:
     """Refuse rules that change nothing in a model, and layers that cannot be what they say.
 
     Raises:
@@ -114,19 +155,19 @@ def check_layers_by_rule(options: Grouped, model: ModelFacts) -> None:
             raise type(error)(f"quant.rules: {rule.pattern}: {error}") from error
 
 
-def _others(options: Grouped) -> str:
+def _others(options: Checked) -> str:
     # Who makes the rest, as somebody would choose it.
     if options.method in ("gptq", "awq", "rtn"):
         return "quant.backend=native does"
     return "quant=gptq, awq and rtn do"
 
 
-def _mixed(options: Grouped) -> str:
+def _mixed(options: Checked) -> str:
     # What holds layers of several kinds, as somebody would choose it.
     if options.any_format:
         return "format.container=compressed-tensors holds others"
     return "quant.backend=native with format.container=compressed-tensors holds others"
 
 
-def _holders(options: Grouped) -> tuple[str, ...]:
+def _holders(options: Checked) -> tuple[str, ...]:
     return options.format.containers or (options.container.name, "compressed-tensors")

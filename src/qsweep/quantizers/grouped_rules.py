@@ -4,26 +4,24 @@ Nothing heavy is imported.
 """
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.formats.numbers import FORMATS, W4A16, W8A16, Int, NumberFormat
+from qsweep.quantizers.checks import Grouped
 from qsweep.quantizers.rules import Rule
 
-# qsweep.quantizers.grouped.GroupedOptions, which asks here, or one that is derived from it.
-Options = TypeVar("Options", bound=Any)
 
-
-def under(options: Options, rule: Rule, asked: int) -> Options:
+def changed_by(rule: Rule, options: Grouped, asked: int) -> dict[str, Any]:
     """What a rule makes of options.
 
     Args:
-        options: Those of all layers.
         rule: The rule.
+        options: Those of all layers.
         asked: The group size that was asked for, before a format fixed it.
 
     Returns:
-        The options, without rules, of the layers that it names.
+        Those that differ for the layers that it names, by name.
 
     Raises:
         ConfigError: The format leaves open nothing of what the rule says.
@@ -50,7 +48,7 @@ def under(options: Options, rule: Rule, asked: int) -> Options:
             changed = {"group_size": asked, **changed}
         held = number.containers is None or options.holder in number.containers
         changed["format"] = replace(number, container=options.holder) if held else number
-    return replace(options, rules=(), **changed)
+    return changed
 
 
 def _of_blocks(bits: int, rule: Rule) -> NumberFormat:

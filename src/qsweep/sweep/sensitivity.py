@@ -162,7 +162,7 @@ def _require_possible(plan: Plan, store: Store) -> None:
             "give the model itself"
         )
     if plan.is_reference:
-        raise QsweepError(f"{plan.trial.model.name}: the unquantized model has no sensitivities")
+        raise QsweepError(f"{plan.trial.model.name}: what is not quantized has no sensitivities")
     entry = store.find("artifacts", plan.artifact_key)
     if entry is None:
         raise ArtifactCorrupt(

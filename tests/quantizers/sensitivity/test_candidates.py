@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from miniatures import miniature
 from qsweep.base.errors import ArtifactCorrupt, IncompatibleTrial
+from qsweep.base.files import read_json, write_json
 from qsweep.formats import numbers
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
@@ -121,3 +122,21 @@ def test_a_damaged_weight_is_named(pocket_dir, tmp_path):
     assert candidate.error(
         "model.layers.1.mlp.down_proj", network.model.layers[1].mlp.down_proj
     ).any()
+
+
+def test_halves_of_rows_that_alternate_are_refused_and_our_own_experts_are_not(tmp_path):
+    path = miniature("gpt_oss", tmp_path / "model", dtype="float32")
+    quantizer = NativeGPTQ(bits=4, group_size=32)
+    artifact = quantized(quantizer, path, tmp_path / "out")
+    ours, network = read(artifact, path)
+    name, expert = next(
+        (name, module) for name, module in linears_of(network).items() if name.endswith("gate_proj")
+    )
+    assert ours.error(name, expert).any()
+    file = tmp_path / "out" / "config.json"
+    config = read_json(file)
+    config["quantization_config"]["meta"]["quantizer"] = ["gptqmodel:5.0.0"]
+    write_json(file, config)
+    theirs, _ = read(artifact, path)
+    with pytest.raises(IncompatibleTrial, match="quantize with quant.backend=native"):
+        theirs.error(name, expert)
