@@ -1,5 +1,6 @@
 """Every code block of README, CONTRIBUTING and docs that can run is run; the rest says why not."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -145,6 +146,7 @@ def compose(arguments, monkeypatch):
     from hydra_plugins.qsweep_launcher import QsweepLauncher
     from qsweep.commands import sweep
     from qsweep.search.batch import one_batch
+    from qsweep.search.budget.run import BudgetSearch
     from qsweep.sweep.config import trial_config
 
     composed = []
@@ -155,7 +157,17 @@ def compose(arguments, monkeypatch):
         return [{"status": "finished"} for _ in configs]
 
     def some(launcher, jobs, initial_job_idx):
+        # A fraction is a mix, which only a search can resolve.
+        jobs = [
+            job
+            for job in jobs
+            if not any(re.search(r"(bits|quant.type)=\d+\.\d+$", word) for word in job)
+        ]
         return launch(launcher, jobs[:: -(-len(jobs) // 8)], initial_job_idx)
+
+    def candidates(search):
+        composed.extend(trial_config(config) for config in search.configs)
+        raise ComposedEnough
 
     launch = QsweepLauncher.launch
     monkeypatch.setattr(QsweepLauncher, "launch", some)
@@ -166,8 +178,14 @@ def compose(arguments, monkeypatch):
         # The grid of what a search would choose from.
         arguments = [*arguments, "hydra/sweeper=qsweep"]
         arguments = [word for word in arguments if word != "hydra/sweeper=qsweep_optuna"]
-    assert sweep.run_hydra(arguments) == 0
+    monkeypatch.setattr(BudgetSearch, "run", candidates)
+    with contextlib.suppress(ComposedEnough):
+        assert sweep.run_hydra(arguments) == 0
     assert composed, arguments
+
+
+class ComposedEnough(Exception):
+    """What a budget is looked for among is known."""
 
 
 @cache

@@ -60,7 +60,7 @@ def output_hessians(
                 if not bool(block.isfinite().all()):
                     raise TrialFailed(
                         f"{seen.name}: what the model's output feels of it is beyond float32; "
-                        "gptq_output_hessian=false does without"
+                        "quant.gptq_output_hessian=false does without"
                     )
                 blocks.append(block.to("cpu"))
             found[seen.name] = OutputHessian(blocks, positions)

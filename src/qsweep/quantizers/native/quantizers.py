@@ -204,8 +204,8 @@ class NativeGPTQ(_NativeQuantizer, GPTQOptions):
         shares = [own for own in self.every if own.format.rows != 1]
         if self.gptq_output_hessian and shares:
             raise IncompatibleTrial(
-                f"gptq {shares[0].format.name}: gptq_output_hessian=true rounds outputs one after "
-                "another, and here they share a scale; gptq_output_hessian=false"
+                f"gptq {shares[0].format.name}: quant.gptq_output_hessian=true rounds outputs one after "
+                "another, and here they share a scale; quant.gptq_output_hessian=false"
             )
 
     def check_layers(self, model: ModelFacts) -> None:

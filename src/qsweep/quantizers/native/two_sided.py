@@ -54,7 +54,7 @@ def factorize_outputs(hessian: torch.Tensor, positions: int, name: str) -> Facto
     except TrialFailed as error:
         raise TrialFailed(
             f"{name}: what the model's output feels of it cannot be factorized at any damping; "
-            "gptq_output_hessian=false does without"
+            "quant.gptq_output_hessian=false does without"
         ) from error
 
 
