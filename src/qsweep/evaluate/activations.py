@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.placing import place_layers
 from qsweep.formats.activations import LayerActivations, NotSimulated, Rounding
-from qsweep.models.experts import attach_experts, attached, detach_experts, run_experts
+from qsweep.models.experts import attach_experts, detach_experts, experts_in_turn
 from qsweep.quantizers.native.graph import is_transposed, raw_weight
 
 if TYPE_CHECKING:
@@ -120,14 +120,10 @@ def served_activations(
 def _one_by_one(model: "PreTrainedModel") -> Iterator[None]:
     """Let experts run as linear layers, each of which is given its inputs by itself."""
     attach_experts(model)
-    holders = [holder for _, holder in attached(model)]
-    for holder in holders:
-        holder.forward = run_experts(holder)
     try:
-        yield
+        with experts_in_turn(model):
+            yield
     finally:
-        for holder in holders:
-            del holder.forward
         detach_experts(model)
 
 

@@ -11,6 +11,7 @@ that what goes into each can be looked at.
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -232,6 +233,19 @@ def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if _has_children(module) and is_experts(module):
             yield name, module
+
+
+@contextmanager
+def experts_in_turn(model: nn.Module) -> Iterator[None]:
+    """Within it, attached experts below ``model`` run one after another, as linear layers."""
+    holders = [holder for _, holder in attached(model)]
+    for holder in holders:
+        holder.forward = run_experts(holder)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            del holder.forward
 
 
 def _look_away(*seen: Any) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from qsweep.base.progress import Progress, silent
+from qsweep.models.experts import experts_in_turn
 from qsweep.quantizers.native.capture import by_length, capture, captured, modules_outside
 from qsweep.quantizers.native.drawing import Draws, backward_from, head_gradients, own_logits
 from qsweep.quantizers.native.graph import Decoder, linears_of, whole_model
@@ -29,7 +30,6 @@ from qsweep.quantizers.native.seen import (
     Parts,
     Seen,
     bytes_of,
-    experts_in_turn,
     seen_in,
     watching,
     with_gradients,

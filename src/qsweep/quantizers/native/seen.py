@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qsweep.models.experts import attached, run_experts
 from qsweep.quantizers.native.graph import named_linears
 
 Kind = Literal["linear", "head", "embedding"]
@@ -103,16 +102,3 @@ def watching(
             handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
-
-
-@contextmanager
-def experts_in_turn(module: nn.Module) -> Iterator[None]:
-    """Within it, experts below ``module`` run one after another, as linear layers."""
-    holders = [holder for _, holder in attached(module)]
-    for holder in holders:
-        holder.forward = run_experts(holder)
-    try:
-        yield
-    finally:
-        for holder in holders:
-            del holder.forward
