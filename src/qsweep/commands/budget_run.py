@@ -16,7 +16,7 @@ from qsweep.search.budget.settings import (
     read_budgets,
     read_context,
 )
-from qsweep.search.space import overrides_of
+from qsweep.search.space import NOT_A_TRIALS, overrides_of
 from qsweep.search.sweep_file import read_space
 from qsweep.sweep.compose import Composed, Composer
 from qsweep.sweep.config import sweep_config, trial_config
@@ -24,8 +24,6 @@ from qsweep.sweep.naming import default_name
 from qsweep.sweep.session import Sweep, open_session, open_store
 
 _PREFIX = "budget."
-# What says nothing about a single trial.
-_NOT_A_TRIALS = ("sweep=", "n_jobs=", "timeout_s=", "launch")
 # What candidates have in common.
 _ONE_OF = ("model", "corpus", "eval", "calibration", "kv_cache", "device", "seed")
 
@@ -53,7 +51,7 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     configs = one_batch(configs, rest)
     require_comparable(configs)
     for config, words in zip(configs, overrides, strict=True):
-        config.words = tuple(w for w in words if not w.lstrip("+~").startswith(_NOT_A_TRIALS))
+        config.words = tuple(w for w in words if not w.lstrip("+~").startswith(NOT_A_TRIALS))
 
     config_name = hydra.job.config_name or "config"
     name = sweep_config(configs[0]).name or default_name(list(hydra.overrides.task), config_name)
@@ -77,12 +75,11 @@ def require_comparable(configs: Sequence[Composed]) -> None:
             raise ConfigError(
                 f"{name}: a budget is for one, and here are several; give one, or run a command for each"
             )
-    for config in configs:
-        if not trial_config(config).eval.divergence:
-            raise ConfigError(
-                "eval.divergence=false: within a budget models are compared by their divergence; leave "
-                "it out"
-            )
+    # They are evaluated alike.
+    if not trial_config(configs[0]).eval.divergence:
+        raise ConfigError(
+            "eval.divergence=false: within a budget models are compared by their divergence; leave it out"
+        )
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

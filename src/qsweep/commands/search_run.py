@@ -27,7 +27,7 @@ from qsweep.search.objectives import (
 from qsweep.search.on_card import OnCard, memory_of
 from qsweep.search.page import write_page
 from qsweep.search.settings import SearchConfig, search_config
-from qsweep.search.space import Params, Space, mixed_bits, overrides_of
+from qsweep.search.space import NOT_A_TRIALS, Params, Space, mixed_bits, overrides_of
 from qsweep.search.storage import open_storage, storage_errors
 from qsweep.search.study import Study, StudyTrial
 from qsweep.sweep.config import (
@@ -42,9 +42,7 @@ from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
 
-# What says nothing about a single trial.
-_NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s", "launch")
-# What changes no number either; the device's type is part of the protocol.
+# What changes no number; the device's type is part of the protocol.
 _NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
 
 
@@ -248,7 +246,7 @@ def _identity(
             "space": {
                 label: hidden_value(values)
                 for label, values in space.describe().items()
-                if not label.lstrip("+~").startswith((*_NOT_A_TRIALS, *_NOT_A_RESULTS))
+                if not label.lstrip("+~").startswith((*NOT_A_TRIALS, *_NOT_A_RESULTS))
             },
             "objective": [str(o) for o in objectives],
             "constraints": [str(c) for c in constraints],
@@ -310,7 +308,7 @@ class _Commands:
         kept = [
             override
             for override in overrides_of(params)
-            if not override.lstrip("+~").startswith(_NOT_A_TRIALS)
+            if not override.lstrip("+~").startswith(NOT_A_TRIALS)
         ]
         if self._config_name != "config" and not self._same(kept, params):
             # The sweep file itself sets something that counts.

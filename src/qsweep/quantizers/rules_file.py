@@ -1,4 +1,4 @@
-"""Rules in a file: what ``quant.rules=FILE`` reads.
+"""Rules in a file: what ``quant.rules=FILE`` reads, and what is written for it.
 
 A file is read where a configuration is, so that keys and records have what stands in it, and not its
 name. Nothing heavy is imported.
@@ -59,6 +59,12 @@ def read_file(given: str) -> Any:
         odd = next(one for one in content if not isinstance(one, str))
         raise ConfigError(f"{place}: {json.dumps(odd, default=str)[:80]} is no PATTERN=VALUE")
     return content
+
+
+def as_file(rules: Iterable[str]) -> str:
+    """What such a file holds, of rules as ``PATTERN=VALUE``."""
+    # Of YAML, too, a text in JSON is one.
+    return "".join(f"- {json.dumps(rule, ensure_ascii=False)}\n" for rule in rules)
 
 
 def _json(text: str, place: str) -> Any:

@@ -51,10 +51,14 @@ class Family:
     costs: Costs
     members: tuple[Made, ...]
 
+    def rules(self, proposal: Proposal) -> list[str]:
+        """All rules of a mix: its base's own, which settle the layers that they name, come first."""
+        base = self.members[proposal.base].plan.trial.quant
+        return [*base.options().get("rules", []), *proposal.rules]
+
     def mixed(self, proposal: Proposal) -> Composed:
         """The configuration of a mix: that of its base, with rules for the layers that differ."""
-        base = self.members[proposal.base]
-        rules = [*base.plan.trial.quant.options().get("rules", []), *proposal.rules]
+        base, rules = self.members[proposal.base], self.rules(proposal)
         config = copy.deepcopy(base.config)
         written = copy.deepcopy(base.config.written)
         config["quant"] = {**config["quant"], "rules": rules}

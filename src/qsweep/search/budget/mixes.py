@@ -1,6 +1,5 @@
 """Mixes as points of a search: ``bits=3.5`` is at most so many stored bits per weight, layer by layer."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.base.files import write_text
 from qsweep.base.keys import key_of
 from qsweep.quantizers.protocol import Quantizer
+from qsweep.quantizers.rules_file import as_file
 from qsweep.search.budget.candidates import Family, Workshop
-from qsweep.search.budget.costs import Costs
 from qsweep.search.budget.families import family_of
 from qsweep.search.budget.limits import Limit
 from qsweep.search.budget.proposals import propose
@@ -92,7 +91,7 @@ class Mixes:
             return found
         costs, members = found.family.costs, found.members
         limit = Limit(Budget("bpw", bits), None)
-        proposals = propose(limit, costs, excess=_spared(costs, bits))
+        proposals = propose(limit, costs, excess=round(_MARGIN * bits * costs.weights / 8))
         if not proposals:
             smallest = min(one.bpw for one in costs.candidates)
             return (
@@ -103,8 +102,7 @@ class Mixes:
         base = members[proposal.base]
         if proposal.uniform:
             return Mix("", base, ())
-        own = found.family.members[proposal.base].plan.trial.quant.options().get("rules", [])
-        rules = (*own, *proposal.rules)
+        rules = tuple(found.family.rules(proposal))
         # The same file only for the same rules: it may be read at any time.
         return Mix(f"{_name(rest)}-{bits:g}-{key_of([rest, *rules])[:8]}", base, rules)
 
@@ -159,9 +157,7 @@ def overrides_with(mix: Mix, directory: Path) -> Params:
         return mix.base
     file = directory / "mixes" / f"{mix.name}.yaml"
     if not file.is_file():
-        # Of YAML, too, a text in JSON is one.
-        lines = (f"- {json.dumps(rule, ensure_ascii=False)}\n" for rule in mix.rules)
-        write_text(file, "".join(lines))
+        write_text(file, as_file(mix.rules))
     base = {name: value for name, value in mix.base.items() if name.lstrip("+~") != _RULES}
     # No file of the configuration names the option.
     return {**base, f"++{_RULES}": spelled(str(file), _RULES)}
@@ -169,8 +165,3 @@ def overrides_with(mix: Mix, directory: Path) -> Params:
 
 def _name(rest: Params) -> str:
     return rest.get("quant", "mix")
-
-
-def _spared(costs: Costs, bits: float) -> int:
-    weights = max(one.linear_weights for one in costs.candidates)
-    return round(_MARGIN * bits * weights / 8)

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from qsweep.base import numbers
 from qsweep.base.files import write_text
+from qsweep.quantizers.rules_file import as_file
 from qsweep.results.assignment import assignment_in
 from qsweep.results.assignment_text import text_map
-from qsweep.results.columns.derived import interval
-from qsweep.results.columns.table import KLD, PPL_RATIO, VERDICT
+from qsweep.results.columns.table import BPW, KLD, PPL_RATIO, SIZE_GB, VERDICT
 from qsweep.results.markdown_table import table
 from qsweep.results.record import Row
 from qsweep.results.winner import MIN_WINDOWS
 from qsweep.search.budget.limits import Limit
 from qsweep.search.budget.run import BudgetResult
 from qsweep.search.budget.verdict import Verdict
-from qsweep.sweep.overrides import quote
+from qsweep.sweep.overrides import spelled
 from qsweep.sweep.session import Sweep, command_line
 
 _WORDS = {
@@ -47,8 +47,7 @@ def write_page(sweep: Sweep, result: BudgetResult) -> str:
     for verdict in result.verdicts:
         if verdict.mixes:
             rules = result.mixes[verdict.mixes[0].key].rules
-            text = "".join(f"- {rule!r}\n" for rule in rules)
-            write_text(_rules_file(sweep, verdict.limit), text)
+            write_text(_rules_file(sweep, verdict.limit), as_file(rules))
     lines = [sentence(verdict, result) for verdict in result.verdicts]
     return "\n".join([*lines, f"answer: {directory / 'answer.md'}"])
 
@@ -73,7 +72,8 @@ def budget_markdown(sweep: Sweep, result: BudgetResult) -> str:
             parts.append(f"Artifact: `{path}`")
         for row in verdict.mixes[:1]:
             words = result.mixes[row.key].made.config.words
-            rules = f"quant.rules={quote(str(_rules_file(sweep, verdict.limit)))}"
+            file = str(_rules_file(sweep, verdict.limit))
+            rules = f"quant.rules={spelled(file, 'quant.rules')}"
             parts.append(f"The best mix by itself: `{command_line([*words, rules])}`")
             if (tensors := row.record.tensors) is not None:
                 parts.append(text_map(assignment_in(tensors)))
@@ -98,11 +98,10 @@ def sentence(verdict: Verdict, result: BudgetResult) -> str:
         return f"{budget}: {verdict.mixes[0].label}: {_WORDS[verdict.word]}"
     said = f"{budget}: {row.label}, {_size(row)}, KLD {numbers.divergence(KLD.get(row))}"
     if verdict.word in ("better", "alone"):
-        share = (
-            ""
-            if verdict.share is None
-            else f" ({verdict.share:.2f} of {verdict.uniform[0].label}'s)"
-        )
+        share = ""
+        if verdict.share is not None:
+            other = verdict.uniform[0]
+            share = f" ({verdict.share:.2f} of {other.label}'s, {_size(other)})"
         return f"{said}{share}: {_WORDS[verdict.word]}"
     if verdict.mixes:
         return f"{said}; {verdict.mixes[0].label} is {_WORDS[verdict.word]}"
@@ -132,22 +131,16 @@ def _point(verdict: Verdict) -> list[str]:
     row, budget = verdict.recommended, str(verdict.limit.budget)
     if row is None:
         return [budget, "nothing", *[""] * (len(_FRONT) - 2)]
-    artifact, share = row.record.artifact, verdict.share
-    mixed = row in verdict.mixes
+    share, mixed = verdict.share, row in verdict.mixes
     return [
         budget,
         row.label,
-        _size(row).removesuffix(" GB"),
-        numbers.fixed(artifact.bpw if artifact else None, 2),
+        SIZE_GB.cell(row),
+        BPW.cell(row),
         KLD.cell(row),
         f"{share:.2f} ({_size(verdict.uniform[0])})" if share is not None and mixed else "",
-        _ratio(row),
+        PPL_RATIO.cell(row),
     ]
-
-
-def _ratio(row: Row) -> str:
-    ratio, span = PPL_RATIO.get(row), interval(row)
-    return "" if ratio is None else numbers.ratio(ratio) + (f" ({span})" if span else "")
 
 
 def _rows(verdict: Verdict) -> list[Row]:
@@ -155,7 +148,6 @@ def _rows(verdict: Verdict) -> list[Row]:
 
 
 def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:
-    artifact = row.record.artifact
     place = "recommended" if row is verdict.recommended else ""
     if verdict.difference is not None and row is verdict.mixes[0]:
         value, low, high = verdict.difference
@@ -163,11 +155,11 @@ def _line(row: Row, verdict: Verdict, result: BudgetResult) -> list[str]:
         place = f"{place}; KLD {value:+.4g}{around} beside the uniform".removeprefix("; ")
     return [
         row.label,
-        _size(row).removesuffix(" GB"),
-        numbers.fixed(artifact.bpw if artifact else None, 2),
+        SIZE_GB.cell(row),
+        BPW.cell(row),
         KLD.cell(row),
         numbers.divergence(_predicted(row, result)),
-        _ratio(row),
+        PPL_RATIO.cell(row),
         VERDICT.cell(row),
         place,
     ]
@@ -181,8 +173,7 @@ def _predicted(row: Row, result: BudgetResult) -> float | None:
 
 
 def _size(row: Row) -> str:
-    artifact = row.record.artifact
-    return f"{numbers.gigabytes(None if artifact is None else artifact.size_gb)} GB"
+    return f"{SIZE_GB.cell(row)} GB"
 
 
 def _spent(result: BudgetResult) -> list[str]:
