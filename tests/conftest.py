@@ -255,3 +255,14 @@ def sandbox():
         return find_sandbox()
     except TaskUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Miniatures gain nothing from threads, and lose much where others use the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

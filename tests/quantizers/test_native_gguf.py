@@ -19,6 +19,8 @@ from qsweep.quantizers.native.jobs import Job  # noqa: E402
 from qsweep.quantizers.rtn import RTN  # noqa: E402
 from qsweep.text.calibration import CalibrationTokens  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 try:
     converter_dir()
 except BackendUnavailable as error:
@@ -48,14 +50,6 @@ def load_weights(path):
     from safetensors.torch import load_file
 
     return {name: tensor.float() for name, tensor in load_file(path / "model.safetensors").items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

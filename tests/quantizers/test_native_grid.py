@@ -16,6 +16,8 @@ from qsweep.quantizers.native import grid as native_grid
 from qsweep.quantizers.rtn import RTN
 from qsweep.text.calibration import CalibrationTokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Read when gptqmodel is imported: on two cores its own pools do not fit into theirs.
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
@@ -69,15 +71,6 @@ def reference(path):
 
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(PROBE).logits
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Miniatures gain nothing from threads, and lose much where others use the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

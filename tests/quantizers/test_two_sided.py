@@ -19,6 +19,8 @@ from qsweep.quantizers.native.column_blocks import Problem
 from qsweep.quantizers.native.network import load_network
 from qsweep.text.calibration import CalibrationTokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT32 = torch.float32
 
 
@@ -124,7 +126,7 @@ def test_what_cannot_be_factorized_is_named_with_the_way_out():
         two_sided.factorize_outputs(hessian, 1000, "model.layers.0.mlp.up_proj")
     assert str(caught.value) == (
         "model.layers.0.mlp.up_proj: what the model's output feels of it cannot be factorized at any "
-        "damping; gptq_output_hessian=false does without"
+        "damping; quant.gptq_output_hessian=false does without"
     )
 
 
@@ -152,15 +154,6 @@ def test_many_outputs_are_coupled_in_blocks(tiny_model, monkeypatch):
         start = own.stop
     assert start == len(all_of_it)
     assert whole[name].positions == 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Miniatures gain nothing from threads, and lose much where others use the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

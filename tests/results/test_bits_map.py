@@ -1,11 +1,10 @@
 """Maps of bits on the report's page: which artifacts have one, what is drawn, and on what scale."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
 
+from helpers.browser import CHROMIUM, dom_of
 from helpers.synthetic import synthetic
 from helpers.typed import on_disk, typed
 from qsweep.results.assignment import assignment_in
@@ -19,7 +18,6 @@ from qsweep.results.html.vega import svg
 
 groups, render, write_report = map(on_disk, (groups, render, write_report))
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BITS = {"IQ2_XS": 2.3125, "Q4_K": 4.5, "Q6_K": 6.5625, "BF16": 16}
 KINDS = ("self_attn.q_proj", "mlp.experts.up_proj", "mlp.down_proj")
 UNIFORM = [["Q4_K"] * 3]
@@ -151,13 +149,7 @@ def test_a_browser_draws_the_maps_and_leaves_what_is_folded_until_it_is_opened(t
     records[1]["tensors"] = tensors(mixed(), names=(f"mlp.{evil}", "a'\"\\b", "c"))
     page = tmp_path / "page.html"
     write_report([SweepData("maps", "", records)], page)
-    dom = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
-         f"file://{page}"],
-        capture_output=True, text=True, timeout=120,
-    ).stdout  # fmt: skip
+    dom = dom_of(page, tmp_path / "profile")
     dom = re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL)
     assert 'data-ready="yes"' in dom and "could not be drawn" not in dom
     assert not re.search(r"<body[^>]*owned", dom)

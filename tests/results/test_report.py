@@ -3,11 +3,10 @@
 import json
 import math
 import re
-import shutil
-import subprocess
 
 import pytest
 
+from helpers.browser import CHROMIUM, dom_of
 from helpers.synthetic import reference, synthetic
 from helpers.typed import on_disk, typed
 from qsweep.base.errors import QsweepError
@@ -29,8 +28,6 @@ from qsweep.results.sources import sweeps_in
 report_sweep, write_report, groups, merge, render = map(
     on_disk, (report_sweep, write_report, groups, merge, render)
 )
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def sweep(count=60, name="demo", **more):
@@ -179,13 +176,7 @@ def test_json_in_a_script_cannot_end_it_and_is_still_the_same_json():
 def test_a_browser_draws_every_chart_and_runs_no_script_of_a_user(tmp_path):
     page = tmp_path / "page.html"
     write_report(hostile(), page)
-    dom = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
-         f"file://{page}"],
-        capture_output=True, text=True, timeout=120,
-    ).stdout  # fmt: skip
+    dom = dom_of(page, tmp_path / "profile")
     assert 'data-ready="yes"' in dom
     dom = re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL)
     charts = dom.count('class="chart')

@@ -24,16 +24,9 @@ from qsweep.sweep.recording import finished_record
 from qsweep.sweep.tensors import lacks_table
 from qsweep.sweep.trial import run_trial
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYER = "model.layers.1.mlp.up_proj"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of this size are compared faster by one thread than by several that wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
