@@ -1,14 +1,14 @@
 """Run jobs, each in a process of its own, and say what became of each."""
 
 import contextlib
-import graphlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.launch import interrupts
+from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult, Status
 from qsweep.launch.local.client import Child, ForkServer, ServerEvent
 from qsweep.launch.local.slots import Placement, Slots, place_job, why_unplaceable
@@ -51,36 +51,29 @@ def run_jobs(
         ValueError: ids that occur twice, needs that are not among the jobs, or that form a circle.
         KeyboardInterrupt: after every running job was killed; what was done was reported.
     """
-    _check(jobs)
+    flow = Flow(jobs, on_event=on_event, on_done=on_done, retry=retry)
     used = ForkServer() if server is None else server
-    names = {job.id: job.name for job in jobs}
-    run = _Run(slots, used, on_event, on_done, retry, {job.id: job for job in jobs}, names)
     try:
-        run.run_all()
+        _Run(slots, used, flow).run_all()
     except BaseException:
         interrupts.acknowledge()
         used.close()
         raise
     if server is None:
         used.close()
-    return {job.id: run.results[job.id] for job in jobs} | run.results
+    return {job.id: flow.results[job.id] for job in jobs} | flow.results
 
 
 @dataclass
 class _Run:
     slots: Slots
     server: ForkServer
-    on_event: Callable[[Event], None]
-    on_done: Callable[[Job, JobResult], None]
-    retry: Callable[[Job, JobResult], Sequence[Job]]
-    waiting: dict[str, Job]
-    names: dict[str, str]
+    flow: Flow
     running: dict[Child, Placement] = field(default_factory=dict)
-    results: dict[str, JobResult] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
 
     def run_all(self) -> None:
-        while self.waiting or self.running:
+        while self.flow:
             interrupts.check()
             self._start_ready_jobs()
             if not self.running:
@@ -90,38 +83,31 @@ class _Run:
             self._kill_timed_out()
 
     def _start_ready_jobs(self) -> None:
-        for job in list(self.waiting.values()):
-            verdict = self._verdict_before_start(job)
-            if verdict is not None:
-                del self.waiting[job.id]
-                self._finish(job, verdict)
-            elif all(need in self.results for need in job.needs):
-                where = place_job(self.slots, job.device, list(self.running.values()))
-                if where is not None:
-                    del self.waiting[job.id]
-                    self._start(job, where)
+        while any([self._start_if_possible(job) for job in self.flow.heads()]):
+            pass
 
-    def _verdict_before_start(self, job: Job) -> JobResult | None:
-        reason = why_unplaceable(self.slots, job.device)
-        if reason is not None:
-            return JobResult("skipped", reason=reason)
-        for need in job.needs:
-            result = self.results.get(need)
-            if result is not None and result.status != "finished":
-                became = "failed" if result.status == "failed" else "was skipped"
-                reason = f"needs {self.names[need]}, which {became}: {result.reason}"
-                return JobResult(result.status, reason=reason)
-        return None
+    def _start_if_possible(self, job: Job) -> bool:
+        """Start a job, or say why it never can be; whether one of these was done."""
+        if (reason := why_unplaceable(self.slots, job.device)) is not None:
+            self.flow.finish(job, JobResult("skipped", reason=reason))
+            return True
+        where = place_job(self.slots, job.device, list(self.running.values()))
+        if where is not None:
+            self._start(job, where)
+        return where is not None
 
     def _start(self, job: Job, where: Placement) -> None:
         try:
             child = self.server.submit(job, where.environment, self.slots.threads)
         except (TypeError, ValueError) as error:
-            self._finish(job, JobResult("failed", reason=f"its payload is not JSON: {error}"))
+            why = f"its payload is not JSON: {error}"
         except OSError as error:
-            self._finish(job, JobResult("failed", reason=f"cannot be started: {explain(error)}"))
+            why = f"cannot be started: {explain(error)}"
         else:
             self.running[child] = where
+            self.flow.started(job)
+            return
+        self.flow.finish(job, JobResult("failed", reason=why))
 
     def _wait_timeout(self) -> float:
         deadlines = [child.deadline for child in self.running if child.deadline is not None]
@@ -141,10 +127,12 @@ class _Run:
         elif child is None:
             return
         elif event.kind == "started":
-            self.on_event(Event("started", child.job))
+            self.flow.on_event(Event("started", child.job))
         elif event.kind == "progress":
             facts = event.facts
-            self.on_event(Event("progress", child.job, step=facts["step"], share=facts["share"]))
+            self.flow.on_event(
+                Event("progress", child.job, step=facts["step"], share=facts["share"])
+            )
         elif event.kind == "refused":
             self._record_end(child, JobResult("failed", reason=event.facts["reason"]))
         elif event.kind == "ended":
@@ -165,12 +153,9 @@ class _Run:
             else:
                 self.running.pop(child)
                 child.close()
-                self.waiting = {child.job.id: child.job} | self.waiting
-                self.on_event(Event("restarted", child.job, step=why))
+                self.flow.restarted(child.job, why)
         if stuck:
-            for job in list(self.waiting.values()):
-                del self.waiting[job.id]
-                self._finish(job, JobResult("failed", reason=why))
+            self.flow.finish_all(JobResult("failed", reason=why))
 
     def _record_end(self, child: Child, result: JobResult) -> None:
         self.running.pop(child)
@@ -179,17 +164,7 @@ class _Run:
             with contextlib.suppress(OSError), child.job.log.open("a") as log:
                 log.write(f"qsweep: {result.reason}\n")
         child.close()
-        if result.status != "finished" and (instead := self.retry(child.job, result)):
-            result = replace(result, reason=f"{result.reason}; tried again in parts")
-            new = {job.id: job for job in instead}
-            self.waiting = {**new, **self.waiting, **new}
-            self.names |= {job.id: job.name for job in instead}
-        self._finish(child.job, result)
-
-    def _finish(self, job: Job, result: JobResult) -> None:
-        self.results[job.id] = result
-        self.on_done(job, result)
-        self.on_event(Event("done", job, result=result))
+        self.flow.ended(child.job, result)
 
 
 def _result(child: Child, facts: dict[str, Any]) -> JobResult:
@@ -217,18 +192,3 @@ def _result(child: Child, facts: dict[str, Any]) -> JobResult:
 
 def _timeout_reason(child: Child) -> str:
     return f"timed out after {child.job.timeout_s:g} s"
-
-
-def _check(jobs: Sequence[Job]) -> None:
-    known = {job.id: set(job.needs) for job in jobs}
-    if len(known) < len(jobs):
-        raise ValueError("two jobs have the same id")
-    for job in jobs:
-        unknown = set(job.needs) - set(known)
-        if unknown:
-            raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
-    try:
-        graphlib.TopologicalSorter(known).prepare()
-    except graphlib.CycleError as error:
-        circle = sorted(set(error.args[1]))
-        raise ValueError(f"jobs need each other in a circle: {', '.join(circle)}") from error
