@@ -167,7 +167,7 @@ def _check(jobs: Iterable[Job]) -> None:
     if len(known) < len(jobs):
         raise ValueError("two jobs have the same id")
     for job in jobs:
-        unknown = set(job.needs) - known.keys()
+        unknown = {need for need in job.needs if need not in known}
         if unknown:
             raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
     try:
