@@ -84,3 +84,21 @@ def test_a_large_model_takes_no_time():
     choice = solve(losses, bits, 3.5 * sizes.sum())
     used = bits[range(400), choice].sum() / sizes.sum()
     assert 3.49 < used <= 3.5
+
+
+def test_the_solvers_own_lines_stay_off_the_output(capfd, monkeypatch):
+    import os
+
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def talkative(*arguments, **options):
+        os.write(1, b"HighsMipSolverData says something\n")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talkative)
+    print("before")
+    assert solve(np.array([[1.0, 2.0]]), np.array([[8.0, 4.0]]), 4.0) == (1,)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -3,6 +3,10 @@
 The multiple-choice knapsack, solved exactly as an integer program by HiGHS (``scipy.optimize.milp``).
 """
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qsweep.base.errors import TrialFailed
@@ -60,15 +64,31 @@ def solve(
     # tolerance.
     scaled = np.where(able, losses, 0.0)
     scale = np.abs(scaled).max() or 1.0
-    found = milp(
-        (scaled / scale).ravel(),
-        constraints=LinearConstraint(vstack(rows, format="csr"), low, high),
-        integrality=np.ones(groups * options),
-        bounds=Bounds(0, able.astype(float).ravel()),
-        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
-    )
+    with _silent():
+        found = milp(
+            (scaled / scale).ravel(),
+            constraints=LinearConstraint(vstack(rows, format="csr"), low, high),
+            integrality=np.ones(groups * options),
+            bounds=Bounds(0, able.astype(float).ravel()),
+            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+        )
     if found.x is None:
         if found.status == 2:  # infeasible
             return None
         raise TrialFailed(f"budget: the solver found no assignment: {found.message}")
     return tuple(int(n) for n in found.x.reshape(groups, options).argmax(1))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing written to the standard output: HiGHS prints some lines whatever it is told."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
