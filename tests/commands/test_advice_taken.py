@@ -305,6 +305,9 @@ RUNS = {
     "gptq, awq and rtn with quant.backend=native show it": "test_who_shows_an_expert_its_own_tokens_alone_says_so",
     "model.trust_remote_code=true runs it": "test_code_that_comes_with_a_model_runs_where_it_is_trusted",
     "give the unquantized model they were made from": "test_experts_that_are_quantized_without_a_word_of_it",
+    "beyond float32; quant.gptq_output_hessian=false": "test_where_outputs_are_felt_beyond_float32_plain_gptq_goes_on",
+    "at any damping; quant.gptq_output_hessian=false": "test_what_cannot_be_factorized_is_named_with_the_way_out",
+    "share a scale; quant.gptq_output_hessian=false": "test_outputs_that_share_scales_are_refused",
 }  # fmt: skip
 # Ways out of the machine's, the hub's and other rooms' troubles; options in them exist and take the
 # values named (tests/commands/test_advice.py).

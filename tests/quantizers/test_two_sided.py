@@ -130,6 +130,24 @@ def test_what_cannot_be_factorized_is_named_with_the_way_out():
     )
 
 
+def test_where_outputs_are_felt_beyond_float32_plain_gptq_goes_on(
+    tiny_model, tmp_path, monkeypatch
+):
+    def steep(*arguments, **options):
+        for together in gradients(*arguments, **options):
+            yield [replace(seen, gradients=seen.gradients * 1e25) for seen in together]
+
+    gradients = felt_by.gradients
+    monkeypatch.setattr(felt_by, "gradients", steep)
+    model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu")
+    samples = torch.randint(5, 4000, (2, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    tokens = CalibrationTokens(samples)
+    with pytest.raises(TrialFailed, match="beyond float32; quant.gptq_output_hessian=false"):
+        NativeGPTQ(4, 64, gptq_output_hessian=True).quantize(model, tokens, tmp_path)
+    artifact = NativeGPTQ(4, 64).quantize(model, tokens, tmp_path)
+    assert artifact.details["loss"]
+
+
 def test_many_outputs_are_coupled_in_blocks(tiny_model, monkeypatch):
     path = tiny_model("llama")
     network = load_network(SourceModel(read_facts(path, "llama"), "cpu"))
