@@ -30,7 +30,7 @@ from qsweep.quantizers.environments.spec import load_spec
 from qsweep.results.peers import windows_of
 from qsweep.results.record import Row
 from qsweep.results.rows import rows as table_rows
-from qsweep.tasks.significance import holm
+from qsweep.evaluate.pairs import holm
 
 # Integers by their bits and group size, the others as in ``format=``.
 FORMATS = (

@@ -38,7 +38,7 @@ from qsweep.models.tiny import MODEL_DIR
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
-from qsweep.tasks.significance import holm
+from qsweep.evaluate.pairs import holm
 from qsweep.text.corpora import calibration_samples, load_documents
 from qsweep.text.corpus import CorpusConfig
 

@@ -7,7 +7,6 @@ import numpy
 import pytest
 
 from qsweep.tasks.significance import (
-    holm,
     interval,
     mcnemar,
     measurable,
@@ -59,13 +58,6 @@ def test_mcnemars_p_is_that_of_earlier_records(better, worse, p):
 def test_wilsons_interval_is_that_of_earlier_records(score, count, low, high):
     found = wilson(score, count)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
-
-
-def test_holm_by_hand():
-    # Sorted .01 .02 .03 .04 times 4, 3, 2, 1, then never falling.
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([]) == []
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_the_bootstrap_interval_has_the_width_that_theory_says():

@@ -7,6 +7,12 @@ from typing import Any
 BOUNDS = ((1.06, "yes"), (1.12, "usually"), (1.20, "marginal"))
 BEYOND = "problematic"
 
+# KLD in nats per token below which neither it nor perplexity ranks artifacts: near the reference both
+# have lost all relation to scores of benchmarks (arXiv 2606.19558: over two cohorts of 28 and 41 files
+# rho is -0.72 and -0.86, near the baseline 0.00 and -0.24). Where that zone ends depends on model and
+# text; this is where the four-bit territory of the bands in common use begins.
+SILENT_KLD = 0.01
+
 # A model that knows nothing has a perplexity of its whole vocabulary, whichever way it knows nothing:
 # the mean of -ln q is at least that of ln V where the predictions are independent of the text. Half
 # of it leaves room for noise, and a text that says so little is a chance level all the same.

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.pairs import holm
 from qsweep.results.alignment import alignment_markdown
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import CapabilityResult, Record
 from qsweep.tasks.capabilities import MARGIN, verdict
-from qsweep.tasks.significance import holm
 from qsweep.tasks.task import CAPABILITIES, COUNTED
 
 # By trial's key and capability.

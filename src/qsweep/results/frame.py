@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from qsweep.results.beside import beside_others
 from qsweep.results.columns.views import csv_columns
-from qsweep.results.peers import with_peers
 from qsweep.results.record import Record
 from qsweep.results.rows import rows
 
@@ -19,7 +19,7 @@ def frame(records: Iterable[Record]) -> "pandas.DataFrame":
     """
     import pandas
 
-    found = with_peers(rows(records))
+    found = beside_others(rows(records))
     return pandas.DataFrame({c.name: _column([c.get(row) for row in found]) for c in csv_columns()})
 
 

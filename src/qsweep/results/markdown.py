@@ -17,6 +17,7 @@ from qsweep.results.markdown_table import table
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, noise_floors, places, ranked
+from qsweep.results.ties import with_standings
 
 
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
@@ -45,12 +46,14 @@ def _introduction(records: Sequence[Record], command: str) -> str:
 
 def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
     corpus, preset = place
-    shown = [
-        Row(record, measurement, record.name)
-        for record in ranked(records)
-        for measurement in record.measurements
-        if measurement.place == place
-    ]
+    shown = with_standings(
+        [
+            Row(record, measurement, record.name)
+            for record in ranked(records)
+            for measurement in record.measurements
+            if measurement.place == place
+        ]
+    )
     floors = [floor for where, floor in noise_floors(records).items() if where[1:] == place]
     return "\n\n".join(
         [

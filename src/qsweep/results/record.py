@@ -12,6 +12,7 @@ from qsweep.evaluate.verdicts import expected_ratio
 from qsweep.formats.hardware import Card, Fit, fit
 from qsweep.formats.numbers import FORMATS, NumberFormat
 from qsweep.results.peer import Peer
+from qsweep.results.standing import Standing
 from qsweep.results.tensor_summary import TensorSummary
 
 Number = int | float
@@ -232,6 +233,7 @@ class Record:
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
         implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
         cached: Whether nothing of it was made in the sweep's last run.
+        silent_kld: The divergence in nats below which nothing ranks it; None: the field's bound.
     """
 
     key: str
@@ -270,6 +272,7 @@ class Record:
     log: str | None = None
     cached: bool | None = None
     implied: bool | None = None
+    silent_kld: Number | None = None
     seconds: Number | None = None
     started: str | None = None
     ended: str | None = None
@@ -368,6 +371,7 @@ class Row:
         noise_floor: The KLD of its reference from itself, below which one says nothing.
         suffers: Its worst capability in words.
         peer: What it is compared with at equal size, where that was looked for.
+        standing: The ranks that it may have, where that was looked for.
     """
 
     record: Record
@@ -377,6 +381,7 @@ class Row:
     noise_floor: float | None = None
     suffers: str = ""
     peer: Peer | None = None
+    standing: Standing | None = None
 
     @property
     def key(self) -> str:

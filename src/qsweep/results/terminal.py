@@ -18,6 +18,7 @@ from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, places, ranked
+from qsweep.results.ties import with_standings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,11 +52,12 @@ def print_results(
     console.print(_summary(records, directory), soft_wrap=True)
 
 
-def columns(records: Sequence[Record], width: int) -> list[Column]:
+def columns(rows: Sequence[Row], width: int) -> list[Column]:
     """The columns that fit a terminal of so many characters and have something to say.
 
     Where speed was measured, it comes before the time that the trial itself took.
     """
+    records = [row.record for row in rows]
     timed = any(record.speed for record in records)
     empty = {
         DECODE_TPS: not timed,
@@ -64,7 +66,7 @@ def columns(records: Sequence[Record], width: int) -> list[Column]:
         TIME: timed and width < 118,
     }
     found = []
-    for column in columns_of("terminal", [Row(record, record.primary) for record in records]):
+    for column in columns_of("terminal", rows):
         shown = column.shown("terminal")
         fits = shown is not None and (width >= shown.min_width or shown.narrow is not None)
         if fits and not empty.get(column):
@@ -76,10 +78,16 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
     from rich import box
     from rich.table import Table
 
-    shown = columns(records, console.width)
     adjusted = adjusted_p(records)
-    measured = places(records)
     models = sorted({record.model for record in records})
+    rows = with_standings(
+        [
+            Row(r, r.primary, _short_name(r, models), suffers=worst_cell(r, adjusted))
+            for r in ranked(records)
+        ]
+    )
+    shown = columns(rows, console.width)
+    measured = places(records)
     title = ", ".join(models)
     if measured:
         title += f" on {measured[0][0]} (preset {measured[0][1]})"
@@ -101,9 +109,7 @@ def _table(records: Sequence[Record], console: "Console") -> Any:
             no_wrap=column is not LABEL,
             overflow="fold",
         )
-    for record in ranked(records):
-        name, suffers = _short_name(record, models), worst_cell(record, adjusted)
-        row = Row(record, record.primary, name, suffers=suffers)
+    for row in rows:
         table.add_row(*(_styled(c.cell(row, "terminal", console.width)) for c in shown))
     return table
 

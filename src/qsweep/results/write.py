@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qsweep.base.files import write_bytes, write_text
-from qsweep.results.peers import with_peers
+from qsweep.results.beside import beside_others
 from qsweep.results.record import Record
 from qsweep.results.rows import rows, to_csv
 
@@ -21,7 +21,7 @@ def write_results(
     from qsweep.results.markdown import results_markdown
 
     table, page = directory / "results.csv", directory / "results.md"
-    write_text(table, to_csv(with_peers(rows(records))))
+    write_text(table, to_csv(beside_others(rows(records))))
     write_text(page, results_markdown(directory.name, records, command))
     if kept := capabilities_markdown(directory.name, records):
         write_text(directory / "capabilities.md", kept)

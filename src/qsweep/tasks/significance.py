@@ -97,16 +97,6 @@ def paired_p(scores: Sequence[float], reference: Sequence[float]) -> tuple[float
     return sign_flip(differences), "sign flips"
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: any below 5 % is significant at 5 % over the whole family."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted, highest = [0.0] * len(values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def samples_needed(changed: float, loss: float) -> int:
     """How many samples show a loss with 80 % power at 5 %, by McNemar's test.
 

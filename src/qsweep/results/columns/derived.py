@@ -185,6 +185,11 @@ def peer(name: str) -> Callable[[Row], Any]:
     return lambda row: None if row.peer is None else getattr(row.peer, name)
 
 
+def standing(name: str) -> Callable[[Row], Any]:
+    """A fact of where a row may stand; None where that was not looked for."""
+    return lambda row: None if row.standing is None else getattr(row.standing, name)
+
+
 def peer_ratio(row: Row) -> str:
     """The ratio to it with its interval, or that neither is better."""
     found = row.peer

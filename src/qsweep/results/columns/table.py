@@ -117,6 +117,18 @@ LABEL = add(Column(
     tables={"terminal": "trial", "markdown": "trial", "html": "trial", "search": "trial",
             "own_run": "trial"},
 ))
+RANK = add(Column(
+    "rank", "the ranks that it may have by KLD (by perplexity without one) among those measured alike, "
+    "every pair of them compared on its own windows: a range is a tie, = one of the silent zone", "row",
+    derived.standing("text"),
+    tables={t: Shown("rank", optional=True) for t in ("terminal", "markdown", "html")}))
+RANK_FIRST = add(Column(
+    "rank_first", "the best of these ranks, from 1", "row", derived.standing("first"), csv=True))
+RANK_LAST = add(Column(
+    "rank_last", "the worst of them", "row", derived.standing("last"), csv=True))
+SILENT = add(Column(
+    "silent", "whether its KLD is so small that neither that nor perplexity ranks it", "row",
+    derived.standing("silent"), csv=True))
 STATUS = add(of_trial("status", "finished, failed or skipped", csv=True))
 MODEL = add(of_trial("model", "the model's name", csv=True))
 METHOD = add(of_trial("method", "how it was quantized", csv=True, view=("tags", 12)))
@@ -448,6 +460,7 @@ CSV_ORDER = (*PROMISED, *(
     "peer_ppl_ratio_low peer_ppl_ratio_high peer_tie peer_kld_difference peer_kld_difference_low "
     "peer_kld_difference_high dequantized_from number_format native_on "
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
-    "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short"
+    "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short "
+    "rank_first rank_last silent"
 ).split())
 # fmt: on

@@ -24,9 +24,9 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
     """
     from qsweep.base.files import write_text
     from qsweep.results.arrays import stored_arrays
+    from qsweep.results.beside import beside_others
     from qsweep.results.html.page import render
     from qsweep.results.markdown import results_markdown
-    from qsweep.results.peers import with_peers
     from qsweep.results.rows import rows, to_csv
     from qsweep.results.write import write_tensors
 
@@ -35,7 +35,7 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
     title = ", ".join(sweep.name for sweep in sweeps)
     texts = {
         page: render(sweeps, find or stored_arrays),
-        page.with_suffix(".csv"): to_csv(with_peers(rows(records), find or stored_arrays)),
+        page.with_suffix(".csv"): to_csv(beside_others(rows(records), find or stored_arrays)),
         page.with_suffix(".md"): results_markdown(title, records, command),
     }
     if picture := _picture(records):

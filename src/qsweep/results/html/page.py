@@ -14,6 +14,7 @@ from markupsafe import Markup
 from qsweep.base.version import __version__
 from qsweep.results import own_run
 from qsweep.results.arrays import FindArrays, stored_arrays
+from qsweep.results.beside import beside_others
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
 from qsweep.results.html import across, capabilities, costs, options, served
@@ -31,7 +32,6 @@ from qsweep.results.html.tensors import tensors
 from qsweep.results.html.theme import config
 from qsweep.results.html.tokens import divergence_by_token
 from qsweep.results.html.vega import script
-from qsweep.results.peers import with_peers
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -84,7 +84,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
 
 
 def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
-    rows = with_peers(group.rows, find)
+    rows = beside_others(group.rows, find)
     panels = [
         equal_size(rows),
         options.bits(group),

@@ -1,0 +1,125 @@
+"""Which rows can be told apart: every pair that was measured on the same windows, compared on them.
+
+A rank is claimed where each pair's own differences bear it (:mod:`qsweep.evaluate.pairs`), by KL
+divergence, or by perplexity where a row has no divergence. In the *silent zone*, close to the
+reference, neither says which of two does better at tasks (:data:`~qsweep.evaluate.verdicts.SILENT_KLD`),
+so that there no pair is ever ordered by them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.contents import is_number
+from qsweep.evaluate.pairs import better_than, rank_ranges
+from qsweep.evaluate.verdicts import SILENT_KLD
+from qsweep.results.arrays import FindArrays, stored_arrays
+from qsweep.results.columns.table import KLD
+from qsweep.results.comparable import measured_by
+from qsweep.results.peers import FindWindows, Windows, windows_of
+from qsweep.results.record import Row
+from qsweep.results.standing import Standing
+from qsweep.results.winner import MIN_WINDOWS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What may be said of every two rows of one family.
+
+    Attributes:
+        standings: By the keys of trials.
+        better: Pairs of keys of which the first is better beyond noise.
+    """
+
+    standings: dict[str, Standing]
+    better: frozenset[tuple[str, str]]
+
+    def tell(self, one: str, other: str) -> bool | None:
+        """Whether one of two trials is better; None where nothing is known of one of them."""
+        if one not in self.standings or other not in self.standings:
+            return None
+        return (one, other) in self.better or (other, one) in self.better
+
+
+NOTHING = Ties({}, frozenset())
+
+
+def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
+    """What may be said of rows that were all measured alike; those without windows are left out."""
+    found = [(row, its) for row in rows if (its := windows(row)) is not None]
+    if len(found) < 2:
+        return NOTHING
+    counts = found[0][1].tokens
+    found = [(row, its) for row, its in found if _same(its.tokens, counts)]
+    if len(found) < 2 or len(counts) < MIN_WINDOWS:
+        return NOTHING
+    kept, measured = zip(*found, strict=True)
+    silent = [is_silent(row) for row in kept]
+    sums, by = _sums(measured)
+    better = better_than(sums, counts, _both(silent))
+    standings = {
+        row.key: Standing(rank.first, rank.last, len(kept), by, quiet)
+        for row, rank, quiet in zip(kept, rank_ranges(better), silent, strict=True)
+    }
+    pairs = combinations(range(len(kept)), 2)
+    ordered = [(a, b) if better[a, b] else (b, a) for a, b in pairs if better[a, b] or better[b, a]]
+    return Ties(standings, frozenset((kept[a].key, kept[b].key) for a, b in ordered))
+
+
+def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Row]:
+    """Rows, each with where it may stand among those of its model that were measured as it was.
+
+    Args:
+        rows: Of one or several models, corpora and presets.
+        find: Tells where a measurement's arrays are.
+    """
+    families: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.measurement is not None and may_be_ranked(row):
+            record = row.record
+            place = (record.model, record.model_hash, *row.measurement.place)
+            families[*place, measured_by(row.measurement)].append(row)
+    standings = {
+        id(row): found.standings.get(row.key)
+        for family in families.values()
+        for found in [ties(family, partial(windows_of, find=find))]
+        for row in family
+    }
+    return [replace(row, standing=standings.get(id(row))) for row in rows]
+
+
+def may_be_ranked(row: Row) -> bool:
+    """Whether a row is a quantized model's that was asked for, with a reference to be ranked by."""
+    return not (row.record.reference or row.record.implied or row.no_verdict)
+
+
+def is_silent(row: Row) -> bool:
+    """Whether a row lies in the silent zone, where divergence and perplexity rank nothing."""
+    kld, bound = KLD.get(row), row.record.silent_kld
+    return is_number(kld) and kld < (SILENT_KLD if bound is None else bound)
+
+
+def _same(tokens: "np.ndarray", others: "np.ndarray") -> bool:
+    return len(tokens) == len(others) and bool((tokens == others).all())
+
+
+def _sums(measured: Iterable[Windows]) -> "tuple[np.ndarray, Any]":
+    import numpy as np
+
+    measured = list(measured)
+    divergences = [one.kld for one in measured if one.kld is not None]
+    if len(divergences) == len(measured):
+        return np.stack(divergences), "kld"
+    return np.stack([one.nll for one in measured]), "nll"
+
+
+def _both(silent: Sequence[bool]) -> "np.ndarray":
+    import numpy as np
+
+    return np.logical_and.outer(silent, silent)
