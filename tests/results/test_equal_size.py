@@ -3,13 +3,14 @@
 import csv
 import io
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
-from helpers.records import reference, trial
+from helpers.measured import TOKENS, measured_trial
+from helpers.records import reference
 from helpers.typed import typed
 from qsweep.base.errors import ConfigError
 from qsweep.evaluate.metrics import clustered_mean, ppl_ratio
@@ -19,7 +20,6 @@ from qsweep.results.html.page import render
 from qsweep.results.peers import windows_of, with_peers
 from qsweep.results.rows import rows, to_csv
 
-WINDOWS, TOKENS = 24, 100
 CONFIG = {
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256,
     "vocab_size": 4096,
@@ -28,27 +28,7 @@ CONFIG = {
 
 @pytest.fixture
 def measured(tmp_path):
-    """A trial whose windows are ``loss`` nats a token worse than the reference, give or take noise."""
-
-    def make(name, method, loss, size_gb, *, noise=0.0, seed=0, **more):
-        dice = np.random.default_rng(seed)
-        text = np.random.default_rng(99).uniform(2.0, 4.0, WINDOWS)  # how hard each window is
-        nll = (text + loss + dice.normal(0, noise, WINDOWS)) * TOKENS
-        folder = tmp_path / name.replace(" ", "-")
-        folder.mkdir()
-        arrays = {
-            "window_nll": nll,
-            "window_tokens": np.full(WINDOWS, TOKENS),
-            "token_kld": np.repeat(nll / TOKENS - text, TOKENS).astype(np.float32),
-        }
-        save_file(arrays, folder / "arrays.safetensors")
-        record = trial(name, method, math.exp(loss), 0.05, bits=4, size_gb=size_gb, **more)
-        record["measurements"][0] |= {"file": str(folder)}
-        record["measurements"][0]["metrics"] |= {"kld": max(loss, 1e-6)}
-        record["key"] = f"key-{name}"
-        return record
-
-    return make
+    return partial(measured_trial, tmp_path)
 
 
 def peers(records):

@@ -35,6 +35,11 @@ def one(key, ratio, half, size_gb=1.0, *, windows=40, setting="", **more):
     return contender(key, f"trial {key}", figures | more, setting)
 
 
+def nothing_told(*_):
+    """Of no two trials windows tell which is better."""
+    return False
+
+
 def test_a_lead_beyond_noise_makes_a_winner():
     decision = decide([one("b", 1.10, 0.005), one("a", 1.02, 0.005)])
     assert (decision.leader, decision.winner, decision.open) == ("a", "a", None)
@@ -45,8 +50,38 @@ def test_a_lead_beyond_noise_makes_a_winner():
 def test_a_lead_counts_from_the_root_of_both_half_widths_squares_on(gap, open_):
     # two half-widths of 0.01: the difference is known to sqrt(2) * 0.01
     found = decide([one("a", 1.05, 0.01), one("b", 1.05 * math.exp(gap), 0.01)])
-    assert (found.winner is None) is open_
+    assert (found.winner is None) is open_ and found.tied == ()
     assert not open_ or "trial b is within noise" in found.open
+
+
+def test_the_smallest_of_a_tie_leads():
+    large, small = one("large", 1.050, 0.01, 1.0), one("small", 1.058, 0.01, 0.99)
+    found = decide([large, small], nothing_told)
+    assert found.winner == "small" and found.tied == ("large",)
+    assert (
+        "trial large cannot be told from it in quality, and none of them is smaller" in found.note
+    )
+    # but not where windows tell the two apart, nor where the smaller one was measured badly
+    assert decide([large, small], lambda *_: True).leader == "large"
+    hardly = one("small", 1.058, 0.01, 0.99, windows=3)
+    assert decide([large, hardly], nothing_told).leader == "large"
+
+
+def test_windows_tie_what_intervals_do_not():
+    better, worse = one("a", 1.02, 0.001), one("b", 1.05, 0.001)
+    assert decide([better, worse]).tied == ()
+    assert decide([better, worse], nothing_told).tied == ("b",)
+
+
+def test_in_the_silent_zone_the_smallest_has_the_most_quality():
+    def close(silent):
+        return [
+            one("a", 1.001, 0.0001, 1.00, silent=silent),
+            one("b", 1.009, 0.0001, 0.97, silent=silent),
+        ]
+
+    assert decide(close(True)).winner == "b"
+    assert decide(close(False)).winner == "a"
 
 
 def test_the_rest_of_those_within_noise_are_counted():
@@ -83,9 +118,10 @@ def test_a_rival_of_unknown_interval_cannot_be_beaten():
     assert decide([one("a", 1.01, 0.001), one("b", 1.15, 0.001)]).winner == "a"
 
 
-def test_size_counts_as_it_is_and_a_tie_is_no_win():
+def test_size_counts_as_it_is_and_a_tie_is_told():
     assert decide([one("a", 1.02, 0.001, 1.0), one("b", 1.02, 0.001, 1.1)]).winner == "a"
     assert decide([one("a", 1.0, 0.0), one("b", 1.0, 0.0)]).winner is None
+    assert decide([one("a", 1.0, 0.0), one("b", 1.0, 0.0)], nothing_told).winner == "a"
     # beyond the scale quality is no longer per GB, and still has an order
     assert decide([one("a", 1.3, 0.01), one("b", 1.6, 0.01)]).winner == "a"
 

@@ -90,7 +90,7 @@ class FormulaLab:
             "ppl_ratio_high": math.exp(mean + half),
             "quality": quality(math.exp(mean)),
             "quality_per_gb": quality_per_gb(quality(math.exp(mean)), size),
-            "kld": mean**2,
+            "kld": mean,
             "kld_stderr": half**2,
         }
         verdict = "yes" if mean <= math.log(1.06) else "problematic"

@@ -38,6 +38,7 @@ seed: 0             draws the calibration samples
 device: auto        auto, cpu, cuda, cuda:N
 n_jobs: auto        trials at a time; auto: one per visible GPU
 timeout_s: null     end a trial as failed after so many seconds
+silent_kld: 0.01    nats of KLD below which nothing ranks trials but size; 0: rank all
 sweep: null         the sweep's name; null: made from what it varies
 outputs_dir: outputs
 

@@ -13,6 +13,7 @@ from qsweep.formats.hardware import Card
 from qsweep.launch.interrupts import finishing
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
+from qsweep.results.ties import tell_of
 from qsweep.search.answer import answer, infeasible
 from qsweep.search.budget.mixes import Mixes, overrides_with
 from qsweep.search.candidate import PlannedTrial
@@ -183,7 +184,8 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 entries = study.entries()
                 _adopt(session, entries)
                 trouble = _trouble(entries, constraints, lab)
-                result = answer(entries, objectives, settings.serving)
+                told = tell_of(session.sweep.records.values())
+                result = answer(entries, objectives, settings.serving, told)
                 commands = _Commands(sweeper, config_name, compose, session)
                 page = write_page(
                     sweep, entries, result, objectives, constraints, commands, trouble,

@@ -10,6 +10,7 @@ from qsweep.results.columns.table import SERVED
 from qsweep.results.comparable import differences, measured_by
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
+from qsweep.results.ties import is_silent, tell_of
 from qsweep.results.traits import setting
 from qsweep.results.winner import CONTEND_BY, Contender, Decision, contender, decide, sentence
 
@@ -65,8 +66,9 @@ def _artifact(record: Record) -> str:
 
 
 def _best(model: str, records: Mapping[str, Record]) -> Best | None:
-    contenders = [contender_of(Row(r, r.primary, r.name), setting(r)) for r in records.values()]
-    decision = decide([one for one in contenders if one is not None])
+    rows = [Row(r, r.primary, r.name) for r in records.values()]
+    contenders = [contender_of(row, setting(row.record)) for row in rows]
+    decision = decide([one for one in contenders if one is not None], tell_of(records.values()))
     return None if decision.leader is None else Best(model, records[decision.leader], decision)
 
 
@@ -106,4 +108,5 @@ def contender_of(row: Row, setting: str = "") -> Contender | None:
     """A row as one that may be the best; None where it has no quality per GB."""
     figures: dict[str, Any] = {column.name: column.get(row) for column in CONTEND_BY}
     cut = row.measurement is not None and row.measurement.windows_cut
-    return contender(row.key, row.label, {**figures, "windows_cut": cut}, setting)
+    more = {"windows_cut": cut, "silent": is_silent(row)}
+    return contender(row.key, row.label, figures | more, setting)

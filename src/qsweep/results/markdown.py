@@ -17,7 +17,7 @@ from qsweep.results.markdown_table import table
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, noise_floors, places, ranked
-from qsweep.results.ties import with_standings
+from qsweep.results.ties import notes, with_standings
 
 
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
@@ -60,6 +60,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
             f"## {numbers.markdown(corpus)}, preset {numbers.markdown(preset)}",
             _protocol(shown, max(floors, default=None)),
             table(headings("markdown", shown), lines_of(shown, "markdown")),
+            *(numbers.markdown(f"{line[0].upper()}{line[1:]}.") for line in notes(shown)),
         ]
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.base.contents import is_number
-from qsweep.evaluate.verdicts import expected_ratio
+from qsweep.evaluate.verdicts import SILENT_KLD, expected_ratio
 from qsweep.formats.hardware import Card, Fit, fit
 from qsweep.formats.numbers import FORMATS, NumberFormat
 from qsweep.results.peer import Peer
@@ -233,7 +233,6 @@ class Record:
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
         implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
         cached: Whether nothing of it was made in the sweep's last run.
-        silent_kld: The divergence in nats below which nothing ranks it; None: the field's bound.
     """
 
     key: str
@@ -272,7 +271,6 @@ class Record:
     log: str | None = None
     cached: bool | None = None
     implied: bool | None = None
-    silent_kld: Number | None = None
     seconds: Number | None = None
     started: str | None = None
     ended: str | None = None
@@ -281,6 +279,12 @@ class Record:
     def finished(self) -> bool:
         """Whether it came to its figures."""
         return self.status == "finished"
+
+    @property
+    def silent_kld(self) -> Number:
+        """The divergence in nats below which nothing ranks it: the configuration's ``silent_kld``."""
+        asked = self.config.get("silent_kld")
+        return asked if is_number(asked) else SILENT_KLD
 
     @property
     def existed(self) -> bool:

@@ -8,11 +8,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qsweep.base.numbers import one_line
-from qsweep.results.columns.table import KLD_FLOOR_BATCH, KLD_FLOOR_DTYPE, QUALITY_PER_GB
+from qsweep.evaluate.metrics import quality_per_gb
+from qsweep.results.columns.table import (
+    KLD_FLOOR_BATCH,
+    KLD_FLOOR_DTYPE,
+    QUALITY_PER_GB,
+    SIZE_GB,
+)
 from qsweep.results.columns.views import csv_columns, figure
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
+from qsweep.results.ties import is_silent
 
 CorpusPreset = tuple[str, str]
 
@@ -34,10 +41,15 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 
 def ranked(records: Iterable[Record]) -> list[Record]:
-    """Finished trials by quality per GB, best first; then the failed ones, then the skipped."""
+    """Finished trials by quality per GB, best first; then the failed ones, then the skipped.
+
+    Those of the silent zone count as equally good, so that among them the smallest is first.
+    """
 
     def order(record: Record) -> tuple[int, float, str, str]:
-        value = figure(record, QUALITY_PER_GB)
+        value, size = figure(record, QUALITY_PER_GB), figure(record, SIZE_GB)
+        if value is not None and size and is_silent(Row(record, record.primary)):
+            value = quality_per_gb(1.0, size)
         rank = -value if value is not None and math.isfinite(value) else math.inf
         return (_STATUS_ORDER.get(record.status, 3), rank, record.name, record.key)
 

@@ -18,7 +18,7 @@ from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
 from qsweep.results.rows import counts, places, ranked
-from qsweep.results.ties import with_standings
+from qsweep.results.ties import notes, with_standings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,10 +44,13 @@ def print_results(
 
     Colours and lines appear on a terminal only; ``NO_COLOR`` and ``COLUMNS`` are honoured.
     """
+    from rich.text import Text
+
     console, records = console or _console(), with_distinct_names(records)
+    rows = _rows(records)
     if any(record.finished for record in records):
-        console.print(_table(records, console))
-    for line in _remarks(records):
+        console.print(_table(rows, console))
+    for line in [*map(Text, notes(rows)), *_remarks(records)]:
         console.print(line, soft_wrap=True)
     console.print(_summary(records, directory), soft_wrap=True)
 
@@ -74,21 +77,26 @@ def columns(rows: Sequence[Row], width: int) -> list[Column]:
     return found
 
 
-def _table(records: Sequence[Record], console: "Console") -> Any:
-    from rich import box
-    from rich.table import Table
-
+def _rows(records: Sequence[Record]) -> list[Row]:
+    """A row for each trial, best first, with where it may stand."""
     adjusted = adjusted_p(records)
     models = sorted({record.model for record in records})
-    rows = with_standings(
+    return with_standings(
         [
             Row(r, r.primary, _short_name(r, models), suffers=worst_cell(r, adjusted))
             for r in ranked(records)
         ]
     )
+
+
+def _table(rows: Sequence[Row], console: "Console") -> Any:
+    from rich import box
+    from rich.table import Table
+
     shown = columns(rows, console.width)
+    records = [row.record for row in rows]
     measured = places(records)
-    title = ", ".join(models)
+    title = ", ".join(sorted({record.model for record in records}))
     if measured:
         title += f" on {measured[0][0]} (preset {measured[0][1]})"
     table = Table(

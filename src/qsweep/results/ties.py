@@ -7,7 +7,7 @@ so that there no pair is ever ordered by them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.pairs import better_than, rank_ranges
-from qsweep.evaluate.verdicts import SILENT_KLD
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
 from qsweep.results.comparable import measured_by
 from qsweep.results.peers import FindWindows, Windows, windows_of
-from qsweep.results.record import Row
+from qsweep.results.record import Record, Row
 from qsweep.results.standing import Standing
 from qsweep.results.winner import MIN_WINDOWS
 
@@ -79,19 +78,56 @@ def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> lis
         rows: Of one or several models, corpora and presets.
         find: Tells where a measurement's arrays are.
     """
+    standings = {
+        id(row): found.standings.get(row.key)
+        for family in _families(rows)
+        for found in [ties(family, partial(windows_of, find=find))]
+        for row in family
+    }
+    return [replace(row, standing=standings.get(id(row))) for row in rows]
+
+
+def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
+    """Tells by their keys whether one of two trials is better, by their primary measurements."""
+    rows = [Row(record, record.primary) for record in records if record.finished]
+    found = [ties(family) for family in _families(rows)]
+
+    def tell(one: str, other: str) -> bool | None:
+        return next((known for its in found if (known := its.tell(one, other)) is not None), None)
+
+    return tell
+
+
+def _families(rows: Iterable[Row]) -> Collection[list[Row]]:
+    """Rows of one model, corpus and preset that were measured alike."""
     families: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.measurement is not None and may_be_ranked(row):
             record = row.record
             place = (record.model, record.model_hash, *row.measurement.place)
             families[*place, measured_by(row.measurement)].append(row)
-    standings = {
-        id(row): found.standings.get(row.key)
-        for family in families.values()
-        for found in [ties(family, partial(windows_of, find=find))]
-        for row in family
-    }
-    return [replace(row, standing=standings.get(id(row))) for row in rows]
+    return families.values()
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of ranks must know: what they cover, and of which rows nothing ranks them."""
+    ranked = [row for row in rows if row.standing is not None]
+    if not ranked:
+        return []
+    by = "perplexity" if any(s.by == "nll" for row in ranked if (s := row.standing)) else "KLD"
+    said = [
+        f"ranks are by {by}, each pair compared on its own windows (5 % over all pairs, Holm): a "
+        "range is a tie; the draw of the calibration text is not covered"
+    ]
+    if silent := [row for row in ranked if row.standing is not None and row.standing.silent]:
+        bounds = ", ".join(sorted({f"{row.record.silent_kld:g}" for row in silent}))
+        number = len({row.key for row in silent})
+        count = "1 trial has" if number == 1 else f"{number} trials have"
+        said.append(
+            f"{count} a KLD below {bounds} nats, where neither KLD nor perplexity says what does better "
+            "at tasks (arXiv 2606.19558): the smallest of these is the first; silent_kld=0 ranks all"
+        )
+    return said
 
 
 def may_be_ranked(row: Row) -> bool:
@@ -101,8 +137,8 @@ def may_be_ranked(row: Row) -> bool:
 
 def is_silent(row: Row) -> bool:
     """Whether a row lies in the silent zone, where divergence and perplexity rank nothing."""
-    kld, bound = KLD.get(row), row.record.silent_kld
-    return is_number(kld) and kld < (SILENT_KLD if bound is None else bound)
+    kld = KLD.get(row)
+    return is_number(kld) and kld < row.record.silent_kld
 
 
 def _same(tokens: "np.ndarray", others: "np.ndarray") -> bool:

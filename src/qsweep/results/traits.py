@@ -14,6 +14,7 @@ _NOT_A_TRIALS = (
     "outputs_dir",
     "n_jobs",
     "timeout_s",
+    "silent_kld",
     "launch",
     "tracking",
     "search",

@@ -1,18 +1,22 @@
 """Whether something has the most quality per GB, and why it cannot be said where it cannot. Pure.
 
-One rule decides for the terminal, the pages, the tracker and a search. The one that leads is called
-the best only if
+One rule decides for the terminal, the pages, the tracker and a search. Of those that cannot be told
+apart in quality from the one with the most quality per GB, the smallest leads: what they are told
+apart by is size alone. It is called the best only if
 
 - it was measured on enough windows for its interval to be one (:data:`MIN_WINDOWS`),
 - that interval is narrower than the scale of verdicts, a ratio of 1 to 1.20, and
-- its lead over each other one is beyond noise: larger than sqrt(a² + b²), where a and b are how far
-  the two intervals reach towards each other (the interval of a difference from those of its parts:
-  Zou and Donner 2008, Statistics in Medicine 27). The trials share windows and reference, so their
-  errors are positively correlated, and this errs on the side of silence.
+- its lead over each one that is told apart from it is beyond noise: larger than sqrt(a² + b²), where
+  a and b are how far the two intervals reach towards each other (the interval of a difference from
+  those of its parts: Zou and Donner 2008, Statistics in Medicine 27). The trials share windows and
+  reference, so their errors are positively correlated, and this errs on the side of silence.
+
+Whether two can be told apart in quality is known of their windows (:mod:`qsweep.results.ties`); where
+these are not at hand nothing is a tie.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +39,9 @@ CONTEND_BY = (QUALITY_PER_GB, SIZE_GB, PPL_RATIO, PPL_RATIO_LOW, PPL_RATIO_HIGH,
 
 _SCALE = math.log(BOUNDS[-1][0])
 
+# Whether two trials, by their keys, can be told apart in quality; None where that is not known.
+Tell = Callable[[str, str], bool | None]
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -46,9 +53,11 @@ class Contender:
         per_gb: quality per GB; ``low`` and ``high`` where it lies by its interval, infinite where
             nothing is known.
         ratio: perplexity ratio, its low and its high end; ends are None where nothing is known.
+        size_gb: its size; None where that is not known.
         windows: how many it was measured on; None where that is not known.
         cut: whether the configuration asked for fewer windows than the text has.
         setting: equal for those that differ only in a seed; empty where that is not known.
+        silent: whether it is so close to the reference that nothing ranks it but size.
     """
 
     key: str
@@ -57,22 +66,26 @@ class Contender:
     low: float
     high: float
     ratio: tuple[float | None, float | None, float | None]
+    size_gb: float | None = None
     windows: int | None = None
     cut: bool = False
     setting: str = ""
+    silent: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
     """Which one leads, and whether it is the best.
 
-    ``leader`` is the key of the one with the most quality per GB, None where there is none. ``open``
-    says why it is not called the best; None where it is. ``note`` says what its lead rests on.
+    ``leader`` is the key of the one that leads, None where there is none. ``open`` says why it is not
+    called the best; None where it is. ``note`` says what its lead rests on. ``tied`` are the keys of
+    those that it cannot be told apart from in quality.
     """
 
     leader: str | None
     open: str | None = None
     note: str = ""
+    tied: tuple[str, ...] = ()
 
     @property
     def winner(self) -> str | None:
@@ -85,16 +98,22 @@ def contender(
 ) -> Contender | None:
     """A contender from figures by their names in ``results.csv``; None without quality per GB.
 
-    ``windows_cut`` among them says that fewer windows were asked for than there are.
+    ``windows_cut`` among them says that fewer windows were asked for than there are, ``silent`` that
+    it lies in the silent zone, in which all have the reference's quality.
     """
     from qsweep.evaluate.metrics import quality, quality_per_gb
 
     value, size, ratio, *ends, windows = (figures.get(column.name) for column in CONTEND_BY)
     if value is None or not math.isfinite(value) or not _is_ratio(ratio):
         return None
+    silent = bool(figures.get("silent") and size)
+    if silent:
+        value = quality_per_gb(1.0, size)
     low, high = -math.inf, math.inf
     if not all(map(_is_ratio, ends)):
         ends = [None, None]
+    elif silent:
+        low = high = value
     elif size:
         high, low = (quality_per_gb(quality(end), size) for end in ends)  # type: ignore[arg-type]
     return Contender(
@@ -104,9 +123,11 @@ def contender(
         low=min(low, value),
         high=max(high, value),
         ratio=(ratio, *ends),  # type: ignore[arg-type]
+        size_gb=size,
         windows=windows,
         cut=bool(figures.get("windows_cut")),
         setting=setting,
+        silent=silent,
     )
 
 
@@ -114,14 +135,45 @@ def _is_ratio(value: Any) -> bool:
     return value is not None and math.isfinite(value) and value > 0
 
 
-def decide(contenders: Sequence[Contender]) -> Decision:
-    """The one with the most quality per GB, and whether that is beyond noise."""
+def decide(contenders: Sequence[Contender], tell: Tell = lambda *_: None) -> Decision:
+    """The one with the most quality per GB, and whether that is beyond noise.
+
+    Args:
+        contenders: In any order.
+        tell: whether two, by their keys, can be told apart in quality; None where that is not known.
+    """
     if not contenders:
         return Decision(None)
-    leader = min(contenders, key=lambda c: (-c.per_gb, c.name, c.key))
-    others = [c for c in contenders if c.key != leader.key]
-    reason = says_nothing(leader) or _too_near(leader, others)
-    return Decision(leader.key, reason, _luck(leader, others))
+    most = min(contenders, key=lambda c: (-c.per_gb, c.name, c.key))
+    alike = [c for c in contenders if c.key == most.key or _are_alike(most, c, tell)]
+    leader = min(alike, key=lambda c: (_size(c), -c.per_gb, c.name, c.key))
+    tied = [c for c in alike if c.key != leader.key]
+    others = [c for c in contenders if c not in alike]
+    reason = says_nothing(leader) or _too_near(leader, others, [*tied, *others])
+    note = "; ".join(filter(None, (_of_a_tie(tied), _luck(leader, [*tied, *others]))))
+    return Decision(leader.key, reason, note, tuple(c.key for c in tied))
+
+
+def _are_alike(one: Contender, other: Contender, tell: Tell) -> bool:
+    """Whether two cannot be told apart in quality, though both were measured well.
+
+    That their intervals overlap is not enough: it does not say that their difference is in doubt.
+    """
+    if says_nothing(one) or says_nothing(other):
+        return False
+    return (one.silent and other.silent) or tell(one.key, other.key) is False
+
+
+def _size(one: Contender) -> float:
+    return math.inf if one.size_gb is None else one.size_gb
+
+
+def _of_a_tie(tied: Sequence[Contender]) -> str:
+    if not tied:
+        return ""
+    near = min(tied, key=lambda c: (-c.per_gb, c.name))
+    more = f" and {len(tied) - 1} more" if len(tied) > 1 else ""
+    return f"{near.name}{more} cannot be told from it in quality, and none of them is smaller"
 
 
 def says_nothing(one: Contender) -> str | None:
@@ -157,17 +209,19 @@ def _too_wide(leader: Contender) -> str | None:
     )
 
 
-def _too_near(leader: Contender, others: Sequence[Contender]) -> str | None:
+def _too_near(
+    leader: Contender, others: Sequence[Contender], rivals: Sequence[Contender]
+) -> str | None:
     near = [other for other in others if not _beyond(leader, other)]
     near.sort(key=lambda other: -other.per_gb)
     if near:
         more = f" and {len(near) - 1} more are" if len(near) > 1 else " is"
         return f"{near[0].name}{more} within noise of it; {_more_windows(leader)}, or go by size"
-    draws = [other for other in others if leader.setting and other.setting == leader.setting]
+    draws = [other for other in rivals if leader.setting and other.setting == leader.setting]
     if draws:
         # One draw of a setting says little where others of it fall behind another setting.
         worst = min(draws, key=lambda other: other.per_gb)
-        between = [o for o in others if o not in draws and o.per_gb >= worst.per_gb]
+        between = [o for o in rivals if o not in draws and o.per_gb >= worst.per_gb]
         if between:
             return (
                 f"another draw of the same setting falls behind {between[0].name}: the seed decides"

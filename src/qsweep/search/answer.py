@@ -31,8 +31,9 @@ from qsweep.results.columns.views import figure
 from qsweep.results.front import pareto_front as front_of
 from qsweep.results.labels import distinguish, numbered
 from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row
+from qsweep.results.ties import is_silent
 from qsweep.results.traits import is_draw
-from qsweep.results.winner import Contender, Decision, contender, decide, says_nothing
+from qsweep.results.winner import Contender, Decision, Tell, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.served import counted_run, leaves_cache_out
 from qsweep.search.space import Params
@@ -71,6 +72,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         **{column.name: figure(record, column) for column in _FACTS},
         "params": params,
         "windows_cut": record.primary is not None and record.primary.windows_cut,
+        "silent": is_silent(Row(record, record.primary)),
         "runtimes": list(record.runtimes),
         "serves": record.can_serve,
         "counted": counted_run(record),
@@ -98,10 +100,21 @@ def row_of(entry: StudyTrial) -> Row:
     return Row(record, measurement, entry.name)
 
 
-def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], serving: bool) -> Answer:
+def answer(
+    entries: Iterable[StudyTrial],
+    objectives: Sequence[Objective],
+    serving: bool,
+    tell: Tell = lambda *_: None,
+) -> Answer:
     """The answer to a search, from its feasible entries.
 
     The front is that of the search's objectives; of size and quality where there is only one.
+
+    Args:
+        entries: Of the study.
+        objectives: Of the search.
+        serving: Whether only what a runtime serves counts.
+        tell: Whether windows tell two records apart, by their keys; None of those that are not here.
     """
     entries = with_distinct_names(list(entries))
     usable = [e for e in entries if e.feasible and e.finding is not None]
@@ -109,7 +122,11 @@ def answer(entries: Iterable[StudyTrial], objectives: Sequence[Objective], servi
     goals = objectives if len(objectives) > 1 else DEFAULT_FRONT
     front = pareto_front([e for e in usable if _point(e, goals) is not None], goals)
     rated = {e.key: e for e in usable}
-    decision = decide([c for e in rated.values() if (c := _contender(e)) is not None])
+    kept = {e.key: str(_finding(e)["record"]) for e in usable}
+    decision = decide(
+        [c for e in rated.values() if (c := _contender(e)) is not None],
+        lambda one, other: tell(kept[one], kept[other]),
+    )
     words = [word for _, word in BOUNDS]
     smallest = {}
     for place, word in enumerate(words):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import nearest
 
-NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s", "launch")
+NOT_A_TRIALS = ("search", "sweep", "n_jobs", "timeout_s", "silent_kld", "launch")
 """How options begin that say nothing about a single trial."""
 Params = dict[str, str]
 """A combination: values by the names of parameters, as on a command line."""

@@ -13,6 +13,7 @@ from qsweep.base.keys import key_of
 from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
+from qsweep.evaluate.verdicts import SILENT_KLD
 from qsweep.formats.kv_cache.spec import KVCache, kv_cache
 from qsweep.formats.numbers import Int, NumberFormat
 from qsweep.launch import Launcher
@@ -24,7 +25,7 @@ from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_prese
 from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
-SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "launch", "tracking")
+SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "silent_kld", "launch", "tracking")
 # What a quantizer must have, beside its fields.
 _QUANTIZERS_OWN = (
     *("method", "backend", "uses_calibration"),
@@ -140,6 +141,7 @@ class SweepConfig:
     outputs_dir: Path
     n_jobs: int | Literal["auto"]
     timeout_s: float | None
+    silent_kld: float = SILENT_KLD
     launcher: Any = None
     """A :class:`~qsweep.launch.Launcher`."""
     tracker: Any = None
@@ -151,6 +153,8 @@ class SweepConfig:
         # NaN compares with nothing, and a wait for ever is what null says.
         if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
             raise ConfigError(f"timeout_s={self.timeout_s}: seconds above 0, or null")
+        if not 0 <= self.silent_kld < math.inf:
+            raise ConfigError(f"silent_kld={self.silent_kld}: nats from 0; 0: rank all")
 
 
 def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
@@ -207,6 +211,7 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
         "outputs_dir": absolute_path(outputs, "outputs_dir"),
         "n_jobs": resolved.get("n_jobs", "auto"),
         "timeout_s": resolved.get("timeout_s"),
+        "silent_kld": resolved.get("silent_kld", SILENT_KLD),
     }
     return replace(
         build(SweepConfig, values, ""),

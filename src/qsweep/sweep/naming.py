@@ -8,7 +8,17 @@ from qsweep.base.secrets import hidden_value
 
 # Options that change no number do not belong in a sweep's name.
 _NOT_IN_NAME = (
-    *("hydra", "outputs_dir", "sweep", "launch", "tracking", "n_jobs", "timeout_s", "device"),
+    *(
+        "hydra",
+        "outputs_dir",
+        "sweep",
+        "launch",
+        "tracking",
+        "n_jobs",
+        "timeout_s",
+        "device",
+        "silent_kld",
+    ),
     *("search.trials", "search.batch", "search.storage", "search.study"),
 )
 

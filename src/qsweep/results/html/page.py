@@ -32,6 +32,7 @@ from qsweep.results.html.tensors import tensors
 from qsweep.results.html.theme import config
 from qsweep.results.html.tokens import divergence_by_token
 from qsweep.results.html.vega import script
+from qsweep.results.ties import notes
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,6 +45,7 @@ class Section:
     sentences: Sequence[Sentence]
     overview: Panel | None
     table: Table
+    notes: Sequence[str]
     panels: Sequence[Panel]
 
 
@@ -106,6 +108,7 @@ def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
         sentences=answers(group),
         overview=quality_against_size(group),
         table=table(group, rows),
+        notes=notes(rows),
         panels=[panel for panel in panels if panel is not None],
     )
 
