@@ -283,7 +283,7 @@ class Record:
     @property
     def silent_kld(self) -> Number:
         """The divergence in nats below which nothing ranks it: the configuration's ``silent_kld``."""
-        asked = self.config.get("silent_kld")
+        asked: Any = self.config.get("silent_kld")
         return asked if is_number(asked) else SILENT_KLD
 
     @property

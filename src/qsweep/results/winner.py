@@ -107,7 +107,7 @@ def contender(
     if value is None or not math.isfinite(value) or not _is_ratio(ratio):
         return None
     silent = bool(figures.get("silent") and size)
-    if silent:
+    if silent and size:
         value = quality_per_gb(1.0, size)
     low, high = -math.inf, math.inf
     if not all(map(_is_ratio, ends)):
