@@ -124,7 +124,7 @@ def test_two_at_once_and_one_that_is_killed(made, session, tmp_path):
     plans = [made(*rounded(bits)) for bits in (3, 4)]
     payload = {
         "configs": [plan.trial.resolved for plan in plans],
-        "store": str(made.store.root),
+        "store": made.store.address,
         "model": str(plans[0].setting.facts.path),
     }
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

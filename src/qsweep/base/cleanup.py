@@ -26,7 +26,7 @@ def remove_abandoned(outputs: Path) -> list[Path]:
     Returns what was removed. What cannot be removed stays, without a word.
     """
     removed = []
-    for path, lock in _entries(Store(outputs / "store")):
+    for path, lock in _entries(Store.below(outputs)):
         # Without waiting: who holds it is at work on this very entry.
         with contextlib.suppress(QsweepError, OSError), lock:
             delete(path)
@@ -62,7 +62,7 @@ def _entries(store: Store) -> Iterator[tuple[Path, FileLock]]:
 
 
 def _owned(outputs: Path) -> Iterator[Path]:
-    store = outputs / "store"
+    store = Store.below(outputs).root
     found = [*outputs.glob(".*.tmp"), *(outputs / "sweeps").rglob(".*.tmp")]
     for folder in ("hashes", "catalogues"):
         found += (store / folder).glob(".*.tmp")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
 from qsweep.base.entry_contents import contradiction, problem
@@ -27,6 +27,7 @@ from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
 from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
+from qsweep.base.remote_settings import RemoteSettings
 
 __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
            "open_entry", "seal"]  # fmt: skip
@@ -35,19 +36,63 @@ Kind = Literal[
     "artifacts", "importances", "references", "measurements", "tensors", "tasks", "timings",
     "sensitivities", "models", "texts", "packs",
 ]  # fmt: skip
+_ALONE = RemoteSettings()
 # How a directory is made: called with an empty one, returns what the manifest says beside files.
 Make = Callable[[Path], dict[str, Any]]
 # The same for several at once, by key.
 MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
 
 
-class Store:
-    """Entries by kind and key below one folder."""
+# Where the store of this machine lies, if not below outputs_dir.
+ROOT_VARIABLE = "QSWEEP_STORE"
+# Begins what names a file of the store, wherever that lies.
+_IN_STORE = "store:"
 
-    def __init__(self, root: Path):
+
+class Store:
+    """Entries by kind and key below one folder.
+
+    Args:
+        root: The folder.
+        settings: Where a copy of it lies that other machines share, if there is one.
+    """
+
+    def __init__(self, root: Path, settings: RemoteSettings = _ALONE):
         self.root = root
+        self.settings = settings
         self._reported: set[str] = set()
         self._hashed: dict[Path, set[tuple[Any, ...]]] = {}
+
+    @classmethod
+    def below(cls, outputs: Path, settings: RemoteSettings = _ALONE) -> Self:
+        """The store of an outputs folder; ``QSWEEP_STORE`` puts it elsewhere."""
+        return cls(Path(os.environ.get(ROOT_VARIABLE) or outputs / "store"), settings)
+
+    @classmethod
+    def at(cls, address: Mapping[str, Any]) -> Self:
+        """The store that a job was given the address of, on the node that runs it.
+
+        ``QSWEEP_STORE`` there names the node's own folder, where it does not see that of the sweep.
+        """
+        root = Path(os.environ.get(ROOT_VARIABLE) or address["root"])
+        return cls(root, RemoteSettings(address["remote"], address["push"]))
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """What :meth:`at` makes the same store of, in JSON."""
+        return {"root": str(self.root), **self.settings.address}
+
+    def portable(self, path: Path) -> str:
+        """A path as a job is given it: what lies in the store may lie elsewhere on its node."""
+        if path.is_relative_to(self.root):
+            return f"{_IN_STORE}{path.relative_to(self.root)}"
+        return str(path)
+
+    def located(self, name: str) -> Path:
+        """The path that :meth:`portable` made a name of, here."""
+        if name.startswith(_IN_STORE):
+            return self.root / name.removeprefix(_IN_STORE)
+        return Path(name)
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where an entry is or would be."""

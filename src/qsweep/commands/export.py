@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export one artifact; 0: done, 1: it could not be written, 2: there is no such trial."""
     options = parser().parse_args(arguments)
     record = find_trial(options.outputs, options.trial, options.sweep)
-    written = export(record, Store(options.outputs / "store"), options.directory)
+    written = export(record, Store.below(options.outputs), options.directory)
     print(f"{record.name}: {written}\nhow to serve it: {written / 'README.md'}")
     return 0
 

@@ -82,7 +82,7 @@ def moment(text: str) -> datetime:
 
 
 def _tell(holdings: Holdings, outputs: Path) -> None:
-    print(f"{outputs / 'store'}: {_gb(holdings.entries)} GB in {len(holdings.entries)} entries")
+    print(f"{holdings.store.root}: {_gb(holdings.entries)} GB in {len(holdings.entries)} entries")
     for kind in dict.fromkeys(entry.kind for entry in holdings.entries):
         held = [entry for entry in holdings.entries if entry.kind == kind]
         print(f"  {kind:14}{len(held):6} entries {_gb(held):>10} GB")
@@ -91,7 +91,7 @@ def _tell(holdings: Holdings, outputs: Path) -> None:
         front = sum(entry.on_front for entry in held)
         note = "  (running)" if running else ""
         print(f"  sweep {name}: {len(held)} artifacts, {_gb(held)} GB, {front} on a front{note}")
-    if left := half_written(outputs / "store"):
+    if left := half_written(holdings.store.root):
         print(f"  {len(left)} half-written entries; --delete removes those that nobody is making")
 
 

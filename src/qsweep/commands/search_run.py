@@ -44,7 +44,7 @@ from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
 
 # What changes no number; the device's type is part of the protocol.
-_NOT_A_RESULTS = ("outputs_dir", "tracking", "device")
+_NOT_A_RESULTS = ("outputs_dir", "store", "tracking", "device")
 
 
 class HydraLab:

@@ -42,7 +42,7 @@ class Holdings:
 
 def look(outputs: Path) -> Holdings:
     """Go through a store. Only names, sizes and times are read, and the sweeps' records."""
-    store = Store(outputs / "store")
+    store = Store.below(outputs)
     directories = known_sweeps(outputs)
     running = {name: _is_held(path / ".lock") for name, path in directories.items()}
     since = min(

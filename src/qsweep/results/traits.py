@@ -15,6 +15,7 @@ _NOT_A_TRIALS = (
     "n_jobs",
     "timeout_s",
     "silent_kld",
+    "store",
     "launch",
     "tracking",
     "search",

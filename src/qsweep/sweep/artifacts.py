@@ -33,7 +33,7 @@ def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
     # The launcher's slot says which device is this process's own.
     own = slot_device()
     device = "cuda:0" if own == "cuda" else own
-    return make_plan(trial, find_setting(trial, Path(model), store, device))
+    return make_plan(trial, find_setting(trial, store.located(model), store, device))
 
 
 def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:

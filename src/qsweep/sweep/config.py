@@ -11,6 +11,7 @@ from qsweep.base.config_files import group_choices
 from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.base.names import absolute_path, folder_name
+from qsweep.base.remote_settings import RemoteSettings
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
 from qsweep.evaluate.verdicts import SILENT_KLD
@@ -25,7 +26,10 @@ from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_prese
 from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
-SWEEP_WIDE = ("sweep", "outputs_dir", "n_jobs", "timeout_s", "silent_kld", "launch", "tracking")
+SWEEP_WIDE = (
+    *("sweep", "outputs_dir", "n_jobs", "timeout_s", "silent_kld"),
+    *("store", "launch", "tracking"),
+)
 # What a quantizer must have, beside its fields.
 _QUANTIZERS_OWN = (
     *("method", "backend", "uses_calibration"),
@@ -142,6 +146,8 @@ class SweepConfig:
     n_jobs: int | Literal["auto"]
     timeout_s: float | None
     silent_kld: float = SILENT_KLD
+    store: RemoteSettings = RemoteSettings()
+    """Where a copy of the store lies that other machines share."""
     launcher: Any = None
     """A :class:`~qsweep.launch.Launcher`."""
     tracker: Any = None
@@ -215,9 +221,17 @@ def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
     }
     return replace(
         build(SweepConfig, values, ""),
+        store=build(RemoteSettings, _store(resolved), "store"),
         launcher=component(Launcher, _group(resolved, "launch"), "launch", n_jobs=values["n_jobs"]),
         tracker=component(Tracker, _group(resolved, "tracking"), "tracking"),
     )
+
+
+def _store(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = resolved.get("store") or {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"store={values}: give store.remote=URL")
+    return values
 
 
 def component(kind: type, values: Mapping[str, Any], group: str, **sweeps: Any) -> Any:

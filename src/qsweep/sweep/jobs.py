@@ -1,9 +1,10 @@
-"""From plans to jobs that any launcher can run. Pure: paths and keys in, jobs out."""
+"""From plans to jobs that any launcher can run, on any node. Pure: paths and keys in, jobs out."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from qsweep.base.store import Store
 from qsweep.launch import Job
 from qsweep.results.labels import with_distinct_names
 from qsweep.sweep.plan import Plan
@@ -15,7 +16,7 @@ def plan_job(
     name: str,
     target: str,
     needs: tuple[str, ...],
-    store: Path,
+    store: Store,
     log: Path,
     timeout_s: float | None,
 ) -> Job:
@@ -26,8 +27,8 @@ def plan_job(
         target=target,
         payload={
             "config": plan.trial.resolved,
-            "store": str(store),
-            "model": str(plan.setting.facts.path),
+            "store": store.address,
+            "model": store.portable(plan.setting.facts.path),
         },
         log=log,
         timeout_s=timeout_s,

@@ -1,7 +1,6 @@
 """Artifacts without their measurements: what is chosen among before anything is measured."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from qsweep.base.progress import Progress
@@ -53,6 +52,6 @@ def make_artifacts(
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: make the artifact that ``config`` describes."""
-    store = Store(Path(payload["store"]))
+    store = Store.at(payload["store"])
     obtain_artifact(plan_here(payload["config"], payload["model"], store), store, progress)
     return {}

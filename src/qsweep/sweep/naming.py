@@ -14,6 +14,7 @@ _NOT_IN_NAME = (
         "sweep",
         "launch",
         "tracking",
+        "store",
         "n_jobs",
         "timeout_s",
         "device",

@@ -78,7 +78,7 @@ class _Queue:
                 self.names[plan.key],
                 self.target,
                 self.passes.needs(plan) + self.waits_for(plan),
-                self.store.root,
+                self.store,
                 self.sweep.log_of(plan.key),
                 self.sweep.config.timeout_s,
             )

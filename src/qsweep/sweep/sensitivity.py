@@ -106,7 +106,7 @@ def sensitivities(session: "Session", plans: Sequence[Plan]) -> dict[str, Mappin
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: sensitivities of the artifacts of ``configs`` that the store has none of."""
-    store = Store(Path(payload["store"]))
+    store = Store.at(payload["store"])
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
     wanted = {key_of(one.identity): one for one in (_wanted(plan, store) for plan in plans)}
 
@@ -188,8 +188,8 @@ def _job(session: "Session", group: Sequence[Wanted]) -> Job:
         target="qsweep.sweep.sensitivity:run",
         payload={
             "configs": [plan.trial.resolved for plan in plans],
-            "store": str(session.store.root),
-            "model": str(first.setting.facts.path),
+            "store": session.store.address,
+            "model": session.store.portable(first.setting.facts.path),
         },
         log=session.sweep.log_of(id),
         timeout_s=None if timeout_s is None else timeout_s * count,

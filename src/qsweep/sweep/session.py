@@ -126,7 +126,7 @@ def open_session(
 
 def open_store(config: SweepConfig) -> Store:
     """The store of everything below a sweep's outputs."""
-    return Store(config.outputs_dir / "store")
+    return Store.below(config.outputs_dir, config.store)
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -80,8 +80,8 @@ class Pass:
             target="qsweep.sweep.shared_calibration:run",
             payload={
                 "configs": [plan.trial.resolved for plan in self.plans],
-                "store": str(store.root),
-                "model": str(self.plans[0].setting.facts.path),
+                "store": store.address,
+                "model": store.portable(self.plans[0].setting.facts.path),
                 "importance": bool(self.waiting),
             },
             log=log,
@@ -134,7 +134,7 @@ class Passes:
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
-    store = Store(Path(payload["store"]))
+    store = Store.at(payload["store"])
     plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
     maker = _Making({plan.artifact_key: plan for plan in plans}, payload["importance"], progress)
     store.build_all("artifacts", [plan.artifact for plan in plans], maker.make)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
-    store = Store(Path(payload["store"]))
+    store = Store.at(payload["store"])
     run_trial(plan_here(payload["config"], payload["model"], store), store, progress)
     return {}
 

@@ -1,0 +1,77 @@
+"""Where a store lies, told to jobs on this node and on others."""
+
+import json
+
+import pytest
+
+from qsweep.base.errors import ConfigError
+from qsweep.base.remote_settings import RemoteSettings
+from qsweep.base.store import ROOT_VARIABLE, Store
+from qsweep.sweep.config import sweep_config
+from qsweep.sweep.naming import default_name
+
+
+@pytest.fixture(autouse=True)
+def no_root(monkeypatch):
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+
+
+def test_an_address_survives_json_and_a_node_may_have_a_folder_of_its_own(tmp_path, monkeypatch):
+    store = Store(tmp_path / "here", RemoteSettings("s3://bucket/folder", push=False))
+    address = json.loads(json.dumps(store.address))
+    same = Store.at(address)
+    assert (same.root, same.settings) == (store.root, store.settings)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "there"))
+    other = Store.at(address)
+    assert (other.root, other.settings) == (tmp_path / "there", store.settings)
+    assert Store.below(tmp_path / "outputs").root == tmp_path / "there"
+
+
+def test_what_lies_in_the_store_is_found_in_a_node_s_own(tmp_path):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    name = here.portable(here.path("models", "abc"))
+    assert there.located(name) == tmp_path / "there/models/abc"
+    outside = tmp_path / "model"
+    assert there.located(here.portable(outside)) == outside
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("memory://x", "memory is of one process"),
+        ("/mnt/store", "file:///FOLDER"),
+        ("http://host/x", "no such kind"),
+        ("s3://", "names no bucket"),
+        ("file://mnt/store", "names no folder"),
+        ("file:///", "names no folder"),
+        ("s3://bucket/x?versionId=1", "takes no ?"),
+        ("s3://key:sEcr3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://[bucket/x", "is no URL"),
+    ],
+)
+def test_a_url_that_nobody_can_share_is_refused_in_one_line(url, says, configs):
+    with pytest.raises(ConfigError) as refused:
+        sweep_config({**configs, "store": {"remote": url}})
+    line = str(refused.value)
+    assert line.startswith("store.remote=") and says in line
+    assert "\n" not in line and "sEcr3t" not in line
+
+
+def test_a_sweep_s_name_and_options(configs):
+    found = sweep_config({**configs, "store": {"remote": "file:///mnt/a%20b/", "push": "false"}})
+    assert found.store == RemoteSettings("file:///mnt/a b", push=False)
+    assert sweep_config(configs).store == RemoteSettings()
+    with pytest.raises(ConfigError, match=r"store.remot: no such option; did you mean 'remote'"):
+        sweep_config({**configs, "store": {"remot": "s3://a/b"}})
+    with pytest.raises(ConfigError, match="give store.remote=URL"):
+        sweep_config({**configs, "store": "s3://a/b"})
+    words = ["bits=3", "store.remote=s3://a/b", "store.push=false"]
+    assert default_name(words, "config") == default_name(["bits=3"], "config")
+
+
+@pytest.fixture
+def configs():
+    return {
+        "launch": {"_target_": "qsweep.launch.local.LocalLauncher"},
+        "tracking": {"_target_": "qsweep.tracking.none.NoTracker"},
+    }
