@@ -1,7 +1,8 @@
 """What killed processes left half-written: found, and removed where certainly nobody uses it.
 
-Entries and conversions under way are protected by the lock that their maker holds; other temporary
-files and scratch folders by a lock on themselves, and by the number of their process in their name.
+Of this host's processes, the number in a name tells whether one still lives, and a lock whether
+another is at work on the same: on the entry's for entries and conversions, else on the file itself.
+Of another host's, which may share the folder, only days of silence tell (:mod:`qsweep.base.owners`).
 """
 
 import contextlib
@@ -14,9 +15,12 @@ from typing import get_args
 
 from qsweep.base.errors import QsweepError
 from qsweep.base.locks import FileLock, try_lock
+from qsweep.base.owners import host, is_alive, is_silent, last_change, owner
+from qsweep.base.publish import delete
 from qsweep.base.scratch import PREFIX
-from qsweep.base.store import Kind, Store, delete
+from qsweep.base.store import Kind, Store
 
+# Names without a host are of folders that one host has for itself, and of earlier versions.
 _OWNED = re.compile(rf"\..+\.(\d+)\.tmp|{PREFIX}(\d+)-\w+")
 
 
@@ -29,8 +33,9 @@ def remove_abandoned(outputs: Path) -> list[Path]:
     for path, lock in _entries(Store.below(outputs)):
         # Without waiting: who holds it is at work on this very entry.
         with contextlib.suppress(QsweepError, OSError), lock:
-            delete(path)
-            removed.append(path)
+            if _is_abandoned(path, lock):
+                delete(path)
+                removed.append(path)
     for path in _owned(outputs):
         with contextlib.suppress(OSError):
             if not is_in_use(path):
@@ -39,10 +44,31 @@ def remove_abandoned(outputs: Path) -> list[Path]:
     return removed
 
 
+def _is_abandoned(path: Path, lock: FileLock) -> bool:
+    """Whether nobody makes this entry any more; ``lock`` is its lock, held where there are locks."""
+    found = owner(path)
+    if found is None:  # of a version that had nothing but the lock
+        return lock.held or is_silent(path)
+    _, place, pid = found
+    if place == host():
+        if is_alive(pid, last_change(path)):
+            return False
+        if lock.held:
+            return True
+    return is_silent(path)
+
+
 def is_in_use(path: Path) -> bool:
     """Whether the process that a temporary file or folder is named after, or any other, holds it."""
-    found = _OWNED.fullmatch(path.name)
-    if found is None or _is_alive(int(found[1] or found[2]), path.lstat().st_mtime):
+    if (found := owner(path)) is not None:
+        _, place, pid = found
+        if place != host():
+            return not is_silent(path)
+    elif match := _OWNED.fullmatch(path.name):
+        pid = int(match[1] or match[2])
+    else:
+        return True
+    if is_alive(pid, path.lstat().st_mtime):
         return True
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -54,11 +80,15 @@ def is_in_use(path: Path) -> bool:
 def _entries(store: Store) -> Iterator[tuple[Path, FileLock]]:
     for kind in get_args(Kind):
         for path in sorted((store.root / kind).glob(".*.tmp")):
-            yield path, store.lock(kind, path.name[1:].partition(".")[0], timeout_s=0)
+            yield path, store.lock(kind, _key(path), timeout_s=0)
     conversions = store.root / "artifacts" / ".conversions"
     for path in sorted(conversions.glob(".*.tmp")):
-        key = path.name[1:].partition(".")[0]
-        yield path, FileLock(conversions / f"{key}.lock", timeout_s=0)
+        lock = FileLock(conversions / f"{_key(path)}.lock", timeout_s=0, optional=True)
+        yield path, lock
+
+
+def _key(path: Path) -> str:
+    return path.name[1:].partition(".")[0]
 
 
 def _owned(outputs: Path) -> Iterator[Path]:
@@ -70,16 +100,4 @@ def _owned(outputs: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if path.lstat().st_uid == os.getuid():
                 found.append(path)
-    yield from (path for path in found if _OWNED.fullmatch(path.name))
-
-
-def _is_alive(pid: int, last_change: float) -> bool:
-    import psutil
-
-    try:
-        # One that began afterwards has inherited the number, and nothing else.
-        return psutil.Process(pid).create_time() <= last_change + 1
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
+    yield from (path for path in found if owner(path) or _OWNED.fullmatch(path.name))

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.locks import try_lock
+from qsweep.base.owners import temporary
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,21 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: names ``path``.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with aside.open("wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(path)
+            aside.replace(path)
     except OSError as error:
         # Only opening says which file it was, and that is the temporary one.
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

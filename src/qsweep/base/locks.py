@@ -21,6 +21,8 @@ from qsweep.base.errors import QsweepError
 
 _POLL_S = 0.05
 _POLL_SLOWEST_S = 0.5
+# What a file system without locks answers.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class LockTimeout(QsweepError):
@@ -43,6 +45,8 @@ class FileLock:
         timeout_s: how long to wait for another owner, None for ever, 0 not at all.
         notice: called with one line, ``waiting for PID on HOST``, when the wait begins and whenever
             the owner changes.
+        optional: whether to go on without, where the file system has no locks: for a lock that only
+            saves work. ``held`` then stays false.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class FileLock:
         *,
         timeout_s: float | None = None,
         notice: Callable[[str], None] | None = None,
+        optional: bool = False,
     ) -> None:
         self.path = Path(path)
         self.timeout_s = timeout_s
         self.notice = notice
+        self.optional = optional
         self._descriptor: int | None = None
 
     @property
@@ -74,7 +80,8 @@ class FileLock:
 
         Raises:
             LockTimeout: it was not free in time.
-            QsweepError: the file cannot be made, or the file system has no locks.
+            QsweepError: the file cannot be made, or the file system has no locks and the lock is not
+                optional.
         """
         if self.held:
             raise RuntimeError(f"{self.path}: already held by this object")
@@ -85,6 +92,8 @@ class FileLock:
             os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
         except OSError as error:
             os.close(descriptor)
+            if self.optional and error.errno in _NO_LOCKS:
+                return
             raise QsweepError(self._refusal(error)) from error
         except BaseException:
             os.close(descriptor)
@@ -132,7 +141,7 @@ class FileLock:
             pause = min(pause * 1.5, _POLL_SLOWEST_S)
 
     def _refusal(self, error: OSError) -> str:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno in _NO_LOCKS:
             return f"{self.path}: its file system has no locks; set outputs_dir to another one"
         return f"{self.path}: cannot be locked: {error.strerror or error}"
 
@@ -155,7 +164,8 @@ def device_lock(
         notice: Called with a line when a wait begins; see :class:`FileLock`.
     """
     safe = re.sub(r"[^\w.-]+", "-", f"{socket.gethostname()}-{name}")
-    return FileLock(directory / f"device-{safe}.lock", timeout_s=timeout_s, notice=notice)
+    path = directory / f"device-{safe}.lock"
+    return FileLock(path, timeout_s=timeout_s, notice=notice, optional=True)
 
 
 def owner_of(path: Path) -> str | None:

@@ -1,9 +1,11 @@
 """The content-addressed store: every step's result under the hash of what determined it.
 
 An entry is a directory that appears whole or not at all: it is made beside its place, sealed with a
-manifest of its files, flushed to disk and renamed. Two sweeps that want the same entry wait for one
-another on a lock; a killed maker leaves only a temporary directory, which the next one, or the next
-start (:mod:`qsweep.base.cleanup`), sweeps away.
+manifest of its files, flushed to disk and renamed (:mod:`qsweep.base.publish`). Two sweeps that want
+the same entry wait for one another on a lock, which only saves work: where a file system has no
+locks both make it, in temporary directories of their own, and one's is kept. A killed maker leaves
+only its temporary directory, which the next one, or the next start (:mod:`qsweep.base.cleanup`),
+sweeps away.
 
 What is in its place but not what was written there counts as absent, and a line says so. The quick
 check (the manifest, sizes and time stamps of files) is for whether something is there; whoever
@@ -13,10 +15,10 @@ calculates with an entry's files asks for the full one, which hashes them.
 import contextlib
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +29,8 @@ from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
 from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
+from qsweep.base.owners import is_dead, temporaries, temporary
+from qsweep.base.publish import delete, publish, withdraw
 from qsweep.base.remote_settings import RemoteSettings
 
 __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
@@ -100,7 +104,8 @@ class Store:
 
     def lock(self, kind: str, key: str, *, timeout_s: float | None = None) -> FileLock:
         """What whoever makes or removes an entry holds."""
-        return FileLock(self.root / "locks" / f"{kind}-{key}.lock", timeout_s=timeout_s)
+        path = self.root / "locks" / f"{kind}-{key}.lock"
+        return FileLock(path, timeout_s=timeout_s, optional=True)
 
     def find(self, kind: Kind, key: str, *, full: bool = False) -> Entry | None:
         """The entry, if it is there and is what was written.
@@ -144,8 +149,8 @@ class Store:
 
     def remove(self, kind: Kind, key: str) -> None:
         """Delete an entry, if it is there."""
-        with self.lock(kind, key):
-            delete(self.path(kind, key))
+        with self.lock(kind, key), contextlib.suppress(FileNotFoundError):
+            withdraw(self.path(kind, key))
 
     def build(self, kind: Kind, identity: dict[str, Any], make: Make) -> tuple[Entry, bool]:
         """The entry that ``identity`` determines, made now if it is absent or damaged.
@@ -174,38 +179,50 @@ class Store:
         (self.root / kind).mkdir(parents=True, exist_ok=True)
         with ExitStack() as locks:
             # In one order everywhere, so that two who want the same never wait for each other.
-            for key in sorted(wanted):
-                locks.enter_context(self.lock(kind, key))
+            held = {key: locks.enter_context(self.lock(kind, key)) for key in sorted(wanted)}
             found = {key: self._find(kind, key, full=True) for key in wanted}
             for entry in found.values():
                 if entry is not None and not entry.sealed:
                     with contextlib.suppress(OSError):  # it may lie on a disk that is read only
                         reseal(entry.path)
             absent = {
-                key: self.path(kind, f".{key}.tmp") for key, entry in found.items() if entry is None
+                key: temporary(self.path(kind, key)) for key, entry in found.items() if not entry
             }
+            made = set()
             try:
-                for temporary in absent.values():
-                    delete(temporary)
-                    temporary.mkdir()
+                for key, folder in absent.items():
+                    if held[key].held:
+                        _sweep_up(self.path(kind, key))
+                    folder.mkdir()
                 contents = make(absent) if absent else {}
-                for key, temporary in absent.items():
-                    seal(temporary, wanted[key], contents[key])
-                    sync_tree(temporary)
-                    delete(self.path(kind, key))
-                    temporary.rename(self.path(kind, key))
+                for key, folder in absent.items():
+                    seal(folder, wanted[key], contents[key])
+                    sync_tree(folder)
+                    if publish(folder, self.path(kind, key), partial(self._is_good, kind, key)):
+                        made.add(key)
             except Exception as error:
                 # Looked at before anything is removed: not every library says why it failed.
                 if is_disk_full(error) or has_no_room(self.root / kind):
                     raise QsweepError(disk_full(self.root)) from error
                 raise
             finally:
-                for temporary in absent.values():
-                    delete(temporary)
+                for folder in absent.values():
+                    delete(folder)
             return {
-                key: (entry or open_entry(self.path(kind, key)), entry is None)
+                key: (entry or open_entry(self.path(kind, key)), key in made)
                 for key, entry in found.items()
             }
+
+    def _is_good(self, kind: Kind, key: str) -> bool:
+        return self._find(kind, key, full=True) is not None
+
+
+def _sweep_up(place: Path) -> None:
+    """Remove what makers of an entry left here who were killed; its lock is held."""
+    for left in temporaries(place):
+        if is_dead(left):
+            with contextlib.suppress(OSError):
+                delete(left)
 
 
 def check_unsealed(entry: Entry) -> None:
@@ -246,11 +263,3 @@ def file_hash(store: Store, path: Path) -> str:
 def _check(key: str, digest: bytes) -> bytes:
     # Two of these files in each other's place would give each model the other's results.
     return hashlib.sha256(key.encode() + digest).hexdigest()[:16].encode()
-
-
-def delete(path: Path) -> None:
-    """Remove a file, a link or a directory, if it is there; what a link points to stays."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from qsweep.base.locks import FileLock, LockTimeout
-from qsweep.base.store import MANIFEST, Kind, Store, delete
+from qsweep.base.publish import withdraw
+from qsweep.base.store import MANIFEST, Kind, Store
 from qsweep.results.answers import answers
 from qsweep.results.html.data import Group, front, groups
 from qsweep.results.record import Record
@@ -85,17 +86,13 @@ def look(outputs: Path) -> Holdings:
 def remove(store: Store, entry: Holding) -> bool:
     """Delete an entry unless somebody holds its lock; returns whether it is gone.
 
-    It vanishes at once, by a rename: a killed deletion leaves what the next maker sweeps away.
+    It vanishes at once, by a rename: what a killed deletion leaves goes at the next start.
     """
     if entry.kind not in get_args(Prunable):
         raise ValueError(f"{entry.kind} are never pruned")
-    path = store.path(entry.kind, entry.key)
     try:
         with store.lock(entry.kind, entry.key, timeout_s=0):
-            temporary = path.with_name(f".{entry.key}.tmp")
-            delete(temporary)
-            path.rename(temporary)
-            delete(temporary)
+            withdraw(store.path(entry.kind, entry.key))
     except LockTimeout:
         return False
     except FileNotFoundError:
@@ -148,7 +145,7 @@ def _is_held(lock: Path) -> bool:
     if not lock.exists():
         return False
     try:
-        with FileLock(lock, timeout_s=0):
-            return False
+        with FileLock(lock, timeout_s=0, optional=True) as held:
+            return not held.held  # without locks nobody can tell
     except LockTimeout:
         return True

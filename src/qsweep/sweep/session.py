@@ -96,7 +96,9 @@ def open_session(
     """
     sweep.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(
-        sweep.directory / ".lock", notice=lambda line: say(f"sweep {sweep.name}: {line}")
+        sweep.directory / ".lock",
+        notice=lambda line: say(f"sweep {sweep.name}: {line}"),
+        optional=True,
     )
     with contextlib.nullcontext() if shared else lock:
         remove_abandoned(sweep.config.outputs_dir)

@@ -22,7 +22,8 @@ from qsweep.base.files import read_json, write_json
 from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock
 from qsweep.base.manifest import open_entry, seal
-from qsweep.base.store import delete
+from qsweep.base.owners import temporary
+from qsweep.base.publish import publish
 from qsweep.formats.gguf.checkpoint import Checkpoint, open_checkpoint
 from qsweep.formats.gguf.converter import convert, package_version
 from qsweep.formats.gguf.layout import derive
@@ -75,7 +76,7 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[UnquantizedFile]:
     kept.mkdir(exist_ok=True)
     identity = _identity(model)
     place = kept / key_of(identity)
-    lock = FileLock(kept / f"{place.name}.lock")
+    lock = FileLock(kept / f"{place.name}.lock", optional=True)
     if sum(info.bits for info in checkpoint.infos.values()) / 8 > _KEPT_BYTES:
         with tempfile.TemporaryDirectory(dir=out) as folder:
             base = _make(model, checkpoint, Path(folder))
@@ -86,17 +87,15 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[UnquantizedFile]:
     with lock:
         found = _open(checkpoint, place)
         if found is None:
-            temporary = place.with_name(f".{place.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+            folder = temporary(place)
+            folder.mkdir()
             try:
-                _make(model, checkpoint, temporary)
-                seal(temporary, identity, {})
-                delete(place)
-                temporary.rename(place)
+                _make(model, checkpoint, folder)
+                seal(folder, identity, {})
+                publish(folder, place, lambda: _open(checkpoint, place) is not None)
             finally:
                 # Half a file must not keep the room that the results need.
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             _prune(kept)
             found = _open(checkpoint, place)
         assert found is not None
