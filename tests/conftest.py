@@ -9,6 +9,7 @@ import pytest
 
 from helpers import sweeps
 from helpers.planned import planned  # noqa: F401
+from helpers.s3 import s3_bucket, s3_server  # noqa: F401
 from helpers.trackers import empty_database, outputs  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.base.files import FileStamp, read_json, stamp_of, verify, write_bytes
+from qsweep.base.files import FileStamp, read_json, read_regular, stamp_of, verify, write_bytes
 from qsweep.base.typed_json import convert
 
 MANIFEST = "manifest.json"
@@ -31,7 +31,9 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class Manifest:
+    """What is written beside an entry's files, ``files`` by their names below it."""
+
     version: int
     identity: Any
     content: Any
@@ -86,32 +88,51 @@ def open_entry(path: Path, *, full: bool = False) -> Entry:
         ArtifactCorrupt: says which file is missing, truncated, edited or one too many, or whose
             entry it is.
     """
-    manifest, sealed = _read(path)
-    kind = path.parent.name
-    if (own := _hash(manifest.identity)[:32]) != path.name:
-        raise ArtifactCorrupt(f"{path}: is another entry, {own}")
-    if manifest.kind not in (None, kind):
-        raise ArtifactCorrupt(f"{path}: is an entry of {manifest.kind}")
+    manifest = read_manifest(path)
     if extra := set(_files(path)) - manifest.files.keys():
         raise ArtifactCorrupt(f"{path}: {min(extra)} is no part of it")
     for name, stamp in manifest.files.items():
         verify(path / name, stamp, full=full)
-    return Entry(path, manifest.content, sealed)
+    return Entry(path, manifest.content, manifest.seal is not None)
 
 
-def _read(path: Path) -> tuple[_Manifest, bool]:
-    """A directory's manifest as it was written, and whether a seal protects it."""
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the entry in a directory. Raises ArtifactCorrupt: it is not what was written."""
     try:
-        written = read_json(path / MANIFEST)
-        manifest = convert(_Manifest, written, unknown="ignore")
-    except (OSError, ValueError) as error:
+        content = read_regular(path / MANIFEST)
+    except OSError as error:
         raise ArtifactCorrupt(f"{path}: no readable {MANIFEST} ({error})") from error
+    return parse_manifest(content, path.parent.name, path.name, str(path))
+
+
+def parse_manifest(content: bytes, kind: str, key: str, where: str) -> Manifest:
+    """The manifest of an entry, as it was written.
+
+    Args:
+        content: The bytes of its file.
+        kind: Of the entry that it has to be of.
+        key: The same.
+        where: What messages name.
+
+    Raises:
+        ArtifactCorrupt: It is not what was written, or of another entry.
+    """
+    try:
+        written = json.loads(content.decode("utf-8"))
+        manifest = convert(Manifest, written, unknown="ignore")
+    except (ValueError, RecursionError) as error:
+        raise ArtifactCorrupt(f"{where}: no readable {MANIFEST} ({error})") from error
     sealed = manifest.seal is not None or manifest.version != 1
     # Of what was written, names in their order, not of what was understood.
     body = {name: value for name, value in written.items() if name != "seal"}
     if sealed and manifest.seal != _hash(body):
-        raise ArtifactCorrupt(f"{path}: {MANIFEST} is not what was written")
-    return replace(manifest, identity=written["identity"], content=written["content"]), sealed
+        raise ArtifactCorrupt(f"{where}: {MANIFEST} is not what was written")
+    manifest = replace(manifest, identity=written["identity"], content=written["content"])
+    if (own := _hash(manifest.identity)[:32]) != key:
+        raise ArtifactCorrupt(f"{where}: is another entry, {own}")
+    if manifest.kind not in (None, kind):
+        raise ArtifactCorrupt(f"{where}: is an entry of {manifest.kind}")
+    return manifest
 
 
 def _write(file: Path, body: dict[str, Any]) -> None:

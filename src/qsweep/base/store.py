@@ -17,20 +17,28 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
 from qsweep.base.entry_contents import contradiction, problem
-from qsweep.base.errors import ArtifactCorrupt, QsweepError
-from qsweep.base.files import read_regular, sha256_of, sync_tree, write_bytes
+from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
+from qsweep.base.files import (
+    read_json,
+    read_regular,
+    sha256_of,
+    sync_tree,
+    write_bytes,
+    write_json,
+)
 from qsweep.base.keys import key_of
-from qsweep.base.locks import FileLock
+from qsweep.base.locks import FileLock, LockTimeout
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
 from qsweep.base.owners import is_dead, temporaries, temporary
 from qsweep.base.publish import delete, publish, withdraw
+from qsweep.base.remote import Remote
 from qsweep.base.remote_settings import RemoteSettings
 
 __all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
@@ -51,10 +59,17 @@ MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
 ROOT_VARIABLE = "QSWEEP_STORE"
 # Begins what names a file of the store, wherever that lies.
 _IN_STORE = "store:"
+# Where the last sweep's remote copy lies.
+_REMOTE = "remote.json"
+# How long one waits for another that may be fetching the same, seconds.
+_FETCH_S = 300.0
 
 
 class Store:
     """Entries by kind and key below one folder.
+
+    Where a remote copy is shared, what is absent here is fetched from there, and what was made or
+    found here is sent there (:mod:`qsweep.base.remote`).
 
     Args:
         root: The folder.
@@ -68,9 +83,13 @@ class Store:
         self._hashed: dict[Path, set[tuple[Any, ...]]] = {}
 
     @classmethod
-    def below(cls, outputs: Path, settings: RemoteSettings = _ALONE) -> Self:
-        """The store of an outputs folder; ``QSWEEP_STORE`` puts it elsewhere."""
-        return cls(Path(os.environ.get(ROOT_VARIABLE) or outputs / "store"), settings)
+    def below(cls, outputs: Path, settings: RemoteSettings | None = None) -> Self:
+        """The store of an outputs folder; ``QSWEEP_STORE`` puts it elsewhere.
+
+        Its remote copy is by default the one of the last sweep that had one (:meth:`remember`).
+        """
+        root = Path(os.environ.get(ROOT_VARIABLE) or outputs / "store")
+        return cls(root, _remembered(root) if settings is None else settings)
 
     @classmethod
     def at(cls, address: Mapping[str, Any]) -> Self:
@@ -86,6 +105,21 @@ class Store:
         """What :meth:`at` makes the same store of, in JSON."""
         return {"root": str(self.root), **self.settings.address}
 
+    @cached_property
+    def remote(self) -> Remote | None:
+        """The copy that machines share."""
+        url = self.settings.remote
+        return None if url is None else Remote(url, self.root, push=self.settings.push)
+
+    def remember(self) -> None:
+        """Note where the remote copy lies, for commands that are not told."""
+        if self.settings.remote is not None and self.settings != _remembered(self.root):
+            write_json(self.root / _REMOTE, self.settings.address)
+
+    def planning(self) -> AbstractContextManager[None]:
+        """While many entries are looked up: see :meth:`Remote.planning`."""
+        return nullcontext() if self.remote is None else self.remote.planning()
+
     def portable(self, path: Path) -> str:
         """A path as a job is given it: what lies in the store may lie elsewhere on its node."""
         if path.is_relative_to(self.root):
@@ -94,9 +128,12 @@ class Store:
 
     def located(self, name: str) -> Path:
         """The path that :meth:`portable` made a name of, here."""
-        if name.startswith(_IN_STORE):
-            return self.root / name.removeprefix(_IN_STORE)
-        return Path(name)
+        if not name.startswith(_IN_STORE):
+            return Path(name)
+        path = self.root / name.removeprefix(_IN_STORE)
+        if self.remote is not None:
+            self.find(path.parent.name, path.name)  # type: ignore[arg-type]
+        return path
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where an entry is or would be."""
@@ -111,13 +148,35 @@ class Store:
         """The entry, if it is there and is what was written.
 
         The quick check looks at files' sizes and time stamps; ``full`` hashes every file. A damaged
-        entry counts as absent.
+        entry counts as absent; what is absent here is fetched from the remote copy.
         """
         entry = self._find(kind, key, full=full)
         if entry is not None and not entry.sealed:
             with contextlib.suppress(QsweepError, OSError), self.lock(kind, key, timeout_s=0):
                 reseal(entry.path)
-        return entry
+        if self.remote is None:
+            return entry
+        if entry is not None:
+            self.remote.offer(entry.path)
+            return entry
+        # Of several who want the same, one fetches; but nobody waits long for who may be making it.
+        with ExitStack() as stack:
+            with contextlib.suppress(LockTimeout):
+                stack.enter_context(self.lock(kind, key, timeout_s=_FETCH_S if full else 0))
+            return self._find(kind, key, full=full) or self._fetch(kind, key)
+
+    def look(self, kind: Kind, key: str) -> Entry | None:
+        """What an entry's manifest says, for planning: its files may be in the remote copy only.
+
+        Whoever reads its files asks :meth:`find`.
+        """
+        if (entry := self._find(kind, key, full=False)) is not None:
+            if self.remote is not None:
+                self.remote.offer(entry.path)
+            return entry
+        if self.remote is None or (found := self.remote.manifest(kind, key)) is None:
+            return None
+        return Entry(self.path(kind, key), found.content)
 
     def require(self, kind: Kind, key: str) -> Entry:
         """The entry, every file of it hashed.
@@ -180,11 +239,15 @@ class Store:
         with ExitStack() as locks:
             # In one order everywhere, so that two who want the same never wait for each other.
             held = {key: locks.enter_context(self.lock(kind, key)) for key in sorted(wanted)}
-            found = {key: self._find(kind, key, full=True) for key in wanted}
+            found = {
+                key: self._find(kind, key, full=True) or self._fetch(kind, key) for key in wanted
+            }
             for entry in found.values():
                 if entry is not None and not entry.sealed:
                     with contextlib.suppress(OSError):  # it may lie on a disk that is read only
                         reseal(entry.path)
+                if entry is not None and self.remote is not None:
+                    self.remote.offer(entry.path)
             absent = {
                 key: temporary(self.path(kind, key)) for key, entry in found.items() if not entry
             }
@@ -208,13 +271,43 @@ class Store:
             finally:
                 for folder in absent.values():
                     delete(folder)
+            if self.remote is not None:
+                for key in made:
+                    self.remote.send(self.path(kind, key))
             return {
                 key: (entry or open_entry(self.path(kind, key)), key in made)
                 for key, entry in found.items()
             }
 
+    def _fetch(self, kind: Kind, key: str) -> Entry | None:
+        """The entry, from the remote copy into its place here."""
+        if self.remote is None:
+            return None
+        place = self.path(kind, key)
+        folder = temporary(place)
+        try:
+            folder.mkdir(parents=True)
+            if not self.remote.fetch(kind, key, folder):
+                return None
+            # Every file was hashed as it came.
+            if publish(folder, place, partial(self._is_good, kind, key)):
+                self._hashed[place] = _state(place)
+            return self._find(kind, key, full=True)
+        except OSError:  # a disk that is full or read only: whoever makes the entry says so
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                delete(folder)
+
     def _is_good(self, kind: Kind, key: str) -> bool:
         return self._find(kind, key, full=True) is not None
+
+
+def _remembered(root: Path) -> RemoteSettings:
+    try:
+        return RemoteSettings(**read_json(root / _REMOTE))
+    except (OSError, ValueError, TypeError, ConfigError):
+        return _ALONE
 
 
 def _sweep_up(place: Path) -> None:

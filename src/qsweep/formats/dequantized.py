@@ -64,7 +64,7 @@ def base_directory(path: Path, store: Store) -> Path:
         container.require_library()
         called = describe(container, stored)
         identity = {"files": _content(path, store), "container": container.name, "version": VERSION}
-        if store.find(_KIND, key_of(identity)) is None:
+        if store.look(_KIND, key_of(identity)) is None:
             print(
                 f"note: {path} is quantized ({called}); it is dequantized to 16 bits, once",
                 file=sys.stderr,

@@ -30,7 +30,7 @@ def make_artifacts(
     missing = {
         key: plan
         for key, plan in plans.items()
-        if store.find("artifacts", plan.artifact_key) is None
+        if store.look("artifacts", plan.artifact_key) is None
     }
     reasons: dict[str, str] = {}
 

@@ -36,7 +36,8 @@ def run_queue(
     """
     launcher.prepare()
     capacity = launcher.capacity([device_of(plan) for plan in plans.values()])
-    passes = Passes(plans.values(), store, capacity.jobs, capacity.memory_bytes)
+    with store.planning():
+        passes = Passes(plans.values(), store, capacity.jobs, capacity.memory_bytes)
     queue = _Queue(plans, names, target, passes, sweep, store, waits_for)
     with open_display(len(plans), sweep.name, capacity.jobs) as display:
         launcher.run(

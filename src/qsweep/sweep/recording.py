@@ -34,7 +34,7 @@ def finished_record(plan: Plan, store: Store) -> Record | None:
     if plan.is_reference:
         artifact = plan.setting.reference_artifact()
     else:
-        entry = store.find("artifacts", plan.artifact_key)
+        entry = store.look("artifacts", plan.artifact_key)
         if entry is None:
             return None
         artifact, made = stored_artifact(plan, entry), entry.content

@@ -28,15 +28,16 @@ def run_plans(
     missing: dict[str, Plan] = {}
     # Those of them that lack nothing but the table of their tensors.
     measured: set[str] = set()
-    for key, plan in plans.items():
-        done = finished_record(plan, store)
-        whole = done and not any(task.reason for task in done.tasks or ())
-        if done and whole and not lacks_table(plan, done, store):
-            recorder.found(done)
-            continue
-        missing[key] = plan
-        if whole:
-            measured.add(key)
+    with store.planning():
+        for key, plan in plans.items():
+            done = finished_record(plan, store)
+            whole = done and not any(task.reason for task in done.tasks or ())
+            if done and whole and not lacks_table(plan, done, store):
+                recorder.found(done)
+                continue
+            missing[key] = plan
+            if whole:
+                measured.add(key)
 
     def record(job: Job, result: JobResult) -> None:
         """Write down what became of a trial. Of a pass its trials tell."""

@@ -163,7 +163,7 @@ def _require_possible(plan: Plan, store: Store) -> None:
         )
     if plan.is_reference:
         raise QsweepError(f"{plan.trial.model.name}: what is not quantized has no sensitivities")
-    entry = store.find("artifacts", plan.artifact_key)
+    entry = store.look("artifacts", plan.artifact_key)
     if entry is None:
         raise ArtifactCorrupt(
             f"{store.path('artifacts', plan.artifact_key)}: is gone or damaged; run its trial again"

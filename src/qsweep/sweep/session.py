@@ -121,14 +121,24 @@ def open_session(
             with finishing():
                 launcher.close()  # first: children must not outlive an interrupt by seconds
                 records = sweep.shown
+                if store.remote is not None:
+                    store.remote.settle(store.root)
                 write_results(sweep.directory, records, sweep.command)
                 report_sweep(sweep.directory, records, sweep.command, say)
                 tracker.finish(records, interrupted=interrupted)
 
 
 def open_store(config: SweepConfig) -> Store:
-    """The store of everything below a sweep's outputs."""
-    return Store.below(config.outputs_dir, config.store)
+    """The store of everything below a sweep's outputs, and its remote copy, if there is one.
+
+    Raises:
+        ConfigError: The remote copy cannot be read, or not be written and is to be.
+    """
+    store = Store.below(config.outputs_dir, config.store)
+    if store.remote is not None:
+        store.remote.check()
+        store.remember()
+    return store
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -193,7 +193,7 @@ def _groups(plans: Iterable[Plan], store: Store) -> list[list[Plan]]:
                 plan.trial.model.trust_remote_code,
             ]
         )
-        if store.find("artifacts", plan.artifact_key) is None:
+        if store.look("artifacts", plan.artifact_key) is None:
             found.setdefault(key, {}).setdefault(plan.artifact_key, plan)
     return [list(group.values()) for group in found.values() if len(group) > 1]
 
@@ -213,8 +213,8 @@ def _waiting(plans: Iterable[Plan], store: Store) -> dict[str, frozenset[str]]:
     for plan in plans:
         if (
             plan.uses_importance
-            and store.find("artifacts", plan.artifact_key) is None
-            and store.find("importances", key_of(plan.importance)) is None
+            and store.look("artifacts", plan.artifact_key) is None
+            and store.look("importances", key_of(plan.importance)) is None
         ):
             text = _text_of(plan)
             found[text] = found.get(text, frozenset()) | {plan.artifact_key}

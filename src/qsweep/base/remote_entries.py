@@ -1,0 +1,155 @@
+"""Entries of a store as objects: how they lie in a bucket, are sent there and fetched.
+
+``manifests/KIND/KEY.json`` is the manifest, byte for byte, and ``files/KIND/KEY/SEAL/NAME`` are the
+files that it names, where SEAL is the beginning of the manifest's own seal. The manifest is written
+last, in one go, and an entry without its manifest does not exist.
+
+The seal covers the hash and the time of every file. So what two makers of one key send at once never
+mixes: each has a folder of its own, and the manifest, whosever came last, names the folder of its own
+files. Whoever began to read the other goes on reading it, since that folder stays until it is pruned.
+A sender that was killed finds what it had sent already, and goes on from there. (Files by their hashes
+would save room where entries share some; but then a deletion has to know all manifests, and one that
+is written at that moment would name what has just gone. Entries share next to nothing.)
+
+Manifests lie apart from files so that the keys of a kind are one listing of that many names.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.files import FileStamp, sync_tree, verify
+from qsweep.base.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from qsweep.base.objects import Objects
+
+_MANIFESTS, _FILES = "manifests", "files"
+
+
+def manifest_name(kind: str, key: str) -> str:
+    """The object that is an entry's manifest."""
+    return f"{_MANIFESTS}/{kind}/{key}.json"
+
+
+def keys(objects: Objects, kind: str) -> set[str]:
+    """The keys of all entries of a kind. Raises RemoteError."""
+    return {PurePosixPath(name).stem for name in objects.names(f"{_MANIFESTS}/{kind}/")}
+
+
+def read_entry(objects: Objects, kind: str, key: str) -> tuple[Manifest, bytes] | None:
+    """An entry's manifest, and its bytes; None if there is no such entry.
+
+    Raises:
+        RemoteError: It cannot be read.
+        ArtifactCorrupt: It is not what was written.
+    """
+    content = objects.read(manifest_name(kind, key))
+    if content is None:
+        return None
+    where = f"{objects.url}/{manifest_name(kind, key)}"
+    manifest = parse_manifest(content, kind, key, where)
+    if manifest.seal is None:
+        raise ArtifactCorrupt(f"{where}: has no seal")
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or name == MANIFEST:
+            raise ArtifactCorrupt(f"{where}: names {name!r}, which lies outside of the entry")
+    return manifest, content
+
+
+def send(objects: Objects, place: Path, *, again: bool = False) -> int:
+    """Send a sealed entry: its files, and then its manifest.
+
+    Args:
+        objects: Where to.
+        place: The entry's directory.
+        again: Whether what is there is not to be trusted, and is sent once more.
+
+    Returns:
+        The bytes that were sent.
+
+    Raises:
+        RemoteError: It cannot be written; the entry does not exist there, or the one before it does.
+        ArtifactCorrupt: The entry itself is damaged, or has no seal.
+    """
+    manifest = read_manifest(place)
+    kind, key = place.parent.name, place.name
+    folder = _folder(kind, key, manifest)
+    there = {} if again else objects.names(folder)
+    sent = 0
+    for name, stamp in manifest.files.items():
+        # Whole or not at all: one that is there and of this size is this one.
+        if there.get(folder + name) != stamp.size:
+            objects.upload(place / name, folder + name)
+            sent += stamp.size
+    objects.write(manifest_name(kind, key), (place / MANIFEST).read_bytes())
+    return sent
+
+
+def fetch(objects: Objects, kind: str, key: str, folder: Path) -> bool:
+    """Fill an empty directory with an entry's files, each compared with its hash, and its manifest.
+
+    Returns whether there is such an entry.
+
+    Raises:
+        RemoteError: It cannot be read.
+        ArtifactCorrupt: A file is missing, truncated or altered.
+    """
+    if (found := read_entry(objects, kind, key)) is None:
+        return False
+    manifest, content = found
+    prefix = _folder(kind, key, manifest)
+    for name, stamp in manifest.files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_file(objects, prefix + name, file, stamp)
+    (folder / MANIFEST).write_bytes(content)
+    sync_tree(folder)
+    return True
+
+
+def delete(objects: Objects, kind: str, key: str) -> None:
+    """Delete an entry: the manifest, and then all that was ever sent of it. Raises RemoteError."""
+    objects.delete(manifest_name(kind, key))
+    for name in objects.names(f"{_FILES}/{kind}/{key}/"):
+        objects.delete(name)
+
+
+def sizes(objects: Objects, kind: str) -> Mapping[str, int]:
+    """Bytes of all that is there of each key of a kind, whether it is whole or not."""
+    found: dict[str, int] = {}
+    for name, size in objects.names(f"{_FILES}/{kind}/").items():
+        key = PurePosixPath(name).parts[2]
+        found[key] = found.get(key, 0) + size
+    return found
+
+
+def unnamed(objects: Objects, kind: str, key: str) -> Iterator[str]:
+    """The objects of an entry that its manifest does not name: left by others who sent it, too."""
+    found = read_entry(objects, kind, key)
+    own = None if found is None else _folder(kind, key, found[0])
+    for name in objects.names(f"{_FILES}/{kind}/{key}/"):
+        if own is None or not name.startswith(own):
+            yield name
+
+
+def _folder(kind: str, key: str, manifest: Manifest) -> str:
+    if manifest.seal is None:
+        raise ArtifactCorrupt(f"{kind}/{key}: its manifest has no seal")
+    return f"{_FILES}/{kind}/{key}/{manifest.seal[:16]}/"
+
+
+def _fetch_file(objects: Objects, name: str, file: Path, stamp: FileStamp) -> None:
+    where = f"{objects.url}/{name}"
+    for last in (False, True):
+        if not objects.download(name, file):
+            raise ArtifactCorrupt(f"{where}: is not there")
+        # The time is part of the stamp, and a quick look later takes the file for the same by it.
+        os.utime(file, ns=(stamp.mtime_ns, stamp.mtime_ns))
+        try:
+            verify(file, stamp, full=True)
+            return
+        except ArtifactCorrupt as error:
+            if last:  # the first time it may have happened on the way
+                said = str(error).removeprefix(f"{file}: ")
+                raise ArtifactCorrupt(f"{where}: {said}") from error

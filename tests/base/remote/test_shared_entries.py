@@ -1,0 +1,218 @@
+"""What one machine makes another finds, whole, and nothing else."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from qsweep.base import remote_entries as entries
+from qsweep.base.manifest import open_entry
+from qsweep.base.store import Store
+
+IDENTITY = {"what": "test"}
+
+
+def make(out, weights=b"w" * 1000):
+    (out / "weights.bin").write_bytes(weights)
+    (out / "sub dir").mkdir()
+    (out / "sub dir" / "more #1.txt").write_text("more")
+    return {"answer": 42}
+
+
+def never(out):
+    pytest.fail("made anew")
+
+
+def build(store, maker=make, kind="artifacts"):
+    return store.build(kind, IDENTITY, maker)
+
+
+def test_what_one_makes_another_has(node, objects):
+    here, made = build(node("a"))
+    there, made_there = build(node("b"), never)
+    assert (made, made_there) == (True, False)
+    assert there.content == here.content == {"answer": 42}
+    assert (there.path / "sub dir/more #1.txt").read_text() == "more"
+    assert (there.path / "manifest.json").read_bytes() == (here.path / "manifest.json").read_bytes()
+    open_entry(there.path, full=True)
+    # Nothing is left of how it came, on either side.
+    assert [p.name for p in there.path.parent.iterdir()] == [there.path.name]
+    names = sorted(objects.names(""))
+    assert names[0].startswith(f"files/artifacts/{here.path.name}/")
+    assert names[2:] == [f"manifests/artifacts/{here.path.name}.json"]
+
+
+def test_every_way_of_asking_finds_it(node):
+    key = build(node("a"))[0].path.name
+    for ask in (
+        lambda store: store.find("artifacts", key),
+        lambda store: store.find("artifacts", key, full=True),
+        lambda store: store.require("artifacts", key),
+    ):
+        store = node(f"node{id(ask)}")
+        assert (ask(store).path / "weights.bin").stat().st_size == 1000
+    assert node("z").find("artifacts", "0" * 32) is None
+
+
+def test_planning_knows_of_it_and_fetches_nothing(node):
+    key = build(node("a"))[0].path.name
+    store = node("b")
+    with store.planning():
+        found = store.look("artifacts", key)
+        assert found.content == {"answer": 42} and found.path == store.path("artifacts", key)
+        assert store.look("artifacts", "0" * 32) is None
+    assert not found.path.exists()
+    assert store.find("artifacts", key).path.exists()
+
+
+def test_a_listing_lasts_no_longer_than_the_planning(node):
+    store = node("b")
+    with store.planning():
+        assert store.look("artifacts", "0" * 32) is None
+        key = build(node("a"))[0].path.name
+        assert store.look("artifacts", key) is None  # it was listed before
+    assert store.look("artifacts", key) is not None
+
+
+def test_what_was_made_before_there_was_a_remote_is_sent_once_it_is_looked_at(
+    node, tmp_path, capsys
+):
+    alone = Store(tmp_path / "a" / "store")
+    keys = [alone.build("texts", {"n": n}, make)[0].path.name for n in range(3)]
+    store = node("a")
+    assert store.find("texts", keys[0])
+    with store.planning():
+        assert all(store.look("texts", key) for key in keys)
+        assert capsys.readouterr().err == ""
+    assert "2 entries (2.01e-06 GB) are sent to " in capsys.readouterr().err
+    other = node("b")
+    assert all(other.find("texts", key) for key in keys)
+    with node("a").planning():
+        assert store.look("texts", keys[0])
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_alone_sends_nothing(node, objects):
+    store = node("a", push=False)
+    entry, made = build(store)
+    with store.planning():
+        assert store.find("artifacts", entry.path.name)
+    assert made and objects.names("") == {}
+    build(node("b"), lambda out: make(out, b"v" * 1000))
+    assert build(node("c", push=False), never)[0].content == {"answer": 42}
+
+
+def test_an_entry_without_its_manifest_is_none(node, objects):
+    key = build(node("a"))[0].path.name
+    objects.delete(entries.manifest_name("artifacts", key))
+    store = node("b")
+    assert store.look("artifacts", key) is None and store.find("artifacts", key) is None
+    entry, made = build(store)
+    assert made and build(node("c"), never)[0].content == entry.content
+
+
+def damaged(objects, key, damage):
+    (file,) = (name for name in objects.names("files/artifacts/") if name.endswith("weights.bin"))
+    if damage == "truncated":
+        objects.write(file, b"w" * 10)
+    elif damage == "altered":
+        objects.write(file, b"v" * 1000)
+    elif damage == "missing":
+        objects.delete(file)
+    else:
+        name = entries.manifest_name("artifacts", key)
+        objects.write(name, objects.read(name).replace(b"42", b"43"))
+    return file if damage != "manifest" else name
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "manifest"])
+def test_what_is_not_what_was_sent_is_made_anew_and_sent_again(node, objects, damage, capsys):
+    key = build(node("a"))[0].path.name
+    where = damaged(objects, key, damage)
+    entry, made = build(node("b"))
+    assert made
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"/{where}" in said[0]
+    assert said[0].startswith("note: ") and said[0].endswith("; it counts as absent")
+    again, made_again = build(node("c"), never)
+    assert not made_again and (again.path / "weights.bin").read_bytes() == b"w" * 1000
+    assert again.content == entry.content
+    assert capsys.readouterr().err == ""
+
+
+def test_a_manifest_that_names_files_elsewhere_is_none(node, objects, tmp_path):
+    from qsweep.base.manifest import MANIFEST, _write, read_manifest
+
+    entry, _ = build(node("a"))
+    manifest = read_manifest(entry.path)
+    body = {
+        "version": 2,
+        "kind": "artifacts",
+        "identity": manifest.identity,
+        "content": manifest.content,
+        "files": {"../../../evil": vars(manifest.files["weights.bin"])},
+    }
+    _write(tmp_path / MANIFEST, body)
+    objects.write(
+        entries.manifest_name("artifacts", entry.path.name), (tmp_path / MANIFEST).read_bytes()
+    )
+    assert node("b").find("artifacts", entry.path.name) is None
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_two_makers_of_one_key_do_not_mix(node, objects, tmp_path):
+    """Both make it without knowing of the other, and send it at the same moment."""
+    stores = [Store(tmp_path / name / "store") for name in "ab"]
+    places = [
+        build(store, lambda out, n=n: make(out, bytes([n]) * 300_000))[0].path
+        for n, store in enumerate(stores)
+    ]
+    threads = [threading.Thread(target=entries.send, args=(objects, place)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entry, _ = build(node("c"), never)
+    assert (entry.path / "weights.bin").read_bytes() in [bytes([n]) * 300_000 for n in (0, 1)]
+    assert len({name.split("/")[3] for name in objects.names("files/")}) == 2
+    for name in list(entries.unnamed(objects, "artifacts", entry.path.name)):
+        objects.delete(name)
+    assert build(node("d"), never)[0].content == {"answer": 42}
+    assert len({name.split("/")[3] for name in objects.names("files/")}) == 1
+
+
+SENDER = textwrap.dedent(
+    """
+    import os, pathlib, signal, sys
+    from qsweep.base.objects import Objects
+    from qsweep.base.remote_settings import RemoteSettings
+    from qsweep.base.store import Store
+    upload = Objects.upload
+    def upload_and_die(self, file, name):
+        upload(self, file, name)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Objects.upload = upload_and_die
+    def make(out):
+        for number in range(3):
+            (out / f"part{number}").write_bytes(bytes([number]) * 1000)
+        return {}
+    store = Store(pathlib.Path(sys.argv[2]), RemoteSettings(sys.argv[1]))
+    store.build("artifacts", {"what": "test"}, make)
+    """
+)
+
+
+def test_a_sender_that_is_killed_leaves_no_entry_and_the_next_goes_on(node, objects, url, tmp_path):
+    store = node("a")
+    killed = subprocess.run([sys.executable, "-c", SENDER, url, str(store.root)], env=os.environ)
+    assert killed.returncode == -9
+    assert [name.rpartition("/")[2] for name in objects.names("")] == ["part0"]
+    other = node("b")
+    assert other.look("artifacts", next((store.root / "artifacts").iterdir()).name) is None
+    (entry,) = (store.root / "artifacts").iterdir()
+    assert entries.send(objects, entry) == 2000
+    assert store.find("artifacts", entry.name)
+    assert build(other, never)[0].path.name == entry.name
