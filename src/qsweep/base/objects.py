@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from qsweep.base.disk import is_disk_full
 from qsweep.base.errors import QsweepError, in_one_line
 from qsweep.base.files import open_atomic, write_bytes
+from qsweep.base.owners import owner
 from qsweep.base.secrets import HIDDEN, scrubbed
 
 # Pauses before an operation is tried again; drivers try several times by themselves.
@@ -110,15 +112,12 @@ class Objects:
         return self._tried("read", download)
 
     def names(self, prefix: str) -> dict[str, int]:
-        """The objects below a prefix, which ends a name's part; sizes in bytes."""
+        """The objects below a prefix, which is empty or ends in a slash; sizes in bytes."""
+        return {name: int(info["size"]) for name, info in self._found(prefix).items()}
 
-        def names() -> dict[str, int]:
-            folder = self._path(prefix).rstrip("/")
-            found = self._system.find(folder, detail=True)
-            start = len(self._path(""))
-            return {path[start:]: int(info["size"]) for path, info in found.items()}
-
-        return self._tried("read", names)
+    def times(self, prefix: str) -> dict[str, float]:
+        """The same with when each was written, seconds since the epoch."""
+        return {name: _written(info) for name, info in self._found(prefix).items()}
 
     def delete(self, name: str) -> None:
         """Delete an object, if it is there."""
@@ -138,6 +137,20 @@ class Objects:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _found(self, prefix: str) -> dict[str, Mapping[str, Any]]:
+        folder, start = self._path(prefix).rstrip("/"), len(self._path(""))
+
+        def find() -> dict[str, Mapping[str, Any]]:
+            found = self._system.find(folder, detail=True)
+            return {
+                path[start:]: info
+                for path, info in found.items()
+                # What a writer into a folder has not finished, or left when it was killed.
+                if not (self._in_folder and owner(Path(path)))
+            }
+
+        return self._tried("read", find)
 
     @property
     def _system(self) -> Any:
@@ -193,6 +206,14 @@ class Objects:
             except OSError:  # something else is in it
                 return
             folder = folder.parent
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    # Drivers call it differently, and give a date, its text, or seconds.
+    found = next(info[name] for name in ("LastModified", "mtime", "updated") if info.get(name))
+    if isinstance(found, str):
+        found = datetime.fromisoformat(found)
+    return found.timestamp() if isinstance(found, datetime) else float(found)
 
 
 def _is_final(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from qsweep.base.disk import os_error_message
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.base.files import write_text
 from qsweep.base.manifest import Manifest
+from qsweep.base.numbers import gigabytes
 from qsweep.base.objects import Objects, RemoteError
 from qsweep.base.owners import host
 
@@ -155,7 +156,8 @@ class Remote:
             self._listed, self._waiting = None, {}
         if missing and self._can("read"):
             size = sum(f.stat().st_size for p in missing for f in p.rglob("*") if f.is_file())
-            self._say(f"{len(missing)} entries ({size / 1e9:.3g} GB) are sent to {self.url}")
+            several = "1 entry" if len(missing) == 1 else f"{len(missing)} entries"
+            self._say(f"{self.url} lacks {several} of {gigabytes(size / 1e9)} GB: sent now")
             for place in missing:
                 self.send(place)
 
@@ -210,9 +212,8 @@ class Remote:
             return
         failed = [one for one in left if not self.send(root / one[0] / one[1])]
         if failed:
-            self._say(
-                f"{len(failed)} entries could not be sent to {self.url} and stand here; {SEND_LATER}"
-            )
+            several = "1 entry" if len(failed) == 1 else f"{len(failed)} entries"
+            self._say(f"{self.url} lacks {several} that could not be sent; {SEND_LATER}")
 
 
 class Unsent:

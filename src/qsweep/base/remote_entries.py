@@ -14,14 +14,16 @@ is written at that moment would name what has just gone. Entries share next to n
 Manifests lie apart from files so that the keys of a kind are one listing of that many names.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import time
 from pathlib import Path, PurePosixPath
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.files import FileStamp, sync_tree, verify
 from qsweep.base.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from qsweep.base.objects import Objects
+from qsweep.base.owners import SILENT_S
 
 _MANIFESTS, _FILES = "manifests", "files"
 
@@ -115,8 +117,14 @@ def delete(objects: Objects, kind: str, key: str) -> None:
         objects.delete(name)
 
 
-def sizes(objects: Objects, kind: str) -> Mapping[str, int]:
-    """Bytes of all that is there of each key of a kind, whether it is whole or not."""
+def written(objects: Objects, kind: str) -> dict[str, float]:
+    """When each entry of a kind was written, by key, seconds since the epoch. Raises RemoteError."""
+    times = objects.times(f"{_MANIFESTS}/{kind}/")
+    return {PurePosixPath(name).stem: time for name, time in times.items()}
+
+
+def sizes(objects: Objects, kind: str) -> dict[str, int]:
+    """Bytes of all files that are there of each key of a kind, whether it is whole or not."""
     found: dict[str, int] = {}
     for name, size in objects.names(f"{_FILES}/{kind}/").items():
         key = PurePosixPath(name).parts[2]
@@ -124,13 +132,28 @@ def sizes(objects: Objects, kind: str) -> Mapping[str, int]:
     return found
 
 
-def unnamed(objects: Objects, kind: str, key: str) -> Iterator[str]:
-    """The objects of an entry that its manifest does not name: left by others who sent it, too."""
-    found = read_entry(objects, kind, key)
-    own = None if found is None else _folder(kind, key, found[0])
-    for name in objects.names(f"{_FILES}/{kind}/{key}/"):
-        if own is None or not name.startswith(own):
-            yield name
+def left_over(objects: Objects, kind: str) -> list[str]:
+    """Files of a kind that no manifest names and nobody sends any more: senders were killed, or late."""
+    folders: dict[str, set[str]] = {}
+    times = objects.times(f"{_FILES}/{kind}/")
+    for name in times:
+        _, _, key, folder, *_ = PurePosixPath(name).parts
+        folders.setdefault(key, set()).add(folder)
+    whole, found = keys(objects, kind), []
+    for key, all_of_it in folders.items():
+        own = None
+        if key in whole:
+            if len(all_of_it) == 1:
+                continue
+            with contextlib.suppress(ArtifactCorrupt):
+                entry = read_entry(objects, kind, key)
+                own = entry and _folder(kind, key, entry[0])
+        for folder in all_of_it:
+            prefix = f"{_FILES}/{kind}/{key}/{folder}/"
+            sent = [name for name in times if name.startswith(prefix)]
+            if prefix != own and time.time() - max(times[name] for name in sent) > SILENT_S:
+                found += sent
+    return found
 
 
 def _folder(kind: str, key: str, manifest: Manifest) -> str:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 
 from qsweep.base import remote_entries as entries
 from qsweep.base.manifest import open_entry
+from qsweep.base.owners import SILENT_S
 from qsweep.base.store import Store
 
 IDENTITY = {"what": "test"}
@@ -87,7 +89,7 @@ def test_what_was_made_before_there_was_a_remote_is_sent_once_it_is_looked_at(
     with store.planning():
         assert all(store.look("texts", key) for key in keys)
         assert capsys.readouterr().err == ""
-    assert "2 entries (2.01e-06 GB) are sent to " in capsys.readouterr().err
+    assert " lacks 2 entries of 0.0000 GB: sent now" in capsys.readouterr().err
     other = node("b")
     assert all(other.find("texts", key) for key in keys)
     with node("a").planning():
@@ -163,7 +165,7 @@ def test_a_manifest_that_names_files_elsewhere_is_none(node, objects, tmp_path):
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_two_makers_of_one_key_do_not_mix(node, objects, tmp_path):
+def test_two_makers_of_one_key_do_not_mix(node, objects, tmp_path, monkeypatch):
     """Both make it without knowing of the other, and send it at the same moment."""
     stores = [Store(tmp_path / name / "store") for name in "ab"]
     places = [
@@ -178,7 +180,12 @@ def test_two_makers_of_one_key_do_not_mix(node, objects, tmp_path):
     entry, _ = build(node("c"), never)
     assert (entry.path / "weights.bin").read_bytes() in [bytes([n]) * 300_000 for n in (0, 1)]
     assert len({name.split("/")[3] for name in objects.names("files/")}) == 2
-    for name in list(entries.unnamed(objects, "artifacts", entry.path.name)):
+    assert entries.left_over(objects, "artifacts") == []  # somebody may still be reading it
+    now = time.time()
+    monkeypatch.setattr(entries.time, "time", lambda: now + SILENT_S + 60)
+    left = entries.left_over(objects, "artifacts")
+    assert len(left) == 2
+    for name in left:
         objects.delete(name)
     assert build(node("d"), never)[0].content == {"answer": 42}
     assert len({name.split("/")[3] for name in objects.names("files/")}) == 1

@@ -1,0 +1,239 @@
+"""A remote that refuses, is full, or goes away: one line each, and what was made here stands."""
+
+import json
+import os
+import sys
+import time
+
+import fsspec  # noqa: F401
+import pytest
+
+from helpers.machine import free_port, tmpfs
+from helpers.s3 import KEY_ID, SECRET, running
+from qsweep.base import objects as objects_module
+from qsweep.base import remote as remote_module
+from qsweep.base.errors import ConfigError
+from qsweep.base.objects import Objects, RemoteError
+from qsweep.base.remote_settings import RemoteSettings
+from qsweep.base.store import Store
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(objects_module, "_PAUSES_S", (0.01, 0.01))
+
+
+def make(out):
+    (out / "weights.bin").write_bytes(b"w" * 2_000_000)
+    return {"answer": 42}
+
+
+def one_line(text, *parts):
+    lines = text.strip().splitlines()
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), text
+    return lines[0]
+
+
+def unsent(store):
+    return [kind for kind, _ in store.remote.unsent.all()]
+
+
+def test_a_usable_remote_keeps_nothing_of_its_check(node, objects):
+    node("a").remote.check()
+    node("b", push=False).remote.check()
+    assert objects.names("") == {}
+
+
+def test_a_folder_that_is_not_mounted_is_refused_and_not_made(tmp_path):
+    store = Store(tmp_path / "a", RemoteSettings(f"file://{tmp_path}/mnt"))
+    with pytest.raises(ConfigError) as refused:
+        store.remote.check()
+    one_line(str(refused.value), "store.remote=file://", "is not there; mount it", "=null")
+    assert store.build("texts", {"n": 1}, make)[1]
+    assert not (tmp_path / "mnt").exists() and unsent(store) == ["texts"]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    import subprocess
+
+    with tmpfs(tmp_path / "mounted", "16m") as folder:
+        Store(tmp_path / "first", RemoteSettings(f"file://{folder}")).build("texts", {"n": 0}, make)
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        yield f"file://{folder}"
+
+
+def test_a_folder_that_refuses_writes_is_noticed_at_the_start_and_may_be_read(
+    read_only, tmp_path, capsys
+):
+    store = Store(tmp_path / "a", RemoteSettings(read_only))
+    with pytest.raises(ConfigError) as refused:
+        store.remote.check()
+    one_line(str(refused.value), "Read-only file system", "store.push=false only reads")
+    store = Store(tmp_path / "a", RemoteSettings(read_only, push=False))
+    store.remote.check()
+    assert not store.build("texts", {"n": 0}, make)[1]
+    assert store.build("texts", {"n": 1}, make)[1]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_remote_loses_nothing_and_says_so_once(tmp_path, capsys, monkeypatch):
+    with tmpfs(tmp_path / "mounted", "5m") as folder:
+        store = Store(tmp_path / "a", RemoteSettings(f"file://{folder}"))
+        made = [store.build("artifacts", {"n": n}, make) for n in range(4)]
+        assert all(fresh for _, fresh in made)
+        one_line(capsys.readouterr().err, "No space left", "`qsweep store push` sends what")
+        assert unsent(store) == ["artifacts"] * 2
+        # Two are there, whole; nothing of the third is.
+        assert len(store.remote.objects.names("manifests/")) == 2
+        assert len(store.remote.objects.names("files/")) == 2
+        other = Store(tmp_path / "b", RemoteSettings(f"file://{folder}"))
+        assert [bool(other.find("artifacts", entry.path.name)) for entry, _ in made] == [
+            *(True, True),
+            *(False, False),
+        ]
+        # Later there is room, and another process tries once more.
+        for file in (folder / "files/artifacts" / made[0][0].path.name).rglob("*.bin"):
+            file.unlink()
+        again = Store(tmp_path / "a", RemoteSettings(f"file://{folder}"))
+        again.remote.settle(again.root)
+        assert len(unsent(again)) == 1
+        assert "lacks 1 entry that could not be sent" in capsys.readouterr().err
+
+
+def test_a_remote_that_goes_away_in_the_middle(node, url, tmp_path, capsys, monkeypatch):
+    if url.startswith("s3"):
+        pytest.skip("a server of its own goes away below")
+    store = node("a")
+    store.build("texts", {"n": 0}, make)
+    (tmp_path / "mounted").rename(tmp_path / "away")
+    assert store.build("texts", {"n": 1}, make)[1]
+    one_line(capsys.readouterr().err, "is not there", "`qsweep store push`")
+    (tmp_path / "away").rename(tmp_path / "mounted")
+    assert unsent(store) == ["texts"]
+    store = node("a")
+    store.remote.settle(store.root)
+    assert unsent(store) == [] and capsys.readouterr().err == ""
+    assert len(store.remote.objects.names("manifests/texts/")) == 2
+
+
+@pytest.mark.cluster
+def test_a_server_that_goes_away_in_the_middle(tmp_path, capsys, monkeypatch):
+    with running() as server:
+        server.client().create_bucket(Bucket="shared")
+        store = Store(tmp_path / "a", RemoteSettings("s3://shared"))
+        store.build("texts", {"n": 0}, make)
+        server.stop()
+        started = time.monotonic()
+        for n in range(1, 6):
+            assert store.build("texts", {"n": n}, make)[1]
+        assert store.find("texts", "0" * 32) is None
+        # One failed to be read and one to be written; the others asked nothing.
+        assert time.monotonic() - started < 60
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2 and all("Could not connect" in line for line in lines)
+        assert "counts as absent" in lines[0] and "`qsweep store push`" in lines[1]
+        assert unsent(store) == ["texts"] * 5
+        with pytest.raises(ConfigError, match="Could not connect"):
+            store.remote.check()
+
+
+@pytest.mark.cluster
+def test_a_bucket_that_is_not_there_or_refuses(s3_bucket, s3_server, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError) as refused:
+        Store(tmp_path, RemoteSettings("s3://no-such-bucket/x")).remote.check()
+    one_line(str(refused.value), "store.remote=s3://no-such-bucket/x", "does not exist")
+    bucket = s3_bucket.removeprefix("s3://")
+    arn = f"arn:aws:s3:::{bucket}/*"
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": arn}
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    s3_server.client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    with pytest.raises(ConfigError) as refused:
+        Store(tmp_path, RemoteSettings(s3_bucket)).remote.check()
+    line = one_line(str(refused.value), "cannot be written", "store.push=false only reads")
+    assert SECRET not in line and KEY_ID not in line
+    Store(tmp_path, RemoteSettings(s3_bucket, push=False)).remote.check()
+
+
+@pytest.mark.cluster
+def test_large_files_go_and_come_in_parts(s3_bucket, tmp_path):
+    size = 130 << 20  # of several parts of 50 MiB
+    file = tmp_path / "large"
+    with file.open("wb") as out:
+        out.truncate(size)
+        out.write(os.urandom(1 << 20))
+    objects = Objects(s3_bucket)
+    objects.upload(file, "large")
+    assert objects.names("") == {"large": size}
+    assert objects.download("large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch):
+
+    for scheme, package, install in (
+        ("s3", "s3fs", 'pip install "qsweep[s3]"'),
+        ("gs", "gcsfs", "pip install gcsfs"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        known = sys.modules["fsspec.registry"]._registry
+        monkeypatch.delitem(known, scheme, raising=False)
+        with pytest.raises(RemoteError) as missing:
+            Objects(f"{scheme}://bucket").read("x")
+        one_line(str(missing.value), f"needs {package}: {install}")
+
+
+def test_what_fails_for_a_moment_is_tried_again_and_no_message_holds_a_secret(
+    node, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    objects = Objects(f"file://{tmp_path}")
+    calls = []
+
+    def flaky(times):
+        def call():
+            calls.append(1)
+            if len(calls) <= times:
+                raise ConnectionError("reset by peer, signed with wJalrXUtnFEMI")
+            return "answer"
+
+        return call
+
+    assert objects._tried("read", flaky(2)) == "answer" and len(calls) == 3
+    calls.clear()
+    with pytest.raises(RemoteError) as failed:
+        objects._tried("read", flaky(9))
+    assert len(calls) == 3
+    one_line(str(failed.value), "cannot be read: reset by peer, signed with ***")
+
+
+def test_after_a_failure_it_is_left_in_peace_for_a_while(tmp_path, capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(remote_module.time, "monotonic", lambda: now[0])
+    (folder := tmp_path / "mounted").mkdir()
+    store = Store(tmp_path / "a", RemoteSettings(f"file://{folder}"))
+    asked = []
+    monkeypatch.setattr(store.remote.objects, "_in_folder", False)
+
+    def refuse(name):
+        asked.append(name)
+        raise RemoteError("gone")
+
+    monkeypatch.setattr(store.remote.objects, "read", refuse)
+    for n in range(3):
+        assert store.find("texts", str(n) * 32) is None
+    assert len(asked) == 1 and capsys.readouterr().err.count("gone") == 1
+    now[0] += 61
+    store.find("texts", "a" * 32)
+    assert len(asked) == 2
+
+
+@pytest.mark.cluster
+def test_nobody_listens(tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    with pytest.raises(ConfigError) as refused:
+        Store(tmp_path, RemoteSettings("s3://bucket/folder")).remote.check()
+    one_line(str(refused.value), "Could not connect", "store.remote=null does without")
