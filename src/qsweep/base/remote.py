@@ -55,28 +55,36 @@ class Remote:
         return self.objects.url
 
     def check(self) -> None:
-        """Refuse a remote that cannot be used as it is to be.
+        """Refuse a remote that cannot be used as a sweep is to use it.
 
         Raises:
             ConfigError: It cannot be reached or read, or refuses what is written.
         """
-        name = f"{_PROBE}/{host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
-            self.objects.require_folder()
-            self.objects.names(f"{_PROBE}/")
+            self.probe_reading()
         except RemoteError as error:
             raise ConfigError(f"store.remote={error}; store.remote=null does without") from error
         if not self.push:
             return
         try:
-            self.objects.write(name, b"qsweep\n")
-            if self.objects.read(name) != b"qsweep\n":
-                raise RemoteError(f"{self.url}: does not give back what was written")
-            self.objects.delete(name)
+            self.probe_writing()
         except RemoteError as error:
             raise ConfigError(
                 f"store.remote={error}; store.push=false only reads from it"
             ) from error
+
+    def probe_reading(self) -> None:
+        """Look whether it is there. Raises RemoteError."""
+        self.objects.require_folder()
+        self.objects.names(f"{_PROBE}/")
+
+    def probe_writing(self) -> None:
+        """Write an object, read it back and delete it. Raises RemoteError."""
+        name = f"{_PROBE}/{host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.objects.write(name, b"qsweep\n")
+        if self.objects.read(name) != b"qsweep\n":
+            raise RemoteError(f"{self.url}: does not give back what was written")
+        self.objects.delete(name)
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """An entry's manifest; None if it is not there, is damaged, or cannot be read now."""

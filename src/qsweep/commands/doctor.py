@@ -12,6 +12,7 @@ from dataclasses import asdict
 from qsweep.base.numbers import one_line
 from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.commands.finding import Finding, Places
+from qsweep.commands.shared import add_remote
 
 _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": "ERROR  "}
 
@@ -20,7 +21,7 @@ _MARKS = {"ok": "ok     ", "missing": "missing", "warning": "WARNING", "error": 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look at everything and say it; 1 if the main job cannot run."""
     options = parser().parse_args(arguments)
-    findings = examine(Places(options.outputs, options.tracking))
+    findings = examine(Places(options.outputs, options.tracking, options.remote))
     works = not any(finding.status == "error" for finding in findings)
     if options.json:
         content = {"works": works, "findings": [asdict(finding) for finding in findings]}
@@ -63,6 +64,7 @@ def parser() -> Parser:
     parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--tracking", metavar="URI", help="the tracker to reach")
+    add_remote(parser, "the shared store to reach; default: that of the last sweep with one")
     return parser
 
 

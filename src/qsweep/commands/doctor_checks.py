@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -227,6 +228,27 @@ def disk(places: Places) -> Iterator[Finding]:
         yield Finding("storage", "disk", "ok", room)
 
 
+def shared(places: Places) -> Iterator[Finding]:
+    """Whether the copy of the store that machines share can be read and written."""
+    from qsweep.commands.shared import shared_store
+
+    name = "shared store"
+    try:
+        remote = shared_store(places.outputs, places.remote, push=True).remote
+        if remote is None:
+            yield Finding("storage", name, "missing", "none: each machine has its results alone",
+                          "store.remote=URL, with s3: pip install \"qsweep[s3]\"")  # fmt: skip
+            return
+        started = time.perf_counter()
+        remote.probe_reading()
+        remote.probe_writing()
+    except QsweepError as error:
+        yield Finding("storage", name, "warning", str(error))
+        return
+    took = time.perf_counter() - started
+    yield Finding("storage", name, "ok", f"{remote.url}: written and read back in {took:.2f} s")
+
+
 def hub(places: Places) -> Iterator[Finding]:
     """Whether models and data sets can be fetched."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -267,7 +289,8 @@ def tracker(places: Places) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    python, gpus, packages, backends, number_formats, environments, runtimes, sandbox, disk, hub, tracker,
+    python, gpus, packages, backends, number_formats, environments, runtimes, sandbox, disk, shared,
+    hub, tracker,
 )  # fmt: skip
 
 

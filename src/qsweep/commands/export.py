@@ -15,6 +15,7 @@ from qsweep.base.files import sync_tree, write_bytes
 from qsweep.base.schema import nearest
 from qsweep.base.store import MANIFEST, Store
 from qsweep.commands.entry import Parser, absolute, command, command_parser
+from qsweep.commands.shared import add_remote, shared_store
 from qsweep.models.architecture import CAUSAL, auto_class
 from qsweep.models.config import read_config
 from qsweep.results.answers import answers
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export one artifact; 0: done, 1: it could not be written, 2: there is no such trial."""
     options = parser().parse_args(arguments)
     record = find_trial(options.outputs, options.trial, options.sweep)
-    written = export(record, Store.below(options.outputs), options.directory)
+    written = export(record, shared_store(options.outputs, options.remote), options.directory)
     print(f"{record.name}: {written}\nhow to serve it: {written / 'README.md'}")
     return 0
 
@@ -161,6 +162,7 @@ def parser() -> Parser:
     parser.add_argument("trial", metavar="TRIAL", help="a key, a name, or best")
     parser.add_argument("directory", metavar="DIR", type=absolute, help="a new directory")
     parser.add_argument("--sweep", help="look only in this sweep")
+    add_remote(parser, "where what is not here lies; default: that of the last sweep with one")
     return parser
 
 

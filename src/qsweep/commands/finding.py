@@ -28,10 +28,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Places:
-    """Where to look: the outputs folder, and a tracker other than its own."""
+    """Where to look: the outputs folder, a tracker and a shared store other than its own."""
 
     outputs: Path
     tracking: str | None = None
+    remote: str | None = None
 
 
 Check = Callable[[Places], Iterator[Finding]]

@@ -12,6 +12,7 @@ COMMANDS = {
     "score": "artifacts that exist, compared with a model or with a reference pack",
     "pack": "a file with all that a comparison needs of a reference",
     "export": "a winner with tokenizer, model card and serving commands",
+    "store": "the copy of the store that machines share: what it holds, and what it lacks",
     "prune": "what the store holds, and what can go",
     "doctor": "what this machine can do, and what to install for the rest",
     "env": "environments of their own, for libraries that conflict with qsweep's",

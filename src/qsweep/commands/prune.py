@@ -7,6 +7,10 @@ many days ago; with both, what either picks. Nothing is deleted without --delete
 
 Records, measurements and timings are never deleted: reports stay as they are, and a sweep that is
 run again makes only the artifacts that are missing.
+
+With --remote URL the copy that machines share is pruned as well: of what the rules pick here, what is
+there, and of what is there alone, what --older-than picks. --delete also removes there what senders
+that were killed left. Without it nothing is removed there, and what goes here is fetched when needed.
 """
 
 import sys
@@ -18,9 +22,18 @@ from typing import get_args
 from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.errors import QsweepError
 from qsweep.base.numbers import gigabytes
+from qsweep.base.objects import Objects
+from qsweep.base.remote_settings import RemoteSettings
 from qsweep.base.schema import nearest
 from qsweep.commands.entry import Parser, command, command_parser
+from qsweep.commands.shared import add_remote
 from qsweep.results.holdings import Holding, Holdings, Prunable, half_written, look, remove
+from qsweep.results.shared_holdings import (
+    SharedHolding,
+    SharedHoldings,
+    look_at_shared,
+    remove_shared,
+)
 
 
 @command(invalid=QsweepError)
@@ -34,12 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in holdings.sweeps:
             raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, holdings.sweeps)}")
     _tell(holdings, outputs)
+    shared = None
+    if options.remote is not None:
+        shared = look_at_shared(Objects(str(RemoteSettings(options.remote).remote)))
+        _tell_shared(shared)
     if options.delete and (gone := remove_abandoned(outputs)):
         print(f"{len(gone)} leftovers of processes that were killed are removed")
+    if options.delete and shared is not None and shared.left_over:
+        for name in shared.left_over:
+            shared.objects.delete(name)
+        print(f"{len(shared.left_over)} files that no entry names are removed from the remote copy")
     if before is None and not options.off_front:
         return 0
     chosen = choose(holdings, off_front=options.off_front, before=before, sweeps=options.sweeps)
-    return _prune(holdings, chosen, delete=options.delete)
+    code = _prune(holdings, chosen, delete=options.delete)
+    if shared is not None:
+        # With a sweep's name, only of what that sweep made, which is known of what is here.
+        old = None if options.sweeps else before
+        _prune_shared(shared, choose_shared(shared, holdings, chosen, old), delete=options.delete)
+    return code
 
 
 def choose(
@@ -65,6 +91,29 @@ def choose(
         return old or (beaten and not entry.on_front)
 
     found = [entry for entry in holdings.entries if picked(entry)]
+    return sorted(found, key=lambda entry: -entry.size)
+
+
+def choose_shared(
+    shared: SharedHoldings,
+    holdings: Holdings,
+    chosen: Sequence[Holding],
+    before: datetime | None,
+) -> list[SharedHolding]:
+    """What goes from the remote copy, the largest first.
+
+    That is what goes here, and of what is not here (another machine made it) what can be made again
+    and was written before a date.
+    """
+    going = {(entry.kind, entry.key) for entry in chosen}
+    here = {(entry.kind, entry.key) for entry in holdings.entries}
+
+    def picked(entry: SharedHolding) -> bool:
+        name = (entry.kind, entry.key)
+        old = before is not None and entry.written < before and entry.kind in get_args(Prunable)
+        return name in going or (old and name not in here)
+
+    found = [entry for entry in shared.entries if picked(entry)]
     return sorted(found, key=lambda entry: -entry.size)
 
 
@@ -117,7 +166,27 @@ def _prune(holdings: Holdings, chosen: Sequence[Holding], *, delete: bool) -> in
     return int(bool(locked))
 
 
-def _gb(entries: Sequence[Holding]) -> str:
+def _tell_shared(shared: SharedHoldings) -> None:
+    print(f"{shared.objects.url}: {_gb(shared.entries)} GB in {len(shared.entries)} entries")
+    for kind in dict.fromkeys(entry.kind for entry in shared.entries):
+        held = [entry for entry in shared.entries if entry.kind == kind]
+        print(f"  {kind:14}{len(held):6} entries {_gb(held):>10} GB")
+    if shared.left_over:
+        print(f"  {len(shared.left_over)} files that no entry names; --delete removes them")
+
+
+def _prune_shared(shared: SharedHoldings, chosen: Sequence[SharedHolding], *, delete: bool) -> None:
+    for entry in chosen:
+        print(f"{'delete' if delete else 'would delete'} {shared.objects.url}: "
+              f"{entry.kind}/{entry.key} {_gb([entry])} GB")  # fmt: skip
+    if delete:
+        remove_shared(shared.objects, chosen)
+    if chosen:
+        freed = "freed there" if delete else "could be freed there; --delete frees them"
+        print(f"{_gb(chosen)} GB {freed}")
+
+
+def _gb(entries: Sequence[Holding | SharedHolding]) -> str:
     return gigabytes(sum(entry.size for entry in entries) / 1e9)
 
 
@@ -127,6 +196,7 @@ def parser() -> Parser:
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="only what these alone made")
     parser.add_argument("--off-front", action="store_true", help="artifacts on no Pareto front")
     parser.add_argument("--older-than", metavar="DATE", help="2026-01-31, or 30d for 30 days ago")
+    add_remote(parser, "prune this copy of the store, too")
     parser.add_argument("--delete", action="store_true", help="really delete")
     return parser
 
