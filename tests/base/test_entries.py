@@ -9,9 +9,10 @@ import pytest
 
 from helpers.damage import JUNK, flip
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.file_hashes import file_hash
 from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST, open_entry
-from qsweep.base.store import Store, file_hash
+from qsweep.base.store import Store
 
 ONE, OTHER = {"what": "one"}, {"what": "other"}
 METRICS = {"ppl": 5.0, "verdict": "yes"}

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.base.store import Store, file_hash, open_entry
+from qsweep.base.file_hashes import file_hash
+from qsweep.base.store import Store, open_entry
 
 IDENTITY = {"what": "test"}
 

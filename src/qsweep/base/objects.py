@@ -200,7 +200,8 @@ class Objects:
 
     def _remove_empty(self, name: str) -> None:
         folder, root = Path(self._path(name)).parent, Path(self._root)
-        while folder != root:
+        # Those near the root are many writers'; one of them may be about to use it.
+        while len(folder.relative_to(root).parts) > 2:
             try:
                 folder.rmdir()
             except OSError:  # something else is in it

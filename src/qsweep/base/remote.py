@@ -105,8 +105,7 @@ class Remote:
                     self._known.add((kind, key))
                     return True
             except ArtifactCorrupt:
-                self._damaged.add((kind, key))
-                self._manifests.pop((kind, key), None)
+                self.distrust(kind, key)
                 raise
         return False
 
@@ -121,8 +120,14 @@ class Remote:
         if self._listed is not None:
             self._waiting[kind, key] = place
             return
-        if (kind, key) in self._damaged or self.manifest(kind, key) is None:
+        if (kind, key) in self._damaged or (self.manifest(kind, key) is None and self._can("read")):
             self.send(place)
+
+    def distrust(self, kind: str, key: str) -> None:
+        """Take an entry for absent from now on: it is made anew, and sent in its place."""
+        self._damaged.add((kind, key))
+        self._known.discard((kind, key))
+        self._manifests.pop((kind, key), None)
 
     def send(self, place: Path) -> bool:
         """Send an entry; returns whether it is there now. What fails is said and noted."""
@@ -215,10 +220,13 @@ class Remote:
         Args:
             root: The local store's folder.
         """
-        left = [one for one in self.unsent.all() if (root / one[0] / one[1]).is_dir()]
-        if not self.push or not left:
-            return
-        failed = [one for one in left if not self.send(root / one[0] / one[1])]
+        failed = []
+        for kind, key in self.unsent.all() if self.push else ():
+            place = root / kind / key
+            if not place.is_dir():  # it was pruned
+                self.unsent.discard(kind, key)
+            elif not self.send(place):
+                failed.append(place)
         if failed:
             several = "1 entry" if len(failed) == 1 else f"{len(failed)} entries"
             self._say(f"{self.url} lacks {several} that could not be sent; {SEND_LATER}")

@@ -13,7 +13,6 @@ calculates with an entry's files asks for the full one, which hashes them.
 """
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,23 +24,17 @@ from typing import Any, Literal, Self
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
 from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
-from qsweep.base.files import (
-    read_json,
-    read_regular,
-    sha256_of,
-    sync_tree,
-    write_bytes,
-    write_json,
-)
+from qsweep.base.files import read_json, sync_tree, write_json
 from qsweep.base.keys import key_of
 from qsweep.base.locks import FileLock, LockTimeout
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
+from qsweep.base.names import absolute_path
 from qsweep.base.owners import is_dead, temporaries, temporary
 from qsweep.base.publish import delete, publish, withdraw
 from qsweep.base.remote import Remote
 from qsweep.base.remote_settings import RemoteSettings
 
-__all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "file_hash", "is_disk_full",
+__all__ = ["MANIFEST", "Entry", "Kind", "Store", "disk_full", "is_disk_full",
            "open_entry", "seal"]  # fmt: skip
 
 Kind = Literal[
@@ -53,8 +46,6 @@ _ALONE = RemoteSettings()
 Make = Callable[[Path], dict[str, Any]]
 # The same for several at once, by key.
 MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
-
-
 # Where the store of this machine lies, if not below outputs_dir.
 ROOT_VARIABLE = "QSWEEP_STORE"
 # Begins what names a file of the store, wherever that lies.
@@ -88,7 +79,7 @@ class Store:
 
         Its remote copy is by default the one of the last sweep that had one (:meth:`remember`).
         """
-        root = Path(os.environ.get(ROOT_VARIABLE) or outputs / "store")
+        root = _own_root() or outputs / "store"
         return cls(root, _remembered(root) if settings is None else settings)
 
     @classmethod
@@ -97,7 +88,7 @@ class Store:
 
         ``QSWEEP_STORE`` there names the node's own folder, where it does not see that of the sweep.
         """
-        root = Path(os.environ.get(ROOT_VARIABLE) or address["root"])
+        root = _own_root() or Path(address["root"])
         return cls(root, RemoteSettings(address["remote"], address["push"]))
 
     @property
@@ -159,6 +150,8 @@ class Store:
         if entry is not None:
             self.remote.offer(entry.path)
             return entry
+        if self.remote.manifest(kind, key) is None:
+            return None
         # Of several who want the same, one fetches; but nobody waits long for who may be making it.
         with ExitStack() as stack:
             with contextlib.suppress(LockTimeout):
@@ -207,7 +200,9 @@ class Store:
             return None
 
     def remove(self, kind: Kind, key: str) -> None:
-        """Delete an entry, if it is there."""
+        """Delete an entry, if it is there; the remote copy's is replaced once it is made anew."""
+        if self.remote is not None:
+            self.remote.distrust(kind, key)
         with self.lock(kind, key), contextlib.suppress(FileNotFoundError):
             withdraw(self.path(kind, key))
 
@@ -303,6 +298,11 @@ class Store:
         return self._find(kind, key, full=True) is not None
 
 
+def _own_root() -> Path | None:
+    name = os.environ.get(ROOT_VARIABLE)
+    return absolute_path(name, ROOT_VARIABLE) if name else None
+
+
 def _remembered(root: Path) -> RemoteSettings:
     try:
         return RemoteSettings(**read_json(root / _REMOTE))
@@ -330,29 +330,3 @@ def _state(path: Path) -> set[tuple[Any, ...]]:
     """What changes when a file of a directory does, its own time stamps set back or not."""
     found = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
     return {(str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in found}
-
-
-def file_hash(store: Store, path: Path) -> str:
-    """SHA-256 of a file, remembered by all that changes when its content does.
-
-    Size and modification time alone would not do: a copy or an editor may set that time back. The
-    time of the last change of the file's entry in its folder nobody can set.
-    """
-    real = path.resolve()
-    stat = real.stat()
-    known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    key = key_of([str(real), *known])
-    cached = store.root / "hashes" / key
-    with contextlib.suppress(OSError):
-        digest, _, check = read_regular(cached).partition(b" ")
-        if check == _check(key, digest):
-            return digest.decode("ascii")
-    found = sha256_of(real)
-    with contextlib.suppress(OSError):  # it is hashed again the next time
-        write_bytes(cached, b" ".join((found.encode(), _check(key, found.encode()))))
-    return found
-
-
-def _check(key: str, digest: bytes) -> bytes:
-    # Two of these files in each other's place would give each model the other's results.
-    return hashlib.sha256(key.encode() + digest).hexdigest()[:16].encode()

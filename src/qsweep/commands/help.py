@@ -41,7 +41,7 @@ timeout_s: null     end a trial as failed after so many seconds
 silent_kld: 0.01    nats of KLD below which nothing ranks trials but size; 0: rank all
 sweep: null         the sweep's name; null: made from what it varies
 outputs_dir: outputs
-store.remote: null  s3://BUCKET/FOLDER or file:///FOLDER: results shared with other machines
+store: {remote: null}   store.remote=s3://BUCKET/FOLDER, file:///FOLDER: shared with other machines
 
 also: model.path, model.pack, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
 calibration.num_samples, calibration.max_seq_len, eval.presets, eval.max_windows, eval.speed,

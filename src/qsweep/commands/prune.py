@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.delete and shared is not None and shared.left_over:
         for name in shared.left_over:
             shared.objects.delete(name)
-        print(f"{len(shared.left_over)} files that no entry names are removed from the remote copy")
+        print(f"{_files(shared.left_over)} that no entry names: removed from the remote copy")
     if before is None and not options.off_front:
         return 0
     chosen = choose(holdings, off_front=options.off_front, before=before, sweeps=options.sweeps)
@@ -172,7 +172,7 @@ def _tell_shared(shared: SharedHoldings) -> None:
         held = [entry for entry in shared.entries if entry.kind == kind]
         print(f"  {kind:14}{len(held):6} entries {_gb(held):>10} GB")
     if shared.left_over:
-        print(f"  {len(shared.left_over)} files that no entry names; --delete removes them")
+        print(f"  {_files(shared.left_over)} that no entry names; --delete removes such files")
 
 
 def _prune_shared(shared: SharedHoldings, chosen: Sequence[SharedHolding], *, delete: bool) -> None:
@@ -184,6 +184,10 @@ def _prune_shared(shared: SharedHoldings, chosen: Sequence[SharedHolding], *, de
     if chosen:
         freed = "freed there" if delete else "could be freed there; --delete frees them"
         print(f"{_gb(chosen)} GB {freed}")
+
+
+def _files(names: Sequence[str]) -> str:
+    return "1 file" if len(names) == 1 else f"{len(names)} files"
 
 
 def _gb(entries: Sequence[Holding | SharedHolding]) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
+from qsweep.base.file_hashes import file_hash
 from qsweep.base.files import write_json
 from qsweep.base.keys import key_of
 from qsweep.base.manifest import MANIFEST, open_entry
-from qsweep.base.store import Kind, Store, file_hash
+from qsweep.base.store import Kind, Store
 from qsweep.formats.artifact import Artifact, Size
 from qsweep.formats.artifact_files import counting_files, find_place, is_gguf
 from qsweep.formats.container import Container

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qsweep.base.errors import ConfigError, QsweepError
+from qsweep.base.file_hashes import file_hash
 from qsweep.base.keys import key_of
-from qsweep.base.store import Store, file_hash
+from qsweep.base.store import Store
 from qsweep.models.files import CONTENT, content_files, weight_files
 from qsweep.models.settings import ModelConfig
 

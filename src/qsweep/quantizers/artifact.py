@@ -13,10 +13,11 @@ from qsweep.base.errors import (
     QsweepError,
     TrialFailed,
 )
+from qsweep.base.file_hashes import file_hash
 from qsweep.base.keys import key_of
 from qsweep.base.manifest import open_entry
 from qsweep.base.progress import Progress, silent
-from qsweep.base.store import Store, file_hash
+from qsweep.base.store import Store
 from qsweep.formats.artifact import Artifact, from_content
 from qsweep.formats.artifact_files import counting_files, find_place, is_stored, whole_name
 from qsweep.formats.belonging.difference import Difference, notes, refusal

@@ -16,6 +16,7 @@ from typing import Any
 
 from qsweep.base.config_files import choice_values
 from qsweep.base.errors import ConfigError
+from qsweep.base.remote_settings import RemoteSettings
 
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
@@ -177,6 +178,7 @@ def _typed(group: str) -> tuple[type, ...]:
         "eval": (EvalConfig,),
         "corpus": (CorpusConfig,),
         "calibration": (CorpusConfig, CalibrationConfig),
+        "store": (RemoteSettings,),
     }
     return known.get(group, ())
 

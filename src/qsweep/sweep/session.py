@@ -121,7 +121,7 @@ def open_session(
             with finishing():
                 launcher.close()  # first: children must not outlive an interrupt by seconds
                 records = sweep.shown
-                if store.remote is not None:
+                if store.remote is not None and not interrupted:
                     store.remote.settle(store.root)
                 write_results(sweep.directory, records, sweep.command)
                 report_sweep(sweep.directory, records, sweep.command, say)

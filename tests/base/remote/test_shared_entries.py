@@ -116,6 +116,24 @@ def test_an_entry_without_its_manifest_is_none(node, objects):
     assert made and build(node("c"), never)[0].content == entry.content
 
 
+def test_what_is_removed_to_be_made_anew_does_not_come_back(node):
+    key = build(node("a"))[0].path.name
+    store = node("b")
+    assert store.find("artifacts", key)
+    store.remove("artifacts", key)
+    assert store.find("artifacts", key) is None and store.look("artifacts", key) is None
+    assert build(store, lambda out: make(out, b"v" * 1000))[1]
+    entry, made = build(node("c"), never)
+    assert not made and (entry.path / "weights.bin").read_bytes() == b"v" * 1000
+
+
+def test_looking_for_what_another_process_makes_does_not_wait(node):
+    """It may be at it for hours, and the remote has nothing of it."""
+    store = node("a")
+    with store.lock("artifacts", "0" * 32):
+        assert store.find("artifacts", "0" * 32, full=True) is None
+
+
 def damaged(objects, key, damage):
     (file,) = (name for name in objects.names("files/artifacts/") if name.endswith("weights.bin"))
     if damage == "truncated":
