@@ -26,7 +26,7 @@ from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
 from qsweep.base.files import read_json, sync_tree, write_json
 from qsweep.base.keys import key_of
-from qsweep.base.locks import FileLock, LockTimeout
+from qsweep.base.locks import FileLock
 from qsweep.base.manifest import MANIFEST, Entry, open_entry, reseal, seal
 from qsweep.base.names import absolute_path
 from qsweep.base.owners import is_dead, temporaries, temporary
@@ -154,7 +154,7 @@ class Store:
             return None
         # Of several who want the same, one fetches; but nobody waits long for who may be making it.
         with ExitStack() as stack:
-            with contextlib.suppress(LockTimeout):
+            with contextlib.suppress(QsweepError):
                 stack.enter_context(self.lock(kind, key, timeout_s=_FETCH_S if full else 0))
             return self._find(kind, key, full=full) or self._fetch(kind, key)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import state_of
 from qsweep.base.progress import Progress
+from qsweep.base.store import Store
 from qsweep.models.config import read_config, read_json, text_config
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import ModelFacts
@@ -50,7 +51,7 @@ def check_model(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     Returns ``problem``: one line, or None. Where nothing can be told, nothing is said.
     """
     progress("check the model", None)
-    path = Path(payload["model"])
+    path = Store.at(payload["store"]).located(payload["model"])
     try:
         return {"problem": fit_problem(path, trust_remote_code=payload["trust_remote_code"])}
     except ConfigError as error:

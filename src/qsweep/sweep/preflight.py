@@ -29,22 +29,14 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
     """
     jobs: dict[str, Job] = {}
     library = version("transformers")
-    for plan in plans:
-        facts, trusted = plan.setting.facts, plan.trial.model.trust_remote_code
-        key = key_of([VERSION, plan.setting.model_hash, library, trusted])
-        known = key in jobs or (store.root / "checks" / key).exists()
-        if known or plan.setting.pack is not None or finished_record(plan, store) is not None:
-            continue
-        jobs[key] = Job(
-            id=key,
-            name=f"check {facts.name}",
-            target="qsweep.models.check:check_model",
-            payload={"model": str(facts.path), "trust_remote_code": trusted},
-            log=store.root / "checks" / f"{key}.log",
-            timeout_s=_TIMEOUT_S,
-            device="cpu",
-            counts=False,
-        )
+    with store.planning():
+        for plan in plans:
+            trusted = plan.trial.model.trust_remote_code
+            key = key_of([VERSION, plan.setting.model_hash, library, trusted])
+            known = key in jobs or (store.root / "checks" / key).exists()
+            if known or plan.setting.pack is not None or finished_record(plan, store) is not None:
+                continue
+            jobs[key] = _job(plan, key, store)
 
     def on_done(job: Job, result: JobResult) -> None:
         if result.status == "finished" and result.result == {"problem": None}:
@@ -56,3 +48,21 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
     for result in launcher.run(list(jobs.values()), on_done=on_done).values():
         if problem := (result.result or {}).get("problem"):
             raise ConfigError(problem)
+
+
+def _job(plan: Plan, key: str, store: Store) -> Job:
+    facts = plan.setting.facts
+    return Job(
+        id=key,
+        name=f"check {facts.name}",
+        target="qsweep.models.check:check_model",
+        payload={
+            "model": store.portable(facts.path),
+            "store": store.address,
+            "trust_remote_code": plan.trial.model.trust_remote_code,
+        },
+        log=store.root / "checks" / f"{key}.log",
+        timeout_s=_TIMEOUT_S,
+        device="cpu",
+        counts=False,
+    )
