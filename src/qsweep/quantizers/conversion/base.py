@@ -87,15 +87,15 @@ def unquantized(model: SourceModel, out: Path) -> Iterator[UnquantizedFile]:
     with lock:
         found = _open(checkpoint, place)
         if found is None:
-            folder = temporary(place)
-            folder.mkdir()
+            half = temporary(place)
+            half.mkdir()
             try:
-                _make(model, checkpoint, folder)
-                seal(folder, identity, {})
-                publish(folder, place, lambda: _open(checkpoint, place) is not None)
+                _make(model, checkpoint, half)
+                seal(half, identity, {})
+                publish(half, place, lambda: _open(checkpoint, place) is not None)
             finally:
                 # Half a file must not keep the room that the results need.
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(half, ignore_errors=True)
             _prune(kept)
             found = _open(checkpoint, place)
         assert found is not None
