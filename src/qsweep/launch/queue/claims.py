@@ -170,15 +170,18 @@ class Claims:
                     )
                 )
 
-    def look_after(self) -> bool:
-        """Do what a head would, if there is none; returns whether the queue is finished."""
+    def look_after(self) -> bool | None:
+        """Do what a head would, if there is none.
+
+        Returns whether the queue is finished; None where there is no such sweep.
+        """
         with self._database.reading() as connection:
             over = is_over(connection, self.sweep)
             undecided = over is False and are_undecided(connection, self.sweep)
         while undecided:
             with self._database.writing() as connection:
                 undecided = settle_alone(connection, self.sweep)
-        return bool(over)
+        return over
 
     def _me(self) -> Any:
         return and_(workers.c.sweep == self.sweep, workers.c.worker == self.worker)

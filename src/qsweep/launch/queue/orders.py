@@ -146,7 +146,7 @@ class Orders:
             )
         ).mappings()
         return {
-            row["id"]: row
+            row["id"]: dict(row)
             for row in earlier
             if asked.get(row["id"]) == row["fingerprint"]
             and (row["state"] == "running" or row["news"])
