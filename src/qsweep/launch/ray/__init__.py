@@ -12,7 +12,7 @@ from qsweep.base.memory import available_bytes
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult
-from qsweep.launch.local.client import PRELOAD
+from qsweep.launch.local.client import PRELOAD, working_directory
 from qsweep.launch.local.slots import make_slots
 from qsweep.launch.protocol import Capacity, ignore, no_retry
 from qsweep.launch.ray.client import RayDriver
@@ -73,7 +73,9 @@ class RayLauncher:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value <= 0:
                 raise ConfigError(f"launch.{name}={value}: a number above 0")
-        if self.num_gpus != "auto" and (self.num_gpus < 0 or self.num_gpus > 1 != self.num_gpus % 1):
+        if self.num_gpus != "auto" and (
+            self.num_gpus < 0 or self.num_gpus > 1 != self.num_gpus % 1
+        ):
             raise ConfigError(f"launch.num_gpus={self.num_gpus}: a share of one, or a whole number")
         self._driver = RayDriver(self.address)
         self._preload: Sequence[str] = PRELOAD
@@ -133,7 +135,7 @@ class RayLauncher:
         self._check_installed()
         flow = Flow(jobs, on_event=on_event, on_done=on_done, retry=retry)
         try:
-            Run(self._driver, flow, self._terms(), _working_directory()).run_all()
+            Run(self._driver, flow, self._terms(), working_directory()).run_all()
         except BaseException:
             interrupts.acknowledge()
             self.close()
@@ -146,9 +148,7 @@ class RayLauncher:
 
     def _wish(self) -> Wish:
         memory = None if self.memory_gb is None else self.memory_gb * 1e9
-        return Wish(
-            self.n_jobs, self.num_cpus, self.num_gpus, memory, self.resources, self.labels
-        )
+        return Wish(self.n_jobs, self.num_cpus, self.num_gpus, memory, self.resources, self.labels)
 
     def _terms(self) -> Terms:
         own = self.address is None  # everything there is as it is here
@@ -176,10 +176,3 @@ class RayLauncher:
 
 # Each process of Ray has these of its own.
 _RAYS_OWN = ("RAY_", "CUDA_VISIBLE_DEVICES")
-
-
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.scratch import ScratchFolder
 from qsweep.launch import tree
 from qsweep.launch.gpus import visible_gpus
+from qsweep.launch.local.client import scratch_file
 from qsweep.launch.local.slots import cores
 from qsweep.launch.ray.demand import Node
 from qsweep.launch.reasons import explain_exit, fatal_line
@@ -80,7 +80,7 @@ class RayDriver:
                 "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             }
         self._folder = ScratchFolder(_short_folder())
-        self._errors = tempfile.TemporaryFile()
+        self._errors = scratch_file()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603

@@ -9,6 +9,7 @@ cluster's nodes as they stand, so that a node can say that qsweep is not there.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -67,7 +68,7 @@ class Board:
         """What has been reported since the last time; waits for up to a second until there is any."""
         try:
             await asyncio.wait_for(self.changed.wait(), 1.0)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return []
         self.changed.clear()
         taken, self.news = self.news, []
@@ -93,11 +94,8 @@ class Link:
 
     def write(self, **message: Any) -> None:
         """Send a message; from any thread."""
-        try:
-            with self._lock:
-                self._end.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:  # nobody is there any more
-            pass
+        with self._lock, contextlib.suppress(OSError):  # nobody is there any more
+            self._end.sendall(json.dumps(message).encode() + b"\n")
 
 
 class Driver:
@@ -158,13 +156,12 @@ class Driver:
     def _follow_nodes(self) -> None:
         while not self._closed:
             time.sleep(_LOOK_AT_NODES_EVERY_S)
-            try:
+            # Where the head does not answer, whatever ran will be told lost.
+            with contextlib.suppress(Exception):
                 nodes = living_nodes(self._ray)
-            except Exception:  # the head does not answer: whatever ran will be told lost
-                continue
-            if nodes != self._nodes:
-                self._nodes = nodes
-                self._link.write(nodes=nodes)
+                if nodes != self._nodes:
+                    self._nodes = nodes
+                    self._link.write(nodes=nodes)
 
     def close(self) -> None:
         """Take back all that runs, and leave."""
@@ -174,11 +171,9 @@ class Driver:
             with self._lock:
                 left = list(self._running.values())
             for reference in left:
-                try:
-                    # First by an exception, which lets the node end the job's processes in order.
+                # First by an exception, which lets the node end the job's processes in order.
+                with contextlib.suppress(Exception):  # it has ended
                     self._ray.cancel(reference, force=force, recursive=False)
-                except Exception:  # it has ended
-                    continue
             while self._running and time.monotonic() < give_up:
                 time.sleep(0.02)
         self._ray.shutdown()
@@ -194,7 +189,9 @@ def connect(settings: dict[str, Any]) -> None:
     """Start a cluster or join one. Raises whatever Ray does, ConnectionError where nobody answers."""
     import ray
 
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Killed by Ray, a job's fork server could not end what the job has started; left alone it does.
+    environment = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": environment}
     address = settings["address"]
     if address is None:
         ray.init(

@@ -20,6 +20,9 @@ TAIL_BYTES = 1 << 16
 # Reports of one step closer together than this do not travel.
 _REPORT_EVERY_S = 0.5
 
+# Ray's password among them.
+_RAYS_OWN = ("RAY_",)
+
 # Ray keeps its worker processes from task to task; so do these, and the imports are made once.
 _servers: dict[tuple[str, ...], ForkServer] = {}
 
@@ -33,7 +36,9 @@ def why_unfit(wanted: Mapping[str, str]) -> str | None:
     """Why jobs of a launcher with these :func:`versions` must not run here, None if they may."""
     here = versions()
     differing = [name for name in here if here[name] != wanted[name]]
-    return "; ".join(f"{name} {here[name]} there, {wanted[name]} here" for name in differing) or None
+    return (
+        "; ".join(f"{name} {here[name]} there, {wanted[name]} here" for name in differing) or None
+    )
 
 
 def run(
@@ -61,7 +66,7 @@ def run(
     if len(gpus) > 1:
         job = replace(job, device="all")
     slots = Slots(1, tuple(gpus), threads=order["threads"])
-    server = _servers.setdefault(tuple(order["preload"]), ForkServer(order["preload"]))
+    server = _servers.setdefault(tuple(order["preload"]), ForkServer(order["preload"], _RAYS_OWN))
     throttle = _Throttle(tell)
     if _is_seen(job.log, order["mark"]):
         done = run_jobs([job], slots=slots, on_event=throttle, server=server)
@@ -106,4 +111,3 @@ def _tail(log: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
-

@@ -151,7 +151,9 @@ class Run:
         except (TypeError, ValueError) as error:
             self.flow.finish(job, JobResult("failed", reason=f"its payload is not JSON: {error}"))
         except OSError as error:
-            self.flow.finish(job, JobResult("failed", reason=f"cannot be started: {explain(error)}"))
+            self.flow.finish(
+                job, JobResult("failed", reason=f"cannot be started: {explain(error)}")
+            )
         else:
             self.running[number] = _Running(job, demand, mark)
             self.flow.started(job)
