@@ -29,11 +29,12 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": uuid.uuid4().hex,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",
         }
         self.nodes: dict[str, subprocess.Popen] = {}
 
     def start(self, name, *, cpus, gpus=0, labels=None, wrapper=()) -> None:
-        """Start a node, the first one as the head; :meth:`wait` until it is there.
+        """Start a node, the first one as the head; returns when it is there.
 
         ``wrapper`` is the beginning of its command.
         """
@@ -61,13 +62,10 @@ class RayCluster:
                 cwd="/",
                 env=os.environ | self.environment | {"PYTHONPATH": path},
             )
-
-    def wait(self) -> None:
-        """Wait until all nodes that were started are there."""
-        for name, node in self.nodes.items():
-            text = (self.folder / f"{name}.out").read_bytes
-            wait_until(lambda: b"--block" in text() or node.poll() is not None, 120, 0.2)  # noqa: B023
-            assert b"--block" in text(), text().decode()
+        # One after the other: those of one machine would take the same names for their sockets.
+        text = (self.folder / f"{name}.out").read_bytes
+        wait_until(lambda: b"--block" in text() or self.nodes[name].poll() is not None, 180, 0.2)
+        assert b"--block" in text(), text().decode()
 
     def kill(self, name) -> None:
         """A machine loses its power: its processes are killed at once, jobs included."""

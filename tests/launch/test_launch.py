@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from launch_cases import (
+
+from helpers.launch_cases import (
     ENDINGS,
     PAYLOAD,
     check_ending,
@@ -21,7 +22,6 @@ from launch_cases import (
     check_result,
     check_unknown,
 )
-
 from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
 from qsweep.launch import Event, Job

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Self
 
@@ -56,8 +56,8 @@ class RayLauncher:
     num_cpus: float | Literal["auto"] = "auto"
     num_gpus: float | Literal["auto"] = "auto"
     memory_gb: float | None = None
-    resources: Mapping[str, float] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] | None = None
+    labels: Mapping[str, str] | None = None
     max_attempts: int = 3
     placement: Placement = "near"
     env: Sequence[str] = ()
@@ -148,7 +148,14 @@ class RayLauncher:
 
     def _wish(self) -> Wish:
         memory = None if self.memory_gb is None else self.memory_gb * 1e9
-        return Wish(self.n_jobs, self.num_cpus, self.num_gpus, memory, self.resources, self.labels)
+        return Wish(
+            self.n_jobs,
+            self.num_cpus,
+            self.num_gpus,
+            memory,
+            self.resources or {},
+            self.labels or {},
+        )
 
     def _terms(self) -> Terms:
         own = self.address is None  # everything there is as it is here
