@@ -255,25 +255,6 @@ def test_a_job_that_always_kills_its_ray_worker_fails_alone(make, job):
     assert results["echo"].status == "finished"
 
 
-def test_a_job_whose_node_died_runs_again_on_another(make, job, cluster, tmp_path):
-    made = job("have_children", {"folder": str(tmp_path), "seconds": 1.5})
-    struck = []
-
-    def strike(pids):
-        struck.append(cluster.node_of(pids[-1]))
-        cluster.kill(struck[0])
-
-    launcher = make(labels={"kind": "!head"})
-    try:
-        others = [job("echo", {"n": n}, id=str(n), needs=(made.id,)) for n in range(3)]
-        results, again, pids = while_it_runs(launcher, made, tmp_path, strike, others)
-    finally:
-        start(cluster, *struck)
-    assert [result.status for result in results.values()] == ["finished"] * 4
-    assert len(again) == 1 and "died" in again[0]
-    assert all_gone(pids)
-
-
 def test_a_job_whose_driver_was_killed_runs_again(launcher, job, tmp_path):
     made = job("have_children", {"folder": str(tmp_path), "seconds": 1.5})
     results, again, pids = while_it_runs(
@@ -424,7 +405,23 @@ def test_two_clusters_of_their_own_at_once(job, tmp_path, monkeypatch):
     assert not any(folder.exists() for folder in folders)
 
 
-# At the end, since nothing is left then
+# At the end, since of the cluster less and less is left
+
+
+def test_a_job_whose_node_died_runs_again_on_another(make, job, cluster, tmp_path):
+    made = job("have_children", {"folder": str(tmp_path), "seconds": 1.5})
+    others = [job("echo", {"n": n}, id=str(n), needs=(made.id,)) for n in range(3)]
+    results, again, pids = while_it_runs(
+        make(labels={"kind": "!head"}),
+        made,
+        tmp_path,
+        lambda pids: cluster.kill(cluster.node_of(pids[-1])),
+        others,
+    )
+    assert [result.status for result in results.values()] == ["finished"] * 4
+    assert len(again) == 1 and "died" in again[0]
+    assert len(pids_of(tmp_path)) == 6  # of the second attempt
+    assert all_gone(pids)
 
 
 def test_a_head_that_died_fails_what_is_left_in_one_line(make, job, cluster, tmp_path):

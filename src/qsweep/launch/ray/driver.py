@@ -41,7 +41,7 @@ def work(order: dict[str, Any], board: Any) -> dict[str, Any]:
     try:
         from qsweep.launch.ray import node
     except ImportError as error:
-        return {**where, "refused": f"qsweep cannot be imported there ({error})"}
+        return {**where, "refused": f"there is no qsweep ({error})"}
     gpus = context.get_accelerator_ids().get("GPU", [])
 
     def tell(news: dict[str, Any]) -> None:
