@@ -7,11 +7,18 @@ import sys
 import tempfile
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 from helpers.machine import free_port, wait_until
 
 TESTS = Path(__file__).parents[1]
+AGENTS = (
+    "dashboard-agent-listen",
+    "dashboard-agent-grpc",
+    "runtime-env-agent",
+    "metrics-export",
+)
 
 
 class RayCluster:
@@ -25,6 +32,8 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="qs-ray-", dir="/tmp"))
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
+        # Ray has no server for clients from elsewhere without grpcio.
+        self.client_port = free_port() if find_spec("grpc") else None
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": uuid.uuid4().hex,
@@ -42,6 +51,7 @@ class RayCluster:
             [
                 *("--head", f"--port={self.port}", f"--temp-dir={self.folder}"),
                 *("--include-dashboard=false", "--disable-usage-stats"),
+                *([f"--ray-client-server-port={self.client_port}"] if self.client_port else []),
             ]
             if not self.nodes
             else [f"--address={self.address}"]
@@ -54,6 +64,8 @@ class RayCluster:
                     *(*wrapper, str(ray), "start", "--block", *place),
                     *(f"--num-cpus={cpus}", f"--num-gpus={gpus}"),
                     f"--object-store-memory={80 << 20}",
+                    # Ray gives up on a port that it has to be told; on a busy machine that is late.
+                    *(f"--{agent}-port={free_port()}" for agent in AGENTS),
                     f"--labels={','.join(f'{k}={v}' for k, v in (labels or {}).items())}",
                 ],
                 stdout=log,

@@ -197,6 +197,27 @@ def test_overhead(make, job):
     assert each < 0.3
 
 
+def test_from_outside_through_rays_client(make, job, cluster, tmp_path):
+    if cluster.client_port is None:
+        pytest.skip('pip install "ray[client]"')
+    launcher = make(address=f"ray://127.0.0.1:{cluster.client_port}")
+    assert launcher.capacity(["cpu"]).jobs == 5
+    events = []
+    jobs = [job("echo", PAYLOAD), job("fail"), job("steps", {"steps": 5, "pause": 0.3})]
+    results = launcher.run([*jobs, job("server", needs=("echo",))], on_event=events.append)
+    assert results["echo"].result == PAYLOAD and results["server"].status == "finished"
+    assert results["fail"].reason == "RuntimeError: the first line"
+    check_progress([event for event in events if event.job.id == "steps"], to_the_end=False)
+    made = job("have_children", {"folder": str(tmp_path), "seconds": 1.5})
+
+    def strike(pids):
+        os.kill(parent_of(parent_of(pids[-1])), signal.SIGKILL)
+
+    results, again, pids = while_it_runs(launcher, made, tmp_path, strike)
+    assert results[made.id].status == "finished" and len(again) == 1
+    assert all_gone(pids)
+
+
 # Faults
 
 

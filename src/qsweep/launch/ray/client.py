@@ -77,7 +77,7 @@ class RayDriver:
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": uuid.uuid4().hex,
                 "RAY_memory_monitor_refresh_ms": "0",
-                "RAY_raylet_start_wait_time_s": f"{_START_S:.0f}",  # on a busy machine
+                "RAY_raylet_start_wait_time_s": "45",
                 "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             }
         self._folder = ScratchFolder(_short_folder())

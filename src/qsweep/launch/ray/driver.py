@@ -26,6 +26,7 @@ from typing import Any
 _CANCEL_S = 2.0
 _LOOK_AT_NODES_EVERY_S = 3.0
 _NO_ANSWER_S = 5.0
+_STARTS = 3
 # Logs and results go through the store and in messages; objects in Ray's are few and small.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -194,21 +195,36 @@ def connect(settings: dict[str, Any]) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": environment}
     address = settings["address"]
     if address is None:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            num_cpus=settings["num_cpus"],
-            num_gpus=settings["num_gpus"],
-            _temp_dir=settings["folder"],
-            **quiet,
-        )
+        start_own(settings, quiet)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         # Ray itself would try for minutes, and may end the process then.
         socket.create_connection((host.strip("[]"), int(port)), _NO_ANSWER_S).close()
     ray.init(address=address, **quiet)
+
+
+def start_own(settings: dict[str, Any], quiet: dict[str, Any]) -> None:
+    """Start a cluster of this machine alone. Raises whatever Ray does."""
+    import ray
+
+    # Ray gives its parts fixed times to start in; on a busy machine the next time is the quicker.
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                num_cpus=settings["num_cpus"],
+                num_gpus=settings["num_gpus"],
+                _temp_dir=settings["folder"],
+                **quiet,
+            )
+            return
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def _fate(number: int, error: Any) -> dict[str, Any]:
