@@ -221,5 +221,17 @@ def kill_server_once(payload, progress):
     return {"attempt": 2}
 
 
+def kill_grandparent(payload, progress):
+    """Kill what has started the fork server."""
+    stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+    os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(60)
+
+
+def server(payload, progress):
+    time.sleep(payload.get("seconds", 0))
+    return {"server": os.getppid()}
+
+
 def import_failure(payload, progress):
     import a_module_that_is_not_there  # noqa: F401

@@ -38,6 +38,7 @@ with open_display(4, "pocket-bits", slots=2) as display:
     result = JobResult("finished", {}, None, 12.34)
     display.event(Event("done", job("gptq 4-bit g128"), result=result))
     display.event(Event("started", job("[red]rtn[/red] 4-bit")))
+    display.event(Event("restarted", job("[red]rtn[/red] 4-bit"), "its node died (n1)"))
     time.sleep(0.5)
     result = JobResult("failed", None, "timed out after 60 s")
     display.event(Event("done", job(long), result=result))
@@ -113,6 +114,7 @@ def test_live_board_leaves_only_the_results():
         "LiveDisplay",
         "[1/4] gguf 7-bit  skipped: GGUF has no 7-bit type",
         "[2/4] gptq 4-bit g128  finished  12.3 s",
+        "[red]rtn[/red] 4-bit  starts again: its node died (n1)",
         "[3/4] awq 4-bit g128 calibrated on a text with quite a long name  failed: timed",
         "out after 60 s",
         "after",
@@ -142,6 +144,7 @@ def test_without_a_terminal_one_line_per_trial():
     assert done.stderr.splitlines() == [
         "[1/4] gguf 7-bit  skipped: GGUF has no 7-bit type",
         "[2/4] gptq 4-bit g128  finished  12.3 s",
+        "[red]rtn[/red] 4-bit  starts again: its node died (n1)",
         "[3/4] awq 4-bit g128 calibrated on a text with quite a long name  failed: "
         "timed out after 60 s",
     ]

@@ -8,10 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from helpers.launch_cases import (
+    ENDINGS,
+    PAYLOAD,
+    check_ending,
+    check_order,
+    check_progress,
+    check_result,
+    check_unknown,
+)
 from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
 from qsweep.launch import Event, Job
@@ -62,13 +72,9 @@ def run(server, job):
 
 
 def test_result_comes_back_as_json(run):
-    payload = {"text": "ü\n", "number": 1.5, "none": None, "list": [1, [2]], "inf": float("inf")}
-    result = run("echo", payload)
-    assert result.status == "finished" and result.reason is None
-    assert result.result == payload
-    assert 0 < result.seconds < 5
-    assert 0.001 < result.peak_host_memory_gb < 1
-    assert abs(result.started - time.time()) < 30
+    result = run("echo", PAYLOAD)
+    check_result(result)
+    assert result.result == PAYLOAD
 
 
 def test_large_tensors_lie_in_huge_pages_unless_the_user_says_no(run, monkeypatch):
@@ -121,13 +127,7 @@ def test_progress_arrives_in_order(server, job):
     events: list[Event] = []
     made = job("steps", {"steps": 5, "pause": 0.05})
     run_jobs([made], slots=ONE, on_event=events.append, server=server)
-    assert events[0].kind == "started" and events[-1].kind == "done"
-    reports = [(event.step, event.share) for event in events if event.kind == "progress"]
-    sent = [(f"step {n}", n / 5) for n in range(5)] + [("last", 1.0)]
-    # Some may be overtaken by a later one before they are read.
-    assert len(reports) >= 2 and reports == [report for report in sent if report in reports]
-    assert reports[-1] == ("last", 1.0)
-    assert events[-1].result.status == "finished"
+    check_progress(events)
 
 
 def test_a_flood_of_progress_does_not_block_the_job(server, job):
@@ -143,37 +143,9 @@ def test_a_flood_of_progress_does_not_block_the_job(server, job):
 # How a job may end
 
 
-@pytest.mark.parametrize(
-    ("function", "payload", "status", "reason"),
-    [
-        ("fail", {}, "failed", "RuntimeError: the first line"),
-        ("skip", {}, "skipped", "GGUF has no 7-bit type"),
-        ("leave", {"code": 3}, "failed", "SystemExit: 3"),
-        ("leave_hard", {"code": 0}, "failed", "exited with status 0 without a result"),
-        ("leave_hard", {"code": 7}, "failed", "exited with status 7 without a result"),
-        ("kill_itself", {"signal": 9}, "failed", "killed by signal 9 (SIGKILL); out of memory?"),
-        ("kill_itself", {"signal": 15}, "failed", "killed by signal 15 (SIGTERM)"),
-        ("segfault", {}, "failed", "killed by signal 11 (SIGSEGV)"),
-        (
-            "import_failure",
-            {},
-            "failed",
-            "ModuleNotFoundError: No module named 'a_module_that_is_not_there'",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("function", "payload", "status", "reason"), ENDINGS)
 def test_one_line_says_what_killed_it(run, job, function, payload, status, reason):
-    result = run(function, payload)
-    assert (result.status, result.reason, result.result) == (status, reason, None)
-    log = job(function).log.read_text()
-    if reason.startswith(("killed", "exited")):
-        assert log.endswith(f"qsweep: {reason}\n")
-    if function == "segfault":
-        assert "Fatal Python error: Segmentation fault" in log and "launch_targets.py" in log
-    if function == "fail":
-        assert "Traceback" in log and "the second line" in log
-    if function == "skip":
-        assert "Traceback" not in log
+    check_ending(function, status, reason, run(function, payload), job(function).log)
 
 
 def test_results_that_are_not_json_are_named(run):
@@ -182,19 +154,7 @@ def test_results_that_are_not_json_are_named(run):
 
 
 def test_unknown_targets_and_payloads_fail_alone(server, job):
-    odd = [
-        job("no_such_function"),
-        Job("module", "m", "no_such_module:x", {}, job("a").log),
-        job("echo", {"x": object()}, id="payload"),
-        job("echo", id="log", payload={}),
-    ]
-    odd[3] = Job("log", "log", odd[3].target, {}, Path("/proc/nowhere/x.log"))
-    results = run_jobs([*odd, job("echo")], slots=ONE, server=server)
-    assert results["no_such_function"].reason.startswith("AttributeError: module 'launch_targets'")
-    assert "No module named 'no_such_module'" in results["module"].reason
-    assert results["payload"].reason.startswith("its payload is not JSON: ")
-    assert "/proc/nowhere" in results["log"].reason
-    assert [result.status for result in results.values()] == ["failed"] * 4 + ["finished"]
+    check_unknown(partial(run_jobs, slots=ONE, server=server), job)
 
 
 @pytest.mark.parametrize("how", ["python", "torch", "crumbs"])
@@ -484,30 +444,7 @@ def test_a_preload_that_is_missing_is_left_to_the_jobs(job, server):
 
 
 def test_needs_come_first_and_their_failure_is_passed_on(server, job):
-    done = []
-    jobs = [
-        job("echo", {"n": 1}, id="after", needs=("reference",)),
-        job("echo", {}, id="reference"),
-        job("fail", id="bad"),
-        job("echo", id="after bad", needs=("reference", "bad")),
-        job("echo", id="after that", needs=("after bad",)),
-        job("skip", id="impossible"),
-        job("echo", id="after impossible", needs=("impossible",)),
-    ]
-    results = run_jobs(
-        jobs, slots=ONE, on_done=lambda job, result: done.append(job.id), server=server
-    )
-    assert list(results) == [made.id for made in jobs]
-    assert done.index("reference") < done.index("after")
-    assert results["after"].result == {"n": 1}
-    assert results["after bad"].status == results["after that"].status == "failed"
-    assert (
-        results["after bad"].reason
-        == "needs name of bad, which failed: RuntimeError: the first line"
-    )
-    assert results["after bad"].seconds == 0
-    assert results["after impossible"].status == "skipped"
-    assert results["after impossible"].reason.endswith("was skipped: GGUF has no 7-bit type")
+    check_order(partial(run_jobs, slots=ONE, server=server), job)
 
 
 def test_jobs_that_cannot_be_ordered_are_refused(server, job):

@@ -15,10 +15,13 @@ class ScratchFolder(tempfile.TemporaryDirectory):
     A process that is killed leaves it there. Its name holds the process's number and it is locked
     as long as that lives, so that a later one can tell (:mod:`qsweep.base.cleanup`): a number alone
     means another process in another container.
+
+    Args:
+        dir: Where to make it instead, for what needs a short path.
     """
 
-    def __init__(self) -> None:
-        super().__init__(prefix=f"{PREFIX}{os.getpid()}-")
+    def __init__(self, dir: str | None = None) -> None:
+        super().__init__(prefix=f"{PREFIX}{os.getpid()}-", dir=dir)
         self._lock = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # a file system without locks
             try_lock(self._lock)

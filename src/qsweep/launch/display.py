@@ -105,7 +105,7 @@ class Board:
 
 
 class PlainDisplay:
-    """One line per trial that is done, and nothing else."""
+    """One line per trial that is done, or that has to begin anew, and nothing else."""
 
     def __init__(self, board: Board, stream: TextIO) -> None:
         self.board = board
@@ -118,8 +118,10 @@ class PlainDisplay:
         pass
 
     def event(self, event: Event) -> None:
-        """Show a job that is done."""
+        """Show a job that is done, or that has to begin anew."""
         self.board.take(event, time.monotonic())
+        if event.kind == "restarted":
+            print(line_of_restart(event), file=self.stream, flush=True)
         if event.kind == "done" and event.result is not None:
             self.record(event.job.name, event.result, counts=event.job.counts)
 
@@ -158,6 +160,8 @@ class LiveDisplay:
     def event(self, event: Event) -> None:
         """Show how a job goes on."""
         self.board.take(event, time.monotonic())
+        if event.kind == "restarted":
+            self.console.print(line_of_restart(event), markup=False)
         if event.kind == "done" and event.result is not None:
             self.record(event.job.name, event.result, counts=event.job.counts)
 
@@ -231,6 +235,11 @@ def line_of(name: str, result: JobResult) -> str:
     if result.seconds >= 0.05:
         line += f"  {result.seconds:.1f} s"
     return f"{line}: {result.reason}" if result.reason else line
+
+
+def line_of_restart(event: Event) -> str:
+    """What happened to a job that begins anew, in one line."""
+    return f"{event.job.name}  starts again: {event.step}"
 
 
 def clock_of(seconds: float) -> str:

@@ -65,10 +65,10 @@ def kill_descendants() -> None:
         time.sleep(0.02)
 
 
-def descendants() -> list[int]:
-    """Process ids of the living processes that descend from this one, parents before children."""
+def descendants(root: int | None = None) -> list[int]:
+    """Process ids of the living processes that descend from one (this), parents before children."""
     parents = {pid: _parent_of(pid) for pid in _numbers(Path("/proc"))}
-    found = [os.getpid()]
+    found = [os.getpid() if root is None else root]
     for pid in found:  # grows as it goes
         found += [child for child, parent in parents.items() if parent == pid]
     return [pid for pid in found[1:] if state_of(pid) not in ("Z", "X", None)]

@@ -98,10 +98,12 @@ class ForkServer:
     it was imported stays as it was at ``start``.
 
     Everything it started ends when the caller closes it, or ends in whatever way.
+
+    ``withheld`` are the first letters of variables that the caller has for itself alone.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
-        self.preload = tuple(preload)
+    def __init__(self, preload: Sequence[str] = PRELOAD, withheld: tuple[str, ...] = ()) -> None:
+        self.preload, self.withheld = tuple(preload), withheld
         self.deaths_before_start = 0
         """How often in a row the server died without having started a job."""
         self._numbers = itertools.count()
@@ -130,7 +132,7 @@ class ForkServer:
         if self._process is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = _scratch_file()
+        self._errors = scratch_file()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", str(_SERVER), str(theirs.fileno())],
@@ -166,21 +168,22 @@ class ForkServer:
         Raises ``TypeError`` or ``ValueError`` if the payload is not JSON.
         """
         mark = f"{os.getpid()}-{uuid.uuid4().hex}"
+        inherited = {n: v for n, v in os.environ.items() if not n.startswith(self.withheld)}
         order = {
             "target": job.target,
             "payload": job.payload,
             "log": str(Path(job.log).absolute()),
-            "environment": HUGE_PAGES | os.environ | environment | {tree.MARK: mark},
+            "environment": HUGE_PAGES | inherited | environment | {tree.MARK: mark},
             "threads": threads,
-            "cwd": _working_directory(),
+            "cwd": working_directory(),
             "sys_path": sys.path,
         }
         text = json.dumps(order).encode()
         self.start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = Child(job, next(self._numbers), mark, ours, _scratch_file())
+        child = Child(job, next(self._numbers), mark, ours, scratch_file())
         # Files, not pipes: no size at which a write waits for a reader who may be gone.
-        with theirs, _scratch_file() as request:
+        with theirs, scratch_file() as request:
             request.write(text)
             request.flush()
             request.seek(0)
@@ -334,15 +337,16 @@ class ForkServer:
                 socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
 
 
-def _working_directory() -> str:
-    # A sweep goes on when somebody removes the folder that it was started in: its paths are absolute.
+def working_directory() -> str:
+    """This process's, or the root if somebody has removed it."""
+    # A sweep goes on without the folder that it was started in: its paths are absolute.
     try:
         return os.getcwd()
     except OSError:
         return "/"
 
 
-def _scratch_file() -> IO[bytes]:
+def scratch_file() -> IO[bytes]:
     """A file without a name, in memory where the system can: a full disk must not cost a result."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("qsweep"), "w+b")

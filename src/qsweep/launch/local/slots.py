@@ -76,7 +76,7 @@ def make_slots(
         count=count,
         gpus=found,
         per_gpu=-(-count // usable) if usable else 1,
-        threads=max(_cores() // count, 1) if count > 1 else None,
+        threads=max(cores() // count, 1) if count > 1 else None,
     )
 
 
@@ -115,7 +115,8 @@ def _number(device: str) -> int:
     return int(device.partition(":")[2])
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The CPU's cores that this process may use: the system's limit, or ``OMP_NUM_THREADS``."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     available = len(os.sched_getaffinity(0))
     return min(int(limit), available) if limit.isdigit() and int(limit) else available
