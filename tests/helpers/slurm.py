@@ -63,7 +63,9 @@ PartitionName=main Nodes={nodes} Default=YES MaxTime=60 PriorityTier=1
 PartitionName=urgent Nodes={nodes} MaxTime=60 PriorityTier=10 PreemptMode=OFF
 PartitionName=closed Nodes={nodes} MaxTime=60 State=DOWN
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=2000\n"
+_NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=2000\n"
+)
 
 
 @dataclass
