@@ -151,15 +151,18 @@ def check_server(url: str, tables: Collection[str] = ()) -> None:
     from sqlalchemy.pool import NullPool
 
     url = with_driver(url)
-    timeouts = {"pg8000": "timeout", "psycopg": "connect_timeout", "psycopg2": "connect_timeout"}
-    option = timeouts.get(url.partition("://")[0].partition("+")[2])
-    engine = create_engine(
-        url, poolclass=NullPool, connect_args={option: _CONNECT_S} if option else {}
-    )
+    engine = create_engine(url, poolclass=NullPool, connect_args=connect_arguments(url))
     with engine.connect() as connection:
         found = set(inspect(connection).get_table_names())
     if "alembic_version" in found and tables and not found & set(tables):
         raise DatabaseError("is another program's database; make one of its own for this")
+
+
+def connect_arguments(url: str) -> dict[str, int]:
+    """What a driver of PostgreSQL is given so that a server that does not answer is given up."""
+    timeouts = {"pg8000": "timeout", "psycopg": "connect_timeout", "psycopg2": "connect_timeout"}
+    option = timeouts.get(with_driver(url).partition("://")[0].partition("+")[2])
+    return {option: _CONNECT_S} if option else {}
 
 
 def driver_message(error: BaseException) -> str:

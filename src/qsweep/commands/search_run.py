@@ -161,7 +161,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     enqueued = [enqueued_params(text, space) for text in settings.enqueue]
 
     name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
-    sweep = Sweep(sweep_config(config), name, sweeper.run.command)
+    sweep = Sweep(sweep_config(config, name), name, sweeper.run.command)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     found: dict[str, Setting | QsweepError] = {}

@@ -50,6 +50,20 @@ class Flow:
         for job in jobs:
             self._look(job.id)
 
+    def add(self, job: Job) -> None:
+        """One more job, after all others; it needs nothing, or what is among them.
+
+        Raises:
+            ValueError: there is one of its id, or it needs what is not there.
+        """
+        known = self._waiting.keys() | self._running | self.results.keys()
+        if job.id in known:
+            raise ValueError("two jobs have the same id")
+        if unknown := set(job.needs) - known:
+            raise ValueError(f"job {job.id} needs unknown jobs: {', '.join(sorted(unknown))}")
+        self._place(job, next(self._last))
+        self._look(job.id)
+
     @property
     def waiting(self) -> list[Job]:
         """Those that have not started, in no order."""
@@ -95,6 +109,17 @@ class Flow:
             self._put_first(instead)
         self.finish(job, result)
 
+    def passed_over(self, job: Job, result: JobResult) -> None:
+        """A job did not finish, and what waits for it goes on without it."""
+        self._running.discard(job.id)
+        needing = self._which_need(job)
+        for one in needing:
+            others = tuple(need for need in one.needs if need != job.id)
+            self._waiting[one.id] = replace(one, needs=others)
+        self.finish(job, result)
+        for one in needing:
+            self._look(one.id)
+
     def finish(self, job: Job, result: JobResult) -> None:
         """A job has a result, whether it ran or not; and so have those that it was needed for."""
         # No recursion: a chain may be as long as a sweep.
@@ -110,7 +135,7 @@ class Flow:
                     self._look(waiting.id)
                 elif waiting.id not in known:
                     known.add(waiting.id)
-                    done.append((waiting, _for_want_of(self._names[one.id], its)))
+                    done.append((waiting, for_want_of(self._names[one.id], its)))
 
     def finish_all(self, result: JobResult) -> None:
         """Nothing can be started any more: all that waits has this result."""
@@ -147,7 +172,7 @@ class Flow:
             if result is None:
                 return
             if result.status != "finished":
-                self.finish(job, _for_want_of(self._names[need], result))
+                self.finish(job, for_want_of(self._names[need], result))
                 return
         heapq.heappush(self._ready.setdefault(job.device, []), (self._places[id], id))
 
@@ -156,7 +181,8 @@ class Flow:
         self._places.pop(job.id, None)
 
 
-def _for_want_of(name: str, result: JobResult) -> JobResult:
+def for_want_of(name: str, result: JobResult) -> JobResult:
+    """What becomes of a job that needs one of this name, which did not finish."""
     became = "failed" if result.status == "failed" else "was skipped"
     return JobResult(result.status, reason=f"needs {name}, which {became}: {result.reason}")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
+from qsweep.base.errors import QsweepError
 from qsweep.launch.job import Event, Job, JobResult
 
 
@@ -20,6 +21,10 @@ def ignore(*_: Any) -> None:
 def no_retry(job: Job, result: JobResult) -> Sequence[Job]:
     """Do not try again."""
     return ()
+
+
+class Detached(QsweepError):
+    """The launcher leaves its jobs to others; the text says how to come back to them."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Launcher(Protocol):
         Raises:
             ValueError: ids that occur twice, needs that are not among the jobs, or a circle of them.
             KeyboardInterrupt: after every running job was ended; what was done was reported.
+            Detached: jobs go on without this process, as was asked for.
         """
         ...
 

@@ -196,21 +196,27 @@ def _with_rules_in_order(config: Mapping[str, Any], quant: Quantizer) -> Mapping
     return {**config, "quant": {**config["quant"], "rules": rules}}
 
 
-def sweep_config(resolved: Mapping[str, Any]) -> SweepConfig:
-    """The part of a composed configuration that concerns the sweep. Raises ConfigError."""
+def sweep_config(resolved: Mapping[str, Any], name: str | None = None) -> SweepConfig:
+    """The part of a composed configuration that concerns the sweep. Raises ConfigError.
+
+    ``name`` is what the sweep is called, for launchers that want to know it.
+    """
     outputs = resolved.get("outputs_dir", "outputs")
     if not isinstance(outputs, str) or not outputs.strip() or "\0" in outputs:
         raise ConfigError(f"outputs_dir={outputs}: a folder, which is made if it is not there")
-    name = resolved.get("sweep")
+    given = resolved.get("sweep")
     values = {
-        "name": None if name is None else folder_name(name, "sweep"),
+        "name": None if given is None else folder_name(given, "sweep"),
         "outputs_dir": absolute_path(outputs, "outputs_dir"),
         "n_jobs": resolved.get("n_jobs", "auto"),
         "timeout_s": resolved.get("timeout_s"),
     }
+    own = {"n_jobs": values["n_jobs"], "outputs_dir": values["outputs_dir"]}
+    if name is not None:
+        own["sweep"] = name
     return replace(
         build(SweepConfig, values, ""),
-        launcher=component(Launcher, _group(resolved, "launch"), "launch", n_jobs=values["n_jobs"]),
+        launcher=component(Launcher, _group(resolved, "launch"), "launch", **own),
         tracker=component(Tracker, _group(resolved, "tracking"), "tracking"),
     )
 

@@ -71,7 +71,7 @@ def run_sweep(configs: Sequence[Mapping[str, Any]], name: str, command: str) -> 
         ConfigError: something in the configuration is invalid; nothing has run.
     """
     trials = [trial_config(config) for config in configs]
-    sweep = Sweep(sweep_config(configs[0]), name, command)
+    sweep = Sweep(sweep_config(configs[0], name), name, command)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     trials = [identified(trial, store) for trial in trials]

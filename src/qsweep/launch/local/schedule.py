@@ -54,7 +54,7 @@ def run_jobs(
     flow = Flow(jobs, on_event=on_event, on_done=on_done, retry=retry)
     used = ForkServer() if server is None else server
     try:
-        _Run(slots, used, flow).run_all()
+        Runner(slots, used, flow).run_all()
     except BaseException:
         interrupts.acknowledge()
         used.close()
@@ -65,7 +65,15 @@ def run_jobs(
 
 
 @dataclass
-class _Run:
+class Runner:
+    """Runs what a flow offers, as long as somebody calls :meth:`step`.
+
+    Attributes:
+        slots: How many jobs at once, and on which devices.
+        server: Starts their processes. Whoever made it closes it.
+        flow: Gives jobs, and is told of their ends; more may be added to it at any time.
+    """
+
     slots: Slots
     server: ForkServer
     flow: Flow
@@ -73,14 +81,30 @@ class _Run:
     losses: dict[str, int] = field(default_factory=dict)
 
     def run_all(self) -> None:
+        """Go on until every job of the flow has a result."""
         while self.flow:
-            interrupts.check()
-            self._start_ready_jobs()
-            if not self.running:
-                continue
-            for event in self.server.wait(self._wait_timeout()):
-                self._handle_event(event)
-            self._kill_timed_out()
+            self.step()
+
+    def step(self, longest_s: float = _LONGEST_WAIT_S) -> None:
+        """Start what can be, then wait for something to happen; not if nothing runs."""
+        interrupts.check()
+        self._start_ready_jobs()
+        if not self.running:
+            return
+        for event in self.server.wait(min(self._wait_timeout(), longest_s)):
+            self._handle_event(event)
+        self._kill_timed_out()
+
+    def kill(self, id: str) -> None:
+        """Kill a job and all that it started; its end is told to the flow like any other."""
+        for child in self.running:
+            if child.job.id == id:
+                self.server.kill(child)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no process can be started here any more."""
+        return self.server.deaths_before_start >= _STARTS
 
     def _start_ready_jobs(self) -> None:
         while any([self._start_if_possible(job) for job in self.flow.heads()]):
@@ -139,7 +163,7 @@ class _Run:
             self._record_end(child, _result(child, event.facts))
 
     def _handle_server_death(self, child: Child | None, reason: str) -> None:
-        stuck = self.server.deaths_before_start >= _STARTS
+        stuck = self.stuck
         why = f"the process that starts jobs died: {reason}"
         if child is not None:
             losses = self.losses.get(child.job.id, 0) + (child.pid is not None)

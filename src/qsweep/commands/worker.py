@@ -1,0 +1,112 @@
+"""``qsweep worker``: run jobs of a sweep that wait in a queue, on this machine.
+
+Several may work on one sweep, on as many machines as see the queue's database (docs/cluster.md).
+Ctrl-C or SIGTERM gives the jobs under way back to the queue.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from qsweep.base.errors import ConfigError
+from qsweep.commands.entry import Parser, absolute, command, command_parser
+from qsweep.launch.local import PRELOAD
+from qsweep.launch.queue import QUEUE_VARIABLE
+
+# The root of the store in jobs' processes, in the place of the head's.
+STORE_VARIABLE = "QSWEEP_STORE"
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work; 0: the queue is finished, or there was nothing to do for ``--idle`` seconds."""
+    return work(parser().parse_args(arguments))
+
+
+def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
+    """Do what the command's options say; ``preload`` is imported once for all jobs."""
+    _check(options)
+    from qsweep.base.databases import sqlite_url
+    from qsweep.base.memory import available_bytes
+    from qsweep.launch.local.slots import make_slots
+    from qsweep.launch.queue.claims import Claims
+    from qsweep.launch.queue.database import Database, patiently
+    from qsweep.launch.queue.machines import host_name, own_name
+    from qsweep.launch.queue.worker import Worker
+
+    url = (
+        options.queue or os.environ.get(QUEUE_VARIABLE) or sqlite_url(options.outputs / "queue.db")
+    )
+    slots = make_slots(options.jobs, [options.device])
+    if options.device == "cuda" and not slots.gpus:
+        raise ConfigError("--device=cuda: no CUDA GPU is visible; use --device=cpu")
+    if options.store is not None:
+        os.environ[STORE_VARIABLE] = str(options.store)
+    database = patiently(lambda: Database(url, "--queue"), options.patience, say=_say)
+    claims = Claims(database, options.sweep, own_name())
+    patiently(
+        lambda: claims.enlist(host_name(), slots.count, len(slots.gpus), available_bytes()),
+        options.patience,
+        say=_say,
+    )
+    with Worker(
+        claims,
+        slots,
+        own_logs=options.store is not None,
+        idle_s=options.idle,
+        patience_s=options.patience,
+        say=_say,
+        preload=preload,
+    ) as worker:
+        _say(worker.run())
+    return 0
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("worker", __doc__)
+    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
+    parser.add_argument(
+        "--queue",
+        metavar="URL",
+        help=f"the queue's database; default: what {QUEUE_VARIABLE} says, else queue.db in --outputs",
+    )
+    parser.add_argument(
+        "--jobs", type=_jobs, default="auto", metavar="N",
+        help="how many at once; default: one per GPU, one on the CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+    )
+    parser.add_argument(
+        "--store", type=absolute, metavar="DIR", help="a store of this machine's own"
+    )
+    parser.add_argument(
+        "--idle", type=float, metavar="SECONDS",
+        help="end when there was nothing to do for so long; default: when the queue is finished",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patience", type=float, default=600.0, metavar="SECONDS",
+        help="how long the database may be away; default: 600",
+    )  # fmt: skip
+    return parser
+
+
+def _jobs(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("idle", "patience"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"--{name}={value:g}: seconds, from 0")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

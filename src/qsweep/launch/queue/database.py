@@ -1,0 +1,178 @@
+"""The database behind a queue: opened once, used in short transactions, whose errors are one line."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from qsweep.base.databases import (
+    DatabaseError,
+    check_server,
+    check_sqlite,
+    connect_arguments,
+    driver_advice,
+    driver_message,
+    scheme_of,
+    sqlite_path,
+    with_driver,
+)
+from qsweep.base.errors import ConfigError
+from qsweep.base.secrets import hidden_value, scrubbed
+from qsweep.launch.queue.tables import metadata
+
+T = TypeVar("T")
+
+_TABLES = ("qsweep_jobs", "qsweep_sweeps")
+# How long one process waits for another's transaction on a sqlite file; they take milliseconds.
+_BUSY_S = 30
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+
+
+class QueueAway(DatabaseError):
+    """The database does not answer, or not with what it should; it may again in a while."""
+
+
+class Database:
+    """The database that a URL names, with the queue's tables in it.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql://USER@HOST/DATABASE``.
+        option: What the URL was given as, for messages.
+
+    Raises:
+        ConfigError: the URL names no database that can hold a queue.
+        QueueAway: the database's server cannot be reached.
+    """
+
+    def __init__(self, url: str, option: str = "queue"):
+        self.url = url
+        self.where = f"{option}={hidden_value(url)}"
+        if scheme_of(url) not in ("sqlite", "postgresql", "postgres"):
+            raise ConfigError(
+                f"{self.where}: no database for a queue; sqlite:///FILE on one machine, "
+                "postgresql://USER@HOST/DATABASE for several"
+            )
+        try:
+            self._engine = self._open()
+        except ImportError as error:
+            raise ConfigError(f"{self.where}: {error}; {driver_advice(url, error.name)}") from error
+        except DatabaseError as error:
+            raise ConfigError(f"{self.where}: {error}") from error
+        except (SQLAlchemyError, OSError) as error:
+            raise self._away(error) from error
+        except Exception as error:  # what else a driver says of a URL's parts
+            raise ConfigError(f"{self.where}: {self._words(error)}") from error
+
+        self._reads = self._engine.execution_options(qsweep_reads=True)
+
+    def _open(self) -> Engine:
+        file = sqlite_path(self.url)
+        if file is None:
+            check_server(self.url)
+        else:
+            check_sqlite(file, _TABLES)
+            file.parent.mkdir(parents=True, exist_ok=True)
+        engine = _engine(self.url)
+        for attempt in range(5):
+            try:
+                metadata.create_all(engine)
+                break
+            except (IntegrityError, ProgrammingError, SQLAlchemyError):
+                if attempt == 4:
+                    raise
+                time.sleep(0.2)  # another process is creating the tables at this moment
+        return engine
+
+    @property
+    def on_one_host(self) -> bool:
+        """Whether only processes of this machine can use it."""
+        return scheme_of(self.url) == "sqlite"
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes. Raises QueueAway, and then nothing of it is written."""
+        with self._errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads, and keeps nobody waiting. Raises QueueAway."""
+        with self._errors(), self._reads.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            raise self._away(error) from error
+
+    def _away(self, error: Exception) -> QueueAway:
+        return QueueAway(f"{self.where} cannot be used: {self._words(error)}")
+
+    def _words(self, error: Exception) -> str:
+        words = scrubbed(driver_message(error), self.url)[:200]
+        return words or type(error).__name__
+
+
+def _engine(url: str) -> Engine:
+    if sqlite_path(url) is None:
+        # A connection that was open as the server went away is found out before it is used.
+        return create_engine(
+            with_driver(url), pool_pre_ping=True, connect_args=connect_arguments(url)
+        )
+    engine = create_engine(url, connect_args={"timeout": _BUSY_S})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection, _) -> None:  # type: ignore[no-untyped-def]
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A transaction that reads first and then finds another writing could only fail.
+        reads = connection.get_execution_options().get("qsweep_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def patiently(
+    call: Callable[[], T],
+    patience_s: float,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    pause: Callable[[float], object] = time.sleep,
+) -> T:
+    """Call until the database answers, ever more rarely, for so many seconds.
+
+    Args:
+        call: What to do; it may be done again, since what failed has written nothing.
+        patience_s: After this long it is given up.
+        say: Told once that it does not answer.
+        pause: Waits for so many seconds.
+
+    Raises:
+        QueueAway: it has not answered for so long.
+    """
+    began, wait = time.monotonic(), _FIRST_PAUSE_S
+    told = False
+    while True:
+        try:
+            return call()
+        except QueueAway as error:
+            away = time.monotonic() - began
+            if away + wait > patience_s:
+                raise QueueAway(f"{error} (for {away:.0f} s)") from error
+            if not told:
+                say(f"{error}; trying again for {patience_s:.0f} s")
+            told = True
+        pause(wait)
+        wait = min(2 * wait, _LONGEST_PAUSE_S)

@@ -1,0 +1,156 @@
+"""What keeps a queue going, whoever comes by: worker or head.
+
+Each function is given the connection of a transaction, and does its part within it.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, select, update
+
+from qsweep.launch.flow import for_want_of
+from qsweep.launch.job import JobResult
+from qsweep.launch.queue.specs import result_of, result_text
+from qsweep.launch.queue.tables import OPEN, database_time, jobs, needs, sweeps
+
+# In one transaction: short ones, and another process may do the next.
+_AT_ONCE = 50
+
+
+def of(sweep: str, id: str) -> Any:
+    """The condition that names one job."""
+    return and_(jobs.c.sweep == sweep, jobs.c.id == id)
+
+
+def lock(connection: Connection, sweep: str) -> Any:
+    """The sweep's row, kept from whoever else would tell jobs of the end of others; None: no sweep."""
+    return connection.execute(_row(sweep).with_for_update()).one_or_none()
+
+
+def look(connection: Connection, sweep: str) -> Any:
+    """The same, without keeping anybody from anything."""
+    return connection.execute(_row(sweep)).one_or_none()
+
+
+def _row(sweep: str) -> Any:
+    recent = sweeps.c.head_seen > database_time() - sweeps.c.lease_s
+    return select(sweeps, recent.label("recent")).where(sweeps.c.sweep == sweep)
+
+
+def has_head(row: Any) -> bool:
+    """Whether a process that plans and records looks after the sweep of a row of :func:`lock`."""
+    return row is not None and row.head is not None and bool(row.recent)
+
+
+def release(connection: Connection, sweep: str, id: str) -> None:
+    """What needs a job goes on without waiting for it any more."""
+    needing = select(needs.c.job).where(needs.c.sweep == sweep, needs.c.need == id)
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.sweep == sweep, jobs.c.state == "waiting", jobs.c.id.in_(needing))
+        .values(
+            missing=jobs.c.missing - 1,
+            state=case((jobs.c.missing <= 1, "ready"), else_=jobs.c.state),
+        )
+    )
+
+
+def expire(connection: Connection, sweep: str) -> bool:
+    """Take jobs from workers whose lease has ended: another's turn, or failed after too many.
+
+    Returns whether there were any.
+    """
+    lost = connection.execute(
+        select(jobs, sweeps.c.attempts.label("most"), sweeps.c.lease_s)
+        .join(sweeps, sweeps.c.sweep == jobs.c.sweep)
+        .where(
+            jobs.c.sweep == sweep,
+            jobs.c.state == "running",
+            jobs.c.lease_until < database_time(),
+        )
+        .limit(_AT_ONCE)
+        .with_for_update(of=jobs, skip_locked=True)
+    ).all()
+    for row in lost:
+        hosts = ", ".join(filter(None, [row.lost_on, host_of(row.owner)]))
+        values: dict[str, Any] = {"owner": None, "lost_on": hosts, "news": True}
+        if row.attempts < row.most:
+            values |= {"state": "ready"}
+        else:
+            times = "once" if row.attempts == 1 else f"{row.attempts} times"
+            reason = (
+                f"its worker was lost {times} (on {hosts}): killed, out of memory, or cut off for "
+                f"longer than the lease of {row.lease_s:g} s"
+            )
+            result = JobResult("failed", reason=reason)
+            values |= {
+                "state": "failed",
+                "settled": False,
+                "ended": database_time(),
+                "result": result_text(result),
+            }
+        connection.execute(update(jobs).where(of(sweep, row.id)).values(values))
+    return bool(lost)
+
+
+def host_of(owner: str | None) -> str:
+    """The host of a worker."""
+    return (owner or "").partition(":")[0]
+
+
+def settle_alone(connection: Connection, sweep: str) -> bool:
+    """Decide about those that need what did not finish, where no head is there to do it.
+
+    What needs a preparation goes on without it; what needs anything else shares its fate.
+
+    Returns whether anything was decided.
+    """
+    if has_head(lock(connection, sweep)):
+        return False
+    unsettled = connection.execute(
+        select(jobs)
+        .where(jobs.c.sweep == sweep, jobs.c.settled.is_(False))
+        .order_by(jobs.c.ended)
+        .limit(_AT_ONCE)
+    ).all()
+    for row in unsettled:
+        if row.counts:
+            _share_fate(connection, sweep, row)
+        else:
+            release(connection, sweep, row.id)
+        connection.execute(update(jobs).where(of(sweep, row.id)).values(settled=True))
+    return bool(unsettled)
+
+
+def _share_fate(connection: Connection, sweep: str, row: Any) -> None:
+    result = for_want_of(row.name, result_of(row._mapping))
+    needing = select(needs.c.job).where(needs.c.sweep == sweep, needs.c.need == row.id)
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.sweep == sweep, jobs.c.state == "waiting", jobs.c.id.in_(needing))
+        .values(
+            state=result.status,
+            result=result_text(result),
+            ended=database_time(),
+            news=True,
+            settled=False,
+        )
+    )
+
+
+def are_undecided(connection: Connection, sweep: str) -> bool:
+    """Whether something did not finish, those that need it have not been told, and no head is there."""
+    unsettled = select(jobs.c.id).where(jobs.c.sweep == sweep, jobs.c.settled.is_(False)).limit(1)
+    return (
+        not has_head(look(connection, sweep)) and connection.execute(unsettled).first() is not None
+    )
+
+
+def is_over(connection: Connection, sweep: str) -> bool | None:
+    """Whether no worker will be needed any more; None where there is no such sweep (yet)."""
+    row = look(connection, sweep)
+    if row is None:
+        return None
+    if has_head(row) and not row.closed:
+        return False
+    left = select(jobs.c.id).where(jobs.c.sweep == sweep, jobs.c.state.in_(OPEN)).limit(1)
+    return connection.execute(left).first() is None
