@@ -3,11 +3,9 @@
 import pytest
 
 from qsweep.base.errors import ConfigError
-from qsweep.launch.slurm.array import Array, State, in_words, why_hopeless
-from qsweep.launch.slurm.options import Allocation, parameters
-from qsweep.launch.slurm.task import Task
+from qsweep.launch.slurm.array import Array, State, check_installed, in_words, why_hopeless
 
-ARRAY = Array("7", 2)
+ARRAY = Array(("7",))
 
 
 def states(*pairs):
@@ -64,10 +62,23 @@ def test_states_are_told_in_a_line():
     )
 
 
+def test_of_several_submissions_all_are_told():
+    assert in_words(Array(("7", "9")), []) == "Slurm jobs 7, 9: ended"
+
+
 def test_where_slurm_is_not_installed_a_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    asked = parameters(Allocation(), "night", 1)
     with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
-        Array.submit(tmp_path / "workers", Task(["true"], 90), {}, asked, 1)
-    assert not (tmp_path / "workers").exists()
-    assert Array.recorded(tmp_path / "workers") is None
+        check_installed()
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"jobs": 7}', "[]"])
+def test_a_folder_that_records_no_workers_has_none(tmp_path, text):
+    if text is not None:
+        (tmp_path / "slurm.json").write_text(text)
+    assert Array.recorded(tmp_path) == Array()
+
+
+def test_of_many_nodes_some_are_named():
+    told = in_words(ARRAY, [State(f"7_{n}", "RUNNING", f"n{n}") for n in range(9)])
+    assert told == "Slurm job 7: 9 running (n0, n1, n2, n3, n4, n5, …)"

@@ -1,14 +1,14 @@
 """An array of workers in Slurm's queue: submitted, looked at, cancelled, remembered."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ _ANSWER_S = 30.0
 # submitit counts how often a task has run out of time; here the jobs' attempts are counted.
 _NO_END = 1_000_000
 _FORMAT = "%i|%T|%N|%r"
+# So many nodes, or reasons to wait, are told by name.
+_NAMES = 6
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _RUNNING = (
@@ -68,29 +70,27 @@ class State:
 
 @dataclass(frozen=True)
 class Array:
-    """Workers that were submitted together: Slurm's id of them, and how many they were."""
+    """The workers of a sweep: Slurm's ids of the jobs that they were submitted as, oldest first."""
 
-    job: str
-    workers: int
+    jobs: tuple[str, ...] = ()
 
     @classmethod
-    def recorded(cls, folder: Path) -> Self | None:
-        """The array that was last submitted from a folder; None if there was none."""
+    def recorded(cls, folder: Path) -> Self:
+        """Those that were submitted from a folder; none where that does not say."""
         try:
-            return cls(**read_json(_record(folder)))
-        except (OSError, TypeError, ValueError):
-            return None
+            return cls(tuple(map(str, read_json(_record(folder))["jobs"])))
+        except (OSError, KeyError, TypeError, ValueError):
+            return cls()
 
-    @classmethod
-    def submit(
-        cls,
+    def and_more(
+        self,
         folder: Path,
         task: Task,
         environment: Mapping[str, str],
         parameters: Mapping[str, Any],
         workers: int,
     ) -> Self:
-        """Submit workers.
+        """Submit workers; those that there are then.
 
         Args:
             folder: For their logs and submitit's files; all nodes must see it.
@@ -100,9 +100,12 @@ class Array:
             workers: How many.
 
         Raises:
-            ConfigError: submitit or Slurm is not installed, or Slurm does not take them.
+            ConfigError: Slurm does not take them.
         """
-        executor = _executor(folder)
+        import submitit
+
+        folder.mkdir(parents=True, exist_ok=True)
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=_NO_END)
         try:
             # It prints what it raises.
             with _outside_of_jobs(environment), contextlib.redirect_stderr(io.StringIO()):
@@ -110,40 +113,60 @@ class Array:
                 tasks = executor.submit_array([task] * workers)
         except Exception as error:
             raise ConfigError(f"launch=slurm: sbatch says: {_words(str(error))}") from error
-        array = cls(str(tasks[0].job_id).partition("_")[0], workers)
-        write_json(_record(folder), asdict(array))
+        array = type(self)((*self.jobs, str(tasks[0].job_id).partition("_")[0]))
+        write_json(_record(folder), {"jobs": array.jobs})
         return array
 
     def states(self) -> list[State]:
-        """How its tasks are; those that ended are forgotten by Slurm after a while.
+        """How the tasks are; those that ended are forgotten by Slurm after a while.
 
         Raises:
             SlurmAway: Slurm does not answer.
         """
-        # Twice, since a single id is an error as soon as Slurm has forgotten it.
-        options = [f"--jobs={self.job},{self.job}", "--array", "--states=all", "--noheader"]
-        text = _slurm("squeue", *options, f"--format={_FORMAT}")
+        if not self.jobs:
+            return []
+        # The last one twice, since a single id is an error as soon as Slurm has forgotten it.
+        options = [f"--jobs={','.join((*self.jobs, self.jobs[-1]))}", "--array", "--states=all"]
+        text = _slurm("squeue", *options, "--noheader", f"--format={_FORMAT}")
         return [State(*line.split("|", 3)) for line in text.splitlines() if line.count("|") >= 3]
 
     def cancel(self, *, waiting: bool = False) -> None:
-        """End its tasks; ``waiting``: only those that have not begun. Raises SlurmAway."""
-        _slurm("scancel", *(["--state=PENDING"] if waiting else []), self.job)
+        """End the tasks; ``waiting``: only those that have not begun. Raises SlurmAway."""
+        if self.jobs:
+            _slurm("scancel", "--quiet", *(["--state=PENDING"] if waiting else []), *self.jobs)
+
+    def __str__(self) -> str:
+        return f"Slurm job{'s' if len(self.jobs) > 1 else ''} {', '.join(self.jobs)}"
+
+
+def check_installed() -> None:
+    """Raise ConfigError, in one line, where Slurm's commands or submitit are missing."""
+    for program in ("sbatch", "srun", "squeue", "scancel"):
+        if shutil.which(program) is None:
+            raise ConfigError(
+                f"launch=slurm: there is no {program} on this machine; run it where Slurm's commands "
+                "are, such as on a login node"
+            )
+    if importlib.util.find_spec("submitit") is None:
+        raise ConfigError('launch=slurm needs submitit: pip install "qsweep[slurm]"')
 
 
 def in_words(array: Array, states: Sequence[State]) -> str:
     """How an array is, in one line.
 
-    >>> in_words(Array("7", 2), [State("7_0", "RUNNING", "n1"), State("7_1", "PENDING", "", "Resources")])
+    >>> one, two = State("7_0", "RUNNING", "n1"), State("7_1", "PENDING", "", "Resources")
+    >>> in_words(Array(("7",)), [one, two])
     'Slurm job 7: 1 running (n1), 1 pending (Resources)'
     """
-    counted = Counter(one.state.lower().replace("_", " ") for one in states)
+    alike: dict[str, list[State]] = {}
+    for one in states:
+        alike.setdefault(one.state.lower().replace("_", " "), []).append(one)
     parts = []
-    for state, count in counted.items():
-        same = [one for one in states if one.state.lower().replace("_", " ") == state]
-        told = {one.reason.strip("()") if one.waits else one.node for one in same}
-        told -= {"", "None"}
-        parts.append(f"{count} {state}" + (f" ({', '.join(sorted(told))})" if told else ""))
-    return f"Slurm job {array.job}: {', '.join(parts) or 'ended'}"
+    for state, ones in alike.items():
+        told = {one.reason.strip("()") if one.waits else one.node for one in ones} - {"", "None"}
+        names = sorted(told)[:_NAMES] + ["…"] * (len(told) > _NAMES)
+        parts.append(f"{len(ones)} {state}" + (f" ({', '.join(names)})" if names else ""))
+    return f"{array}: {', '.join(parts) or 'ended'}"
 
 
 def why_hopeless(array: Array, states: Sequence[State]) -> str | None:
@@ -157,21 +180,6 @@ def why_hopeless(array: Array, states: Sequence[State]) -> str | None:
 
 def _record(folder: Path) -> Path:
     return folder / "slurm.json"
-
-
-def _executor(folder: Path) -> Any:
-    for program in ("sbatch", "srun", "squeue", "scancel"):
-        if shutil.which(program) is None:
-            raise ConfigError(
-                f"launch=slurm: there is no {program} on this machine; run it where Slurm's commands "
-                "are, such as on a login node"
-            )
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError('launch=slurm needs submitit: pip install "qsweep[slurm]"') from error
-    folder.mkdir(parents=True, exist_ok=True)
-    return submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=_NO_END)
 
 
 @contextlib.contextmanager
