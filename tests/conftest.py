@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from helpers import sweeps
 from helpers.planned import planned  # noqa: F401
+from helpers.postgresql import postgresql_server
 from helpers.trackers import empty_database, outputs  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -119,38 +119,10 @@ _ARCHITECTURES = {
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """The URL of a PostgreSQL server of our own, on loopback."""
-    pytest.importorskip("pg8000", reason='pip install "qsweep[postgresql]"')
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found = str(folders[-1] / "initdb") if folders else shutil.which("initdb")
-    if not found:
-        pytest.skip("PostgreSQL's server is not installed (apt-get install postgresql)")
-    import pwd
-    import socket
-    import tempfile
-
-    # The server refuses to run as root; its own user cannot enter pytest's folder.
-    root = os.getuid() == 0
-    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
-    data = Path(tempfile.mkdtemp(prefix="qsweep-pg-"))
-    if root:
-        owner = pwd.getpwnam("postgres")
-        os.chown(data, owner.pw_uid, owner.pw_gid)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def call(*arguments):
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, cwd="/", **user)
-
-    call(found, "-D", str(data / "db"), "-A", "trust", "-U", "qsweep")
-    control = str(Path(found).with_name("pg_ctl"))
-    where = f"-h 127.0.0.1 -p {port} -k {data}"
-    call(control, "-D", str(data / "db"), "-w", "-o", where, "-l", str(data / "log"), "start")
-    yield f"postgresql+pg8000://qsweep@127.0.0.1:{port}/postgres"
-    call(control, "-D", str(data / "db"), "-m", "immediate", "stop")
-    shutil.rmtree(data, ignore_errors=True)
+    with postgresql_server() as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,13 @@ def speak(payload, progress):
     return {}
 
 
+def write_much(payload, progress):
+    for n in range(20_000):
+        print(f"line {n}")
+    print("the end")
+    return {}
+
+
 def fail(payload, progress):
     raise RuntimeError("the first line\nthe second line")
 
@@ -137,6 +144,28 @@ def sleep(payload, progress):
     progress("sleeping", None)
     time.sleep(payload["seconds"])
     return {}
+
+
+def sleep_and_tell(payload, progress):
+    """Wait for the file ``go``, and tell whose worker runs it."""
+    folder, mark = Path(payload["folder"]), os.environ["MARK"]
+    (folder / mark).write_text(str(os.getpid()))
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    return {"mark": mark}
+
+
+def count(payload, progress):
+    """Leave a line for every run."""
+    with open(payload["file"], "a") as file:
+        file.write(f"{payload.get('id', 'a')}\n")
+    return {}
+
+
+def fail_after(payload, progress):
+    while not Path(payload["flag"]).exists():
+        time.sleep(0.02)
+    raise RuntimeError("as asked")
 
 
 def hang_in_c(payload, progress):

@@ -1,6 +1,7 @@
 """The database behind a queue: opened once, used in short transactions, whose errors are one line."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,6 +22,7 @@ from qsweep.base.databases import (
 )
 from qsweep.base.errors import ConfigError
 from qsweep.base.secrets import hidden_value, scrubbed
+from qsweep.launch.interrupts import finishing
 from qsweep.launch.queue.tables import metadata
 
 T = TypeVar("T")
@@ -94,13 +96,13 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that writes. Raises QueueAway, and then nothing of it is written."""
-        with self._errors(), self._engine.begin() as connection:
+        with _uninterrupted(), self._errors(), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads, and keeps nobody waiting. Raises QueueAway."""
-        with self._errors(), self._reads.begin() as connection:
+        with _uninterrupted(), self._errors(), self._reads.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -120,6 +122,13 @@ class Database:
     def _words(self, error: Exception) -> str:
         words = scrubbed(driver_message(error), self.url)[:200]
         return words or type(error).__name__
+
+
+def _uninterrupted() -> contextlib.AbstractContextManager[None]:
+    # A signal that is raised between the database's BEGIN and our knowing of it leaves a transaction
+    # open, for which everybody else would wait.
+    main = threading.current_thread() is threading.main_thread()
+    return finishing() if main else contextlib.nullcontext()
 
 
 def _engine(url: str) -> Engine:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qsweep.base.errors import in_one_line
+from qsweep.base.errors import QsweepError, in_one_line
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult
@@ -94,11 +94,12 @@ class Head:
 
     def _take_one(self, row: Any) -> None:
         job = self._jobs[row.id]
-        if row.state == "running":
+        if row.state == "running" and row.attempts == 1:
             self.flow.on_event(Event("started", job))
-        elif row.state == "ready":
+        elif row.state in ("running", "ready"):
             last = row.lost_on.rpartition(", ")[2]
-            self.flow.on_event(Event("restarted", job, step=f"lost on {last}" if last else ""))
+            why = f"lost on {last}" if last else "given back"
+            self.flow.on_event(Event("restarted", job, step=why))
         elif row.state in ("finished", "failed", "skipped"):
             self._keep_log(job)
             result = result_of(row._mapping)
@@ -118,11 +119,21 @@ class Head:
     def _look(self) -> None:
         self._looked = time.monotonic()
         self._patiently(self._orders.expire)
+        if not self._patiently(self._orders.is_head):
+            raise QsweepError(
+                f"sweep {self._orders.sweep} was taken over by another process; the same command "
+                "goes on where that stops"
+            )
         why = self._hopeless()
         if why is not None and not self._patiently(self._orders.live_workers):
-            self._patiently(self._orders.withdraw)
-            self.flow.finish_all(JobResult("failed", reason=why))
-            self._ended.clear()
+            self._give_up(why)
+        elif not self._patiently(self._orders.open_jobs) and not self._patiently(self._orders.news):
+            self._give_up("the queue no longer has it; the same command puts it there again")
+
+    def _give_up(self, why: str) -> None:
+        self._patiently(self._orders.withdraw)
+        self.flow.finish_all(JobResult("failed", reason=why))
+        self._ended.clear()
 
     def _is_done(self, job: Job, result: JobResult) -> None:
         self._open.discard(job.id)

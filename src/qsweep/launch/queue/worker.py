@@ -267,9 +267,9 @@ class Worker:
             self._leases.let_go(one.claim)
             del self._taken[one.job.id]
             self._flow.results.pop(one.job.id, None)
-            if written:
-                why = f": {one.result.reason}" if one.result.reason else ""
-                self._say(f"{one.result.status} {one.job.name}{why}")
+            why = f": {one.result.reason}" if one.result.reason else ""
+            result = f"{one.result.status} {one.job.name}{why}"
+            self._say(result if written else f"too late, it is no longer this worker's: {result}")
         self._handing_in.reset()
         self._asking.reset()
 
