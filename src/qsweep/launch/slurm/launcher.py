@@ -175,6 +175,17 @@ def workers_folder(outputs: Path, sweep: str) -> Path:
     return outputs.absolute() / "sweeps" / sweep / "workers"
 
 
+def describe(outputs: Path, sweep: str) -> list[str]:
+    """How Slurm has a sweep's workers, in a line; nothing where it was given none."""
+    array = Array.recorded(workers_folder(outputs, sweep))
+    if not array.jobs:
+        return []
+    try:
+        return [in_words(array, array.states())]
+    except SlurmAway as error:
+        return [f"{array}: {error}"]
+
+
 def last_words(folder: Path) -> str | None:
     """The last line that a worker wrote itself, of the one that wrote last; None if there is none."""
     logs = list(folder.glob("*_log.out"))
