@@ -121,7 +121,7 @@ def check_qsweep(arguments, monkeypatch):
             importlib.import_module("qsweep.commands.search").search_arguments(arguments[1:]),
             monkeypatch,
         )
-    elif name in ("env", "ui"):
+    elif name in ("env", "ui", "worker", "status"):
         module = importlib.import_module(f"qsweep.commands.{name}")
         options = module.parser().parse_args(arguments[1:])
         if name == "env" and options.name:

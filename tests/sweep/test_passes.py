@@ -285,7 +285,7 @@ def obtained(plan, store):
 
 def run_pass(plans, store, *, wanted):
     payload = {
-        "configs": [plan.trial.resolved for plan in plans],
+        "configs": {plan.key: plan.trial.resolved for plan in plans},
         "store": str(store.root),
         "model": str(plans[0].setting.facts.path),
         "importance": wanted,

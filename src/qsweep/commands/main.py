@@ -15,6 +15,7 @@ COMMANDS = {
     "prune": "what the store holds, and what can go",
     "doctor": "what this machine can do, and what to install for the rest",
     "env": "environments of their own, for libraries that conflict with qsweep's",
+    "status": "how far a sweep is, what runs where, and what failed",
     "worker": "run jobs of a sweep that wait in a queue, here",
     "sync": "log to MLflow what a tracker that was away missed",
     "ui": "MLflow's UI, opened at the runs",

@@ -14,6 +14,7 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
 from qsweep.base.secrets import hidden_value
 from qsweep.commands.entry import Parser, command
+from qsweep.launch.protocol import Detached
 from qsweep.sweep.compose import register_resolvers
 from qsweep.sweep.explain import explain, refused_option
 from qsweep.sweep.naming import default_name
@@ -53,7 +54,19 @@ def run_hydra(arguments: Sequence[str]) -> int:
     run = HydraRun(arguments)
     try:
         with disk_errors():
-            _run_hydra(run, parser().parse_intermixed_args(arguments))
+            options = parser().parse_intermixed_args(arguments)
+            if options.detach:
+                options.overrides.append("launch.detach=true")
+            _run_hydra(run, options)
+    except ConfigError as error:
+        if arguments and "--detach" in arguments and str(error).startswith("launch.detach: no "):
+            raise ConfigError(
+                "--detach: this launcher cannot leave its jobs to others; launch=workers can"
+            ) from error
+        raise
+    except Detached as left:
+        print(left)
+        return 0
     except KeyboardInterrupt as error:
         what = "ended by SIGTERM" if error.args == ("SIGTERM",) else "interrupted"
         print(f"{what}; the same command goes on where it stopped", file=sys.stderr)
@@ -238,6 +251,11 @@ def parser() -> Any:
         "qsweep", parents=[get_args_parser()], conflict_handler="resolve", add_help=False
     )
     parser.add_argument("--version", action="version", version=f"qsweep {__version__}")
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="leave the jobs to workers: launch.detach=true",
+    )
     return parser
 
 

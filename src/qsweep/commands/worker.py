@@ -98,6 +98,8 @@ def parser() -> Parser:
 
 
 def _jobs(text: str) -> int | str:
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto")
     return text if text == "auto" else int(text)
 
 

@@ -47,10 +47,12 @@ def _check_tokenizer(path: Path, _state: Any) -> None:
 def check_model(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """A job's target: build ``payload["model"]`` without memory, and lay its weights' names over it.
 
-    Returns ``problem``: one line, or None. Where nothing can be told, nothing is said.
+    Returns ``problem``: one line, or None; nothing where the model is not.
     """
     progress("check the model", None)
     path = Path(payload["model"])
+    if not path.exists():
+        return {}  # on a machine that has its own copy elsewhere, which is not the one in question
     try:
         return {"problem": fit_problem(path, trust_remote_code=payload["trust_remote_code"])}
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qsweep.base.errors import QsweepError, in_one_line
+from qsweep.base.errors import QsweepError, TrialFailed, in_one_line
 from qsweep.base.memory import peak_memory, reset_peak_memory
 from qsweep.base.progress import Progress
 from qsweep.base.scratch import ScratchFolder
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact, from_content, to_content
 from qsweep.launch import slot_device
+from qsweep.models.hub import resolve
 from qsweep.models.source import SourceModel
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.importance import load as load_importance
@@ -27,13 +29,32 @@ from qsweep.sweep.plan import Plan, all_experts, find_setting, make_plan, sample
 from qsweep.text.calibration import CalibrationTokens
 
 
-def plan_here(config: dict[str, Any], model: str, store: Store) -> Plan:
-    """The plan of a resolved configuration, inside a job's process and for its device."""
+def plan_here(config: dict[str, Any], model: str, store: Store, key: str | None = None) -> Plan:
+    """The plan of a resolved configuration, inside a job's process and for its device.
+
+    Args:
+        config: The configuration.
+        model: Where the model was as the sweep was planned. On a machine that has it elsewhere it
+            is looked for anew.
+        store: This machine's.
+        key: What the plan's key was there.
+
+    Raises:
+        TrialFailed: planned here it has another key: its results would be those of another trial.
+    """
     trial = trial_config(config)
     # The launcher's slot says which device is this process's own.
     own = slot_device()
     device = "cuda:0" if own == "cuda" else own
-    return make_plan(trial, find_setting(trial, Path(model), store, device))
+    place = Path(model) if Path(model).exists() else resolve(trial.model)
+    plan = make_plan(trial, find_setting(trial, place, store, device))
+    if key is not None and plan.key != key:
+        timed = " (of eval.speed and eval.kld_native also the hardware)" if plan.timing else ""
+        raise TrialFailed(
+            f"on {platform.node()} this is another trial than where the sweep was planned: the model "
+            f"in {place}, a text or the device differs{timed}; copy the same files there"
+        )
+    return plan
 
 
 def obtain_artifact(plan: Plan, store: Store, progress: Progress) -> Artifact:

@@ -188,6 +188,11 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
     return trial
 
 
+def own_config(trial: TrialConfig) -> dict[str, Any]:
+    """What a trial's configuration says of itself: all but what concerns the sweep as a whole."""
+    return {name: value for name, value in trial.resolved.items() if name not in SWEEP_WIDE}
+
+
 def _with_rules_in_order(config: Mapping[str, Any], quant: Quantizer) -> Mapping[str, Any]:
     # Of several rules the first counts, and files of JSON have their keys sorted.
     rules = quant.options().get("rules")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qsweep.launch import Job
 from qsweep.results.labels import with_distinct_names
+from qsweep.sweep.config import own_config
 from qsweep.sweep.plan import Plan
 from qsweep.sweep.recording import unfinished_record
 
@@ -25,7 +26,8 @@ def plan_job(
         name=name,
         target=target,
         payload={
-            "config": plan.trial.resolved,
+            "key": plan.key,
+            "config": own_config(plan.trial),
             "store": str(store),
             "model": str(plan.setting.facts.path),
         },
@@ -41,7 +43,10 @@ def device_of(plan: Plan) -> str:
     # A trial that may use any GPU takes the one of its slot; one spread by device_map takes all.
     if plan.setting.device == "cpu":
         return "cpu"
-    return "all" if plan.trial.model.device_map else plan.trial.device
+    if plan.trial.model.device_map:
+        return "all"
+    # Planned for a GPU, it is another trial on a machine that has none.
+    return "cuda" if plan.trial.device == "auto" else plan.trial.device
 
 
 def missing_reference(plan: Plan, missing: Mapping[str, Plan]) -> str | None:

@@ -54,5 +54,6 @@ def make_artifacts(
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: make the artifact that ``config`` describes."""
     store = Store(Path(payload["store"]))
-    obtain_artifact(plan_here(payload["config"], payload["model"], store), store, progress)
+    plan = plan_here(payload["config"], payload["model"], store, payload["key"])
+    obtain_artifact(plan, store, progress)
     return {}

@@ -51,7 +51,8 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
             write_bytes(store.root / "checks" / job.id, b"fits")
             job.log.unlink(missing_ok=True)
 
-    if not jobs:
+    # Where it leaves its jobs to others there is nobody to tell: the trials will.
+    if not jobs or getattr(launcher, "detach", False):
         return
     for result in launcher.run(list(jobs.values()), on_done=on_done).values():
         if problem := (result.result or {}).get("problem"):

@@ -19,6 +19,7 @@ from qsweep.base.store import Entry, Store
 from qsweep.launch import Job, open_display
 from qsweep.quantizers.sensitivity.version import LENGTH, SAMPLES, VERSION
 from qsweep.sweep.artifacts import plan_here, source_model, stored_artifact, tokenizer_of
+from qsweep.sweep.config import own_config
 from qsweep.sweep.jobs import device_of
 from qsweep.sweep.plan import Plan
 from qsweep.text.stored import Text, stored_text
@@ -187,7 +188,7 @@ def _job(session: "Session", group: Sequence[Wanted]) -> Job:
         name=f"{first.trial.model.name} sensitivities of {several}",
         target="qsweep.sweep.sensitivity:run",
         payload={
-            "configs": [plan.trial.resolved for plan in plans],
+            "configs": [own_config(plan.trial) for plan in plans],
             "store": str(session.store.root),
             "model": str(first.setting.facts.path),
         },

@@ -27,6 +27,7 @@ from qsweep.sweep.artifacts import (
     plan_here,
     source_model,
 )
+from qsweep.sweep.config import own_config
 from qsweep.sweep.plan import Plan
 from qsweep.text.calibration import CalibrationTokens
 
@@ -79,7 +80,7 @@ class Pass:
             name=self.name,
             target="qsweep.sweep.shared_calibration:run",
             payload={
-                "configs": [plan.trial.resolved for plan in self.plans],
+                "configs": {plan.key: own_config(plan.trial) for plan in self.plans},
                 "store": str(store.root),
                 "model": str(self.plans[0].setting.facts.path),
                 "importance": bool(self.waiting),
@@ -135,7 +136,10 @@ class Passes:
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: quantize what ``configs`` describe and the store lacks."""
     store = Store(Path(payload["store"]))
-    plans = [plan_here(config, payload["model"], store) for config in payload["configs"]]
+    plans = [
+        plan_here(config, payload["model"], store, key)
+        for key, config in payload["configs"].items()
+    ]
     maker = _Making({plan.artifact_key: plan for plan in plans}, payload["importance"], progress)
     store.build_all("artifacts", [plan.artifact for plan in plans], maker.make)
     # Only now that no artifact can be lost by it: others may be making the same.

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 def run(payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The job's target: ``payload`` holds the resolved configuration, the store and the model."""
     store = Store(Path(payload["store"]))
-    run_trial(plan_here(payload["config"], payload["model"], store), store, progress)
+    plan = plan_here(payload["config"], payload["model"], store, payload["key"])
+    run_trial(plan, store, progress)
     return {}
 
 

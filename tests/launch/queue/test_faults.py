@@ -17,7 +17,7 @@ from helpers.queues import LAUNCH, Field, field
 from qsweep.launch.queue import tables
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def here(request, tmp_path):
     url = None if request.param == "sqlite" else request.getfixturevalue("postgresql")
     with field(tmp_path, url) as opened:
@@ -41,6 +41,7 @@ def test_a_killed_workers_job_is_taken_over(here: Field):
     assert [e.step.split()[0] for e in here.events if e.kind == "restarted"] == ["lost"]
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_every_worker_fails_with_the_hosts(here: Field):
     here.launcher.attempts = 2
     running = here.run(here.sleeper("a", 60))
@@ -69,6 +70,7 @@ def test_a_worker_that_comes_back_after_its_lease_kills_its_job_and_writes_nothi
     assert running.result(20)["a"].result == {"mark": "fresh"}
 
 
+@pytest.mark.slow
 def test_of_two_workers_that_finish_one_job_the_one_that_has_it_counts(here: Field):
     stale = here.worker(MARK="stale")
     running = here.run(here.job("a", "sleep_and_tell", {"folder": str(here.folder)}))
@@ -81,9 +83,11 @@ def test_of_two_workers_that_finish_one_job_the_one_that_has_it_counts(here: Fie
     stale.send_signal(signal.SIGCONT)
     assert wait_until(lambda: "too late" in here.said(0), 8)
     with here.launcher._database.reading() as connection:
-        assert '"mark": "fresh"' in connection.scalar(select(tables.jobs.c.result))
+        own = select(tables.jobs.c.result).where(tables.jobs.c.sweep == here.sweep)
+        assert '"mark": "fresh"' in connection.scalar(own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes", [-5, 5])
 def test_a_clock_that_is_minutes_off_changes_nothing(here: Field, minutes: int):
     wrong = here.folder / "wrong"
@@ -104,6 +108,7 @@ def test_a_clock_that_is_minutes_off_changes_nothing(here: Field, minutes: int):
     assert "restarted" not in [event.kind for event in here.events]
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_costs_neither_the_job_under_way_nor_its_result(tmp_path):
     with postgresql_server() as server, field(tmp_path, server.url) as here:
         worker = here.worker()
@@ -119,6 +124,7 @@ def test_a_database_that_is_away_costs_neither_the_job_under_way_nor_its_result(
         assert here.said().count("started A") == 1
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_away_ends_worker_and_head_with_one_line(tmp_path):
     with postgresql_server() as server, field(tmp_path, server.url, patience_s=1.0) as here:
         worker = here.worker("--patience", "1")
@@ -156,6 +162,7 @@ class HeadProcess:
         return out.splitlines(), err
 
 
+@pytest.mark.slow
 def test_workers_go_on_without_their_head_and_the_next_takes_over_what_they_did(here: Field):
     jobs = [
         here.sleeper("pass", 1.5, counts=False),
@@ -183,6 +190,7 @@ def test_workers_go_on_without_their_head_and_the_next_takes_over_what_they_did(
     assert worker.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_without_a_head_keeps_nobody_waiting(here: Field):
     flag = here.folder / "go"
     jobs = [
@@ -210,6 +218,7 @@ def test_an_interrupted_head_withdraws_its_jobs_within_seconds(here: Field):
     assert worker.wait(15) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_head_may_leave_its_jobs_to_workers(here: Field):
     jobs = [here.sleeper("a", 3.0), here.job("b", needs=("a",))]
     head = HeadProcess(here, *jobs, on_interrupt="leave")
@@ -222,6 +231,7 @@ def test_an_interrupted_head_may_leave_its_jobs_to_workers(here: Field):
     assert out == ["a finished None", "b finished None"]
 
 
+@pytest.mark.slow
 def test_two_heads_of_one_sweep_are_one_too_many(here: Field):
     running = here.run(here.sleeper("a", 60))
     here.worker()

@@ -46,6 +46,7 @@ def test_jobs_run_in_order_with_results_logs_and_reasons(here: Field):
     assert {e.job.id for e in here.events if e.kind == "started"} >= {"early", "late"}
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_queue_or_when_it_is_idle(here: Field):
     forever, idle = here.worker(), here.worker("--idle", "0.5")
     here.run(here.job("a")).result(30)
@@ -55,6 +56,7 @@ def test_a_worker_ends_with_the_queue_or_when_it_is_idle(here: Field):
     assert forever.wait(20) == 0 and f"sweep {here.sweep} is finished" in here.said(0)
 
 
+@pytest.mark.slow
 def test_several_jobs_at_once(here: Field):
     here.worker("--jobs", "3")
     running = here.run(*(here.sleeper(f"j{n}", 60) for n in range(3)))
@@ -67,7 +69,9 @@ def test_several_jobs_at_once(here: Field):
     assert reasons == {"the queue no longer has it; the same command puts it there again"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_worker_that_is_ended_gives_its_job_back(here: Field, number):
     here.launcher.attempts = 1
     first = here.worker()
@@ -85,17 +89,12 @@ def test_a_worker_that_is_ended_gives_its_job_back(here: Field, number):
 
 def test_logs_of_machines_without_the_heads_file_system_come_through_the_queue(here: Field):
     here.worker("--store", str(here.folder / "own store"))
-    jobs = [here.job("a", "speak"), here.job("store", "surroundings")]
+    jobs = [here.job("a", "speak"), here.job("much", "write_much"), here.job("b", "surroundings")]
     results = here.run(*jobs).result(30)
     assert "shell err" in (here.folder / "logs" / "a.log").read_text()
-    environment = results["store"].result["environment"]
+    environment = results["b"].result["environment"]
     assert environment["QSWEEP_STORE"] == str(here.folder / "own store")
-
-
-def test_a_long_log_ends_in_the_queue_with_its_end(here: Field):
-    here.worker("--store", str(here.folder / "own store"))
-    here.run(here.job("a", "write_much")).result(30)
-    text = (here.folder / "logs" / "a.log").read_text()
+    text = (here.folder / "logs" / "much.log").read_text()
     assert len(text) < 70_000 and text.endswith("the end\n")
     assert "bytes before this are left out" in text.splitlines()[0]
 
@@ -120,11 +119,12 @@ def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
         opened.launcher.worker_command = light_command
         opened.run(opened.job("a"), opened.job("b")).result(30)
         assert opened.launcher._local.living() == 2
-        processes = [process for process, _ in opened.launcher._local._started]
+        pids = [process.pid for process, _ in opened.launcher._local._started]
         opened.launcher.close()
-        assert not any(process.is_running() for process in processes)
+        assert not any(map(alive, pids))
 
 
+@pytest.mark.slow
 def test_when_no_worker_will_come_the_jobs_fail_and_say_why(tmp_path):
     with field(tmp_path, start=1) as opened:
         opened.launcher.worker_command = lambda *_: ["/bin/sh", "-c", "echo no such module; exit 1"]

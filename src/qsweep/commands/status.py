@@ -1,0 +1,162 @@
+"""``qsweep status``: how far a sweep is, what runs where, what failed and why, and how to go on."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsweep.base.databases import sqlite_url
+from qsweep.base.errors import QsweepError
+from qsweep.base.files import read_json
+from qsweep.base.secrets import hidden_value
+from qsweep.commands.entry import Parser, command, command_parser
+from qsweep.launch.queue import QUEUE_VARIABLE
+from qsweep.results.record import Record
+from qsweep.results.record_file import read_records
+
+if TYPE_CHECKING:
+    from qsweep.launch.queue.overview import Overview
+
+_STATES = ("finished", "failed", "skipped", "running", "ready", "waiting")
+_SHOWN = 20
+
+
+@command(invalid=QsweepError)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print it; 0: there is such a sweep, 2: there is none, or its queue cannot be reached."""
+    options = parser().parse_args(arguments)
+    folder = options.outputs / "sweeps" / options.sweep
+    records = [record for _, record in read_records(folder) if record is not None]
+    queued, url = _queued(options)
+    if queued is None and not records and not folder.is_dir():
+        raise QsweepError(_no_such_sweep(options))
+    for line in _lines(options.sweep, queued, records):
+        print(line)
+    unfinished = any(record.status == "failed" for record in records)
+    for line in _how_to_go_on(options, folder, queued, url, unfinished):
+        print(line)
+    return 0
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command_parser("status", __doc__)
+    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
+    parser.add_argument(
+        "--queue",
+        metavar="URL",
+        help=f"its queue's database; default: what {QUEUE_VARIABLE} says, else queue.db in --outputs",
+    )
+    return parser
+
+
+def _queued(options: Any) -> "tuple[Overview | None, str | None]":
+    """What the queue says, and the URL that it was given by."""
+    given = options.queue or os.environ.get(QUEUE_VARIABLE)
+    file = options.outputs / "queue.db"
+    if given is None and not file.is_file():
+        return None, None
+    from qsweep.launch.queue.database import Database
+    from qsweep.launch.queue.overview import overview
+
+    database = Database(given or sqlite_url(file), "--queue")
+    try:
+        return overview(database, options.sweep), given
+    finally:
+        database.close()
+
+
+def _no_such_sweep(options: Any) -> str:
+    known = sorted(path.name for path in options.outputs.glob("sweeps/*") if path.is_dir())
+    there = f"; there are {', '.join(known)}" if known else ""
+    queue = "" if options.queue else "; a queue elsewhere is named with --queue=URL"
+    return f"no sweep {options.sweep!r} in {options.outputs}{there}{queue}"
+
+
+def _lines(sweep: str, queued: "Overview | None", records: Sequence[Record]) -> Iterator[str]:
+    shown = {record.key: record.status for record in records}
+    counts = {state: list(shown.values()).count(state) for state in _STATES}
+    failed = {r.key: (r.name, r.reason or "") for r in records if r.status == "failed"}
+    if queued is not None:
+        # What has ended in the queue and is recorded is the same trial.
+        counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
+        counts["failed"] += len(queued.failed.keys() - shown.keys())
+        failed |= queued.failed
+    told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    yield f"sweep {sweep}: {told or 'no trials yet'}"
+    if queued is not None:
+        yield from _in_queue(queued)
+    yield from _section("failed", [f"{name}: {reason}" for name, reason in failed.values()])
+
+
+def _in_queue(queued: "Overview") -> Iterator[str]:
+    if queued.preparations:
+        told = ", ".join(f"{n} {state}" for state, n in queued.preparations.items())
+        yield f"preparations: {told}"
+    yield from _section(
+        "running",
+        [
+            f"{one.name} on {one.host} for {_time(one.seconds)}"
+            + (f", attempt {one.attempt}" if one.attempt > 1 else "")
+            + (f", its lease ended {_time(one.late_s)} ago" if one.late_s else "")
+            for one in queued.running
+        ],
+    )
+    yield from _section(
+        "workers",
+        [
+            f"{one.name}: {one.slots} at once on {one.gpus or 'no'} GPU{'s' * (one.gpus != 1)}, "
+            f"last heartbeat {_time(one.seconds)} ago{'' if one.alive else ' (gone?)'}"
+            for one in queued.workers
+        ],
+    )
+    if queued.head is not None:
+        name, seconds = queued.head
+        yield f"head: {name}, last heartbeat {_time(seconds)} ago"
+    elif not queued.closed:
+        yield "head: none; workers go on without"
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f"{title}:"
+        yield from (f"  {line}" for line in lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        yield f"  … and {len(lines) - _SHOWN} more"
+
+
+def _how_to_go_on(
+    options: Any, folder: Path, queued: "Overview | None", url: str | None, unfinished: bool
+) -> Iterator[str]:
+    left = 0 if queued is None else sum(
+        n for counts in (queued.counts, queued.preparations) for state, n in counts.items()
+        if state in ("ready", "waiting", "running")
+    )  # fmt: skip
+    if queued is not None and left and not any(one.alive for one in queued.workers):
+        where = f"--queue={hidden_value(url)}" if url else f"--outputs={options.outputs}"
+        yield f"no worker is there; start one: qsweep worker {options.sweep} {where}"
+    command = _command(folder)
+    if queued is not None:  # what ended without a head is still to be recorded
+        unfinished = queued.head is None and (unfinished or not queued.closed)
+    if command and unfinished:
+        yield f"go on: {command.replace(' --detach', '')}"
+
+
+def _command(folder: Path) -> str | None:
+    try:
+        content = read_json(folder / "sweep.json")
+    except (OSError, ValueError):
+        return None
+    found = content.get("command") if isinstance(content, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What a queue says of a sweep, for people."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+
+from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.orders import ALIVE_S
+from qsweep.launch.queue.specs import result_of
+from qsweep.launch.queue.tables import database_time, jobs, sweeps, workers
+from qsweep.launch.queue.upkeep import has_head, host_of, look
+
+# More lines of one kind are only counted.
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job under way. ``late_s``: for how long its worker has owed a sign of life, if it does."""
+
+    name: str
+    host: str
+    seconds: float
+    attempt: int
+    late_s: float
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker, and how long ago its last heartbeat was."""
+
+    name: str
+    slots: int
+    gpus: int
+    seconds: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was there of late."""
+        return self.seconds < ALIVE_S
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep in its queue.
+
+    Attributes:
+        counts: Jobs that were asked for, by state.
+        preparations: The others that are not done, by state.
+        running: What runs where, the longest first, as far as it is shown.
+        workers: Those that are there, or were and did not say goodbye.
+        failed: Names and reasons of what failed, as far as it is shown.
+        head: The process that plans and records, and seconds since its heartbeat; None: none is there.
+        closed: Whether no more jobs will come.
+    """
+
+    counts: dict[str, int]
+    preparations: dict[str, int]
+    running: list[Running] = field(default_factory=list)
+    workers: list[WorkerSeen] = field(default_factory=list)
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    head: tuple[str, float] | None = None
+    closed: bool = False
+
+
+def names(database: Database) -> list[str]:
+    """The sweeps that a queue knows."""
+    with database.reading() as connection:
+        return list(connection.scalars(select(sweeps.c.sweep).order_by(sweeps.c.sweep)))
+
+
+def overview(database: Database, sweep: str) -> Overview | None:
+    """What the queue says of a sweep; None where it knows none of this name. Raises QueueAway."""
+    with database.reading() as connection:
+        row = look(connection, sweep)
+        if row is None:
+            return None
+        now = connection.scalar(select(database_time()))
+        mine = jobs.c.sweep == sweep
+        counted = connection.execute(
+            select(jobs.c.counts, jobs.c.state, func.count())
+            .where(mine)
+            .group_by("counts", "state")
+        ).all()
+        running = connection.execute(
+            select(jobs.c.name, jobs.c.owner, jobs.c.started, jobs.c.attempts, jobs.c.lease_until)
+            .where(mine, jobs.c.state == "running")
+            .order_by(jobs.c.started)
+            .limit(_SHOWN)
+        ).all()
+        failed = connection.execute(
+            select(jobs.c.id, jobs.c.name, jobs.c.result, jobs.c.started)
+            .where(mine, jobs.c.state == "failed", jobs.c.counts.is_(True))
+            .order_by(jobs.c.ended)
+            .limit(_SHOWN)
+        ).all()
+        there = connection.execute(
+            select(workers).where(workers.c.sweep == sweep).order_by(workers.c.worker)
+        ).all()
+    return Overview(
+        counts={state: n for counts, state, n in counted if counts},
+        preparations={s: n for counts, s, n in counted if not counts and s != "finished"},
+        running=[
+            Running(
+                one.name,
+                host_of(one.owner),
+                now - one.started,
+                one.attempts,
+                max(now - one.lease_until, 0.0),
+            )
+            for one in running
+        ],
+        workers=[
+            WorkerSeen(_short(one.worker), one.slots, one.gpus, now - one.seen) for one in there
+        ],
+        failed={
+            one.id: (one.name, result_of(one._mapping).reason or "no reason recorded")
+            for one in failed
+        },
+        head=(_short(row.head), now - row.head_seen) if has_head(row) else None,
+        closed=bool(row.closed),
+    )
+
+
+def _short(name: Any) -> str:
+    return str(name).rpartition(":")[0]

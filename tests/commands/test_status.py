@@ -1,0 +1,126 @@
+"""``qsweep status`` and ``qsweep worker``: what they say, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from helpers.trackers import record
+from qsweep.base.databases import sqlite_url
+from qsweep.base.files import write_json
+from qsweep.commands.main import main
+from qsweep.launch import Job, JobResult
+from qsweep.launch.queue.claims import Claims
+from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.orders import Orders
+from qsweep.launch.queue.tables import jobs, workers
+
+
+@pytest.fixture
+def queue(tmp_path):
+    database = Database(sqlite_url(tmp_path / "queue.db"))
+    orders = Orders(database, "night", "login1:12:x")
+    orders.take_over(60, 3)
+    yield database, orders
+    database.close()
+
+
+def job(id: str, *needs: str, counts: bool = True) -> Job:
+    return Job(id, f"pocket {id}", "a:b", {}, Path("log"), needs=needs, counts=counts)
+
+
+def status(outputs: Path, capsys, *more: str) -> str:
+    assert main(["status", "night", f"--outputs={outputs}", *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_it_tells_what_is_where_and_why(queue, tmp_path, capsys):
+    database, orders = queue
+    ordered = [job("pass", counts=False), *(job(id) for id in "abc"), job("d", "a")]
+    orders.submit(ordered)
+    here = Claims(database, "night", "node7:34:y")
+    here.enlist("node7", 2, 1, 1 << 30)
+    Claims(database, "night", "node8:56:z").enlist("node8", 1, 0, 1 << 30)
+    claims = [here.take(["auto"]) for _ in range(3)]
+    here.hand_in(claims[1], JobResult("failed", reason="out of memory"), "")
+    with database.writing() as connection:
+        connection.execute(
+            update(workers).where(workers.c.host == "node8").values(seen=workers.c.seen - 600)
+        )
+        connection.execute(
+            update(jobs).where(jobs.c.id == "b").values(started=jobs.c.started - 600, attempts=2)
+        )
+    assert status(tmp_path, capsys).splitlines() == [
+        "sweep night: 1 failed, 1 running, 1 ready, 1 waiting",
+        "preparations: 1 running",
+        "running:",
+        "  pocket b on node7 for 10 min, attempt 2",
+        "  pocket pass on node7 for 0 s",
+        "workers:",
+        "  node7:34: 2 at once on 1 GPU, last heartbeat 0 s ago",
+        "  node8:56: 1 at once on no GPUs, last heartbeat 10 min ago (gone?)",
+        "head: login1:12, last heartbeat 0 s ago",
+        "failed:",
+        "  pocket a: out of memory",
+    ]
+
+
+def test_it_says_how_to_go_on(queue, tmp_path, capsys):
+    _, orders = queue
+    orders.submit([job("a")])
+    orders.leave(closed=False)
+    command = "qsweep -m quant=rtn launch=workers --detach sweep=night"
+    write_json(tmp_path / "sweeps" / "night" / "sweep.json", {"command": command})
+    assert status(tmp_path, capsys).splitlines() == [
+        "sweep night: 1 ready",
+        "head: none; workers go on without",
+        f"no worker is there; start one: qsweep worker night --outputs={tmp_path}",
+        "go on: qsweep -m quant=rtn launch=workers sweep=night",
+    ]
+
+
+def test_a_sweep_without_a_queue_is_told_by_its_records(tmp_path, capsys):
+    folder = tmp_path / "sweeps" / "night"
+    command = "qsweep -m quant=rtn sweep=night"
+    write_json(folder / "sweep.json", {"command": command})
+    for one in (record("k1"), record("k2", "failed", bits=3), record("k3", bits=8)):
+        write_json(folder / "trials" / f"{one['key']}.json", one)
+    assert status(tmp_path, capsys).splitlines() == [
+        "sweep night: 2 finished, 1 failed",
+        "failed:",
+        "  pocket gptq 3-bit: out of memory",
+        f"go on: {command}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["status", "x"], 2, "no sweep 'x' in"),
+        (["status", "x", "--queue=mysql://me:s3cret@h/d"], 2, "no database for a queue"),
+        (["status", "x", "--queue=postgresql://me:s3cret@127.0.0.1:1/d"], 2, "cannot be used"),
+        (["worker", "x", "--jobs=0"], 2, "n_jobs=0: must be"),
+        (["worker", "x", "--jobs=many"], 2, "neither a number nor auto"),
+        (["worker", "x", "--idle=-1"], 2, "--idle=-1: seconds, from 0"),
+        (["worker", "x", "--device=tpu"], 2, "--device: invalid choice"),
+        (["worker", "x", "--device=cuda"], 2, "no CUDA GPU is visible"),
+        (["worker", "x", "--patience=0", "--queue=postgresql://me:s3cret@127.0.0.1:1/d"], 1, "cannot"),
+        (["worker", "x", "--queue=sqlite:///:memory:"], 2, "names no file"),
+    ],
+)  # fmt: skip
+def test_what_is_typed_wrong_is_one_line(words, code, why, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("QSWEEP_QUEUE", raising=False)
+    try:
+        found = main([*words, f"--outputs={tmp_path}"])
+    except SystemExit as error:
+        found = error.code
+    said = capsys.readouterr().err
+    assert found == code and why in said and said.count("\n") == 1
+    assert said.startswith("error: ") and "s3cret" not in said
+
+
+def test_detach_is_refused_where_nobody_could_go_on(capsys, tmp_path):
+    words = ["quant=rtn", "corpus=python_docs", f"outputs_dir={tmp_path}", "tracking=none"]
+    assert main([*words, "--detach"]) == 2
+    assert "--detach: this launcher cannot leave its jobs to others" in capsys.readouterr().err
