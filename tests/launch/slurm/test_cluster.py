@@ -1,5 +1,6 @@
 """Workers that a real Slurm runs: what becomes of jobs whatever happens to workers and nodes."""
 
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +235,35 @@ def test_time_that_runs_out_for_what_began_late_costs_no_attempt(head, slurm):  
     results = running.result(60)
     assert results["late"].status == "finished"
     assert field.log().count("started LATE") == 2
+
+
+def test_a_head_within_a_job_of_slurm_hands_on_nothing_of_that(head, slurm, monkeypatch):  # noqa: F811
+    for name, value in {"SLURM_JOB_ID": "1", "SRUN_CPUS_PER_TASK": "64"}.items():
+        monkeypatch.setenv(name, value)
+    field = head(cpus_per_task=1)
+    result = field.run(field.job("a", "surroundings")).result(30)["a"]
+    assert result.status == "finished", result.reason
+    assert result.result["environment"]["SLURM_CPUS_PER_TASK"] == "1"
+    assert "SLURM_CONF" in os.environ
+
+
+def test_the_signal_before_its_time_is_a_preemption(head, slurm):  # noqa: F811
+    field = head(attempts=1)
+    running = field.run(field.sleeper("a", 3))
+    field.pid_of("a")
+    (field.folder / "a").unlink()
+    slurm.said("scancel", "--signal=USR2", field.array)
+    field.pid_of("a")
+    assert running.result(60)["a"].status == "finished"
+    assert field.log().count("given back to the queue: 1") == 1
+
+
+def test_more_jobs_than_an_array_may_have_follow_one_another(head, monkeypatch):
+    monkeypatch.setattr(launcher, "_LARGEST_ARRAY", 2)
+    field = head(per="job")
+    results = field.run(*(field.job(f"j{n}") for n in range(3))).result(60)
+    assert {result.status for result in results.values()} == {"finished"}
+    assert len(Array.recorded(field.launcher.folder).jobs) == 2
 
 
 def test_a_worker_that_is_killed_loses_its_job_to_another(head, slurm):  # noqa: F811

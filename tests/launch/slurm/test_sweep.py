@@ -9,6 +9,7 @@ import pytest
 
 from helpers import sweeps
 from helpers.slurm import Slurm, cluster, slurm, until  # noqa: F401
+from qsweep.commands.main import main
 from qsweep.launch.slurm import describe
 from qsweep.launch.slurm.array import Array
 from qsweep.launch.slurm.launcher import workers_folder
@@ -84,7 +85,7 @@ def running(slurm):  # noqa: F811
 
 
 @pytest.mark.parametrize("choice", ["cancel", "leave"])
-def test_ctrl_c_cancels_the_workers_or_leaves_them(started, slurm, tmp_path, choice):  # noqa: F811
+def test_ctrl_c_cancels_the_workers_or_leaves_them(started, slurm, tmp_path, choice, capsys):  # noqa: F811
     outputs = tmp_path / "outputs"
     head = started(f"launch.on_interrupt={choice}")
     until(lambda: len(running(slurm)) == 2, 120, "the workers")
@@ -101,7 +102,9 @@ def test_ctrl_c_cancels_the_workers_or_leaves_them(started, slurm, tmp_path, cho
     assert "the same command collects the results" in said
     time.sleep(1)
     assert len(running(slurm)) == 2
-    assert any("2 running" in line for line in describe(outputs, "t"))
+    assert main(["status", "t", f"--outputs={outputs}"]) == 0
+    told = capsys.readouterr().out
+    assert "2 running" in told and "Slurm job " in told and "no worker is there" not in told
     again = started(f"launch.on_interrupt={choice}")
     assert again.wait(240) == 0, (tmp_path / "said.txt").read_text()
     assert "submitted, Slurm job" not in (tmp_path / "said.txt").read_text()

@@ -34,6 +34,8 @@ from qsweep.launch.slurm.task import Task
 _LOOK_EVERY_S = 10.0
 # Workers that cannot start may be able to in a moment, as after an administrator's change.
 _STUCK_S = 60.0
+# Slurm takes no more at once, unless its MaxArraySize says so; further ones follow these.
+_LARGEST_ARRAY = 1000
 # What Slurm and submitit add to a worker's log.
 _NOT_THE_WORKERS = re.compile(r"(srun|slurmstepd[^:]*|submitit \w+)\b")
 
@@ -75,13 +77,13 @@ class SlurmLauncher(Allocation, QueueLauncher):
 
     def check(self) -> None:
         """Raise ConfigError where there is no Slurm, or workers could not share the queue."""
-        check_installed()
         file = sqlite_path(self.url)
         if file is not None and not is_local(file):
             raise ConfigError(
                 f"launch=slurm: {file} is on a file system of several machines ({kind_of(file)}), "
                 "where sqlite loses data; give launch.queue=postgresql://USER@HOST/DATABASE"
             )
+        check_installed()
 
     def expected(self, devices: Sequence[str]) -> Capacity:
         """As many jobs at once as there will be workers, or GPUs of theirs."""
@@ -104,7 +106,8 @@ class SlurmLauncher(Allocation, QueueLauncher):
                 _say(f"sweep {sweep}: {in_words(array, living)}")
         self._array = array
         left = self._open_jobs()
-        wanted = left if self.per == "job" else min(self.workers, math.ceil(left / self._slots))
+        most = _LARGEST_ARRAY if self.per == "job" else self.workers
+        wanted = min(most, math.ceil(left / self._slots))
         if wanted > len(living):
             self._submit(sweep, queue, wanted - len(living))
 
