@@ -67,6 +67,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
         self._array: Array | None = None
         self._told_last: object = None
         self._why: str | None = None
+        self._has_submitted = False
         self._looked = -math.inf
         self._stuck_since = math.inf
 
@@ -101,7 +102,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
         array = self._array or Array.recorded(self.folder)
         living: list[State] = []
         if array.jobs:
-            living = [one for one in array.states() if one.lives]
+            living = [one for one in array.states() if one.lives and one.state != "COMPLETING"]
             if living and self._array is None:
                 _say(f"sweep {sweep}: {in_words(array, living)}")
         self._array = array
@@ -140,9 +141,9 @@ class SlurmLauncher(Allocation, QueueLauncher):
         self._stuck_since = math.inf
         if why is None:
             return None
-        last = [one for one in states if one.id.startswith(array.jobs[-1])]
-        if self.per == "job" and any(one.state == "COMPLETED" for one in last):
-            # Each has ended a job, and what came of these needs workers as well.
+        last = [one.state for one in states if one.id.partition("_")[0] == array.jobs[-1]]
+        if "COMPLETED" in last and (self.per == "job" or not self._has_submitted):
+            # Each has ended a job, and others came of these; or an earlier head's ended with that.
             self.start_workers(self.sweep, self.url, [])
             return None
         words = last_words(self.folder)
@@ -164,6 +165,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
             self._array = self._array.and_more(
                 self.folder, task, self.worker_environment(queue), asked, count
             )
+        self._has_submitted = True
         plural = "s" if count > 1 else ""
         _say(f"sweep {sweep}: {count} worker{plural} submitted, Slurm job {self._array.jobs[-1]}")
 
