@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers.machine import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("n1", "n2")
 _UP_S = 20.0
@@ -89,10 +91,10 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         names = ",".join(NODES)
         settings = _SETTINGS + "".join(
-            _NODE.format(name=name, host=host, port=_free_port()) for name in NODES
+            _NODE.format(name=name, host=host, port=free_port()) for name in NODES
         )
         text = (settings + _PARTITIONS.replace("{nodes}", names)).format(
-            host=host, user=getuser(), folder=self.folder, port=_free_port()
+            host=host, user=getuser(), folder=self.folder, port=free_port()
         )
         (self.folder / "slurm.conf").write_text(text)
         for name in ("state", *NODES):
@@ -221,9 +223,3 @@ def _wait_for(what: str, true, end: float) -> None:
         if time.monotonic() > end:
             raise RuntimeError(f"{what} is not up in {_UP_S:g} s")
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -295,6 +295,16 @@ def test_a_node_that_is_lost_costs_an_attempt(head, slurm):  # noqa: F811
     until(lambda: slurm.state("n2") != "down", 30, "the return of the node")
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 1.0, 5.0])
+def test_a_head_right_after_another_gets_workers(head, pause_s):
+    first = head()
+    first.run(first.job("a")).result(30)
+    first.launcher.close()
+    time.sleep(pause_s)  # its worker hears of the end within some seconds
+    second = head()
+    assert second.run(second.job("b")).result(60)["b"].status == "finished"
+
+
 def test_a_head_that_leaves_comes_back_to_the_same_workers(head, slurm):  # noqa: F811
     first = head(workers=2, detach=True)
     jobs = [first.sleeper(f"j{n}", 6) for n in range(2)]
