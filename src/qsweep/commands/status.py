@@ -12,6 +12,7 @@ from qsweep.base.files import read_json
 from qsweep.base.secrets import hidden_value
 from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.launch.queue import QUEUE_VARIABLE
+from qsweep.launch.slurm import describe
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
 
@@ -33,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise QsweepError(_no_such_sweep(options))
     for line in _lines(options.sweep, queued, records):
         print(line)
+    submitted = describe(options.outputs, options.sweep)
+    for line in submitted:
+        print(line)
     unfinished = any(record.status == "failed" for record in records)
-    for line in _how_to_go_on(options, folder, queued, url, unfinished):
+    for line in _how_to_go_on(options, folder, queued, url, unfinished, bool(submitted)):
         print(line)
     return 0
 
@@ -128,13 +132,19 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _how_to_go_on(
-    options: Any, folder: Path, queued: "Overview | None", url: str | None, unfinished: bool
+    options: Any,
+    folder: Path,
+    queued: "Overview | None",
+    url: str | None,
+    unfinished: bool,
+    submitted: bool,
 ) -> Iterator[str]:
     left = 0 if queued is None else sum(
         n for counts in (queued.counts, queued.preparations) for state, n in counts.items()
         if state in ("ready", "waiting", "running")
     )  # fmt: skip
-    if queued is not None and left and not any(one.alive for one in queued.workers):
+    none_lives = queued is not None and not any(one.alive for one in queued.workers)
+    if left and none_lives and not submitted:
         where = f"--queue={hidden_value(url)}" if url else f"--outputs={options.outputs}"
         yield f"no worker is there; start one: qsweep worker {options.sweep} {where}"
     command = _command(folder)

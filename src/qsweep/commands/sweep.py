@@ -61,7 +61,7 @@ def run_hydra(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         if arguments and "--detach" in arguments and str(error).startswith("launch.detach: no "):
             raise ConfigError(
-                "--detach: this launcher cannot leave its jobs to others; launch=workers can"
+                "--detach: this launcher cannot leave its jobs to others; launch=workers and launch=slurm can"
             ) from error
         raise
     except Detached as left:

@@ -55,6 +55,7 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
         slots,
         own_logs=options.store is not None,
         idle_s=options.idle,
+        most=options.take,
         patience_s=options.patience,
         say=_say,
         preload=preload,
@@ -83,6 +84,9 @@ def parser() -> Parser:
         "--store", type=absolute, metavar="DIR", help="a store of this machine's own"
     )
     parser.add_argument(
+        "--take", type=int, metavar="N", help="end after so many jobs; default: none is too many"
+    )
+    parser.add_argument(
         "--idle", type=float, metavar="SECONDS",
         help="end when there was nothing to do for so long; default: when the queue is finished",
     )  # fmt: skip
@@ -100,6 +104,8 @@ def _jobs(text: str) -> int | str:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.take is not None and options.take < 1:
+        raise ConfigError(f"--take={options.take}: a number of jobs, from 1")
     for name in ("idle", "patience"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < float("inf"):

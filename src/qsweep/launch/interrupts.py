@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one way to end a command, at whatever moment, within seconds.
+"""Ctrl-C, SIGTERM, SIGHUP and SIGXCPU: one way to end a command, at whatever moment, within seconds.
 
 The first signal raises :class:`Interrupted` in the main thread, so that whatever is under way is
 left as tidily as after an error: children are killed, results and report are written, the tracker's
@@ -21,8 +21,8 @@ from typing import Any
 
 from qsweep.launch import tree
 
-# Terminals, Slurm's scancel, Kubernetes and docker stop; a connection that ends.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Terminals, Slurm's scancel, Kubernetes and docker stop; a connection that ends; a time that is up.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 # By then children are dead, whatever the main thread does, and it must have begun to end.
 _CHILDREN_S = 4.0
 # An interrupt that a library swallowed is raised once more after this.
@@ -42,7 +42,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        """As shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 152 for SIGXCPU."""
         return 128 + self.number
 
 

@@ -26,13 +26,10 @@ from qsweep.base.databases import (
 from qsweep.base.disk import is_disk_full
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.locks import FileLock
+from qsweep.base.mounts import is_local
 from qsweep.base.secrets import hidden_value, scrubbed
 from qsweep.search.journal import JournalDamaged, open_journal
 
-# File systems of one host; what is not among them may be shared by several.
-_LOCAL = {
-    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay", "apfs",
-}  # fmt: skip
 _TABLES = ("studies", "version_info")
 
 
@@ -184,7 +181,7 @@ def _sqlite(url: str) -> Any:
     # A trial is a handful of transactions, and each waits for the disk, unless they are appended to
     # a log. That is as safe from kills of processes; a power cut may take the last transactions.
     # The log's index is memory that the processes share, so they must be on one host.
-    mode = "WAL" if _is_local(sqlite_path(url) or Path()) else "DELETE"
+    mode = "WAL" if is_local(sqlite_path(url) or Path()) else "DELETE"
 
     def on_connect(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA journal_mode={mode}")
@@ -197,13 +194,3 @@ def _sqlite(url: str) -> Any:
         connection.exec_driver_sql("DELETE FROM studies WHERE 0")
         connection.rollback()
         return storage
-
-
-def _is_local(file: Path) -> bool:
-    """Whether a file lies on a disk of this host, for all that can be seen of it."""
-    import psutil
-
-    place = file.absolute().resolve()
-    holding = [p for p in psutil.disk_partitions(all=True) if place.is_relative_to(p.mountpoint)]
-    mount = max(holding, key=lambda p: len(p.mountpoint), default=None)
-    return mount is not None and mount.fstype in _LOCAL

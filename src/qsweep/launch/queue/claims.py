@@ -19,6 +19,7 @@ from qsweep.launch.queue.upkeep import (
     expire,
     is_over,
     lock,
+    lose,
     of,
     release,
     settle_alone,
@@ -169,6 +170,23 @@ class Claims:
                         news=True,
                     )
                 )
+
+    def run_out_of_time(self, claims: Iterable[Claim]) -> None:
+        """Give back what had most of this worker's time and was not done: that is an attempt."""
+        cause = (
+            "not done when its worker's time was up, {times} (on {hosts}): give workers more time "
+            "(with launch=slurm, launch.time=DAYS-HH:MM:SS)"
+        )
+        with self._database.writing() as connection:
+            for claim in claims:
+                row = connection.execute(
+                    select(jobs, sweeps.c.attempts.label("most"))
+                    .join(sweeps, sweeps.c.sweep == jobs.c.sweep)
+                    .where(self._mine(claim))
+                    .with_for_update(of=jobs)
+                ).one_or_none()
+                if row is not None:
+                    lose(connection, row, cause)
 
     def look_after(self) -> bool | None:
         """Do what a head would, if there is none.

@@ -102,11 +102,7 @@ class QueueLauncher:
             live = patiently(orders.live_workers, self.patience_s, say=_say)
             jobs = sum(worker.slots for worker in live)
             memory = sum(worker.memory for worker in live)
-            # What is not there yet is taken for a machine like this one, with one slot.
-            here = make_slots("auto", devices).count
-            self._capacity = Capacity(
-                jobs or self.start * here or 1, memory if jobs else available_bytes()
-            )
+            self._capacity = Capacity(jobs, memory) if jobs else self.expected(devices)
         planned = self._capacity
         patiently(lambda: orders.plan_for(planned), self.patience_s, say=_say)
         return planned
@@ -167,6 +163,15 @@ class QueueLauncher:
 
     # What a launcher that starts workers by other means does in its own way
 
+    def check(self) -> None:
+        """Refuse what cannot work, before there is a queue. Raises ConfigError."""
+
+    def expected(self, devices: Sequence[str]) -> Capacity:
+        """What workers will have that are yet to come."""
+        # Each is taken for a machine like this one, with one slot.
+        here = make_slots("auto", devices).count
+        return Capacity(self.start * here or 1, available_bytes())
+
     def worker_command(self, sweep: str, queue: str) -> list[str]:
         """How to start a worker, as arguments of a process.
 
@@ -214,6 +219,7 @@ class QueueLauncher:
 
     def _open(self) -> Orders:
         if self._orders is None:
+            self.check()
             self._database = Database(self.url, "launch.queue")
             orders = Orders(self._database, self.sweep, own_name())
             self._become_head(orders)

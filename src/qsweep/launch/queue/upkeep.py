@@ -71,25 +71,36 @@ def expire(connection: Connection, sweep: str) -> bool:
         .with_for_update(of=jobs, skip_locked=True)
     ).all()
     for row in lost:
-        hosts = ", ".join(filter(None, [row.lost_on, host_of(row.owner)]))
-        values: dict[str, Any] = {"owner": None, "lost_on": hosts, "news": True}
-        if row.attempts < row.most:
-            values |= {"state": "ready"}
-        else:
-            times = "once" if row.attempts == 1 else f"{row.attempts} times"
-            reason = (
-                f"its worker was lost {times} (on {hosts}): killed, out of memory, or cut off for "
-                f"longer than the lease of {row.lease_s:g} s"
-            )
-            result = JobResult("failed", reason=reason)
-            values |= {
-                "state": "failed",
-                "settled": False,
-                "ended": database_time(),
-                "result": result_text(result),
-            }
-        connection.execute(update(jobs).where(of(sweep, row.id)).values(values))
+        cause = (
+            "its worker was lost {times} (on {hosts}): killed, out of memory, or cut off for longer "
+            f"than the lease of {row.lease_s:g} s"
+        )
+        lose(connection, row, cause)
     return bool(lost)
+
+
+def lose(connection: Connection, row: Any, cause: str) -> None:
+    """A job has lost its worker: it is another's turn, or the job has failed after too many.
+
+    Args:
+        connection: Of a transaction that keeps the row.
+        row: The job, and ``most``, how many workers it may lose.
+        cause: The reason if it has failed, with ``{times}`` and ``{hosts}`` in it.
+    """
+    hosts = ", ".join(filter(None, [row.lost_on, host_of(row.owner)]))
+    values: dict[str, Any] = {"owner": None, "lease_until": None, "lost_on": hosts, "news": True}
+    if row.attempts < row.most:
+        values |= {"state": "ready"}
+    else:
+        times = "once" if row.attempts == 1 else f"{row.attempts} times"
+        result = JobResult("failed", reason=cause.format(times=times, hosts=hosts))
+        values |= {
+            "state": "failed",
+            "settled": False,
+            "ended": database_time(),
+            "result": result_text(result),
+        }
+    connection.execute(update(jobs).where(of(row.sweep, row.id)).values(values))
 
 
 def host_of(owner: str | None) -> str:

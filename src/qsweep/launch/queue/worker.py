@@ -1,7 +1,9 @@
 """A worker: takes jobs of a sweep from its queue, one per slot, and hands in what became of them."""
 
 import contextlib
+import math
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +25,9 @@ from qsweep.launch.queue.specs import tail_of
 
 # What is asked of a queue that has nothing to take, ever more rarely.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0
+# A scheduler ends all processes of a job at once, and this one may hear of it last.
+_TERMINATED = f"killed by signal {signal.SIGTERM.value} "
+_TOGETHER_S = 1.0
 # On the way out after a signal: jobs are dead by then, and the half minute of Slurm is running.
 _GIVE_BACK_S = 5.0
 
@@ -57,10 +62,21 @@ class _Taken:
     job: Job
     result: JobResult | None = None
     """Set once it has ended."""
+    began: float = field(default_factory=time.monotonic)
+    ended: float = math.inf
+
+    @property
+    def was_terminated(self) -> bool:
+        """Whether it was ended from outside a moment ago: perhaps with all else on this machine."""
+        reason = (self.result and self.result.reason) or ""
+        return reason.startswith(_TERMINATED) and time.monotonic() - self.ended < _TOGETHER_S
 
 
 class Worker:
     """Drains a queue; ends when it is finished, or has had nothing to take for ``idle_s``.
+
+    At SIGXCPU its time is up: it gives back what it has, as at any signal, and what had most of its
+    time has lost an attempt by that.
 
     Args:
         claims: The queue, as this worker sees it.
@@ -68,6 +84,7 @@ class Worker:
         own_logs: Whether the head's paths mean nothing here: logs go into a folder of the worker's
             own, and with the result into the queue.
         idle_s: None: wait for as long as more jobs may come.
+        most: After how many jobs it ends; None: none is too many.
         patience_s: How long the database may be away before it is given up.
         say: Told what a person may want to know.
         preload: What is imported once for all jobs.
@@ -80,13 +97,14 @@ class Worker:
         *,
         own_logs: bool = False,
         idle_s: float | None = None,
+        most: int | None = None,
         patience_s: float = 600.0,
         say: Callable[[str], None] = print,
         preload: Sequence[str] = PRELOAD,
     ):
         self._claims, self._slots = claims, slots
         self._own_logs, self._idle_s, self._patience_s = own_logs, idle_s, patience_s
-        self._say = say
+        self._say, self._most = say, most
         self._server = ForkServer(preload)
         self._flow = Flow([], on_done=self._ended)
         self._runner = Runner(slots, self._server, self._flow)
@@ -94,7 +112,7 @@ class Worker:
         self._taken: dict[str, _Taken] = {}
         self._folder: Path | None = None
         self._asking, self._handing_in = Pause(), Pause(longest_s=10.0)
-        self._busy = time.monotonic()
+        self._began = self._busy = time.monotonic()
         self._away = self._waited = False
 
     def __enter__(self) -> Self:
@@ -120,10 +138,10 @@ class Worker:
             with contextlib.suppress(QueueAway):
                 self._claims.leave()
             return why
-        except BaseException:
+        except BaseException as error:
             interrupts.acknowledge()
             self._server.close()
-            self._give_back()
+            self._give_back(time_is_up=getattr(error, "number", None) == signal.SIGXCPU)
             raise
 
     def _work(self) -> str:
@@ -131,6 +149,8 @@ class Worker:
             interrupts.check()
             self._kill_lost()
             self._hand_in()
+            if self._most == 0 and not self._taken:
+                return "has taken as many jobs as it was to take"
             if self._has_room() and self._asking.over() and (why := self._take()):
                 return why
             if self._leases.away_s > self._patience_s:
@@ -155,7 +175,7 @@ class Worker:
             time.sleep(min(left, 1.0))
 
     def _has_room(self) -> bool:
-        return len(self._flow_jobs()) < self._slots.count
+        return self._most != 0 and len(self._flow_jobs()) < self._slots.count
 
     def _flow_jobs(self) -> list[_Taken]:
         return [one for one in self._taken.values() if one.result is None]
@@ -200,6 +220,7 @@ class Worker:
 
     def _start(self, claim: Claim) -> None:
         self._asking.reset()
+        self._most = self._most and self._most - 1
         self._leases.hold(claim)
         job = claim.job
         # Not its own id: it may be taken anew while what is left of it here is still being killed.
@@ -219,6 +240,7 @@ class Worker:
 
     def _ended(self, job: Job, result: JobResult) -> None:
         self._taken[job.id].result = result
+        self._taken[job.id].ended = time.monotonic()
         self._handing_in.reset()
         self._busy = time.monotonic()
 
@@ -232,7 +254,9 @@ class Worker:
     def _hand_in(self) -> None:
         if self._runner.stuck:
             return  # no fault of the jobs
-        ended = [one for one in self._taken.values() if one.result is not None]
+        ended = [
+            one for one in self._taken.values() if one.result is not None and not one.was_terminated
+        ]
         if not ended or not self._handing_in.over():
             return
         for one in ended:
@@ -251,16 +275,25 @@ class Worker:
         self._handing_in.reset()
         self._asking.reset()
 
-    def _give_back(self) -> None:
+    def _give_back(self, time_is_up: bool) -> None:
         """Let others have what this one will not end; what has ended is handed in."""
         give_up = time.monotonic() + _GIVE_BACK_S
         self._handing_in.reset()
         with contextlib.suppress(QueueAway):
             stuck = self._runner.stuck
-            killed = [one for one in self._taken.values() if one.result is None or stuck]
+            killed = [
+                one
+                for one in self._taken.values()
+                if one.result is None or stuck or one.was_terminated
+            ]
             self._hand_in()
             if time.monotonic() < give_up:
-                self._claims.give_back([one.claim for one in killed])
+                life_s = time.monotonic() - self._began
+                late = [
+                    one for one in killed if time_is_up and one.began - self._began < life_s / 2
+                ]
+                self._claims.run_out_of_time([one.claim for one in late])
+                self._claims.give_back([one.claim for one in killed if one not in late])
                 if killed:
                     self._say(f"given back to the queue: {len(killed)}")
             self._claims.leave()
