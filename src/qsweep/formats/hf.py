@@ -17,7 +17,7 @@ from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
 from qsweep.formats.stored import StoredTensor, size_of
-from qsweep.formats.weights import open_weights
+from qsweep.formats.weights import slices_of
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
@@ -195,8 +195,7 @@ class CheckpointContainer(Container):
         """Transformers reads the model's own by itself; of another maker nothing but weights is."""
         if artifact.origin is None:
             return None
-        handles = open_weights(artifact.files)
-        return {name: handle.get_slice(name) for name, handle in handles.items()}
+        return slices_of(artifact.files)
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; ``bpw`` counts the linear layers inside the decoder."""
