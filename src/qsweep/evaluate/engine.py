@@ -4,10 +4,12 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split_model
+from qsweep.evaluate.together import together
 
 if TYPE_CHECKING:
     import torch
@@ -116,14 +118,18 @@ def run_windows(
     rows, offsets = _scored_rows(windows, engine.device)
     begin = 0
     while begin < count:
-        end = min(begin + batch, count)
-        first, last = offsets[begin], offsets[end]
+        starts = range(begin, count, batch)
+        forwards = [partial(engine.features, ids[start : start + batch]) for start in starts]
+        share = partial(_share_done, advance, begin / count)
         try:
             with without_packing_check():
-                features = engine.features(ids[begin:end])
-            chosen = rows[first:last]
-            local = (chosen - begin * context).to(features.device)
-            consume(features.index_select(0, local), ids.view(-1)[chosen + 1], first)
+                for features in together(engine.model, forwards, share):
+                    end = min(begin + batch, count)
+                    first, last = offsets[begin], offsets[end]
+                    chosen = rows[first:last]
+                    local = (chosen - begin * context).to(features.device)
+                    consume(features.index_select(0, local), ids.view(-1)[chosen + 1], first)
+                    begin = end
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise TrialFailed(
@@ -133,10 +139,12 @@ def run_windows(
             features = None
             torch.cuda.empty_cache()
             batch = max(1, batch // 2)
-            continue
-        begin = end
-        advance(end / count)
     return batch
+
+
+def _share_done(advance: Callable[[float], None], before: float, done: float) -> None:
+    """Tell the share of all that is done, given that of what was left."""
+    advance(before + (1 - before) * done)
 
 
 def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, list[int]]":
