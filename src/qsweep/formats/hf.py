@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
+from qsweep.base.scratch import on_disk
 from qsweep.formats.active import chosen_share
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
@@ -133,10 +134,16 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
 
 
 class ShardWriter:
-    """Writes tensors to safetensors files of at most about 4 GB, as they come."""
+    """Writes tensors to safetensors files of at most about 4 GB, as they come.
 
-    def __init__(self, out: Path, limit: int = SHARD_BYTES):
-        self._out, self._limit = out, limit
+    Args:
+        out: An existing directory.
+        limit: Bytes of a file.
+        rests_on_disk: Whether tensors wait on disk, not in memory, until their file is full.
+    """
+
+    def __init__(self, out: Path, limit: int = SHARD_BYTES, *, rests_on_disk: bool = False):
+        self._out, self._limit, self._rests_on_disk = out, limit, rests_on_disk
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes = self._total = 0
         self._shards: list[list[str]] = []
@@ -146,7 +153,8 @@ class ShardWriter:
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._bytes + size > self._limit:
             self._flush()
-        self._pending[name] = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
+        self._pending[name] = on_disk(tensor) if self._rests_on_disk else tensor
         self._bytes += size
         self._total += size
 

@@ -46,6 +46,8 @@ class SourceModel:
     trust_remote_code: bool = False
     own_run: bool = False
     """Whether an artifact that only its runtime can run is wanted, too."""
+    stream: bool = False
+    """Whether to read the weights of a decoder layer only while it is quantized."""
 
     @property
     def path(self) -> Path:

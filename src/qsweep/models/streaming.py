@@ -145,7 +145,12 @@ class LayerStream:
             info, _ = convert_and_load_state_dict_in_model(copy.copy(self._model), wanted, config)
         layer = self.layers[index]
         layer.requires_grad_(False)
-        absent = [n for n, p in layer.named_parameters() if p.is_meta] if names is None else []
+        if names is not None:
+            # What becomes of a tensor that is taken apart is found by its first part's name.
+            if any(f"{self.paths[index]}.{n}" in names for n in _absent(layer)):
+                self._load(index)
+            return
+        absent = _absent(layer)
         if info.mismatched_keys or info.conversion_errors or absent:
             odd = [str(key[0]) for key in info.mismatched_keys] or [
                 *map(str, info.conversion_errors),
@@ -294,6 +299,10 @@ class _Absent:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype, device="meta")
+
+
+def _absent(layer: nn.Module) -> list[str]:
+    return [name for name, parameter in layer.named_parameters() if parameter.is_meta]
 
 
 def _empty(layer: nn.Module) -> None:

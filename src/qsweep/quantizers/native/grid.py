@@ -18,9 +18,10 @@ from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
+from qsweep.models.streaming import CannotStream, holding
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.awq_jobs import AWQJob
-from qsweep.quantizers.native.capture import capture, resting_device
+from qsweep.quantizers.native.capture import capture, rest_on_disk, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.gptq_jobs import GPTQJob, solve_stages
@@ -72,7 +73,7 @@ def run(
         quantizer.check(model.facts)
     started = time.perf_counter()
     progress("load", None)
-    network = load_network(model)
+    network = load_network(model, stream=model.stream)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
@@ -90,6 +91,11 @@ def run(
     ]
     weighing = [job for job in jobs if isinstance(job, GPTQJob) and job.weighs_outputs]
     if weighing:
+        if model.stream:
+            raise CannotStream(
+                "gptq_output_hessian walks backwards through all of the model, of which model.stream "
+                "holds one layer at a time; model.stream=false, or leave gptq_output_hessian out"
+            )
         felt = output_hessians(network, calibration.samples, model.device, wanted, progress)
         for job in weighing:
             job.felt = felt
@@ -100,6 +106,8 @@ def run(
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     place = resting_device(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
+    if model.stream:
+        chunks = rest_on_disk(chunks, 2 + walking)
     config = network.config.get_text_config()
     text = _CalibrationText(
         jobs,
@@ -113,10 +121,11 @@ def run(
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
-        require_finite_layer(module, partial(decoder.full_name, index), spelling)
-        module.to(model.device)
-        text.advance(index, module, partial(decoder.full_name, index))
-        module.to("cpu")
+        with holding(network, index):
+            require_finite_layer(module, partial(decoder.full_name, index), spelling)
+            module.to(model.device)
+            text.advance(index, module, partial(decoder.full_name, index))
+            module.to("cpu")
     progress("write", None)
     spent = time.perf_counter() - started
     shared_s = spent - sum(job.seconds for job in jobs)

@@ -8,27 +8,35 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial, in_one_line
 from qsweep.formats.encoder import require_finite
-from qsweep.models.architecture import load_model
+from qsweep.formats.weights import slices_of
+from qsweep.models.architecture import empty_model, load_model
 from qsweep.models.experts import attach_experts
 from qsweep.models.facts import is_of_text, read_tensors
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling
+from qsweep.models.streaming import CannotStream, attach_experts_of, holding, load_streamed
 from qsweep.quantizers.native.graph import (
+    find_decoder,
     linears_of,
     raw_weight,
 )
 from qsweep.quantizers.native.names import layer_of
 
 
-def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> Any:
+def load_network(
+    model: SourceModel, place: str = "cpu", dtype: Any = None, *, stream: bool = False
+) -> Any:
     """The model to look at, without gradients, with experts attached as linear layers.
 
     Args:
         model: The checkpoint.
         place: The device.
         dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
+        stream: Read the weights of a decoder layer only while it runs, on the model's device, where
+            all else lies, too; see :mod:`qsweep.models.streaming`.
 
     Raises:
+        CannotStream: Its layers cannot be held one at a time.
         IncompatibleTrial: transformers cannot build it.
     """
     from transformers import AutoConfig
@@ -37,6 +45,8 @@ def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> A
         dtype = torch.float32 if model.device == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        if stream:
+            return _streamed(model, config, dtype)
         network = load_model(
             model.path,
             config,
@@ -50,6 +60,32 @@ def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> A
         raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({why})") from error
     network.eval().requires_grad_(False)
     attach_experts(network)
+    return network
+
+
+def _streamed(model: SourceModel, config: Any, dtype: Any) -> Any:
+    shell = empty_model(config, trust_remote_code=model.trust_remote_code)
+    shapes = {name: info.shape for name, info in read_tensors(model.path).items()}
+    network, _ = load_streamed(
+        shell,
+        slices_of(model.path),
+        shapes,
+        model.device,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    network.eval().requires_grad_(False)
+    attach_experts_of(network)
+    for index, layer in enumerate(network.layer_stream.layers):
+        # Whether a class derived from a linear layer computes the same shows when it runs.
+        if any(isinstance(m, nn.Linear) and type(m) is not nn.Linear for m in layer.modules()):
+            with holding(network, index):
+                linears_of(layer)
+    if [*find_decoder(network).layers] != network.layer_stream.layers:
+        raise CannotStream(
+            f"{type(network).__name__}: most of its linear layers are not in its decoder layers; "
+            "model.stream=false"
+        )
     return network
 
 
