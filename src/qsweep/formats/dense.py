@@ -20,7 +20,7 @@ from qsweep.formats.container import container
 from qsweep.formats.restacked import restacked
 from qsweep.formats.weights import slices_of
 from qsweep.models.architecture import auto_class, empty_model, load_model
-from qsweep.models.facts import read_config, read_tensors, text_config
+from qsweep.models.facts import read_config, read_outline, read_tensors, text_config
 from qsweep.models.load_report import report, unmerged
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _load(
             from qsweep.models.streaming import load_streamed
 
             detach_experts(shell)
-            shapes = {name: info.shape for name, info in read_tensors(source).items()}
+            shapes = {name: info.shape for name, info in read_outline(source).items()}
             return load_streamed(shell, stacked, shapes, device_map[""], **common)
         loaded = type(shell).from_pretrained(
             None, config=shell.config, state_dict=stacked, device_map=device_map, **common

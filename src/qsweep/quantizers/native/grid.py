@@ -18,7 +18,7 @@ from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
-from qsweep.models.streaming import CannotStream, holding
+from qsweep.models.streaming import CannotStream, holding, stream_of
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.awq_jobs import AWQJob
 from qsweep.quantizers.native.capture import capture, rest_on_disk, resting_device
@@ -73,7 +73,10 @@ def run(
         quantizer.check(model.facts)
     started = time.perf_counter()
     progress("load", None)
-    network = load_network(model, stream=model.stream)
+    quantizers = [quantizer for quantizer, _ in configurations]
+    network = load_network(model, needed=_bytes_needed(model, calibration, quantizers))
+    streamed = stream_of(network) is not None
+    model = replace(model, stream=streamed)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
@@ -91,7 +94,7 @@ def run(
     ]
     weighing = [job for job in jobs if isinstance(job, GPTQJob) and job.weighs_outputs]
     if weighing:
-        if model.stream:
+        if streamed:
             raise CannotStream(
                 "gptq_output_hessian walks backwards through all of the model, of which model.stream "
                 "holds one layer at a time; model.stream=false, or leave gptq_output_hessian out"
@@ -106,7 +109,7 @@ def run(
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     place = resting_device(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
-    if model.stream:
+    if streamed:
         chunks = rest_on_disk(chunks, 2 + walking)
     config = network.config.get_text_config()
     text = _CalibrationText(
@@ -138,6 +141,16 @@ def run(
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
     matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
+
+
+def _bytes_needed(
+    model: SourceModel, calibration: CalibrationTokens, quantizers: Sequence[SharedPass]
+) -> int:
+    """Host memory that the pass takes with the model in it."""
+    tokens = sum(len(sample) for sample in calibration.samples)
+    needs = [quantizer.pass_bytes(model.facts, tokens) for quantizer in quantizers]
+    itself = max((alone for alone, _ in needs), default=4 * model.facts.parameters)
+    return itself + sum(added for _, added in needs)
 
 
 class _CalibrationText:

@@ -54,7 +54,7 @@ class Job:
             encoders = quantizer.encoders(model.facts)
             kept = quantizer.kept(model.facts)
             self._writer = CheckpointWriter(
-                out, model.path, encoders, spelling, kept, rests_on_disk=model.stream
+                out, model.path, encoders, spelling, kept, rests_on_disk=model.stream is True
             )
             dtype = encoders.usual.scale_dtype
         search = self._options.get("scale_search", "range")

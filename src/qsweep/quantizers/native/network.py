@@ -12,6 +12,7 @@ from qsweep.formats.weights import slices_of
 from qsweep.models.architecture import empty_model, load_model
 from qsweep.models.experts import attach_experts
 from qsweep.models.facts import is_of_text, read_tensors
+from qsweep.models.room import streams
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.models.streaming import CannotStream, attach_experts_of, holding, load_streamed
@@ -24,7 +25,7 @@ from qsweep.quantizers.native.names import layer_of
 
 
 def load_network(
-    model: SourceModel, place: str = "cpu", dtype: Any = None, *, stream: bool = False
+    model: SourceModel, place: str = "cpu", dtype: Any = None, *, needed: int | None = None
 ) -> Any:
     """The model to look at, without gradients, with experts attached as linear layers.
 
@@ -32,11 +33,12 @@ def load_network(
         model: The checkpoint.
         place: The device.
         dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
-        stream: Read the weights of a decoder layer only while it runs, on the model's device, where
-            all else lies, too; see :mod:`qsweep.models.streaming`.
+        needed: Of who walks layer by layer the bytes that this takes with all of the model in memory.
+            Where these are not there, or ``model.stream`` wants it, layers are read one at a time, to
+            the model's device, where all else lies, too (:mod:`qsweep.models.streaming`).
 
     Raises:
-        CannotStream: Its layers cannot be held one at a time.
+        CannotStream: Its layers cannot be held one at a time, and ``model.stream`` insists on it.
         IncompatibleTrial: transformers cannot build it.
     """
     from transformers import AutoConfig
@@ -45,8 +47,12 @@ def load_network(
         dtype = torch.float32 if model.device == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-        if stream:
-            return _streamed(model, config, dtype)
+        if needed is not None and streams(model.stream, needed):
+            try:
+                return _streamed(model, config, dtype)
+            except CannotStream:
+                if model.stream is True:
+                    raise
         network = load_model(
             model.path,
             config,
