@@ -16,6 +16,7 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, holds_unknown_experts
+from qsweep.models.streaming import holding, stream_of
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ def is_linear(module: nn.Module) -> bool:
             return False  # nobody can tell yet
         _subclassed[module] = _computes_a_product(module)
     return _subclassed[module]
+
+
+def know_linears(model: nn.Module) -> None:
+    """Find out of a streamed model's layers which modules are linear, where it takes their weights.
+
+    Whether a class derived from ``nn.Linear`` computes the same shows when it runs.
+    """
+    stream = stream_of(model)
+    for index, layer in enumerate(stream.layers if stream else ()):
+        if any(isinstance(m, nn.Linear) and type(m) is not nn.Linear for m in layer.modules()):
+            with holding(model, index):
+                linears_of(layer)
 
 
 def require_linear(layers: Collection[str], found: Collection[str]) -> None:

@@ -15,9 +15,10 @@ from qsweep.models.facts import is_of_text, read_tensors
 from qsweep.models.room import streams
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling
-from qsweep.models.streaming import CannotStream, attach_experts_of, holding, load_streamed
+from qsweep.models.streaming import CannotStream, attach_experts_of, load_streamed
 from qsweep.quantizers.native.graph import (
     find_decoder,
+    know_linears,
     linears_of,
     raw_weight,
 )
@@ -82,11 +83,7 @@ def _streamed(model: SourceModel, config: Any, dtype: Any) -> Any:
     )
     network.eval().requires_grad_(False)
     attach_experts_of(network)
-    for index, layer in enumerate(network.layer_stream.layers):
-        # Whether a class derived from a linear layer computes the same shows when it runs.
-        if any(isinstance(m, nn.Linear) and type(m) is not nn.Linear for m in layer.modules()):
-            with holding(network, index):
-                linears_of(layer)
+    know_linears(network)
     if [*find_decoder(network).layers] != network.layer_stream.layers:
         raise CannotStream(
             f"{type(network).__name__}: most of its linear layers are not in its decoder layers; "
