@@ -27,12 +27,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from origin import write
+from origin import Clock, write
 
 CONTENDERS = ("limited", "streamed", "whole")
 # Bits and group sizes; they share the statistics of the unquantized model.
 CONFIGURATIONS = ((4, 128), (4, 64), (3, 128), (3, 64))
-BIG = {"hidden_size": 3072, "intermediate_size": 4096, "num_hidden_layers": 40}
+BIG = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 26}
 SMALL = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 14}
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -66,6 +66,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a window or sample")
+    parser.add_argument("--measured", type=int, default=1, help="configurations that are measured")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_gb is None:
@@ -134,7 +135,7 @@ def _run(contender: str, model: Path, options: argparse.Namespace) -> dict[str, 
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     command = [sys.executable, __file__, "--worker", contender, "--model", str(model)]
-    for name in ("windows", "samples", "length"):
+    for name in ("windows", "samples", "length", "measured"):
         command += [f"--{name}", str(getattr(options, name))]
     limit = int(options.memory_gb * 1e9) if contender == "limited" else None
     with _group(limit) as group:
@@ -229,10 +230,11 @@ def _work(options: argparse.Namespace) -> None:
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        clock = Clock()
         yield
-        row[f"{name}_s"] = round(time.perf_counter() - started, 2)
+        row.update({f"{name}_{what}": value for what, value in clock.read().items()})
         row.update({f"{name}_{what}_gb": value for what, value in peaks.take().items()})
+        print(name, row, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "reference"
@@ -254,7 +256,7 @@ def _work(options: argparse.Namespace) -> None:
         peaks.take()
         with step("evaluate"):
             found = []
-            for artifact in artifacts:
+            for artifact in artifacts[: options.measured]:
                 opened = open_reference(cache, facts.path, "cpu", torch.float32)
                 found.append(measure(load(artifact), windows, opened).metrics)
         digest.update(json.dumps(found, sort_keys=True).encode())
@@ -263,16 +265,14 @@ def _work(options: argparse.Namespace) -> None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"{'':9} {'reference':>10} {'pass of 4':>10} {'4 measured':>10} {'peak RSS':>9} {'anonymous':>9}"
-    )
+    steps = {"reference": "reference", "pass": "pass of four", "evaluate": "measured"}
+    print(f"{'':9}" + "".join(f"{f'{title}, s (CPU)':>26}" for title in steps.values()), end="")
+    print(f"{'resident':>12}{'anonymous':>12}")
     for row in rows:
-        steps = ("reference", "pass", "evaluate")
-        seconds = " ".join(f"{row[f'{name}_s']:>8.1f} s" for name in steps)
-        rss, anonymous = (
-            max(row[f"{name}_{what}_gb"] for name in steps) for what in ("VmRSS", "RssAnon")
-        )
-        print(f"{row['what']:9} {seconds} {rss:>6.2f} GB {anonymous:>6.2f} GB")
+        cells = (f"{row[f'{name}_seconds']:.1f} ({row[f'{name}_cpu_s']:.1f})" for name in steps)
+        peaks = (max(row[f"{name}_{of}_gb"] for name in steps) for of in ("VmRSS", "RssAnon"))
+        print(f"{row['what']:9}" + "".join(f"{cell:>26}" for cell in cells), end="")
+        print("".join(f"{peak:>9.2f} GB" for peak in peaks))
     print("same files and figures:", "yes" if len({row["sha256"] for row in rows}) == 1 else "NO")
 
 

@@ -1,6 +1,7 @@
 """Memory: what this process held at its peak, on the GPU and on the host, and what is free."""
 
 import contextlib
+import ctypes
 import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -79,3 +80,24 @@ def _left_in(group: Path) -> int | None:
             stat = dict(line.split() for line in lines)
             return limit - used + int(stat.get(inactive, 0))
     return None
+
+
+def set_malloc(*, mapped_from: int, kept: int) -> bool:
+    """Tell glibc what becomes of freed memory; False where there is another C library.
+
+    Args:
+        mapped_from: Blocks of so many bytes are mapped by themselves, and go back once they are free.
+        kept: So many free bytes are kept of smaller ones.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - its absence tells another C library
+        # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3.
+        return bool(library.mallopt(-3, mapped_from) and library.mallopt(-1, kept))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def trim_malloc() -> None:
+    """Give back to the system what glibc has kept, once :func:`set_malloc` has worked."""
+    ctypes.CDLL(None).malloc_trim(0)

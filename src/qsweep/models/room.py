@@ -14,15 +14,18 @@ _SHARE = 0.8
 _LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 
 
-def streams(choice: Stream, needed: int, device: str = "cpu") -> bool:
+def streams(choice: Stream, needed: int, device: str = "cpu", free: int | None = None) -> bool:
     """Whether to read a model layer by layer.
 
     Args:
         choice: ``model.stream``; with ``auto`` where it does not fit.
         needed: Bytes that it takes whole, with what is computed beside it.
         device: Where it would lie.
+        free: Bytes that are free there, by default those that are now.
     """
-    return choice if isinstance(choice, bool) else needed > _SHARE * free_bytes(device)
+    if isinstance(choice, bool):
+        return choice
+    return needed > _SHARE * (free_bytes(device) if free is None else free)
 
 
 def free_bytes(device: str) -> int:

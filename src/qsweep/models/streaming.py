@@ -18,10 +18,13 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial, QsweepError
+from qsweep.base.memory import set_malloc
 from qsweep.models.experts import attach_experts, is_experts
 from qsweep.models.facts import is_of_text
 from qsweep.models.spelling import targets
 
+# Of a streamed model, memory that goes back to the system at once, from so many bytes.
+_MAPPED_FROM = 1 << 20
 # Told which layer is about to be called, and with what.
 Gate = Callable[[int, tuple[Any, ...], Mapping[str, Any]], None]
 
@@ -64,6 +67,8 @@ class LayerStream:
         self._called = [0] * len(self.layers)
         self._ahead: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, "layers")
+        # What a layer leaves behind goes back to the system, not into gaps that the next may not fit.
+        set_malloc(mapped_from=_MAPPED_FROM, kept=_MAPPED_FROM)
         for index, layer in enumerate(self.layers):
             self._follow(index, layer)
 
@@ -136,14 +141,16 @@ class LayerStream:
             for source, target in sources.items()
             if names is None or target in names
         }
+        layer = self.layers[index]
         # With a place on disk, though nothing is put there, tensors are read one after another: all
-        # at once they would be in memory twice where they are stacked.
-        places = {"": self._device, "nowhere": "disk"}
+        # at once they would be in memory twice where they are stacked. Stacking takes the
+        # stacks' memory three times for a moment: the host has more of it.
+        stacks = any(is_experts(module) for module in layer.modules())
+        places = {"": "cpu" if stacks else self._device, "nowhere": "disk"}
         config = LoadStateDictConfig(device_map=places, weight_mapping=self._mapping)
         # What it notes on a model concerns the part that it loads: a copy takes that.
         with _quiet():
             info, _ = convert_and_load_state_dict_in_model(copy.copy(self._model), wanted, config)
-        layer = self.layers[index]
         layer.requires_grad_(False)
         if names is not None:
             # What becomes of a tensor that is taken apart is found by its first part's name.
@@ -157,6 +164,8 @@ class LayerStream:
                 *(f"{self.paths[index]}.{name}" for name in absent),
             ]
             raise QsweepError(f"weights do not fit the model (unreadable: {odd[0]})")
+        if stacks:
+            layer.to(self._device)
 
     def _follow(self, index: int, layer: nn.Module) -> None:
         # Plain functions: a copy of the layer, which shares its hooks, shall not copy this.
