@@ -14,6 +14,7 @@ Control groups, of version 1 or 2, have to be writable: root in most containers.
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from origin import Clock, write
 CONTENDERS = ("limited", "streamed", "whole")
 # Bits and group sizes; they share the statistics of the unquantized model.
 CONFIGURATIONS = ((4, 128), (4, 64), (3, 128), (3, 64))
-BIG = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 26}
+BIG = {"hidden_size": 3072, "intermediate_size": 4096, "num_hidden_layers": 40}
 SMALL = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 14}
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -232,9 +233,11 @@ def _work(options: argparse.Namespace) -> None:
     def step(name: str) -> Iterator[None]:
         clock = Clock()
         yield
+        gc.collect()
         row.update({f"{name}_{what}": value for what, value in clock.read().items()})
         row.update({f"{name}_{what}_gb": value for what, value in peaks.take().items()})
-        print(name, row, file=sys.stderr, flush=True)
+        told = {key: value for key, value in row.items() if key.startswith(name)}
+        print(json.dumps(told), file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "reference"

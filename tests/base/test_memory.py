@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import psutil
 import pytest
+import torch
 
 from qsweep.base.memory import available_bytes
+from qsweep.base.scratch import on_disk
 
 SCRIPT = textwrap.dedent(
     """
@@ -148,3 +151,14 @@ def test_free_memory_ends_where_a_control_group_does(machine, told, files, expec
 def test_without_limits_the_machine_tells(machine):
     unlimited = available_bytes(machine({"proc/self/cgroup": "0::/\n"}))
     assert unlimited == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_tensor_on_disk_is_the_same_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tensor = torch.randn(3, 5).bfloat16()
+    kept = on_disk(tensor)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(kept, tensor)
+    assert kept.dtype == tensor.dtype
+    kept += 1
+    assert not torch.equal(kept, tensor)

@@ -1,10 +1,14 @@
 """Windows that go through a streamed model layer by layer give the whole model's figures."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import qsweep.evaluate.together as together_module
-from qsweep.evaluate import build_reference, measure, open_reference
+from qsweep.base.errors import TrialFailed
+from qsweep.evaluate import build_reference, measure, noise_floor, open_reference
 from qsweep.evaluate.together import together
 from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
@@ -83,6 +87,28 @@ def test_hidden_states_beyond_memory_lie_on_disk_and_change_nothing(tiny_model, 
     # Masks stay in memory: where there is none at all, windows come one by one.
     assert bool(kept) == (room > 1)
     assert len(read) == {1: 16, 400_000: 4, 2_000_000: 4}[room]
+
+
+def test_noise_floors_are_the_same(tiny_model, tmp_path):
+    path, windows = tiny_model("llama"), some_windows()
+    floors = []
+    for stream in (False, True):
+        out = tmp_path / str(stream)
+        out.mkdir()
+        model = load(path, stream=stream, dtype=torch.bfloat16)
+        build_reference(model, windows, out)
+        floors.append(noise_floor(model, windows, open_reference(out, path, "cpu", torch.bfloat16)))
+    assert floors[0] == floors[1]
+    assert floors[0]["kld_floor_dtype"] > 0
+
+
+def test_weights_that_are_not_finite_are_named(tiny_model, tmp_path):
+    path = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = torch.inf
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrialFailed, match=r"model\.layers\.1\.mlp\.down_proj .*1 of \d+ in weight"):
+        measure(load(path, stream=True), some_windows(2))
 
 
 def test_progress_only_grows(tiny_model):

@@ -204,6 +204,18 @@ def holding(model: Any, index: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def holding_part(model: Any, name: str) -> Iterator[None]:
+    """The same of the decoder layer that a module is a part of, if it is, by its name in the model."""
+    stream = stream_of(model)
+    index = None if stream is None else stream.index_of(name)
+    if index is None:
+        yield
+        return
+    with holding(model, index):
+        yield
+
+
 def layers_of(model: Any) -> tuple[list[str], list[nn.Module]]:
     """The decoder layers of a model: the list of modules that has most of its parameters.
 
