@@ -112,7 +112,5 @@ def test_what_fits_is_not_streamed_unless_it_is_asked_for(tiny_model):
 
 def test_a_walk_backwards_needs_the_whole_model(tiny_model, tmp_path):
     weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
-    with pytest.raises(
-        CannotStream, match=r"model\.stream=false, or leave gptq_output_hessian out"
-    ):
+    with pytest.raises(CannotStream, match="leave one of the two out"):
         made(tiny_model("llama"), tmp_path, (weighing,), stream=True)

@@ -23,6 +23,7 @@ from qsweep.models.experts import attach_experts, is_experts
 from qsweep.models.facts import is_of_text
 from qsweep.models.spelling import targets
 
+_WAY_OUT = "leave model.stream out"
 # Of a streamed model, memory that goes back to the system at once, from so many bytes.
 _MAPPED_FROM = 1 << 20
 # Told which layer is about to be called, and with what.
@@ -232,7 +233,9 @@ def layers_of(model: Any) -> tuple[list[str], list[nn.Module]]:
     ]
     lists = [pair for pair in lists if pair[1] in inside] or lists
     if not lists:
-        raise CannotStream(f"model.stream: {type(model).__name__} has no list of decoder layers")
+        raise CannotStream(
+            f"model.stream=true: {type(model).__name__} has no list of decoder layers; {_WAY_OUT}"
+        )
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in lists}
     name, found = max(lists, key=lambda pair: (sizes[pair[0]], -len(pair[0])))
     return [f"{name}.{index}" for index in range(len(found))], list(found)
@@ -250,10 +253,12 @@ def require_streamable(model: Any) -> None:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     shared = [name for pair in tied.items() for name in pair if name.startswith(prefix)]
     if shared:
-        raise CannotStream(f"model.stream: layers of {kind} share weights ({min(shared)})")
+        raise CannotStream(
+            f"model.stream=true: layers of {kind} share weights ({min(shared)}); {_WAY_OUT}"
+        )
     parameters = [id(p) for layer in layers for p in layer.parameters()]
     if len(set(map(id, layers))) < len(layers) or len(set(parameters)) < len(parameters):
-        raise CannotStream(f"model.stream: layers of {kind} share weights")
+        raise CannotStream(f"model.stream=true: layers of {kind} share weights; {_WAY_OUT}")
 
 
 def load_streamed(

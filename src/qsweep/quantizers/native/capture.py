@@ -61,8 +61,8 @@ def capture(
         decoder = whole_model(model)
         if stream_of(model) is not None:
             raise CannotStream(
-                f"{type(model).__name__}: its decoder layers are no chain, so that it is quantized as "
-                "one layer, which has to be in memory; model.stream=false"
+                f"model.stream=true: layers of {type(model).__name__} are no chain, so that it is "
+                "quantized as one layer, which has to be in memory; leave model.stream out"
             )
         chunks, probe = _as_they_are(model, samples, start, device, activations)
         return decoder, *_with(chunks, probe, exact=exact)

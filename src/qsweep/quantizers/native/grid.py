@@ -64,6 +64,24 @@ def run(
 
     With ``importance`` there may be no configuration.
     """
+    try:
+        return _run(model, calibration, configurations, progress, importance=importance)
+    except CannotStream:
+        if model.stream is True:
+            raise
+    # Before anything was written.
+    whole = replace(model, stream=False)
+    return _run(whole, calibration, configurations, progress, importance=importance)
+
+
+def _run(
+    model: SourceModel,
+    calibration: CalibrationTokens | None,
+    configurations: Sequence[tuple[SharedPass, Path]],
+    progress: Progress,
+    *,
+    importance: bool,
+) -> PassResult:
     if calibration is None or not calibration.samples:
         raise ConfigError(
             "gptq, awq and importance matrices need calibration text; choose one with "
@@ -96,8 +114,8 @@ def run(
     if weighing:
         if streamed:
             raise CannotStream(
-                "gptq_output_hessian walks backwards through all of the model, of which model.stream "
-                "holds one layer at a time; model.stream=false, or leave gptq_output_hessian out"
+                "model.stream=true: gptq_output_hessian walks backwards through all of the model; "
+                "leave one of the two out"
             )
         felt = output_hessians(network, calibration.samples, model.device, wanted, progress)
         for job in weighing:

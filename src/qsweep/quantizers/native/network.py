@@ -86,8 +86,8 @@ def _streamed(model: SourceModel, config: Any, dtype: Any) -> Any:
     know_linears(network)
     if [*find_decoder(network).layers] != network.layer_stream.layers:
         raise CannotStream(
-            f"{type(network).__name__}: most of its linear layers are not in its decoder layers; "
-            "model.stream=false"
+            f"model.stream=true: most linear layers of {type(network).__name__} are not in its "
+            "decoder layers; leave model.stream out"
         )
     return network
 
