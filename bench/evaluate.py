@@ -286,7 +286,7 @@ def body_alone(model, windows) -> None:
 
     from qsweep.evaluate.engine import batch_size, keep_freed_memory, open_engine
 
-    with torch.inference_mode(), keep_freed_memory(model.device):
+    with torch.inference_mode(), keep_freed_memory(model):
         batch = batch_size(open_engine(model, windows.ids), windows.ids.shape[1])
         for ids in windows.ids.to(model.device).split(batch):
             model.model(input_ids=ids, use_cache=False)

@@ -3,9 +3,15 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 
+import psutil
 import pytest
+import torch
+
+from qsweep.base.memory import available_bytes
+from qsweep.base.scratch import on_disk
 
 SCRIPT = textwrap.dedent(
     """
@@ -88,3 +94,71 @@ def test_a_vocabulary_of_128k_on_a_gpu(tmp_path):
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["building"] < 1e9 and found["measuring"] < 1e9
     assert found["kld"] == 0
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """``machine(files)`` lays out ``proc`` and ``sys`` below a folder."""
+
+    def make(files):
+        for name, text in files.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return tmp_path
+
+    return make
+
+
+def group(folder, limit, used, inactive, *, version):
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    limit_file, used_file, stat = names
+    return {
+        f"sys/fs/cgroup/{folder}/{limit_file}": f"{limit}\n",
+        f"sys/fs/cgroup/{folder}/{used_file}": f"{used}\n",
+        f"sys/fs/cgroup/{folder}/memory.stat": f"anon 5\n{stat} {inactive}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "files", "expected"),
+    [
+        ("0::/\n", group("", 1000, 300, 100, version=2), 800),
+        # Of groups within groups the narrowest counts, and files that were read are no loss.
+        (
+            "0::/a/b\n",
+            group("a/b", "max", 300, 0, version=2) | group("a", 5000, 4000, 500, version=2),
+            1500,
+        ),
+        # In a container the told path is the host's.
+        ("0::/docker/1234\n", group("", 900, 100, 0, version=2), 800),
+        (
+            "3:cpuset:/\n4:memory:/jobs/7\n0::/\n",
+            group("memory/jobs/7", 2000, 500, 100, version=1)
+            | group("memory", 1 << 62, 9000, 0, version=1),
+            1600,
+        ),
+        ("4:memory:/\n", group("memory", 100, 300, 0, version=1), 0),
+    ],
+)
+def test_free_memory_ends_where_a_control_group_does(machine, told, files, expected):
+    root = machine({"proc/self/cgroup": told} | files)
+    assert available_bytes(root) == expected
+
+
+def test_without_limits_the_machine_tells(machine):
+    unlimited = available_bytes(machine({"proc/self/cgroup": "0::/\n"}))
+    assert unlimited == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_tensor_on_disk_is_the_same_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tensor = torch.randn(3, 5).bfloat16()
+    kept = on_disk(tensor)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(kept, tensor)
+    assert kept.dtype == tensor.dtype
+    kept += 1
+    assert not torch.equal(kept, tensor)

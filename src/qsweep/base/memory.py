@@ -1,8 +1,10 @@
 """Memory: what this process held at its peak, on the GPU and on the host, and what is free."""
 
 import contextlib
+import ctypes
 import resource
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 
 def reset_peak_memory(device: str) -> None:
@@ -31,16 +33,71 @@ def peak_memory(device: str) -> dict[str, float]:
     }
 
 
-def available_bytes() -> int:
-    """Free memory of the host, within what a container may use of it."""
+def available_bytes(root: Path = Path("/")) -> int:
+    """Free memory of the host, within what control groups leave of it (versions 1 and 2).
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+    """
     import psutil
 
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        # Files that were read and can be dropped at any time are counted as used.
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
-    return max(free, 0)
+    left = [_left_in(group) for group in _groups(root)]
+    free: int = psutil.virtual_memory().available
+    return max(min([free, *(bytes_ for bytes_ in left if bytes_ is not None)]), 0)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's memory group and of those that it lies in.
+
+    Inside a container the path that the kernel tells may be the host's: what of it is not there is
+    left out, and the mounted folder itself is the container's group.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    mounted = root / "sys/fs/cgroup"
+    told = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    for _, controllers, path in [*told, ("", "", "/")]:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = mounted / "memory" if controllers else mounted
+        inner = PurePosixPath(path.lstrip("/"))
+        yield from (top / part for part in (inner, *inner.parents))
+
+
+def _left_in(group: Path) -> int | None:
+    """What a group's processes may still take, in bytes; None where it has no limit."""
+    for limit_file, used_file, inactive in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            limit = int((group / limit_file).read_text(encoding="ascii"))
+            used = int((group / used_file).read_text(encoding="ascii"))
+            lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+            # Files that were read and can be dropped at any time are counted as used.
+            stat = dict(line.split() for line in lines)
+            return limit - used + int(stat.get(inactive, 0))
+    return None
+
+
+def set_malloc(*, mapped_from: int, kept: int) -> bool:
+    """Tell glibc what becomes of freed memory; False where there is another C library.
+
+    Args:
+        mapped_from: Blocks of so many bytes are mapped by themselves, and go back once they are free.
+        kept: So many free bytes are kept of smaller ones.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - its absence tells another C library
+        # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3.
+        return bool(library.mallopt(-3, mapped_from) and library.mallopt(-1, kept))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def trim_malloc() -> None:
+    """Give back to the system what glibc has kept, once :func:`set_malloc` has worked."""
+    ctypes.CDLL(None).malloc_trim(0)

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 from qsweep.base.locks import try_lock
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "qsweep-"
 
@@ -32,3 +36,25 @@ class ScratchFolder(tempfile.TemporaryDirectory):
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
+
+
+def on_disk(tensor: "Tensor") -> "Tensor":
+    """A copy of a tensor that lies in a file, of which memory holds what there is room for.
+
+    The file lies in the system's folder for temporary ones. It has no name, so that nothing is left
+    of it once the tensor is gone, however the process ends.
+
+    Raises:
+        OSError: There is no room on the disk.
+    """
+    import torch
+
+    handle, name = tempfile.mkstemp(prefix=PREFIX)
+    try:
+        # Room is taken now: who writes into a mapped file that has none is killed.
+        os.posix_fallocate(handle, 0, max(tensor.nbytes, 1))
+        mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+    return mapped.view(tensor.shape).copy_(tensor)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import TrialFailed
 from qsweep.evaluate.placing import place_layers
 from qsweep.formats.activations import LayerActivations, NotSimulated, Rounding
-from qsweep.models.experts import attach_experts, detach_experts, experts_in_turn
-from qsweep.quantizers.native.graph import is_transposed, raw_weight
+from qsweep.models.experts import detach_experts, experts_in_turn
+from qsweep.models.streaming import attach_experts_of
+from qsweep.quantizers.native.graph import is_transposed, know_linears, raw_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +106,9 @@ def served_activations(
         undo.enter_context(_one_by_one(model))
         for name, modules in place_layers(model, layers).items():
             for module in modules:
+                # That of a streamed model's layer is nowhere until it runs.
                 device = raw_weight(module).device
+                device = model.device if device.type == "meta" else device
                 if (inputs := layers[name].inputs) is not None:
                     _require_groups(name, inputs, _channels(module))
                     hook = _on_inputs(inputs.on(device), found.seen(name, inputs))
@@ -119,7 +122,8 @@ def served_activations(
 @contextlib.contextmanager
 def _one_by_one(model: "PreTrainedModel") -> Iterator[None]:
     """Let experts run as linear layers, each of which is given its inputs by itself."""
-    attach_experts(model)
+    attach_experts_of(model)
+    know_linears(model)
     try:
         with experts_in_turn(model):
             yield

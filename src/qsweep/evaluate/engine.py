@@ -1,13 +1,16 @@
 """Runs a model over windows: hidden states batch by batch, and what makes logits of them."""
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from qsweep.base.errors import TrialFailed
+from qsweep.base.memory import set_malloc, trim_malloc
 from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split_model
+from qsweep.evaluate.together import together
+from qsweep.models.streaming import stream_of
 
 if TYPE_CHECKING:
     import torch
@@ -116,14 +119,18 @@ def run_windows(
     rows, offsets = _scored_rows(windows, engine.device)
     begin = 0
     while begin < count:
-        end = min(begin + batch, count)
-        first, last = offsets[begin], offsets[end]
+        starts = range(begin, count, batch)
+        forwards = [partial(engine.features, ids[start : start + batch]) for start in starts]
+        share = partial(_share_done, advance, begin / count)
         try:
             with without_packing_check():
-                features = engine.features(ids[begin:end])
-            chosen = rows[first:last]
-            local = (chosen - begin * context).to(features.device)
-            consume(features.index_select(0, local), ids.view(-1)[chosen + 1], first)
+                for features in together(engine.model, forwards, share):
+                    end = min(begin + batch, count)
+                    first, last = offsets[begin], offsets[end]
+                    chosen = rows[first:last]
+                    local = (chosen - begin * context).to(features.device)
+                    consume(features.index_select(0, local), ids.view(-1)[chosen + 1], first)
+                    begin = end
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise TrialFailed(
@@ -133,10 +140,12 @@ def run_windows(
             features = None
             torch.cuda.empty_cache()
             batch = max(1, batch // 2)
-            continue
-        begin = end
-        advance(end / count)
     return batch
+
+
+def _share_done(advance: Callable[[float], None], before: float, done: float) -> None:
+    """Tell the share of all that is done, given that of what was left."""
+    advance(before + (1 - before) * done)
 
 
 def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, list[int]]":
@@ -175,31 +184,19 @@ def without_packing_check() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keep_freed_memory(device: Any) -> Iterator[None]:
-    """Let the C library keep what is freed, while a CPU computes.
+def keep_freed_memory(model: "PreTrainedModel") -> Iterator[None]:
+    """Let the C library keep what is freed, while a CPU computes with a model that is in memory.
 
     By default glibc returns buffers of some megabytes to the system, and gets them back page by
     page: 5 to 15 % of a small model's time. Does nothing elsewhere.
     """
-    mallopt = _mallopt() if str(device).startswith("cpu") else None
-    if mallopt is None:
+    on_host = model.device.type == "cpu" and stream_of(model) is None
+    # Afterwards as high as glibc's own adjustment lets them grow, which they cannot be given back to.
+    if not on_host or not set_malloc(mapped_from=(1 << 31) - 1, kept=(1 << 31) - 1):
         yield
         return
-    # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3. Afterwards as high as glibc's own
-    # adjustment lets them grow (32 and 64 MiB), which they cannot be given back to.
-    limit = (1 << 31) - 1
     try:
-        mallopt(-3, limit), mallopt(-1, limit)
         yield
     finally:
-        mallopt(-3, 32 << 20), mallopt(-1, 64 << 20)
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _mallopt() -> Callable[[int, int], int] | None:
-    try:
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - its absence tells another C library
-        return library.mallopt
-    except (OSError, AttributeError, TypeError):
-        return None
+        set_malloc(mapped_from=32 << 20, kept=64 << 20)
+        trim_malloc()

@@ -9,10 +9,12 @@ vocabulary. Whoever uses this checks it once against the model's own logits with
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError
+from qsweep.evaluate.together import together
 from qsweep.models.architecture import empty_model, load_model
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qsweep.models.safetensors_header import TensorHeader
+
+
+# What comes of calling what is no body, or of a head that is not apart from it.
+_NO_BODY = (QsweepError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 class CannotSplit(QsweepError):
@@ -112,20 +118,43 @@ def split_model(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHea
     """
     import torch
 
-    own = model(input_ids=ids, use_cache=False).logits[0]
-    for body in possible_bodies(model):
+    bodies = possible_bodies(model)
+    # Together, so that a model whose weights are read layer by layer is read once.
+    forwards = [
+        partial(_own_logits, model, ids),
+        *(partial(_hidden, model, b, ids) for b in bodies),
+    ]
+    own, *states = together(model, forwards)
+    for body, hidden in zip(bodies, states, strict=True):
+        if hidden is None:
+            continue
         try:
             head = OutputHead(model, body)
-            hidden = run_body(model, body, ids)[0]
             half = head.vocab // 2
             parts = [head.logits(hidden, 0, half), head.logits(hidden, half, head.vocab)]
         except torch.OutOfMemoryError:
             raise  # says nothing of the model, though it is a RuntimeError
-        except (QsweepError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except _NO_BODY:
             continue
         if logits_agree(torch.cat(parts, dim=1), own, hidden.dtype):
             return body, head
     return None
+
+
+def _own_logits(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
+    return model(input_ids=ids, use_cache=False).logits[0]
+
+
+def _hidden(model: "PreTrainedModel", body: str, ids: "Tensor") -> "Tensor | None":
+    """What a body makes of the ids [1, n], [n, hidden]; None where it is none."""
+    import torch
+
+    try:
+        return run_body(model, body, ids)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except _NO_BODY:
+        return None
 
 
 def possible_bodies(model: "PreTrainedModel") -> list[str]:

@@ -48,7 +48,7 @@ def measure(
 
     if reference is not None and reference.fingerprint != windows.fingerprint:
         raise ArtifactCorrupt("the cached reference was measured on other windows")
-    with torch.inference_mode(), keep_freed_memory(model.device):
+    with torch.inference_mode(), keep_freed_memory(model):
         engine = engine or open_engine(model, windows.ids)
         tokens, batch = _score(engine, windows, reference, progress, batch, tile)
     for name, values in tokens.items():

@@ -193,7 +193,7 @@ def build_reference(
     with (
         _Writer(out, count, shard_bytes) as writer,
         torch.inference_mode(),
-        keep_freed_memory(model.device),
+        keep_freed_memory(model),
     ):
         engine = open_engine(model, windows.ids)
         head, tile = engine.head, choose_tile([engine.head])

@@ -18,8 +18,9 @@ from qsweep.base.numbers import one_line
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import container
 from qsweep.formats.restacked import restacked
+from qsweep.formats.weights import slices_of
 from qsweep.models.architecture import auto_class, empty_model, load_model
-from qsweep.models.facts import read_config, read_tensors, text_config
+from qsweep.models.facts import read_config, read_outline, read_tensors, text_config
 from qsweep.models.load_report import report, unmerged
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def load_dense(
     device: str,
     trust_remote_code: bool = False,
     device_map: Any = None,
+    stream: bool = False,
 ) -> "PreTrainedModel":
     """Load an artifact as a dense model: evaluation mode, no gradients, no key-value cache.
 
@@ -55,15 +57,18 @@ def load_dense(
         device: ``cpu`` or ``cuda:N``.
         trust_remote_code: Whether Python code in ``source`` may run.
         device_map: As in transformers, to spread a model over several GPUs; overrides ``device``.
+        stream: Read the weights of a decoder layer only while it runs; see
+            :mod:`qsweep.models.streaming`. Results are the same, bit by bit.
 
     Raises:
+        CannotStream: Its layers cannot be held one at a time.
         ArtifactCorrupt: Files of a quantized artifact are unreadable, or its weights are not those
             that the architecture has.
         QsweepError: The same of the unquantized model, or transformers does not know it.
     """
     state = container(artifact.format).dense_weights(artifact, source, device)
     places = device_map or {"": device}
-    model, info = _load(state, artifact, source, dtype, places, trust_remote_code)
+    model, info = _load(state, artifact, source, dtype, places, trust_remote_code, stream)
     left_out: Any = _require_fit(artifact, source, model, state, info)
     model.left_out = left_out
     model.eval().requires_grad_(False)
@@ -81,12 +86,12 @@ def _load(
     dtype: "torch.dtype",
     device_map: Any,
     trust_remote_code: bool,
+    stream: bool,
 ) -> tuple["PreTrainedModel", Mapping[str, Any]]:
     from transformers import AutoConfig
 
     common: dict[str, Any] = {
         "dtype": dtype,
-        "device_map": device_map,
         "output_loading_info": True,
         # What has another shape is named by us; transformers only says that there is something.
         "ignore_mismatched_sizes": True,
@@ -97,21 +102,32 @@ def _load(
         raise _not_built(source, error) from error
     _forget_quantization(config)
     try:
-        if state is None:
+        if state is None and not stream:
             loaded: Any = load_model(
                 artifact.path,
                 config,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                device_map=device_map,
                 **common,
             )
             return loaded
         # The automatic class takes no state dict, so ask it which class it would have taken, and
         # with which part of the configuration.
         shell = empty_model(config, trust_remote_code=trust_remote_code)
-        stacked = restacked(state, shell, source, artifact.files)
+        if state is None:
+            stacked = slices_of(artifact.path)
+        else:
+            stacked = restacked(state, shell, source, artifact.files)
+        if stream:
+            from qsweep.models.experts import detach_experts
+            from qsweep.models.streaming import load_streamed
+
+            detach_experts(shell)
+            shapes = {name: info.shape for name, info in read_outline(source).items()}
+            return load_streamed(shell, stacked, shapes, device_map[""], **common)
         loaded = type(shell).from_pretrained(
-            None, config=shell.config, state_dict=stacked, **common
+            None, config=shell.config, state_dict=stacked, device_map=device_map, **common
         )
         return loaded
     except _OF_A_CONFIG as error:

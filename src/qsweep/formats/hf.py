@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
+from qsweep.base.scratch import on_disk
 from qsweep.formats.active import chosen_share
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
 from qsweep.formats.packed import PARTS
 from qsweep.formats.stored import StoredTensor, size_of
-from qsweep.formats.weights import open_weights
+from qsweep.formats.weights import slices_of
 from qsweep.models.facts import (
     TensorHeader,
     corrected_config,
@@ -133,10 +134,16 @@ def restore_dtypes(source: Path, saved: Path, out: Path) -> None:
 
 
 class ShardWriter:
-    """Writes tensors to safetensors files of at most about 4 GB, as they come."""
+    """Writes tensors to safetensors files of at most about 4 GB, as they come.
 
-    def __init__(self, out: Path, limit: int = SHARD_BYTES):
-        self._out, self._limit = out, limit
+    Args:
+        out: An existing directory.
+        limit: Bytes of a file.
+        rests_on_disk: Whether tensors wait on disk, not in memory, until their file is full.
+    """
+
+    def __init__(self, out: Path, limit: int = SHARD_BYTES, *, rests_on_disk: bool = False):
+        self._out, self._limit, self._rests_on_disk = out, limit, rests_on_disk
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes = self._total = 0
         self._shards: list[list[str]] = []
@@ -146,7 +153,8 @@ class ShardWriter:
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._bytes + size > self._limit:
             self._flush()
-        self._pending[name] = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
+        self._pending[name] = on_disk(tensor) if self._rests_on_disk else tensor
         self._bytes += size
         self._total += size
 
@@ -195,8 +203,7 @@ class CheckpointContainer(Container):
         """Transformers reads the model's own by itself; of another maker nothing but weights is."""
         if artifact.origin is None:
             return None
-        handles = open_weights(artifact.files)
-        return {name: handle.get_slice(name) for name, handle in handles.items()}
+        return slices_of(artifact.files)
 
     def stored(self, path: Path) -> list[StoredTensor]:
         """See :meth:`Container.stored`; ``bpw`` counts the linear layers inside the decoder."""

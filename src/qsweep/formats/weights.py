@@ -115,17 +115,25 @@ def stored_headers(path: Path) -> dict[str, TensorHeader]:
 
 
 def open_weights(path: Path) -> dict[str, Any]:
-    """The safetensors file that holds each tensor of a checkpoint, open. Raises ArtifactCorrupt."""
+    """The safetensors file that holds each tensor of a checkpoint, open. Raises ArtifactCorrupt.
+
+    Tensors are read from it, not mapped: what is read and let go of takes no memory.
+    """
     from safetensors import SafetensorError, safe_open
 
     handles: dict[str, Any] = {}
     try:
         for file in saved_weight_files(path):
-            handle = safe_open(file, framework="pt", device="cpu")
+            handle = safe_open(file, framework="pt", device="cpu", backend="pread")
             handles.update(dict.fromkeys(handle.keys(), handle))
     except (OSError, SafetensorError, ConfigError) as error:
         raise ArtifactCorrupt(f"{path}: its weights cannot be read ({error})") from error
     return handles
+
+
+def slices_of(path: Path) -> dict[str, Any]:
+    """Each tensor of a checkpoint by name, read when it is indexed. Raises ArtifactCorrupt."""
+    return {name: handle.get_slice(name) for name, handle in open_weights(path).items()}
 
 
 def header_metadata(path: Path) -> dict[str, str]:

@@ -20,6 +20,8 @@ def nonfinite_origin(model: "PreTrainedModel", ids: "Tensor") -> str:
     """
     import torch
 
+    from qsweep.models.streaming import holding_part
+
     found: list[str] = []
     hooks = []
     names = {module: name for name, module in model.named_modules()}
@@ -39,16 +41,14 @@ def nonfinite_origin(model: "PreTrainedModel", ids: "Tensor") -> str:
             hook.remove()
     if not found:
         return "no module shows them when it is run again"
-    named = (
-        model.get_submodule(found[0]).named_parameters(recurse=False)
-        if found[0] in set(names.values())
-        else ()
-    )
-    broken = [
-        f"{count} of {weight.numel()} in {name}"
-        for name, weight in named
-        if (count := int((~torch.isfinite(weight)).sum()))
-    ]
+    broken = []
+    if found[0] in set(names.values()):
+        with holding_part(model, found[0]):
+            broken = [
+                f"{count} of {weight.numel()} in {name}"
+                for name, weight in model.get_submodule(found[0]).named_parameters(recurse=False)
+                if (count := int((~torch.isfinite(weight)).sum()))
+            ]
     what = f" (its weights are not finite): {', '.join(broken)}" if broken else ""
     return f"they begin in {found[0]}{what}"
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class SourceModel:
     trust_remote_code: bool = False
     own_run: bool = False
     """Whether an artifact that only its runtime can run is wanted, too."""
+    stream: bool | Literal["auto"] = False
+    """Whether the weights of a decoder layer are read only while it is quantized, where the quantizer
+    can; ``auto``: of a model that does not fit into memory."""
 
     @property
     def path(self) -> Path:

@@ -120,27 +120,14 @@ def _places(
     Of tensors that are stacked, also which of a matrix's parts it is (None of others), and how many
     such parts there are.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
+    from transformers.core_model_loading import WeightConverter
 
-    mapping = getattr(model, "_weight_conversions", None)
-    if mapping is None:
-        mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    mapping = _mapping(model)
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     own = dict(model.state_dict())
-    for source in stored:
-        target, pattern = rename_source_key(
-            source, renamings, converters, model.base_model_prefix, own
-        )
-        if target not in own and source in own:
-            target, pattern = source, None
-        if target not in own:
+    for source, target, pattern in _renamed(model, stored):
+        if target is None:
             spelling.unused.append(source)
             continue
         if pattern is None:
@@ -158,6 +145,45 @@ def _places(
         elif "*" not in pattern and len(targets) == 1 and (len(patterns) > 1 or source == target):
             # One that is renamed and turned over is written as it is in memory.
             yield source, target, None, len(patterns)
+
+
+def targets(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Each stored tensor's name, and of the parameter or buffer that it, or a first part, goes into.
+
+    Args:
+        model: The model, which may lie on the meta device.
+        stored: The names of the checkpoint's tensors; None is told of one that it has no use for.
+    """
+    return ((source, target) for source, target, _ in _renamed(model, stored))
+
+
+def _renamed(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str | None, str | None]]:
+    """The same, with the pattern of the conversion that a tensor takes part in, if it does."""
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = _mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    own = dict(model.state_dict())
+    for source in stored:
+        target, pattern = rename_source_key(
+            source, renamings, converters, model.base_model_prefix, own
+        )
+        if target not in own and source in own:
+            target, pattern = source, None
+        yield source, target if target in own else None, pattern
+
+
+def _mapping(model: Any) -> list[Any]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    mapping = getattr(model, "_weight_conversions", None)
+    found: list[Any] = get_model_conversion_mapping(model) if mapping is None else mapping
+    return found
 
 
 def _blocks(model: nn.Module, parameter: str) -> int:

@@ -167,6 +167,7 @@ class RTN(GroupedOptions):
         """The same where experts lie in stacks, of which transformers knows how they are read."""
         from qsweep.models.facts import read_tensors
         from qsweep.models.spelling import spelling_of
+        from qsweep.models.streaming import holding, stream_of
         from qsweep.quantizers.native.graph import (
             find_decoder,
             linears_of,
@@ -177,24 +178,22 @@ class RTN(GroupedOptions):
         from qsweep.quantizers.native.rounding_jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
 
-        network = load_network(model, dtype="auto")
+        network = load_network(model, dtype="auto", needed=2 * model.facts.parameters)
         spelling = spelling_of(network, read_tensors(model.path))
         decoder = find_decoder(network)
         others = not_run_as_linear(model, spelling, linears_of(network))
         kept, encoders = self.kept(model.facts), self.encoders(model.facts)
-        writer = CheckpointWriter(out, model.path, encoders, spelling, {**kept, **others})
+        streamed = stream_of(network) is not None
+        writer = CheckpointWriter(
+            out, model.path, encoders, spelling, {**kept, **others}, rests_on_disk=streamed
+        )
         wanted = model.facts.all_linears.keys() - kept.keys()
         require_linear(self.asked(model.facts), [spelling.layer(n) for n in linears_of(network)])
         for index, linears in enumerate(decoder.linears):
             named = {decoder.full_name(index, name): linear for name, linear in linears.items()}
-            round_linears(
-                writer,
-                {
-                    n: weight_of(linear)
-                    for n, linear in named.items()
-                    if spelling.layer(n) in wanted
-                },
-            )
+            chosen = {n: one for n, one in named.items() if spelling.layer(n) in wanted}
+            with holding(network, index):
+                round_linears(writer, {n: weight_of(linear) for n, linear in chosen.items()})
             progress("round", (index + 1) / len(decoder.linears))
         return writer.finish(network, {})
 

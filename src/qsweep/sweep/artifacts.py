@@ -163,6 +163,7 @@ def source_model(plan: Plan) -> SourceModel:
         plan.setting.device,
         plan.trial.model.trust_remote_code,
         own_run=plan.own_run,
+        stream=plan.trial.model.stream,
     )
 
 

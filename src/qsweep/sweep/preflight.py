@@ -11,13 +11,34 @@ from importlib.metadata import version
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import write_bytes
 from qsweep.base.keys import key_of
+from qsweep.base.memory import available_bytes
 from qsweep.base.store import Store
 from qsweep.launch import Job, JobResult, Launcher
 from qsweep.models.check import VERSION
+from qsweep.models.room import streams
 from qsweep.sweep.plan import Plan
+from qsweep.sweep.recorder import say
 from qsweep.sweep.recording import finished_record
 
 _TIMEOUT_S = 600.0
+
+
+def streaming_note(plan: Plan, free: int) -> str | None:
+    """Says of a model on the CPU that it is read layer by layer; None of one that fits, or is refused.
+
+    Args:
+        plan: A trial that measures it.
+        free: Bytes of free memory.
+    """
+    model, facts, setting = plan.trial.model, plan.setting.facts, plan.setting
+    whole = (2 if setting.dtype in ("bfloat16", "float16") else 4) * facts.parameters
+    fits = not streams("auto", whole, free=free)
+    if setting.device != "cpu" or setting.pack is not None or fits or model.stream is False:
+        return None
+    return (
+        f"note: {facts.name} takes {whole / 1e9:.1f} GB in {setting.dtype}, where {free / 1e9:.1f} GB "
+        "are free: its decoder layers are read one at a time (docs/streaming.md)"
+    )
 
 
 def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launcher) -> None:
@@ -28,15 +49,20 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
             the check itself from ending raises nothing: the trials will tell.
     """
     jobs: dict[str, Job] = {}
+    notes: set[str] = set()
+    free = available_bytes()
     library = version("transformers")
     with store.planning():
         for plan in plans:
+            unfinished = finished_record(plan, store) is None
+            if unfinished and (note := streaming_note(plan, free)) and note not in notes:
+                notes.add(note)
+                say(note)
             trusted = plan.trial.model.trust_remote_code
             key = key_of([VERSION, plan.setting.model_hash, library, trusted])
             known = key in jobs or (store.root / "checks" / key).exists()
-            if known or plan.setting.pack is not None or finished_record(plan, store) is not None:
-                continue
-            jobs[key] = _job(plan, key, store)
+            if unfinished and not known and plan.setting.pack is None:
+                jobs[key] = _job(plan, key, store)
 
     def on_done(job: Job, result: JobResult) -> None:
         if result.status == "finished" and result.result == {"problem": None}:

@@ -19,6 +19,7 @@ from qsweep.base.progress import Progress
 from qsweep.base.store import Store
 from qsweep.formats.artifact import Artifact
 from qsweep.launch import Job
+from qsweep.models.room import held_parameters
 from qsweep.quantizers.protocol import PassResult, SharedPass
 from qsweep.sweep.artifacts import (
     calibration_tokens,
@@ -237,8 +238,12 @@ def _parts(group: Sequence[Plan], budget: int, at_least: int) -> list[tuple[Plan
         cast(SharedPass, plan.trial.quant).pass_bytes(plan.setting.facts, tokens) for plan in group
     ]
     itself = max(alone for alone, _ in needs)
+    added = sum(more for _, more in needs)
+    facts = group[0].setting.facts
+    if (stream := group[0].trial.model.stream) is True or (stream == "auto" and itself > budget):
+        itself -= 4 * (facts.parameters - held_parameters(facts))
     room = max(budget - itself, 1)
-    count = max(-(-sum(added for _, added in needs) // room), at_least)
+    count = max(-(-added // room), at_least)
     # Where not even two fit, a pass may still try: what dies is split.
     count = min(count, len(group) // 2)
     bounds = [round(number * len(group) / count) for number in range(count + 1)]

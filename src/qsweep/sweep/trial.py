@@ -18,6 +18,7 @@ from qsweep.base.memory import peak_memory, reset_peak_memory
 from qsweep.base.progress import Progress
 from qsweep.base.store import Entry, Store
 from qsweep.formats.artifact import Artifact
+from qsweep.models.room import streams
 from qsweep.quantizers.conversion.artifact import require_runnable
 from qsweep.results.columns.views import check_figures
 from qsweep.sweep.artifacts import (
@@ -234,17 +235,28 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
     import torch
 
     from qsweep.formats.dense import load_dense
+    from qsweep.models.streaming import CannotStream
 
     model, setting = plan.trial.model, plan.setting
-    return load_dense(
+    kind: torch.dtype = getattr(torch, dtype or setting.dtype)
+    make = partial(
+        load_dense,
         artifact,
         setting.facts.path,
-        dtype=getattr(torch, dtype or setting.dtype),
+        dtype=kind,
         device=setting.device,
         # A pack holds no code, and its configuration must not lead to any.
         trust_remote_code=model.trust_remote_code and setting.pack is None,
         device_map=model.device_map,
     )
+    whole = kind.itemsize * setting.facts.parameters
+    if model.device_map is None and streams(model.stream, whole, setting.device):
+        try:
+            return make(stream=True)
+        except CannotStream:
+            if model.stream is True:
+                raise
+    return make()
 
 
 def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":

@@ -51,7 +51,7 @@ def score_pairs(
         raise QsweepError("an empty continuation has no likelihood: no token is there to be scored")
     results: list[Likelihood | None] = [None] * len(pairs)
     lm.count("contexts_cut", sum(pair.length > lm.max_length for pair in pairs))
-    with torch.inference_mode(), keep_freed_memory(lm.model.device):
+    with torch.inference_mode(), keep_freed_memory(lm.model):
         span = full_attention_span(lm.model, lm.engine.body)
         rows = make_rows(pairs, lm.max_length, max(1024, lm.max_length), span, lm.start)
         shared = [row for row in rows if row.extent <= span]

@@ -69,12 +69,12 @@ def _alone(file: GGUFFile) -> dict[str, Any]:
     """
     from qsweep.base.scratch import ScratchFolder
     from qsweep.formats.gguf.as_checkpoint import checkpoint_from_gguf
-    from qsweep.formats.weights import open_weights
+    from qsweep.formats.weights import slices_of
 
     with ScratchFolder() as folder:
         place = Path(folder) / "checkpoint"
         checkpoint_from_gguf(file, place, "float32")
-        return {name: handle.get_slice(name) for name, handle in open_weights(place).items()}
+        return slices_of(place)
 
 
 class GGUFContainer(Container):

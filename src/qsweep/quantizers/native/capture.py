@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.base.memory import available_bytes
+from qsweep.base.scratch import on_disk
+from qsweep.models.streaming import CannotStream, stream_of
 from qsweep.quantizers.native.graph import Decoder, find_decoder, shares_weights, whole_model
 from qsweep.quantizers.native.layers import Chunk, run_layer
 from qsweep.quantizers.native.memory import activation_bytes, budget
@@ -26,7 +29,7 @@ class _Stop(Exception):
 
 
 def capture(
-    model: nn.Module,
+    model: Any,
     samples: Sequence[Sequence[int]],
     device: str,
     linears: Collection[str] = (),
@@ -52,10 +55,15 @@ def capture(
     """
     body = getattr(model, "base_model", model)
     decoder = find_decoder(model)
-    start = torch.tensor([list(samples[0])[:_PROBE_TOKENS]])
+    start = torch.tensor([list(samples[0])[:_PROBE_TOKENS]], device=model.device)
     exact = multiplies_bfloat16(device) and not _multiplies_in_bfloat16(body, start)
     if not _is_all(decoder, linears) or not _runs_layer_by_layer(body, decoder, start):
         decoder = whole_model(model)
+        if stream_of(model) is not None:
+            raise CannotStream(
+                f"model.stream=true: layers of {type(model).__name__} are no chain, so that it is "
+                "quantized as one layer, which has to be in memory; leave model.stream out"
+            )
         chunks, probe = _as_they_are(model, samples, start, device, activations)
         return decoder, *_with(chunks, probe, exact=exact)
     outside = list(modules_outside(body, decoder.layers))
@@ -123,31 +131,49 @@ def _runs_layer_by_layer(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -
 
     Some hand more on than hidden states: keys and values, what an earlier layer chose.
     """
-    expected: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        expected.append(output if isinstance(output, torch.Tensor) else output[0])
-
-    handles = [layer.register_forward_hook(keep) for layer in decoder.layers]
+    chunk = captured(body, decoder, ids)
+    if chunk is None:
+        return False
+    alone = _Alone(chunk)
+    # Before other hooks: what reads a layer's weights for a call lets go of them after it.
+    handles = [layer.register_forward_hook(alone.look, prepend=True) for layer in decoder.layers]
     try:
         with torch.no_grad():
             body(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    chunk = captured(body, decoder, ids)
-    if chunk is None or len(expected) != len(decoder.layers):
-        return False
-    for index, (layer, output) in enumerate(zip(decoder.layers, expected, strict=True)):
+    return alone.agrees and alone.count == len(decoder.layers)
+
+
+class _Alone:
+    """Runs each layer that has just run in the model once more by itself, on what came before.
+
+    Attributes:
+        agrees: Whether the same has come of it so far.
+        count: How many layers have run.
+    """
+
+    def __init__(self, chunk: Chunk):
+        self.agrees, self.count = True, 0
+        self._chunk, self._running = chunk, False
+
+    def look(self, layer: nn.Module, _: Any, output: Any) -> None:
+        """A forward hook."""
+        if self._running or not self.agrees:
+            return
+        expected = output if isinstance(output, torch.Tensor) else output[0]
+        self._running = True
         try:
-            hidden = run_layer(layer, chunk, index)
+            hidden = run_layer(layer, self._chunk, self.count)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            return False
+            self.agrees = False
+            return
+        finally:
+            self._running = False
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
-        if hidden.shape != output.shape or not _close(hidden, output, tolerance):
-            return False
-        chunk = replace(chunk, hidden=hidden)
-    return True
+        self.agrees = hidden.shape == expected.shape and _close(hidden, expected, tolerance)
+        self._chunk, self.count = replace(self._chunk, hidden=hidden), self.count + 1
 
 
 def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
@@ -161,6 +187,24 @@ def resting_device(chunks: Sequence[Chunk], texts: int, device: str) -> torch.de
     size = texts * sum(chunk.hidden.nbytes for chunk in chunks)
     place = torch.device(device)
     return place if place.type == "cuda" and size <= budget(place) else torch.device("cpu")
+
+
+def rest_on_disk(chunks: Sequence[Chunk], texts: int, memory: int | None = None) -> list[Chunk]:
+    """The chunks, of which those lie on disk that are beyond what the host has memory for.
+
+    Args:
+        chunks: The text.
+        texts: How many such there are.
+        memory: Bytes for all of them; by default a quarter of what is free.
+    """
+    room = available_bytes() // 4 if memory is None else memory
+    found = []
+    for chunk in chunks:
+        room -= texts * chunk.hidden.nbytes
+        if room < 0 and not chunk.hidden.is_cuda:
+            chunk = replace(chunk, hidden=on_disk(chunk.hidden), on_disk=True)
+        found.append(chunk)
+    return found
 
 
 def _capture(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> Chunk:

@@ -16,6 +16,7 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, holds_unknown_experts
+from qsweep.models.streaming import holding, stream_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def whole_model(model: nn.Module) -> Decoder:
 def shares_weights(decoder: Decoder) -> bool:
     """Whether some of its layers share a weight, or are the same."""
     every = [linear for linears in decoder.linears for linear in linears.values()]
-    return len({raw_weight(linear).data_ptr() for linear in every}) < len(every)
+    return len({_place(linear) for linear in every}) < len(every)
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Module]:
@@ -92,13 +93,21 @@ def linears_of(module: nn.Module) -> dict[str, nn.Module]:
 
 def named_linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Every linear layer below a module by name, and the name of the first that has its weight."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[int, int], str] = {}
     for name, child in module.named_modules():
         if is_linear(child):
-            weight = raw_weight(child)
-            # On the meta device all weights are nowhere.
-            place = id(weight) if weight.is_meta else weight.data_ptr()
-            yield name, child, seen.setdefault(place, name)
+            yield name, child, seen.setdefault(_place(child), name)
+
+
+def _place(linear: nn.Module) -> tuple[int, int]:
+    """Where a linear layer's weight lies, for telling those apart that share one."""
+    weight = raw_weight(linear)
+    if not weight.is_meta:
+        return weight.data_ptr(), 0
+    # On the meta device all weights are nowhere, and that of an expert is a view made just now.
+    if isinstance(linear, ExpertLinear):
+        return id(getattr(linear.stack, linear.part.parameter)), weight.storage_offset()
+    return id(weight), 0
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -108,8 +117,22 @@ def is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear):
         return False
     if module not in _subclassed:
+        if module.weight.is_meta:
+            return False  # nobody can tell yet
         _subclassed[module] = _computes_a_product(module)
     return _subclassed[module]
+
+
+def know_linears(model: nn.Module) -> None:
+    """Find out of a streamed model's layers which modules are linear, where it takes their weights.
+
+    Whether a class derived from ``nn.Linear`` computes the same shows when it runs.
+    """
+    stream = stream_of(model)
+    for index, layer in enumerate(stream.layers if stream else ()):
+        if any(isinstance(m, nn.Linear) and type(m) is not nn.Linear for m in layer.modules()):
+            with holding(model, index):
+                linears_of(layer)
 
 
 def require_linear(layers: Collection[str], found: Collection[str]) -> None:
@@ -171,7 +194,7 @@ _subclassed: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDiction
 def _computes_a_product(module: nn.Linear) -> bool:
     # Falcon's own class does what nn.Linear does; a router returns more, a grouped one other shapes.
     weight, bias = module.weight, module.bias
-    if weight.ndim != 2 or weight.device.type == "meta":
+    if weight.ndim != 2:
         return False
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, weight.shape[1], generator=generator).to(weight)

@@ -18,9 +18,10 @@ from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
+from qsweep.models.streaming import CannotStream, holding, stream_of
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.awq_jobs import AWQJob
-from qsweep.quantizers.native.capture import capture, resting_device
+from qsweep.quantizers.native.capture import capture, rest_on_disk, resting_device
 from qsweep.quantizers.native.coverage import Coverage
 from qsweep.quantizers.native.fold import Fold, find_folds
 from qsweep.quantizers.native.gptq_jobs import GPTQJob, solve_stages
@@ -63,6 +64,24 @@ def run(
 
     With ``importance`` there may be no configuration.
     """
+    try:
+        return _run(model, calibration, configurations, progress, importance=importance)
+    except CannotStream:
+        if model.stream is True:
+            raise
+    # Before anything was written.
+    whole = replace(model, stream=False)
+    return _run(whole, calibration, configurations, progress, importance=importance)
+
+
+def _run(
+    model: SourceModel,
+    calibration: CalibrationTokens | None,
+    configurations: Sequence[tuple[SharedPass, Path]],
+    progress: Progress,
+    *,
+    importance: bool,
+) -> PassResult:
     if calibration is None or not calibration.samples:
         raise ConfigError(
             "gptq, awq and importance matrices need calibration text; choose one with "
@@ -72,7 +91,10 @@ def run(
         quantizer.check(model.facts)
     started = time.perf_counter()
     progress("load", None)
-    network = load_network(model)
+    quantizers = [quantizer for quantizer, _ in configurations]
+    network = load_network(model, needed=_bytes_needed(model, calibration, quantizers))
+    streamed = stream_of(network) is not None
+    model = replace(model, stream=streamed)
     spelling = spelling_of(network, read_tensors(model.path))
     jobs = [
         _JOBS[quantizer.method](cast(GroupedOptions, quantizer), out, model, spelling)
@@ -90,6 +112,11 @@ def run(
     ]
     weighing = [job for job in jobs if isinstance(job, GPTQJob) and job.weighs_outputs]
     if weighing:
+        if streamed:
+            raise CannotStream(
+                "model.stream=true: gptq_output_hessian walks backwards through all of the model; "
+                "leave one of the two out"
+            )
         felt = output_hessians(network, calibration.samples, model.device, wanted, progress)
         for job in weighing:
             job.felt = felt
@@ -100,6 +127,8 @@ def run(
     walking = sum(isinstance(job, GPTQJob) and job.sequential for job in jobs)
     place = resting_device(chunks, 2 + walking + kept, model.device)
     chunks = [replace(chunk, hidden=chunk.hidden.to(place)) for chunk in chunks]
+    if streamed:
+        chunks = rest_on_disk(chunks, 2 + walking)
     config = network.config.get_text_config()
     text = _CalibrationText(
         jobs,
@@ -113,10 +142,11 @@ def run(
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
-        require_finite_layer(module, partial(decoder.full_name, index), spelling)
-        module.to(model.device)
-        text.advance(index, module, partial(decoder.full_name, index))
-        module.to("cpu")
+        with holding(network, index):
+            require_finite_layer(module, partial(decoder.full_name, index), spelling)
+            module.to(model.device)
+            text.advance(index, module, partial(decoder.full_name, index))
+            module.to("cpu")
     progress("write", None)
     spent = time.perf_counter() - started
     shared_s = spent - sum(job.seconds for job in jobs)
@@ -129,6 +159,16 @@ def run(
     spelt = {spelling.layer(name): values for name, values in text.importance.items()}
     matrix = {name: values for name, values in spelt.items() if name in model.facts.all_linears}
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
+
+
+def _bytes_needed(
+    model: SourceModel, calibration: CalibrationTokens, quantizers: Sequence[SharedPass]
+) -> int:
+    """Host memory that the pass takes with the model in it."""
+    tokens = sum(len(sample) for sample in calibration.samples)
+    needs = [quantizer.pass_bytes(model.facts, tokens) for quantizer in quantizers]
+    itself = max((alone for alone, _ in needs), default=4 * model.facts.parameters)
+    return itself + sum(added for _, added in needs)
 
 
 class _CalibrationText:

@@ -53,7 +53,9 @@ class Job:
         else:
             encoders = quantizer.encoders(model.facts)
             kept = quantizer.kept(model.facts)
-            self._writer = CheckpointWriter(out, model.path, encoders, spelling, kept)
+            self._writer = CheckpointWriter(
+                out, model.path, encoders, spelling, kept, rests_on_disk=model.stream is True
+            )
             dtype = encoders.usual.scale_dtype
         search = self._options.get("scale_search", "range")
         # By the options that layers have.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qsweep.base.scratch import on_disk
 from qsweep.quantizers.native.graph import weight_of
 
 
@@ -19,16 +20,23 @@ class Chunk:
             [samples, tokens].
         calls: Positional and keyword arguments of each layer, without the hidden states.
         exact: Whether the layers cannot multiply in bfloat16 what is in another precision.
+        on_disk: Whether its hidden states rest in a file (:func:`~qsweep.base.scratch.on_disk`).
     """
 
     hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     exact: bool = False
+    on_disk: bool = False
 
     @property
     def tokens(self) -> int:
         """How many tokens it holds."""
         return self.hidden.shape[0] * self.hidden.shape[1]
+
+    def with_hidden(self, hidden: torch.Tensor) -> "Chunk":
+        """The same with other hidden states, which go to where its own rest."""
+        hidden = on_disk(hidden) if self.on_disk else hidden.to(self.hidden.device)
+        return replace(self, hidden=hidden)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from qsweep.base.memory import available_bytes
 from qsweep.quantizers.native.graph import linears_of, raw_weight
 from qsweep.quantizers.native.limits import LAYER_BYTES
 
@@ -12,6 +13,15 @@ def budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
     return LAYER_BYTES
+
+
+def free_budget(device: torch.device) -> int:
+    """The same, on a host that has little free memory no more than half of that.
+
+    Only for what does not decide in which shapes anything is computed.
+    """
+    room = budget(device)
+    return room if device.type == "cuda" else max(min(room, available_bytes() // 2), 1)
 
 
 def activation_bytes(layer: nn.Module, tokens: int) -> int:

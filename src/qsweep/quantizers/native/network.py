@@ -8,27 +8,38 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial, in_one_line
 from qsweep.formats.encoder import require_finite
-from qsweep.models.architecture import load_model
+from qsweep.formats.weights import slices_of
+from qsweep.models.architecture import empty_model, load_model
 from qsweep.models.experts import attach_experts
 from qsweep.models.facts import is_of_text, read_tensors
+from qsweep.models.room import streams
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling
+from qsweep.models.streaming import CannotStream, attach_experts_of, load_streamed
 from qsweep.quantizers.native.graph import (
+    find_decoder,
+    know_linears,
     linears_of,
     raw_weight,
 )
 from qsweep.quantizers.native.names import layer_of
 
 
-def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> Any:
+def load_network(
+    model: SourceModel, place: str = "cpu", dtype: Any = None, *, needed: int | None = None
+) -> Any:
     """The model to look at, without gradients, with experts attached as linear layers.
 
     Args:
         model: The checkpoint.
         place: The device.
         dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
+        needed: Of who walks layer by layer the bytes that this takes with all of the model in memory.
+            Where these are not there, or ``model.stream`` wants it, layers are read one at a time, to
+            the model's device, where all else lies, too (:mod:`qsweep.models.streaming`).
 
     Raises:
+        CannotStream: Its layers cannot be held one at a time, and ``model.stream`` insists on it.
         IncompatibleTrial: transformers cannot build it.
     """
     from transformers import AutoConfig
@@ -37,6 +48,12 @@ def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> A
         dtype = torch.float32 if model.device == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        if needed is not None and streams(model.stream, needed):
+            try:
+                return _streamed(model, config, dtype)
+            except CannotStream:
+                if model.stream is True:
+                    raise
         network = load_model(
             model.path,
             config,
@@ -50,6 +67,28 @@ def load_network(model: SourceModel, place: str = "cpu", dtype: Any = None) -> A
         raise IncompatibleTrial(f"{model.path}: transformers cannot build it ({why})") from error
     network.eval().requires_grad_(False)
     attach_experts(network)
+    return network
+
+
+def _streamed(model: SourceModel, config: Any, dtype: Any) -> Any:
+    shell = empty_model(config, trust_remote_code=model.trust_remote_code)
+    shapes = {name: info.shape for name, info in read_tensors(model.path).items()}
+    network, _ = load_streamed(
+        shell,
+        slices_of(model.path),
+        shapes,
+        model.device,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    network.eval().requires_grad_(False)
+    attach_experts_of(network)
+    know_linears(network)
+    if [*find_decoder(network).layers] != network.layer_stream.layers:
+        raise CannotStream(
+            f"model.stream=true: most linear layers of {type(network).__name__} are not in its "
+            "decoder layers; leave model.stream out"
+        )
     return network
 
 

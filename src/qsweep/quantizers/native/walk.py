@@ -8,7 +8,7 @@ from torch import nn
 
 from qsweep.quantizers.native.graph import linears_of, raw_weight
 from qsweep.quantizers.native.layers import Chunk, Inputs, Stage, StageInputs, blocks_of, run_layer
-from qsweep.quantizers.native.memory import activation_bytes, budget
+from qsweep.quantizers.native.memory import activation_bytes, free_budget
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stages import watching
 from qsweep.quantizers.native.stats import InputStats, lend_ranges
@@ -50,7 +50,7 @@ def rounds_needed(
     if len(chunks) == 1:
         more += activation_bytes(layer, chunks[0].tokens)
     total = (walking + sharing) * each + walking * more
-    return max(1, min(-(-total // budget(weights[0].device)), walking + sharing))
+    return max(1, min(-(-total // free_budget(weights[0].device)), walking + sharing))
 
 
 def advance(
@@ -181,7 +181,7 @@ def _run_up_to(
 
 
 def _run(layer: nn.Module, chunk: Chunk, index: int) -> Chunk:
-    return replace(chunk, hidden=_calibrate(layer, chunk, index).to(chunk.hidden.device))
+    return chunk.with_hidden(_calibrate(layer, chunk, index))
 
 
 def _calibrate(layer: nn.Module, chunk: Chunk, index: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Writing quantized checkpoints while a model is quantized, one decoder layer at a time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from qsweep.formats.hf import ShardWriter, usual_dtype, write_frame
 from qsweep.formats.numbers.superblocks import BlockMatrix
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.formats.weights import open_weights
-from qsweep.models.experts import attached, expert_count, parts_of
 from qsweep.models.facts import is_buffer, other_parts, parts_beside, read_tensors
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import Spelling
 from qsweep.quantizers.conversion.solved import SolvedFile
 from qsweep.quantizers.kept import kept_details
-from qsweep.quantizers.native.graph import find_decoder, linears_of, tensors_of
+from qsweep.quantizers.native.graph import find_decoder, linears_of
+from qsweep.quantizers.native.leftovers import left_of
 from qsweep.quantizers.native.limits import SHARD_BYTES
 
 
@@ -90,6 +90,7 @@ class CheckpointWriter(Writer):
         encoders: How codes are written.
         spelling: What the checkpoint calls what is in memory.
         kept: Why linear layers stay in 16 bits, by their names in the checkpoint.
+        rests_on_disk: Whether what is finished waits on disk for its file to be full.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class CheckpointWriter(Writer):
         encoders: LayerEncoders,
         spelling: Spelling,
         kept: Mapping[str, str],
+        *,
+        rests_on_disk: bool = False,
     ):
         self._out, self._source, self._encoders = out, source, encoders
         self._spelling, self._kept = spelling, kept
         self._infos = read_tensors(source)
         self._usual = usual_dtype(self._infos.values())
-        self._shards = ShardWriter(out, SHARD_BYTES)
+        self._shards = ShardWriter(out, SHARD_BYTES, rests_on_disk=rests_on_disk)
         self._done: set[str] = set()
         self._packed: set[str] = set()
 
@@ -158,12 +161,8 @@ class CheckpointWriter(Writer):
         Linear layers that were not packed are named in the settings; those of the decoder also in
         the details, as the checkpoint calls them (:func:`kept_details`).
         """
-        seen: set[int] = set()
-        for name, tensor in _unstacked(model, self._done, self._spelling.merged):
-            # A head that shares the embedding's memory comes after it.
-            if tensor.data_ptr() not in seen:
-                self.add_plain(name, tensor)
-            seen.add(tensor.data_ptr())
+        for name, tensor in left_of(model, self._done, self._spelling.merged):
+            self.add_plain(name, tensor)
         self._carry_unused()
         self._shards.close()
         in_memory, others, heads = self._unpacked(model)
@@ -197,32 +196,3 @@ class CheckpointWriter(Writer):
         others = [n for n in names if not n.startswith(decoder) and n not in self._packed]
         parts = {*parts_beside(inside, others), *other_parts(self._infos)}
         return sorted(set(inside) - self._packed), sorted(parts), heads
-
-
-def _unstacked(
-    model: torch.nn.Module, written: Collection[str], merged: Collection[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's tensors by name, of stacks of experts one by one.
-
-    Stacks stay as they are that the checkpoint has as such (others are ``merged``), unless tensors of
-    some of their experts are ``written`` already.
-    """
-    state = model.state_dict()
-    for name, module in attached(model):
-        linears = {f"{name}.{own}": linear for own, linear in linears_of(module).items()}
-        tensors = {
-            f"{own}.{part}" for own, linear in linears.items() for part in tensors_of(linear)
-        }
-        stacks = {f"{name}.{part.parameter}" for part in parts_of(module)}
-        if tensors.isdisjoint(written) and stacks.isdisjoint(merged):
-            continue
-        for part in parts_of(module):
-            state.pop(f"{name}.{part.parameter}", None)
-            state.pop(f"{name}.{part.parameter}_bias", None)
-            stack = module.get_parameter(part.parameter)
-            # LongCat-Flash has first layers of experts that pass a token on, and never uses them.
-            for expert in range(expert_count(module), len(stack)):
-                state[f"{name}.{expert}.{part.name}.weight"] = part.of(stack, expert)
-        for own, linear in linears.items():
-            state |= {f"{own}.{part}": tensor for part, tensor in tensors_of(linear).items()}
-    yield from state.items()
