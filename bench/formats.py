@@ -26,11 +26,11 @@ from typing import Any
 import qsweep
 from origin import Clock, origin
 from parity import model_directory
+from qsweep.evaluate.pairs import holm
 from qsweep.quantizers.environments.spec import load_spec
 from qsweep.results.peers import windows_of
 from qsweep.results.record import Row
 from qsweep.results.rows import rows as table_rows
-from qsweep.evaluate.pairs import holm
 
 # Integers by their bits and group size, the others as in ``format=``.
 FORMATS = (

@@ -32,13 +32,13 @@ from typing import Any
 from origin import Clock, origin
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.files import write_bytes
+from qsweep.evaluate.pairs import holm
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
 from qsweep.models.tiny import MODEL_DIR
 from qsweep.quantizers.gptqmodel import AWQ, GPTQ
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid
 from qsweep.quantizers.rtn import RTN
-from qsweep.evaluate.pairs import holm
 from qsweep.text.corpora import calibration_samples, load_documents
 from qsweep.text.corpus import CorpusConfig
 
