@@ -1,6 +1,6 @@
 # Everything from a fresh machine: Python 3.11 or 3.12, make, a package index (and a C++ compiler for the tests).
 #   make sweep   the main job: GPTQ and AWQ at 3, 4 and 8 bits on the embedded model
-#   make test    the tests
+#   make test    the tests; make test-slow, make test-cluster (Ray, Slurm, S3): the others
 #   make ui      MLflow's UI on the results
 #   make docs    the documentation as a site, in site/
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
@@ -16,7 +16,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Test files run side by side, each file's tests in one process, which has its share of the cores.
 AT_ONCE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: sweep test test-slow lint docs ui install gguf environment clean
+.PHONY: sweep test test-slow test-cluster lint docs ui install gguf environment clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m qsweep -m quant=gptq,awq bits=3,4,8
@@ -26,6 +26,10 @@ test: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
 
 test-slow: $(VENV)/.base $(VENV)/.test $(VENV)/.gguf
 	$(BIN)/python -m pytest -m slow $(AT_ONCE)
+
+# Ray's and Slurm's own daemons, and an S3 server, all on loopback; what is not installed is skipped.
+test-cluster: $(VENV)/.base $(VENV)/.test
+	$(BIN)/python -m pytest -m 'cluster and not slow'
 
 lint: $(VENV)/.base $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
@@ -51,7 +55,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(COMPILE) $(PIP) --editable '.[gptqmodel,bitsandbytes,torchao,hqq,test,smollm2,tasks,postgresql]'
+	$(COMPILE) $(PIP) --editable '.[gptqmodel,bitsandbytes,torchao,hqq,test,smollm2,tasks,postgresql,ray,slurm,s3,cluster]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.base
