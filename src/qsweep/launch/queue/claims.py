@@ -13,7 +13,7 @@ from sqlalchemy import and_, delete, insert, select, update
 from qsweep.launch.job import Job, JobResult
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.specs import job_of, result_text
-from qsweep.launch.queue.tables import database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import READY, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import (
     are_undecided,
     expire,
@@ -78,7 +78,7 @@ class Claims:
                     .join(sweeps, sweeps.c.sweep == jobs.c.sweep)
                     .where(
                         jobs.c.sweep == self.sweep,
-                        jobs.c.state == "ready",
+                        READY,
                         jobs.c.device == device,
                     )
                     .order_by(jobs.c.place)

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.orders import ALIVE_S
 from qsweep.launch.queue.specs import result_of
-from qsweep.launch.queue.tables import DONE, database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import DONE, NEW, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import has_head, host_of, look
 
 # More lines of one kind are only counted.
@@ -91,7 +91,7 @@ def overview(database: Database, sweep: str) -> Overview | None:
             .order_by(jobs.c.started)
             .limit(_SHOWN)
         ).all()
-        new = (mine, jobs.c.news.is_(True), jobs.c.counts.is_(True))
+        new = (mine, NEW, jobs.c.counts)
         unseen = connection.execute(
             select(jobs.c.id, jobs.c.state).where(*new, jobs.c.state.in_(DONE))
         ).all()
