@@ -10,12 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.store import ROOT_VARIABLE
 from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.launch.local import PRELOAD
 from qsweep.launch.queue import QUEUE_VARIABLE
-
-# The root of the store in jobs' processes, in the place of the head's.
-STORE_VARIABLE = "QSWEEP_STORE"
 
 
 @command
@@ -42,7 +40,7 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
     if options.device == "cuda" and not slots.gpus:
         raise ConfigError("--device=cuda: no CUDA GPU is visible; use --device=cpu")
     if options.store is not None:
-        os.environ[STORE_VARIABLE] = str(options.store)
+        os.environ[ROOT_VARIABLE] = str(options.store)
     database = patiently(lambda: Database(url, "--queue"), options.patience, say=_say)
     claims = Claims(database, options.sweep, own_name())
     patiently(
