@@ -1,6 +1,7 @@
 """A real Ray cluster of three nodes, and what dies in it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -365,14 +366,12 @@ def test_killing_the_launching_process_ends_everything(cluster, tmp_path, killed
     assert all_gone(pids, 8)
 
 
-TIMES = ("started", "seconds", "finished", "time", "memory", "tps", "path", "sweep")
-
-
 def measured(outputs):
-    return [
-        {name: value for name, value in row.items() if not any(word in name for word in TIMES)}
-        for row in rows(outputs)
-    ]
+    """All that is in a table but places, times, memory, and how a run that went on is labelled."""
+    differs = re.compile(r"artifact|log|label|model_path|.*_s|peak_.*memory_gb")
+    found = [{n: v for n, v in row.items() if not differs.fullmatch(n)} for row in rows(outputs)]
+    assert len(found) == 8 and len(found[0]) > 90  # four trials on two corpora
+    return found
 
 
 def test_a_sweep_measures_the_same_and_goes_on_after_it_was_killed(cluster, tmp_path):
@@ -393,7 +392,6 @@ def test_a_sweep_measures_the_same_and_goes_on_after_it_was_killed(cluster, tmp_
     assert again.returncode == 0, again.stderr
     local = qsweep(tmp_path / "local", *arguments, env={"OMP_NUM_THREADS": str(cores())})
     assert local.returncode == 0, local.stderr
-    assert len(measured(outputs)) == 4
     assert measured(outputs) == measured(tmp_path / "local")
     assert not [path for path in outputs.rglob("session_*")]
 

@@ -192,7 +192,11 @@ def connect(settings: dict[str, Any]) -> None:
 
     # Killed by Ray, a job's fork server could not end what the job has started; left alone it does.
     environment = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": environment}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "runtime_env": environment,
+    }
     address = settings["address"]
     if address is None:
         start_own(settings, quiet)
