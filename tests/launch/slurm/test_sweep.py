@@ -34,12 +34,15 @@ def figures(outputs):
 
 
 def hashes(outputs):
-    """What the store holds of artifacts: keys and the hashes of their files."""
-    found = {}
-    for manifest in sorted((outputs / "store").rglob("manifest.json")):
-        text = json.loads(manifest.read_text())
-        found[manifest.parent.name] = text.get("files")
-    return found
+    """What the store holds of artifacts: by key, the hashes of their files."""
+    manifests = (outputs / "store" / "artifacts").rglob("manifest.json")
+    return {
+        manifest.parent.name: {
+            name: stamp["sha256"]
+            for name, stamp in json.loads(manifest.read_text())["files"].items()
+        }
+        for manifest in manifests
+    }
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])
