@@ -65,6 +65,17 @@ def test_it_tells_what_is_where_and_why(queue, tmp_path, capsys):
     ]
 
 
+def test_what_ended_while_no_head_was_there_is_told_once(queue, tmp_path, capsys):
+    _, orders = queue
+    orders.submit([job("a"), job("b"), job("c")])
+    here = Claims(queue[0], "night", "node7:34:y")
+    for _ in range(2):
+        here.hand_in(here.take(["auto"]), JobResult("finished", {}), "")
+    assert status(tmp_path, capsys).startswith("sweep night: 2 finished, 1 ready\n")
+    write_json(tmp_path / "sweeps" / "night" / "trials" / "a.json", record("a"))
+    assert status(tmp_path, capsys).startswith("sweep night: 2 finished, 1 ready\n")
+
+
 def test_it_says_how_to_go_on(queue, tmp_path, capsys):
     _, orders = queue
     orders.submit([job("a")])

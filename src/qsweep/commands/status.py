@@ -85,7 +85,8 @@ def _lines(sweep: str, queued: "Overview | None", records: Sequence[Record]) -> 
     if queued is not None:
         # What has ended in the queue and is recorded is the same trial.
         counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
-        counts["failed"] += len(queued.failed.keys() - shown.keys())
+        for id, state in queued.unseen.items():
+            counts[state] += id not in shown
         failed |= queued.failed
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     yield f"sweep {sweep}: {told or 'no trials yet'}"

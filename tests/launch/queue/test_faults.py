@@ -240,3 +240,13 @@ def test_two_heads_of_one_sweep_are_one_too_many(here: Field):
     assert f"error: sweep {here.sweep} is run by process {os.getpid()} on " in err
     assert "sweep=NAME" in err and not running.done()
     here.launcher._orders.withdraw()
+
+
+def test_a_machine_that_can_start_nothing_gives_its_jobs_back(tmp_path):
+    with field(tmp_path) as here:
+        broken = here.worker(PRELOAD="dies_at_import")
+        running = here.run(here.job("a"))
+        assert broken.wait(30) == 1
+        assert "error: no process can be started here any more" in here.said(0)
+        here.worker()
+        assert running.result(30)["a"].status == "finished"

@@ -75,7 +75,7 @@ def test_several_jobs_at_once(here: Field):
 def test_a_worker_that_is_ended_gives_its_job_back(here: Field, number):
     here.launcher.attempts = 1
     first = here.worker()
-    running = here.run(here.sleeper("a", 3.0))
+    running = here.run(here.sleeper("a", 1.5))
     pid = here.pid_of("a")
     first.send_signal(number)
     assert first.wait(10) == 128 + number

@@ -13,7 +13,7 @@ from sqlalchemy import and_, delete, insert, select, update
 from qsweep.launch.job import Job, JobResult
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.specs import job_of, result_text
-from qsweep.launch.queue.tables import database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import READY, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import (
     are_undecided,
     expire,
@@ -78,7 +78,7 @@ class Claims:
                     .join(sweeps, sweeps.c.sweep == jobs.c.sweep)
                     .where(
                         jobs.c.sweep == self.sweep,
-                        jobs.c.state == "ready",
+                        READY,
                         jobs.c.device == device,
                     )
                     .order_by(jobs.c.place)
@@ -188,15 +188,18 @@ class Claims:
                 if row is not None:
                     lose(connection, row, cause)
 
-    def look_after(self) -> bool:
-        """Do what a head would, if there is none; returns whether the queue is finished."""
+    def look_after(self) -> bool | None:
+        """Do what a head would, if there is none.
+
+        Returns whether the queue is finished; None where there is no such sweep.
+        """
         with self._database.reading() as connection:
             over = is_over(connection, self.sweep)
             undecided = over is False and are_undecided(connection, self.sweep)
         while undecided:
             with self._database.writing() as connection:
                 undecided = settle_alone(connection, self.sweep)
-        return bool(over)
+        return over
 
     def _me(self) -> Any:
         return and_(workers.c.sweep == self.sweep, workers.c.worker == self.worker)

@@ -30,6 +30,8 @@ T = TypeVar("T")
 _TABLES = ("qsweep_jobs", "qsweep_sweeps")
 # How long one process waits for another's transaction on a sqlite file; they take milliseconds.
 _BUSY_S = 30
+# How long a server may take for a statement; drivers have one time-out for that and for connecting.
+_ANSWER_S = 60
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
 
@@ -134,9 +136,8 @@ def _uninterrupted() -> contextlib.AbstractContextManager[None]:
 def _engine(url: str) -> Engine:
     if sqlite_path(url) is None:
         # A connection that was open as the server went away is found out before it is used.
-        return create_engine(
-            with_driver(url), pool_pre_ping=True, connect_args=connect_arguments(url)
-        )
+        patience = dict.fromkeys(connect_arguments(url), _ANSWER_S)
+        return create_engine(with_driver(url), pool_pre_ping=True, connect_args=patience)
     engine = create_engine(url, connect_args={"timeout": _BUSY_S})
 
     @event.listens_for(engine, "connect")

@@ -21,7 +21,7 @@ from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
 from qsweep.launch.queue.database import Database, QueueAway, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
 from qsweep.launch.queue.machines import is_dead, own_name
-from qsweep.launch.queue.orders import Orders
+from qsweep.launch.queue.orders import Orders, Takeover
 from qsweep.launch.queue.starting import LocalWorkers
 
 QUEUE_VARIABLE = "QSWEEP_QUEUE"
@@ -250,7 +250,7 @@ class QueueLauncher:
             interrupts.check()
             time.sleep(0.5)
 
-    def _asks(self, orders: Orders, dead: str | None) -> Callable[[], object]:
+    def _asks(self, orders: Orders, dead: str | None) -> Callable[[], Takeover]:
         return lambda: orders.take_over(self.lease_s, self.attempts, dead)
 
     def _leave_to_workers(self) -> None:

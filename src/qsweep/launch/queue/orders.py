@@ -11,7 +11,16 @@ from qsweep.launch.job import Job, JobResult
 from qsweep.launch.protocol import Capacity
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.specs import result_text, row_of
-from qsweep.launch.queue.tables import OPEN, database_time, jobs, needs, sweeps, workers
+from qsweep.launch.queue.tables import (
+    NEW,
+    OPEN,
+    RUNNING,
+    database_time,
+    jobs,
+    needs,
+    sweeps,
+    workers,
+)
 from qsweep.launch.queue.upkeep import expire, has_head, lock, look, of
 
 # Rows that go into one statement, and that are asked for at once.
@@ -67,7 +76,7 @@ class Orders:
             if has_head(row) and row.head not in (self.head, dead):
                 return Takeover(row.head, row.head_seen)
             connection.execute(update(sweeps).where(sweeps.c.sweep == self.sweep).values(mine))
-            left = select(jobs.c.id).where(jobs.c.sweep == self.sweep, jobs.c.state.in_(OPEN))
+            left = select(jobs.c.id).where(jobs.c.sweep == self.sweep, OPEN)
             if row.slots and connection.execute(left.limit(1)).first() is not None:
                 return Takeover(capacity=Capacity(row.slots, row.memory))
             return Takeover()
@@ -105,15 +114,17 @@ class Orders:
 
         Those that are under way already, or ended since a head last looked, stay as they are if
         they are the same jobs; all others are begun anew, and what is not among them is withdrawn.
+        But preparations alone are no sweep: beside them the rest stays.
         """
         rows = [row_of(job) for job in ordered]
         with self._database.writing() as connection:
             lock(connection, self.sweep)
             kept = self._kept(connection, rows)
             open_ids = {job.id for job in ordered} - kept.keys()
-            _delete_open(connection, self.sweep, kept)
-            _delete_ids(connection, self.sweep, open_ids)
-            connection.execute(delete(needs).where(needs.c.sweep == self.sweep))
+            if any(job.counts for job in ordered) or not ordered:
+                _delete_open(connection, self.sweep, kept)
+                connection.execute(delete(needs).where(needs.c.sweep == self.sweep))
+            self._delete(connection, open_ids)
             met = {id for id, row in kept.items() if _is_met(row)}
             self._insert(connection, ordered, rows, range(len(rows)), open_ids, met)
 
@@ -121,10 +132,7 @@ class Orders:
         """Put jobs in, each at its place; those that wait under their ids are withdrawn."""
         ordered = [job for _, job in instead]
         ids = {job.id for job in ordered}
-        _delete_ids(connection, self.sweep, ids)
-        for chunk in _chunks(sorted(ids)):
-            mine = and_(needs.c.sweep == self.sweep, needs.c.job.in_(chunk))
-            connection.execute(delete(needs).where(mine))
+        self._delete(connection, ids)
         met: set[str] = set()
         for chunk in _chunks(sorted({need for job in ordered for need in job.needs} - ids)):
             found = select(jobs.c.id).where(
@@ -133,6 +141,13 @@ class Orders:
             met |= set(connection.scalars(found))
         places = [place for place, _ in instead]
         self._insert(connection, ordered, [row_of(job) for job in ordered], places, ids, met)
+
+    def _delete(self, connection: Connection, ids: set[str]) -> None:
+        """Take jobs out, with what they need."""
+        _delete_ids(connection, self.sweep, ids)
+        for chunk in _chunks(sorted(ids)):
+            mine = and_(needs.c.sweep == self.sweep, needs.c.job.in_(chunk))
+            connection.execute(delete(needs).where(mine))
 
     def _kept(
         self, connection: Connection, rows: Sequence[Mapping[str, Any]]
@@ -146,7 +161,7 @@ class Orders:
             )
         ).mappings()
         return {
-            row["id"]: row
+            row["id"]: dict(row)
             for row in earlier
             if asked.get(row["id"]) == row["fingerprint"]
             and (row["state"] == "running" or row["news"])
@@ -194,7 +209,7 @@ class Orders:
             return list(
                 connection.execute(
                     select(*columns)
-                    .where(jobs.c.sweep == self.sweep, jobs.c.news.is_(True))
+                    .where(jobs.c.sweep == self.sweep, NEW)
                     .order_by(jobs.c.ended)
                     .limit(_NEWS)
                 )
@@ -254,7 +269,7 @@ class Orders:
         with self._database.reading() as connection:
             late = select(jobs.c.id).where(
                 jobs.c.sweep == self.sweep,
-                jobs.c.state == "running",
+                RUNNING,
                 jobs.c.lease_until < database_time(),
             )
             if connection.execute(late.limit(1)).first() is None:
@@ -271,7 +286,7 @@ class Orders:
     def open_jobs(self) -> int:
         """How many jobs are still to end."""
         with self._database.reading() as connection:
-            counted = select(func.count()).where(jobs.c.sweep == self.sweep, jobs.c.state.in_(OPEN))
+            counted = select(func.count()).where(jobs.c.sweep == self.sweep, OPEN)
             return int(connection.scalar(counted) or 0)
 
     def is_head(self) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.orders import ALIVE_S
 from qsweep.launch.queue.specs import result_of
-from qsweep.launch.queue.tables import database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import DONE, NEW, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import has_head, host_of, look
 
 # More lines of one kind are only counted.
@@ -50,7 +50,8 @@ class Overview:
         preparations: The others that are not done, by state.
         running: What runs where, the longest first, as far as it is shown.
         workers: Those that are there, or were and did not say goodbye.
-        failed: Names and reasons of what failed, as far as it is shown.
+        unseen: What has ended and no head has recorded yet: states by id.
+        failed: Of those that failed, names and reasons, as far as they are shown.
         head: The process that plans and records, and seconds since its heartbeat; None: none is there.
         closed: Whether no more jobs will come.
     """
@@ -59,6 +60,7 @@ class Overview:
     preparations: dict[str, int]
     running: list[Running] = field(default_factory=list)
     workers: list[WorkerSeen] = field(default_factory=list)
+    unseen: dict[str, str] = field(default_factory=dict)
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     head: tuple[str, float] | None = None
     closed: bool = False
@@ -89,9 +91,13 @@ def overview(database: Database, sweep: str) -> Overview | None:
             .order_by(jobs.c.started)
             .limit(_SHOWN)
         ).all()
+        new = (mine, NEW, jobs.c.counts)
+        unseen = connection.execute(
+            select(jobs.c.id, jobs.c.state).where(*new, jobs.c.state.in_(DONE))
+        ).all()
         failed = connection.execute(
             select(jobs.c.id, jobs.c.name, jobs.c.result, jobs.c.started)
-            .where(mine, jobs.c.state == "failed", jobs.c.counts.is_(True))
+            .where(*new, jobs.c.state == "failed")
             .order_by(jobs.c.ended)
             .limit(_SHOWN)
         ).all()
@@ -114,8 +120,9 @@ def overview(database: Database, sweep: str) -> Overview | None:
         workers=[
             WorkerSeen(_short(one.worker), one.slots, one.gpus, now - one.seen) for one in there
         ],
+        unseen={id: state for id, state in unseen},
         failed={
-            one.id: (one.name, result_of(one._mapping).reason or "no reason recorded")
+            one.id: (one.name, result_of(dict(one._mapping)).reason or "no reason recorded")
             for one in failed
         },
         head=(_short(row.head), now - row.head_seen) if has_head(row) else None,

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -63,11 +64,27 @@ jobs = Table(
     Column("log", Text, comment="the end of what it wrote"),
     Column("news", Boolean, nullable=False, comment="changed since the head last looked"),
     Column("settled", Boolean, nullable=False, comment="those that need it have been told"),
-    Index("qsweep_jobs_to_claim", "sweep", "state", "device", "place"),
-    Index("qsweep_jobs_by_lease", "sweep", "state", "lease_until"),
-    Index("qsweep_jobs_news", "sweep", "news", "ended"),
-    Index("qsweep_jobs_settled", "sweep", "settled"),
 )
+
+READY = jobs.c.state == literal_column("'ready'")
+RUNNING = jobs.c.state == literal_column("'running'")
+OPEN = jobs.c.ended.is_(None)
+NEW = jobs.c.news.is_(True)
+UNSETTLED = jobs.c.settled.is_(False)
+"""Conditions that are written out, since only then an index of such rows alone is used for them."""
+
+
+def _index(name: str, condition: Any, *columns: Column[Any]) -> None:
+    # An index of all rows would be taken for what looks up a few rows by their ids, too, by a server
+    # that has no statistics of a table that was filled a moment ago.
+    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_index("qsweep_jobs_ready", READY, jobs.c.sweep, jobs.c.device, jobs.c.place)
+_index("qsweep_jobs_running", RUNNING, jobs.c.sweep, jobs.c.lease_until)
+_index("qsweep_jobs_open", OPEN, jobs.c.sweep)
+_index("qsweep_jobs_news", NEW, jobs.c.sweep, jobs.c.ended)
+_index("qsweep_jobs_unsettled", UNSETTLED, jobs.c.sweep)
 
 needs = Table(
     "qsweep_needs",
@@ -75,7 +92,6 @@ needs = Table(
     Column("sweep", _Name, primary_key=True),
     Column("need", _Name, primary_key=True),
     Column("job", _Name, primary_key=True),
-    Index("qsweep_needs_of", "sweep", "job"),
 )
 
 workers = Table(
@@ -91,8 +107,6 @@ workers = Table(
     Column("seen", _Seconds, nullable=False, comment="its last heartbeat"),
 )
 
-OPEN = ("waiting", "ready", "running")
-"""States of jobs that are still to end."""
 DONE = ("finished", "failed", "skipped")
 
 

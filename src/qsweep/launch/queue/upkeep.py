@@ -3,6 +3,7 @@
 Each function is given the connection of a transaction, and does its part within it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, select, update
@@ -10,10 +11,12 @@ from sqlalchemy import Connection, and_, case, select, update
 from qsweep.launch.flow import for_want_of
 from qsweep.launch.job import JobResult
 from qsweep.launch.queue.specs import result_of, result_text
-from qsweep.launch.queue.tables import OPEN, database_time, jobs, needs, sweeps
+from qsweep.launch.queue.tables import OPEN, RUNNING, UNSETTLED, database_time, jobs, needs, sweeps
 
 # In one transaction: short ones, and another process may do the next.
 _AT_ONCE = 50
+# Ids in one statement, which a server is not to take longer for than a driver waits.
+_IN_ONE = 200
 
 
 def of(sweep: str, id: str) -> Any:
@@ -43,15 +46,21 @@ def has_head(row: Any) -> bool:
 
 def release(connection: Connection, sweep: str, id: str) -> None:
     """What needs a job goes on without waiting for it any more."""
-    needing = select(needs.c.job).where(needs.c.sweep == sweep, needs.c.need == id)
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.sweep == sweep, jobs.c.state == "waiting", jobs.c.id.in_(needing))
-        .values(
-            missing=jobs.c.missing - 1,
-            state=case((jobs.c.missing <= 1, "ready"), else_=jobs.c.state),
+    goes_on = and_(jobs.c.state == "waiting", jobs.c.missing <= 1)
+    for some in _needing(connection, sweep, id):
+        connection.execute(
+            update(jobs)
+            .where(some)
+            .values(missing=jobs.c.missing - 1, state=case((goes_on, "ready"), else_=jobs.c.state))
         )
-    )
+
+
+def _needing(connection: Connection, sweep: str, id: str) -> Iterator[Any]:
+    """Conditions that name, a part at a time, the jobs that need one."""
+    needing = select(needs.c.job).where(needs.c.sweep == sweep, needs.c.need == id)
+    ids = connection.scalars(needing).all()
+    for start in range(0, len(ids), _IN_ONE):
+        yield and_(jobs.c.sweep == sweep, jobs.c.id.in_(ids[start : start + _IN_ONE]))
 
 
 def expire(connection: Connection, sweep: str) -> bool:
@@ -64,7 +73,7 @@ def expire(connection: Connection, sweep: str) -> bool:
         .join(sweeps, sweeps.c.sweep == jobs.c.sweep)
         .where(
             jobs.c.sweep == sweep,
-            jobs.c.state == "running",
+            RUNNING,
             jobs.c.lease_until < database_time(),
         )
         .limit(_AT_ONCE)
@@ -118,10 +127,7 @@ def settle_alone(connection: Connection, sweep: str) -> bool:
     if has_head(lock(connection, sweep)):
         return False
     unsettled = connection.execute(
-        select(jobs)
-        .where(jobs.c.sweep == sweep, jobs.c.settled.is_(False))
-        .order_by(jobs.c.ended)
-        .limit(_AT_ONCE)
+        select(jobs).where(jobs.c.sweep == sweep, UNSETTLED).order_by(jobs.c.ended).limit(_AT_ONCE)
     ).all()
     for row in unsettled:
         if row.counts:
@@ -133,24 +139,24 @@ def settle_alone(connection: Connection, sweep: str) -> bool:
 
 
 def _share_fate(connection: Connection, sweep: str, row: Any) -> None:
-    result = for_want_of(row.name, result_of(row._mapping))
-    needing = select(needs.c.job).where(needs.c.sweep == sweep, needs.c.need == row.id)
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.sweep == sweep, jobs.c.state == "waiting", jobs.c.id.in_(needing))
-        .values(
-            state=result.status,
-            result=result_text(result),
-            ended=database_time(),
-            news=True,
-            settled=False,
+    result = for_want_of(row.name, result_of(dict(row._mapping)))
+    for some in _needing(connection, sweep, row.id):
+        connection.execute(
+            update(jobs)
+            .where(some, jobs.c.state == "waiting")
+            .values(
+                state=result.status,
+                result=result_text(result),
+                ended=database_time(),
+                news=True,
+                settled=False,
+            )
         )
-    )
 
 
 def are_undecided(connection: Connection, sweep: str) -> bool:
     """Whether something did not finish, those that need it have not been told, and no head is there."""
-    unsettled = select(jobs.c.id).where(jobs.c.sweep == sweep, jobs.c.settled.is_(False)).limit(1)
+    unsettled = select(jobs.c.id).where(jobs.c.sweep == sweep, UNSETTLED).limit(1)
     return (
         not has_head(look(connection, sweep)) and connection.execute(unsettled).first() is not None
     )
@@ -163,5 +169,5 @@ def is_over(connection: Connection, sweep: str) -> bool | None:
         return None
     if has_head(row) and not row.closed:
         return False
-    left = select(jobs.c.id).where(jobs.c.sweep == sweep, jobs.c.state.in_(OPEN)).limit(1)
+    left = select(jobs.c.id).where(jobs.c.sweep == sweep, OPEN).limit(1)
     return connection.execute(left).first() is None

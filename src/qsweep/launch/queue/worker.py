@@ -113,7 +113,7 @@ class Worker:
         self._folder: Path | None = None
         self._asking, self._handing_in = Pause(), Pause(longest_s=10.0)
         self._began = self._busy = time.monotonic()
-        self._away = False
+        self._away = self._waited = False
 
     def __enter__(self) -> Self:
         return self
@@ -194,9 +194,8 @@ class Worker:
     def _take(self) -> str | None:
         """Take one job more, if there is one; else say whether it is time to end, and why."""
         try:
-            claim, over = self._claims.take(self._devices()), False
-            if claim is None:
-                over = self._claims.look_after()
+            claim = self._claims.take(self._devices())
+            over = self._claims.look_after() if claim is None else False
         except QueueAway as error:
             if not self._away:
                 self._say(f"{error}; trying again for {self._patience_s:.0f} s")
@@ -210,6 +209,9 @@ class Worker:
         self._asking.begin()
         if self._taken:
             return None
+        if over is None and not self._waited:
+            self._say(f"waiting for sweep {self._claims.sweep}, which is not in the queue yet")
+            self._waited = True
         if over:
             return f"sweep {self._claims.sweep} is finished"
         if self._idle_s is not None and time.monotonic() - self._busy >= self._idle_s:
