@@ -106,7 +106,7 @@ def test_ctrl_c_cancels_the_workers_or_leaves_them(started, slurm, tmp_path, cho
         assert len(running(slurm)) == 2
         assert main(["status", "t", f"--outputs={outputs}"]) == 0
         told = capsys.readouterr().out
-        assert "2 running" in told and "Slurm job " in told and "no worker is there" not in told
+        assert "2 running" in told and "Slurm job" in told and "no worker is there" not in told
     again = started(f"launch.on_interrupt={choice}")  # at once: workers may still be ending
     assert again.wait(240) == 0, (tmp_path / "said.txt").read_text()
     submitted = "submitted, Slurm job" in (tmp_path / "said.txt").read_text()
