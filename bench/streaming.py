@@ -1,6 +1,6 @@
 """A model larger than memory: reference, one GPTQ pass and evaluation, layer by layer, and whole.
 
-    python bench/streaming.py --quick                 a model of 0.3 GB within 0.9 GB, a minute
+    python bench/streaming.py --quick                 a model of 0.36 GB within 1.25 GB
     python bench/streaming.py                         3 billion weights (6 GB) within 2.5 GB
     python bench/streaming.py --only limited --memory-gb 3
     python bench/streaming.py --model DIR --json bench/results/streaming.json
@@ -63,7 +63,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--model", type=Path, help="a checkpoint of one's own")
     parser.add_argument("--only", action="append", choices=CONTENDERS)
-    parser.add_argument("--memory-gb", type=float, help="of the control group (2.5; quick: 0.9)")
+    parser.add_argument("--memory-gb", type=float, help="of the control group (2.5; quick: 1.25)")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a window or sample")
@@ -71,7 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_gb is None:
-        options.memory_gb = 0.9 if options.quick else 2.5
+        options.memory_gb = 1.25 if options.quick else 2.5
     return options
 
 

@@ -85,6 +85,28 @@ def test_a_lost_job_waits_again_before_all_others():
     ]
 
 
+def test_what_waited_for_a_job_that_is_passed_over_goes_on_without():
+    flow = Flow([job("pass"), job("a", "pass"), job("b", "a", "pass"), job("other")])
+    first = flow.heads()[0]
+    flow.started(first)
+    flow.passed_over(first, BROKEN)
+    assert run(flow) == ["a", "b", "other"]
+    assert flow.results["pass"] == BROKEN and flow.results["b"] == DONE
+
+
+def test_a_job_may_be_added_while_others_run():
+    flow = Flow([job("a")])
+    flow.started(flow.heads()[0])
+    flow.add(job("b", "a"))
+    flow.add(job("c"))
+    assert ids(flow) == ["c"]
+    for one, why in ((job("c"), "the same id"), (job("d", "e"), "needs unknown jobs: e")):
+        with pytest.raises(ValueError, match=why):
+            flow.add(one)
+    flow.ended(job("a"), DONE)
+    assert run(flow) == ["b", "c"]
+
+
 def test_nothing_waits_when_nothing_can_be_started_any_more():
     flow = Flow([job("a"), job("b", "a"), job("c")])
     flow.finish_all(BROKEN)

@@ -15,8 +15,9 @@ from qsweep.formats.dense import load_dense
 from qsweep.formats.hf import reference_artifact
 from qsweep.formats.numbers import W4A16, FP8Dynamic
 from qsweep.models.facts import read_facts
+from qsweep.models.layer_list import CannotStream, layers_of
 from qsweep.models.source import SourceModel
-from qsweep.models.streaming import CannotStream, layers_of, load_streamed, stream_of
+from qsweep.models.streaming import load_streamed, stream_of
 from qsweep.quantizers.rtn import RTN
 
 # What a forward of a model takes whose 14 layers have 17 MB of weights each in float32.

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qsweep.models.facts import read_facts
+from qsweep.models.layer_list import CannotStream
 from qsweep.models.source import SourceModel
-from qsweep.models.streaming import CannotStream
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, capture, grid
 from qsweep.quantizers.native.grid import run
 from qsweep.quantizers.rtn import RTN

@@ -17,21 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from qsweep.base.errors import IncompatibleTrial, QsweepError
+from qsweep.base.errors import QsweepError
 from qsweep.base.memory import set_malloc
 from qsweep.models.experts import attach_experts, is_experts
-from qsweep.models.facts import is_of_text
+from qsweep.models.layer_list import layers_of, require_streamable
 from qsweep.models.spelling import targets
 
-_WAY_OUT = "leave model.stream out"
 # Of a streamed model, memory that goes back to the system at once, from so many bytes.
 _MAPPED_FROM = 1 << 20
 # Told which layer is about to be called, and with what.
 Gate = Callable[[int, tuple[Any, ...], Mapping[str, Any]], None]
-
-
-class CannotStream(IncompatibleTrial):
-    """The model's layers cannot be held one at a time."""
 
 
 class LayerStream:
@@ -215,50 +210,6 @@ def holding_part(model: Any, name: str) -> Iterator[None]:
         return
     with holding(model, index):
         yield
-
-
-def layers_of(model: Any) -> tuple[list[str], list[nn.Module]]:
-    """The decoder layers of a model: the list of modules that has most of its parameters.
-
-    Raises:
-        CannotStream: There is none.
-    """
-    get_decoder = getattr(model, "get_decoder", None)
-    part = get_decoder() if get_decoder else model
-    inside = set(part.modules()) if isinstance(part, nn.Module) else set()
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and is_of_text(name) and len(module)
-    ]
-    lists = [pair for pair in lists if pair[1] in inside] or lists
-    if not lists:
-        raise CannotStream(
-            f"model.stream=true: {type(model).__name__} has no list of decoder layers; {_WAY_OUT}"
-        )
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in lists}
-    name, found = max(lists, key=lambda pair: (sizes[pair[0]], -len(pair[0])))
-    return [f"{name}.{index}" for index in range(len(found))], list(found)
-
-
-def require_streamable(model: Any) -> None:
-    """Refuse a model, which may be on the meta device, whose layers cannot come one at a time.
-
-    Raises:
-        CannotStream: says why.
-    """
-    paths, layers = layers_of(model)
-    kind = type(model).__name__
-    prefix = paths[0].rpartition(".")[0] + "."
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    shared = [name for pair in tied.items() for name in pair if name.startswith(prefix)]
-    if shared:
-        raise CannotStream(
-            f"model.stream=true: layers of {kind} share weights ({min(shared)}); {_WAY_OUT}"
-        )
-    parameters = [id(p) for layer in layers for p in layer.parameters()]
-    if len(set(map(id, layers))) < len(layers) or len(set(parameters)) < len(parameters):
-        raise CannotStream(f"model.stream=true: layers of {kind} share weights; {_WAY_OUT}")
 
 
 def load_streamed(

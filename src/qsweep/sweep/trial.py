@@ -235,7 +235,7 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
     import torch
 
     from qsweep.formats.dense import load_dense
-    from qsweep.models.streaming import CannotStream
+    from qsweep.models.layer_list import CannotStream
 
     model, setting = plan.trial.model, plan.setting
     kind: torch.dtype = getattr(torch, dtype or setting.dtype)

@@ -12,10 +12,11 @@ from qsweep.formats.weights import slices_of
 from qsweep.models.architecture import empty_model, load_model
 from qsweep.models.experts import attach_experts
 from qsweep.models.facts import is_of_text, read_tensors
+from qsweep.models.layer_list import CannotStream
 from qsweep.models.room import streams
 from qsweep.models.source import ModelFacts, SourceModel
 from qsweep.models.spelling import Spelling
-from qsweep.models.streaming import CannotStream, attach_experts_of, load_streamed
+from qsweep.models.streaming import attach_experts_of, load_streamed
 from qsweep.quantizers.native.graph import (
     find_decoder,
     know_linears,
