@@ -52,7 +52,7 @@ class LayerStream:
         self.paths, self.layers = layers_of(model)
         self.gate: Gate | None = None
         self._model, self._state, self._device = model, state, device
-        self._mapping = get_model_conversion_mapping(model)
+        self._mapping: Any = get_model_conversion_mapping(model)
         self._sources: list[dict[str, str]] = [{} for _ in self.layers]
         for source, target in targets(model, state):
             index = self.index_of(target) if target is not None else None
@@ -239,7 +239,7 @@ def load_streamed(
     parameters = {name: tuple(p.shape) for name, p in shell.named_parameters()}
     given: dict[str, Any] = dict(state)
     for source, target in targets(shell, state):
-        if target in parameters and target.startswith(prefix):
+        if target is not None and target in parameters and target.startswith(prefix):
             own = getattr(state[source], "get_shape", None)
             shape = own() if own else shapes.get(source, parameters[target])
             given[source] = _Absent(tuple(shape))
