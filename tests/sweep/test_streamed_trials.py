@@ -12,7 +12,7 @@ def test_a_streamed_sweep_finds_the_same_under_the_same_keys(tmp_path, tiny_mode
     text = tmp_path / "text.txt"
     text.write_text("A sentence that is measured, and another one that says the same again.\n" * 40)
     sweep = [
-        *("-m", f"model.path={tiny_model('llama')}", "quant=none,rtn,gptq", "group_size=64"),
+        *("-m", f"model.path={tiny_model('llama')}", "quant=rtn,gptq", "group_size=64"),
         *("quant.backend=native", "eval.context=32", "calibration.max_seq_len=32"),
         *("corpus=file", f"corpus.path={text}", "calibration=file", f"calibration.path={text}"),
     ]

@@ -9,6 +9,7 @@ one forward after the other, bit by bit, whatever a layer hands on to the next.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -57,12 +58,9 @@ def together(
     begun = 0
     while begun < len(forwards):
         walkers = _begin(forwards[begun:], room, has_disk=model.device.type == "cpu")
-        done = begun / len(forwards)
-        share = len(walkers) / len(forwards)
+        told = partial(_tell, advance, begun / len(forwards), len(walkers) / len(forwards))
         try:
-            yield from _through(
-                stream, walkers, lambda part, d=done, s=share: advance(d + s * part)
-            )
+            yield from _through(stream, walkers, told)
         finally:
             for walker in walkers:
                 walker.abandon()
@@ -101,7 +99,7 @@ class _Walker(greenlet):
         if self._rests_on_disk and tensors and tensors[0].is_floating_point():
             # In place, whoever else has it: the layer's caller does.
             hidden = tensors.pop(0)
-            hidden.set_(on_disk(hidden))
+            hidden.set_(on_disk(hidden))  # type: ignore[call-overload]
         self.held = sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors}.values())
         del tensors
         self.layer = index
@@ -111,6 +109,11 @@ class _Walker(greenlet):
         """Unwind it, where it has not returned."""
         if not self.dead:
             self.throw(GreenletExit)
+
+
+def _tell(advance: Callable[[float], None], before: float, share: float, done: float) -> None:
+    """Tell what is done of all, given that of a share of it."""
+    advance(before + share * done)
 
 
 def _wait(index: int, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:

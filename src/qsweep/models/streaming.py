@@ -23,7 +23,7 @@ from qsweep.models.experts import attach_experts, is_experts
 from qsweep.models.layer_list import layers_of, require_streamable
 from qsweep.models.spelling import targets
 
-# Of a streamed model, memory that goes back to the system at once, from so many bytes.
+# Weights of so many bytes and more are mapped by themselves.
 _MAPPED_FROM = 1 << 20
 # Told which layer is about to be called, and with what.
 Gate = Callable[[int, tuple[Any, ...], Mapping[str, Any]], None]
@@ -52,7 +52,7 @@ class LayerStream:
         self.paths, self.layers = layers_of(model)
         self.gate: Gate | None = None
         self._model, self._state, self._device = model, state, device
-        self._mapping = get_model_conversion_mapping(model)
+        self._mapping: Any = get_model_conversion_mapping(model)
         self._sources: list[dict[str, str]] = [{} for _ in self.layers]
         for source, target in targets(model, state):
             index = self.index_of(target) if target is not None else None
@@ -63,8 +63,6 @@ class LayerStream:
         self._called = [0] * len(self.layers)
         self._ahead: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, "layers")
-        # What a layer leaves behind goes back to the system, not into gaps that the next may not fit.
-        set_malloc(mapped_from=_MAPPED_FROM, kept=_MAPPED_FROM)
         for index, layer in enumerate(self.layers):
             self._follow(index, layer)
 
@@ -145,7 +143,7 @@ class LayerStream:
         places = {"": "cpu" if stacks else self._device, "nowhere": "disk"}
         config = LoadStateDictConfig(device_map=places, weight_mapping=self._mapping)
         # What it notes on a model concerns the part that it loads: a copy takes that.
-        with _quiet():
+        with _quiet(), _mapped_by_themselves():
             info, _ = convert_and_load_state_dict_in_model(copy.copy(self._model), wanted, config)
         layer.requires_grad_(False)
         if names is not None:
@@ -241,7 +239,7 @@ def load_streamed(
     parameters = {name: tuple(p.shape) for name, p in shell.named_parameters()}
     given: dict[str, Any] = dict(state)
     for source, target in targets(shell, state):
-        if target in parameters and target.startswith(prefix):
+        if target is not None and target in parameters and target.startswith(prefix):
             own = getattr(state[source], "get_shape", None)
             shape = own() if own else shapes.get(source, parameters[target])
             given[source] = _Absent(tuple(shape))
@@ -289,6 +287,19 @@ def _empty(layer: nn.Module) -> None:
             if parameter is not None and not parameter.is_meta:
                 nothing = torch.empty_like(parameter, device="meta")
                 module._parameters[name] = nn.Parameter(nothing, requires_grad=False)
+
+
+@contextmanager
+def _mapped_by_themselves() -> Iterator[None]:
+    """What is made within goes back to the system when it is freed, and leaves no gaps.
+
+    Only that: for what is computed meanwhile to be got from the system each time would be slow.
+    """
+    set_malloc(mapped_from=_MAPPED_FROM, kept=64 << 20)
+    try:
+        yield
+    finally:
+        set_malloc(mapped_from=32 << 20, kept=64 << 20)
 
 
 @contextmanager

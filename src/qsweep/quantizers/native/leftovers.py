@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qsweep.models.experts import attached, expert_count, parts_of
+from qsweep.models.experts import ExpertLinear, Part, attached, expert_count, parts_of
 from qsweep.models.streaming import stream_of
 from qsweep.quantizers.native.graph import linears_of, tensors_of
 
@@ -78,19 +78,23 @@ def _tensors(
             # LongCat-Flash has first layers of experts that pass a token on, and never uses them.
             for expert in range(expert_count(module), count):
                 own = f"{name}.{expert}.{part.name}.weight"
-                found[own] = _Tensor(
-                    own,
-                    stack,
-                    lambda m=module, p=part, e=expert: p.of(m.get_parameter(p.parameter), e),
-                )
+                found[own] = _Tensor(own, stack, partial(_weight_of, module, part, expert))
         for own, linear in linears.items():
+            assert isinstance(linear, ExpertLinear)
             for kind in tensors_of(linear):
                 stack = f"{name}.{linear.part.parameter}"
                 parameter = stack if kind == "weight" else f"{stack}_bias"
-                found[f"{own}.{kind}"] = _Tensor(
-                    f"{own}.{kind}", parameter, lambda m=linear, k=kind: tensors_of(m)[k]
-                )
+                name_of = f"{own}.{kind}"
+                found[name_of] = _Tensor(name_of, parameter, partial(_part_of, linear, kind))
     return list(found.values())
+
+
+def _weight_of(module: torch.nn.Module, part: Part, expert: int) -> torch.Tensor:
+    return part.of(module.get_parameter(part.parameter), expert)
+
+
+def _part_of(linear: torch.nn.Module, kind: str) -> torch.Tensor:
+    return tensors_of(linear)[kind]
 
 
 def _tensor_at(model: torch.nn.Module, name: str) -> torch.Tensor:
