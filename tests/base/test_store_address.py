@@ -75,3 +75,12 @@ def configs():
         "launch": {"_target_": "qsweep.launch.local.LocalLauncher"},
         "tracking": {"_target_": "qsweep.tracking.none.NoTracker"},
     }
+
+
+def test_the_embedded_model_is_where_a_nodes_own_qsweep_is(tmp_path):
+    from qsweep.models.tiny import MODEL_DIR
+
+    here, there = Store(tmp_path / "a"), Store(tmp_path / "b")
+    name = here.portable(MODEL_DIR)
+    assert name == "qsweep:models/tiny/model"
+    assert there.located(name) == MODEL_DIR

@@ -48,8 +48,9 @@ Make = Callable[[Path], dict[str, Any]]
 MakeAll = Callable[[Mapping[str, Path]], Mapping[str, dict[str, Any]]]
 # Where the store of this machine lies, if not below outputs_dir.
 ROOT_VARIABLE = "QSWEEP_STORE"
-# Begins what names a file of the store, wherever that lies.
-_IN_STORE = "store:"
+# Begins what names a file of the store, or of this package, wherever that lies.
+_IN_STORE, _IN_PACKAGE = "store:", "qsweep:"
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Where the last sweep's remote copy lies.
 _REMOTE = "remote.json"
 # How long one waits for another that may be fetching the same, seconds.
@@ -112,13 +113,17 @@ class Store:
         return nullcontext() if self.remote is None else self.remote.planning()
 
     def portable(self, path: Path) -> str:
-        """A path as a job is given it: what lies in the store may lie elsewhere on its node."""
+        """A path as a job is given it: what lies in the store, or in qsweep, may lie elsewhere there."""
         if path.is_relative_to(self.root):
             return f"{_IN_STORE}{path.relative_to(self.root)}"
+        if path.is_relative_to(_PACKAGE):
+            return f"{_IN_PACKAGE}{path.relative_to(_PACKAGE)}"
         return str(path)
 
     def located(self, name: str) -> Path:
         """The path that :meth:`portable` made a name of, here."""
+        if name.startswith(_IN_PACKAGE):
+            return _PACKAGE / name.removeprefix(_IN_PACKAGE)
         if not name.startswith(_IN_STORE):
             return Path(name)
         path = self.root / name.removeprefix(_IN_STORE)
