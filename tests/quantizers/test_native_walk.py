@@ -389,13 +389,13 @@ def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
     chunk, stages = Chunk(torch.zeros(4, 128, 64), []), [Stage(("0",), 64, 0)]
     weights = square = 4 * 64 * 64
     forward = 4 * 64 * 4 * (4 * 128)
-    monkeypatch.setattr(walking, "budget", lambda device: 2 * (weights + 2 * square + forward))
+    monkeypatch.setattr(walking, "free_budget", lambda device: 2 * (weights + 2 * square + forward))
     assert rounds_needed(layer, stages, [chunk], 4, 0) == 2
     assert rounds_needed(layer, stages, [chunk], 4, 1) == 3
     # Who shares statistics, or is run anew up to each stage, has no forward that waits.
     assert rounds_needed(layer, stages, [chunk], 0, 20) == 1
     assert rounds_needed(layer, stages, [chunk, chunk], 20, 0) == 1
-    monkeypatch.setattr(walking, "budget", lambda device: 1)
+    monkeypatch.setattr(walking, "free_budget", lambda device: 1)
     assert rounds_needed(layer, stages, [chunk], 3, 2) == 5
     assert rounds_needed(layer, stages, [chunk], 0, 0) == 1
 
@@ -405,7 +405,9 @@ def test_experts_that_run_side_by_side_need_a_gram_matrix_each(monkeypatch):
     chunk = Chunk(torch.zeros(4, 128, 64), [])
     stages = [Stage((str(number),), 64, 0, "experts") for number in range(8)]
     square = 4 * 64 * 64
-    monkeypatch.setattr(walking, "budget", lambda device: 2 * (8 * square + square + 8 * square))
+    monkeypatch.setattr(
+        walking, "free_budget", lambda device: 2 * (8 * square + square + 8 * square)
+    )
     assert rounds_needed(layer, stages, [chunk, chunk], 4, 0) == 2
     assert rounds_needed(layer, stages, [chunk, chunk], 0, 4) == 2
     one_by_one = [Stage((str(number),), 64, number) for number in range(8)]

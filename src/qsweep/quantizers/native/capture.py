@@ -15,7 +15,7 @@ from torch import nn
 from qsweep.base.memory import available_bytes
 from qsweep.base.scratch import on_disk
 from qsweep.models.layer_list import CannotStream
-from qsweep.models.streaming import stream_of
+from qsweep.models.streaming import holding, stream_of
 from qsweep.quantizers.native.graph import Decoder, find_decoder, shares_weights, whole_model
 from qsweep.quantizers.native.layers import Chunk, run_layer
 from qsweep.quantizers.native.memory import activation_bytes, budget
@@ -58,7 +58,7 @@ def capture(
     decoder = find_decoder(model)
     start = torch.tensor([list(samples[0])[:_PROBE_TOKENS]], device=model.device)
     exact = multiplies_bfloat16(device) and not _multiplies_in_bfloat16(body, start)
-    if not _is_all(decoder, linears) or not _runs_layer_by_layer(body, decoder, start):
+    if not _is_all(decoder, linears) or not _runs_layer_by_layer(model, decoder, start):
         decoder = whole_model(model)
         if stream_of(model) is not None:
             raise CannotStream(
@@ -127,54 +127,38 @@ def _is_all(decoder: Decoder, linears: Collection[str]) -> bool:
     return found.issuperset(linears) and not shares_weights(decoder)
 
 
-def _runs_layer_by_layer(body: nn.Module, decoder: Decoder, ids: torch.Tensor) -> bool:
+def _runs_layer_by_layer(model: Any, decoder: Decoder, ids: torch.Tensor) -> bool:
     """Whether decoder layers, called one by one, make of a few tokens what they make in the model.
 
     Some hand more on than hidden states: keys and values, what an earlier layer chose.
     """
-    chunk = captured(body, decoder, ids)
-    if chunk is None:
-        return False
-    alone = _Alone(chunk)
-    # Before other hooks: what reads a layer's weights for a call lets go of them after it.
-    handles = [layer.register_forward_hook(alone.look, prepend=True) for layer in decoder.layers]
+    body = getattr(model, "base_model", model)
+    expected: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        expected.append(output if isinstance(output, torch.Tensor) else output[0])
+
+    handles = [layer.register_forward_hook(keep) for layer in decoder.layers]
     try:
         with torch.no_grad():
             body(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return alone.agrees and alone.count == len(decoder.layers)
-
-
-class _Alone:
-    """Runs each layer that has just run in the model once more by itself, on what came before.
-
-    Attributes:
-        agrees: Whether the same has come of it so far.
-        count: How many layers have run.
-    """
-
-    def __init__(self, chunk: Chunk):
-        self.agrees, self.count = True, 0
-        self._chunk, self._running = chunk, False
-
-    def look(self, layer: nn.Module, _: Any, output: Any) -> None:
-        """A forward hook."""
-        if self._running or not self.agrees:
-            return
-        expected = output if isinstance(output, torch.Tensor) else output[0]
-        self._running = True
+    chunk = captured(body, decoder, ids)
+    if chunk is None or len(expected) != len(decoder.layers):
+        return False
+    for index, (layer, output) in enumerate(zip(decoder.layers, expected, strict=True)):
         try:
-            hidden = run_layer(layer, self._chunk, self.count)
+            with holding(model, index):
+                hidden = run_layer(layer, chunk, index)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            self.agrees = False
-            return
-        finally:
-            self._running = False
+            return False
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
-        self.agrees = hidden.shape == expected.shape and _close(hidden, expected, tolerance)
-        self._chunk, self.count = replace(self._chunk, hidden=hidden), self.count + 1
+        if hidden.shape != output.shape or not _close(hidden, output, tolerance):
+            return False
+        chunk = replace(chunk, hidden=hidden)
+    return True
 
 
 def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
