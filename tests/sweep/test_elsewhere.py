@@ -44,6 +44,6 @@ def test_a_model_that_is_nowhere_is_one_line(elsewhere, tmp_path):
 
 def test_a_job_says_nothing_of_the_sweep_and_so_is_the_same_in_another(elsewhere, tmp_path):
     plan, store = elsewhere
-    job = plan_job(plan, "a", "m:f", (), store.root, tmp_path / "log", None)
+    job = plan_job(plan, "a", "m:f", (), store, tmp_path / "log", None)
     assert not set(SWEEP_WIDE) & job.payload["config"].keys()
     assert job.payload["key"] == job.id == plan.key

@@ -61,9 +61,12 @@ def is_dead(path: Path) -> bool:
 
 def last_change(path: Path) -> float:
     """When anything in a file or folder changed last, seconds since the epoch; 0 if it is gone."""
-    times = [0.0]
-    folder = path.is_dir() and not path.is_symlink()
-    for one in (path, *(path.rglob("*") if folder else ())):
+    times, found_in = [0.0], [path]
+    if not path.is_symlink():
+        # Unlike a glob, a walk does not mind that folders go while it looks.
+        for folder, folders, files in os.walk(path):
+            found_in += [Path(folder, name) for name in (*folders, *files)]
+    for one in found_in:
         with contextlib.suppress(OSError):  # its maker may be at work
             found = one.lstat()
             times.append(max(found.st_mtime, found.st_ctime))

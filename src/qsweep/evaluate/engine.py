@@ -10,7 +10,7 @@ from qsweep.base.errors import TrialFailed
 from qsweep.base.memory import set_malloc, trim_malloc
 from qsweep.evaluate.head import KeptLogits, OutputHead, run_body, split_model
 from qsweep.evaluate.together import together
-from qsweep.models.streaming import stream_of
+from qsweep.models.room import stream_of
 
 if TYPE_CHECKING:
     import torch

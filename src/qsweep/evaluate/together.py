@@ -16,11 +16,13 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from qsweep.base.memory import available_bytes
 from qsweep.base.scratch import on_disk
-from qsweep.models.streaming import LayerStream, stream_of
+from qsweep.models.room import stream_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from qsweep.models.streaming import LayerStream
 
 Result = TypeVar("Result")
 
@@ -138,7 +140,7 @@ def _begin(forwards: Sequence[Callable[[], Any]], room: int, *, has_disk: bool) 
 
 
 def _through(
-    stream: LayerStream, walkers: Sequence[_Walker], advance: Callable[[float], None]
+    stream: "LayerStream", walkers: Sequence[_Walker], advance: Callable[[float], None]
 ) -> Iterator[Any]:
     """Take them through layer after layer; what they return, in order."""
     returned = 0

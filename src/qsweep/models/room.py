@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 from qsweep.base.memory import available_bytes
 from qsweep.models.source import ModelFacts
@@ -48,3 +48,8 @@ def held_parameters(facts: ModelFacts) -> int:
             layers[match.group()] += outputs * inputs
     outside = facts.parameters - sum(layers.values())
     return min(outside + 2 * max(layers.values(), default=0), facts.parameters)
+
+
+def stream_of(model: Any) -> Any:
+    """The :class:`~qsweep.models.streaming.LayerStream` of a model; None of one that is there whole."""
+    return getattr(model, "layer_stream", None)

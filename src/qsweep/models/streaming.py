@@ -21,6 +21,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.memory import set_malloc
 from qsweep.models.experts import attach_experts, is_experts
 from qsweep.models.layer_list import layers_of, require_streamable
+from qsweep.models.room import stream_of
 from qsweep.models.spelling import targets
 
 # Weights of so many bytes and more are mapped by themselves.
@@ -179,12 +180,6 @@ class LayerStream:
 
         layer.register_forward_pre_hook(before, with_kwargs=True)
         layer.register_forward_hook(after, always_call=True)
-
-
-def stream_of(model: Any) -> LayerStream | None:
-    """The stream of a model's layers; None of one that is in memory whole."""
-    found: LayerStream | None = getattr(model, "layer_stream", None)
-    return found
 
 
 @contextmanager

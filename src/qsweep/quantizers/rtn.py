@@ -166,8 +166,9 @@ class RTN(GroupedOptions):
     def _quantize_stacks(self, model: SourceModel, out: Path, progress: Progress) -> Artifact:
         """The same where experts lie in stacks, of which transformers knows how they are read."""
         from qsweep.models.facts import read_tensors
+        from qsweep.models.room import stream_of
         from qsweep.models.spelling import spelling_of
-        from qsweep.models.streaming import holding, stream_of
+        from qsweep.models.streaming import holding
         from qsweep.quantizers.native.graph import (
             find_decoder,
             linears_of,

@@ -15,7 +15,8 @@ from torch import nn
 from qsweep.base.memory import available_bytes
 from qsweep.base.scratch import on_disk
 from qsweep.models.layer_list import CannotStream
-from qsweep.models.streaming import holding, stream_of
+from qsweep.models.room import stream_of
+from qsweep.models.streaming import holding
 from qsweep.quantizers.native.graph import Decoder, find_decoder, shares_weights, whole_model
 from qsweep.quantizers.native.layers import Chunk, run_layer
 from qsweep.quantizers.native.memory import activation_bytes, budget

@@ -16,7 +16,8 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.models.experts import ExpertLinear, holds_unknown_experts
-from qsweep.models.streaming import holding, stream_of
+from qsweep.models.room import stream_of
+from qsweep.models.streaming import holding
 
 
 @dataclass(frozen=True)

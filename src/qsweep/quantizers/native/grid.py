@@ -17,9 +17,10 @@ from qsweep.base.progress import Progress
 from qsweep.formats.packing import QuantizedMatrix
 from qsweep.models.facts import read_tensors
 from qsweep.models.layer_list import CannotStream
+from qsweep.models.room import stream_of
 from qsweep.models.source import SourceModel
 from qsweep.models.spelling import spelling_of
-from qsweep.models.streaming import holding, stream_of
+from qsweep.models.streaming import holding
 from qsweep.quantizers.grouped import GroupedOptions
 from qsweep.quantizers.native.awq_jobs import AWQJob
 from qsweep.quantizers.native.capture import capture, rest_on_disk, resting_device

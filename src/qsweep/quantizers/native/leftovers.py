@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qsweep.models.experts import ExpertLinear, Part, attached, expert_count, parts_of
-from qsweep.models.streaming import stream_of
+from qsweep.models.room import stream_of
 from qsweep.quantizers.native.graph import linears_of, tensors_of
 
 
