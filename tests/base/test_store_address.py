@@ -84,3 +84,12 @@ def test_the_embedded_model_is_where_a_nodes_own_qsweep_is(tmp_path):
     name = here.portable(MODEL_DIR)
     assert name == "qsweep:models/tiny/model"
     assert there.located(name) == MODEL_DIR
+
+
+def test_a_folder_that_the_sweep_never_sees_is_refused(tmp_path, monkeypatch):
+    address = Store(tmp_path / "here").address
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "there"))
+    with pytest.raises(ConfigError, match="give the sweep store.remote=URL"):
+        Store.at(address)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "here"))
+    assert Store.at(address).root == tmp_path / "here"

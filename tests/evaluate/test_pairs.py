@@ -70,3 +70,10 @@ def test_a_false_claim_is_made_in_one_family_of_twenty_at_most():
     counts = np.full(24, 100)
     wrong = sum(better_than(100 * rng.standard_t(4, (10, 24)), counts).any() for _ in range(1000))
     assert wrong / 1000 < 0.05
+
+
+def test_a_pair_alone_is_told_apart_whatever_others_there_are():
+    sums = measured([1.0, 1.011, *([1.005] * 30)], noise=0.02)
+    assert not better_than(sums, COUNTS)[0, 1]
+    alone = better_than(sums, COUNTS, each_alone=True)
+    assert alone[0, 1] == better_than(sums[:2], COUNTS)[0, 1]

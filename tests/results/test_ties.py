@@ -18,7 +18,7 @@ from qsweep.results.html.data import SweepData
 from qsweep.results.html.page import render
 from qsweep.results.markdown import results_markdown
 from qsweep.results.rows import ranked, rows, to_csv
-from qsweep.results.ties import with_standings
+from qsweep.results.ties import tell_of, with_standings
 from qsweep.sweep.config import sweep_config
 
 
@@ -58,6 +58,24 @@ def test_what_nobody_asked_for_and_what_has_no_windows_is_not_ranked(sweep):
     sweep[3]["implied"] = True
     sweep[4]["measurements"][0]["file"] = None
     assert ranks(sweep) == {"key-a": "1-2", "key-b": "1-2"}
+
+
+def test_a_trial_of_two_sweeps_is_no_rival_of_itself(sweep):
+    found = with_standings(rows(typed([*sweep, sweep[1] | {"sweep": "again"}])))
+    own = [row.standing.text for row in found if row.key == "key-a"]
+    assert own == ["1-2", "1-2"]
+    assert {row.standing.of for row in found if row.standing} == {4}
+
+
+def test_many_trials_make_no_worse_one_the_best(measured):
+    """By all claims together hardly any pair is told apart; by itself this one is."""
+    crowd = [measured(f"m{n}", "rtn", 0.05, 1.2, noise=0.004, seed=n) for n in range(30)]
+    pair = [
+        measured("better", "gptq", 0.0400, 1.0000, noise=0.004, seed=40),
+        measured("worse", "awq", 0.0432, 0.9999, noise=0.004, seed=41),
+    ]
+    found = tell_of(typed([*pair, *crowd]))("key-better", "key-worse")
+    assert found is tell_of(typed(pair))("key-better", "key-worse") is True
 
 
 def test_in_the_silent_zone_nothing_is_ordered_but_by_size(measured):

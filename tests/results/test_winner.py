@@ -67,6 +67,13 @@ def test_the_smallest_of_a_tie_leads():
     assert decide([large, hardly], nothing_told).leader == "large"
 
 
+def test_a_tie_is_no_reason_why_the_seed_would_decide():
+    draws = [one("d0", 1.020, 0.001, 1.0, setting="s"), one("d1", 1.021, 0.001, 1.0, setting="s")]
+    larger = one("m", 1.005, 0.001, 1.05)
+    found = decide([*draws, larger], nothing_told)
+    assert found.leader == "d0" and found.open is None
+
+
 def test_windows_tie_what_intervals_do_not():
     better, worse = one("a", 1.02, 0.001), one("b", 1.05, 0.001)
     assert decide([better, worse]).tied == ()

@@ -4,11 +4,15 @@ import shutil
 
 import pytest
 
+from helpers.configs import composed
 from qsweep.base.errors import ConfigError, TrialFailed
 from qsweep.base.store import Store
+from qsweep.launch.gpus import visible_gpus
+from qsweep.launch.job import DEVICE_VARIABLE
 from qsweep.sweep.artifacts import plan_here
-from qsweep.sweep.config import SWEEP_WIDE, own_config
-from qsweep.sweep.jobs import plan_job
+from qsweep.sweep.config import SWEEP_WIDE, own_config, trial_config
+from qsweep.sweep.jobs import device_of, plan_job
+from qsweep.sweep.planning import plan_all
 
 
 @pytest.fixture
@@ -47,3 +51,23 @@ def test_a_job_says_nothing_of_the_sweep_and_so_is_the_same_in_another(elsewhere
     job = plan_job(plan, "a", "m:f", (), store, tmp_path / "log", None)
     assert not set(SWEEP_WIDE) & job.payload["config"].keys()
     assert job.payload["key"] == job.id == plan.key
+
+
+@pytest.mark.parametrize("launch", ["workers", "ray", "slurm"])
+def test_a_machine_without_a_gpu_plans_for_those_of_others(tmp_path, monkeypatch, launch):
+    config = composed("quant=none", f"launch={launch}", "device=cuda", "corpus=python_code")
+    store = Store(tmp_path / "store")
+    plans, refused = plan_all([trial_config(config)], store)
+    (plan,) = plans.values()
+    assert not refused and plan.setting.device == "cuda:0" and device_of(plan) == "cuda"
+    # The job has the same key on a node whose slot is a GPU.
+    monkeypatch.setenv(DEVICE_VARIABLE, "cuda:0")
+    again = plan_here(own_config(plan.trial), str(plan.setting.facts.path), store, plan.key)
+    assert again.setting.device == "cuda:0"
+
+
+@pytest.mark.skipif(bool(visible_gpus()), reason="this machine has a GPU")
+def test_here_a_gpu_that_is_not_there_is_refused(tmp_path):
+    config = composed("quant=none", "device=cuda", "corpus=python_code")
+    with pytest.raises(ConfigError, match="no CUDA device here"):
+        plan_all([trial_config(config)], Store(tmp_path / "store"))

@@ -88,9 +88,17 @@ class Store:
         """The store that a job was given the address of, on the node that runs it.
 
         ``QSWEEP_STORE`` there names the node's own folder, where it does not see that of the sweep.
+
+        Raises:
+            ConfigError: what is made in that folder would never get to the sweep.
         """
-        root = _own_root() or Path(address["root"])
-        return cls(root, RemoteSettings(address["remote"], address["push"]))
+        there, own = Path(address["root"]), _own_root()
+        if own is not None and own != there and address["remote"] is None:
+            raise ConfigError(
+                f"{ROOT_VARIABLE}={own}: the sweep's store is {there}, and nobody there would see what "
+                "is made here; give the sweep store.remote=URL, or leave the store where it is"
+            )
+        return cls(own or there, RemoteSettings(address["remote"], address["push"]))
 
     @property
     def address(self) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 _adopt(session, entries)
                 trouble = _trouble(entries, constraints, lab)
                 told = tell_of(session.sweep.records.values())
-                result = answer(entries, objectives, settings.serving, told)
+                silent = sweep.config.silent_kld
+                result = answer(entries, objectives, settings.serving, told, silent)
                 commands = _Commands(sweeper, config_name, compose, session)
                 page = write_page(
                     sweep, entries, result, objectives, constraints, commands, trouble,

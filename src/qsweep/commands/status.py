@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.databases import sqlite_url
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
-from qsweep.base.secrets import hidden_value
 from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.launch.queue import QUEUE_VARIABLE
+from qsweep.launch.queue.hints import command as command_of
 from qsweep.launch.slurm import describe
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
@@ -145,13 +145,19 @@ def _how_to_go_on(
     )  # fmt: skip
     none_lives = queued is not None and not any(one.alive for one in queued.workers)
     if left and none_lives and not submitted:
-        where = f"--queue={hidden_value(url)}" if url else f"--outputs={options.outputs}"
-        yield f"no worker is there; start one: qsweep worker {options.sweep} {where}"
+        start = command_of("worker", options.sweep, url, options.outputs)
+        yield f"no worker is there; start one: {start}"
     command = _command(folder)
     if queued is not None:  # what ended without a head is still to be recorded
         unfinished = queued.head is None and (unfinished or not queued.closed)
     if command and unfinished:
-        yield f"go on: {command.replace(' --detach', '')}"
+        yield f"go on: {_attached(command)}"
+
+
+def _attached(command: str) -> str:
+    """A command that collects results, though it left them to workers before."""
+    words = [w for w in command.split() if not w.startswith("--det") and "launch.detach=" not in w]
+    return " ".join(words)
 
 
 def _command(folder: Path) -> str | None:

@@ -79,7 +79,10 @@ def parser() -> Parser:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
     )
     parser.add_argument(
-        "--store", type=absolute, metavar="DIR", help="a store of this machine's own"
+        "--store",
+        type=absolute,
+        metavar="DIR",
+        help="a store of this machine's own; the sweep needs store.remote",
     )
     parser.add_argument(
         "--take", type=int, metavar="N", help="end after so many jobs; default: none is too many"

@@ -8,7 +8,7 @@ vocabulary. Whoever uses this checks it once against the model's own logits with
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ def split_model(model: "PreTrainedModel", ids: "Tensor") -> tuple[str, OutputHea
 
     bodies = possible_bodies(model)
     # Together, so that a model whose weights are read layer by layer is read once.
-    forwards = [
+    forwards: list[Callable[[], Any]] = [
         partial(_own_logits, model, ids),
         *(partial(_hidden, model, b, ids) for b in bodies),
     ]

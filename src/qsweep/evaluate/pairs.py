@@ -25,18 +25,25 @@ class RankRange:
     last: int
 
 
-def better_than(sums: "ndarray", counts: "ndarray", untold: "ndarray | None" = None) -> "ndarray":
+def better_than(
+    sums: "ndarray",
+    counts: "ndarray",
+    untold: "ndarray | None" = None,
+    *,
+    each_alone: bool = False,
+) -> "ndarray":
     """Which model has less of something than which other, beyond noise.
 
     Args:
         sums: Of what less is better, summed over each window's tokens, float64 [models, windows].
         counts: Tokens of each window, [windows]; at least two windows.
         untold: Pairs of which nothing is claimed whatever was measured, bool [models, models].
+        each_alone: Whether each pair is tested for itself at 5 %, for who asks of one pair alone.
 
     Returns:
         bool [models, models]: whether the row's model has less than the column's, by paired t-tests
         over windows (the linearised ratio estimator of ``metrics.clustered_mean``), under Holm's
-        procedure at 5 % over all pairs that may be told.
+        procedure at 5 % over all pairs that may be told, unless ``each_alone``.
     """
     import numpy as np
     from scipy.special import stdtr
@@ -62,7 +69,7 @@ def better_than(sums: "ndarray", counts: "ndarray", untold: "ndarray | None" = N
             for other, gap in zip(others, gaps, strict=True)
         ]
         p += list(2 * stdtr(windows - 1, -np.abs(t)))
-    for pair, adjusted in zip(pairs, holm(p), strict=True):
+    for pair, adjusted in zip(pairs, p if each_alone else holm(p), strict=True):
         better[pair] = adjusted < 1 - CONFIDENCE
     return better
 

@@ -54,6 +54,9 @@ class Launcher(Protocol):
     * However a job ends (an exception, a signal, no memory, ``timeout_s``, a lost machine), it is a
       :class:`JobResult` with a reason of one line, and never an exception of the launcher.
     * Results are handed over in the caller's thread, one at a time, as soon as they stand.
+
+    One whose jobs run on other machines has a class attribute ``elsewhere`` that is true: trials are
+    then planned for ``device=cuda`` though this machine may have no GPU.
     """
 
     def __enter__(self) -> Self:

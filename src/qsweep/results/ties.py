@@ -32,18 +32,20 @@ class Ties:
     """What may be said of every two rows of one family.
 
     Attributes:
-        standings: By the keys of trials.
-        better: Pairs of keys of which the first is better beyond noise.
+        standings: By the keys of trials, all claims together at 5 %.
+        apart: Pairs of keys that can be told apart, each pair for itself at 5 %: among many trials
+            few windows tell hardly any pair apart by all claims together, and then all would be
+            as good as the best.
     """
 
     standings: dict[str, Standing]
-    better: frozenset[tuple[str, str]]
+    apart: frozenset[frozenset[str]]
 
     def tell(self, one: str, other: str) -> bool | None:
-        """Whether one of two trials is better; None where nothing is known of one of them."""
+        """Whether two trials can be told apart; None where nothing is known of one of them."""
         if one not in self.standings or other not in self.standings:
             return None
-        return (one, other) in self.better or (other, one) in self.better
+        return frozenset((one, other)) in self.apart
 
 
 NOTHING = Ties({}, frozenset())
@@ -51,7 +53,9 @@ NOTHING = Ties({}, frozenset())
 
 def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
     """What may be said of rows that were all measured alike; those without windows are left out."""
-    found = [(row, its) for row in rows if (its := windows(row)) is not None]
+    # A trial that is in several sweeps is no rival of itself.
+    once = {row.key: row for row in rows}.values()
+    found = [(row, its) for row in once if (its := windows(row)) is not None]
     if len(found) < 2:
         return NOTHING
     counts = found[0][1].tokens
@@ -62,13 +66,14 @@ def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
     silent = [is_silent(row) for row in kept]
     sums, by = _sums(measured)
     better = better_than(sums, counts, _both(silent))
+    alone = better_than(sums, counts, _both(silent), each_alone=True)
     standings = {
         row.key: Standing(rank.first, rank.last, len(kept), by, quiet)
         for row, rank, quiet in zip(kept, rank_ranges(better), silent, strict=True)
     }
     pairs = combinations(range(len(kept)), 2)
-    ordered = [(a, b) if better[a, b] else (b, a) for a, b in pairs if better[a, b] or better[b, a]]
-    return Ties(standings, frozenset((kept[a].key, kept[b].key) for a, b in ordered))
+    apart = {frozenset((kept[a].key, kept[b].key)) for a, b in pairs if alone[a, b] or alone[b, a]}
+    return Ties(standings, frozenset(apart))
 
 
 def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Row]:
@@ -88,7 +93,7 @@ def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> lis
 
 
 def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
-    """Tells by their keys whether one of two trials is better, by their primary measurements."""
+    """Tells by their keys whether two trials can be told apart, by their primary measurements."""
     rows = [Row(record, record.primary) for record in records if record.finished]
     found = [ties(family) for family in _families(rows)]
 

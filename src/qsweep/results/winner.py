@@ -149,7 +149,7 @@ def decide(contenders: Sequence[Contender], tell: Tell = lambda *_: None) -> Dec
     leader = min(alike, key=lambda c: (_size(c), -c.per_gb, c.name, c.key))
     tied = [c for c in alike if c.key != leader.key]
     others = [c for c in contenders if c not in alike]
-    reason = says_nothing(leader) or _too_near(leader, others, [*tied, *others])
+    reason = says_nothing(leader) or _too_near(leader, others)
     note = "; ".join(filter(None, (_of_a_tie(tied), _luck(leader, [*tied, *others]))))
     return Decision(leader.key, reason, note, tuple(c.key for c in tied))
 
@@ -209,19 +209,17 @@ def _too_wide(leader: Contender) -> str | None:
     )
 
 
-def _too_near(
-    leader: Contender, others: Sequence[Contender], rivals: Sequence[Contender]
-) -> str | None:
+def _too_near(leader: Contender, others: Sequence[Contender]) -> str | None:
     near = [other for other in others if not _beyond(leader, other)]
     near.sort(key=lambda other: -other.per_gb)
     if near:
         more = f" and {len(near) - 1} more are" if len(near) > 1 else " is"
         return f"{near[0].name}{more} within noise of it; {_more_windows(leader)}, or go by size"
-    draws = [other for other in rivals if leader.setting and other.setting == leader.setting]
+    draws = [other for other in others if leader.setting and other.setting == leader.setting]
     if draws:
         # One draw of a setting says little where others of it fall behind another setting.
         worst = min(draws, key=lambda other: other.per_gb)
-        between = [o for o in rivals if o not in draws and o.per_gb >= worst.per_gb]
+        between = [o for o in others if o not in draws and o.per_gb >= worst.per_gb]
         if between:
             return (
                 f"another draw of the same setting falls behind {between[0].name}: the seed decides"

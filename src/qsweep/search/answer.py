@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qsweep.evaluate.verdicts import BOUNDS
+from qsweep.base.contents import is_number
+from qsweep.evaluate.verdicts import BOUNDS, SILENT_KLD
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import (
     ARTIFACT,
@@ -31,7 +32,6 @@ from qsweep.results.columns.views import figure
 from qsweep.results.front import pareto_front as front_of
 from qsweep.results.labels import distinguish, numbered
 from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row
-from qsweep.results.ties import is_silent
 from qsweep.results.traits import is_draw
 from qsweep.results.winner import Contender, Decision, Tell, contender, decide, says_nothing
 from qsweep.search.objectives import Constraint, Objective
@@ -72,7 +72,6 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         **{column.name: figure(record, column) for column in _FACTS},
         "params": params,
         "windows_cut": record.primary is not None and record.primary.windows_cut,
-        "silent": is_silent(Row(record, record.primary)),
         "runtimes": list(record.runtimes),
         "serves": record.can_serve,
         "counted": counted_run(record),
@@ -105,6 +104,7 @@ def answer(
     objectives: Sequence[Objective],
     serving: bool,
     tell: Tell = lambda *_: None,
+    silent_kld: float = SILENT_KLD,
 ) -> Answer:
     """The answer to a search, from its feasible entries.
 
@@ -115,6 +115,7 @@ def answer(
         objectives: Of the search.
         serving: Whether only what a runtime serves counts.
         tell: Whether windows tell two records apart, by their keys; None of those that are not here.
+        silent_kld: The divergence below which only size orders entries.
     """
     entries = with_distinct_names(list(entries))
     usable = [e for e in entries if e.feasible and e.finding is not None]
@@ -124,7 +125,7 @@ def answer(
     rated = {e.key: e for e in usable}
     kept = {e.key: str(_finding(e)["record"]) for e in usable}
     decision = decide(
-        [c for e in rated.values() if (c := _contender(e)) is not None],
+        [c for e in rated.values() if (c := _contender(e, silent_kld)) is not None],
         lambda one, other: tell(kept[one], kept[other]),
     )
     words = [word for _, word in BOUNDS]
@@ -163,11 +164,14 @@ def open_question(entry: StudyTrial) -> str | None:
     return None if one is None else says_nothing(one)
 
 
-def _contender(entry: StudyTrial) -> Contender | None:
+def _contender(entry: StudyTrial, silent_kld: float = 0.0) -> Contender | None:
     drawn = [name for name in entry.params if is_draw(_option(name))]
     kept = {name: value for name, value in entry.params.items() if name not in drawn}
     setting = repr(sorted(kept.items())) if drawn else ""
-    return contender(entry.key, entry.name, _finding(entry), setting)
+    finding = _finding(entry)
+    kld = finding.get(KLD.name)
+    silent = is_number(kld) and kld < silent_kld
+    return contender(entry.key, entry.name, {**finding, "silent": silent}, setting)
 
 
 def _option(name: str) -> str:

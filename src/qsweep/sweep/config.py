@@ -127,6 +127,12 @@ class TrialConfig:
     """What keys and values are stored as in a further run of each measurement."""
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether its jobs run on other machines, which may have GPUs where this one has none."""
+        target = _group(self.resolved, "launch").get("_target_")
+        return bool(target) and getattr(locate(str(target), "launch._target_"), "elsewhere", False)
+
+    @property
     def primary(self) -> str:
         """The corpus that verdict and quality rest on."""
         return self.eval.primary or self.corpora[0].name

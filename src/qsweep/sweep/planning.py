@@ -195,6 +195,11 @@ def _note(line: str) -> None:
     print(f"note: {hidden(line)}", file=sys.stderr, flush=True)
 
 
+def _device_elsewhere(trial: TrialConfig) -> str | None:
+    """The GPU that a trial asks for whose job runs on another machine; None: what this one has."""
+    return "cuda:0" if trial.elsewhere and trial.device.startswith("cuda") else None
+
+
 def _setting_key(trial: TrialConfig) -> str:
     calibration = trial.calibration.text if trial.quant.uses_calibration else None
     return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
@@ -207,7 +212,7 @@ def _setting(
     if key not in settings:
         try:
             path = resolve(trial.model)
-            setting = find_setting(trial, path, store)
+            setting = find_setting(trial, path, store, _device_elsewhere(trial))
             if setting.pack is not None:
                 require_intact(setting.pack)
             check_tokenizer(setting.facts)

@@ -69,6 +69,15 @@ def test_it_plans_for_the_workers_that_will_come(options, at_once):
     assert planned.memory_bytes == min(options.get("workers", 1), at_once) * 2 << 30
 
 
+@pytest.mark.parametrize("asked", [{"gpus_per_node": 1}, {"gres": "gpu:a100:2"}])
+def test_gpus_that_no_trial_would_use_are_refused(asked):
+    made = SlurmLauncher(**asked)
+    with pytest.raises(ConfigError, match="give device=cuda, or leave"):
+        made.expected(["cpu", "cpu"])
+    assert made.expected(["cuda", "cpu"]).jobs >= 1
+    assert SlurmLauncher().expected(["cpu"]).jobs == 1
+
+
 def test_a_worker_of_its_own_job_takes_no_other():
     url = "postgresql://me@db.example.org/qsweep"
     assert SlurmLauncher().worker_command("s", url)[-2:] == ["s", f"--queue={url}"]

@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from qsweep.base.databases import sqlite_url
 from qsweep.base.errors import ConfigError, QsweepError
@@ -20,12 +19,10 @@ from qsweep.launch.local.slots import make_slots
 from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
 from qsweep.launch.queue.database import Database, QueueAway, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
+from qsweep.launch.queue.hints import QUEUE_VARIABLE, command
 from qsweep.launch.queue.machines import is_dead, own_name
 from qsweep.launch.queue.orders import Orders, Takeover
 from qsweep.launch.queue.starting import LocalWorkers
-
-QUEUE_VARIABLE = "QSWEEP_QUEUE"
-"""Where workers find the queue's URL that are not given one: a command line shows its password."""
 
 
 @dataclass
@@ -50,6 +47,8 @@ class QueueLauncher:
         with QueueLauncher(start=2, sweep="night", outputs_dir=Path("outputs")) as launcher:
             results = launcher.run(jobs, on_done=record)
     """
+
+    elsewhere: ClassVar[bool] = True
 
     queue: str | None = None
     start: int = 0
@@ -80,7 +79,11 @@ class QueueLauncher:
     @property
     def url(self) -> str:
         """The queue's URL."""
-        return self.queue or sqlite_url(Path(self.outputs_dir).absolute() / "queue.db")
+        return self._given or sqlite_url(Path(self.outputs_dir).absolute() / "queue.db")
+
+    @property
+    def _given(self) -> str | None:
+        return self.queue or os.environ.get(QUEUE_VARIABLE) or None
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +192,7 @@ class QueueLauncher:
         """See to it that workers come, now that jobs are in the queue."""
         if self.start == 0 and not self._told:
             self._told = True
-            _say(f"sweep {sweep}: start workers, here or elsewhere: {self._shown_command()}")
+            _say(f"sweep {sweep}: start workers, here or elsewhere: {self._how_to('worker')}")
         folder = Path(self.outputs_dir).absolute() / "sweeps" / sweep / "workers"
         for number in range(self._local.living(), self.start):
             self._local.start(
@@ -209,13 +212,8 @@ class QueueLauncher:
         words = self._local.last_words()
         return f"all workers have ended{f': {words}' if words else ''}"
 
-    def _shown_command(self) -> str:
-        where = (
-            [f"--queue={hidden_value(self.queue)}"]
-            if self.queue
-            else [f"--outputs={Path(self.outputs_dir).absolute()}"]
-        )
-        return shlex.join(["qsweep", "worker", self.sweep, *where])
+    def _how_to(self, verb: str) -> str:
+        return command(verb, self.sweep, self._given, Path(self.outputs_dir).absolute())
 
     def _open(self) -> Orders:
         if self._orders is None:
@@ -257,7 +255,7 @@ class QueueLauncher:
         self._left = True
         count = self._orders.open_jobs() if self._orders else 0
         raise Detached(
-            f"sweep {self.sweep}: {count} jobs are in the queue; qsweep status {self.sweep} tells how "
+            f"sweep {self.sweep}: {count} jobs are in the queue; {self._how_to('status')} tells how "
             "they are, and the same command without --detach collects the results"
         )
 

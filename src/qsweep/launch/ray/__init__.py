@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.memory import available_bytes
@@ -51,6 +51,8 @@ class RayLauncher:
         with RayLauncher(address="auto", num_gpus=1) as launcher:
             results = launcher.run(jobs, on_done=record)
     """
+
+    elsewhere: ClassVar[bool] = True
 
     address: str | None = None
     num_cpus: float | Literal["auto"] = "auto"

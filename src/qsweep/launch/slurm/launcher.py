@@ -87,7 +87,16 @@ class SlurmLauncher(Allocation, QueueLauncher):
         check_installed()
 
     def expected(self, devices: Sequence[str]) -> Capacity:
-        """As many jobs at once as there will be workers, or GPUs of theirs."""
+        """As many jobs at once as there will be workers, or GPUs of theirs.
+
+        Raises:
+            ConfigError: workers are to have GPUs, and nothing was planned for one.
+        """
+        if self.asks_for_gpus and devices and set(devices) == {"cpu"}:
+            raise ConfigError(
+                "launch=slurm: workers would have GPUs, and all trials were planned for the CPU, which "
+                "is all that this machine has; give device=cuda, or leave launch.gpus_per_node out"
+            )
         memory = int(self.mem_gb * 2**30) if self.mem_gb else available_bytes()
         at_once = min(self.workers, self.array_parallelism or self.workers)
         return Capacity(at_once * self._slots, at_once * memory)

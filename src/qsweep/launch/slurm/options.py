@@ -74,6 +74,11 @@ class Allocation:
     signal_delay_s: int = 90
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether workers will have GPUs."""
+        return bool(self.gpus_per_node) or "gpu" in (self.gres or "")
+
     def __post_init__(self) -> None:
         for name in ("gpus_per_node", "cpus_per_task", "mem_gb", "array_parallelism"):
             value = getattr(self, name)

@@ -107,7 +107,7 @@ def _place(linear: nn.Module) -> tuple[int, int]:
         return weight.data_ptr(), 0
     # On the meta device all weights are nowhere, and that of an expert is a view made just now.
     if isinstance(linear, ExpertLinear):
-        return id(getattr(linear.stack, linear.part.parameter)), weight.storage_offset()
+        return id(getattr(linear.stack, linear.part.parameter)), int(weight.storage_offset())
     return id(weight), 0
 
 
