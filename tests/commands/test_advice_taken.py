@@ -321,7 +321,7 @@ ELSEWHERE = (
         "use device=",
         "cuda:0",
     ),
-    *("quant.path=", "quant.file=", "quant.imatrix=true", "quant.export=gguf", "quant=NAME"),
+    *("give device=cuda, or leave", "quant.path=", "quant.file=", "quant.imatrix=true", "quant.export=gguf", "quant=NAME"),
     *("give the unquantized model", "corpus=", "eval="),
     *("--config-name", "quant=gptq bits=4", "quant=none, or with", "is the unquantized model"),
     *("relative to the unquantized model", "a pack is of the unquantized model", "leave one out"),
