@@ -111,6 +111,14 @@ def test_prune_knows_both_sides(tmp_path, url, capsys):
     assert not (tmp_path / "mounted/files/references" / there[0].name).exists()
 
 
+def test_prune_refuses_a_remote_that_is_not_there(tmp_path, capsys):
+    gone = f"file://{tmp_path}/typo"
+    assert prune_main(["--outputs", str(tmp_path), "--remote", gone, "--older-than", "1d"]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: {gone}: is not there; mount it, or make the folder\n"
+    assert "entries" not in said.out
+
+
 def test_an_export_fetches_what_lies_elsewhere(tmp_path, url, capsys):
     first, second = tmp_path / "a", tmp_path / "b"
     words = ["quant=rtn", "bits=8", "corpus=python_docs", "eval.max_windows=2", "tracking=none",
