@@ -11,8 +11,8 @@ import pytest
 from helpers.machine import free_port, tmpfs
 from helpers.s3 import KEY_ID, SECRET, running
 from qsweep.base import objects as objects_module
-from qsweep.base import remote_entries as entries
 from qsweep.base import remote as remote_module
+from qsweep.base import remote_entries as entries
 from qsweep.base.errors import ConfigError
 from qsweep.base.objects import Objects, RemoteError
 from qsweep.base.remote_settings import RemoteSettings
