@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -203,14 +204,27 @@ def test_unusable_places_are_one_clear_line(tmp_path, monkeypatch):
         FileLock(tmp_path / "x.lock").acquire()
 
 
-def test_one_lock_per_device(tmp_path):
-    with device_lock(tmp_path, "cuda:0") as lock:
+def test_one_lock_per_device_of_a_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with device_lock("cuda:0") as lock:
         assert lock.path.parent == tmp_path and ":" not in lock.path.name
-        assert socket.gethostname() in lock.path.name
-        with device_lock(tmp_path, "cuda:1", timeout_s=0):
+        assert socket.gethostname() in lock.path.name and f"-{os.getuid()}-" in lock.path.name
+        with device_lock("cuda:1", timeout_s=0):
             pass
         with pytest.raises(LockTimeout):
-            device_lock(tmp_path, "cuda:0", timeout_s=0).acquire()
+            device_lock("cuda:0", timeout_s=0).acquire()
+
+
+def test_no_timing_goes_on_without_its_lock(tmp_path, monkeypatch):
+    """A figure that another one disturbed looks like any other."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with pytest.raises(QsweepError, match="has no locks; set TMPDIR to another one"):
+        device_lock("cpu").acquire()
 
 
 def test_an_empty_folder_in_a_locks_place_is_removed_and_a_full_one_refused(tmp_path):

@@ -59,6 +59,24 @@ def test_what_is_missing_is_told_and_sent(tmp_path, url, capsys):
     assert f"{url} has all that is here" in capsys.readouterr().out
 
 
+def test_what_lost_files_there_is_told_and_repaired(tmp_path, url, capsys):
+    outputs = tmp_path / "out"
+    (whole, truncated, missing) = filled(outputs, url)
+    files = {p.parent.parent.name: p for p in (tmp_path / "mounted/files/references").rglob("file")}
+    files[truncated.name].write_bytes(b"x")
+    files[missing.name].unlink()
+    words = ["--outputs", str(outputs), "--remote", url]
+    assert main(["store", *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].endswith(" 3 in both, 2 without all files there")
+    assert main(["store", "push", *words]) == 0
+    sent = capsys.readouterr().out
+    assert sent.count("sent references/") == 2 and whole.name not in sent
+    other = Store(tmp_path / "other/store", RemoteSettings(url))
+    assert all(other.find("references", path.name) for path in (whole, truncated, missing))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_folder_without_a_remote_says_how_to_name_one(tmp_path, url, capsys):
     outputs = tmp_path / "out"
     assert main(["store", "--outputs", str(outputs)]) == 2
@@ -109,6 +127,14 @@ def test_prune_knows_both_sides(tmp_path, url, capsys):
     assert manifests(url) == sorted([kept.path.name, here[0].name])
     assert there[0].exists() and not left.exists()
     assert not (tmp_path / "mounted/files/references" / there[0].name).exists()
+
+
+def test_prune_refuses_a_remote_that_is_not_there(tmp_path, capsys):
+    gone = f"file://{tmp_path}/typo"
+    assert prune_main(["--outputs", str(tmp_path), "--remote", gone, "--older-than", "1d"]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: {gone}: is not there; mount it, or make the folder\n"
+    assert "entries" not in said.out
 
 
 def test_an_export_fetches_what_lies_elsewhere(tmp_path, url, capsys):

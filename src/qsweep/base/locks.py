@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import socket
+import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class FileLock:
             the owner changes.
         optional: whether to go on without, where the file system has no locks: for a lock that only
             saves work. ``held`` then stays false.
+        moved_by: what moves the file elsewhere, for the message where the file system has no locks.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class FileLock:
         timeout_s: float | None = None,
         notice: Callable[[str], None] | None = None,
         optional: bool = False,
+        moved_by: str = "outputs_dir",
     ) -> None:
         self.path = Path(path)
         self.timeout_s = timeout_s
         self.notice = notice
         self.optional = optional
+        self.moved_by = moved_by
         self._descriptor: int | None = None
 
     @property
@@ -142,12 +146,11 @@ class FileLock:
 
     def _refusal(self, error: OSError) -> str:
         if error.errno in _NO_LOCKS:
-            return f"{self.path}: its file system has no locks; set outputs_dir to another one"
+            return f"{self.path}: its file system has no locks; set {self.moved_by} to another one"
         return f"{self.path}: cannot be locked: {error.strerror or error}"
 
 
 def device_lock(
-    directory: Path,
     name: str,
     *,
     timeout_s: float | None = None,
@@ -155,17 +158,18 @@ def device_lock(
 ) -> FileLock:
     """The lock to hold while timing something alone on a device, such as ``cuda:0`` or ``cpu``.
 
-    The host's name is part of the file's, since another machine's ``cuda:0`` is another device.
+    It keeps apart all of a user's processes on this host, whatever store they work for, and lies in
+    the temporary folder: a store may be on a file system without locks. The host's name is part of
+    the file's, since another machine's ``cuda:0`` is another device, should they share that folder.
 
     Args:
-        directory: Where the lock's file is; whoever is to be kept apart must use the same.
         name: The device, and whatever else is to be had alone.
         timeout_s: How long to wait for another owner, None for ever.
         notice: Called with a line when a wait begins; see :class:`FileLock`.
     """
     safe = re.sub(r"[^\w.-]+", "-", f"{socket.gethostname()}-{name}")
-    path = directory / f"device-{safe}.lock"
-    return FileLock(path, timeout_s=timeout_s, notice=notice, optional=True)
+    path = Path(tempfile.gettempdir()) / f"qsweep-device-{os.getuid()}-{safe}.lock"
+    return FileLock(path, timeout_s=timeout_s, notice=notice, moved_by="TMPDIR")
 
 
 def owner_of(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from qsweep.base.disk import is_disk_full
 from qsweep.base.errors import QsweepError, in_one_line
@@ -65,13 +66,16 @@ class Objects:
     Methods raise :class:`RemoteError` where nothing says otherwise.
 
     Args:
-        url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER`` or ``file:///FOLDER``.
+        url: ``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER`` or ``file:///FOLDER``, where the folder is
+            quoted as in every URL (``%20``).
     """
 
     def __init__(self, url: str):
         self.url = url
         self._scheme, _, self._root = url.partition("://")
         self._in_folder = self._scheme == "file"
+        if self._in_folder:
+            self._root = unquote(self._root)
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes, None if there is none."""

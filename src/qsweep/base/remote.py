@@ -156,7 +156,8 @@ class Remote:
     def planning(self) -> Iterator[None]:
         """While many entries are looked up: what there is is listed once, by kind.
 
-        What was found here and is not there is sent in the end. Nothing of the listing is kept.
+        What was found here and is not there is sent in the end, if that could be listed. Nothing of
+        the listing is kept.
         """
         if self._listed is not None:  # a part of a larger planning
             yield
@@ -164,31 +165,35 @@ class Remote:
         self._listed, self._waiting = {}, {}
         try:
             yield
-            missing = [p for (kind, key), p in self._waiting.items() if not self._lists(kind, key)]
+            missing = [place for place in self._waiting.values() if self._lacks(place)]
         finally:
             self._listed, self._waiting = None, {}
-        if missing and self._can("read"):
+        if missing:
             size = sum(f.stat().st_size for p in missing for f in p.rglob("*") if f.is_file())
             several = "1 entry" if len(missing) == 1 else f"{len(missing)} entries"
             self._say(f"{self.url} lacks {several} of {gigabytes(size / 1e9)} GB: sent now")
             for place in missing:
                 self.send(place)
 
-    def _lists(self, kind: str, key: str) -> bool:
+    def _listing(self, kind: str) -> set[str] | None:
+        """The keys of a kind, which are listed once; None if they cannot be listed now."""
         assert self._listed is not None
-        if kind not in self._listed:
-            found: set[str] = set()
+        if kind not in self._listed and self._can("read"):
             with self._reading():
-                if self._can("read"):
-                    found = entries.keys(self.objects, kind)
-            self._listed[kind] = found
-            self._known |= {(kind, one) for one in found if (kind, one) not in self._damaged}
-        return key in self._listed[kind]
+                found = self._listed[kind] = entries.keys(self.objects, kind)
+                self._known |= {(kind, key) for key in found if (kind, key) not in self._damaged}
+        return self._listed.get(kind)
+
+    def _lacks(self, place: Path) -> bool:
+        """Whether an entry is known to be absent, or damaged."""
+        kind, key = place.parent.name, place.name
+        found = self._listing(kind)
+        return found is not None and (key not in found or (kind, key) in self._damaged)
 
     def _may_hold(self, kind: str, key: str) -> bool:
         if (kind, key) in self._damaged or not self._can("read"):
             return False
-        return self._listed is None or self._lists(kind, key)
+        return self._listed is None or key in (self._listing(kind) or ())
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ Manifests lie apart from files so that the keys of a kind are one listing of tha
 import contextlib
 import os
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from qsweep.base.errors import ArtifactCorrupt
@@ -26,6 +28,8 @@ from qsweep.base.objects import Objects
 from qsweep.base.owners import SILENT_S
 
 _MANIFESTS, _FILES = "manifests", "files"
+# Whoever sent a file so lately may still be sending the others, seconds.
+_SENDING_S = 6 * 3600
 
 
 def manifest_name(kind: str, key: str) -> str:
@@ -71,21 +75,18 @@ def send(objects: Objects, place: Path, *, again: bool = False) -> int:
         The bytes that were sent.
 
     Raises:
-        RemoteError: It cannot be written; the entry does not exist there, or the one before it does.
+        RemoteError: It cannot be written; the entry is not there, or not whole, or the one before is.
         ArtifactCorrupt: The entry itself is damaged, or has no seal.
     """
     manifest = read_manifest(place)
     kind, key = place.parent.name, place.name
     folder = _folder(kind, key, manifest)
     there = {} if again else objects.names(folder)
-    sent = 0
-    for name, stamp in manifest.files.items():
-        # Whole or not at all: one that is there and of this size is this one.
-        if there.get(folder + name) != stamp.size:
-            objects.upload(place / name, folder + name)
-            sent += stamp.size
+    sent = _upload(objects, place, folder, _lacking(there, folder, manifest))
     objects.write(manifest_name(kind, key), (place / MANIFEST).read_bytes())
-    return sent
+    # Whoever deleted the entry meanwhile may have taken files that were there.
+    there = objects.names(folder)
+    return sent + _upload(objects, place, folder, _lacking(there, folder, manifest))
 
 
 def fetch(objects: Objects, kind: str, key: str, folder: Path) -> bool:
@@ -110,11 +111,46 @@ def fetch(objects: Objects, kind: str, key: str, folder: Path) -> bool:
     return True
 
 
+def incomplete(objects: Objects, kind: str, places: Iterable[Path]) -> list[Path]:
+    """Of entries that are here and there, those whose files are not all there, by names and sizes.
+
+    What is there under the manifest that lies here is compared with that one; only of another maker's
+    entry the manifest is read. Raises RemoteError.
+    """
+    there = objects.names(f"{_FILES}/{kind}/")
+    makers = Counter(PurePosixPath(folder).parts[2] for folder in _by_folder(there))
+
+    def is_whole(place: Path) -> bool:
+        if makers[place.name] <= 1:
+            with contextlib.suppress(ArtifactCorrupt):
+                manifest = read_manifest(place)
+                if not _lacking(there, _folder(kind, place.name, manifest), manifest):
+                    return True
+        with contextlib.suppress(ArtifactCorrupt):
+            if entry := read_entry(objects, kind, place.name):
+                return not _lacking(there, _folder(kind, place.name, entry[0]), entry[0])
+        return False
+
+    return [place for place in places if not is_whole(place)]
+
+
 def delete(objects: Objects, kind: str, key: str) -> None:
-    """Delete an entry: the manifest, and then all that was ever sent of it. Raises RemoteError."""
+    """Delete an entry: the manifest, and then what was ever sent of it. Raises RemoteError.
+
+    Another maker's files of the last hours stay, since that one may still be sending.
+    """
+    own = _named_folder(objects, kind, key)
     objects.delete(manifest_name(kind, key))
-    for name in objects.names(f"{_FILES}/{kind}/{key}/"):
-        objects.delete(name)
+    times = objects.times(f"{_FILES}/{kind}/{key}/")
+    gone = set()
+    for folder, names in _by_folder(times).items():
+        if folder == own or _age(names, times) > _SENDING_S:
+            gone.add(folder)
+            for name in names:
+                objects.delete(name)
+    # Whoever sent it meanwhile may have taken a file for sent that is gone now.
+    if _named_folder(objects, kind, key) in gone:
+        objects.delete(manifest_name(kind, key))
 
 
 def written(objects: Objects, kind: str) -> dict[str, float]:
@@ -134,26 +170,58 @@ def sizes(objects: Objects, kind: str) -> dict[str, int]:
 
 def left_over(objects: Objects, kind: str) -> list[str]:
     """Files of a kind that no manifest names and nobody sends any more: senders were killed, or late."""
-    folders: dict[str, set[str]] = {}
     times = objects.times(f"{_FILES}/{kind}/")
-    for name in times:
-        _, _, key, folder, *_ = PurePosixPath(name).parts
-        folders.setdefault(key, set()).add(folder)
+    folders = _by_folder(times)
+    makers = Counter(PurePosixPath(folder).parts[2] for folder in folders)
     whole, found = keys(objects, kind), []
-    for key, all_of_it in folders.items():
-        own = None
-        if key in whole:
-            if len(all_of_it) == 1:
-                continue
-            with contextlib.suppress(ArtifactCorrupt):
-                entry = read_entry(objects, kind, key)
-                own = entry and _folder(kind, key, entry[0])
-        for folder in all_of_it:
-            prefix = f"{_FILES}/{kind}/{key}/{folder}/"
-            sent = [name for name in times if name.startswith(prefix)]
-            if prefix != own and time.time() - max(times[name] for name in sent) > SILENT_S:
-                found += sent
+    for folder, names in folders.items():
+        key = PurePosixPath(folder).parts[2]
+        if _age(names, times) <= SILENT_S:
+            continue
+        if key in whole and (makers[key] == 1 or folder == _named_folder(objects, kind, key)):
+            continue
+        found += names
     return found
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of files by the folder of their maker, which ends in a slash."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        folder = "/".join(PurePosixPath(name).parts[:4]) + "/"
+        found.setdefault(folder, []).append(name)
+    return found
+
+
+def _age(names: Iterable[str], times: Mapping[str, float]) -> float:
+    """Seconds since the last of some files was written."""
+    return time.time() - max(times[name] for name in names)
+
+
+def _named_folder(objects: Objects, kind: str, key: str) -> str | None:
+    """The folder that the manifest there names, if there is one that can be read."""
+    with contextlib.suppress(ArtifactCorrupt):
+        if entry := read_entry(objects, kind, key):
+            return _folder(kind, key, entry[0])
+    return None
+
+
+def _lacking(there: Mapping[str, int], folder: str, manifest: Manifest) -> dict[str, FileStamp]:
+    """The files of a manifest that are not there.
+
+    An object is whole or not at all: one of a file's name and size in the folder of its seal is it.
+    """
+    return {
+        name: stamp
+        for name, stamp in manifest.files.items()
+        if there.get(folder + name) != stamp.size
+    }
+
+
+def _upload(objects: Objects, place: Path, folder: str, files: Mapping[str, FileStamp]) -> int:
+    for name in files:
+        objects.upload(place / name, folder + name)
+    return sum(stamp.size for stamp in files.values())
 
 
 def _folder(kind: str, key: str, manifest: Manifest) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from qsweep.base.errors import ConfigError
 
@@ -37,27 +37,30 @@ class RemoteSettings:
 
 def _checked(url: str) -> str:
     """A URL without a slash at its end. Raises ConfigError."""
+    scheme, _, rest = url.partition("://")
+    # Looked for in the text: a secret may hold a slash, and end what a parser takes for the host.
+    if scheme.lower() in ("s3", "gs") and ("@" in rest or ":" in rest.partition("/")[0]):
+        raise ConfigError(
+            f"store.remote={scheme}://…: takes no login, which would end in commands and "
+            "logs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "GOOGLE_APPLICATION_CREDENTIALS, in the environment"
+        )
+    where = (
+        f"store.remote={'…' if '@' in url else url}"  # in a URL of another kind it may be one, too
+    )
     try:
         parts = urlsplit(url)
     except ValueError as error:  # a bracket without its other half
-        raise ConfigError(f"store.remote={url}: is no URL ({error}); {_FORMS}") from error
-    where = f"store.remote={url}"
+        raise ConfigError(f"{where}: is no URL ({error}); {_FORMS}") from error
     if parts.scheme == "memory":
         raise ConfigError(f"{where}: memory is of one process, and no other sees it; {_FORMS}")
     if parts.scheme not in ("s3", "gs", "file"):
         raise ConfigError(f"{where}: no such kind of store; {_FORMS}")
-    if "@" in parts.netloc:
-        raise ConfigError(
-            f"store.remote={parts.scheme}://…: takes no login, which would end in commands and "
-            "logs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "GOOGLE_APPLICATION_CREDENTIALS, in the environment"
-        )
     if parts.query or parts.fragment:
         raise ConfigError(f"{where}: takes no ? and no #; {_FORMS}")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.strip("/"):
             raise ConfigError(f"{where}: names no folder; {_FORMS}")
-        return "file://" + unquote(parts.path).rstrip("/")
-    if not parts.netloc:
+    elif not parts.netloc:
         raise ConfigError(f"{where}: names no bucket; {_FORMS}")
     return url.rstrip("/")

@@ -22,11 +22,10 @@ from typing import get_args
 from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.errors import QsweepError
 from qsweep.base.numbers import gigabytes
-from qsweep.base.objects import Objects
-from qsweep.base.remote_settings import RemoteSettings
+from qsweep.base.remote import Remote
 from qsweep.base.schema import nearest
 from qsweep.commands.entry import Parser, command, command_parser
-from qsweep.commands.shared import add_remote
+from qsweep.commands.shared import add_remote, shared_store
 from qsweep.results.holdings import Holding, Holdings, Prunable, half_written, look, remove
 from qsweep.results.shared_holdings import (
     SharedHolding,
@@ -42,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     outputs = options.outputs
     before = moment(options.older_than) if options.older_than else None
+    remote = _remote(outputs, options.remote) if options.remote is not None else None
     holdings = look(outputs)
     for name in options.sweeps:
         if name not in holdings.sweeps:
             raise QsweepError(f"no sweep {name!r} in {outputs}{nearest(name, holdings.sweeps)}")
     _tell(holdings, outputs)
     shared = None
-    if options.remote is not None:
-        shared = look_at_shared(Objects(str(RemoteSettings(options.remote).remote)))
+    if remote is not None:
+        shared = look_at_shared(remote.objects)
         _tell_shared(shared)
     if options.delete and (gone := remove_abandoned(outputs)):
         print(f"{len(gone)} leftovers of processes that were killed are removed")
@@ -128,6 +128,13 @@ def moment(text: str) -> datetime:
             f"--older-than={text}: neither days (30d) nor a date (2026-01-31)"
         ) from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _remote(outputs: Path, url: str) -> Remote:
+    remote = shared_store(outputs, url).remote
+    assert remote is not None  # a URL was given
+    remote.probe_reading()
+    return remote
 
 
 def _tell(holdings: Holdings, outputs: Path) -> None:

@@ -1,8 +1,9 @@
 """``qsweep store [push]``: the copy of the store that machines share: what it holds, and what it lacks.
 
 Without a word it only tells, by kind of entry. `push` sends what is here and not there: what was made
-before there was a remote copy, and what could not be sent when it was made. The remote copy is that of
-the last sweep of this folder with store.remote=URL, or --remote URL.
+before there was a remote copy, what could not be sent when it was made, and files that are gone there
+or are of another size. The remote copy is that of the last sweep of this folder with store.remote=URL,
+or --remote URL.
 """
 
 import sys
@@ -37,17 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(store: Store, remote: Remote) -> list[Path]:
-    """Print what is where; returns the entries that the remote copy lacks."""
+    """Print what is where; returns the entries that the remote copy lacks, or has not whole."""
     print(f"{store.root} and {remote.url}")
     missing: list[Path] = []
     for kind in get_args(Kind):
         here = {path.name: path for path in _entries(store.root / kind)}
         there = entries.keys(remote.objects, kind)
         lacking = [path for key, path in here.items() if key not in there]
+        both = [path for key, path in here.items() if key in there]
+        damaged = entries.incomplete(remote.objects, kind, both) if both else []
         if here or there:
-            both = len(here) - len(lacking)
-            print(f"  {kind:14}{len(here):6} here {len(there):6} there {both:6} in both")
-        missing += lacking
+            note = f", {len(damaged)} without all files there" if damaged else ""
+            print(f"  {kind:14}{len(here):6} here {len(there):6} there {len(both):6} in both{note}")
+        missing += lacking + damaged
     if missing:
         print(f"{remote.url} lacks {_several(missing)}, {_gb(missing)} GB")
     else:

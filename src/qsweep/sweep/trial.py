@@ -313,7 +313,7 @@ def _time(
     timing, setting = plan.timing or {}, plan.setting
     source, trusted = setting.facts.path, plan.trial.model.trust_remote_code
     figures: dict[str, Any] = {}
-    with device_lock(store.root / "locks", setting.device):
+    with device_lock(setting.device):
         if timing["speed"] and can_time(artifact):
             figures |= measure_speed(
                 artifact, source, setting.device, progress, trust_remote_code=trusted

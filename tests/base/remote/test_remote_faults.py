@@ -12,6 +12,7 @@ from helpers.machine import free_port, tmpfs
 from helpers.s3 import KEY_ID, SECRET, running
 from qsweep.base import objects as objects_module
 from qsweep.base import remote as remote_module
+from qsweep.base import remote_entries as entries
 from qsweep.base.errors import ConfigError
 from qsweep.base.objects import Objects, RemoteError
 from qsweep.base.remote_settings import RemoteSettings
@@ -226,6 +227,69 @@ def test_after_a_failure_it_is_left_in_peace_for_a_while(tmp_path, capsys, monke
     now[0] += 61
     store.find("texts", "a" * 32)
     assert len(asked) == 2
+
+
+def test_a_listing_that_fails_makes_nothing_be_sent_again(node, objects, monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(remote_module.time, "monotonic", lambda: now[0])
+    keys = [node("a").build("texts", {"n": n}, make)[0].path.name for n in range(2)]
+    fresh = Store(node("a").root).build("packs", {"n": 0}, make)[0].path
+    written = objects.times("manifests/")
+    store, asked = node("a"), []
+    really = store.remote.objects.names
+
+    def fails_once(prefix):
+        asked.append(prefix)
+        if len(asked) == 1:
+            raise RemoteError("gone")
+        return really(prefix)
+
+    monkeypatch.setattr(store.remote.objects, "names", fails_once)
+    with store.planning():
+        assert store.look("texts", "0" * 32) is None  # the listing that fails
+        assert all(store.look("texts", key) for key in keys)
+        assert store.look("texts", "1" * 32) is None and len(asked) == 1
+        now[0] += 61  # it takes long, and in the end the remote answers again
+    assert objects.times("manifests/") == written
+    one_line(capsys.readouterr().err, "gone", "counts as absent")
+    with store.planning():  # and only what is really missing is sent
+        assert store.look("texts", keys[0]) and store.look("packs", fresh.name)
+    assert " lacks 1 entry of " in capsys.readouterr().err
+    times = objects.times("manifests/")
+    assert {name: times.pop(name) for name in written} == written
+    assert [*times] == [entries.manifest_name("packs", fresh.name)]
+
+
+def test_a_failed_listing_of_one_kind_keeps_nothing_of_another_back(node, monkeypatch, capsys):
+    store = node("a")
+    alone = Store(store.root)
+    made = [alone.build(kind, {"n": 0}, make)[0].path for kind in ("packs", "texts")]
+    really = store.remote.objects.names
+
+    def fails(prefix):
+        if "texts" in prefix:
+            raise RemoteError("gone")
+        return really(prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.remote.objects, "names", fails)
+        with store.planning():
+            assert all(store.look(place.parent.name, place.name) for place in made)
+    assert node("b").look("packs", made[0].name) and not node("b").look("texts", made[1].name)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_what_was_found_damaged_while_planning_is_sent_in_the_end(node, objects, capsys):
+    place = node("a").build("artifacts", {"n": 0}, make)[0].path
+    (file,) = objects.names("files/")
+    objects.delete(file)
+    store = node("b")
+    with store.planning():
+        assert not store.find("artifacts", place.name)
+        assert "is not there; it counts as absent" in capsys.readouterr().err
+        assert Store(store.root).build("artifacts", {"n": 0}, make)[1]
+        assert store.find("artifacts", place.name)
+    assert node("c").find("artifacts", place.name)
 
 
 @pytest.mark.cluster

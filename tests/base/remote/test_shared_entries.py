@@ -11,6 +11,7 @@ import pytest
 
 from qsweep.base import remote_entries as entries
 from qsweep.base.manifest import open_entry
+from qsweep.base.objects import Objects
 from qsweep.base.owners import SILENT_S
 from qsweep.base.store import Store
 
@@ -207,6 +208,90 @@ def test_two_makers_of_one_key_do_not_mix(node, objects, tmp_path, monkeypatch):
         objects.delete(name)
     assert build(node("d"), never)[0].content == {"answer": 42}
     assert len({name.split("/")[3] for name in objects.names("files/")}) == 1
+
+
+def made_alone(tmp_path, name, weights=b"w" * 1000):
+    """An entry that lies in a machine's store, and was not sent."""
+    return build(Store(tmp_path / name / "store"), lambda out: make(out, weights))[0].path
+
+
+def before(monkeypatch, objects, method, act, when=lambda name: True):
+    """Have something happen once, just before an operation."""
+    really, done = getattr(objects, method), []
+
+    def watched(*arguments):
+        if not done and when(str(arguments[-1])):
+            done.append(True)
+            act()
+        return really(*arguments)
+
+    monkeypatch.setattr(objects, method, watched)
+    return done
+
+
+def test_what_another_maker_is_sending_is_not_deleted(node, url, tmp_path, monkeypatch):
+    key = build(node("a"))[0].path.name
+    place, sender, pruner = made_alone(tmp_path, "b", b"v" * 1000), Objects(url), Objects(url)
+
+    def prune():
+        entries.delete(pruner, "artifacts", key)
+        (left,) = pruner.names("files/")  # the first of two files; nothing of the deleted entry
+        assert entries._named_folder(pruner, "artifacts", key) is None
+
+    done = before(monkeypatch, sender, "upload", prune, lambda name: name.endswith("weights.bin"))
+    assert entries.send(sender, place) == 1004 and done
+    entry, _ = build(node("c"), never)
+    assert (entry.path / "weights.bin").read_bytes() == b"v" * 1000
+    now = time.time()
+    monkeypatch.setattr(entries.time, "time", lambda: now + 24 * 3600)
+    entries.delete(pruner, "artifacts", key)
+    assert pruner.names("") == {}
+
+
+def test_a_sender_makes_up_for_what_is_deleted_under_it(node, url, tmp_path, monkeypatch):
+    place = build(node("a"))[0].path
+    sender, pruner = Objects(url), Objects(url)
+    done = before(
+        monkeypatch, sender, "write", lambda: entries.delete(pruner, "artifacts", place.name)
+    )
+    assert entries.send(sender, place) == 1004 and done
+    assert build(node("c"), never)[0].path.name == place.name
+
+
+def test_a_deletion_leaves_no_manifest_without_files(node, url, objects, capsys, monkeypatch):
+    """Whoever sends it again meanwhile finds a file there that goes a moment later."""
+    place = build(node("a"))[0].path
+    sender, pruner = Objects(url), Objects(url)
+    last = sorted(pruner.names("files/"))[-1]
+    done = before(
+        monkeypatch, pruner, "delete", lambda: entries.send(sender, place), lambda n: n == last
+    )
+    entries.delete(pruner, "artifacts", place.name)
+    assert done and not objects.names("manifests/")
+    assert node("c").find("artifacts", place.name) is None and capsys.readouterr().err == ""
+    assert node("a").find("artifacts", place.name)  # and with that it is there again
+    assert build(node("c"), never)[0].path.name == place.name
+
+
+def test_entries_that_lack_files_there_are_found(node, objects, tmp_path):
+    place = build(node("a"))[0].path
+    other = made_alone(tmp_path, "b", b"v" * 1000)
+
+    def found(one):
+        return entries.incomplete(objects, "artifacts", [one])
+
+    assert found(place) == found(other) == []
+    for damage in ("truncated", "missing"):
+        damaged(objects, place.name, damage)
+        assert found(place) == [place] and found(other) == [other]
+        entries.send(objects, place)
+        assert found(place) == found(other) == []
+    # A maker's files are all there, and the manifest names those of another, which are not.
+    (file,) = (name for name in objects.names("files/") if name.endswith("weights.bin"))
+    entries.send(objects, other)
+    (new,) = (n for n in objects.names("files/") if n.endswith("weights.bin") and n != file)
+    objects.delete(new)
+    assert found(place) == [place]
 
 
 SENDER = textwrap.dedent(
