@@ -12,7 +12,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.launch import Capacity, Job, JobResult
 from qsweep.launch.queue.claims import Claims
 from qsweep.launch.queue.database import Database, QueueAway, patiently
-from qsweep.launch.queue.orders import Orders
+from qsweep.launch.queue.orders import NoLongerHead, Orders
 from qsweep.launch.queue.tables import jobs, metadata
 
 DONE, BROKEN = JobResult("finished", {"n": 1}, seconds=2.0), JobResult("failed", reason="broken")
@@ -209,7 +209,46 @@ def test_there_is_one_head_and_the_next_plans_as_it_did(database, orders):
     orders.plan_for(Capacity(7, 1 << 40))
     orders.submit([job("a")])
     assert other.take_over(60, 2, dead="head:1:x").capacity == Capacity(7, 1 << 40)
-    assert not orders.is_head() and other.is_head()
+    with pytest.raises(NoLongerHead):
+        orders.check()
+    other.check()
+
+
+def test_who_is_no_longer_the_head_changes_nothing(database, orders, worker):
+    orders.submit([job("a"), job("b")])
+    claims = worker()
+    claims.hand_in(claims.take(CPU), DONE, "")
+    rows = orders.news()
+    other = Orders(database, "s", "elsewhere:1:y")
+    other.take_over(60, 2, dead="head:1:x")
+    other.submit([job("a"), job("b")])
+    for late in (
+        lambda: orders.noted(rows, {}),
+        orders.withdraw,
+        lambda: orders.submit([job("c")]),
+    ):
+        with pytest.raises(NoLongerHead, match="sweep s was taken over by another process"):
+            late()
+    assert not orders.leave(closed=True)
+    assert [row.id for row in other.news()] == ["a"]
+    assert drain(claims) == ["b"]
+    assert other.leave(closed=True)
+
+
+def test_only_news_of_what_was_submitted_last_is_told(orders, worker):
+    orders.submit([job("a"), job("b")])
+    claims = worker()
+    claims.hand_in(claims.take(CPU), DONE, "")
+    orders.submit([job("check", counts=False)])
+    assert drain(claims) == ["check", "b"]
+    rows = orders.news()
+    assert [row.id for row in rows] == ["check"]
+    orders.noted(rows, {})
+    assert orders.news() == []
+    begun: set[str] = set()
+    orders.submit([job("a"), job("b"), job("c")], begun.update)
+    assert begun == {"c"}
+    assert {row.id for row in orders.news()} == {"a", "b"}
 
 
 def test_withdrawn_jobs_are_nobodys(orders, worker):

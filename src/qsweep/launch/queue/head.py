@@ -3,10 +3,10 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from qsweep.base.errors import QsweepError, in_one_line
+from qsweep.base.errors import in_one_line
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult
@@ -67,7 +67,13 @@ class Head:
                     self.flow.finish(job, JobResult("failed", reason=reason))
         left = [job for job in self._jobs.values() if job.id in self._open]
         self._ended.clear()
-        self._patiently(lambda: self._orders.submit(left))
+        self._patiently(lambda: self._orders.submit(left, self._forget_logs))
+
+    def _forget_logs(self, ids: Iterable[str]) -> None:
+        # A log of an earlier attempt would pass for that of a machine that sees no log of the head's.
+        for id in ids:
+            with contextlib.suppress(OSError):
+                self._jobs[id].log.unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Until every job has a result."""
@@ -88,6 +94,7 @@ class Head:
             if row.id in self._open:
                 self._take_one(row)
         ended, instead = dict(self._ended), list(self._instead.values())
+        self._forget_logs(job.id for _, job in instead)
         self._patiently(lambda: self._orders.noted(rows, ended, instead))
         self._ended.clear()
         self._instead.clear()
@@ -119,11 +126,7 @@ class Head:
     def _look(self) -> None:
         self._looked = time.monotonic()
         self._patiently(self._orders.expire)
-        if not self._patiently(self._orders.is_head):
-            raise QsweepError(
-                f"sweep {self._orders.sweep} was taken over by another process; the same command "
-                "goes on where that stops"
-            )
+        self._patiently(self._orders.check)
         why = self._hopeless()
         if why is not None and not self._patiently(self._orders.live_workers):
             self._give_up(why)

@@ -21,11 +21,13 @@ from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
 from qsweep.launch.queue.database import Database, QueueAway, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
 from qsweep.launch.queue.machines import is_dead, own_name
-from qsweep.launch.queue.orders import Orders, Takeover
+from qsweep.launch.queue.orders import NoLongerHead, Orders, Takeover
 from qsweep.launch.queue.starting import LocalWorkers
 
 QUEUE_VARIABLE = "QSWEEP_QUEUE"
 """Where workers find the queue's URL that are not given one: a command line shows its password."""
+
+_LEFT = "workers go on; the same command collects the results"
 
 
 @dataclass
@@ -119,7 +121,10 @@ class QueueLauncher:
 
         Raises:
             Detached: with ``detach``, as soon as the jobs are in the queue.
+            NoLongerHead: another process runs the sweep now.
             QueueAway: the database was away for too long.
+            KeyboardInterrupt: jobs were withdrawn, or left to workers, as ``on_interrupt`` says.
+                All other exceptions leave them to workers.
         """
         head = Head(
             self._open(),
@@ -140,9 +145,15 @@ class QueueLauncher:
                 head.wait()
         except Detached:
             raise
-        except BaseException:
+        except NoLongerHead:
+            self._left = True
+            raise
+        except KeyboardInterrupt:
             interrupts.acknowledge()
             self._interrupted()
+            raise
+        except BaseException:
+            self._leave_open(head)
             raise
         return {job.id: head.flow.results[job.id] for job in jobs} | head.flow.results
 
@@ -154,7 +165,8 @@ class QueueLauncher:
         if self._orders is not None:
             orders, self._orders = self._orders, None
             with contextlib.suppress(QueueAway):
-                orders.leave(closed=not self._left)
+                # Those who took it over take its workers over, too.
+                self._left |= not orders.leave(closed=not self._left)
         if self._database is not None:
             if not self._left:
                 self.stop_workers(cancel=self._cancelled)
@@ -261,16 +273,25 @@ class QueueLauncher:
             "they are, and the same command without --detach collects the results"
         )
 
+    def _leave_open(self, head: Head) -> None:
+        self._left = bool(head.flow)
+        if self._left:
+            _say(f"sweep {self.sweep}: {_LEFT}")
+
     def _interrupted(self) -> None:
         if self.on_interrupt == "leave":
             self._left = True
-            _say(f"sweep {self.sweep}: workers go on; the same command collects the results")
+            _say(f"sweep {self.sweep}: {_LEFT}")
             return
         self._cancelled = True
         try:
             count = self._orders.withdraw() if self._orders else 0
         except QueueAway as error:
             _say(f"{error}; jobs could not be withdrawn, and workers go on with them")
+            self._left = True
+            return
+        except NoLongerHead as error:
+            _say(str(error))
             self._left = True
             return
         if count:
