@@ -269,7 +269,10 @@ def test_only_an_interrupt_withdraws_jobs(here: Field, capsys):
     running = here.run(here.job("a"), here.job("b", needs=("a",)), on_done=full)
     here.worker()
     assert "disk full" in str(running.exception(20))
-    assert "workers go on; the same command collects the results" in capsys.readouterr().err
+    assert (
+        "what is not done is left to workers; the same command collects the results"
+        in capsys.readouterr().err
+    )
     here.launcher.close()
     assert wait_until(lambda: "finished B" in here.said(), 20)
 

@@ -27,8 +27,6 @@ from qsweep.launch.queue.starting import LocalWorkers
 QUEUE_VARIABLE = "QSWEEP_QUEUE"
 """Where workers find the queue's URL that are not given one: a command line shows its password."""
 
-_LEFT = "workers go on; the same command collects the results"
-
 
 @dataclass
 class QueueLauncher:
@@ -276,12 +274,15 @@ class QueueLauncher:
     def _leave_open(self, head: Head) -> None:
         self._left = bool(head.flow)
         if self._left:
-            _say(f"sweep {self.sweep}: {_LEFT}")
+            _say(
+                f"sweep {self.sweep}: what is not done is left to workers; the same command collects "
+                "the results"
+            )
 
     def _interrupted(self) -> None:
         if self.on_interrupt == "leave":
             self._left = True
-            _say(f"sweep {self.sweep}: {_LEFT}")
+            _say(f"sweep {self.sweep}: workers go on; the same command collects the results")
             return
         self._cancelled = True
         try:
