@@ -10,6 +10,7 @@ from helpers.machine import alive, wait_until
 from helpers.queues import LAUNCH, Field, field
 from qsweep.launch import JobResult
 from qsweep.launch.protocol import Detached
+from qsweep.launch.queue import head
 
 
 @pytest.fixture
@@ -122,6 +123,24 @@ def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
         pids = [process.pid for process, _ in opened.launcher._local._started]
         opened.launcher.close()
         assert not any(map(alive, pids))
+
+
+def test_a_job_that_no_worker_can_take_is_told_of_once(here: Field, capsys, monkeypatch):
+    monkeypatch.setattr(head, "_LOOK_EVERY_S", 0.1)
+    here.worker("--device", "cpu")
+    running = here.run(here.job("a", device="cuda"))
+    told = ""
+
+    def heard() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return "what is ready asks for cuda, and the 1 worker there has no GPUs" in told
+
+    assert wait_until(heard, 20)
+    time.sleep(1.0)
+    assert "no job can start" not in capsys.readouterr().err
+    here.launcher._orders.withdraw()
+    running.result(10)
 
 
 @pytest.mark.slow

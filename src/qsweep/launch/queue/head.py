@@ -54,6 +54,7 @@ class Head:
         self._instead: dict[str, tuple[int, Job]] = {}
         self._first = 0
         self._looked = time.monotonic()
+        self._told: str | None = None
         self.flow = Flow(jobs, on_event=on_event, on_done=self._is_done, retry=self._again)
 
     def submit(self) -> None:
@@ -132,6 +133,14 @@ class Head:
             self._give_up(why)
         elif not self._patiently(self._orders.open_jobs) and not self._patiently(self._orders.news):
             self._give_up("the queue no longer has it; the same command puts it there again")
+
+        else:
+            self._tell(self._patiently(self._orders.why_nobody_takes))
+
+    def _tell(self, line: str | None) -> None:
+        if line is not None and line != self._told:
+            self._say(f"sweep {self._orders.sweep}: {line}")
+            self._told = line
 
     def _give_up(self, why: str) -> None:
         self._patiently(self._orders.withdraw)

@@ -11,6 +11,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.launch.job import Job, JobResult
 from qsweep.launch.protocol import Capacity
 from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.fit import live_workers, why_nobody_takes
 from qsweep.launch.queue.rows import (
     chunks,
     delete_open,
@@ -29,14 +30,11 @@ from qsweep.launch.queue.tables import (
     jobs,
     needs,
     sweeps,
-    workers,
 )
 from qsweep.launch.queue.upkeep import expire, has_head, lock, look, of
 
 # Rows that are asked for at once.
 _NEWS = 500
-# A worker whose last heartbeat is older than this is gone, or cut off.
-ALIVE_S = 45.0
 
 
 class NoLongerHead(QsweepError):
@@ -134,13 +132,12 @@ class Orders:
     def live_workers(self) -> list[Any]:
         """The workers that have said of late that they are there."""
         with self._database.reading() as connection:
-            return list(
-                connection.execute(
-                    select(workers).where(
-                        workers.c.sweep == self.sweep, workers.c.seen > database_time() - ALIVE_S
-                    )
-                )
-            )
+            return live_workers(connection, self.sweep)
+
+    def why_nobody_takes(self) -> str | None:
+        """Why workers are there and yet nothing will run; None where something may."""
+        with self._database.reading() as connection:
+            return why_nobody_takes(connection, self.sweep)
 
     def submit(
         self, ordered: Sequence[Job], begins: Callable[[set[str]], object] = lambda _: None
