@@ -1,5 +1,6 @@
 """Who has which job: claims, leases, needs and results, on sqlite and on PostgreSQL."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -132,6 +133,52 @@ def test_what_is_given_back_is_no_attempt(database, orders, worker):
         claims = worker()
         claims.give_back([claims.take(CPU)])
     assert drain(worker()) == ["a"]
+
+
+def test_who_leaves_gives_back_what_it_took_unknowingly(orders, worker):
+    orders.submit([job("a")])
+    for _ in range(3):
+        claims = worker()
+        claims.take(CPU)  # and a signal comes before it is heard of
+        claims.leave()
+    assert drain(worker()) == ["a"]
+
+
+def test_a_result_that_the_database_refuses_fails_the_job(tmp_path):
+    database = Database(sqlite_url(tmp_path / "q.db"))
+    orders, claims = Orders(database, "s", "head:1:x"), Claims(database, "s", "w:1:x")
+    orders.take_over(60, 2)
+    orders.submit([job("a"), job("b")])
+    first, second = claims.take(CPU), claims.take(CPU)
+    limit = sqlite3.SQLITE_LIMIT_LENGTH
+    listen(database._engine, "connect", lambda it, _: it.setlimit(limit, 5000))
+    database._engine.dispose()
+    large = JobResult("finished", {"x": "x" * 9000})
+    written = claims.hand_in(first, large, "")
+    assert written.reason.startswith("its result cannot be handed in: queue=sqlite:")
+    assert claims.hand_in(second, DONE, "") == DONE
+    assert [row.state for row in orders.news()] == ["failed", "finished"]
+    database.close()
+
+
+def test_a_log_of_odd_characters_costs_no_result(postgresql):
+    database = Database(postgresql)
+    orders, claims = Orders(database, "odd", "head:1:x"), Claims(database, "odd", "w:1:x")
+    orders.take_over(60, 2)
+    orders.submit([job("a")])
+    assert claims.hand_in(claims.take(CPU), DONE, "b\0d \ud800\n") == DONE
+    assert orders.log_of("a") == "b?d ?\n"
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "why"),
+    [("qsweep@", "stranger:s3cret@", "stranger"), ("/postgres", "/nowhere", "nowhere")],
+)
+def test_a_login_that_is_refused_is_said_at_once(postgresql, right, wrong, why):
+    with pytest.raises(ConfigError, match=why) as caught:
+        Database(postgresql.replace(right, wrong))
+    assert "s3cret" not in str(caught.value)
 
 
 def test_without_a_head_failures_are_decided_by_workers(orders, worker):

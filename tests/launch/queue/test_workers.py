@@ -3,14 +3,18 @@
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from helpers.machine import alive, wait_until
 from helpers.queues import LAUNCH, Field, field
+from qsweep.base.databases import sqlite_url
+from qsweep.base.errors import ConfigError
 from qsweep.launch import JobResult
 from qsweep.launch.protocol import Detached
-from qsweep.launch.queue import head
+from qsweep.launch.queue import QueueLauncher, head
+from qsweep.launch.queue.starting import LocalWorkers
 
 
 @pytest.fixture
@@ -112,6 +116,26 @@ def test_detached_the_jobs_are_left_to_workers_and_collected_later(tmp_path):
             results = second.run(*jobs).result(10)
             assert results["a"].status == "finished"
             assert results["b"].reason == "RuntimeError: the first line"
+
+
+def test_a_job_gets_neither_the_queues_password_nor_what_is_not_the_users(here: Field):
+    here.worker(QSWEEP_QUEUE="postgresql://me:s3cret@nowhere/db")
+    environment = here.run(here.job("a", "surroundings")).result(30)["a"].result["environment"]
+    assert "QSWEEP_QUEUE" not in environment
+
+
+def test_a_started_worker_has_the_users_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOG", "mine")
+    log = tmp_path / "workers" / "1.log"
+    started = LocalWorkers()
+    started.start(["/bin/sh", "-c", 'echo "$LOG $MORE"'], {"MORE": "more"}, log)
+    assert wait_until(lambda: log.read_text() == "mine more\n", 5)
+
+
+def test_sqlite_on_what_several_machines_may_share_is_refused():
+    made = QueueLauncher(queue=sqlite_url(Path("/proc/not/there/queue.db")))
+    with pytest.raises(ConfigError, match=r"\(proc\).*launch.queue=postgresql://"):
+        made.prepare()
 
 
 def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):

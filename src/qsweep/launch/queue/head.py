@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from qsweep.base.databases import DatabaseError
 from qsweep.base.errors import in_one_line
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult
-from qsweep.launch.queue.database import QueueAway, patiently
+from qsweep.launch.queue.database import patiently
 from qsweep.launch.queue.orders import Orders
 from qsweep.launch.queue.specs import result_of, row_of
 from qsweep.launch.queue.upkeep import host_of
@@ -181,7 +182,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every_s):
-            with contextlib.suppress(QueueAway):  # the head itself notices
+            with contextlib.suppress(DatabaseError):  # the head itself notices
                 self._orders.beat()
 
 

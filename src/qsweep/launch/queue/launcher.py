@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from qsweep.base.databases import sqlite_url
+from qsweep.base.databases import DatabaseError, sqlite_path, sqlite_url
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
+from qsweep.base.mounts import is_local, kind_of
 from qsweep.base.secrets import hidden_value
 from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult
 from qsweep.launch.local.slots import make_slots
 from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
-from qsweep.launch.queue.database import Database, QueueAway, patiently
+from qsweep.launch.queue.database import Database, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
 from qsweep.launch.queue.machines import is_dead, own_name
 from qsweep.launch.queue.orders import NoLongerHead, Orders, Takeover
@@ -162,7 +163,7 @@ class QueueLauncher:
             self._heartbeat = None
         if self._orders is not None:
             orders, self._orders = self._orders, None
-            with contextlib.suppress(QueueAway):
+            with contextlib.suppress(DatabaseError):
                 # Those who took it over take its workers over, too.
                 self._left |= not orders.leave(closed=not self._left)
         if self._database is not None:
@@ -175,6 +176,15 @@ class QueueLauncher:
 
     def check(self) -> None:
         """Refuse what cannot work, before there is a queue. Raises ConfigError."""
+        try:
+            file = sqlite_path(self.url)
+        except DatabaseError:
+            return  # it is opened next, and says so
+        if file is not None and not is_local(file):
+            raise ConfigError(
+                f"{file} is on a file system of several machines ({kind_of(file)}), where sqlite "
+                "loses data; give launch.queue=postgresql://USER@HOST/DATABASE"
+            )
 
     def expected(self, devices: Sequence[str]) -> Capacity:
         """What workers will have that are yet to come."""
@@ -287,7 +297,7 @@ class QueueLauncher:
         self._cancelled = True
         try:
             count = self._orders.withdraw() if self._orders else 0
-        except QueueAway as error:
+        except DatabaseError as error:
             _say(f"{error}; jobs could not be withdrawn, and workers go on with them")
             self._left = True
             return

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
 from qsweep.base.errors import QsweepError
 from qsweep.launch.job import Job, JobResult
 from qsweep.launch.protocol import Capacity
-from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.database import Database, QueueRefused
 from qsweep.launch.queue.fit import live_workers, why_nobody_takes
 from qsweep.launch.queue.rows import (
     chunks,
@@ -59,7 +59,7 @@ class Takeover:
 class Orders:
     """What a head does with the queue of its sweep.
 
-    All methods raise QueueAway; those that change jobs raise NoLongerHead, too.
+    All methods raise QueueAway and QueueRefused; those that change jobs raise NoLongerHead, too.
 
     Args:
         database: Where the queue is.
@@ -80,6 +80,12 @@ class Orders:
             "lease_s": lease_s,
             "attempts": attempts,
         }
+        try:
+            return self._take_over(mine, dead)
+        except QueueRefused:  # another has put the sweep there at this moment
+            return self._take_over(mine, dead)
+
+    def _take_over(self, mine: Mapping[str, Any], dead: str | None) -> Takeover:
         with self._database.writing() as connection:
             row = lock(connection, self.sweep)
             if row is None:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qsweep.base.databases import sqlite_path
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
-from qsweep.base.mounts import is_local, kind_of
 from qsweep.launch import interrupts
 from qsweep.launch.job import Job
 from qsweep.launch.protocol import Capacity
@@ -78,12 +76,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
 
     def check(self) -> None:
         """Raise ConfigError where there is no Slurm, or workers could not share the queue."""
-        file = sqlite_path(self.url)
-        if file is not None and not is_local(file):
-            raise ConfigError(
-                f"launch=slurm: {file} is on a file system of several machines ({kind_of(file)}), "
-                "where sqlite loses data; give launch.queue=postgresql://USER@HOST/DATABASE"
-            )
+        super().check()
         check_installed()
 
     def expected(self, devices: Sequence[str]) -> Capacity:
