@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy import exc
 
 from helpers.machine import free_port
 from helpers.trackers import Outputs, client_of, empty_database, record, runs_in, wait_until
@@ -19,6 +20,7 @@ from qsweep.base.databases import (
     DatabaseError,
     check_sqlite,
     driver_message,
+    is_refusal,
     sqlite_path,
     sqlite_url,
     with_driver,
@@ -182,6 +184,31 @@ def test_postgresql_gets_the_driver_that_is_installed(tmp_path: Path):
     said = Outputs(tmp_path, "postgresql+psycopg://me:s3cret@127.0.0.1:1/d").run(record())
     assert 'pip install "psycopg[binary]"' in said[-1] and "s3cret" not in " ".join(said)
     assert driver_message(ValueError("x (Background on this)")) == "x"
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"C": "28P01", "M": "password authentication failed"}, True),
+        ({"C": "22021", "M": "invalid byte sequence"}, True),
+        ({"C": "42501", "M": "permission denied"}, True),
+        ({"C": "57P01", "M": "terminating connection"}, False),
+        ({"C": "40001", "M": "could not serialize access"}, False),
+        ({"C": "53300", "M": "too many connections"}, False),
+        ("server requesting password authentication, but no password was provided", True),
+        ("network error", False),
+    ],
+)
+def test_what_a_server_refuses_is_told_from_one_that_is_away(fields, refused: bool):
+    cause = RuntimeError(fields)  # its arguments are as pg8000 gives them
+    assert is_refusal(exc.DatabaseError("SELECT 1", {}, cause)) is refused
+    assert is_refusal(cause) is refused
+
+
+def test_what_sqlite_refuses_is_told_from_a_file_that_is_locked():
+    locked = sqlite3.OperationalError("database is locked")
+    assert not is_refusal(exc.OperationalError("SELECT 1", {}, locked))
+    assert is_refusal(exc.DataError("SELECT 1", {}, sqlite3.DataError("too big")))
 
 
 def test_a_database_server_that_is_away_is_said_at_once(tmp_path: Path):

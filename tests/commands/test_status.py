@@ -76,6 +76,36 @@ def test_what_ended_while_no_head_was_there_is_told_once(queue, tmp_path, capsys
     assert status(tmp_path, capsys).startswith("sweep night: 2 finished, 1 ready\n")
 
 
+def test_what_is_not_shown_is_counted(queue, tmp_path, capsys):
+    database, orders = queue
+    orders.submit([job(str(n)) for n in range(50)])
+    here = Claims(database, "night", "node7:34:y")
+    for _ in range(22):
+        here.hand_in(here.take(["auto"]), JobResult("failed", reason="broken"), "")
+    for _ in range(23):
+        here.take(["auto"])
+    lines = status(tmp_path, capsys).splitlines()
+    assert lines[0] == "sweep night: 22 failed, 23 running, 5 ready"
+    assert "  … and 3 more" in lines and "  … and 2 more" in lines
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "stuck"),
+    [("cuda", 0, True), ("cuda:1", 1, True), ("auto", 0, False), ("cuda", 1, False)],
+)
+def test_workers_that_can_take_nothing_are_told_of(queue, tmp_path, capsys, device, gpus, stuck):
+    database, orders = queue
+    orders.submit([Job("a", "a", "a:b", {}, Path("log"), device=device)])
+    assert orders.why_nobody_takes() is None  # nobody is there
+    Claims(database, "night", "node7:34:y").enlist("node7", 1, gpus, 1 << 30)
+    line = (
+        f"no job can start: what is ready asks for {device}, and the 1 worker there has "
+        f"{'1 GPU' if gpus else 'no GPUs'}; start workers where there are such GPUs"
+    )
+    assert orders.why_nobody_takes() == (line if stuck else None)
+    assert (line in status(tmp_path, capsys).splitlines()) == stuck
+
+
 def test_it_says_how_to_go_on(queue, tmp_path, capsys):
     _, orders = queue
     orders.submit([job("a")])

@@ -22,7 +22,8 @@ def ids(flow: Flow) -> list[str]:
 def run(flow: Flow, failing: tuple[str, ...] = ()) -> list[str]:
     """Run all, one after another; the order in which they started."""
     order = []
-    for one in flow.ready():
+    while heads := flow.heads():
+        one = heads[0]
         order.append(one.id)
         flow.started(one)
         flow.ended(one, BROKEN if one.id in failing else DONE)

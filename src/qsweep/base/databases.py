@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Collection
@@ -22,6 +23,11 @@ _PACKAGES = {
 }
 # Seconds until a server that does not answer is given up.
 _CONNECT_S = 10
+
+
+# Classes of SQLSTATE of what is as wrong later: not supported, data, integrity, login, no such
+# database or schema, syntax or rights.
+_REFUSALS = ("0A", "22", "23", "28", "3D", "3F", "42")
 
 
 class DatabaseError(QsweepError):
@@ -176,6 +182,30 @@ def driver_message(error: BaseException) -> str:
         if cause.args and isinstance(cause.args[0], dict) and "M" in cause.args[0]:
             return str(cause.args[0]["M"])  # pg8000 hands on all fields of the server's message
     return " ".join(str(causes[-1]).split("(Background")[0].split())
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a database has answered, and what is wrong will be wrong later, too.
+
+    Args:
+        error: What SQLAlchemy or a driver raised.
+    """
+    from sqlalchemy import exc
+
+    cause = getattr(error, "orig", None) or error
+    if (code := _sqlstate(cause)) is not None:
+        return code.startswith(_REFUSALS)
+    kinds = (exc.DataError, exc.IntegrityError, exc.ProgrammingError, exc.NotSupportedError)
+    return isinstance(error, (*kinds, UnicodeError)) or bool(
+        re.search(r"password|authentication", driver_message(error), re.IGNORECASE)
+    )
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """The server's code of an error, wherever its driver has it."""
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or fields.get("C")
+    return found if isinstance(found, str) else None
 
 
 def _check_folder(path: Path) -> None:

@@ -82,17 +82,20 @@ def _lines(sweep: str, queued: "Overview | None", records: Sequence[Record]) -> 
     shown = {record.key: record.status for record in records}
     counts = {state: list(shown.values()).count(state) for state in _STATES}
     failed = {r.key: (r.name, r.reason or "") for r in records if r.status == "failed"}
+    all_failed = set(failed)
     if queued is not None:
         # What has ended in the queue and is recorded is the same trial.
         counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
         for id, state in queued.unseen.items():
             counts[state] += id not in shown
         failed |= queued.failed
+        all_failed |= {id for id, state in queued.unseen.items() if state == "failed"}
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     yield f"sweep {sweep}: {told or 'no trials yet'}"
     if queued is not None:
         yield from _in_queue(queued)
-    yield from _section("failed", [f"{name}: {reason}" for name, reason in failed.values()])
+    told_failed = [f"{name}: {reason}" for name, reason in failed.values()]
+    yield from _section("failed", told_failed, len(all_failed))
 
 
 def _in_queue(queued: "Overview") -> Iterator[str]:
@@ -107,6 +110,7 @@ def _in_queue(queued: "Overview") -> Iterator[str]:
             + (f", its lease ended {_time(one.late_s)} ago" if one.late_s else "")
             for one in queued.running
         ],
+        queued.counts.get("running", 0) + queued.preparations.get("running", 0),
     )
     yield from _section(
         "workers",
@@ -115,7 +119,10 @@ def _in_queue(queued: "Overview") -> Iterator[str]:
             f"last heartbeat {_time(one.seconds)} ago{'' if one.alive else ' (gone?)'}"
             for one in queued.workers
         ],
+        len(queued.workers),
     )
+    if queued.stuck is not None:
+        yield queued.stuck
     if queued.head is not None:
         name, seconds = queued.head
         yield f"head: {name}, last heartbeat {_time(seconds)} ago"
@@ -123,12 +130,14 @@ def _in_queue(queued: "Overview") -> Iterator[str]:
         yield "head: none; workers go on without"
 
 
-def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
-    if lines:
+def _section(title: str, lines: Sequence[str], count: int) -> Iterator[str]:
+    """Some lines, of which there are ``count`` in all."""
+    shown = lines[:_SHOWN]
+    if shown:
         yield f"{title}:"
-        yield from (f"  {line}" for line in lines[:_SHOWN])
-    if len(lines) > _SHOWN:
-        yield f"  … and {len(lines) - _SHOWN} more"
+        yield from (f"  {line}" for line in shown)
+    if count > len(shown):
+        yield f"  … and {count - len(shown)} more"
 
 
 def _how_to_go_on(

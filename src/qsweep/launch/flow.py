@@ -8,7 +8,7 @@ that ten thousand of them cost ten thousand times one.
 import graphlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from qsweep.launch.job import Event, Job, JobResult
@@ -84,11 +84,6 @@ class Flow:
             else:
                 del self._ready[device]
         return [self._waiting[id] for _, id in sorted(found)]
-
-    def ready(self) -> Iterator[Job]:
-        """Everything that may start, in order; each is started or ended before the next is asked."""
-        while heads := self.heads():
-            yield heads[0]
 
     def started(self, job: Job) -> None:
         """A job was handed to whoever runs it."""

@@ -1,5 +1,6 @@
 """Who has which job: claims, leases, needs and results, on sqlite and on PostgreSQL."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.launch import Capacity, Job, JobResult
 from qsweep.launch.queue.claims import Claims
 from qsweep.launch.queue.database import Database, QueueAway, patiently
-from qsweep.launch.queue.orders import Orders
+from qsweep.launch.queue.orders import NoLongerHead, Orders
 from qsweep.launch.queue.tables import jobs, metadata
 
 DONE, BROKEN = JobResult("finished", {"n": 1}, seconds=2.0), JobResult("failed", reason="broken")
@@ -134,6 +135,52 @@ def test_what_is_given_back_is_no_attempt(database, orders, worker):
     assert drain(worker()) == ["a"]
 
 
+def test_who_leaves_gives_back_what_it_took_unknowingly(orders, worker):
+    orders.submit([job("a")])
+    for _ in range(3):
+        claims = worker()
+        claims.take(CPU)  # and a signal comes before it is heard of
+        claims.leave()
+    assert drain(worker()) == ["a"]
+
+
+def test_a_result_that_the_database_refuses_fails_the_job(tmp_path):
+    database = Database(sqlite_url(tmp_path / "q.db"))
+    orders, claims = Orders(database, "s", "head:1:x"), Claims(database, "s", "w:1:x")
+    orders.take_over(60, 2)
+    orders.submit([job("a"), job("b")])
+    first, second = claims.take(CPU), claims.take(CPU)
+    limit = sqlite3.SQLITE_LIMIT_LENGTH
+    listen(database._engine, "connect", lambda it, _: it.setlimit(limit, 5000))
+    database._engine.dispose()
+    large = JobResult("finished", {"x": "x" * 9000})
+    written = claims.hand_in(first, large, "")
+    assert written.reason.startswith("its result cannot be handed in: queue=sqlite:")
+    assert claims.hand_in(second, DONE, "") == DONE
+    assert [row.state for row in orders.news()] == ["failed", "finished"]
+    database.close()
+
+
+def test_a_log_of_odd_characters_costs_no_result(postgresql):
+    database = Database(postgresql)
+    orders, claims = Orders(database, "odd", "head:1:x"), Claims(database, "odd", "w:1:x")
+    orders.take_over(60, 2)
+    orders.submit([job("a")])
+    assert claims.hand_in(claims.take(CPU), DONE, "b\0d \ud800\n") == DONE
+    assert orders.log_of("a") == "b?d ?\n"
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "why"),
+    [("qsweep@", "stranger:s3cret@", "stranger"), ("/postgres", "/nowhere", "nowhere")],
+)
+def test_a_login_that_is_refused_is_said_at_once(postgresql, right, wrong, why):
+    with pytest.raises(ConfigError, match=why) as caught:
+        Database(postgresql.replace(right, wrong))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_without_a_head_failures_are_decided_by_workers(orders, worker):
     orders.submit(
         [
@@ -209,7 +256,46 @@ def test_there_is_one_head_and_the_next_plans_as_it_did(database, orders):
     orders.plan_for(Capacity(7, 1 << 40))
     orders.submit([job("a")])
     assert other.take_over(60, 2, dead="head:1:x").capacity == Capacity(7, 1 << 40)
-    assert not orders.is_head() and other.is_head()
+    with pytest.raises(NoLongerHead):
+        orders.check()
+    other.check()
+
+
+def test_who_is_no_longer_the_head_changes_nothing(database, orders, worker):
+    orders.submit([job("a"), job("b")])
+    claims = worker()
+    claims.hand_in(claims.take(CPU), DONE, "")
+    rows = orders.news()
+    other = Orders(database, "s", "elsewhere:1:y")
+    other.take_over(60, 2, dead="head:1:x")
+    other.submit([job("a"), job("b")])
+    for late in (
+        lambda: orders.noted(rows, {}),
+        orders.withdraw,
+        lambda: orders.submit([job("c")]),
+    ):
+        with pytest.raises(NoLongerHead, match="sweep s was taken over by another process"):
+            late()
+    assert not orders.leave(closed=True)
+    assert [row.id for row in other.news()] == ["a"]
+    assert drain(claims) == ["b"]
+    assert other.leave(closed=True)
+
+
+def test_only_news_of_what_was_submitted_last_is_told(orders, worker):
+    orders.submit([job("a"), job("b")])
+    claims = worker()
+    claims.hand_in(claims.take(CPU), DONE, "")
+    orders.submit([job("check", counts=False)])
+    assert drain(claims) == ["check", "b"]
+    rows = orders.news()
+    assert [row.id for row in rows] == ["check"]
+    orders.noted(rows, {})
+    assert orders.news() == []
+    begun: set[str] = set()
+    orders.submit([job("a"), job("b"), job("c")], begun.update)
+    assert begun == {"c"}
+    assert {row.id for row in orders.news()} == {"a", "b"}
 
 
 def test_withdrawn_jobs_are_nobodys(orders, worker):

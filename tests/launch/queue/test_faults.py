@@ -15,6 +15,8 @@ from helpers.machine import alive, wait_until
 from helpers.postgresql import postgresql_server
 from helpers.queues import LAUNCH, Field, field
 from qsweep.launch.queue import tables
+from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.orders import NoLongerHead, Orders
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
@@ -240,6 +242,48 @@ def test_two_heads_of_one_sweep_are_one_too_many(here: Field):
     assert f"error: sweep {here.sweep} is run by process {os.getpid()} on " in err
     assert "sweep=NAME" in err and not running.done()
     here.launcher._orders.withdraw()
+
+
+def test_a_head_whose_sweep_was_taken_over_leaves_jobs_and_workers_to_the_next(here: Field):
+    running = here.run(here.sleeper("a", 60))
+    here.worker()
+    pid = here.pid_of("a")
+    database = here.launcher._database
+    other = Orders(database, here.sweep, "elsewhere:1:y")
+    other.take_over(60, 2, dead=here.launcher._orders.head)
+    error = running.exception(10)
+    assert isinstance(error, NoLongerHead)
+    assert other.open_jobs() == 1 and alive(pid)
+    here.launcher.close()
+    assert here.launcher._left
+    other = Orders(Database(here.url), here.sweep, "elsewhere:1:y")
+    other.check()
+    assert alive(pid) and other.open_jobs() == 1
+    other.withdraw()
+
+
+def test_only_an_interrupt_withdraws_jobs(here: Field, capsys):
+    def full(*_):
+        raise OSError("disk full")
+
+    running = here.run(here.job("a"), here.job("b", needs=("a",)), on_done=full)
+    here.worker()
+    assert "disk full" in str(running.exception(20))
+    assert (
+        "what is not done is left to workers; the same command collects the results"
+        in capsys.readouterr().err
+    )
+    here.launcher.close()
+    assert wait_until(lambda: "finished B" in here.said(), 20)
+
+
+def test_a_log_of_an_earlier_attempt_does_not_hide_the_new_one(here: Field):
+    log = here.folder / "logs" / "a.log"
+    log.parent.mkdir()
+    log.write_text("of an earlier attempt")
+    here.worker("--store", str(here.folder / "own store"))
+    here.run(here.job("a", "speak")).result(30)
+    assert "shell err" in log.read_text() and "earlier" not in log.read_text()
 
 
 def test_a_machine_that_can_start_nothing_gives_its_jobs_back(tmp_path):

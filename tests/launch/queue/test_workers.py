@@ -3,13 +3,18 @@
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from helpers.machine import alive, wait_until
 from helpers.queues import LAUNCH, Field, field
+from qsweep.base.databases import sqlite_url
+from qsweep.base.errors import ConfigError
 from qsweep.launch import JobResult
 from qsweep.launch.protocol import Detached
+from qsweep.launch.queue import QueueLauncher, head
+from qsweep.launch.queue.starting import LocalWorkers
 
 
 @pytest.fixture
@@ -113,6 +118,26 @@ def test_detached_the_jobs_are_left_to_workers_and_collected_later(tmp_path):
             assert results["b"].reason == "RuntimeError: the first line"
 
 
+def test_a_job_gets_neither_the_queues_password_nor_what_is_not_the_users(here: Field):
+    here.worker(QSWEEP_QUEUE="postgresql://me:s3cret@nowhere/db")
+    environment = here.run(here.job("a", "surroundings")).result(30)["a"].result["environment"]
+    assert "QSWEEP_QUEUE" not in environment
+
+
+def test_a_started_worker_has_the_users_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOG", "mine")
+    log = tmp_path / "workers" / "1.log"
+    started = LocalWorkers()
+    started.start(["/bin/sh", "-c", 'echo "$LOG $MORE"'], {"MORE": "more"}, log)
+    assert wait_until(lambda: log.read_text() == "mine more\n", 5)
+
+
+def test_sqlite_on_what_several_machines_may_share_is_refused():
+    made = QueueLauncher(queue=sqlite_url(Path("/proc/not/there/queue.db")))
+    with pytest.raises(ConfigError, match=r"\(proc\).*launch.queue=postgresql://"):
+        made.prepare()
+
+
 def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(LAUNCH))
     with field(tmp_path, start=2) as opened:
@@ -122,6 +147,24 @@ def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
         pids = [process.pid for process, _ in opened.launcher._local._started]
         opened.launcher.close()
         assert not any(map(alive, pids))
+
+
+def test_a_job_that_no_worker_can_take_is_told_of_once(here: Field, capsys, monkeypatch):
+    monkeypatch.setattr(head, "_LOOK_EVERY_S", 0.1)
+    here.worker("--device", "cpu")
+    running = here.run(here.job("a", device="cuda"))
+    told = ""
+
+    def heard() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return "what is ready asks for cuda, and the 1 worker there has no GPUs" in told
+
+    assert wait_until(heard, 20)
+    time.sleep(1.0)
+    assert "no job can start" not in capsys.readouterr().err
+    here.launcher._orders.withdraw()
+    running.result(10)
 
 
 @pytest.mark.slow

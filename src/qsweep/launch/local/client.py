@@ -143,7 +143,7 @@ class ForkServer:
                 # Out of reach of the terminal's Ctrl-C, which is for the launching process.
                 start_new_session=True,
                 env=HUGE_PAGES
-                | os.environ
+                | self._inherited()
                 | {
                     # No thread may run when a process forks: OpenBLAS starts its pool at import.
                     "OPENBLAS_NUM_THREADS": "1",
@@ -161,6 +161,9 @@ class ForkServer:
             {"sys_path": sys.path, "preload": list(self.preload), "main_thread": main_thread}
         )
 
+    def _inherited(self) -> dict[str, str]:
+        return {n: v for n, v in os.environ.items() if not n.startswith(self.withheld)}
+
     def submit(self, job: Job, environment: dict[str, str], threads: int | None = None) -> Child:
         """Hand a job to the server, starting it if need be.
 
@@ -168,12 +171,11 @@ class ForkServer:
         Raises ``TypeError`` or ``ValueError`` if the payload is not JSON.
         """
         mark = f"{os.getpid()}-{uuid.uuid4().hex}"
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith(self.withheld)}
         order = {
             "target": job.target,
             "payload": job.payload,
             "log": str(Path(job.log).absolute()),
-            "environment": HUGE_PAGES | inherited | environment | {tree.MARK: mark},
+            "environment": HUGE_PAGES | self._inherited() | environment | {tree.MARK: mark},
             "threads": threads,
             "cwd": working_directory(),
             "sys_path": sys.path,

@@ -4,16 +4,18 @@ A claim is a job's number of claims so far: what is done with a job needs the nu
 same, so that whoever comes back after its lease changes nothing (a fencing token).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, delete, insert, select, update
 
+from qsweep.base.errors import in_one_line
 from qsweep.launch.job import Job, JobResult
-from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.database import Database, QueueRefused
 from qsweep.launch.queue.specs import job_of, result_text
-from qsweep.launch.queue.tables import READY, database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import READY, RUNNING, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import (
     are_undecided,
     expire,
@@ -24,6 +26,16 @@ from qsweep.launch.queue.upkeep import (
     release,
     settle_alone,
 )
+
+# What not every encoding of a database has.
+_ODD = re.compile(r"[^\t\n\x20-\x7e]")
+_GIVEN_BACK = {
+    "state": "ready",
+    "owner": None,
+    "attempts": jobs.c.attempts - 1,
+    "lease_until": None,
+    "news": True,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +48,7 @@ class Claim:
 
 
 class Claims:
-    """What one worker does with the jobs of a sweep. All methods raise QueueAway.
+    """What one worker does with the jobs of a sweep. All methods raise QueueAway and QueueRefused.
 
     Args:
         database: Where the queue is.
@@ -52,6 +64,7 @@ class Claims:
         """Say that this worker is there."""
         me = {"sweep": self.sweep, "worker": self.worker, "host": host, "slots": slots}
         with self._database.writing() as connection:
+            connection.execute(delete(workers).where(self._me()))  # said before, unheard
             connection.execute(
                 insert(workers).values(
                     **me,
@@ -63,8 +76,10 @@ class Claims:
             )
 
     def leave(self) -> None:
-        """Say that this worker is gone."""
+        """Say that this worker is gone; others have what is still its own, knowingly or not."""
         with self._database.writing() as connection:
+            own = and_(jobs.c.sweep == self.sweep, RUNNING, jobs.c.owner == self.worker)
+            connection.execute(update(jobs).where(own).values(_GIVEN_BACK))
             connection.execute(delete(workers).where(self._me()))
 
     def take(self, devices: Sequence[str]) -> Claim | None:
@@ -130,11 +145,21 @@ class Claims:
                     .values(lease_until=database_time() + claim.lease_s)
                 )
 
-    def hand_in(self, claim: Claim, result: JobResult, log: str) -> bool:
+    def hand_in(self, claim: Claim, result: JobResult, log: str) -> JobResult | None:
         """Write down what became of a job, and let start what waited for it.
 
-        Returns whether it was still this worker's: if not, nothing is written.
+        Returns what was written: a plain failure where the database does not take the result; None
+        if the job was no longer this worker's.
         """
+        for text in (log, _ODD.sub("?", log)):
+            try:
+                return result if self._write(claim, result, text) else None
+            except QueueRefused as error:
+                why = in_one_line(error)
+        failed = JobResult("failed", reason=f"its result cannot be handed in: {why}")
+        return failed if self._write(claim, failed, "") else None
+
+    def _write(self, claim: Claim, result: JobResult, log: str) -> bool:
         finished = result.status == "finished"
         with self._database.writing() as connection:
             lock(connection, self.sweep)
@@ -159,17 +184,7 @@ class Claims:
         """Let others take what this worker will not end; that is no attempt."""
         with self._database.writing() as connection:
             for claim in claims:
-                connection.execute(
-                    update(jobs)
-                    .where(self._mine(claim))
-                    .values(
-                        state="ready",
-                        owner=None,
-                        attempts=jobs.c.attempts - 1,
-                        lease_until=None,
-                        news=True,
-                    )
-                )
+                connection.execute(update(jobs).where(self._mine(claim)).values(_GIVEN_BACK))
 
     def run_out_of_time(self, claims: Iterable[Claim]) -> None:
         """Give back what had most of this worker's time and was not done: that is an attempt."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from qsweep.base.databases import (
     DatabaseError,
@@ -16,6 +16,7 @@ from qsweep.base.databases import (
     connect_arguments,
     driver_advice,
     driver_message,
+    is_refusal,
     scheme_of,
     sqlite_path,
     with_driver,
@@ -39,6 +40,10 @@ class QueueAway(DatabaseError):
     """The database does not answer, or not with what it should; it may again in a while."""
 
 
+class QueueRefused(DatabaseError):
+    """The database does not take what it is given, and will not later either."""
+
+
 class Database:
     """The database that a URL names, with the queue's tables in it.
 
@@ -47,7 +52,7 @@ class Database:
         option: What the URL was given as, for messages.
 
     Raises:
-        ConfigError: the URL names no database that can hold a queue.
+        ConfigError: the URL names no database that can hold a queue, or whose login it is not.
         QueueAway: the database's server cannot be reached.
     """
 
@@ -66,6 +71,8 @@ class Database:
         except DatabaseError as error:
             raise ConfigError(f"{self.where}: {error}") from error
         except (SQLAlchemyError, OSError) as error:
+            if is_refusal(error):
+                raise ConfigError(f"{self.where}: {self._words(error)}") from error
             raise self._away(error) from error
         except Exception as error:  # what else a driver says of a URL's parts
             raise ConfigError(f"{self.where}: {self._words(error)}") from error
@@ -84,27 +91,22 @@ class Database:
             try:
                 metadata.create_all(engine)
                 break
-            except (IntegrityError, ProgrammingError, SQLAlchemyError):
+            except SQLAlchemyError:
                 if attempt == 4:
                     raise
                 time.sleep(0.2)  # another process is creating the tables at this moment
         return engine
 
-    @property
-    def on_one_host(self) -> bool:
-        """Whether only processes of this machine can use it."""
-        return scheme_of(self.url) == "sqlite"
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes. Raises QueueAway, and then nothing of it is written."""
-        with _uninterrupted(), self._errors(), self._engine.begin() as connection:
+        """A transaction that writes. Raises QueueAway or QueueRefused: nothing of it is written."""
+        with self._transaction(self._engine) as connection:
             yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads, and keeps nobody waiting. Raises QueueAway."""
-        with _uninterrupted(), self._errors(), self._reads.begin() as connection:
+        """A transaction that only reads, and keeps nobody waiting. Raises as :meth:`writing` does."""
+        with self._transaction(self._reads) as connection:
             yield connection
 
     def close(self) -> None:
@@ -112,10 +114,21 @@ class Database:
         self._engine.dispose()
 
     @contextlib.contextmanager
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        with _uninterrupted(), self._errors(), engine.begin() as connection:
+            try:
+                yield connection
+            except UnicodeError:
+                connection.invalidate()  # half a message may have been sent
+                raise
+
+    @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, UnicodeError) as error:
+            if is_refusal(error):
+                raise QueueRefused(f"{self.where} refuses: {self._words(error)}") from error
             raise self._away(error) from error
 
     def _away(self, error: Exception) -> QueueAway:

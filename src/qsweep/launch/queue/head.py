@@ -3,14 +3,15 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from qsweep.base.errors import QsweepError, in_one_line
+from qsweep.base.databases import DatabaseError
+from qsweep.base.errors import in_one_line
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Event, Job, JobResult
-from qsweep.launch.queue.database import QueueAway, patiently
+from qsweep.launch.queue.database import patiently
 from qsweep.launch.queue.orders import Orders
 from qsweep.launch.queue.specs import result_of, row_of
 from qsweep.launch.queue.upkeep import host_of
@@ -54,6 +55,7 @@ class Head:
         self._instead: dict[str, tuple[int, Job]] = {}
         self._first = 0
         self._looked = time.monotonic()
+        self._told: str | None = None
         self.flow = Flow(jobs, on_event=on_event, on_done=self._is_done, retry=self._again)
 
     def submit(self) -> None:
@@ -67,7 +69,13 @@ class Head:
                     self.flow.finish(job, JobResult("failed", reason=reason))
         left = [job for job in self._jobs.values() if job.id in self._open]
         self._ended.clear()
-        self._patiently(lambda: self._orders.submit(left))
+        self._patiently(lambda: self._orders.submit(left, self._forget_logs))
+
+    def _forget_logs(self, ids: Iterable[str]) -> None:
+        # A log of an earlier attempt would pass for that of a machine that sees no log of the head's.
+        for id in ids:
+            with contextlib.suppress(OSError):
+                self._jobs[id].log.unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Until every job has a result."""
@@ -88,6 +96,7 @@ class Head:
             if row.id in self._open:
                 self._take_one(row)
         ended, instead = dict(self._ended), list(self._instead.values())
+        self._forget_logs(job.id for _, job in instead)
         self._patiently(lambda: self._orders.noted(rows, ended, instead))
         self._ended.clear()
         self._instead.clear()
@@ -119,16 +128,20 @@ class Head:
     def _look(self) -> None:
         self._looked = time.monotonic()
         self._patiently(self._orders.expire)
-        if not self._patiently(self._orders.is_head):
-            raise QsweepError(
-                f"sweep {self._orders.sweep} was taken over by another process; the same command "
-                "goes on where that stops"
-            )
+        self._patiently(self._orders.check)
         why = self._hopeless()
         if why is not None and not self._patiently(self._orders.live_workers):
             self._give_up(why)
         elif not self._patiently(self._orders.open_jobs) and not self._patiently(self._orders.news):
             self._give_up("the queue no longer has it; the same command puts it there again")
+
+        else:
+            self._tell(self._patiently(self._orders.why_nobody_takes))
+
+    def _tell(self, line: str | None) -> None:
+        if line is not None and line != self._told:
+            self._say(f"sweep {self._orders.sweep}: {line}")
+            self._told = line
 
     def _give_up(self, why: str) -> None:
         self._patiently(self._orders.withdraw)
@@ -169,7 +182,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every_s):
-            with contextlib.suppress(QueueAway):  # the head itself notices
+            with contextlib.suppress(DatabaseError):  # the head itself notices
                 self._orders.beat()
 
 

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from qsweep.base.databases import sqlite_url
+from qsweep.base.databases import DatabaseError, sqlite_path, sqlite_url
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
+from qsweep.base.mounts import is_local, kind_of
 from qsweep.base.secrets import hidden_value
 from qsweep.launch import interrupts
 from qsweep.launch.job import Event, Job, JobResult
 from qsweep.launch.local.slots import make_slots
 from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
-from qsweep.launch.queue.database import Database, QueueAway, patiently
+from qsweep.launch.queue.database import Database, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
 from qsweep.launch.queue.hints import QUEUE_VARIABLE, command
 from qsweep.launch.queue.machines import is_dead, own_name
-from qsweep.launch.queue.orders import Orders, Takeover
+from qsweep.launch.queue.orders import NoLongerHead, Orders, Takeover
 from qsweep.launch.queue.starting import LocalWorkers
 
 
@@ -122,7 +123,10 @@ class QueueLauncher:
 
         Raises:
             Detached: with ``detach``, as soon as the jobs are in the queue.
+            NoLongerHead: another process runs the sweep now.
             QueueAway: the database was away for too long.
+            KeyboardInterrupt: jobs were withdrawn, or left to workers, as ``on_interrupt`` says.
+                All other exceptions leave them to workers.
         """
         head = Head(
             self._open(),
@@ -143,9 +147,15 @@ class QueueLauncher:
                 head.wait()
         except Detached:
             raise
-        except BaseException:
+        except NoLongerHead:
+            self._left = True
+            raise
+        except KeyboardInterrupt:
             interrupts.acknowledge()
             self._interrupted()
+            raise
+        except BaseException:
+            self._leave_open(head)
             raise
         return {job.id: head.flow.results[job.id] for job in jobs} | head.flow.results
 
@@ -156,8 +166,9 @@ class QueueLauncher:
             self._heartbeat = None
         if self._orders is not None:
             orders, self._orders = self._orders, None
-            with contextlib.suppress(QueueAway):
-                orders.leave(closed=not self._left)
+            with contextlib.suppress(DatabaseError):
+                # Those who took it over take its workers over, too.
+                self._left |= not orders.leave(closed=not self._left)
         if self._database is not None:
             if not self._left:
                 self.stop_workers(cancel=self._cancelled)
@@ -168,6 +179,15 @@ class QueueLauncher:
 
     def check(self) -> None:
         """Refuse what cannot work, before there is a queue. Raises ConfigError."""
+        try:
+            file = sqlite_path(self.url)
+        except DatabaseError:
+            return  # it is opened next, and says so
+        if file is not None and not is_local(file):
+            raise ConfigError(
+                f"{file} is on a file system of several machines ({kind_of(file)}), where sqlite "
+                "loses data; give launch.queue=postgresql://USER@HOST/DATABASE"
+            )
 
     def expected(self, devices: Sequence[str]) -> Capacity:
         """What workers will have that are yet to come."""
@@ -259,6 +279,14 @@ class QueueLauncher:
             "they are, and the same command without --detach collects the results"
         )
 
+    def _leave_open(self, head: Head) -> None:
+        self._left = bool(head.flow)
+        if self._left:
+            _say(
+                f"sweep {self.sweep}: what is not done is left to workers; the same command collects "
+                "the results"
+            )
+
     def _interrupted(self) -> None:
         if self.on_interrupt == "leave":
             self._left = True
@@ -267,8 +295,12 @@ class QueueLauncher:
         self._cancelled = True
         try:
             count = self._orders.withdraw() if self._orders else 0
-        except QueueAway as error:
+        except DatabaseError as error:
             _say(f"{error}; jobs could not be withdrawn, and workers go on with them")
+            self._left = True
+            return
+        except NoLongerHead as error:
+            _say(str(error))
             self._left = True
             return
         if count:

@@ -5,7 +5,7 @@ import threading
 import time
 
 from qsweep.launch.queue.claims import Claim, Claims
-from qsweep.launch.queue.database import QueueAway
+from qsweep.launch.queue.database import QueueAway, QueueRefused
 
 # A job that was withdrawn, or taken by another, ends within about this many seconds.
 _LOOK_EVERY_S = 2.0
@@ -29,6 +29,8 @@ class Leases:
         self._stop = threading.Event()
         self._renewed = -math.inf
         self._answered = time.monotonic()
+        self.refused: QueueRefused | None = None
+        """Why leases cannot be kept, and never will."""
         self._thread = threading.Thread(target=self._keep, name="qsweep-leases", daemon=True)
 
     def __enter__(self) -> "Leases":
@@ -73,6 +75,9 @@ class Leases:
                 self._look()
             except QueueAway:
                 self._renewed = -math.inf  # at once when it is back
+            except QueueRefused as error:
+                self.refused = error
+                return
 
     def _pause(self) -> float:
         lengths = [claim.lease_s for claim in self.held]

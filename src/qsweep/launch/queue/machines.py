@@ -8,8 +8,8 @@ import psutil
 
 
 def own_name() -> str:
-    """A name for this process that no other has, nor had: ``HOST:PID:RANDOM``."""
-    return f"{host_name()}:{os.getpid()}:{secrets.token_hex(4)}"
+    """A name for this process that no other has, nor had: ``HOST:PID:NAMESPACE-RANDOM``."""
+    return f"{host_name()}:{os.getpid()}:{_namespace()}-{secrets.token_hex(4)}"
 
 
 def host_name() -> str:
@@ -19,5 +19,14 @@ def host_name() -> str:
 
 def is_dead(name: str) -> bool:
     """Whether a process of such a name was this machine's, and is no more."""
-    host, pid = name.split(":")[:2]
-    return host == host_name() and not psutil.pid_exists(int(pid))
+    host, pid, rest = name.split(":")
+    here = host == host_name() and rest.partition("-")[0] == _namespace()
+    return here and not psutil.pid_exists(int(pid))
+
+
+def _namespace() -> str:
+    """The number of the namespace that process ids are of: containers may share a host's name."""
+    try:
+        return "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
+    except OSError:
+        return ""

@@ -1,17 +1,28 @@
 """The head's side of the queue: put jobs into it, hear what is new, take them out again."""
 
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
+from qsweep.base.errors import QsweepError
 from qsweep.launch.job import Job, JobResult
 from qsweep.launch.protocol import Capacity
-from qsweep.launch.queue.database import Database
+from qsweep.launch.queue.database import Database, QueueRefused
+from qsweep.launch.queue.fit import live_workers, why_nobody_takes
+from qsweep.launch.queue.rows import (
+    chunks,
+    delete_open,
+    delete_with_needs,
+    insert_jobs,
+    is_met,
+    kept_of,
+)
 from qsweep.launch.queue.specs import result_text, row_of
 from qsweep.launch.queue.tables import (
+    ASKED,
     NEW,
     OPEN,
     RUNNING,
@@ -19,15 +30,15 @@ from qsweep.launch.queue.tables import (
     jobs,
     needs,
     sweeps,
-    workers,
 )
 from qsweep.launch.queue.upkeep import expire, has_head, lock, look, of
 
-# Rows that go into one statement, and that are asked for at once.
-_ROWS = 200
+# Rows that are asked for at once.
 _NEWS = 500
-# A worker whose last heartbeat is older than this is gone, or cut off.
-ALIVE_S = 45.0
+
+
+class NoLongerHead(QsweepError):
+    """Another process has become the sweep's head: jobs and workers are its own now."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,9 @@ class Takeover:
 
 
 class Orders:
-    """What a head does with the queue of its sweep. All methods raise QueueAway.
+    """What a head does with the queue of its sweep.
+
+    All methods raise QueueAway and QueueRefused; those that change jobs raise NoLongerHead, too.
 
     Args:
         database: Where the queue is.
@@ -67,6 +80,12 @@ class Orders:
             "lease_s": lease_s,
             "attempts": attempts,
         }
+        try:
+            return self._take_over(mine, dead)
+        except QueueRefused:  # another has put the sweep there at this moment
+            return self._take_over(mine, dead)
+
+    def _take_over(self, mine: Mapping[str, Any], dead: str | None) -> Takeover:
         with self._database.writing() as connection:
             row = lock(connection, self.sweep)
             if row is None:
@@ -89,127 +108,103 @@ class Orders:
         """Say that this head is there."""
         self._set(head_seen=database_time())
 
-    def leave(self, *, closed: bool) -> None:
-        """Say that it is gone; ``closed``: and that no more jobs will come."""
-        self._set(head=None, closed=closed)
+    def leave(self, *, closed: bool) -> bool:
+        """Say that it is gone; ``closed``: and that no more jobs will come.
 
-    def _set(self, **values: Any) -> None:
+        Returns whether it was the head until now; if not, nothing is written.
+        """
+        return self._set(head=None, closed=closed)
+
+    def _set(self, **values: Any) -> bool:
         mine = and_(sweeps.c.sweep == self.sweep, sweeps.c.head == self.head)
         with self._database.writing() as connection:
-            connection.execute(update(sweeps).where(mine).values(values))
+            return bool(connection.execute(update(sweeps).where(mine).values(values)).rowcount)
+
+    @contextlib.contextmanager
+    def _as_head(self) -> Iterator[Connection]:
+        """A transaction during which nobody else becomes the head."""
+        with self._database.writing() as connection:
+            row = lock(connection, self.sweep)
+            if row is None or row.head != self.head:
+                raise self._replaced()
+            yield connection
+
+    def _replaced(self) -> NoLongerHead:
+        return NoLongerHead(
+            f"sweep {self.sweep} was taken over by another process; the same command goes on where "
+            "that stops"
+        )
 
     def live_workers(self) -> list[Any]:
         """The workers that have said of late that they are there."""
         with self._database.reading() as connection:
-            return list(
-                connection.execute(
-                    select(workers).where(
-                        workers.c.sweep == self.sweep, workers.c.seen > database_time() - ALIVE_S
-                    )
-                )
-            )
+            return live_workers(connection, self.sweep)
 
-    def submit(self, ordered: Sequence[Job]) -> None:
-        """Make these the sweep's jobs, in their order.
+    def why_nobody_takes(self) -> str | None:
+        """Why workers are there and yet nothing will run; None where something may."""
+        with self._database.reading() as connection:
+            return why_nobody_takes(connection, self.sweep)
+
+    def submit(
+        self, ordered: Sequence[Job], begins: Callable[[set[str]], object] = lambda _: None
+    ) -> None:
+        """Make these the sweep's jobs, in their order; only of them news is told from now on.
 
         Those that are under way already, or ended since a head last looked, stay as they are if
         they are the same jobs; all others are begun anew, and what is not among them is withdrawn.
         But preparations alone are no sweep: beside them the rest stays.
+
+        Args:
+            ordered: The jobs.
+            begins: Told the ids of those that are begun anew, before any worker can have them.
         """
         rows = [row_of(job) for job in ordered]
-        with self._database.writing() as connection:
-            lock(connection, self.sweep)
-            kept = self._kept(connection, rows)
+        with self._as_head() as connection:
+            kept = kept_of(connection, self.sweep, rows)
             open_ids = {job.id for job in ordered} - kept.keys()
             if any(job.counts for job in ordered) or not ordered:
-                _delete_open(connection, self.sweep, kept)
+                delete_open(connection, self.sweep, kept)
                 connection.execute(delete(needs).where(needs.c.sweep == self.sweep))
-            self._delete(connection, open_ids)
-            met = {id for id, row in kept.items() if _is_met(row)}
-            self._insert(connection, ordered, rows, range(len(rows)), open_ids, met)
+            delete_with_needs(connection, self.sweep, open_ids)
+            self._ask_for(connection, kept)
+            met = {id for id, row in kept.items() if is_met(row)}
+            insert_jobs(connection, self.sweep, ordered, rows, range(len(rows)), open_ids, met)
+            begins(open_ids)
+
+    def _ask_for(self, connection: Connection, ids: Iterable[str]) -> None:
+        """Of the jobs that are there these are the ones whose news the head wants."""
+        mine = jobs.c.sweep == self.sweep
+        connection.execute(update(jobs).where(mine, ASKED).values(asked=False))
+        for chunk in chunks(sorted(ids)):
+            connection.execute(update(jobs).where(mine, jobs.c.id.in_(chunk)).values(asked=True))
 
     def _replace(self, connection: Connection, instead: Sequence[tuple[int, Job]]) -> None:
         """Put jobs in, each at its place; those that wait under their ids are withdrawn."""
         ordered = [job for _, job in instead]
         ids = {job.id for job in ordered}
-        self._delete(connection, ids)
+        delete_with_needs(connection, self.sweep, ids)
         met: set[str] = set()
-        for chunk in _chunks(sorted({need for job in ordered for need in job.needs} - ids)):
+        for chunk in chunks(sorted({need for job in ordered for need in job.needs} - ids)):
             found = select(jobs.c.id).where(
                 jobs.c.sweep == self.sweep, jobs.c.id.in_(chunk), jobs.c.state == "finished"
             )
             met |= set(connection.scalars(found))
         places = [place for place, _ in instead]
-        self._insert(connection, ordered, [row_of(job) for job in ordered], places, ids, met)
-
-    def _delete(self, connection: Connection, ids: set[str]) -> None:
-        """Take jobs out, with what they need."""
-        _delete_ids(connection, self.sweep, ids)
-        for chunk in _chunks(sorted(ids)):
-            mine = and_(needs.c.sweep == self.sweep, needs.c.job.in_(chunk))
-            connection.execute(delete(needs).where(mine))
-
-    def _kept(
-        self, connection: Connection, rows: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Mapping[str, Any]]:
-        """Jobs of an earlier head that stay as they are, by id."""
-        asked = {row["id"]: row["fingerprint"] for row in rows}
-        columns = (jobs.c.id, jobs.c.state, jobs.c.fingerprint, jobs.c.news)
-        earlier = connection.execute(
-            select(*columns, jobs.c.counts, jobs.c.settled).where(
-                jobs.c.sweep == self.sweep, jobs.c.state.not_in(("waiting", "ready"))
-            )
-        ).mappings()
-        return {
-            row["id"]: dict(row)
-            for row in earlier
-            if asked.get(row["id"]) == row["fingerprint"]
-            and (row["state"] == "running" or row["news"])
-        }
-
-    def _insert(
-        self,
-        connection: Connection,
-        ordered: Sequence[Job],
-        rows: Sequence[dict[str, Any]],
-        places: Sequence[int],
-        ids: set[str],
-        met: set[str],
-    ) -> None:
-        values, edges = [], []
-        # No two rows of one id, one put in after the other, have a claim's number in common.
-        claim = secrets.randbelow(1 << 30)
-        for job, row, place in zip(ordered, rows, places, strict=True):
-            if job.id not in ids:
-                continue
-            wanted = [need for need in dict.fromkeys(job.needs) if need not in met]
-            values.append(
-                {
-                    "sweep": self.sweep,
-                    **row,
-                    "place": place,
-                    "state": "waiting" if wanted else "ready",
-                    "missing": len(wanted),
-                    "claim": claim,
-                    "attempts": 0,
-                    "lost_on": "",
-                    "news": False,
-                    "settled": True,
-                }
-            )
-            edges += [{"sweep": self.sweep, "need": need, "job": job.id} for need in wanted]
-        for table, all_rows in ((jobs, values), (needs, edges)):
-            for chunk in _chunks(all_rows):
-                connection.execute(insert(table), chunk)
+        insert_jobs(
+            connection, self.sweep, ordered, [row_of(job) for job in ordered], places, ids, met
+        )
 
     def news(self) -> list[Any]:
-        """What has changed since it was last said to be :meth:`noted`, in the order of its end."""
+        """What has changed of the jobs that were submitted last, and was not :meth:`noted` yet.
+
+        In the order of its end.
+        """
         columns = [c for c in jobs.c if c.name not in ("spec", "log", "sweep")]
         with self._database.reading() as connection:
             return list(
                 connection.execute(
                     select(*columns)
-                    .where(jobs.c.sweep == self.sweep, NEW)
+                    .where(jobs.c.sweep == self.sweep, NEW, ASKED)
                     .order_by(jobs.c.ended)
                     .limit(_NEWS)
                 )
@@ -239,8 +234,7 @@ class Orders:
             for id, result in ended.items()
         ]
         same = and_(jobs.c.sweep == self.sweep, jobs.c.id == bindparam("one"))
-        with self._database.writing() as connection:
-            lock(connection, self.sweep)
+        with self._as_head() as connection:
             if instead:
                 self._replace(connection, instead)
             if noted:
@@ -279,9 +273,8 @@ class Orders:
 
     def withdraw(self) -> int:
         """Take all that has not ended out of the queue; workers hear of it when they next look."""
-        with self._database.writing() as connection:
-            lock(connection, self.sweep)
-            return _delete_open(connection, self.sweep, {})
+        with self._as_head() as connection:
+            return delete_open(connection, self.sweep, {})
 
     def open_jobs(self) -> int:
         """How many jobs are still to end."""
@@ -289,32 +282,9 @@ class Orders:
             counted = select(func.count()).where(jobs.c.sweep == self.sweep, OPEN)
             return int(connection.scalar(counted) or 0)
 
-    def is_head(self) -> bool:
-        """Whether no other head has taken the sweep."""
+    def check(self) -> None:
+        """Raise NoLongerHead if another head has taken the sweep."""
         with self._database.reading() as connection:
             row = look(connection, self.sweep)
-            return row is not None and row.head == self.head
-
-
-def _is_met(row: Mapping[str, Any]) -> bool:
-    # Of a preparation that did not finish those that need it may have been told without a head.
-    passed_over = row["state"] in ("failed", "skipped") and row["settled"] and not row["counts"]
-    return row["state"] == "finished" or passed_over
-
-
-def _delete_open(connection: Connection, sweep: str, kept: Mapping[str, Any]) -> int:
-    waiting = and_(jobs.c.sweep == sweep, jobs.c.state.in_(("waiting", "ready")))
-    count = connection.execute(delete(jobs).where(waiting)).rowcount
-    running = select(jobs.c.id).where(jobs.c.sweep == sweep, jobs.c.state == "running")
-    stopped = [id for id in connection.scalars(running) if id not in kept]
-    _delete_ids(connection, sweep, stopped)
-    return count + len(stopped)
-
-
-def _delete_ids(connection: Connection, sweep: str, ids: Iterable[str]) -> None:
-    for chunk in _chunks(sorted(ids)):
-        connection.execute(delete(jobs).where(jobs.c.sweep == sweep, jobs.c.id.in_(chunk)))
-
-
-def _chunks(items: Sequence[Any]) -> Iterable[Any]:
-    return (items[start : start + _ROWS] for start in range(0, len(items), _ROWS))
+        if row is None or row.head != self.head:
+            raise self._replaced()

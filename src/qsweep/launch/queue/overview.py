@@ -6,12 +6,12 @@ from typing import Any
 from sqlalchemy import func, select
 
 from qsweep.launch.queue.database import Database
-from qsweep.launch.queue.orders import ALIVE_S
+from qsweep.launch.queue.fit import ALIVE_S, why_nobody_takes
 from qsweep.launch.queue.specs import result_of
 from qsweep.launch.queue.tables import DONE, NEW, database_time, jobs, sweeps, workers
 from qsweep.launch.queue.upkeep import has_head, host_of, look
 
-# More lines of one kind are only counted.
+# So many lines of one kind; of the others only the number is told (counts, unseen).
 _SHOWN = 20
 
 
@@ -51,9 +51,10 @@ class Overview:
         running: What runs where, the longest first, as far as it is shown.
         workers: Those that are there, or were and did not say goodbye.
         unseen: What has ended and no head has recorded yet: states by id.
-        failed: Of those that failed, names and reasons, as far as they are shown.
+        failed: Of those of them that failed, names and reasons, as far as they are shown.
         head: The process that plans and records, and seconds since its heartbeat; None: none is there.
         closed: Whether no more jobs will come.
+        stuck: Why workers are there and yet nothing will run, in one line.
     """
 
     counts: dict[str, int]
@@ -64,6 +65,7 @@ class Overview:
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     head: tuple[str, float] | None = None
     closed: bool = False
+    stuck: str | None = None
 
 
 def names(database: Database) -> list[str]:
@@ -104,6 +106,7 @@ def overview(database: Database, sweep: str) -> Overview | None:
         there = connection.execute(
             select(workers).where(workers.c.sweep == sweep).order_by(workers.c.worker)
         ).all()
+        stuck = why_nobody_takes(connection, sweep)
     return Overview(
         counts={state: n for counts, state, n in counted if counts},
         preparations={s: n for counts, s, n in counted if not counts and s != "finished"},
@@ -127,6 +130,7 @@ def overview(database: Database, sweep: str) -> Overview | None:
         },
         head=(_short(row.head), now - row.head_seen) if has_head(row) else None,
         closed=bool(row.closed),
+        stuck=stuck,
     )
 
 

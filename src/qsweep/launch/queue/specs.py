@@ -9,9 +9,6 @@ from typing import Any
 from qsweep.base.keys import key_of
 from qsweep.launch.job import Job, JobResult
 
-LONGEST_LOG = 64 << 10
-"""Bytes of a job's log that go with its result; the last ones."""
-
 
 def row_of(job: Job) -> dict[str, Any]:
     """The columns that describe a job."""
@@ -63,18 +60,3 @@ def result_text(result: JobResult) -> str:
 def result_of(row: Mapping[str, Any]) -> JobResult:
     """The result that a row of a job that is done holds."""
     return JobResult(**json.loads(row["result"]), started=row["started"])
-
-
-def tail_of(log: Path) -> str:
-    """The end of a log; empty where there is none."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(size - LONGEST_LOG, 0))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    text = text.replace("\0", "�")  # which PostgreSQL's texts cannot hold
-    if size <= LONGEST_LOG:
-        return text
-    return f"… {size - LONGEST_LOG} bytes before this are left out\n{text}"

@@ -25,8 +25,8 @@ class LocalWorkers:
         log.parent.mkdir(parents=True, exist_ok=True)
         # By a shell that ends at once: a child of this process would be killed with it.
         done = subprocess.run(  # noqa: S603
-            ["/bin/sh", "-c", '"$@" </dev/null >>"$LOG" 2>&1 & echo $!', "sh", *command],
-            env={**os.environ, **environment, "LOG": str(log)},
+            ["/bin/sh", "-c", '"$@" </dev/null >>"$0" 2>&1 & echo $!', str(log), *command],
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             text=True,
             check=True,

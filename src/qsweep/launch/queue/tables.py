@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -63,6 +64,7 @@ jobs = Table(
     Column("result", Text, comment="JSON of a JobResult"),
     Column("log", Text, comment="the end of what it wrote"),
     Column("news", Boolean, nullable=False, comment="changed since the head last looked"),
+    Column("asked", Boolean, nullable=False, comment="the head waits for what becomes of it"),
     Column("settled", Boolean, nullable=False, comment="those that need it have been told"),
 )
 
@@ -70,6 +72,7 @@ READY = jobs.c.state == literal_column("'ready'")
 RUNNING = jobs.c.state == literal_column("'running'")
 OPEN = jobs.c.ended.is_(None)
 NEW = jobs.c.news.is_(True)
+ASKED = jobs.c.asked.is_(True)
 UNSETTLED = jobs.c.settled.is_(False)
 """Conditions that are written out, since only then an index of such rows alone is used for them."""
 
@@ -83,7 +86,7 @@ def _index(name: str, condition: Any, *columns: Column[Any]) -> None:
 _index("qsweep_jobs_ready", READY, jobs.c.sweep, jobs.c.device, jobs.c.place)
 _index("qsweep_jobs_running", RUNNING, jobs.c.sweep, jobs.c.lease_until)
 _index("qsweep_jobs_open", OPEN, jobs.c.sweep)
-_index("qsweep_jobs_news", NEW, jobs.c.sweep, jobs.c.ended)
+_index("qsweep_jobs_news", and_(NEW, ASKED), jobs.c.sweep, jobs.c.ended)
 _index("qsweep_jobs_unsettled", UNSETTLED, jobs.c.sweep)
 
 needs = Table(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from qsweep.base.databases import DatabaseError
 from qsweep.base.errors import QsweepError
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
@@ -18,10 +19,11 @@ from qsweep.launch.job import Job, JobResult
 from qsweep.launch.local.client import PRELOAD, ForkServer
 from qsweep.launch.local.schedule import Runner
 from qsweep.launch.local.slots import Slots, place_job, why_unplaceable
+from qsweep.launch.logs import tail_of
 from qsweep.launch.queue.claims import Claim, Claims
 from qsweep.launch.queue.database import QueueAway
+from qsweep.launch.queue.launcher import QUEUE_VARIABLE
 from qsweep.launch.queue.leases import Leases
-from qsweep.launch.queue.specs import tail_of
 
 # What is asked of a queue that has nothing to take, ever more rarely.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0
@@ -105,7 +107,7 @@ class Worker:
         self._claims, self._slots = claims, slots
         self._own_logs, self._idle_s, self._patience_s = own_logs, idle_s, patience_s
         self._say, self._most = say, most
-        self._server = ForkServer(preload)
+        self._server = ForkServer(preload, withheld=(QUEUE_VARIABLE,))
         self._flow = Flow([], on_done=self._ended)
         self._runner = Runner(slots, self._server, self._flow)
         self._leases = Leases(claims)
@@ -128,6 +130,7 @@ class Worker:
 
         Raises:
             QueueAway: the database was away for too long.
+            QueueRefused: it does not take what it is given, whenever that is.
             QsweepError: no process can be started here.
             KeyboardInterrupt: after every job was killed and given back.
         """
@@ -135,7 +138,7 @@ class Worker:
         try:
             with self._leases:
                 why = self._work()
-            with contextlib.suppress(QueueAway):
+            with contextlib.suppress(DatabaseError):
                 self._claims.leave()
             return why
         except BaseException as error:
@@ -153,6 +156,8 @@ class Worker:
                 return "has taken as many jobs as it was to take"
             if self._has_room() and self._asking.over() and (why := self._take()):
                 return why
+            if self._leases.refused is not None:
+                raise self._leases.refused
             if self._leases.away_s > self._patience_s:
                 raise QueueAway(
                     f"the queue has not answered for {self._leases.away_s:.0f} s; start the worker "
@@ -269,9 +274,9 @@ class Worker:
             self._leases.let_go(one.claim)
             del self._taken[one.job.id]
             self._flow.results.pop(one.job.id, None)
-            why = f": {one.result.reason}" if one.result.reason else ""
-            result = f"{one.result.status} {one.job.name}{why}"
-            self._say(result if written else f"too late, it is no longer this worker's: {result}")
+            told = written or one.result
+            line = f"{told.status} {one.job.name}{f': {told.reason}' if told.reason else ''}"
+            self._say(line if written else f"too late, it is no longer this worker's: {line}")
         self._handing_in.reset()
         self._asking.reset()
 
@@ -279,7 +284,7 @@ class Worker:
         """Let others have what this one will not end; what has ended is handed in."""
         give_up = time.monotonic() + _GIVE_BACK_S
         self._handing_in.reset()
-        with contextlib.suppress(QueueAway):
+        with contextlib.suppress(DatabaseError):
             stuck = self._runner.stuck
             killed = [
                 one

@@ -14,9 +14,8 @@ from qsweep.launch.job import Event, Job
 from qsweep.launch.local.client import ForkServer
 from qsweep.launch.local.schedule import run_jobs
 from qsweep.launch.local.slots import Slots
+from qsweep.launch.logs import tail_of
 
-# What the end of a log may have to travel back.
-TAIL_BYTES = 1 << 16
 # Reports of one step closer together than this do not travel.
 _REPORT_EVERY_S = 0.5
 
@@ -74,7 +73,7 @@ def run(
     with ScratchFolder() as folder:
         job = replace(job, log=Path(folder) / job.log.name)
         done = run_jobs([job], slots=slots, on_event=throttle, server=server)
-        return {"result": asdict(done[job.id]), "log": _tail(job.log)}
+        return {"result": asdict(done[job.id]), "log": tail_of(job.log)}
 
 
 def _is_seen(log: Path, mark: str) -> bool:
@@ -102,12 +101,3 @@ class _Throttle:
                 return
             self._step, self._last = event.step, now
             self._tell({"step": event.step, "share": event.share})
-
-
-def _tail(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

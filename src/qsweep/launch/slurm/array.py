@@ -38,6 +38,14 @@ _NEVER = (
 )
 
 
+# What sbatch says where the controller did not hear it, or cannot take anything at the moment.
+_AWAY = re.compile(
+    r"unable to contact|unable to connect|connection refused|timed out|zero bytes|standby"
+    r"|temporarily unable|communication (failure|connection)|resolve",
+    re.IGNORECASE,
+)
+
+
 class SlurmAway(QsweepError):
     """Slurm does not answer; it may again in a while."""
 
@@ -101,6 +109,7 @@ class Array:
 
         Raises:
             ConfigError: Slurm does not take them.
+            SlurmAway: it does not answer.
         """
         import submitit
 
@@ -112,7 +121,10 @@ class Array:
                 executor.update_parameters(**parameters)
                 tasks = executor.submit_array([task] * workers)
         except Exception as error:
-            raise ConfigError(f"launch=slurm: sbatch says: {_words(str(error))}") from error
+            words = _words(str(error))
+            if _AWAY.search(words):
+                raise SlurmAway(f"sbatch says: {words}") from error
+            raise ConfigError(f"launch=slurm: sbatch says: {words}") from error
         array = type(self)((*self.jobs, str(tasks[0].job_id).partition("_")[0]))
         write_json(_record(folder), {"jobs": array.jobs})
         return array

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qsweep.base.databases import sqlite_path
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
-from qsweep.base.mounts import is_local, kind_of
 from qsweep.launch import interrupts
 from qsweep.launch.job import Job
 from qsweep.launch.protocol import Capacity
@@ -67,7 +65,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
         self._array: Array | None = None
         self._told_last: object = None
         self._why: str | None = None
-        self._has_submitted = False
+        self._has_submitted = self._lacking = False
         self._looked = -math.inf
         self._stuck_since = math.inf
 
@@ -78,12 +76,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
 
     def check(self) -> None:
         """Raise ConfigError where there is no Slurm, or workers could not share the queue."""
-        file = sqlite_path(self.url)
-        if file is not None and not is_local(file):
-            raise ConfigError(
-                f"launch=slurm: {file} is on a file system of several machines ({kind_of(file)}), "
-                "where sqlite loses data; give launch.queue=postgresql://USER@HOST/DATABASE"
-            )
+        super().check()
         check_installed()
 
     def expected(self, devices: Sequence[str]) -> Capacity:
@@ -107,7 +100,22 @@ class SlurmLauncher(Allocation, QueueLauncher):
         return super().worker_command(sweep, queue) + one
 
     def start_workers(self, sweep: str, queue: str, jobs: Sequence[Job]) -> None:
-        """Submit the workers that are lacking; those of an earlier head may be there yet."""
+        """Submit the workers that are lacking; those of an earlier head may be there yet.
+
+        Where Slurm does not answer, this is done as soon as it does.
+
+        Raises:
+            ConfigError: it does not take the first of them. Of later ones, QsweepError.
+        """
+        self._lacking = True
+        try:
+            self._bring_workers(sweep, queue)
+        except SlurmAway as error:
+            self._tell(f"{error}; waiting for Slurm")
+            return
+        self._lacking = False
+
+    def _bring_workers(self, sweep: str, queue: str) -> None:
         array = self._array or Array.recorded(self.folder)
         living: list[State] = []
         if array.jobs:
@@ -119,7 +127,15 @@ class SlurmLauncher(Allocation, QueueLauncher):
         most = _LARGEST_ARRAY if self.per == "job" else self.workers
         wanted = min(most, math.ceil(left / self._slots))
         if wanted > len(living):
-            self._submit(sweep, queue, wanted - len(living))
+            try:
+                self._submit(sweep, queue, wanted - len(living))
+            except ConfigError as error:
+                if living:
+                    self._tell(f"{error}; going on with {len(living)} of {wanted} workers")
+                elif array.jobs:  # with the same options others were taken
+                    raise QsweepError(str(error)) from error
+                else:
+                    raise
 
     def stop_workers(self, cancel: bool) -> None:
         """Cancel workers: all, or those that have not begun, since the others end by themselves."""
@@ -131,8 +147,12 @@ class SlurmLauncher(Allocation, QueueLauncher):
 
     def alive(self) -> str | None:
         """Why no worker will come any more, in one line; None as long as one may."""
-        if self._array is not None and time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return self._why
+        self._looked = time.monotonic()
+        if self._lacking:
+            self.start_workers(self.sweep, self.url, [])
+        elif self._array is not None:
             try:
                 self._why = self._look(self._array)
             except SlurmAway as error:
