@@ -1,5 +1,7 @@
 """A pass over a model whose layers are read one at a time writes what a pass over the whole writes."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -141,3 +143,21 @@ def test_a_walk_backwards_needs_the_whole_model(tiny_model, tmp_path):
     weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
     with pytest.raises(CannotStream, match="leave one of the two out"):
         made(tiny_model("llama"), tmp_path, (weighing,), stream=True)
+
+
+def test_what_cannot_be_streamed_after_all_is_let_go_of_before_the_whole_model_is_loaded(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(room, "available_bytes", lambda: 1)
+    load, networks, alive = grid.load_network, [], []
+
+    def watched(*given, **named):
+        alive.append([network() is not None for network in networks])
+        network = load(*given, **named)
+        networks.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(grid, "load_network", watched)
+    weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
+    made(tiny_model("llama"), tmp_path, (weighing,), stream="auto")
+    assert alive == [[], [False]]
