@@ -156,6 +156,22 @@ def test_some_parameters_of_a_layer_alone(tiny_model):
     assert there == {name}
 
 
+def test_a_layer_that_cannot_be_read_is_told_to_who_wants_it_and_leaves_nothing(tiny_model):
+    facts = read_facts(tiny_model("llama"), "llama")
+    streamed = dense(reference_artifact(facts), facts.path, stream=True)
+    stream, outside = stream_of(streamed), loaded(streamed)
+    del stream._sources[1]["model.layers.1.mlp.up_proj.weight"]
+    for _ in range(2):  # each time layer 1 is read ahead, in vain
+        with stream.hold(0):
+            pass
+    with (
+        pytest.raises(QsweepError, match=r"layers\.1\.mlp\.up_proj\.weight"),
+        stream.hold(1),
+    ):
+        pytest.fail("it was not read")
+    assert loaded(streamed) == outside
+
+
 def test_a_damaged_layer_is_named_when_it_is_read(tiny_model, tmp_path):
     facts = read_facts(tiny_model("llama"), "llama")
     artifact = reference_artifact(facts)

@@ -8,12 +8,14 @@ pytest.importorskip("gguf")
 
 from helpers.gguf_runs import divergence, native_logits  # noqa: E402
 from qsweep.base.errors import BackendUnavailable, IncompatibleTrial  # noqa: E402
+from qsweep.base.scratch import on_disk  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
 from qsweep.formats.numbers import Q2K, Q3K, Q4K, Q5K, Q6K, Q80  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel  # noqa: E402
+from qsweep.quantizers.conversion import solved  # noqa: E402
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid  # noqa: E402
 from qsweep.quantizers.native.jobs import Job  # noqa: E402
 from qsweep.quantizers.rtn import RTN  # noqa: E402
@@ -91,6 +93,21 @@ def test_company_changes_no_bit(passed, tiny_model, conversions):
     (alone,) = quantize(tiny_model("llama"), [GRID["q3_k"]], conversions / "alone")
     together = (artifacts["q3_k"].path / MODEL_FILE).read_bytes()
     assert (alone.path / MODEL_FILE).read_bytes() == together
+
+
+def test_a_streamed_pass_writes_the_same_and_keeps_finished_layers_on_disk(
+    passed, tiny_model, conversions, monkeypatch
+):
+    artifacts, _ = passed
+    rested = []
+    monkeypatch.setattr(solved, "on_disk", lambda t: rested.append(t.shape) or on_disk(t))
+    model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu", stream=True)
+    (out := conversions / "streamed").mkdir()
+    pairs = [(GRID["q4_k"], out)]
+    (streamed,) = quantize_grid(model, CalibrationTokens(SAMPLES), pairs)
+    whole = artifacts["q4_k"].path / MODEL_FILE
+    assert (streamed.path / MODEL_FILE).read_bytes() == whole.read_bytes()
+    assert len(rested) == len(model.facts.linears)
 
 
 def test_rounding_to_nearest_is_written_alike(passed, tiny_model, conversions):

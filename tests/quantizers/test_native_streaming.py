@@ -1,8 +1,11 @@
 """A pass over a model whose layers are read one at a time writes what a pass over the whole writes."""
 
+import weakref
+
 import pytest
 import torch
 
+from qsweep.models import room
 from qsweep.models.facts import read_facts
 from qsweep.models.layer_list import CannotStream
 from qsweep.models.source import SourceModel
@@ -90,27 +93,71 @@ def test_no_more_than_two_layers_are_there_at_a_time(tiny_model, tmp_path, monke
     assert seen[-1] == outside + layer
 
 
-def test_experts_in_stacks_are_rounded_layer_by_layer(tiny_model, tmp_path):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_too_little_memory_is_not_taken_for_layers_that_are_no_chain(
+    tiny_model, tmp_path, monkeypatch, error
+):
+    def fail(*_):
+        raise error("found no room")
+
+    monkeypatch.setattr(capture, "run_layer", fail)
+    no_chain = error is RuntimeError
+    with pytest.raises(CannotStream if no_chain else error, match="no chain|no room"):
+        made(tiny_model("llama"), tmp_path, FOUR[:1], stream=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_experts_in_stacks_are_rounded_layer_by_layer(tiny_model, tmp_path, device):
+    # On the host in either case, whatever the device.
     facts = read_facts(tiny_model("gpt_oss"), "gpt_oss")
     files = []
     for stream in (False, True):
         out = tmp_path / str(stream)
         out.mkdir()
         quantizer = RTN(bits=4, group_size=32)
-        quantizer.quantize(SourceModel(facts, "cpu", stream=stream), None, out)
+        quantizer.quantize(SourceModel(facts, device, stream=stream), None, out)
         files.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert files[0] == files[1]
 
 
 def test_what_fits_is_not_streamed_unless_it_is_asked_for(tiny_model):
     source = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu", stream="auto")
-    whole = grid.load_network(source, needed=1)
+    whole = grid.load_network(source, beside=1)
     assert not any(p.is_meta for p in whole.parameters())
-    streamed = grid.load_network(source, needed=1 << 60)
+    streamed = grid.load_network(source, beside=1 << 60)
     assert any(p.is_meta for p in streamed.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "is_streamed"), [("auto", False), (torch.float32, True)])
+def test_weights_count_in_the_dtype_that_they_are_loaded_in(
+    tiny_model, monkeypatch, dtype, is_streamed
+):
+    facts = read_facts(tiny_model("llama"), "llama")  # in bfloat16
+    monkeypatch.setattr(room, "available_bytes", lambda: 3 * facts.parameters)
+    source = SourceModel(facts, "cpu", stream="auto")
+    network = grid.load_network(source, "cpu", dtype, beside=0)
+    assert any(p.is_meta for p in network.parameters()) is is_streamed
 
 
 def test_a_walk_backwards_needs_the_whole_model(tiny_model, tmp_path):
     weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
     with pytest.raises(CannotStream, match="leave one of the two out"):
         made(tiny_model("llama"), tmp_path, (weighing,), stream=True)
+
+
+def test_what_cannot_be_streamed_after_all_is_let_go_of_before_the_whole_model_is_loaded(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(room, "available_bytes", lambda: 1)
+    load, networks, alive = grid.load_network, [], []
+
+    def watched(*given, **named):
+        alive.append([network() is not None for network in networks])
+        network = load(*given, **named)
+        networks.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(grid, "load_network", watched)
+    weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
+    made(tiny_model("llama"), tmp_path, (weighing,), stream="auto")
+    assert alive == [[], [False]]

@@ -52,6 +52,7 @@ def labels(*changes):
         ([{"eval.max_windows": 8}, {}], [" max_windows=8", ""]),
         ([{"eval.presets": ["llamacpp"]}, {}], [" presets=llamacpp", " presets=paper"]),
         ([{"model.revision": "v2"}, {}], [" revision=v2", " revision=main"]),
+        ([{"model.stream": True}, {"model.stream": "auto"}], [" #key0", " #key1"]),
         ([{"device": "cpu"}, {}], [" device=cpu", " device=auto"]),
         (
             [{"corpus.python_docs": BASE["corpus"]["python_docs"] | {"max_bytes": 9}}, {}],

@@ -94,6 +94,7 @@ def test_the_primary_corpus_is_the_first_unless_named():
 def test_a_sweep_is_named_after_what_it_varies():
     assert default_name(["quant=gptq,awq", "bits=3,4,8"], "config") == "bits-3-4-8_quant-gptq-awq"
     assert default_name(["n_jobs=2", "outputs_dir=/tmp/x"], "bits") == "bits"
+    assert default_name(["bits=3", "model.stream=true"], "config") == "bits-3"
     assert default_name([], "config") == "default"
     long = default_name(["quant=" + ",".join(f"method{i}" for i in range(50))], "config")
     assert len(long) <= 80

@@ -104,6 +104,10 @@ class LayerStream:
         finally:
             _empty(self.layers[index])
 
+    def rest(self) -> None:
+        """Let go of what is read ahead."""
+        self._forget_others(-1)
+
     def _take(self, index: int, *, ahead: bool) -> None:
         if self._held[index] == 0:
             self._forget_others(index)
@@ -121,12 +125,20 @@ class LayerStream:
 
     def _forget_others(self, index: int) -> None:
         for other in [one for one in self._ahead if one != index]:
-            self._ahead.pop(other).result()
+            # What keeps it from being read is told when it is wanted.
+            self._ahead.pop(other).exception()
             _empty(self.layers[other])
 
     def _load(self, index: int, names: set[str] | None = None) -> None:
         # In a thread of its own also where it is waited for: tensors of inference mode, which belongs
         # to a thread, cannot be used outside of it.
+        try:
+            self._fill(index, names)
+        except BaseException:
+            _empty(self.layers[index])
+            raise
+
+    def _fill(self, index: int, names: set[str] | None) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
@@ -150,7 +162,7 @@ class LayerStream:
         if names is not None:
             # What becomes of a tensor that is taken apart is found by its first part's name.
             if any(f"{self.paths[index]}.{n}" in names for n in _absent(layer)):
-                self._load(index)
+                self._fill(index, None)
             return
         absent = _absent(layer)
         if info.mismatched_keys or info.conversion_errors or absent:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -179,7 +179,7 @@ class RTN(GroupedOptions):
         from qsweep.quantizers.native.rounding_jobs import round_linears
         from qsweep.quantizers.native.writer import CheckpointWriter
 
-        network = load_network(model, dtype="auto", needed=2 * model.facts.parameters)
+        network = load_network(model, "cpu", "auto", beside=0)
         spelling = spelling_of(network, read_tensors(model.path))
         decoder = find_decoder(network)
         others = not_run_as_linear(model, spelling, linears_of(network))
@@ -203,9 +203,13 @@ class RTN(GroupedOptions):
 
         from qsweep.formats.numbers.superblocks import BlockScheme
         from qsweep.models.facts import CONV1D_TYPES
+        from qsweep.models.room import streams
         from qsweep.quantizers.conversion.solved import SolvedFile
 
         assert self.format.gguf is not None
+        # All blocks wait for the file's end.
+        waiting = model.facts.parameters * (self.bits + 1) // 8
+        model = replace(model, stream=streams(model.stream, waiting))
         file = SolvedFile(out, model, self.format.gguf)
         file.keep(self.kept_by_rules(model.facts))
         linears = self.quantized(model.facts)

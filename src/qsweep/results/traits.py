@@ -23,6 +23,8 @@ _NOT_A_TRIALS = (
 )
 # A model is told by its name (qsweep.results.model_names), whatever place it came from.
 _NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.hint", "model.fallback")
+# Whether its layers are held one at a time changes no figure.
+_OF_NO_EFFECT = "model.stream"
 # What a calibration has beside its text.
 _SAMPLING = ("num_samples", "max_seq_len", "seed")
 
@@ -58,6 +60,8 @@ def traits(record: Record) -> dict[str, Any]:
             continue
         if name == "kv_cache" and value == NONE:
             continue  # as before there were others
+        if name == _OF_NO_EFFECT:
+            continue
         found[name] = value
     return found
 

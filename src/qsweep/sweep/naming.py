@@ -20,6 +20,7 @@ _NOT_IN_NAME = (
         "device",
         "silent_kld",
     ),
+    "model.stream",
     *("search.trials", "search.batch", "search.storage", "search.study"),
 )
 

@@ -24,7 +24,7 @@ _TIMEOUT_S = 600.0
 
 
 def streaming_note(plan: Plan, free: int) -> str | None:
-    """Says of a model on the CPU that it is read layer by layer; None of one that fits, or is refused.
+    """Says of a model on the CPU that it does not fit whole; None of one that does, or is spread by a map.
 
     Args:
         plan: A trial that measures it.
@@ -33,11 +33,13 @@ def streaming_note(plan: Plan, free: int) -> str | None:
     model, facts, setting = plan.trial.model, plan.setting.facts, plan.setting
     whole = (2 if setting.dtype in ("bfloat16", "float16") else 4) * facts.parameters
     fits = not streams("auto", whole, free=free)
-    if setting.device != "cpu" or setting.pack is not None or fits or model.stream is False:
+    elsewhere = setting.device != "cpu" or model.device_map is not None or setting.pack is not None
+    if elsewhere or fits or model.stream is False:
         return None
     return (
         f"note: {facts.name} takes {whole / 1e9:.1f} GB in {setting.dtype}, where {free / 1e9:.1f} GB "
-        "are free: its decoder layers are read one at a time (docs/streaming.md)"
+        "are free: its decoder layers are read one at a time, or, where its architecture does not "
+        "let them, all, for which memory may not do (docs/streaming.md)"
     )
 
 

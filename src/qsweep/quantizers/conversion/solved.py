@@ -5,11 +5,12 @@ that name has. The bytes of the linear layers are then replaced, their rows in t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsweep.base.scratch import on_disk
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import file_type, tensor_type
 from qsweep.models.source import SourceModel
@@ -28,7 +29,7 @@ class SolvedFile:
 
     Args:
         out: An existing, empty directory.
-        model: The unquantized model.
+        model: The unquantized model; where it is streamed, layers wait on disk.
         mixture: The file type whose other tensors are taken.
     """
 
@@ -42,7 +43,9 @@ class SolvedFile:
         """Add a linear layer's weight; ``name`` is the layer's, without ``.weight``."""
         from qsweep.formats.gguf.packing import block_bytes
 
-        self._layers[name] = matrix.type.name, block_bytes(matrix)
+        blocks = block_bytes(matrix)
+        rests_on_disk = self._model.stream is True
+        self._layers[name] = matrix.type.name, on_disk(blocks) if rests_on_disk else blocks
 
     def keep(self, names: Mapping[str, str]) -> None:
         """Leave linear layers in 16 bits; by name, the reason. Of all others llama.cpp decides."""
@@ -57,19 +60,13 @@ class SolvedFile:
         """
         from qsweep.formats.gguf.dense import MODEL_FILE
         from qsweep.formats.gguf.native import quantize_file
-        from qsweep.formats.gguf.placement import rows_in_file
         from qsweep.formats.gguf.reader import read_gguf
         from qsweep.quantizers.conversion.base import unquantized
 
         model, path = self._model, self._out / MODEL_FILE
         with unquantized(model, self._out) as base:
             require_runnable(model.facts.name, base.unexplained, base.agreement, model.own_run)
-            placed = [
-                (type_, *place)
-                for name, (type_, blocks) in self._layers.items()
-                for place in rows_in_file(name, blocks, base.layout, base.checkpoint)
-            ]
-            solved = {name: type_ for type_, name, _, _ in placed}
+            solved = {name: self._layers[layer][0] for layer, (name, _, _) in self._placed(base)}
             kept = {
                 name: tensor.type.name
                 for name, tensor in read_gguf(base.path).tensors.items()
@@ -78,13 +75,23 @@ class SolvedFile:
             types = {f"^{re.escape(n)}$": tensor_type(t) for n, t in (solved | kept).items()}
             quantize_file(base.path, path, self._type, None, types)
             file = read_gguf(path)
-            for _, name, into, rows in placed:
+            for _, (name, into, rows) in self._placed(base):
                 stored = file.bytes_of(name, writable=True).view(-1, rows.shape[1])
                 stored[slice(None) if into is None else into] = rows
         linears = {n: s for n, s in model.facts.linears.items() if n not in self._kept}
         model = replace(model, facts=replace(model.facts, linears=linears))
         told = {**details, **kept_details(self._kept)}
         return gguf_artifact(model, base, self._type, self._out, told)
+
+    def _placed(
+        self, base: "UnquantizedFile"
+    ) -> "Iterator[tuple[str, tuple[str, torch.Tensor | None, torch.Tensor]]]":
+        # One layer at a time: where the file has rows in another order they are copies.
+        from qsweep.formats.gguf.placement import rows_in_file
+
+        for layer, (_, blocks) in self._layers.items():
+            for place in rows_in_file(layer, blocks, base.layout, base.checkpoint):
+                yield layer, place
 
     def _tensors_kept(self, base: "UnquantizedFile") -> set[str]:
         places = {base.checkpoint.place(name).tensor for name in self._kept}

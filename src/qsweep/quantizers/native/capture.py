@@ -61,7 +61,8 @@ def capture(
     exact = multiplies_bfloat16(device) and not _multiplies_in_bfloat16(body, start)
     if not _is_all(decoder, linears) or not _runs_layer_by_layer(model, decoder, start):
         decoder = whole_model(model)
-        if stream_of(model) is not None:
+        if (stream := stream_of(model)) is not None:
+            stream.rest()
             raise CannotStream(
                 f"model.stream=true: layers of {type(model).__name__} are no chain, so that it is "
                 "quantized as one layer, which has to be in memory; leave model.stream out"
@@ -94,6 +95,8 @@ def _multiplies_in_bfloat16(body: nn.Module, ids: torch.Tensor) -> bool:
     try:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             body(input_ids=ids, use_cache=False)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except RuntimeError:
         return False
     return True
@@ -153,6 +156,8 @@ def _runs_layer_by_layer(model: Any, decoder: Decoder, ids: torch.Tensor) -> boo
         try:
             with holding(model, index):
                 hidden = run_layer(layer, chunk, index)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # as below
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             return False
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2

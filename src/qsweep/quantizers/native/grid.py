@@ -1,6 +1,7 @@
 """The pass over a model that quantizes a whole grid of configurations, layer by layer."""
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def run(
     except CannotStream:
         if model.stream is True:
             raise
-    # Before anything was written.
+    # Before anything was written. What was loaded is a cycle of references.
+    gc.collect()
     whole = replace(model, stream=False)
     return _run(whole, calibration, configurations, progress, importance=importance)
 
@@ -94,7 +96,7 @@ def _run(
     started = time.perf_counter()
     progress("load", None)
     quantizers = [quantizer for quantizer, _ in configurations]
-    network = load_network(model, needed=_bytes_needed(model, calibration, quantizers))
+    network = load_network(model, beside=_bytes_beside(model, calibration, quantizers))
     streamed = stream_of(network) is not None
     model = replace(model, stream=streamed)
     spelling = spelling_of(network, read_tensors(model.path))
@@ -163,13 +165,14 @@ def _run(
     return PassResult(artifacts, matrix or None, shared_s, text.coverage.details())
 
 
-def _bytes_needed(
+def _bytes_beside(
     model: SourceModel, calibration: CalibrationTokens, quantizers: Sequence[SharedPass]
 ) -> int:
-    """Host memory that the pass takes with the model in it."""
+    """Host memory that the pass takes beside the model's weights."""
     tokens = sum(len(sample) for sample in calibration.samples)
     needs = [quantizer.pass_bytes(model.facts, tokens) for quantizer in quantizers]
-    itself = max((alone for alone, _ in needs), default=4 * model.facts.parameters)
+    weights = 4 * model.facts.parameters  # as they are counted there
+    itself = max((alone for alone, _ in needs), default=weights) - weights
     return itself + sum(added for _, added in needs)
 
 

@@ -1,5 +1,6 @@
 """A model to look at, and whether its weights are what its checkpoint says."""
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from qsweep.base.errors import IncompatibleTrial, in_one_line
 from qsweep.formats.encoder import require_finite
+from qsweep.formats.hf import usual_dtype
 from qsweep.formats.weights import slices_of
 from qsweep.models.architecture import empty_model, load_model
 from qsweep.models.experts import attach_experts
@@ -27,17 +29,22 @@ from qsweep.quantizers.native.names import layer_of
 
 
 def load_network(
-    model: SourceModel, place: str = "cpu", dtype: Any = None, *, needed: int | None = None
+    model: SourceModel,
+    place: str | None = None,
+    dtype: Any = None,
+    *,
+    beside: int | None = None,
 ) -> Any:
     """The model to look at, without gradients, with experts attached as linear layers.
 
     Args:
         model: The checkpoint.
-        place: The device.
+        place: The device. By default a whole model is on the host, and layers that are read one at a
+            time come to the model's device, where all else lies, too.
         dtype: That of its weights; by default CPUs compute in float32, a GPU in the checkpoint's own.
-        needed: Of who walks layer by layer the bytes that this takes with all of the model in memory.
-            Where these are not there, or ``model.stream`` wants it, layers are read one at a time, to
-            the model's device, where all else lies, too (:mod:`qsweep.models.streaming`).
+        beside: Of who walks layer by layer the bytes of the host's memory that this takes beside all
+            of the model. Where these are not there, or ``model.stream`` wants it, layers are read one
+            at a time (:mod:`qsweep.models.streaming`).
 
     Raises:
         CannotStream: Its layers cannot be held one at a time, and ``model.stream`` insists on it.
@@ -49,18 +56,20 @@ def load_network(
         dtype = torch.float32 if model.device == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-        if needed is not None and streams(model.stream, needed):
+        if beside is not None and streams(model.stream, _bytes(model, config, dtype) + beside):
             try:
-                return _streamed(model, config, dtype)
+                return _streamed(model, config, dtype, place or model.device)
             except CannotStream:
                 if model.stream is True:
                     raise
+            # What was loaded is a cycle of references.
+            gc.collect()
         network = load_model(
             model.path,
             config,
             dtype=dtype,
             use_safetensors=True,
-            device_map=None if place == "cpu" else {"": place},
+            device_map=None if place in (None, "cpu") else {"": place},
             trust_remote_code=model.trust_remote_code,
         )
     except (KeyError, ValueError, ImportError) as error:
@@ -71,14 +80,22 @@ def load_network(
     return network
 
 
-def _streamed(model: SourceModel, config: Any, dtype: Any) -> Any:
+def _bytes(model: SourceModel, config: Any, dtype: Any) -> int:
+    """What a model's weights take in a dtype; ``auto`` is its configuration's, or the checkpoint's."""
+    if dtype == "auto":
+        own = getattr(config, "dtype", None)
+        dtype = own or usual_dtype(read_tensors(model.path).values())
+    return int(dtype.itemsize) * model.facts.parameters
+
+
+def _streamed(model: SourceModel, config: Any, dtype: Any, place: str) -> Any:
     shell = empty_model(config, trust_remote_code=model.trust_remote_code)
     shapes = {name: info.shape for name, info in read_tensors(model.path).items()}
     network, _ = load_streamed(
         shell,
         slices_of(model.path),
         shapes,
-        model.device,
+        place,
         dtype=dtype,
         output_loading_info=True,
     )
