@@ -170,7 +170,7 @@ def _contender(entry: StudyTrial, silent_kld: float = 0.0) -> Contender | None:
     setting = repr(sorted(kept.items())) if drawn else ""
     finding = _finding(entry)
     kld = finding.get(KLD.name)
-    silent = is_number(kld) and kld < silent_kld
+    silent = kld is not None and is_number(kld) and kld < silent_kld
     return contender(entry.key, entry.name, {**finding, "silent": silent}, setting)
 
 
