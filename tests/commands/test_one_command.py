@@ -122,7 +122,7 @@ def test_a_search_without_a_space_says_what_one_is(capsys):
     ("line", "answer", "is_all"),
     [
         ("qsweep re", ["report"], False),
-        ("qsweep s", ["sweep", "search", "score", "sync", "sweeps"], False),
+        ("qsweep s", ["sweep", "search", "score", "store", "status", "sync", "sweeps"], False),
         ("qsweep quant=", [], False),
         ("qsweep report --o", ["--outputs", "--out"], True),
         ("qsweep quant=gptq re", [], False),
