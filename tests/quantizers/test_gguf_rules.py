@@ -59,6 +59,7 @@ def refusal(facts, rules, **options):
     return message
 
 
+@pytest.mark.slow
 def test_other_tensors_are_those_of_the_file_without_rules(pocket_dir, written):
     # Q4_K_M counts the layers that it decides of: one less, and others would get its better type.
     rules = {"*.[01].self_attn.v_proj": "q8_0", "*.0.mlp.down_proj": 3, "*.3.mlp.up_proj": "keep"}
@@ -120,6 +121,7 @@ def test_every_file_type_takes_rules(quantizer, number, others, pocket_dir, writ
     assert types(file)["token_embd.weight"] == types(plain)["token_embd.weight"]
 
 
+@pytest.mark.slow
 def test_rows_that_no_block_divides_get_the_type_in_its_place(pocket_dir, tmp_path, written):
     import shutil
 
@@ -153,6 +155,7 @@ def test_types_that_need_importance_get_it(pocket_dir, facts, written):
     assert artifact.details["imatrix_entries"] == 28
 
 
+@pytest.mark.slow
 def test_all_types_that_rules_may_name_are_written(pocket_conversion, tmp_path):
     matrix = {
         name: torch.ones(t.shape[-1])

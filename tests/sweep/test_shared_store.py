@@ -34,6 +34,7 @@ def records(outputs):
     return found
 
 
+@pytest.mark.slow
 def test_a_second_machine_makes_nothing_anew(url, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv(ROOT_VARIABLE, raising=False)
     first, second = tmp_path / "a", tmp_path / "b"
