@@ -36,12 +36,6 @@ SLOTS = (1, 2, 4, 8, 16, 32, 64)
 _PER_WORKER = 16
 
 
-def wait(payload: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """A job's target: do nothing for a while."""
-    time.sleep(payload["seconds"])
-    return {}
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -179,7 +173,7 @@ def _start(launcher: QueueLauncher, slots: int) -> Callable[[], None]:
 
 def _job(id: str, seconds: float, *needs: str) -> Job:
     log = Path(tempfile.gettempdir()) / "qsweep-bench-cluster.log"
-    return Job(id, id, "cluster:wait", {"seconds": seconds}, log, needs=needs, device="cpu")
+    return Job(id, id, "waiting:wait", {"seconds": seconds}, log, needs=needs, device="cpu")
 
 
 if __name__ == "__main__":
