@@ -9,6 +9,20 @@ from pathlib import Path
 from helpers.machine import alive, wait_until
 from qsweep.launch import Job
 
+
+def job_of(folder: Path, function: str, payload=None, *, id=None, **options) -> Job:
+    """A job of one of ``launch_targets``, which logs below a folder."""
+    id = id or function
+    return Job(
+        id=id,
+        name=f"name of {id}",
+        target=f"launch_targets:{function}",
+        payload=payload or {},
+        log=folder / "logs" / f"{id}.log",
+        **options,
+    )
+
+
 # A target, its payload, and what becomes of it.
 ENDINGS = [
     ("fail", {}, "failed", "RuntimeError: the first line"),

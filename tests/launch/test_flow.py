@@ -135,5 +135,6 @@ def test_ten_thousand_jobs_cost_no_more_than_ten_times_a_thousand():
         run(Flow(jobs))
         return time.process_time() - began
 
-    small = min(seconds(1000) for _ in range(3))
-    assert seconds(10_000) < 40 * small  # a quadratic step: 100 times
+    # The least of several: what else the machine does is no part of it.
+    small, large = (min(seconds(count) for _ in range(3)) for count in (1000, 10_000))
+    assert large < 40 * small  # a quadratic step: 100 times

@@ -21,10 +21,11 @@ from helpers.launch_cases import (
     check_progress,
     check_result,
     check_unknown,
+    job_of,
 )
 from helpers.machine import alive, wait_until
 from qsweep.base.errors import ConfigError
-from qsweep.launch import Event, Job
+from qsweep.launch import Event
 from qsweep.launch.gpus import parse_listing, parse_visible
 from qsweep.launch.local import ForkServer, make_slots, run_jobs
 from qsweep.launch.local import slots as slots_module
@@ -45,18 +46,7 @@ def server():
 
 @pytest.fixture
 def job(tmp_path):
-    def make(function, payload=None, *, id=None, **options):
-        id = id or function
-        return Job(
-            id=id,
-            name=f"name of {id}",
-            target=f"launch_targets:{function}",
-            payload=payload or {},
-            log=tmp_path / "logs" / f"{id}.log",
-            **options,
-        )
-
-    return make
+    return partial(job_of, tmp_path)
 
 
 @pytest.fixture

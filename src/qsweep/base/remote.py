@@ -7,13 +7,13 @@ at the start of a sweep, refuses.
 
 import contextlib
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from qsweep.base import remote_entries as entries
+from qsweep.base.console import say
 from qsweep.base.disk import os_error_message
 from qsweep.base.errors import ArtifactCorrupt, ConfigError
 from qsweep.base.files import write_text
@@ -217,7 +217,7 @@ class Remote:
     def _say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            print(f"note: {line}", file=sys.stderr, flush=True)
+            say(f"note: {line}")
 
     def settle(self, root: Path) -> None:
         """Try once more what could not be sent, by whatever process, and say what is left.

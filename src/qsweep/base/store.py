@@ -14,13 +14,13 @@ calculates with an entry's files asks for the full one, which hashes them.
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from qsweep.base.console import say
 from qsweep.base.disk import disk_full, has_no_room, is_disk_full
 from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
@@ -209,7 +209,7 @@ class Store:
         except (ArtifactCorrupt, OSError) as error:
             if os.path.lexists(path) and str(error) not in self._reported:
                 self._reported.add(str(error))
-                print(f"note: {error}; it counts as absent", file=sys.stderr, flush=True)
+                say(f"note: {error}; it counts as absent")
             return None
 
     def remove(self, kind: Kind, key: str) -> None:

@@ -2,10 +2,10 @@
 
 import itertools
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from qsweep.base.console import say
 from qsweep.base.disk import check_writable
 from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.secrets import hidden_value
@@ -178,7 +178,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
         lab = HydraLab(compose, sweeper.launcher, session, settings.card, space)
         sweeper.run.session = session
         try:
-            search = Search(settings, space, objectives, constraints, lab, study, _say)
+            search = Search(settings, space, objectives, constraints, lab, study, say)
             search.run(enqueued)
         finally:
             sweeper.run.session = None
@@ -339,7 +339,3 @@ class _Commands:
         trial = identified(trial, self._session.store)
         _, refused = plan_all([trial], self._session.store, self._session.settings)
         return keys_of([trial], refused, self._session.settings)[0]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,17 +1,16 @@
 """``qsweep status``: how far a sweep is, what runs where, what failed and why, and how to go on."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.databases import sqlite_url
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
 from qsweep.commands.entry import Parser, command, command_parser
-from qsweep.launch.queue import QUEUE_VARIABLE
+from qsweep.commands.queue_option import add_queue_option
 from qsweep.launch.queue.hints import command as command_of
+from qsweep.launch.queue.hints import given_queue, queue_file, queue_url
 from qsweep.launch.slurm import describe
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
@@ -47,24 +46,19 @@ def parser() -> Parser:
     """Its options."""
     parser = command_parser("status", __doc__)
     parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    parser.add_argument(
-        "--queue",
-        metavar="URL",
-        help=f"its queue's database; default: what {QUEUE_VARIABLE} says, else queue.db in --outputs",
-    )
+    add_queue_option(parser)
     return parser
 
 
 def _queued(options: Any) -> "tuple[Overview | None, str | None]":
     """What the queue says, and the URL that it was given by."""
-    given = options.queue or os.environ.get(QUEUE_VARIABLE)
-    file = options.outputs / "queue.db"
-    if given is None and not file.is_file():
+    given = given_queue(options.queue)
+    if given is None and not queue_file(options.outputs).is_file():
         return None, None
     from qsweep.launch.queue.database import Database
     from qsweep.launch.queue.overview import overview
 
-    database = Database(given or sqlite_url(file), "--queue")
+    database = Database(queue_url(given, options.outputs), "--queue")
     try:
         return overview(database, options.sweep), given
     finally:

@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from qsweep.base.console import say
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import ROOT_VARIABLE
 from qsweep.commands.entry import Parser, absolute, command, command_parser
+from qsweep.commands.queue_option import add_queue_option
 from qsweep.launch.local import PRELOAD
-from qsweep.launch.queue import QUEUE_VARIABLE
 
 
 @command
@@ -25,28 +26,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
     """Do what the command's options say; ``preload`` is imported once for all jobs."""
     _check(options)
-    from qsweep.base.databases import sqlite_url
     from qsweep.base.memory import available_bytes
     from qsweep.launch.local.slots import make_slots
     from qsweep.launch.queue.claims import Claims
     from qsweep.launch.queue.database import Database, patiently
+    from qsweep.launch.queue.hints import queue_url
     from qsweep.launch.queue.machines import host_name, own_name
     from qsweep.launch.queue.worker import Worker
 
-    url = (
-        options.queue or os.environ.get(QUEUE_VARIABLE) or sqlite_url(options.outputs / "queue.db")
-    )
+    url = queue_url(options.queue, options.outputs)
     slots = make_slots(options.jobs, [options.device])
     if options.device == "cuda" and not slots.gpus:
         raise ConfigError("--device=cuda: no CUDA GPU is visible; use --device=cpu")
     if options.store is not None:
         os.environ[ROOT_VARIABLE] = str(options.store)
-    database = patiently(lambda: Database(url, "--queue"), options.patience, say=_say)
+    database = patiently(lambda: Database(url, "--queue"), options.patience, say=say)
     claims = Claims(database, options.sweep, own_name())
     patiently(
         lambda: claims.enlist(host_name(), slots.count, len(slots.gpus), available_bytes()),
         options.patience,
-        say=_say,
+        say=say,
     )
     with Worker(
         claims,
@@ -55,10 +54,10 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
         idle_s=options.idle,
         most=options.take,
         patience_s=options.patience,
-        say=_say,
+        say=say,
         preload=preload,
     ) as worker:
-        _say(worker.run())
+        say(worker.run())
     return 0
 
 
@@ -66,11 +65,7 @@ def parser() -> Parser:
     """Its options."""
     parser = command_parser("worker", __doc__)
     parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    parser.add_argument(
-        "--queue",
-        metavar="URL",
-        help=f"the queue's database; default: what {QUEUE_VARIABLE} says, else queue.db in --outputs",
-    )
+    add_queue_option(parser)
     parser.add_argument(
         "--jobs", type=_jobs, default="auto", metavar="N",
         help="how many at once; default: one per GPU, one on the CPU",
@@ -111,10 +106,6 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"--{name}={value:g}: seconds, from 0")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,25 +25,47 @@ class RankRange:
     last: int
 
 
-def better_than(
-    sums: "ndarray",
-    counts: "ndarray",
-    untold: "ndarray | None" = None,
-    *,
-    each_alone: bool = False,
-) -> "ndarray":
-    """Which model has less of something than which other, beyond noise.
+@dataclass(frozen=True)
+class PairTests:
+    """What a test of every pair of models came to.
+
+    Attributes:
+        models: How many models.
+        pairs: The pairs that may be told, by their numbers, that with less first.
+        p: Their two-sided p-values.
+    """
+
+    models: int
+    pairs: list[tuple[int, int]]
+    p: list[float]
+
+    def better(self, *, each_alone: bool = False) -> "ndarray":
+        """Which model has less than which other, beyond noise: row less than column.
+
+        Args:
+            each_alone: Whether each pair is tested for itself at 5 %, for who asks of one pair alone;
+                else the chance of a single false claim among all is 5 %, by Holm's procedure.
+
+        Returns:
+            bool [models, models].
+        """
+        import numpy as np
+
+        found = np.zeros((self.models, self.models), bool)
+        for pair, p in zip(self.pairs, self.p if each_alone else holm(self.p), strict=True):
+            found[pair] = p < 1 - CONFIDENCE
+        return found
+
+
+def compare_pairs(sums: "ndarray", counts: "ndarray", untold: "ndarray | None" = None) -> PairTests:
+    """Test every pair of models by paired t-tests over windows.
+
+    The error of a difference is that of ``metrics.clustered_mean``, the linearised ratio estimator.
 
     Args:
         sums: Of what less is better, summed over each window's tokens, float64 [models, windows].
         counts: Tokens of each window, [windows]; at least two windows.
         untold: Pairs of which nothing is claimed whatever was measured, bool [models, models].
-        each_alone: Whether each pair is tested for itself at 5 %, for who asks of one pair alone.
-
-    Returns:
-        bool [models, models]: whether the row's model has less than the column's, by paired t-tests
-        over windows (the linearised ratio estimator of ``metrics.clustered_mean``), under Holm's
-        procedure at 5 % over all pairs that may be told, unless ``each_alone``.
     """
     import numpy as np
     from scipy.special import stdtr
@@ -52,7 +74,6 @@ def better_than(
     counts = counts.astype(np.float64)
     means = sums.sum(1) / counts.sum()
     rest = sums - means[:, None] * counts
-    better = np.zeros((models, models), bool)
     pairs: list[tuple[int, int]] = []
     p: list[float] = []
     for one in range(models):
@@ -69,13 +90,11 @@ def better_than(
             for other, gap in zip(others, gaps, strict=True)
         ]
         p += list(2 * stdtr(windows - 1, -np.abs(t)))
-    for pair, adjusted in zip(pairs, p if each_alone else holm(p), strict=True):
-        better[pair] = adjusted < 1 - CONFIDENCE
-    return better
+    return PairTests(models, pairs, p)
 
 
 def rank_ranges(better: "ndarray") -> list[RankRange]:
-    """The ranks that each model may have, from what :func:`better_than` says of all."""
+    """The ranks that each model may have, from what :meth:`PairTests.better` says of all."""
     models = len(better)
     return [
         RankRange(1 + int(better[:, one].sum()), models - int(better[one].sum()))

@@ -1,9 +1,10 @@
 """Which measurements may be compared: those of the same tokens, scored in the same way."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from qsweep.results.record import Measurement
+from qsweep.results.record import Measurement, Row
 
 # The fingerprint is that of the token ids, so it tells tokenizers and texts apart.
 IDENTITY = (
@@ -19,6 +20,17 @@ def measured_by(measurement: Measurement) -> tuple[Any, ...]:
     """Equal for measurements whose figures may stand on one axis: values of :data:`IDENTITY`."""
     facts = _facts(measurement)
     return tuple(_plain(facts.get(name)) for name in IDENTITY)
+
+
+def families(rows: Iterable[Row]) -> Collection[list[Row]]:
+    """Rows of one model, corpus and preset that were measured alike; those without a measurement are none's."""
+    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.measurement is not None:
+            record = row.record
+            place = (record.model, record.model_hash, *row.measurement.place)
+            found[*place, measured_by(row.measurement)].append(row)
+    return found.values()
 
 
 def differences(measurements: Iterable[Measurement]) -> list[str]:

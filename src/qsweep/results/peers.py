@@ -6,18 +6,17 @@ about a window is common to both.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.metrics import clustered_mean, ppl_ratio, student_t
 from qsweep.results.arrays import FindArrays, read_arrays, stamp, stored_arrays
 from qsweep.results.columns.table import KLD, PPL_RATIO, SIZE_GB
-from qsweep.results.comparable import measured_by
+from qsweep.results.comparable import families
 from qsweep.results.peer import Peer
 from qsweep.results.record import Record, Row
 from qsweep.results.winner import MIN_WINDOWS
@@ -52,15 +51,9 @@ def with_peers(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Ro
         rows: Of one or several models, corpora and presets.
         find: Tells where a measurement's arrays are.
     """
-    places: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.measurement is not None and _comparable(row):
-            record = row.record
-            place = (record.model, record.model_hash, *row.measurement.place)
-            places[*place, measured_by(row.measurement)].append(row)
     peers = {
         id(row): compared(row, other, partial(windows_of, find=find))
-        for found in places.values()
+        for found in families(filter(_comparable, rows))
         for row in found
         if (other := nearest(row, found)) is not None
     }

@@ -6,18 +6,17 @@ reference, neither says which of two does better at tasks (:data:`~qsweep.evalua
 so that there no pair is ever ordered by them.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.contents import is_number
-from qsweep.evaluate.pairs import better_than, rank_ranges
+from qsweep.evaluate.pairs import compare_pairs, rank_ranges
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
-from qsweep.results.comparable import measured_by
+from qsweep.results.comparable import families
 from qsweep.results.peers import FindWindows, Windows, windows_of
 from qsweep.results.record import Record, Row
 from qsweep.results.standing import Standing
@@ -65,8 +64,8 @@ def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
     kept, measured = zip(*found, strict=True)
     silent = [is_silent(row) for row in kept]
     sums, by = _sums(measured)
-    better = better_than(sums, counts, _both(silent))
-    alone = better_than(sums, counts, _both(silent), each_alone=True)
+    tests = compare_pairs(sums, counts, _both(silent))
+    better, alone = tests.better(), tests.better(each_alone=True)
     standings = {
         row.key: Standing(rank.first, rank.last, len(kept), by, quiet)
         for row, rank, quiet in zip(kept, rank_ranges(better), silent, strict=True)
@@ -85,7 +84,7 @@ def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> lis
     """
     standings = {
         id(row): found.standings.get(row.key)
-        for family in _families(rows)
+        for family in families(filter(may_be_ranked, rows))
         for found in [ties(family, partial(windows_of, find=find))]
         for row in family
     }
@@ -95,23 +94,12 @@ def with_standings(rows: Sequence[Row], find: FindArrays = stored_arrays) -> lis
 def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
     """Tells by their keys whether two trials can be told apart, by their primary measurements."""
     rows = [Row(record, record.primary) for record in records if record.finished]
-    found = [ties(family) for family in _families(rows)]
+    found = [ties(family) for family in families(filter(may_be_ranked, rows))]
 
     def tell(one: str, other: str) -> bool | None:
         return next((known for its in found if (known := its.tell(one, other)) is not None), None)
 
     return tell
-
-
-def _families(rows: Iterable[Row]) -> Collection[list[Row]]:
-    """Rows of one model, corpus and preset that were measured alike."""
-    families: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.measurement is not None and may_be_ranked(row):
-            record = row.record
-            place = (record.model, record.model_hash, *row.measurement.place)
-            families[*place, measured_by(row.measurement)].append(row)
-    return families.values()
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

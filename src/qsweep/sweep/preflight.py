@@ -8,6 +8,7 @@ per model, and the store remembers.
 from collections.abc import Iterable
 from importlib.metadata import version
 
+from qsweep.base.console import say
 from qsweep.base.errors import ConfigError
 from qsweep.base.files import write_bytes
 from qsweep.base.keys import key_of
@@ -17,7 +18,6 @@ from qsweep.launch import Job, JobResult, Launcher
 from qsweep.models.check import VERSION
 from qsweep.models.room import streams
 from qsweep.sweep.plan import Plan
-from qsweep.sweep.recorder import say
 from qsweep.sweep.recording import finished_record
 
 _TIMEOUT_S = 600.0
@@ -56,14 +56,19 @@ def require_fitting_models(plans: Iterable[Plan], store: Store, launcher: Launch
     library = version("transformers")
     with store.planning():
         for plan in plans:
-            unfinished = finished_record(plan, store) is None
-            if unfinished and (note := streaming_note(plan, free)) and note not in notes:
-                notes.add(note)
-                say(note)
+            note = streaming_note(plan, free)
             trusted = plan.trial.model.trust_remote_code
             key = key_of([VERSION, plan.setting.model_hash, library, trusted])
             known = key in jobs or (store.root / "checks" / key).exists()
-            if unfinished and not known and plan.setting.pack is None:
+            unchecked = not known and plan.setting.pack is None
+            untold = note is not None and note not in notes
+            # Looked up last: it reads files, and of a model's many trials only the first is asked.
+            if not (unchecked or untold) or finished_record(plan, store) is not None:
+                continue
+            if note is not None and untold:
+                notes.add(note)
+                say(note)
+            if unchecked:
                 jobs[key] = _job(plan, key, store)
 
     def on_done(job: Job, result: JobResult) -> None:

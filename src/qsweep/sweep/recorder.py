@@ -1,9 +1,9 @@
 """Writes down what became of each trial, as soon as it stands."""
 
-import sys
 from dataclasses import replace
 from typing import Any
 
+from qsweep.base.console import say
 from qsweep.base.environment import environment
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_record, write_record
@@ -64,8 +64,3 @@ class Recorder:
         (sweep.records if full else sweep.screening)[content.key] = content
         if full:
             self._tracker.log(content)
-
-
-def say(line: str) -> None:
-    """Tell the person something, beside what a command prints."""
-    print(line, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsweep.base.cleanup import remove_abandoned
+from qsweep.base.console import say
 from qsweep.base.disk import check_writable
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
@@ -24,7 +25,7 @@ from qsweep.sweep.found import identified
 from qsweep.sweep.plan import Plan, Setting
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
-from qsweep.sweep.recorder import Recorder, say
+from qsweep.sweep.recorder import Recorder
 from qsweep.sweep.recording import now
 from qsweep.sweep.run import run_plans
 from qsweep.sweep.state import Sweep

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +23,7 @@ from helpers.launch_cases import (
     check_progress,
     check_result,
     check_unknown,
+    job_of,
     pids_of,
 )
 from helpers.machine import alive, wait_until
@@ -92,18 +94,7 @@ def launcher(make):
 
 @pytest.fixture
 def job(tmp_path):
-    def one(function, payload=None, *, id=None, **options):
-        id = id or function
-        return Job(
-            id=id,
-            name=f"name of {id}",
-            target=f"launch_targets:{function}",
-            payload=payload or {},
-            log=tmp_path / "logs" / f"{id}.log",
-            **{"device": "cpu"} | options,
-        )
-
-    return one
+    return partial(job_of, tmp_path, device="cpu")
 
 
 # What every launcher does

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from qsweep.base.databases import DatabaseError, sqlite_path, sqlite_url
+from qsweep.base.console import say
+from qsweep.base.databases import DatabaseError, sqlite_path
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
 from qsweep.base.mounts import is_local, kind_of
@@ -20,7 +21,7 @@ from qsweep.launch.local.slots import make_slots
 from qsweep.launch.protocol import Capacity, Detached, ignore, no_retry
 from qsweep.launch.queue.database import Database, patiently
 from qsweep.launch.queue.head import Head, Heartbeat, name_of
-from qsweep.launch.queue.hints import QUEUE_VARIABLE, command
+from qsweep.launch.queue.hints import QUEUE_VARIABLE, command, given_queue, queue_url
 from qsweep.launch.queue.machines import is_dead, own_name
 from qsweep.launch.queue.orders import NoLongerHead, Orders, Takeover
 from qsweep.launch.queue.starting import LocalWorkers
@@ -80,11 +81,7 @@ class QueueLauncher:
     @property
     def url(self) -> str:
         """The queue's URL."""
-        return self._given or sqlite_url(Path(self.outputs_dir).absolute() / "queue.db")
-
-    @property
-    def _given(self) -> str | None:
-        return self.queue or os.environ.get(QUEUE_VARIABLE) or None
+        return queue_url(self.queue, Path(self.outputs_dir).absolute())
 
     def __enter__(self) -> Self:
         return self
@@ -103,12 +100,12 @@ class QueueLauncher:
         """
         orders = self._open()
         if self._capacity is None:
-            live = patiently(orders.live_workers, self.patience_s, say=_say)
+            live = patiently(orders.live_workers, self.patience_s, say=say)
             jobs = sum(worker.slots for worker in live)
             memory = sum(worker.memory for worker in live)
             self._capacity = Capacity(jobs, memory) if jobs else self.expected(devices)
         planned = self._capacity
-        patiently(lambda: orders.plan_for(planned), self.patience_s, say=_say)
+        patiently(lambda: orders.plan_for(planned), self.patience_s, say=say)
         return planned
 
     def run(
@@ -133,7 +130,7 @@ class QueueLauncher:
             jobs,
             patience_s=self.patience_s,
             hopeless=self.alive,
-            say=_say,
+            say=say,
             on_event=on_event,
             on_done=on_done,
             retry=retry,
@@ -212,7 +209,7 @@ class QueueLauncher:
         """See to it that workers come, now that jobs are in the queue."""
         if self.start == 0 and not self._told:
             self._told = True
-            _say(f"sweep {sweep}: start workers, here or elsewhere: {self._how_to('worker')}")
+            say(f"sweep {sweep}: start workers, here or elsewhere: {self._how_to('worker')}")
         folder = Path(self.outputs_dir).absolute() / "sweeps" / sweep / "workers"
         for number in range(self._local.living(), self.start):
             self._local.start(
@@ -233,7 +230,7 @@ class QueueLauncher:
         return f"all workers have ended{f': {words}' if words else ''}"
 
     def _how_to(self, verb: str) -> str:
-        return command(verb, self.sweep, self._given, Path(self.outputs_dir).absolute())
+        return command(verb, self.sweep, given_queue(self.queue), Path(self.outputs_dir).absolute())
 
     def _open(self) -> Orders:
         if self._orders is None:
@@ -251,15 +248,15 @@ class QueueLauncher:
         first: float | None = None
         give_up = time.monotonic() + self.lease_s + 1
         while True:
-            found = patiently(self._asks(orders, None), self.patience_s, say=_say)
+            found = patiently(self._asks(orders, None), self.patience_s, say=say)
             if found.head is not None and is_dead(found.head):
-                found = patiently(self._asks(orders, found.head), self.patience_s, say=_say)
+                found = patiently(self._asks(orders, found.head), self.patience_s, say=say)
             if found.head is None:
                 self._capacity = found.capacity
                 return
             if first is None:
                 first = found.seen
-                _say(f"sweep {self.sweep}: waiting for {name_of(found.head)}, which may be gone")
+                say(f"sweep {self.sweep}: waiting for {name_of(found.head)}, which may be gone")
             if found.seen > first or time.monotonic() > give_up:
                 raise QsweepError(
                     f"sweep {self.sweep} is run by {name_of(found.head)}; wait for that, or name "
@@ -282,7 +279,7 @@ class QueueLauncher:
     def _leave_open(self, head: Head) -> None:
         self._left = bool(head.flow)
         if self._left:
-            _say(
+            say(
                 f"sweep {self.sweep}: what is not done is left to workers; the same command collects "
                 "the results"
             )
@@ -290,22 +287,18 @@ class QueueLauncher:
     def _interrupted(self) -> None:
         if self.on_interrupt == "leave":
             self._left = True
-            _say(f"sweep {self.sweep}: workers go on; the same command collects the results")
+            say(f"sweep {self.sweep}: workers go on; the same command collects the results")
             return
         self._cancelled = True
         try:
             count = self._orders.withdraw() if self._orders else 0
         except DatabaseError as error:
-            _say(f"{error}; jobs could not be withdrawn, and workers go on with them")
+            say(f"{error}; jobs could not be withdrawn, and workers go on with them")
             self._left = True
             return
         except NoLongerHead as error:
-            _say(str(error))
+            say(str(error))
             self._left = True
             return
         if count:
-            _say(f"sweep {self.sweep}: {count} jobs withdrawn from the queue")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            say(f"sweep {self.sweep}: {count} jobs withdrawn from the queue")

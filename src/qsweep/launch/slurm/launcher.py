@@ -3,13 +3,13 @@
 import contextlib
 import math
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from qsweep.base.console import say
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.memory import available_bytes
 from qsweep.launch import interrupts
@@ -121,7 +121,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
         if array.jobs:
             living = [one for one in array.states() if one.lives and one.state != "COMPLETING"]
             if living and self._array is None:
-                _say(f"sweep {sweep}: {in_words(array, living)}")
+                say(f"sweep {sweep}: {in_words(array, living)}")
         self._array = array
         left = self._open_jobs()
         most = _LARGEST_ARRAY if self.per == "job" else self.workers
@@ -143,7 +143,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
             try:
                 self._array.cancel(waiting=not cancel)
             except SlurmAway as error:
-                _say(f"{error}; scancel {' '.join(self._array.jobs)} ends the workers")
+                say(f"{error}; scancel {' '.join(self._array.jobs)} ends the workers")
 
     def alive(self) -> str | None:
         """Why no worker will come any more, in one line; None as long as one may."""
@@ -184,7 +184,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
         return 1 if self.per == "job" else self.gpus_per_node or 1
 
     def _open_jobs(self) -> int:
-        return patiently(self._open().open_jobs, self.patience_s, say=_say)
+        return patiently(self._open().open_jobs, self.patience_s, say=say)
 
     def _submit(self, sweep: str, queue: str, count: int) -> None:
         assert self._array is not None
@@ -196,12 +196,12 @@ class SlurmLauncher(Allocation, QueueLauncher):
             )
         self._has_submitted = True
         plural = "s" if count > 1 else ""
-        _say(f"sweep {sweep}: {count} worker{plural} submitted, Slurm job {self._array.jobs[-1]}")
+        say(f"sweep {sweep}: {count} worker{plural} submitted, Slurm job {self._array.jobs[-1]}")
 
     def _tell(self, line: str, news: object = None) -> None:
         if (news or line) != self._told_last:
             self._told_last = news or line
-            _say(line)
+            say(line)
 
 
 def workers_folder(outputs: Path, sweep: str) -> Path:
@@ -228,7 +228,3 @@ def last_words(folder: Path) -> str | None:
         own = [line for line in lines.splitlines() if line and not _NOT_THE_WORKERS.match(line)]
         return own[-1] if own else None
     return None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,11 +1,11 @@
 """Uniform candidates as they are made, what their layers cost, and the mixes that come of them."""
 
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qsweep.base.console import say
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.stored_bits import bits_of, stored_layers
@@ -106,7 +106,7 @@ class Workshop:
         for one in planned:
             if reason := reasons.get(one.plan.key):
                 self.left_out[one.name] = reason
-                print(f"{one.name}: left out: {reason}", file=sys.stderr, flush=True)
+                say(f"{one.name}: left out: {reason}")
         return [
             Made(one.config, one.plan, artifacts[one.plan.key])
             for one in planned

@@ -1,10 +1,10 @@
 """Mixes as points of a search: ``bits=3.5`` is at most so many stored bits per weight, layer by layer."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qsweep.base.console import say
 from qsweep.base.errors import IncompatibleTrial, QsweepError
 from qsweep.base.files import write_text
 from qsweep.base.keys import key_of
@@ -114,7 +114,7 @@ class Mixes:
             except QsweepError as error:
                 why = str(error).removeprefix("budget: ").removeprefix(f"{_name(rest)}: ")
                 line = f"no mixes of {self._told(rest)}: {why}"
-                print(line, file=sys.stderr, flush=True)
+                say(line)
                 self._families[key] = line
         return self._families[key]
 

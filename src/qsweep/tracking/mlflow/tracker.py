@@ -1,11 +1,11 @@
 """Logging beside the sweep: a thread that never holds it up and never stops it."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qsweep.base.console import say
 from qsweep.base.secrets import hidden
 from qsweep.launch import interrupts
 from qsweep.results.record import Record
@@ -55,7 +55,7 @@ class MLflowTracker:
 
     def __post_init__(self) -> None:
         self._config = TrackingConfig(self.enabled, self.uri, self.experiment)
-        self._warn: Callable[[str], None] = _to_stderr
+        self._warn: Callable[[str], None] = say
         self._thread: threading.Thread | None = None
         self._wake = threading.Condition()
         # Shared with the thread, under _wake:
@@ -78,7 +78,7 @@ class MLflowTracker:
         self._name, self._command = sweep.name, sweep.command
         self._directory, self._outputs = sweep.directory, sweep.outputs
         self._target = TrackingTarget.of(self._config, sweep.outputs)
-        self._warn = warn or _to_stderr
+        self._warn = warn or say
         try:
             self._open()
         except (TrackerError, OSError) as error:
@@ -210,7 +210,3 @@ def _line(error: Exception) -> str:
     if isinstance(error, TrackerError):
         return str(error)
     return hidden(f"MLflow: {type(error).__name__}: {error}")
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
