@@ -16,7 +16,7 @@ from qsweep.launch.queue.orders import Orders
 from qsweep.launch.queue.specs import result_of, row_of
 from qsweep.launch.queue.upkeep import host_of
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 # How often it is asked whether workers will ever come, and looked for those that are gone.
 _LOOK_EVERY_S = 3.0
 

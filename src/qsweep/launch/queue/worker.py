@@ -26,7 +26,7 @@ from qsweep.launch.queue.launcher import QUEUE_VARIABLE
 from qsweep.launch.queue.leases import Leases
 
 # What is asked of a queue that has nothing to take, ever more rarely.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 # A scheduler ends all processes of a job at once, and this one may hear of it last.
 _TERMINATED = f"killed by signal {signal.SIGTERM.value} "
 _TOGETHER_S = 1.0
