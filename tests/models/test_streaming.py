@@ -1,10 +1,12 @@
 """Models whose decoder layers' weights are there only while they run give what the whole model gives."""
 
 import copy
+import ctypes
 import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from qsweep.formats.numbers import W4A16, FP8Dynamic
 from qsweep.models.facts import read_facts
 from qsweep.models.layer_list import CannotStream, layers_of
 from qsweep.models.source import SourceModel
-from qsweep.models.streaming import load_streamed, stream_of
+from qsweep.models.streaming import holding, load_streamed, stream_of
 from qsweep.quantizers.rtn import RTN
 
 # What a forward of a model takes whose 14 layers have 17 MB of weights each in float32.
@@ -54,6 +56,7 @@ SCRIPT = textwrap.dedent(
     print(json.dumps([peaks[True], peaks[False]]))
     """
 )
+HAS_GLIBC = hasattr(ctypes.CDLL(None), "malloc_trim")
 IDS = torch.randint(0, 4096, (2, 48), generator=torch.Generator().manual_seed(3))
 # Untied and tied heads, a mixture, a hybrid, sliding windows, classes derived from nn.Linear.
 ARCHITECTURES = ["llama", "qwen3", "qwen3_moe", "gpt_oss", "gemma3_text", "falcon_h1", "falcon"]
@@ -73,6 +76,12 @@ def logits(model):
 def loaded(model):
     """Numbers of weights that are in memory."""
     return sum(p.numel() for p in model.parameters() if not p.is_meta)
+
+
+def anonymous_bytes():
+    """What this process holds that no file backs."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -133,6 +142,21 @@ def test_resident_memory_is_that_of_a_few_layers(tmp_path):
     # 14 layers of 4.2 million weights.
     assert whole > 220e6
     assert streamed < 110e6
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="another C library keeps what is freed in its own way")
+def test_what_was_computed_with_a_layer_goes_back_to_the_system(tiny_model):
+    path = tiny_model("llama")
+    model = dense(reference_artifact(read_facts(path, "x")), path, stream=True)
+    before = anonymous_bytes()
+    with holding(model, 0):
+        blocks, pins = [], []
+        for _ in range(64):
+            blocks.append(torch.ones(1 << 20))
+            pins.append(torch.ones(1 << 17))  # behind which freed memory stays in the heap
+        assert anonymous_bytes() > before + 200e6
+        del blocks
+    assert anonymous_bytes() < before + 100e6
 
 
 def test_a_layer_that_is_held_is_read_once(tiny_model):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qsweep.base.errors import QsweepError
-from qsweep.base.memory import set_malloc
+from qsweep.base.memory import set_malloc, trim_malloc
 from qsweep.models.experts import attach_experts, is_experts
 from qsweep.models.layer_list import layers_of, require_streamable
 from qsweep.models.room import stream_of
@@ -122,6 +122,8 @@ class LayerStream:
         self._held[index] -= 1
         if self._held[index] == 0:
             _empty(self.layers[index])
+            # What was computed with it leaves gaps, which from layer to layer become more.
+            trim_malloc()
 
     def _forget_others(self, index: int) -> None:
         for other in [one for one in self._ahead if one != index]:
