@@ -80,16 +80,18 @@ def search_scales(inputs: Sequence[Shared]) -> tuple[torch.Tensor, dict[str, flo
         both, exponent = candidate
         return _scales(magnitude, relative if both else None, exponent)
 
-    def loss_of(scales: torch.Tensor) -> float:
-        return sum(
-            share * float(losses(_error(rows, scales, scheme)).sum())
-            for share, (rows, losses, scheme) in zip(shares, samples, strict=True)
-        )
+    def losses_of(scales: torch.Tensor) -> torch.Tensor:
+        each = [losses(_error(rows, scales, scheme)).sum() for rows, losses, scheme in samples]
+        return torch.stack(each)
 
     def best_with(candidates: Iterable[_Candidate]) -> _Candidate:
-        for candidate in candidates:
-            if candidate not in tried:
-                tried[candidate] = loss_of(scales_of(candidate))
+        new = [candidate for candidate in candidates if candidate not in tried]
+        if new:
+            # A GPU is waited for once.
+            found = torch.stack([losses_of(scales_of(candidate)) for candidate in new]).tolist()
+            for candidate, each in zip(new, found, strict=True):
+                weighed = zip(shares, each, strict=True)
+                tried[candidate] = sum(share * loss for share, loss in weighed)
         return min(tried, key=lambda candidate: tried[candidate])
 
     # With both and an exponent of 1, the weights' magnitudes drop out again.
