@@ -14,7 +14,7 @@ from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
 from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
 from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats, shared_products
-from qsweep.quantizers.native.walk import advance, rounds_needed
+from qsweep.quantizers.native.walk import advance, fewest_rounds, rounds_needed
 
 MULTIPLIES_BFLOAT16 = walking.multiplies_bfloat16
 SAMPLES = torch.randint(0, 4096, (6, 48), generator=torch.Generator().manual_seed(0)).tolist()
@@ -427,3 +427,19 @@ def test_experts_without_a_token_may_share_what_those_beside_them_see():
     assert torch.allclose(lent.magnitude, 0.75 * first.magnitude + 0.25 * last.magnitude)
     assert not seen[1].gram.any()
     assert shared_products(seen[:1]) == seen[:1]
+
+
+@pytest.mark.parametrize(
+    ("costs", "room", "expected"),
+    [
+        ([370] * 4, 560, 4),  # three rounds would have two in the first
+        ([370] * 4, 740, 2),
+        ([370] * 4, 1479, 2),
+        ([370] * 4, 1480, 1),
+        ([370] * 4, 100, 4),
+        ([600, 200, 200, 200], 800, 2),
+        ([], 1, 1),
+    ],
+)
+def test_no_round_takes_more_than_there_is(costs, room, expected):
+    assert fewest_rounds(costs, room) == expected

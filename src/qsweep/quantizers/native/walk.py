@@ -49,8 +49,18 @@ def rounds_needed(
     more = max(square, *grams)
     if len(chunks) == 1:
         more += activation_bytes(layer, chunks[0].tokens)
-    total = (walking + sharing) * each + walking * more
-    return max(1, min(-(-total // free_budget(weights[0].device)), walking + sharing))
+    costs = [each + more] * walking + [each] * sharing
+    return fewest_rounds(costs, free_budget(weights[0].device))
+
+
+def fewest_rounds(costs: Sequence[int], room: int) -> int:
+    """The fewest rounds, each with every n-th of all, in none of which costs are above ``room``.
+
+    As many as there are costs where one alone is above it.
+    """
+    count = max(1, len(costs))
+    fit = (n for n in range(1, count) if max(sum(costs[k::n]) for k in range(n)) <= room)
+    return next(fit, count)
 
 
 def advance(
