@@ -225,12 +225,14 @@ def found_calibration(trial: TrialConfig, model: Path, store: Store) -> Calibrat
         QsweepError: A text cannot be had, or not in this way.
     """
     calibration = trial.calibration
-    if calibration.packing == "conversations" and own_chat_template(model) is None:
+    chats = calibration.packing == "conversations"
+    template = own_chat_template(model) if chats else None
+    if chats and template is None:
         raise IncompatibleTrial(
             f"calibration.packing=conversations: {trial.model.name} has no chat template (a base "
             "model?); calibration.packing=documents packs what is said without one"
         )
-    return stored_calibration(calibration.blend, calibration.packing, store)
+    return stored_calibration(calibration.blend, calibration.packing, store, template)
 
 
 def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from qsweep.base.errors import ConfigError
+from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.text.blend import Blend, interleaved, sample_counts
 from qsweep.text.calibration import CalibrationTokens
@@ -27,19 +28,26 @@ class Part:
 class CalibrationText:
     """The texts of a blend, mostly a single one, and how samples are made of them.
 
-    The order of ``parts`` is by share, then by content: names and the order in which texts are given
-    decide nothing.
+    Attributes:
+        parts: By share, then by content: names and the order in which texts are given decide nothing.
+        packing: What a sample is made of.
+        template: The model's chat template, where that is a part of it.
     """
 
     parts: tuple[Part, ...]
     packing: Packing = "stream"
+    template: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a key says of it, beside how much is drawn and by which seed."""
         shares = [[part.text.fingerprint, str(part.share)] for part in self.parts]
         found: dict[str, Any] = {"text": shares[0][0]} if len(shares) == 1 else {"blend": shares}
-        return found if self.packing == "stream" else {**found, "packing": self.packing}
+        if self.packing != "stream":
+            found["packing"] = self.packing
+        if self.template is not None:
+            found["template"] = key_of(self.template)
+        return found
 
     def samples(
         self, tokenizer: Any, num_samples: int, max_seq_len: int, seed: int, model_type: str = ""
@@ -59,41 +67,36 @@ class CalibrationText:
         Raises:
             ConfigError: A text is too short; the line names it where there are several.
         """
-        how = (tokenizer, max_seq_len, seed, model_type)
-        if len(self.parts) == 1:
-            return self._of(self.parts[0], num_samples, *how)
         counts = sample_counts([part.share for part in self.parts], num_samples)
         drawn = [
-            self._of(part, count, *how)
+            self._of(part, tokenizer, count, max_seq_len, seed, model_type)
             for part, count in zip(self.parts, counts, strict=True)
             if count
         ]
+        if len(drawn) == 1:
+            return drawn[0]
         return CalibrationTokens(
             interleaved([one.samples for one in drawn], seed),
             distinct=sum(one.distinct or 0 for one in drawn),
         )
 
-    def _of(
-        self,
-        part: Part,
-        count: int,
-        tokenizer: Any,
-        max_seq_len: int,
-        seed: int,
-        model_type: str,
-    ) -> CalibrationTokens:
+    def _of(self, part: Part, *how: Any) -> CalibrationTokens:
         from qsweep.text.packing import packed_samples
 
-        documents = part.text.documents() if self.packing == "stream" else part.text.turns()
-        draw = calibration_samples if self.packing == "stream" else packed_samples
         try:
-            return draw(documents, tokenizer, count, max_seq_len, seed, model_type)  # type: ignore[arg-type]
+            if self.packing == "stream":
+                return calibration_samples(part.text.documents(), *how)
+            return packed_samples(part.text.turns(), *how, template=self.template)
         except ConfigError as error:
             raise error if len(self.parts) == 1 else ConfigError(f"{part.name}: {error}") from error
 
 
-def stored_calibration(blend: Blend, packing: Packing, store: Store) -> CalibrationText:
+def stored_calibration(
+    blend: Blend, packing: Packing, store: Store, template: str | None = None
+) -> CalibrationText:
     """Load the texts of a blend, or find them as they were loaded before.
+
+    ``template`` is the model's chat template, for conversations.
 
     Raises:
         ConfigError: Two are the same text, or none holds conversations where these are to be packed;
@@ -118,4 +121,4 @@ def stored_calibration(blend: Blend, packing: Packing, store: Store) -> Calibrat
             "what is there"
         )
     ordered = sorted(parts, key=lambda part: (-part.share, part.text.fingerprint))
-    return CalibrationText(tuple(ordered), packing)
+    return CalibrationText(tuple(ordered), packing, template if turns else None)

@@ -3,7 +3,7 @@
 In a shuffled order each is put into the first sample that has room for it. What room is left in the end
 is filled with the begin of one that fits nowhere whole, so that all samples are of one length and there
 is no padding that a quantizer would have to leave out. One that is longer than a sample begins it and is
-cut at its end, as llm-compressor cuts every conversation; a causal model computes the tokens before a cut
+cut at its end, as llm-compressor's examples cut every conversation; a causal model computes the tokens before a cut
 as it would without it.
 """
 
@@ -28,22 +28,24 @@ def packed_samples(
     max_seq_len: int,
     seed: int,
     model_type: str = "",
+    template: str | None = None,
 ) -> CalibrationTokens:
     """Samples of whole documents.
 
     Args:
-        documents: Texts, and conversations, which are put into the tokenizer's chat template.
+        documents: Texts, and conversations, which are put into the chat template.
         tokenizer: The model's own.
         num_samples: How many samples; a text that is too short for them is gone through again.
         max_seq_len: Tokens of each.
         seed: Determines the order.
         model_type: A Gemma's documents each begin with BOS.
+        template: The chat template; by default the tokenizer's.
 
     Raises:
         ConfigError: All documents together have fewer tokens than one sample, or too few for so many;
             or the template takes none of the conversations.
     """
-    render = Renderer(tokenizer, model_type)
+    render = Renderer(tokenizer, model_type, template)
     ids: dict[int, list[int]] = {}
 
     def length_of(number: int) -> int:

@@ -17,17 +17,18 @@ class Renderer:
     """Makes ids of whole documents.
 
     A text ends with a blank line and, where the tokenizer puts something before a text, begins with
-    that. A conversation is put into the tokenizer's chat template, which says all of it. Templates
+    that. A conversation is put into the chat template, which says all of it. Templates
     refuse some conversations (a system's message, two turns of one role): these have no ids, and
     :meth:`tell` says how many they were.
 
     Args:
         tokenizer: The model's own.
         model_type: As in the model's ``config.json``.
+        template: The chat template; by default the tokenizer's.
     """
 
-    def __init__(self, tokenizer: Any, model_type: str = ""):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, model_type: str = "", template: str | None = None):
+        self._tokenizer, self._template = tokenizer, template
         none = bos_rule(tokenizer, model_type) == "none"
         self._start = [] if none else bos_ids(tokenizer)
         self._asked = 0
@@ -42,7 +43,10 @@ class Renderer:
         self._asked += 1
         try:
             text = self._tokenizer.apply_chat_template(
-                document, tokenize=False, strftime_now=_DATE.strftime
+                document,
+                chat_template=self._template,
+                tokenize=False,
+                strftime_now=_DATE.strftime,
             )
         except Exception as error:  # of Jinja, and what a template's own code raises
             self._refused.append(in_one_line(error))
