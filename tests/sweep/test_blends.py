@@ -13,6 +13,7 @@ from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.search.sweep_file import read_trials
 from qsweep.sweep.artifacts import calibration_tokens
+from qsweep.sweep.calibration import calibration_config
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.overrides import acceptable
 from qsweep.sweep.plan import find_setting, make_plan
@@ -60,7 +61,10 @@ def test_other_lists_stay_as_they_are():
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("[python_docs:0.5,python_code]", "python_code has no share, others have; write calibration=["),
+        (
+            "[python_docs:0.5,python_code]",
+            "python_code has no share, others have; write calibration=[",
+        ),
         ("[python_docs:0,python_code:1]", "python_docs:0.0: a share is a number above 0"),
         ("[python_docs:-1,python_code:1]", "python_docs:-1.0: a share is a number above 0"),
         ("[python_docs:nan,python_code:1]", "python_docs:nan: a share is a number above 0"),
@@ -80,7 +84,9 @@ def test_what_is_no_blend_is_told_in_one_line(typed, message):
     assert message in str(told.value) and "\n" not in str(told.value)
 
 
-def test_what_is_advised_is_taken():
+def test_the_blends_that_are_advised_are_taken():
+    with pytest.raises(ConfigError, match=r"names no text; choose some with calibration=\[A,B\]"):
+        calibration_config({"blend": {}})
     assert names("calibration=[python_docs:0.7,python_code:0.3]", "calibration.num_samples=10")
     assert names("calibration=[python_docs,python_code]")
     few = ["calibration=[python_docs:0.99,python_code:0.01]", "calibration.num_samples=100"]
@@ -106,7 +112,9 @@ def test_sweep_files_take_blends_too(tmp_path):
 
 def test_python_takes_a_tuple_for_a_blend_and_a_mapping_with_shares():
     for value in (("python_docs:0.7", "python_code:0.3"), {"python_docs": 0.7, "python_code": 0.3}):
-        assert names(*as_overrides({"calibration": value})) == ["python_docs 70 % + python_code 30 %"]
+        assert names(*as_overrides({"calibration": value})) == [
+            "python_docs 70 % + python_code 30 %"
+        ]
     swept = ["python_docs", {"python_docs": 1, "python_code": 1}]
     assert len(names(*as_overrides({"calibration": swept}))) == 2
 
@@ -221,7 +229,9 @@ def test_the_same_text_under_two_names_is_refused(plan, tmp_path):
     config["calibration"]["blend"]["other"] = spec
     trial = trial_config(config)
     with pytest.raises(ConfigError, match="are the same text; name it once, with the whole share"):
-        find_setting(trial, plan("calibration=python_docs").setting.facts.path, Store(tmp_path / "s"))
+        find_setting(
+            trial, plan("calibration=python_docs").setting.facts.path, Store(tmp_path / "s")
+        )
 
 
 # conversations

@@ -36,9 +36,7 @@ def test_a_share_that_is_a_whole_number_of_samples_is_exactly_that():
 
 def test_weights_are_relative_and_their_order_is_nothing():
     assert blend(a=1, b=1).shares == blend(a=0.5, b=0.5).shares == (Fraction(1, 2),) * 2
-    found = {
-        blend(**dict(order)) for order in permutations([("a", 0.5), ("b", 0.3), ("c", 0.2)])
-    }
+    found = {blend(**dict(order)) for order in permutations([("a", 0.5), ("b", 0.3), ("c", 0.2)])}
     assert len(found) == 1 and found.pop().name == "a 50 % + b 30 % + c 20 %"
 
 
@@ -81,7 +79,11 @@ def test_the_number_that_is_advised_does_for_every_share(weights):
 
 
 def test_samples_are_spread_by_their_shares_and_keep_their_order():
-    parts = [[f"a{n}" for n in range(60)], [f"b{n}" for n in range(30)], [f"c{n}" for n in range(10)]]
+    parts = [
+        [f"a{n}" for n in range(60)],
+        [f"b{n}" for n in range(30)],
+        [f"c{n}" for n in range(10)],
+    ]
     mixed = interleaved(parts, seed=0)
     assert sorted(mixed) == sorted(sum(parts, []))
     for part in parts:

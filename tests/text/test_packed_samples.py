@@ -9,6 +9,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.store import Store
 from qsweep.text.blend import Blend
 from qsweep.text.calibrated import stored_calibration
+from qsweep.text.chats import said
 from qsweep.text.corpora import calibration_samples
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.packing import first_fit, packed_samples
@@ -156,11 +157,14 @@ def test_what_the_template_refuses_is_left_out_and_told(tokenizer, capsys, monke
     mixed = [system + one if n % 2 else one for n, one in enumerate(CHATS)]
     made = packed_samples(mixed, tokenizer, 4, 100, seed=0)
     assert "Be brief" not in "".join(map(tokenizer.decode, made.samples))
-    said = capsys.readouterr().err
-    assert "conversations are left out" in said and "No system!" in said
+    told = capsys.readouterr().err
+    assert "conversations are left out" in told and "No system!" in told
     refused = [system + one for one in CHATS]
-    with pytest.raises(ConfigError, match=r"takes none of the text's 60 conversations \(No system!"):
+    with pytest.raises(
+        ConfigError, match=r"takes none of the text's 60 conversations \(No system!"
+    ):
         packed_samples(refused, tokenizer, 4, 100, seed=0)
+    assert len(packed_samples(list(map(said, refused)), tokenizer, 4, 100, seed=0).samples) == 4
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day(tokenizer, monkeypatch):
@@ -218,13 +222,18 @@ def test_a_limit_in_bytes_leaves_whole_conversations_and_a_text(file, tmp_path):
 
 
 def test_a_text_without_conversations_cannot_be_packed_as_such(tmp_path):
-    path = tmp_path / "plain.txt"
-    path.write_text("No chat at all. " * 50)
-    blend = Blend((CorpusConfig("plain", "file", path=str(path)),))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "No chat at all. " * 50, "messages": CHATS[0]}))
     store = Store(tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"plain holds no lists of messages.*packing=documents"):
-        stored_calibration(blend, "conversations", store)
-    assert stored_calibration(blend, "documents", store).packing == "documents"
+
+    def found(packing, **more):
+        blend = Blend((CorpusConfig("rows", "file", path=str(path), **more),))
+        return stored_calibration(blend, packing, store)
+
+    with pytest.raises(ConfigError, match=r"rows holds no lists of messages.*packing=documents"):
+        found("conversations")
+    assert found("documents").packing == "documents"
+    assert found("conversations", field="messages").parts[0].text.turns() == [CHATS[0]]
 
 
 def test_beside_conversations_other_texts_are_packed_as_documents(file, tmp_path, tokenizer):

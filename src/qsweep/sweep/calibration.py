@@ -85,7 +85,9 @@ def _blend(values: Mapping[str, Any]) -> Blend:
     known = ("blend", *_SHARED, *_OWN)
     for name in values:
         if name not in known:
-            raise ConfigError(f"calibration.{name}: no such option of a blend{nearest(name, known)}")
+            raise ConfigError(
+                f"calibration.{name}: no such option of a blend{nearest(name, known)}"
+            )
     members = values["blend"]
     if not isinstance(members, Mapping) or not members:
         raise ConfigError("calibration.blend: names no text; choose some with calibration=[A,B]")
@@ -93,7 +95,11 @@ def _blend(values: Mapping[str, Any]) -> Blend:
     for name, spec in members.items():
         where = f"calibration.blend.{name}"
         if not isinstance(spec, Mapping) or "source" not in spec:
-            there = [n for n, other in members.items() if isinstance(other, Mapping) and "source" in other]
+            there = [
+                n
+                for n, other in members.items()
+                if isinstance(other, Mapping) and "source" in other
+            ]
             raise ConfigError(f"{where}: no such text in this blend{nearest(str(name), there)}")
         own = {key: value for key, value in spec.items() if key not in (*_OWN, "share")}
         texts.append(build(CorpusConfig, {"name": str(name), **own}, where))

@@ -11,8 +11,8 @@ from qsweep.tasks import embedded
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
 from qsweep.tasks.task import Task, TaskOptions
 from qsweep.tasks.text_model import no_chat_template
-from qsweep.text.tokenizer_files import own_chat_template
 from qsweep.tasks.user import user_task
+from qsweep.text.tokenizer_files import own_chat_template
 
 # Short names, and what they stand for.
 ALIASES: dict[str, tuple[str, ...]] = {
