@@ -8,7 +8,7 @@ import pytest
 from helpers.sweeps import qsweep, rows
 from qsweep.api.composition import compose_trials
 from qsweep.api.words import as_overrides
-from qsweep.base.errors import ConfigError, IncompatibleTrial
+from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.search.sweep_file import read_trials
@@ -232,6 +232,22 @@ def test_the_same_text_under_two_names_is_refused(plan, tmp_path):
         find_setting(
             trial, plan("calibration=python_docs").setting.facts.path, Store(tmp_path / "s")
         )
+
+
+def test_a_text_that_cannot_be_had_is_named(pocket_dir, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    words = [
+        "calibration=[python_docs,wikitext2]",
+        "corpus=python_docs",
+        "quant=gptq",
+        "device=cpu",
+    ]
+    (config,) = compose_trials(words)
+    with pytest.raises(QsweepError, match=r"^wikitext2: dataset .* is not in the cache") as told:
+        find_setting(trial_config(config), pocket_dir, Store(tmp_path / "store"))
+    assert "\n" not in str(told.value)
 
 
 # conversations
