@@ -2,6 +2,7 @@
 
 from helpers.records import reference, trial
 from helpers.typed import typed
+from qsweep.results.html import across
 from qsweep.results.html.calibration_size import calibration_size
 from qsweep.results.html.data import groups
 from qsweep.results.html.vega import svg
@@ -63,6 +64,18 @@ def test_settings_of_one_name_are_told_apart_by_what_they_differ_in():
         record["config"] |= other
     lines = {p["line"] for p in panel(*first, *second).spec["data"]["values"]}
     assert len(lines) == 2 and any("damp_percent=0.1" in line for line in lines)
+
+
+def test_draws_of_one_text_all_count_where_texts_are_compared():
+    records = []
+    for text, worse in (("docs", 0.0), ("code", 0.1)):
+        for seed in (0, 1):
+            record = made("gptq", 8, 0.1 + worse + seed / 10, seed=seed)
+            records.append(record | {"calibration": text, "key": f"{text}-{seed}"})
+    (group,) = groups(typed([reference(), *records]))
+    found = across.calibration(group)
+    assert found.note.startswith("Geometric mean over 2 settings and the range over them")
+    assert "docs on python_docs 1.149 (1.100-1.200)" in found.alt
 
 
 def test_of_many_settings_some_are_drawn_and_it_says_so():

@@ -15,6 +15,8 @@ _AND = "+"
 _EXAMPLE = "write calibration=[A:0.7,B:0.3], or calibration=[A,B] for equal shares"
 # The text whose path is an option of the group.
 _OWN_FILE = "file"
+OF_OWN_FILE = ("path", "field")
+"""What of it is."""
 
 
 def with_blends_named(override: str) -> str:
@@ -65,7 +67,7 @@ def blend_config(name: str) -> dict[str, Any]:
         "seed": "${seed}",
     }
     if _OWN_FILE in shares:
-        shared = {option: f"${{{GROUP}.{option}}}" for option in ("path", "field")}
+        shared = {option: f"${{{GROUP}.{option}}}" for option in OF_OWN_FILE}
         config |= {"path": "???", "field": "text"}
         config["blend"][_OWN_FILE] |= shared
     return config

@@ -6,13 +6,11 @@ from typing import Any
 
 from qsweep.base.errors import ConfigError
 from qsweep.base.schema import build, nearest
+from qsweep.sweep.blends import OF_OWN_FILE
 from qsweep.text.blend import Blend
 from qsweep.text.calibrated import Packing
 from qsweep.text.corpora import MOST_TOKENS
 from qsweep.text.corpus import CorpusConfig
-
-# What the texts of a blend share in one option, as the corpora do.
-_SHARED = ("path", "field")
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,14 @@ def calibration_config(values: Mapping[str, Any]) -> CalibrationConfig:
     Raises:
         ConfigError: One line that names the option.
     """
-    own = {name: value for name, value in values.items() if name in _OWN and value is not None}
+    own = {name: value for name, value in values.items() if name in _OWN}
     rest = {name: value for name, value in values.items() if name not in _OWN}
-    blend = _blend(rest) if "blend" in rest else _single(rest)
+    if "blend" not in rest:
+        blend = _single(rest)
+    else:
+        blend = _blend(rest)
+        # Of texts whose files say nothing of it, the defaults count.
+        own = {name: value for name, value in own.items() if value is not None}
     return build(CalibrationConfig, {"blend": blend, **own}, "calibration")
 
 
@@ -82,7 +85,7 @@ def _single(values: Mapping[str, Any]) -> Blend:
 
 
 def _blend(values: Mapping[str, Any]) -> Blend:
-    known = ("blend", *_SHARED, *_OWN)
+    known = ("blend", *OF_OWN_FILE, *_OWN)
     for name in values:
         if name not in known:
             raise ConfigError(
