@@ -351,7 +351,7 @@ def _interval(
 
     if draws is None:
         return ""
-    mean, spread, count = _crossed(draws)
+    mean, spread, count = crossed(draws)
     reach = float(t.ppf(0.975, count - 1)) * spread
     low, middle, high = (f"{shown(mean + step):{sign}.4f}" for step in (-reach, 0, reach))
     return f"{middle} ({low} to {high})"
@@ -364,7 +364,7 @@ def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dic
     draws = _draws(results, side)
     means, tails = [], []
     for drawn in draws.values():
-        mean, spread, count = _crossed(drawn)
+        mean, spread, count = crossed(drawn)
         means.append(mean)
         tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
     return dict(zip(draws, means, strict=True)), dict(zip(draws, holm(tails), strict=True))
@@ -383,9 +383,11 @@ def _draws(
     return draws
 
 
-def _crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:
-    # Mean, standard error and sample size; what is left over between both is counted twice, so
-    # that the error is not understated.
+def crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:
+    """Mean, standard error and sample size of a figure by draw and window, which are crossed.
+
+    What is left over between both is counted twice, so that the error is not understated.
+    """
     by_window = [math.fsum(values) / len(draws) for values in zip(*draws, strict=True)]
     mean, spread, count = _mean_error(by_window)
     if len(draws) > 1:

@@ -86,5 +86,6 @@ class QsweepSearchPath(SearchPathPlugin):
 
         search_path.append("qsweep", f"file://{config_folder('sweeps')}")
         search_path.append("qsweep", "qsweep-entry-points://all")
+        search_path.append("qsweep", "qsweep-blends://all")
         for point in offered("qsweep.conf").values():
             search_path.append(point.name, f"pkg://{point.value}")

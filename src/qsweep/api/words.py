@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.sweep.blends import GROUP as BLENDED
 from qsweep.sweep.overrides import spelled
 
 
@@ -23,7 +24,14 @@ def as_overrides(given: Mapping[str, Any]) -> Iterator[str]:
         values: Sequence[Any] = value if isinstance(value, list) else [value]
         if not values:
             raise ConfigError(f"{name}=[]: no value; several to sweep are a list, as in [3, 4]")
-        yield f"{name}={','.join(spelled(_plain(one), name) for one in values)}"
+        yield f"{name}={','.join(spelled(_blend(name, _plain(one)), name) for one in values)}"
+
+
+def _blend(name: str, value: Any) -> Any:
+    """Texts to calibrate on by their shares, as the list that a command line has."""
+    if name != BLENDED or not isinstance(value, Mapping):
+        return value
+    return tuple(f"{text}:{_plain(share)!r}" for text, share in value.items())
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ With -m, commas sweep. What cannot exist is skipped; what is done is not done ag
 == Commands: qsweep COMMAND --help says more ==
 $commands
 
-== Groups: choose with GROUP=NAME, several corpora with corpus=[A,B] ==
+== Groups: choose with GROUP=NAME, several corpora with corpus=[A,B], a blend with calibration=[A:0.7,B:0.3] ==
 $groups
 
 == Options: override with NAME=VALUE ==
@@ -44,7 +44,7 @@ outputs_dir: outputs
 store: {remote: null}   store.remote=s3://BUCKET/FOLDER, file:///FOLDER: shared with other machines
 
 also: model.path, model.pack, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
-calibration.num_samples, calibration.max_seq_len, eval.presets, eval.max_windows, eval.speed,
+calibration.num_samples, calibration.max_seq_len, calibration.packing, eval.presets, eval.max_windows, eval.speed,
 eval.tasks, eval.limit, eval.chat_template
 
 --cfg job prints the composed configuration with every option (any can be overridden: gptq's

@@ -169,13 +169,10 @@ def source_model(plan: Plan) -> SourceModel:
 
 def calibration_tokens(plan: Plan) -> CalibrationTokens | None:
     """The samples that the trial's quantizer may see; None where it needs none."""
-    from qsweep.text.corpora import calibration_samples
-
     if plan.setting.calibration is None:
         return None
     sampling = plan.trial.calibration
-    samples = calibration_samples(
-        plan.setting.calibration.documents(),
+    samples = plan.setting.calibration.samples(
         tokenizer_of(plan),
         sampling.num_samples,
         sample_length(plan.trial, plan.setting.facts),

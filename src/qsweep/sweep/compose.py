@@ -146,6 +146,7 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     from qsweep.models.tiny import MODEL_DIR
+    from qsweep.sweep.blends import most as largest
 
     def model_name(path: str) -> str:
         same = Path(path).expanduser().absolute() == MODEL_DIR
@@ -155,6 +156,10 @@ def register_resolvers() -> None:
         # Hydra makes this folder before anybody has looked at the configuration.
         return f"{outputs}/.hydra" if isinstance(outputs, str) and outputs.strip() else "."
 
+    def most(option: str, *, _parent_: Any) -> Any:
+        return largest(option, _parent_)
+
+    OmegaConf.register_new_resolver("qsweep.most", most, replace=True)
     OmegaConf.register_new_resolver("qsweep.hydra_dir", hydra_dir, replace=True)
     OmegaConf.register_new_resolver("qsweep.pocket", lambda: str(MODEL_DIR), replace=True)
     OmegaConf.register_new_resolver("qsweep.name", model_name, replace=True)

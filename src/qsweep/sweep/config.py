@@ -21,6 +21,11 @@ from qsweep.launch import Launcher
 from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.protocol import Quantizer
+from qsweep.sweep.calibration import (
+    CalibrationConfig,
+    calibration_config,
+    without_texts_sampling,
+)
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
 from qsweep.tracking import Tracker
@@ -39,26 +44,6 @@ _QUANTIZERS_OWN = (
 _LONGEST_RULES = 40
 # The backend that a method's name alone means, as in conf/quant; one of another is named.
 _USUAL_BACKEND = {"rtn": "qsweep", "gptq": "native", "awq": "native"}
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """The text that a quantizer may see, and how much of it.
-
-    ``num_samples`` windows of ``max_seq_len`` tokens, drawn by ``seed``. ``all_experts`` sends every
-    token to every expert of a mixture where statistics are gathered.
-    """
-
-    text: CorpusConfig
-    num_samples: int = 32
-    max_seq_len: int = 512
-    seed: int = 0
-    all_experts: bool = False
-
-    def __post_init__(self):
-        for name in ("num_samples", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"calibration.{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -181,13 +166,17 @@ def trial_config(resolved: Mapping[str, Any]) -> TrialConfig:
     cache = kv_cache(resolved.get("kv_cache"))
     quant = quantizer(_group(resolved, "quant"), number)
     resolved, written = (
-        {**with_preset_names(_with_rules_in_order(config, quant)), "kv_cache": str(cache)}
+        {
+            **with_preset_names(_with_rules_in_order(config, quant)),
+            "kv_cache": str(cache),
+            "calibration": without_texts_sampling(config.get("calibration")),
+        }
         for config in (resolved, written)
     )
     trial = TrialConfig(
         model=build(ModelConfig, _group(resolved, "model"), "model"),
         quant=quant,
-        calibration=_calibration(_group(resolved, "calibration")),
+        calibration=calibration_config(_group(resolved, "calibration")),
         corpora=corpora,
         eval=build(EvalConfig, _group(resolved, "eval"), "eval"),
         device=check_device(str(resolved.get("device", "auto"))),
@@ -408,14 +397,3 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
         build(CorpusConfig, {"name": name, **spec}, f"corpus.{name}")
         for name, spec in chosen.items()
     )
-
-
-def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
-    own = {"num_samples", "max_seq_len", "seed", "all_experts"}
-    fields = [*own, *CorpusConfig.__dataclass_fields__]
-    for name in values:
-        if name not in fields:
-            raise ConfigError(f"calibration.{name}: no such option{nearest(name, fields)}")
-    text = build(CorpusConfig, {k: v for k, v in values.items() if k not in own}, "calibration")
-    sampling = {k: v for k, v in values.items() if k in own}
-    return build(CalibrationConfig, {"text": text, **sampling}, "calibration")

@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Any
 
-from qsweep.base.config_files import config_folder, options_by_choice
+from qsweep.base.config_files import config_folder, group_choices, options_by_choice
 from qsweep.base.errors import QsweepError
 from qsweep.base.schema import nearest
 from qsweep.base.secrets import hidden
@@ -89,7 +89,9 @@ def _missing(error: Any, text: str) -> str:
     group = "/".join(parts)
     if not group:
         return f"{missing}: named in a defaults list, and no such file"
-    return f"{group}={choice}: no such choice{nearest(choice, error.options or ())}"
+    # Hydra does not say what there is where a choice names another.
+    there = error.options or group_choices().get(group, ())
+    return f"{group}={choice}: no such choice{nearest(choice, there)}"
 
 
 def _no_group(name: str) -> str:

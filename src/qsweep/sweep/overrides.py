@@ -17,6 +17,7 @@ from typing import Any
 from qsweep.base.config_files import choice_values
 from qsweep.base.errors import ConfigError
 from qsweep.base.remote_settings import RemoteSettings
+from qsweep.sweep.blends import with_blends_named
 
 # What opens a value that is more than a text.
 _OPENING = ("[", "{", "'", '"')
@@ -31,12 +32,14 @@ def acceptable(override: str, groups: Mapping[str, Sequence[str]] | None = None)
     """The override, its value quoted if Hydra's grammar takes it only so.
 
     Args:
-        override: ``NAME=VALUE``, as typed; of several values, each is quoted where it has to be.
+        override: ``NAME=VALUE``, as typed; of several values, each is quoted where it has to be, and
+            a list of texts to calibrate on is named as one choice.
         groups: the choices of each configuration group, to tell choices from values.
 
     Raises:
-        ConfigError: a group is given something else than a name.
+        ConfigError: a group is given something else than a name, or a blend is none.
     """
+    override = with_blends_named(override)
     key, separator, value = override.partition("=")
     name = key.lstrip("+")
     if separator and not name:
@@ -114,9 +117,9 @@ def is_option(key: str, quantizers: Iterable[type] = ()) -> bool:
     if group == "quant":
         classes = list(quantizers)
         return bool(rest and classes) and all(_has(cls, rest) for cls in classes)
-    if group == "corpus":
-        group, _, rest = rest.partition(".")
-        return bool(group) and _has(_typed("corpus")[0], rest)
+    inner = _of_one_text(key)
+    if group == "corpus" or inner:
+        return _has(_typed("corpus")[0], inner)
     return bool(rest) and any(_has(cls, rest) for cls in _typed(group))
 
 
@@ -163,11 +166,18 @@ def _is_number(value: str) -> bool:
     return re.fullmatch(number, value.strip(), re.IGNORECASE) is not None
 
 
+def _of_one_text(key: str) -> str:
+    """The option's own name, where a dotted one is of one text of several."""
+    found = re.fullmatch(r"(?:corpus|calibration\.blend)\.[^.]+\.(.+)", key)
+    return found[1] if found else ""
+
+
 @functools.cache
 def _typed(group: str) -> tuple[type, ...]:
     """The dataclasses that hold the options of a group."""
     from qsweep.models.settings import ModelConfig
-    from qsweep.sweep.config import CalibrationConfig, EvalConfig
+    from qsweep.sweep.calibration import CalibrationConfig
+    from qsweep.sweep.config import EvalConfig
     from qsweep.text.corpus import CorpusConfig
 
     if group in ("launch", "tracking"):
@@ -192,7 +202,7 @@ def _annotation(cls: Any, path: str) -> Any:
     for word in path.split("."):
         if not dataclasses.is_dataclass(cls):
             return None
-        names = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "text"]
+        names = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "blend"]
         if word not in names:
             return None
         cls = typing.get_type_hints(cls)[word]
@@ -201,8 +211,8 @@ def _annotation(cls: Any, path: str) -> Any:
 
 def _accepts_text(key: str) -> bool:
     group, _, rest = key.partition(".")
-    if group == "corpus":
-        rest = rest.rpartition(".")[2]
+    if group == "corpus" or key.startswith("calibration.blend."):
+        group, rest = "corpus", rest.rpartition(".")[2]
     elif key.startswith("quant.env."):
         from qsweep.quantizers.environments.choice import EnvChoice
 

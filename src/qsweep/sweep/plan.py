@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.environment import machine_identity
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
@@ -40,7 +41,9 @@ from qsweep.sweep.packed import (
 from qsweep.tasks.revisions import key_revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
+from qsweep.text.calibrated import CalibrationText, stored_calibration
 from qsweep.text.stored import Text, stored_text
+from qsweep.text.tokenizer_files import own_chat_template
 from qsweep.text.vocabulary import require_embeddings
 from qsweep.text.windows import PRESETS, Preset, preset_key
 
@@ -57,7 +60,7 @@ class Setting:
     dtype: str
     texts: Mapping[str, Text]
     """By corpus name."""
-    calibration: Text | None
+    calibration: CalibrationText | None
     tasks: tuple[Task, ...] = ()
     task_revisions: tuple[dict[str, Any], ...] = ()
     """Of each task: what its key says beside its identity."""
@@ -196,10 +199,10 @@ def find_setting(
     facts = read_facts(model, trial.model.name)
     facts = replace(facts, dequantized_from=dequantized_from(model))
     texts = {corpus.name: stored_text(corpus, store) for corpus in trial.corpora}
-    calibration = (
-        stored_text(trial.calibration.text, store) if trial.quant.uses_calibration else None
-    )
-    calibrated = [] if calibration is None else [(trial.calibration.text.name, calibration)]
+    calibration = None
+    if trial.quant.uses_calibration:
+        calibration = found_calibration(trial, model, store)
+    calibrated = [(part.name, part.text) for part in calibration.parts] if calibration else []
     require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
     tasks = _find_tasks(trial, model, store)
     return Setting(
@@ -212,6 +215,24 @@ def find_setting(
         tasks=tasks,
         task_revisions=tuple(key_revisions(task, facts) for task in tasks),
     )
+
+
+def found_calibration(trial: TrialConfig, model: Path, store: Store) -> CalibrationText:
+    """What a trial's quantizer may see, loaded or found in the store.
+
+    Raises:
+        IncompatibleTrial: Conversations are to be packed, and the model has no chat template.
+        QsweepError: A text cannot be had, or not in this way.
+    """
+    calibration = trial.calibration
+    chats = calibration.packing == "conversations"
+    template = own_chat_template(model) if chats else None
+    if chats and template is None:
+        raise IncompatibleTrial(
+            f"calibration.packing=conversations: {trial.model.name} has no chat template (a base "
+            "model?); calibration.packing=documents packs what is said without one"
+        )
+    return stored_calibration(calibration.blend, calibration.packing, store, template)
 
 
 def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:
@@ -312,7 +333,7 @@ def _artifact_identity(trial: TrialConfig, quant: Quantizer, setting: Setting) -
         identity["roles"] = 1
     if quant.uses_calibration and setting.calibration is not None:
         identity["calibration"] = {
-            "text": setting.calibration.fingerprint,
+            **setting.calibration.identity,
             "num_samples": trial.calibration.num_samples,
             "max_seq_len": sample_length(trial, setting.facts),
             "seed": trial.calibration.seed,

@@ -201,7 +201,8 @@ def _device_elsewhere(trial: TrialConfig) -> str | None:
 
 
 def _setting_key(trial: TrialConfig) -> str:
-    calibration = trial.calibration.text if trial.quant.uses_calibration else None
+    seen = (trial.calibration.blend, trial.calibration.packing)
+    calibration = seen if trial.quant.uses_calibration else None
     return repr((trial.model, trial.corpora, calibration, trial.device, trial.eval))
 
 

@@ -142,7 +142,7 @@ def _outline(trial: TrialConfig) -> dict[str, Any]:
         "method": quant.method,
         "backend": quant.backend,
         "options": quant.options(),
-        "calibration": trial.calibration.text.name if quant.uses_calibration else None,
+        "calibration": trial.calibration.blend.name if quant.uses_calibration else None,
         "fidelity": (trial.resolved.get("search") or {}).get("fidelity", "full"),
         "config": trial.written,
     }

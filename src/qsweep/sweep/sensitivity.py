@@ -21,8 +21,8 @@ from qsweep.quantizers.sensitivity.version import LENGTH, SAMPLES, VERSION
 from qsweep.sweep.artifacts import plan_here, source_model, stored_artifact, tokenizer_of
 from qsweep.sweep.config import own_config
 from qsweep.sweep.jobs import device_of
-from qsweep.sweep.plan import Plan
-from qsweep.text.stored import Text, stored_text
+from qsweep.sweep.plan import Plan, found_calibration
+from qsweep.text.calibrated import CalibrationText
 
 if TYPE_CHECKING:
     from qsweep.sweep.session import Session
@@ -35,14 +35,14 @@ class Wanted:
     """An artifact whose sensitivities are wanted, and the text that they are of."""
 
     plan: Plan
-    text: Text
+    text: CalibrationText
 
     @property
     def calibration(self) -> dict[str, Any]:
         """What the text's tokens depend on."""
         plan = self.plan
         return {
-            "text": self.text.fingerprint,
+            **self.text.identity,
             "num_samples": SAMPLES,
             "max_seq_len": min(LENGTH, plan.setting.facts.max_length),
             "seed": plan.trial.calibration.seed,
@@ -122,7 +122,6 @@ def _make(
     wanted: Mapping[str, Wanted], folders: Mapping[str, Path], store: Store, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     from qsweep.quantizers.sensitivity.predict import sensitivities as predict
-    from qsweep.text.corpora import calibration_samples
 
     started = time.perf_counter()
     artifacts = {
@@ -131,8 +130,7 @@ def _make(
     }
     first = next(iter(wanted.values()))
     sampling, setting = first.calibration, first.plan.setting
-    tokens = calibration_samples(
-        first.text.documents(),
+    tokens = first.text.samples(
         tokenizer_of(first.plan),
         sampling["num_samples"],
         sampling["max_seq_len"],
@@ -148,8 +146,8 @@ def _make(
 
 def _wanted(plan: Plan, store: Store) -> Wanted:
     # A quantizer that reads no text has none in its setting.
-    text = plan.setting.calibration or stored_text(plan.trial.calibration.text, store)
-    return Wanted(plan, text)
+    model = plan.setting.facts.path
+    return Wanted(plan, plan.setting.calibration or found_calibration(plan.trial, model, store))
 
 
 def _find(one: Wanted, store: Store) -> Entry | None:

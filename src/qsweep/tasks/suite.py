@@ -1,6 +1,5 @@
 """From the names in ``eval.tasks`` to tasks."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
 from qsweep.tasks.task import Task, TaskOptions
 from qsweep.tasks.text_model import no_chat_template
 from qsweep.tasks.user import user_task
+from qsweep.text.tokenizer_files import own_chat_template
 
 # Short names, and what they stand for.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -89,11 +89,5 @@ def _unknown(name: str, catalogue: Catalogue) -> str:
 
 def require_chat_template(model: Path, name: str) -> None:
     """Raise QsweepError if a model's folder holds no chat template."""
-    if (model / "chat_template.jinja").is_file():
-        return
-    try:
-        content = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}
-    if not content.get("chat_template"):
+    if own_chat_template(model) is None:
         raise QsweepError(no_chat_template(name))

@@ -1,9 +1,10 @@
 """From a corpus's name to its documents, and from documents to calibration samples."""
 
 import hashlib
+import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.plugins import locate_object
 from qsweep.base.secrets import hidden_tree
 from qsweep.text.calibration import CalibrationTokens
+from qsweep.text.chats import Document, said
 from qsweep.text.corpus import CorpusConfig
 
 MOST_TOKENS = 2**26
 """As many tokens may be drawn for calibration: 256 times what the methods' papers draw."""
-# A text is not drawn from more often than this: whoever asks for it made a mistake.
-_MOST_REPEATS = 1000
+MOST_REPEATS = 1000
+"""A text is not drawn from more often than this: whoever asks for it made a mistake."""
 # Raised when the same configuration would now give another text.
 _LOADER = 3
 _LONG_KNOWN = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -30,23 +32,37 @@ def load_documents(config: CorpusConfig) -> list[str]:
         ConfigError: A file is missing, unreadable, or lacks the field; or there is no text at all.
         QsweepError: A dataset cannot be had.
     """
-    from qsweep.text.files import lone_surrogates, without_surrogates
+    return [said(document) for document in load_turns(config)]
+
+
+def load_turns(config: CorpusConfig) -> list[Document]:
+    """The same, of a conversation its messages. Raises as :func:`load_documents`."""
+    from qsweep.text.files import lone_surrogates
     from qsweep.text.sources import from_datasets, from_files
 
-    loaders = {
+    loaders: dict[str, Callable[[CorpusConfig], Sequence[Document]]] = {
         "python": _from_python, "file": from_files, "datasets": from_datasets, "pack": _from_pack
     }  # fmt: skip
     load = loaders.get(config.source, _from_function)
     documents = _limited(load(config), config)
-    if halves := sum(map(lone_surrogates, documents)):
-        documents = [without_surrogates(text) for text in documents]
+    if halves := sum(lone_surrogates(said(document)) for document in documents):
+        documents = [clean(document) for document in documents]
         print(
             f"note: {config.name}: {halves} lone surrogates (half a character each) became U+FFFD",
             file=sys.stderr,
         )
-    if not any(document.strip() for document in documents):
+    if not any(said(document).strip() for document in documents):
         raise ConfigError(f"{config.name}: no text in {config.path or config.dataset or 'it'}")
     return documents
+
+
+def clean(document: Document) -> Document:
+    """A document without lone surrogates, which no encoding has."""
+    from qsweep.text.files import without_surrogates
+
+    if isinstance(document, str):
+        return without_surrogates(document)
+    return [{key: without_surrogates(text) for key, text in turn.items()} for turn in document]
 
 
 def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
@@ -85,11 +101,12 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
     return fields
 
 
-def text_fingerprint(documents: Sequence[str]) -> str:
+def text_fingerprint(documents: Sequence[Document]) -> str:
     """A hash of the documents and of where one ends and the next begins: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for document in documents:
-        encoded = document.encode("utf-8", "surrogatepass")
+        text = document if isinstance(document, str) else json.dumps(document, sort_keys=True)
+        encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.hexdigest()[:32]
@@ -126,21 +143,26 @@ def calibration_samples(
     ids = [*stream, *token_ids("\n\n".join(documents), tokenizer)]
     length = max_seq_len - len(prefix)
     if len(ids) < length:
-        raise ConfigError(
-            f"the calibration text has {len(ids)} tokens, one sample takes {length}; give a longer "
-            "text, or lower calibration.max_seq_len"
-        )
-    if num_samples * length > _MOST_REPEATS * len(ids):
+        raise too_short(len(ids), length)
+    if num_samples * length > MOST_REPEATS * len(ids):
         raise ConfigError(
             f"calibration.num_samples={num_samples}: the calibration text has {len(ids)} tokens, and "
             f"{num_samples} samples of {length} repeat it {num_samples * length // len(ids)} times; "
-            f"{_MOST_REPEATS} times are the most"
+            f"{MOST_REPEATS} times are the most"
         )
     draw = random.Random(seed)  # noqa: S311 - not for cryptography
     starts = [draw.randrange(len(ids) - length + 1) for _ in range(num_samples)]
     return CalibrationTokens(
         [prefix + ids[start : start + length] for start in starts],
         distinct=covered_positions(starts, length),
+    )
+
+
+def too_short(tokens: int, length: int) -> ConfigError:
+    """What is wrong with a text of fewer tokens than a sample has."""
+    return ConfigError(
+        f"the calibration text has {tokens} tokens, one sample takes {length}; give a longer "
+        "text, or lower calibration.max_seq_len"
     )
 
 
@@ -202,15 +224,15 @@ def _from_python(config: CorpusConfig) -> list[str]:
     return found
 
 
-def _limited(documents: Sequence[str], config: CorpusConfig) -> list[str]:
+def _limited(documents: Sequence[Document], config: CorpusConfig) -> list[Document]:
     documents = list(documents[: config.max_documents])
     left = config.max_bytes
     if left is None:
         return documents
-    kept = []
+    kept: list[Document] = []
     for document in documents:
-        encoded = document.encode("utf-8", "surrogatepass")
-        # A character that is cut in two is left out.
+        encoded = said(document).encode("utf-8", "surrogatepass")
+        # A character that is cut in two is left out, and what is cut is no conversation any more.
         kept.append(document if len(encoded) <= left else encoded[:left].decode(errors="ignore"))
         left -= len(encoded)
         if left <= 0:

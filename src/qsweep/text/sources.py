@@ -1,8 +1,8 @@
-"""Text from files and from data sets: one string per document."""
+"""Text from files and from data sets: a string, or the messages of a chat, per document."""
 
 import contextlib
 import glob
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import open_regular
 from qsweep.base.schema import nearest
+from qsweep.text.chats import Document, conversation
 from qsweep.text.files import json_lines, kind_of, open_text, read_json, read_table, read_text
 
 if TYPE_CHECKING:
@@ -17,18 +18,16 @@ if TYPE_CHECKING:
 
 # What a folder is searched for. A single file of any other name is read as plain text.
 _SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
-# A chat's messages name their text so: OpenAI's way, ShareGPT's way.
-_MESSAGE_TEXT = ("content", "value", "text")
 
 
-def from_files(config: "CorpusConfig") -> list[str]:
+def from_files(config: "CorpusConfig") -> list[Document]:
     """The documents of ``config.path``: a text file is one, every row of the others is one.
 
     Raises:
         ConfigError: Where something is missing or unreadable; one line with file and place.
     """
-    texts = (text for path in file_paths(config) for text in _read(path, config))
-    return list(islice(texts, config.max_documents))
+    documents = (one for path in file_paths(config) for one in _read(path, config))
+    return list(islice(documents, config.max_documents))
 
 
 def file_paths(config: "CorpusConfig") -> list[Path]:
@@ -65,7 +64,7 @@ def file_paths(config: "CorpusConfig") -> list[Path]:
     return found
 
 
-def from_datasets(config: "CorpusConfig") -> list[str]:
+def from_datasets(config: "CorpusConfig") -> list[Document]:
     """The documents of a data set on the hub, in its cache, or in a local folder.
 
     Raises:
@@ -93,7 +92,7 @@ class _NotCached(QsweepError):
     """The hub is out of reach, and datasets has no copy of its own."""
 
 
-def _documents(config: "CorpusConfig", dataset: str, streaming: bool) -> list[str]:
+def _documents(config: "CorpusConfig", dataset: str, streaming: bool) -> list[Document]:
     from datasets import load_dataset
 
     where = f"{config.name}: dataset {config.dataset}"
@@ -107,7 +106,7 @@ def _documents(config: "CorpusConfig", dataset: str, streaming: bool) -> list[st
             streaming=streaming,
         )
         return [
-            _text(row, config.field, f"{where}, row {number}")
+            _document(row, config.field, f"{where}, row {number}")
             for number, row in enumerate(islice(rows, config.max_documents), 1)
         ]
     except QsweepError:
@@ -182,23 +181,23 @@ def _snapshot(config: "CorpusConfig") -> str | None:
         return None
 
 
-def _read(path: Path, config: "CorpusConfig") -> Iterator[str]:
+def _read(path: Path, config: "CorpusConfig") -> Iterator[Document]:
     kind = kind_of(path)
     if kind == "parquet":
         yield from _parquet(path, config.field)
     elif kind == "json lines":
         with open_text(path, newline="\n") as lines:
             for number, row in json_lines(lines, path):
-                yield _text(row, config.field, f"{path}:{number}")
+                yield _document(row, config.field, f"{path}:{number}")
     elif kind in ("json", "table"):
         rows = read_json(path) if kind == "json" else read_table(path, config.field)
         for where, row in rows:
-            yield _text(row, config.field, where)
+            yield _document(row, config.field, where)
     else:
         yield read_text(path)
 
 
-def _parquet(path: Path, field: str) -> Iterator[str]:
+def _parquet(path: Path, field: str) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -212,14 +211,14 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
             for batch in file.iter_batches(columns=[field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield _text({field: value}, field, f"{path}, row {number}")
+                    yield _document({field: value}, field, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{path}: not a whole parquet file") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
-def _text(row: Any, field: str, where: str) -> str:
+def _document(row: Any, field: str, where: str) -> Document:
     if isinstance(row, str):
         return row
     if not isinstance(row, Mapping):
@@ -228,30 +227,10 @@ def _text(row: Any, field: str, where: str) -> str:
         raise ConfigError(f"{where}: {_no_field(field, [str(name) for name in row])}")
     value = row[field]
     if isinstance(value, list):
-        value = _joined(_message(turn, where) for turn in value)
+        return conversation(value, where)
     if not isinstance(value, str):
         raise ConfigError(f"{where}: field {field!r} holds no text but {type(value).__name__}")
     return value
-
-
-def _message(turn: Any, where: str) -> str | None:
-    # A chat becomes what was said, turn by turn: templates differ by model, a text should not.
-    if isinstance(turn, str):
-        return turn
-    if isinstance(turn, Mapping):
-        for name in _MESSAGE_TEXT:
-            if isinstance(turn.get(name), str):
-                return str(turn[name])
-            if isinstance(turn.get(name), list):  # parts, of which some may be images
-                parts = (p for p in turn[name] if isinstance(p, str) or "text" in p)
-                return _joined(_message(part, where) for part in parts)
-        if any(name in turn for name in _MESSAGE_TEXT):  # null: a call of a tool, nothing said
-            return None
-    raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
-
-
-def _joined(texts: Iterable[str | None]) -> str:
-    return "\n\n".join(text for text in texts if text is not None)
 
 
 def _no_field(field: str, names: Sequence[str]) -> str:

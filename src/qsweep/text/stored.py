@@ -6,37 +6,51 @@ from pathlib import Path
 
 from qsweep.base.files import read_json
 from qsweep.base.store import Entry, Store
-from qsweep.text.corpora import corpus_identity, load_documents, text_fingerprint
+from qsweep.text.chats import Document, said
+from qsweep.text.corpora import (
+    clean,
+    corpus_identity,
+    load_documents,
+    load_turns,
+    text_fingerprint,
+)
 from qsweep.text.corpus import CorpusConfig
-from qsweep.text.files import without_surrogates
 
 _FILE = "documents.json"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus as it was loaded: its documents on disk, and a hash of them."""
+    """A corpus as it was loaded: its documents on disk, a hash of them, how many are conversations."""
 
     path: Path
     fingerprint: str
+    conversations: int = 0
 
     def documents(self) -> list[str]:
         """The documents, in order."""
-        documents = read_json(self.path / _FILE)
-        return [without_surrogates(document) for document in documents]  # kept so, once
+        return [said(document) for document in self.turns()]
+
+    def turns(self) -> list[Document]:
+        """The same, of conversations the messages, if it was loaded with them."""
+        return [clean(document) for document in read_json(self.path / _FILE)]  # kept so, once
 
 
-def stored_text(config: CorpusConfig, store: Store) -> Text:
+def stored_text(config: CorpusConfig, store: Store, *, turns: bool = False) -> Text:
     """Load a corpus, or find it as it was loaded before.
 
-    Raises whatever :func:`qsweep.text.corpora.load_documents` raises.
+    With ``turns`` conversations stay lists of messages. Raises whatever
+    :func:`qsweep.text.corpora.load_documents` raises.
     """
 
     def load(out: Path) -> dict:
-        documents = load_documents(config)
+        documents = load_turns(config) if turns else load_documents(config)
         (out / _FILE).write_text(json.dumps(documents), encoding="utf-8")
-        return {"fingerprint": text_fingerprint(documents)}
+        found = {"fingerprint": text_fingerprint(documents)}
+        chats = sum(not isinstance(document, str) for document in documents)
+        return found | {"conversations": chats} if turns else found
 
     entry: Entry
-    entry, _ = store.build("texts", corpus_identity(config), load)
-    return Text(entry.path, entry.content["fingerprint"])
+    identity = corpus_identity(config) | ({"turns": True} if turns else {})
+    entry, _ = store.build("texts", identity, load)
+    return Text(entry.path, entry.content["fingerprint"], entry.content.get("conversations", 0))

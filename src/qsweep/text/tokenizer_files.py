@@ -1,5 +1,6 @@
 """What the files of a tokenizer say, read the same way by whoever compares two of them."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,12 @@ def chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
         found = named.get("default")
     return found if isinstance(found, str) else None
+
+
+def own_chat_template(path: Path) -> str | None:
+    """The same of a model's directory alone. Raises as :func:`chat_template`."""
+    try:
+        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    return chat_template(path, settings if isinstance(settings, Mapping) else {})

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qsweep.base import numbers
@@ -10,6 +10,8 @@ from qsweep.results.columns.table import CALIBRATION, PPL_RATIO, PPL_RATIO_HIGH,
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
 from qsweep.results.record import Record, Row
+
+_DRAWN = ("num_samples", "max_seq_len", "seed", "packing")
 
 
 def calibration(group: Group) -> Panel | None:
@@ -139,4 +141,7 @@ def _cell(rows: Sequence[Row], apart: str = " ") -> str:
 
 def _setting(record: Record) -> tuple[str, ...]:
     options = sorted(record.options.items())
-    return (record.model, record.method, record.backend, repr(options))
+    calibration = record.config.get("calibration")
+    # How much is drawn, and by which seed, is not the text's name.
+    drawn = [calibration.get(n) for n in _DRAWN] if isinstance(calibration, Mapping) else []
+    return (record.model, record.method, record.backend, repr(options), repr(drawn))

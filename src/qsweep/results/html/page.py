@@ -21,6 +21,7 @@ from qsweep.results.html import across, capabilities, costs, options, served
 from qsweep.results.html.answer import Sentence, answers, nothing
 from qsweep.results.html.assignment import assignments, page_domain
 from qsweep.results.html.bits_map import Domain
+from qsweep.results.html.calibration_size import calibration_size
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
 from qsweep.results.html.equal_size import equal_size
 from qsweep.results.html.health import health
@@ -93,6 +94,7 @@ def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
         options.group_size(group),
         options.desc_act(group),
         across.calibration(group),
+        calibration_size(group),
         capabilities.panel(group),
         served.stages(group),
         served.quarters(group),
