@@ -94,6 +94,7 @@ def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
         options.desc_act(group),
         across.calibration(group),
         capabilities.panel(group),
+        capabilities.changed_answers(group),
         served.stages(group),
         served.quarters(group),
         costs.speed(group),
