@@ -22,7 +22,13 @@ from qsweep.models.settings import DType, ModelConfig
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.protocol import Quantizer
 from qsweep.text.corpus import CorpusConfig
-from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
+from qsweep.text.windows import (
+    CONVERSATIONS,
+    PRESET_ALIASES,
+    PRESETS,
+    preset_name,
+    with_preset_names,
+)
 from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
@@ -105,6 +111,10 @@ class EvalConfig:
                 raise ConfigError(f"eval.{name}={value}: must be at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ConfigError(f"eval.num_fewshot={self.num_fewshot}: must be at least 0")
+
+    def presets_for(self, corpus: CorpusConfig) -> tuple[str, ...]:
+        """What a text is cut by: conversations are whole, whichever presets others have."""
+        return (CONVERSATIONS.name,) if corpus.answers else self.presets
 
 
 @dataclass(frozen=True)
@@ -402,8 +412,9 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
                 if name in there
                 else f"corpus.{name}: no such corpus{nearest(str(name), there)}"
             )
-    for name in values.keys() - chosen.keys() - {"path", "field"}:
-        raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), ('path', 'field'))}")
+    plain = ("path", "field", "assistant_only")
+    for name in values.keys() - chosen.keys() - {*plain}:
+        raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), plain)}")
     return tuple(
         build(CorpusConfig, {"name": name, **spec}, f"corpus.{name}")
         for name, spec in chosen.items()
@@ -412,7 +423,8 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
 
 def _calibration(values: Mapping[str, Any]) -> CalibrationConfig:
     own = {"num_samples", "max_seq_len", "seed", "all_experts"}
-    fields = [*own, *CorpusConfig.__dataclass_fields__]
+    # A quantizer sees whole texts: what is scored is no matter of calibration.
+    fields = [*own, *CorpusConfig.__dataclass_fields__.keys() - {"assistant_only", "new_tokens"}]
     for name in values:
         if name not in fields:
             raise ConfigError(f"calibration.{name}: no such option{nearest(name, fields)}")

@@ -10,7 +10,8 @@ from qsweep.text.corpora import corpus_identity, load_documents, text_fingerprin
 from qsweep.text.corpus import CorpusConfig
 from qsweep.text.files import without_surrogates
 
-_FILE = "documents.json"
+FILE = "documents.json"
+"""Of an entry of the store, with the documents of a text in order."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Text:
 
     def documents(self) -> list[str]:
         """The documents, in order."""
-        documents = read_json(self.path / _FILE)
+        documents = read_json(self.path / FILE)
         return [without_surrogates(document) for document in documents]  # kept so, once
 
 
@@ -34,7 +35,7 @@ def stored_text(config: CorpusConfig, store: Store) -> Text:
 
     def load(out: Path) -> dict:
         documents = load_documents(config)
-        (out / _FILE).write_text(json.dumps(documents), encoding="utf-8")
+        (out / FILE).write_text(json.dumps(documents), encoding="utf-8")
         return {"fingerprint": text_fingerprint(documents)}
 
     entry: Entry
