@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -22,7 +23,7 @@ from qsweep.evaluate import (
 )
 from qsweep.evaluate.engine import Engine, batch_size, open_engine, run_windows
 from qsweep.evaluate.head import KeptLogits
-from qsweep.evaluate.scoring import Tile, score_against, token_parts
+from qsweep.evaluate.scoring import Tile, choose_tile, score_against, token_parts
 from qsweep.text.windows import PRESETS, make_windows
 
 CONTEXT = 96
@@ -180,17 +181,21 @@ def test_batches_and_tiles_move_nothing_but_the_last_digits(batch, tile, model, 
 
 
 @torch.inference_mode()
+def plain_predictions(reference, measured, windows):
+    """Per window: both models' log-probabilities of its scored tokens, and the tokens [n, 1]."""
+    for ids, scored in zip(windows.ids, windows.scored, strict=True):
+        at = scored.nonzero()[:, 0]
+        p, q = (
+            m(input_ids=ids[None]).logits[0, at - 1].double().log_softmax(-1)
+            for m in (reference, measured)
+        )
+        yield p, q, ids[at, None]
+
+
 def plain_divergence(reference, measured, windows):
     """Per scored token: KL by torch, agreement of first tokens, change of the true probability."""
     kld, same, change = [], [], []
-    for ids, first, length in zip(
-        windows.ids, windows.first_scored.tolist(), windows.lengths.tolist(), strict=True
-    ):
-        p, q = (
-            m(input_ids=ids[None]).logits[0, first - 1 : length - 1].double().log_softmax(-1)
-            for m in (reference, measured)
-        )
-        target = ids[first:length, None]
+    for p, q, target in plain_predictions(reference, measured, windows):
         kld.append(functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))
         same.append(p.argmax(-1) == q.argmax(-1))
         change.append((q.gather(1, target).exp() - p.gather(1, target).exp())[:, 0])
@@ -219,6 +224,74 @@ def test_divergence_is_torchs(preset, model, rounded, cut, tmp_path, source):
             numpy.std(means, ddof=1) / math.sqrt(len(means)), rel=1e-3
         )
     assert found.arrays["token_top1"].tolist() == [int(s) for s in torch.cat(same)]
+
+
+@pytest.mark.parametrize("tile", [None, Tile(7, 999)])
+def test_acceptance_and_entropy_are_plain_sums(tile, model, rounded, cut, tmp_path, source):
+    windows = cut()
+    found = measure(rounded, windows, cached(model, windows, tmp_path, source), tile=tile)
+    plain = list(plain_predictions(model, rounded, windows))
+    accepted = [1 - (p.exp() - q.exp()).abs().sum(1) / 2 for p, q, _ in plain]
+    means = torch.stack([part.mean() for part in accepted])
+    assert found.metrics["ear"] == pytest.approx(float(means.mean()), rel=1e-5)
+    error = float(means.std()) / math.sqrt(len(means))
+    assert found.metrics["ear_stderr"] == pytest.approx(error, rel=1e-3)
+    assert 0.5 < found.metrics["ear"] < 0.99
+    entropy = torch.cat([-(p.exp() * p).sum(1) for p, _, _ in plain])
+    torch.testing.assert_close(
+        found.arrays["reference_entropy"].double(), entropy, rtol=1e-4, atol=1e-4
+    )
+    kld = found.arrays["token_kld"].double()
+    order = entropy.argsort()
+    fifth = len(order) // 5
+    assert found.metrics["kld_e1"] == pytest.approx(float(kld[order[:fifth]].mean()), rel=0.05)
+    assert found.metrics["kld_e5"] == pytest.approx(float(kld[order[-fifth:]].mean()), rel=0.05)
+
+
+def test_disjoint_predictions_are_never_accepted_and_equal_ones_always():
+    device, targets = torch.device("cpu"), torch.zeros(2, dtype=torch.int64)
+    p = torch.full((2, 40), -200.0)
+    q = p.clone()
+    p[:, 3], q[0, 30], q[1, 3] = 0.0, 0.0, 0.0
+    for tile in (Tile(2, 40), Tile(2, 16)):
+        found = score_against(
+            KeptLogits(40, device), q, targets, KeptLogits(40, device), p, p.argmax(1), tile
+        )
+        assert found.acceptance.tolist() == [0.0, 1.0]
+        assert found.entropy.abs().max() < 1e-6
+
+
+def test_a_large_vocabulary_takes_fewer_tokens_at_once():
+    small, large = (KeptLogits(size, torch.device("cpu")) for size in (4096, 262_144))
+    assert choose_tile([small]) == choose_tile([small, small])
+    alone, both = choose_tile([large]), choose_tile([large, large])
+    assert both.vocabulary == alone.vocabulary
+    assert both.tokens < alone.tokens and 8 * both.tokens * large.vocab <= 1 << 28
+
+
+def test_only_what_a_mask_names_is_scored(model, rounded, cut, tmp_path, source):
+    plain = cut()
+    scored = torch.zeros_like(plain.ids, dtype=torch.bool)
+    scored[:, [3, 4, 40, 95]] = True
+    scored[2, 50:60] = True
+    masked = replace(plain, mask=scored)
+    assert masked.counts.tolist() == [4, 4, 14, 4, 4] and masked.tokens_scored == 30
+    assert masked.positions.tolist()[:4] == [3, 4, 40, 95]
+    assert masked.fingerprint != plain.fingerprint == cut().fingerprint
+    whole = measure(rounded, plain, cached(model, plain, tmp_path / "a", source))
+    found = measure(rounded, masked, cached(model, masked, tmp_path / "b", source))
+    chosen = scored[plain.scored]
+    for name in ("token_nll", "token_kld", "token_top1", "reference_entropy"):
+        torch.testing.assert_close(
+            found.arrays[name], whole.arrays[name][chosen], rtol=1e-4, atol=1e-4
+        )
+    assert found.metrics["kld"] == pytest.approx(
+        float(whole.arrays["token_kld"][chosen].double().mean()), rel=1e-4
+    )
+    assert found.arrays["token_position"].tolist() == masked.positions.tolist()
+    assert "token_position" not in whole.arrays
+    few = masked.select([2, 3])
+    assert few.tokens_scored == 18 and torch.equal(few.mask, scored[2:4])
 
 
 def test_comparison_with_the_reference_is_paired(model, rounded, cut, tmp_path, source):
@@ -367,7 +440,7 @@ def test_the_reference_against_itself_is_exactly_zero(model, cut, tmp_path, sour
         reference = cached(model, windows, tmp_path / preset, source)
         found = measure(model, windows, reference)
         assert found.metrics["kld"] == found.metrics["kld_max"] == 0.0
-        assert found.metrics["top1_agreement"] == 1.0
+        assert found.metrics["top1_agreement"] == found.metrics["ear"] == 1.0
         floor = noise_floor(model, windows, reference)
         assert floor["kld"] == 0.0
         assert floor["kld_floor_dtype"] == 0.0  # float32 is float32

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from qsweep.evaluate.metrics import (
+    by_entropy,
+    by_quarter,
     clustered_mean,
+    end_positions,
+    expected_acceptance,
     kl_divergence,
     nll,
     perplexity,
@@ -87,11 +91,28 @@ def test_kl_divergence_is_never_negative_beyond_rounding(p, q):
     assert value > -1e-5
 
 
+def test_acceptance_is_what_is_common_to_both_distributions():
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]).log()
+    q = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.3, 0.2], [0.0, 0.4, 0.6]]).log()
+    torch.testing.assert_close(expected_acceptance(p, q), torch.tensor([1.0, 0.7, 0.0]))
+    torch.testing.assert_close(expected_acceptance(q, p), expected_acceptance(p, q))
+
+
+def test_acceptance_is_how_often_a_drawn_token_is_kept():
+    torch.manual_seed(0)
+    p, q = torch.randn(1, 12), torch.randn(1, 12)
+    p_, q_ = p.softmax(1)[0], q.softmax(1)[0]
+    drafted = q_.multinomial(200_000, replacement=True)
+    kept = torch.rand(len(drafted)) < (p_ / q_)[drafted]
+    assert float(expected_acceptance(p, q)) == pytest.approx(float(kept.double().mean()), abs=0.005)
+
+
 def test_padded_vocabularies_are_compared_over_the_shared_part(logits):
     p, q = logits
     padded = torch.cat([q, torch.full((50, 20), 9.0)], 1)
     torch.testing.assert_close(kl_divergence(p, padded), kl_divergence(p, q))
     torch.testing.assert_close(kl_divergence(padded, p), kl_divergence(q, p))
+    torch.testing.assert_close(expected_acceptance(p, padded), expected_acceptance(p, q))
     assert torch.equal(top1_agrees(p, padded), top1_agrees(p, q))
     assert torch.equal(top1_agrees(padded, p), top1_agrees(q, p))
 
@@ -245,6 +266,29 @@ def test_quantiles_are_numpys_also_for_more_values_than_torch_takes():
     for name, share in {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}.items():
         assert found[name] == pytest.approx(share, abs=1e-3)
     assert found["max"] == float(values.max())
+
+
+def test_quarters_are_of_positions():
+    values = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
+    positions = torch.tensor([1, 3, 4, 15, 14])
+    assert dict(by_quarter(values, positions, 16)) == {"q1": 1.5, "q2": 3.0, "q4": 15.0}
+
+
+def test_windows_that_are_scored_to_their_end_tell_their_positions():
+    assert end_positions(torch.tensor([3, 1, 0]), 5).tolist() == [2, 3, 4, 4]
+
+
+def test_fifths_are_of_tokens_by_entropy():
+    entropy = numpy.arange(100) / 10
+    order = numpy.random.default_rng(0).permutation(100)
+    found = dict(by_entropy(entropy[order] * 2, entropy[order]))
+    expected = {f"e{n + 1}": 2 * entropy[20 * n : 20 * n + 20].mean() for n in range(5)}
+    assert found == pytest.approx(expected)
+
+
+def test_equal_entropies_stay_together():
+    found = dict(by_entropy(numpy.arange(10.0), numpy.zeros(10)))
+    assert found == {"e1": 4.5}
 
 
 def test_rms():

@@ -28,14 +28,14 @@ render, results_markdown, trial_run = map(on_disk, (render, results_markdown, tr
 
 
 @pytest.fixture
-def ear():
+def brier():
     """A metric that is added: the row is all that it takes, beside the function that measures it."""
-    tables = dict.fromkeys(("terminal", "markdown", "html", "card"), "EAR")
+    tables = dict.fromkeys(("terminal", "markdown", "html", "card"), "BRIER")
     added = columns.add(
         columns.of_measurement(
-            "ear", "expected acceptance rate, 1 - half of the sum of |p - q|", unit="share", better="up",
+            "brier", "1 less the Brier score of the next token", unit="share", better="up",
             csv=True, text=lambda value: "" if value is None else f"{100 * value:.2f} %",
-            tables=tables, hover=("acceptance", 9), view=("metrics", 20), best=True, by_bits=True,
+            tables=tables, hover=("Brier", 9), view=("metrics", 20), best=True, by_bits=True,
         )
     )  # fmt: skip
     yield added
@@ -49,37 +49,37 @@ def measured():
         trial("gptq 4-bit", "gptq", 1.05, 0.001, bits=4, environment={"qsweep": "1"}),
         trial("awq 4-bit", "awq", 1.19, 0.001, bits=4),
     ]
-    records[1]["measurements"][0]["metrics"]["ear"] = 0.87654
+    records[1]["measurements"][0]["metrics"]["brier"] = 0.87654
     return records
 
 
-def test_a_metric_is_a_row_and_then_it_is_everywhere(ear, tmp_path):
+def test_a_metric_is_a_row_and_then_it_is_everywhere(brier, tmp_path):
     records = typed(measured())
     lines = list(csv.DictReader(io.StringIO(to_csv(rows(records)))))
-    assert [line["ear"] for line in lines if line["method"] == "gptq"] == ["0.87654"]
-    assert tuple(lines[0])[: len(CSV_ORDER)] == CSV_ORDER and "ear" in tuple(lines[0])
+    assert [line["brier"] for line in lines if line["method"] == "gptq"] == ["0.87654"]
+    assert tuple(lines[0])[: len(CSV_ORDER)] == CSV_ORDER and "brier" in tuple(lines[0])
     for text in (shown(measured(), 160, terminal=False), results_markdown("s", records)):
-        assert "EAR" in text and "87.65 %" in text
+        assert "BRIER" in text and "87.65 %" in text
     page = render([SweepData("s", "", records)])
-    assert ">EAR</button>" in page and "87.65 %" in page and "expected acceptance rate" in page
-    assert [point(row)["h_ear"] for row in groups(records)[0].quantized] == ["87.65 %", ""]
+    assert ">BRIER</button>" in page and "87.65 %" in page and "1 less the Brier score" in page
+    assert [point(row)["h_brier"] for row in groups(records)[0].quantized] == ["87.65 %", ""]
     metrics = {p.name: p.value for p in trial_run(records[1]).metrics}
-    assert metrics["ear"] == metrics["python_docs/ear"] == 0.87654
+    assert metrics["brier"] == metrics["python_docs/brier"] == 0.87654
     run = sweep_run("s", "c", records, tmp_path, complete=True)
-    assert {"best_ear", "by_bits/pocket gptq/ear"} <= {p.name for p in run.metrics}
-    assert "metrics.`ear`" in views.view()
-    assert str(parse_objective("ear")) == "ear up"
-    assert parse_constraint("ear >= 0.9").excess(figure(records[1], "ear")) > 0
+    assert {"best_brier", "by_bits/pocket gptq/brier"} <= {p.name for p in run.metrics}
+    assert "metrics.`brier`" in views.view()
+    assert str(parse_objective("brier")) == "brier up"
+    assert parse_constraint("brier >= 0.9").excess(figure(records[1], "brier")) > 0
     assert "87.65 %" in model_card(records[1], {}, [], "name")
-    assert "expected acceptance rate" in metrics_markdown()
+    assert "1 less the Brier score" in metrics_markdown()
     assert (
-        content_of(record_of(content_of(records[1])))["measurements"][0]["metrics"]["ear"]
+        content_of(record_of(content_of(records[1])))["measurements"][0]["metrics"]["brier"]
         == 0.87654
     )
 
 
 def test_without_its_row_a_figure_is_an_error_that_names_it():
-    line = r"measurements\.0: no column of results/columns/table\.py is called 'ear'"
+    line = r"measurements\.0: no column of results/columns/table\.py is called 'brier'"
     with pytest.raises(NotARecord, match=line):
         record_of(measured()[1])
     timed = trial("gptq 4-bit", "gptq", 1.05, bits=4, speed={"warp_tps": 9.0})
@@ -90,9 +90,9 @@ def test_without_its_row_a_figure_is_an_error_that_names_it():
             {"corpus": "c", "preset": "p", "metrics": {"kld": "small"}}]})  # fmt: skip
 
 
-def test_a_name_is_taken_once(ear):
-    with pytest.raises(ValueError, match="ear already"):
-        columns.add(columns.of_measurement("ear", "again"))
+def test_a_name_is_taken_once(brier):
+    with pytest.raises(ValueError, match="brier already"):
+        columns.add(columns.of_measurement("brier", "again"))
 
 
 def test_the_columns_of_results_csv_keep_their_names_and_order():

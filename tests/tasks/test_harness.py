@@ -147,6 +147,9 @@ def test_scores_are_those_of_the_harness_own_model(folder, catalogue, lm):
     assert ours.metric == "acc_norm"
     assert ours.scores == [s["acc_norm"] for s in samples]
     assert ours.chance == 0.25
+    labels = [sample["doc"]["label"] for sample in samples]
+    right = [chosen == label for chosen, label in zip(ours.chosen, labels, strict=True)]
+    assert right == [score == 1 for score in ours.scores] and len(set(ours.chosen)) > 1
     for mine, other in zip(ours.samples, samples, strict=True):
         for a, b in zip(mine["said"], other["filtered_resps"], strict=True):
             assert a[0] == pytest.approx(b[0], rel=1e-6, abs=2e-5)
@@ -158,6 +161,7 @@ def test_choices_that_fuse_with_their_prompt_are_compared_as_whole_texts(catalog
     lm.facts.pop("fused_contexts", None)
     found = task(catalogue, "offline_fused").run(lm, silent)
     assert lm.facts.pop("fused_contexts") == 5
+    assert [chosen == 0 for chosen in found.chosen] == [score == 1 for score in found.scores]
     for sample in found.samples:
         said = [logprob for logprob, _ in sample["said"]]
         assert all(logprob < 0 for logprob in said)

@@ -1,5 +1,6 @@
 """Data sets by the real loading code, offline, on a hub cache laid out as the hub's library does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -164,6 +165,7 @@ def test_every_hub_corpus_of_conf_loads_from_the_cache(hub):
         "wikitext103": [" = Title = \n", " Body of an article . \n"],
         "c4": [f"Document {n}." for n in range(1100)],
         "ultrachat": ["Hi.\n\nHello."] * 3,
+        "ultrachat_answers": [json.dumps(CHAT)] * 3,
         "chinese": ["数学是研究数量的学科。"],
         "code": ["def f():\n    return 1\n"],
         "ptb": ["no it was n't black monday"] * 2,

@@ -153,13 +153,8 @@ def _scored_rows(windows: "Windows", device: "torch.device") -> "tuple[Tensor, l
 
     Places are counted over all positions of all windows, int64 [tokens].
     """
-    import torch
-
-    context = windows.ids.shape[1]
-    position = torch.arange(context)
-    scored = (position >= windows.first_scored[:, None]) & (position < windows.lengths[:, None])
     offsets = [0, *windows.counts.cumsum(0).tolist()]
-    return (scored.view(-1).nonzero().view(-1) - 1).to(device), offsets
+    return (windows.scored.view(-1).nonzero().view(-1) - 1).to(device), offsets
 
 
 @contextlib.contextmanager

@@ -6,7 +6,14 @@ from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.progress import Progress, silent
 from qsweep.evaluate.engine import Engine, keep_freed_memory, open_engine, run_windows
 from qsweep.evaluate.measurement import WindowScores
-from qsweep.evaluate.metrics import by_quarter, clustered_mean, quantiles, rms, window_sums
+from qsweep.evaluate.metrics import (
+    by_entropy,
+    by_quarter,
+    clustered_mean,
+    quantiles,
+    rms,
+    window_sums,
+)
 from qsweep.evaluate.nll import nll_measurement, require_finite, run_facts, with_error
 from qsweep.evaluate.scoring import Tile, choose_tile, score, score_against, token_parts
 
@@ -16,6 +23,9 @@ if TYPE_CHECKING:
 
     from qsweep.evaluate.reference import Reference
     from qsweep.text.windows import Windows
+
+# What a pass gives of each token, in float32; all but the first with a reference.
+_OF_TOKENS = ("nll", "kld", "top1", "acceptance", "entropy")
 
 
 def measure(
@@ -55,9 +65,12 @@ def measure(
         require_finite(values, windows, name, model)
     facts = {**windows.facts(), **run_facts(engine, batch)}
     result = nll_measurement(windows, tokens["nll"], facts)
+    if windows.mask is not None or windows.preset.stride is not None:
+        result.arrays["token_position"] = windows.positions.int()
     if reference is not None:
         result.metrics |= _divergence(tokens, reference, windows)
         result.arrays["token_kld"] = tokens["kld"]
+        result.arrays["reference_entropy"] = tokens["entropy"]
         result.arrays["token_top1"] = tokens["top1"].to(torch.uint8)
         result.arrays["reference_confidence"] = reference.confidence
     return result
@@ -79,7 +92,7 @@ def _score(
     first = None if reference is None else reference.first.to(head.device)
     if tile is None:
         tile = choose_tile([head] if reference is None else [head, reference.head])
-    names = ("nll",) if reference is None else ("nll", "kld", "top1")
+    names = _OF_TOKENS[:1] if reference is None else _OF_TOKENS
     results = {
         name: torch.empty(windows.tokens_scored, dtype=torch.float32, device=head.device)
         for name in names
@@ -107,18 +120,20 @@ def _divergence(
     tokens: "dict[str, Tensor]", reference: "Reference", windows: "Windows"
 ) -> dict[str, float]:
     counts, context = windows.counts, int(windows.ids.shape[1])
-    kld = clustered_mean(window_sums(tokens["kld"], counts), counts)
-    agreement = clustered_mean(window_sums(tokens["top1"], counts), counts)
+    kld, acceptance, agreement = (
+        clustered_mean(window_sums(tokens[name], counts), counts)
+        for name in ("kld", "acceptance", "top1")
+    )
     change = (-tokens["nll"].double()).exp() - (-reference.nll.double()).exp()
+    parts = (
+        quantiles(tokens["kld"]),
+        by_quarter(tokens["kld"], windows.positions, context),
+        by_entropy(tokens["kld"], tokens["entropy"]),
+    )
     return {
         **with_error("kld", kld),
-        **{f"kld_{name}": value for name, value in quantiles(tokens["kld"])},
-        **{
-            f"kld_{name}": value
-            for name, value in by_quarter(
-                tokens["kld"], windows.first_scored, windows.lengths, context
-            )
-        },
+        **{f"kld_{name}": value for part in parts for name, value in part},
+        **with_error("ear", acceptance),
         **with_error("top1_agreement", agreement),
         "true_prob_rms": rms(change),
     }

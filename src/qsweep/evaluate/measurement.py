@@ -26,9 +26,11 @@ class WindowScores:
         facts: How they were measured: preset, context, windows, tokens_scored, bos, fingerprint,
             dtype, device_type, protocol, noise_floor and more.
         arrays: On the CPU. ``window_nll`` float64 and ``window_tokens`` int64 [windows], sums and
-            counts; ``token_nll`` float32 [tokens]; with a reference also ``token_kld`` float32,
-            ``token_top1`` uint8 and ``reference_confidence`` float32 [tokens], the reference's
-            highest probability.
+            counts; ``token_nll`` float32 [tokens]; ``token_position`` int32 [tokens], where each
+            stands in its window, where the counts do not tell it; with a reference also
+            ``token_kld`` float32, ``token_top1`` uint8 and, of the reference, its highest
+            probability ``reference_confidence`` and (not in older ones) its entropy in nats
+            ``reference_entropy``, float32 [tokens].
     """
 
     metrics: dict[str, Any]

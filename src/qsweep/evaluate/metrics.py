@@ -6,7 +6,7 @@ one over windows.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 QUARTERS = ("q1", "q2", "q3", "q4")
-QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 """What the quarters of a window are called, from its begin."""
+FIFTHS = ("e1", "e2", "e3", "e4", "e5")
+"""What the fifths of the tokens are called by the reference's entropy, from where it is lowest."""
+QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 # A perplexity ratio at which quality is 0: where degradation becomes "problematic".
 _ZERO_QUALITY = BOUNDS[-1][0]
 
@@ -44,6 +46,17 @@ def kl_divergence(reference: "Tensor", measured: "Tensor") -> "Tensor":
     zp, zq = reference.float(), measured.float()
     mean = (zp.softmax(-1) * (zp - zq)).sum(-1)
     return mean - zp.logsumexp(-1) + zq.logsumexp(-1)
+
+
+def expected_acceptance(reference: "Tensor", measured: "Tensor") -> "Tensor":
+    """1 - half of sum |p - q| per row in fp32: two [n, vocab] -> [n], from 0 to 1.
+
+    The chance that a token drawn from q is kept where speculative decoding drafts with q for p
+    (Leviathan, Kalman and Matias 2023, arXiv 2211.17192, corollary 3.6): 1 less the total variation.
+    Vocabularies that differ by padding are compared over the shared part, renormalised.
+    """
+    reference, measured = shared_vocabulary(reference, measured)
+    return 1 - (reference.float().softmax(-1) - measured.float().softmax(-1)).abs().sum(-1) / 2
 
 
 def shared_vocabulary(first: "Tensor", second: "Tensor") -> tuple["Tensor", "Tensor"]:
@@ -144,9 +157,7 @@ def quantiles(values: "Tensor") -> Iterator[tuple[str, float]]:
     yield from zip(QUANTILES, map(float, found), strict=True)
 
 
-def by_quarter(
-    values: "Array", first_scored: "Array", lengths: "Array", context: int
-) -> Iterator[tuple[str, float]]:
+def by_quarter(values: "Array", positions: "Array", context: int) -> Iterator[tuple[str, float]]:
     """Means of per-token values over each quarter of their windows' positions that has any.
 
     A token's quarter is where it stands in its window, so how much it is predicted from. A preset
@@ -154,18 +165,44 @@ def by_quarter(
 
     Args:
         values: Of the scored tokens in order, [tokens].
-        first_scored: Position of each window's first scored token, [windows].
-        lengths: Position after its last, [windows].
+        positions: Where each stands in its window, from 0, [tokens].
         context: Positions of a whole window.
     """
     import numpy
 
-    spans = zip(numpy.asarray(first_scored), numpy.asarray(lengths), strict=True)
-    position = numpy.concatenate([numpy.arange(first, last) for first, last in spans])
+    yield from _means(values, numpy.asarray(positions) * len(QUARTERS) // context, QUARTERS)
+
+
+def by_entropy(values: "Array", entropy: "Array") -> Iterator[tuple[str, float]]:
+    """Means of per-token values over each fifth of the tokens by the reference's entropy.
+
+    Fifths hold equally many tokens but for equal entropies, which stay together: one may be empty
+    and is left out then. Both are [tokens].
+    """
+    import numpy
+
+    entropy = numpy.asarray(entropy, dtype="float64")
+    inner = [number / len(FIFTHS) for number in range(1, len(FIFTHS))]
+    bounds = numpy.quantile(entropy, inner)
+    yield from _means(values, numpy.searchsorted(bounds, entropy, side="left"), FIFTHS)
+
+
+def end_positions(counts: "Array", context: int) -> "ndarray":
+    """Positions of the scored tokens of windows that are whole and scored to their end, [tokens].
+
+    ``counts`` are their scored tokens, [windows].
+    """
+    import numpy
+
+    return numpy.concatenate([numpy.arange(context - int(n), context) for n in counts])
+
+
+def _means(values: "Array", parts: "ndarray", names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    import numpy
+
     values = numpy.asarray(values, dtype="float64")
-    for number, name in enumerate(QUARTERS):
-        chosen = position * len(QUARTERS) // context == number
-        if chosen.any():
+    for number, name in enumerate(names):
+        if (chosen := parts == number).any():
             yield name, float(values[chosen].mean())
 
 

@@ -2,9 +2,11 @@
 
 A tile gives, per token, the logsumexp of its logits (and for a divergence that of the reference's,
 and the mean difference of the two under the reference's share of the tile); tiles are joined at the
-end. So no more of the logits ever exists than one tile, on a CPU one that stays in its caches.
+end. So no more of the logits ever exists than one tile, on a CPU one that stays in its caches. Only
+the sum of |p - q| needs what all tiles sum to before it can be taken: for it the shares are kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 # live at once: 8 MB each on a CPU, 64 MB on a GPU. Measured with bench/evaluate.py.
 _ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
 _VOCABULARY = {"cpu": 1 << 11, "cuda": 1 << 14}
+# A divergence keeps both models' shares of all tiles of some tokens until it knows what they sum to:
+# 256 MB on a CPU, 2 GB on a GPU, for which tokens are fewer where the vocabulary is large.
+_KEPT = {"cpu": 1 << 26, "cuda": 1 << 29}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ def choose_tile(heads: "list[Head]") -> Tile:
     kind = "cuda" if heads[0].device.type != "cpu" else "cpu"
     whole = max(head.vocab for head in heads)
     vocabulary = min(whole, _VOCABULARY[kind]) if all(h.sliceable for h in heads) else whole
-    return Tile(max(16, _ELEMENTS[kind] // vocabulary), vocabulary)
+    tokens = _ELEMENTS[kind] // vocabulary
+    if len(heads) > 1:
+        tokens = min(tokens, _KEPT[kind] // (len(heads) * whole))
+    return Tile(max(16, tokens), vocabulary)
 
 
 def token_parts(count: int, largest: int) -> list[slice]:
@@ -48,13 +56,15 @@ def token_parts(count: int, largest: int) -> list[slice]:
 class Scores:
     """Per token, each [n], float32 unless said otherwise.
 
-    ``kld`` and ``top1`` (uint8, whether the reference's first token is the model's too) with a
-    reference; ``first`` (int64) and ``confidence``, the most likely token and its probability, where
+    ``kld``, ``acceptance`` (1 - half of sum |p - q|), ``entropy`` (the reference's, in nats) and
+    ``top1`` (uint8, whether the reference's first token is the model's too) with a reference; ``first`` (int64) and ``confidence``, the most likely token and its probability, where
     they are asked for.
     """
 
     nll: "Tensor"
     kld: "Tensor | None" = None
+    acceptance: "Tensor | None" = None
+    entropy: "Tensor | None" = None
     top1: "Tensor | None" = None
     first: "Tensor | None" = None
     confidence: "Tensor | None" = None
@@ -96,7 +106,9 @@ def score_against(
 
     With z the logits (p the reference's, q the model's) and a tile's parts named t:
     KL(p || q) = sum_t P_t E_t[z_p - z_q] - lse(z_p) + lse(z_q), where P_t is the reference's
-    probability of the tile and E_t the mean under p within it. It is exactly 0 for equal logits.
+    probability of the tile and E_t the mean under p within it; the reference's entropy is
+    lse(z_p) - sum_t P_t E_t[z_p]. The divergence is exactly 0 for equal logits, and the acceptance
+    exactly 1.
 
     Args:
         head: The measured model's.
@@ -111,23 +123,49 @@ def score_against(
 
     shared = min(head.vocab, reference.vocab)
     own, other = _Parts(targets, reference_first), _Parts(targets)
-    means = []
+    means, differences, shares = [], [], []
     for start in range(0, shared, tile.vocabulary):
         stop = min(start + tile.vocabulary, shared)
         q = head.logits(features, start, stop)
-        own.add(q, start)
+        measured = own.add(q, start)
         p = reference.logits(reference_features, start, stop)
         share = other.add(p, start)
-        means.append(torch.linalg.vecdot(share, p.sub_(q)))
-    weights = torch.stack(other.sums, 1).softmax(1)
-    kld = (weights * torch.stack(means, 1)).sum(1) - other.logsumexp() + own.logsumexp()
+        shares.append((share, measured))
+        means.append(torch.linalg.vecdot(share, p))
+        differences.append(torch.linalg.vecdot(share, p.sub_(q)))
+    weights, other_sum, own_sum = other.weights(), other.logsumexp(), own.logsumexp()
+    kld = (weights * torch.stack(differences, 1)).sum(1) - other_sum + own_sum
+    entropy = other_sum - (weights * torch.stack(means, 1)).sum(1)
+    acceptance = 1 - _distance(shares, weights, own.weights()) / 2
     assert own.highest is not None
     top1 = own.picked[1].eq(own.highest)
     # What the model alone has of the vocabulary counts for its perplexity, not for the divergence.
     for start in range(shared, head.vocab, tile.vocabulary):
         stop = min(start + tile.vocabulary, head.vocab)
         own.add(head.logits(features, start, stop), start)
-    return Scores(own.nll(), kld=kld, top1=top1)
+    return Scores(own.nll(), kld=kld, acceptance=acceptance, entropy=entropy, top1=top1)
+
+
+# A tile that the reference gives less than this has no share in what it gives others, in float32.
+_LEAST = 1e-30
+
+
+def _distance(
+    shares: "Sequence[tuple[Tensor, Tensor]]", weights: "Tensor", measured: "Tensor"
+) -> "Tensor":
+    """Sum of |p - q| per token, [n], of both models' shares within each tile, which are overwritten.
+
+    |P_t p_t - Q_t q_t| = P_t |p_t - (Q_t / P_t) q_t|, with P and Q the tiles' weights, [n, tiles].
+    """
+    import torch
+
+    weights = weights.clamp_min(_LEAST)
+    ratios = measured / weights
+    found = torch.zeros_like(weights[:, 0])
+    for number, (p, q) in enumerate(shares):
+        p.addcmul_(q, ratios[:, number, None], value=-1)
+        found += weights[:, number] * torch.linalg.vector_norm(p, ord=1, dim=1)
+    return found
 
 
 class _Parts:
@@ -166,6 +204,12 @@ class _Parts:
                 self._first = torch.where(highest > self.highest, where + start, self._first)
             self.highest = torch.maximum(self.highest, highest)
         return share
+
+    def weights(self) -> "Tensor":
+        """The probability of each tile so far, [n, tiles]."""
+        import torch
+
+        return torch.stack(self.sums, 1).softmax(1)
 
     def logsumexp(self) -> "Tensor":
         """Over all tiles so far, [n]."""

@@ -28,6 +28,8 @@ TOLD = {
     "ppl_ratio_high": "ppl_ratio_{}_high",
     "top1_agreement": "top1_agreement_{}",
     "top1_agreement_stderr": "top1_agreement_{}_stderr",
+    "ear": "ear_{}",
+    "ear_stderr": "ear_{}_stderr",
     "true_prob_rms": "true_prob_rms_{}",
     **{f"kld_{part}": f"kld_{{}}_{part}" for part in (*QUANTILES, *QUARTERS)},
     "kv_bytes_per_token": "kv_bytes_per_token",

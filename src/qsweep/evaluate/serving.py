@@ -47,8 +47,8 @@ def kld_native(
 
     Returns:
         Over the scored tokens: ``kld_native``, mean KL(reference || native) in nats, and its error
-        over windows, ``kld_native_stderr`` (absent for one window); ``top1_agreement_native``,
-        ``ppl_ratio_native``; and ``native_tokens``, how many they are.
+        over windows, ``kld_native_stderr`` (absent for one window); ``ear_native``,
+        ``top1_agreement_native``, ``ppl_ratio_native``; and ``native_tokens``, how many they are.
     """
     import torch
 
@@ -93,37 +93,47 @@ def load_on(device: str, source: Path, trust_remote_code: bool) -> Any:
 def _compare_window(
     reference: Any, native: Any, windows: "Windows", index: int, device: str
 ) -> "torch.Tensor":
-    """Sums over a window's scored tokens, float64 [5]: KL, agreements, both NLLs, tokens."""
+    """Sums over a window's scored tokens, float64 [6].
+
+    KL, acceptance, agreements, both NLLs, tokens.
+    """
     import torch
 
-    from qsweep.evaluate.metrics import kl_divergence, nll, top1_agrees
+    from qsweep.evaluate.metrics import expected_acceptance, kl_divergence, nll, top1_agrees
 
-    first, length = int(windows.first_scored[index]), int(windows.lengths[index])
-    ids = windows.ids[index, :length]
-    sums = torch.zeros(5, dtype=torch.float64)
+    length = int(windows.lengths[index])
+    ids, scored = windows.ids[index, :length], windows.scored[index, :length]
+    sums = torch.zeros(6, dtype=torch.float64)
     with torch.inference_mode():
         ours = reference(ids[None].to(device), use_cache=False).logits[0]
         for at, logits in native.logits(ids.tolist()):
             # Position p is predicted by the logits of p - 1.
-            begin, end = max(at, first - 1), min(at + len(logits), length - 1)
-            if begin >= end:
+            rows = scored[at + 1 : at + 1 + len(logits)].nonzero()[:, 0]
+            if not len(rows):
                 continue
-            targets = ids[begin + 1 : end + 1].to(device)
-            p = ours[begin:end]
-            q = torch.from_numpy(logits[begin - at : end - at]).to(device)
-            values = (kl_divergence(p, q), top1_agrees(p, q), nll(p, targets), nll(q, targets))
-            sums[:4] += torch.stack([v.double().sum() for v in values]).cpu()
-            sums[4] += end - begin
+            targets = ids[rows + at + 1].to(device)
+            p = ours[(rows + at).to(device)]
+            q = torch.from_numpy(logits)[rows].to(device)
+            values = (
+                kl_divergence(p, q),
+                expected_acceptance(p, q),
+                top1_agrees(p, q),
+                nll(p, targets),
+                nll(q, targets),
+            )
+            sums[:5] += torch.stack([v.double().sum() for v in values]).cpu()
+            sums[5] += len(rows)
     return sums
 
 
 def _summary(sums: "torch.Tensor") -> dict[str, float]:
     from qsweep.evaluate.metrics import clustered_mean, ppl_ratio
 
-    divergence, agreed, ours, theirs, counts = sums.T
+    divergence, accepted, agreed, ours, theirs, counts = sums.T
     kld = clustered_mean(divergence, counts)
     summary = {
         "kld_native": kld.value,
+        "ear_native": clustered_mean(accepted, counts).value,
         "top1_agreement_native": clustered_mean(agreed, counts).value,
         "ppl_ratio_native": ppl_ratio(theirs, ours, counts).value,
         "native_tokens": float(counts.sum()),

@@ -13,6 +13,13 @@ BEYOND = "problematic"
 # text; this is where the four-bit territory of the bands in common use begins.
 SILENT_KLD = 0.01
 
+# Upper bounds of the mean KLD in nats per token for the same words, from bands in common use (S. McLeod,
+# "Measuring Model Quantisation Quality with KL Divergence", April 2026, on instruct models of the Qwen
+# class: .001 to .005 very close, typical of good 6 bits; .01 to .05 typical four-bit territory; beyond
+# .1 substantial, "ranking aids, not quality verdicts"). llama.cpp's own table lies along them: of
+# Llama-3-8B on WikiText-2, Q8_0 .0014, Q4_K_M .031, Q3_K_M .10, Q2_K .45.
+KLD_BOUNDS = ((SILENT_KLD, "yes"), (0.05, "usually"), (0.1, "marginal"))
+
 # A model that knows nothing has a perplexity of its whole vocabulary, whichever way it knows nothing:
 # the mean of -ln q is at least that of ln V where the predictions are independent of the text. Half
 # of it leaves room for noise, and a text that says so little is a chance level all the same.
@@ -34,10 +41,21 @@ _EXPECTED: dict[tuple[str, Any], tuple[float, float]] = {
 
 def verdict(ratio: float) -> str:
     """Whether one can ship it: yes, usually, marginal or problematic (NaN too)."""
-    for bound, word in BOUNDS:
-        if ratio <= bound:
-            return word
-    return BEYOND
+    return _word(ratio, BOUNDS)
+
+
+def verdict_by_kld(kld: float) -> str:
+    """The same words by the mean divergence, in nats per token: what the text does not show of it.
+
+    A ratio says how well this text is still predicted, a divergence how much the predictions changed,
+    for better or worse; where the two words differ, the model answers otherwise than its reference
+    without predicting worse.
+    """
+    return _word(kld, KLD_BOUNDS)
+
+
+def _word(value: float, bounds: tuple[tuple[float, str], ...]) -> str:
+    return next((word for bound, word in bounds if value <= bound), BEYOND)
 
 
 def is_open(low: float | None, high: float | None) -> bool:

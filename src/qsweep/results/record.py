@@ -136,6 +136,9 @@ class BesideReference:
         retention: (score - chance) / (reference_score - chance), with its 95 % interval.
         difference: To the reference's score, with its 95 % interval.
         p: Of no difference, by ``test``, not corrected for other comparisons.
+        lost: Answers that the reference alone had right; ``gained``: that the trial alone has.
+        flips: The share of all answers that are either, with its 95 % interval.
+        changed: The share of answers by another choice, from wrong to wrong too, with its interval.
     """
 
     retention: Number | None = None
@@ -147,6 +150,14 @@ class BesideReference:
     p: Number | None = None
     test: str | None = None
     samples: int | None = None
+    lost: int | None = None
+    gained: int | None = None
+    flips: Number | None = None
+    flips_low: Number | None = None
+    flips_high: Number | None = None
+    changed: Number | None = None
+    changed_low: Number | None = None
+    changed_high: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ class CalibrationConfig:
 
 
 _OWN = tuple(name for name in CalibrationConfig.__dataclass_fields__ if name != "blend")
+# A quantizer sees whole texts: what is scored of them is no matter of calibration.
+_OF_MEASURING = ("assistant_only", "new_tokens")
+_OF_TEXT = tuple(n for n in CorpusConfig.__dataclass_fields__ if n not in _OF_MEASURING)
 
 
 def calibration_config(values: Mapping[str, Any]) -> CalibrationConfig:
@@ -77,7 +80,7 @@ def without_texts_sampling(values: Any) -> Any:
 
 
 def _single(values: Mapping[str, Any]) -> Blend:
-    known = [*_OWN, *CorpusConfig.__dataclass_fields__]
+    known = [*_OWN, *_OF_TEXT]
     for name in values:
         if name not in known:
             raise ConfigError(f"calibration.{name}: no such option{nearest(name, known)}")

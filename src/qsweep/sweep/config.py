@@ -27,7 +27,13 @@ from qsweep.sweep.calibration import (
     without_texts_sampling,
 )
 from qsweep.text.corpus import CorpusConfig
-from qsweep.text.windows import PRESET_ALIASES, PRESETS, preset_name, with_preset_names
+from qsweep.text.windows import (
+    CONVERSATIONS,
+    PRESET_ALIASES,
+    PRESETS,
+    preset_name,
+    with_preset_names,
+)
 from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
@@ -90,6 +96,10 @@ class EvalConfig:
                 raise ConfigError(f"eval.{name}={value}: must be at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ConfigError(f"eval.num_fewshot={self.num_fewshot}: must be at least 0")
+
+    def presets_for(self, corpus: CorpusConfig) -> tuple[str, ...]:
+        """What a text is cut by: conversations are whole, whichever presets others have."""
+        return (CONVERSATIONS.name,) if corpus.answers else self.presets
 
 
 @dataclass(frozen=True)
@@ -391,8 +401,9 @@ def _corpora(values: Mapping[str, Any]) -> tuple[CorpusConfig, ...]:
                 if name in there
                 else f"corpus.{name}: no such corpus{nearest(str(name), there)}"
             )
-    for name in values.keys() - chosen.keys() - {"path", "field"}:
-        raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), ('path', 'field'))}")
+    plain = ("path", "field", "assistant_only")
+    for name in values.keys() - chosen.keys() - {*plain}:
+        raise ConfigError(f"corpus.{name}: no such option{nearest(str(name), plain)}")
     return tuple(
         build(CorpusConfig, {"name": name, **spec}, f"corpus.{name}")
         for name, spec in chosen.items()

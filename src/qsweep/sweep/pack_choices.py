@@ -45,9 +45,14 @@ def _changes(
     corpora, evaluation = config.get("corpus"), config.get("eval")
     named = any(name.partition(".")[0] == "corpus" for name in given)
     if not named and isinstance(corpora, Mapping) and set(corpora) == set(_default_corpora()):
-        changes["corpus"] = {name: {"source": "pack"} for name in header.corpora}
+        changes["corpus"] = {
+            name: {"source": "pack", "assistant_only": True}
+            if name in header.conversations
+            else {"source": "pack"}
+            for name in header.corpora
+        }
     usual = isinstance(evaluation, Mapping) and evaluation.get("presets") == ["paper"]
-    if usual and "eval.presets" not in given:
+    if usual and header.presets and "eval.presets" not in given:
         changes["eval"] = {**config["eval"], "presets": header.presets}
     return changes
 

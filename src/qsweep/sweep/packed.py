@@ -4,6 +4,7 @@ Its entries are keyed by its signature, so that they are never taken for what wa
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,15 @@ from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.none import Unquantized
 from qsweep.sweep.config import TrialConfig
+from qsweep.text.corpus import CorpusConfig
 from qsweep.text.stored import stored_text
 from qsweep.text.tokenizer_fingerprint import has_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from qsweep.text.windows import Windows
+
+
+_DEFAULTS = {field.name: field.default for field in fields(CorpusConfig) if field.name != "name"}
 
 
 def pack_of(trial: TrialConfig, store: Store) -> Pack | None:
@@ -155,25 +160,34 @@ def require_same_tokenizer(pack: Pack, artifact: Artifact) -> None:
 
 def _require_measured(trial: TrialConfig, pack: Pack, where: str, store: Store) -> None:
     header = pack.header
+    cut = [corpus for corpus in trial.corpora if not corpus.answers]
     for option, asked, there in (
         ("corpus", [c.name for c in trial.corpora], header.corpora),
-        ("eval.presets", list(trial.eval.presets), header.presets),
+        ("eval.presets", list(trial.eval.presets) if cut else [], header.presets),
     ):
         if lacking := [name for name in asked if name not in there]:
             raise ConfigError(
                 f"{where}: has no {option}={lacking[0]}; there are {', '.join(there)}"
             )
     for corpus in trial.corpora:
-        one = packed_measurement(pack, corpus.name, trial.eval.presets[0])
+        presets = trial.eval.presets_for(corpus)
+        if header.measurement(corpus.name, presets[0]) is None:
+            raise ConfigError(
+                f"{where}: {corpus.name} was measured otherwise "
+                f"(corpus.{corpus.name}.assistant_only={str(not corpus.answers).lower()}); leave "
+                "corpus= out to measure it so, too"
+            )
+        one = packed_measurement(pack, corpus.name, presets[0])
         own = {name: value for name, value in vars(corpus).items() if name != "name"}
-        known = corpus.source == "pack" or own == one.source
+        # A pack that was made before there was an option has its default.
+        known = corpus.source == "pack" or own == {**_DEFAULTS, **one.source}
         # Another place may hold the same text.
         if not known and stored_text(corpus, store).fingerprint != one.reference["text"]:
             raise ConfigError(
                 f"{where}: its corpus {corpus.name} is another text than this one; leave "
                 "corpus= out to measure on the pack's own"
             )
-        for preset in trial.eval.presets:
+        for preset in presets:
             _require_same_cut(trial, packed_measurement(pack, corpus.name, preset), where)
 
 

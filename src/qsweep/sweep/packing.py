@@ -22,6 +22,7 @@ from qsweep.sweep.plan import MeasurementPlan, Plan
 from qsweep.sweep.planning import plan_all
 from qsweep.sweep.trial import windows_of
 from qsweep.text.tokenizer_fingerprint import chat_template_hash, tokenizer_fingerprint
+from qsweep.text.windows import PRESETS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,14 +72,24 @@ def cut_to_tokens(config: Composed, tokens: int, store: Store) -> list[Composed]
     """The configuration for each corpus and preset apart, of no more windows than it takes.
 
     ``eval.max_windows`` becomes the number of the first windows in which so many tokens are scored.
+
+    Raises:
+        QsweepError: of a corpus it is not known yet, for the reference has to write it.
     """
     plan = reference_plans([config], store)[0]
     cut = []
     for step in plan.measurements:
-        scored = windows_of(plan, step).counts.cumsum(0)
+        if step.corpus.new_tokens is not None:
+            raise QsweepError(
+                f"--tokens={tokens}: how much the reference writes for {step.corpus.name} is known "
+                "once it has; give eval.max_windows=N in place of it"
+            )
+        scored = windows_of(plan, step, store).counts.cumsum(0)
         count = min(int((scored < tokens).sum()) + 1, len(scored))
         name = step.corpus.name
-        changes = {"presets": [step.preset], "max_windows": count, "primary": None}
+        changes: dict[str, Any] = {"max_windows": count, "primary": None}
+        if step.preset in PRESETS:
+            changes["presets"] = [step.preset]
         if count == len(scored) and config["eval"]["max_windows"] is None:
             changes["max_windows"] = None
         one = Composed(_narrowed(config, name, changes))
@@ -148,7 +159,7 @@ def _find(plan: Plan, step: MeasurementPlan, store: Store) -> _Measured:
     cache = store.require("references", key_of(step.reference))
     entry = store.require("measurements", step.key)
     facts = read_cache(cache.path)[0]
-    windows = windows_of(plan, step)
+    windows = windows_of(plan, step, store)
     if windows.fingerprint != facts["fingerprint"]:
         raise QsweepError(f"{cache.path}: was measured on other windows; delete it")
     return _Measured(plan, step, windows, cache.path, entry.content, facts)
@@ -183,7 +194,7 @@ def _check_head(
             dtype,
             trust_remote_code=one.plan.trial.model.trust_remote_code,
         )
-        divergence = added_divergence(frame, reference, _targets(one.windows))
+        divergence = added_divergence(frame, reference, one.windows.ids[one.windows.scored])
         floor = _packed(one).noise_floor
         if floor is None:
             raise QsweepError(f"--head={head}: needs the noise floor; leave eval.noise_floor on")
@@ -209,14 +220,6 @@ def _probe(head: Any, reference: Any, device: str) -> "Tensor":
         states = reference.features(slice(0, min(PROBED_TOKENS, len(reference.nll))))
         found: Tensor = head.logits(states.to(device)).cpu().clone()
     return found
-
-
-def _targets(windows: "Windows") -> "Tensor":
-    import torch
-
-    place = torch.arange(windows.ids.shape[1])
-    scored = (place >= windows.first_scored[:, None]) & (place < windows.lengths[:, None])
-    return windows.ids[scored]
 
 
 def _packed(one: _Measured) -> PackedMeasurement:

@@ -41,11 +41,13 @@ from qsweep.sweep.packed import (
 from qsweep.tasks.revisions import key_revisions
 from qsweep.tasks.run import TaskPlan
 from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
+from qsweep.tasks.written import VERSION as WRITTEN_VERSION
 from qsweep.text.calibrated import CalibrationText, stored_calibration
+from qsweep.text.conversations import VERSION as CONVERSATIONS_VERSION
 from qsweep.text.stored import Text, stored_text
 from qsweep.text.tokenizer_files import own_chat_template
 from qsweep.text.vocabulary import require_embeddings
-from qsweep.text.windows import PRESETS, Preset, preset_key
+from qsweep.text.windows import CONVERSATIONS, PRESETS, Preset, preset_key
 
 _SPEED_PROTOCOL = 1
 
@@ -64,6 +66,8 @@ class Setting:
     tasks: tuple[Task, ...] = ()
     task_revisions: tuple[dict[str, Any], ...] = ()
     """Of each task: what its key says beside its identity."""
+    template: str | None = None
+    """Of its chat template the hash, where conversations are measured and it has one."""
     pack: Pack | None = None
     """The reference pack that all this comes from, where the model itself is not here."""
 
@@ -214,6 +218,7 @@ def find_setting(
         calibration=calibration,
         tasks=tasks,
         task_revisions=tuple(key_revisions(task, facts) for task in tasks),
+        template=_template(trial, model),
     )
 
 
@@ -233,6 +238,14 @@ def found_calibration(trial: TrialConfig, model: Path, store: Store) -> Calibrat
             "model?); calibration.packing=documents packs what is said without one"
         )
     return stored_calibration(calibration.blend, calibration.packing, store, template)
+
+
+def _template(trial: TrialConfig, model: Path) -> str | None:
+    # The model's hash is of the files that it computes with, which a template is not always in.
+    if not any(corpus.assistant_only for corpus in trial.corpora):
+        return None
+    found = own_chat_template(model)
+    return None if found is None else key_of(found)
 
 
 def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:
@@ -255,7 +268,7 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
     measurements = tuple(
         _measurement_plan(trial, setting, key_of(artifact), key_of(reference), corpus, preset)
         for corpus in trial.corpora
-        for preset in trial.eval.presets
+        for preset in trial.eval.presets_for(corpus)
     )
     speed = trial.eval.speed
     native = trial.eval.kld_native and _runs_in_llama_cpp(trial.quant)
@@ -301,7 +314,8 @@ def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ..
 
 def effective_preset(evaluation: EvalConfig, name: str) -> Preset:
     """A preset of the protocol with what the configuration overrides. Raises ConfigError."""
-    return PRESETS[name].override(
+    preset = CONVERSATIONS if name == CONVERSATIONS.name else PRESETS[name]
+    return preset.override(
         context=evaluation.context, stride=evaluation.stride, max_windows=evaluation.max_windows
     )
 
@@ -386,6 +400,10 @@ def _measurement_plan(
     if setting.pack is None:
         protocol["text"] = setting.texts[corpus.name].fingerprint
         protocol["overrides"] = effective_preset(trial.eval, preset).overrides
+        if corpus.assistant_only:
+            protocol["conversations"] = [CONVERSATIONS_VERSION, setting.template]
+        if corpus.new_tokens is not None:
+            protocol["written"] = [WRITTEN_VERSION, corpus.new_tokens]
         identity = {"artifact": artifact, **protocol, **_comparison(trial)}
         base = {"artifact": reference, **protocol}
     else:
@@ -397,7 +415,7 @@ def _measurement_plan(
         of_reference = isinstance(trial.quant, Unquantized)
         identity = signed_identity(packed.measurement if of_reference else own, setting.pack)
         base = signed_identity(packed.reference, setting.pack)
-    primary = corpus.name == trial.primary and preset == trial.eval.presets[0]
+    primary = corpus.name == trial.primary and preset == trial.eval.presets_for(corpus)[0]
     served = _served_plans(trial, setting, identity)
     return MeasurementPlan(corpus, preset, identity, base, primary, served)
 

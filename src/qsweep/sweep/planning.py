@@ -172,7 +172,7 @@ def check_requests(trial: TrialConfig, setting: Setting) -> None:
             f"eval.context={trial.eval.context}: {name} reads {limit} tokens at a time; "
             f"windows are of {limit}"
         )
-    for preset in trial.eval.presets:
+    for preset in {name for corpus in trial.corpora for name in trial.eval.presets_for(corpus)}:
         limited_to_model(effective_preset(trial.eval, preset), limit)
     if trial.eval.stride is not None and "strided" not in trial.eval.presets:
         presets = ", ".join(trial.eval.presets)

@@ -9,7 +9,7 @@ from typing import Any
 from qsweep.base.keys import key_of
 from qsweep.base.secrets import hidden
 from qsweep.base.store import Entry, Store
-from qsweep.evaluate.metrics import QUARTERS, by_quarter, quality_per_gb
+from qsweep.evaluate.metrics import QUARTERS, by_quarter, end_positions, quality_per_gb
 from qsweep.formats.artifact import Artifact
 from qsweep.results.arrays import read_arrays
 from qsweep.results.judged import told_reference_ppl
@@ -20,6 +20,7 @@ from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan, ServedPlan
 from qsweep.sweep.tensors import find_tensors, has_table
 from qsweep.tasks.run import task_records
+from qsweep.text.windows import CONVERSATIONS
 
 
 def finished_record(plan: Plan, store: Store) -> Record | None:
@@ -198,13 +199,13 @@ def _measurement(step: MeasurementPlan, entries: Sequence[Entry], size_gb: float
 def _metrics(entry: Entry) -> dict[str, Any]:
     """A measurement's, with what earlier versions did not take of its arrays."""
     metrics, facts = dict(entry.content["metrics"]), entry.content["facts"]
-    if "kld" not in metrics or f"kld_{QUARTERS[-1]}" in metrics or "stride" in facts:
+    whole = "stride" not in facts and facts.get("preset") != CONVERSATIONS.name
+    if "kld" not in metrics or f"kld_{QUARTERS[-1]}" in metrics or not whole:
         return metrics
     arrays = read_arrays(entry.path / "arrays.safetensors", "token_kld", "window_tokens") or {}
     if "token_kld" in arrays:
-        # Windows that do not overlap are all whole, and what is scored is their end.
-        counts, context = arrays["window_tokens"], facts["context"]
-        found = by_quarter(arrays["token_kld"], context - counts, 0 * counts + context, context)
+        positions = end_positions(arrays["window_tokens"], facts["context"])
+        found = by_quarter(arrays["token_kld"], positions, facts["context"])
         metrics |= {f"kld_{name}": value for name, value in found}
     return metrics
 

@@ -28,6 +28,7 @@ from qsweep.sweep.artifacts import (
     require_unchanged,
     tokenizer_of,
 )
+from qsweep.sweep.on_policy import has_written, keep_written, written_windows
 from qsweep.sweep.packed import (
     import_pack,
     packed_measurement,
@@ -134,7 +135,9 @@ class Measuring:
         plan, model = self.plan, self._load()
         started = time.perf_counter()
         reset_peak_memory(plan.setting.device)
-        windows = windows_of(plan, step)
+        if plan.is_reference and step.corpus.new_tokens is not None:
+            keep_written(plan, step, self.store, self._language_model, self.progress)
+        windows = windows_of(plan, step, self.store)
         report = partial(_report_as, f"measure {step.corpus.name}", self.progress)
         if plan.is_reference:
             result = self._measure_reference(step, windows, report)
@@ -162,7 +165,7 @@ class Measuring:
         label = f"measure {step.corpus.name} with {run.serving.name}"
         result = measure_as_served(
             self._load(),
-            windows_of(plan, step),
+            windows_of(plan, step, self.store),
             run.serving,
             self.artifact,
             find_reference(plan, step, self.store),
@@ -323,7 +326,7 @@ def _time(
         figures |= kld_native(
             artifact,
             source,
-            windows_of(plan, primary),
+            windows_of(plan, primary, store),
             progress,
             device=setting.device,
             kv_cache=plan.trial.kv_cache.in_llama_cpp if plan.trial.kv_cache else None,
@@ -333,15 +336,23 @@ def _time(
     return figures
 
 
-def windows_of(plan: Plan, step: MeasurementPlan) -> "Windows":
-    """The token windows of one measurement, by the reference model's own tokenizer."""
+def windows_of(plan: Plan, step: MeasurementPlan, store: Store) -> "Windows":
+    """The token windows of one measurement, by the reference model's own tokenizer.
+
+    Raises:
+        ArtifactCorrupt: They are what the reference wrote, and that is not in the store.
+    """
+    from qsweep.text.conversations import conversation_windows
     from qsweep.text.windows import make_windows
 
     if (pack := plan.setting.pack) is not None:
         one = packed_measurement(pack, step.corpus.name, step.preset)
         return packed_windows(pack, plan.setting.facts.path, one)
+    if step.corpus.new_tokens is not None:
+        return written_windows(plan, step, store)
     tokenizer, facts = tokenizer_of(plan), plan.setting.facts
-    windows = make_windows(
+    cut = conversation_windows if step.corpus.assistant_only else make_windows
+    windows = cut(
         plan.setting.texts[step.corpus.name].documents(),
         tokenizer,
         effective_preset(plan.trial.eval, step.preset),
@@ -365,7 +376,7 @@ def _ensure_references(
         cached = not plan.trial.eval.divergence or store.find(
             "references", key_of(step.reference), full=True
         )
-        if not (held and cached):
+        if not (held and cached and has_written(plan, step, store)):
             store.remove("measurements", step.key)
             whole = False
     if not whole or any(store.find("tasks", t.key, full=True) is None for t in plan.tasks):

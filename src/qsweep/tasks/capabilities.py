@@ -35,12 +35,14 @@ class Comparison:
         retention: Bootstrap replicates of what was kept; None where the reference is at chance.
         difference: Replicates of the score's difference; None for a perplexity.
         pairs: The two models' scores, sample by sample.
+        choices: The choices that the two took, sample by sample, where there were some.
     """
 
     summary: dict[str, Any]
     retention: "NDArray | None" = None
     difference: "NDArray | None" = None
     pairs: tuple[tuple[float, float], ...] = ()
+    choices: tuple[tuple[int, int], ...] = ()
 
 
 def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
@@ -79,13 +81,57 @@ def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
     summary |= _named("difference", interval(score - expected, difference))
     summary["p"], summary["test"] = paired_p(own, base)
     pairs = tuple(zip(own, base, strict=True))
+    choices = _choices(parts)
+    summary |= flips(pairs) | changed(choices)
     if not summary["measurable"]:
-        return Comparison(summary, None, difference, pairs)
+        return Comparison(summary, None, difference, pairs, choices)
     # Replicates in which the reference comes near chance would be divided by nearly nothing.
     room = (base_means - chance).clip(min=0.01)
     kept = (means - chance) / room
     summary |= _named("retention", interval((score - chance) / (expected - chance), kept))
-    return Comparison(summary, kept, difference, pairs)
+    return Comparison(summary, kept, difference, pairs, choices)
+
+
+def flips(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Answers that went from right to wrong or back, which a score nets against each other.
+
+    As of Dutta et al., "Accuracy is Not All You Need" (arXiv 2407.09141).
+
+    Args:
+        pairs: The model's score and the reference's, sample by sample.
+
+    Returns:
+        ``lost`` and ``gained``, how many went wrong and right; ``flips``, the share of all samples
+        that did either, with Wilson's 95 % interval. Nothing where a score is neither 0 nor 1.
+    """
+    if not pairs or not {score for pair in pairs for score in pair} <= {0.0, 1.0}:
+        return {}
+    lost = sum(own < base for own, base in pairs)
+    gained = sum(own > base for own, base in pairs)
+    share = wilson((lost + gained) / len(pairs), len(pairs))
+    return {"lost": lost, "gained": gained, **_named("flips", share)}
+
+
+def changed(choices: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The share of samples with another choice than the reference's, from one wrong to another too.
+
+    ``changed``, with Wilson's 95 % interval; nothing where nobody chose.
+    """
+    if not choices:
+        return {}
+    share = sum(own != base for own, base in choices) / len(choices)
+    return _named("changed", wilson(share, len(choices)))
+
+
+def _choices(parts: Sequence[tuple[TaskResult, TaskResult]]) -> tuple[tuple[int, int], ...]:
+    # Of all samples or of none: a share of some would be of other samples than the flips'.
+    if any(result.chosen is None for part in parts for result in part):
+        return ()
+    return tuple(
+        pair
+        for own, base in parts
+        for pair in zip(own.chosen or (), base.chosen or (), strict=True)
+    )
 
 
 def _compare_nll(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
@@ -175,8 +221,11 @@ def _capability(members: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
         difference = (sum(own) - sum(base)) / len(pairs)
         found |= _named("difference", interval(difference, means - base_means))
         found["p"], found["test"] = paired_p(own, base)
-        changed = sum(a != b for a, b in pairs) / len(pairs)
-        found |= {"samples": len(pairs), "samples_needed": samples_needed(changed, MARGIN)}
+        differing = sum(a != b for a, b in pairs) / len(pairs)
+        found |= {"samples": len(pairs), "samples_needed": samples_needed(differing, MARGIN)}
+        found |= flips(pairs)
+        if all(c.choices for _, c in usable if c.pairs):
+            found |= changed([pair for _, c in usable for pair in c.choices])
     return found
 
 

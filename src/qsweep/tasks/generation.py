@@ -37,6 +37,21 @@ def generate(
 ) -> list[str]:
     """Continue prompts; see :meth:`~qsweep.tasks.model.LanguageModel.generate`.
 
+    As texts, without special tokens and up to the first stop text; see :func:`generate_tokens`.
+    """
+    produced = generate_tokens(lm, prompts, sampling, progress)
+    texts = lm.tokenizer.batch_decode(produced, skip_special_tokens=True) if produced else []
+    return [cut(text, sampling.until) for text in texts]
+
+
+def generate_tokens(
+    lm: TextModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    progress: Callable[[float], None],
+) -> list[list[int]]:
+    """Continue prompts: the tokens that follow each, filled up behind its end within its batch.
+
     A prompt has half of the context at least, and what is not wanted for new tokens; one that is
     longer loses its begin.
 
@@ -64,7 +79,7 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
     longest = max((len(row) + count for row, count in zip(rows, new, strict=True)), default=0)
     size = lm.batch_size or rows_at_once(lm.model, longest)
-    found: dict[int, str] = {}
+    found: dict[int, list[int]] = {}
     begin = 0
     with torch.inference_mode():
         cached = not rows or not is_recurrent(lm.model) or _runs_cached(lm, min(rows, key=len))
@@ -80,7 +95,8 @@ def generate(
             ]
             chosen = order[begin : begin + (fits.index(False) if False in fits else len(fits))]
             try:
-                texts = _generate([rows[i] for i in chosen], lm, sampling, new[first], cached)
+                batch = [rows[i] for i in chosen]
+                produced = _generate(batch, lm, sampling, new[first], cached, begin)
             except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
                     raise TrialFailed(
@@ -89,7 +105,7 @@ def generate(
                 torch.cuda.empty_cache()
                 size = max(1, size // 2)
                 continue
-            found.update(zip(chosen, texts, strict=True))
+            found.update(zip(chosen, produced, strict=True))
             begin += len(chosen)
             progress(begin / len(order))
     return [found[i] for i in range(len(prompts))]
@@ -220,8 +236,13 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def _generate(
-    batch: Sequence[list[int]], lm: TextModel, sampling: Sampling, new: int, cached: bool
-) -> list[str]:
+    batch: Sequence[list[int]],
+    lm: TextModel,
+    sampling: Sampling,
+    new: int,
+    cached: bool,
+    before: int,
+) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -238,13 +259,13 @@ def _generate(
     config = GenerationConfig(
         max_new_tokens=new,
         do_sample=sampling.do_sample,
-        eos_token_id=_end_tokens(lm) or None,
+        eos_token_id=end_tokens(lm) or None,
         pad_token_id=pad,
         use_cache=cached,
         **(sample if sampling.do_sample else {}),
     )
     if sampling.do_sample:
-        torch.manual_seed(0)
+        torch.manual_seed(0 if sampling.seed is None else sampling.seed + before)
     model: Any = lm.model
     reset_rope_length(model)
     produced = model.generate(
@@ -254,11 +275,12 @@ def _generate(
         logits_processor=LogitsProcessorList([_FiniteLogits(lm, width)]),
         stopping_criteria=StoppingCriteriaList([_stop_at(tokenizer, sampling.until, width)]),
     )
-    texts = tokenizer.batch_decode(produced[:, width:], skip_special_tokens=True)
-    return [cut(text, sampling.until) for text in texts]
+    rows: list[list[int]] = produced[:, width:].tolist()
+    return rows
 
 
-def _end_tokens(lm: TextModel) -> list[int]:
+def end_tokens(lm: TextModel) -> list[int]:
+    """The tokens that end what a model writes."""
     own = getattr(lm.model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [] if own is None else [own]
     ends = {int(token) for token in own} | {
@@ -269,7 +291,7 @@ def _end_tokens(lm: TextModel) -> list[int]:
 
 def _pad(lm: TextModel) -> int:
     pad = lm.tokenizer.pad_token_id
-    return int(next(iter(_end_tokens(lm)), 0) if pad is None else pad)
+    return int(next(iter(end_tokens(lm)), 0) if pad is None else pad)
 
 
 def _left_padded(batch: Sequence[list[int]], pad: int) -> "tuple[Tensor, Tensor]":

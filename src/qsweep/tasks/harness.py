@@ -144,9 +144,25 @@ def _scored(samples: Sequence[Mapping[str, Any]], task: Any, facts: dict[str, An
         scores=scores,
         ids=[_id(s) for s in own],
         chance=sum(guesses) / len(guesses) if guesses else 0.0,
+        chosen=_chosen(own, task, metric),
         facts={**facts, "filter": names[0], "other_metrics": _means(samples)},
         samples=[_shown(s, s[metric]) for s in own],
     )
+
+
+def _chosen(samples: Sequence[Mapping[str, Any]], task: Any, metric: str) -> list[int] | None:
+    """Which choice each sample was answered by, as the harness scores them; None without choices."""
+    if task.OUTPUT_TYPE != "multiple_choice" or metric not in ("acc", "acc_norm"):
+        return None
+    found = []
+    for sample in samples:
+        choices = task.doc_to_choice(sample["doc"])
+        # Beyond the choices may follow the same without the question.
+        values = [float(response[0]) for response in sample["filtered_resps"][: len(choices)]]
+        if metric == "acc_norm":
+            values = [v / len(choice) for v, choice in zip(values, choices, strict=True)]
+        found.append(max(range(len(values)), key=values.__getitem__))
+    return found
 
 
 def _rolling(

@@ -75,6 +75,16 @@ class Format:
 
 
 @dataclass(frozen=True)
+class _Answers:
+    """Of each item the score, what the model said, and which choice that is if there are choices."""
+
+    scores: list[float]
+    said: Sequence[Any]
+    facts: dict[str, Any]
+    chosen: list[int] | None = None
+
+
+@dataclass(frozen=True)
 class ItemTask:
     """A task of plain items; see :class:`qsweep.tasks.task.Task`.
 
@@ -138,18 +148,25 @@ class ItemTask:
         examples = list(pool)[: self.fewshot]
         prompts = [self._prompt(item, examples, lm) for item in items]
         ask = self._choose if self.kind == "multiple_choice" else self._generate
-        scores, answers, facts = ask(items, prompts, lm, progress)
+        found = ask(items, prompts, lm, progress)
         guess = [1 / len(item.choices) if item.choices else 0.0 for item in items]
         chance = self.format.chance
         return TaskResult(
             metric="pass@1" if self.kind == "code" else "acc",
-            scores=scores,
+            scores=found.scores,
             ids=[item.id for item in items],
             chance=sum(guess) / len(guess) if chance is None else chance,
-            facts={"fewshot": self.fewshot, "chat_template": self.options.chat_template, **facts},
+            chosen=found.chosen,
+            facts={
+                "fewshot": self.fewshot,
+                "chat_template": self.options.chat_template,
+                **found.facts,
+            },
             samples=[
                 {"prompt": prompt, "answer": item.answer, "said": words, "score": score}
-                for item, prompt, words, score in zip(items, prompts, answers, scores, strict=True)
+                for item, prompt, words, score in zip(
+                    items, prompts, found.said, found.scores, strict=True
+                )
             ],
         )
 
@@ -169,7 +186,7 @@ class ItemTask:
         prompts: Sequence[str],
         lm: LanguageModel,
         progress: Progress,
-    ) -> tuple[list[float], list[Any], dict[str, Any]]:
+    ) -> "_Answers":
         separator = "" if self._chat else self.format.separator
         pairs = [
             lm.pairs(prompt, [separator + choice for choice in item.choices])
@@ -178,17 +195,18 @@ class ItemTask:
         flat = [pair for of_item in pairs for pair in of_item]
         found = iter(lm.loglikelihoods(flat, labelled(progress, f"task {self.name}")))
         lm.count("choices_alike", sum(len(set(of_item)) < len(of_item) for of_item in pairs))
-        scores, answers = [], []
+        scores, answers, chosen = [], [], []
         for item, of_item in zip(items, pairs, strict=True):
             values = []
             for choice, pair in zip(item.choices, of_item, strict=True):
                 likelihood = next(found)
                 size = pair.fused + len((separator + choice).encode())
                 values.append(likelihood.logprob / (size if self.format.normalise else 1))
-            best = item.choices[max(range(len(values)), key=values.__getitem__)]
-            scores.append(float(best == item.answer))
+            best = max(range(len(values)), key=values.__getitem__)
+            chosen.append(best)
+            scores.append(float(item.choices[best] == item.answer))
             answers.append(dict(zip(item.choices, values, strict=True)))
-        return scores, answers, {"normalised": self.format.normalise}
+        return _Answers(scores, answers, {"normalised": self.format.normalise}, chosen)
 
     def _generate(
         self,
@@ -196,7 +214,7 @@ class ItemTask:
         prompts: Sequence[str],
         lm: LanguageModel,
         progress: Progress,
-    ) -> tuple[list[float], list[Any], dict[str, Any]]:
+    ) -> "_Answers":
         stop = () if self._chat and self.format.stop == Format().stop else self.format.stop
         sampling = Sampling(self.format.max_new_tokens, stop)
         texts = lm.generate(
@@ -207,11 +225,8 @@ class ItemTask:
         facts = {"max_new_tokens": self.format.max_new_tokens}
         if self.kind == "code":
             return self._run_code(items, texts, progress, facts)
-        return (
-            [self._right(item, text) for item, text in zip(items, texts, strict=True)],
-            texts,
-            facts,
-        )
+        scores = [self._right(item, text) for item, text in zip(items, texts, strict=True)]
+        return _Answers(scores, texts, facts)
 
     def _right(self, item: Item, text: str) -> float:
         if self.kind == "exact_match":
@@ -228,7 +243,7 @@ class ItemTask:
 
     def _run_code(
         self, items: Sequence[Item], texts: list[str], progress: Progress, facts: dict[str, Any]
-    ) -> tuple[list[float], list[Any], dict[str, Any]]:
+    ) -> "_Answers":
         sandbox = find_sandbox(unsafe=self.options.unsafe_code)
         programs = [
             (f"{item.prompt}{text}\n", f"{item.test}\n")
@@ -241,7 +256,8 @@ class ItemTask:
             {"program": text, "outcome": outcome.reason}
             for text, outcome in zip(texts, outcomes, strict=True)
         ]
-        return [float(o.passed) for o in outcomes], answers, {**facts, "sandbox": sandbox.name}
+        scores = [float(o.passed) for o in outcomes]
+        return _Answers(scores, answers, {**facts, "sandbox": sandbox.name})
 
 
 def _plain(text: str, form: Format) -> str:

@@ -41,7 +41,10 @@ MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a continuation is drawn. Greedy unless a task demands otherwise."""
+    """How a continuation is drawn. Greedy unless a task demands otherwise.
+
+    Each batch is drawn from the same seed, or, with a ``seed``, from that and its place.
+    """
 
     max_new_tokens: int
     until: tuple[str, ...] = ()
@@ -49,6 +52,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    seed: int | None = None
 
     @classmethod
     def of_harness(cls, options: Mapping[str, Any]) -> "Sampling":

@@ -69,6 +69,8 @@ class TaskResult:
         ids: What each sample was, so that only equal ones are ever compared.
         chance: The score of blind guessing.
         weights: For ``nll``: the tokens of each sample.
+        chosen: For multiple choice: which of its choices each sample was answered by, from 0; None
+            where there are none, and in results of before it was noted.
         facts: How it was run.
         samples: Each sample as a person would look at it: prompt, answer, what the model said.
     """
@@ -78,6 +80,7 @@ class TaskResult:
     ids: list[str]
     chance: float
     weights: list[float] | None = None
+    chosen: list[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
 

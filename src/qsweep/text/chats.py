@@ -11,7 +11,11 @@ Document = str | list[Message]
 
 # A chat's messages name their text so: OpenAI's way, ShareGPT's way.
 _MESSAGE_TEXT = ("content", "value", "text")
-_ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
+    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"},
+}
+"""Whose a message is, by OpenAI's words and ShareGPT's."""
 
 
 def conversation(turns: Sequence[Any], where: str) -> Document:
@@ -22,7 +26,7 @@ def conversation(turns: Sequence[Any], where: str) -> Document:
     Raises:
         ConfigError: A turn is neither a text nor a message; the line begins with ``where``.
     """
-    texts = [_message(turn, where) for turn in turns]
+    texts = [message_text(turn, where) for turn in turns]
     roles = [_role(turn) for turn in turns]
     if not turns or None in roles:
         return _joined(texts)
@@ -47,10 +51,11 @@ def _role(turn: Any) -> str | None:
     if not isinstance(turn, Mapping):
         return None
     role = turn.get("role", turn.get("from"))
-    return _ROLES.get(role, role) if isinstance(role, str) else None
+    return ROLES.get(role, role) if isinstance(role, str) else None
 
 
-def _message(turn: Any, where: str) -> str | None:
+def message_text(turn: Any, where: str) -> str | None:
+    """What a message says; None where it only calls a tool. Raises ConfigError, as above."""
     if isinstance(turn, str):
         return turn
     if isinstance(turn, Mapping):
@@ -59,9 +64,12 @@ def _message(turn: Any, where: str) -> str | None:
                 return str(turn[name])
             if isinstance(turn.get(name), list):  # parts, of which some may be images
                 parts = (p for p in turn[name] if isinstance(p, str) or "text" in p)
-                return _joined(_message(part, where) for part in parts)
-        if any(name in turn for name in _MESSAGE_TEXT):  # null: a call of a tool, nothing said
-            return None
+                return _joined(message_text(part, where) for part in parts)
+        if (name := next((name for name in _MESSAGE_TEXT if name in turn), None)) is not None:
+            if turn[name] is None:  # a call of a tool, nothing said
+                return None
+            kind = type(turn[name]).__name__
+            raise ConfigError(f"{where}: a message whose {name} is {kind}, no text")
     raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
 
 

@@ -38,10 +38,11 @@ def load_documents(config: CorpusConfig) -> list[str]:
 def load_turns(config: CorpusConfig) -> list[Document]:
     """The same, of a conversation its messages. Raises as :func:`load_documents`."""
     from qsweep.text.files import lone_surrogates
-    from qsweep.text.sources import from_datasets, from_files
+    from qsweep.text.sources import from_datasets, from_embedded, from_files
 
     loaders: dict[str, Callable[[CorpusConfig], Sequence[Document]]] = {
-        "python": _from_python, "file": from_files, "datasets": from_datasets, "pack": _from_pack
+        "python": _from_python, "chat": from_embedded, "file": from_files, "datasets": from_datasets,
+        "pack": _from_pack,
     }  # fmt: skip
     load = loaders.get(config.source, _from_function)
     documents = _limited(load(config), config)
@@ -69,17 +70,22 @@ def corpus_identity(config: CorpusConfig) -> dict[str, Any]:
     """What identifies a corpus without reading it: changes whenever its text may have changed.
 
     Size and time stamp of files, the Python version of its own text, repository and revision of a
-    dataset (one whose branch moves keeps the text that was loaded first). The name is no part of it.
+    dataset (one whose branch moves keeps the text that was loaded first). The name is no part of it,
+    nor that the reference goes on from it.
 
     Raises:
         ConfigError: A file is missing.
     """
     from qsweep.text.files import kind_of
-    from qsweep.text.sources import file_paths
+    from qsweep.text.sources import CONVERSATIONS_FILE, file_paths
 
     # It is written into the store; a token in an address is no part of what lies there.
-    fields = {k: hidden_tree(v) for k, v in asdict(config).items() if v is not None and k != "name"}
+    own = ("name", "new_tokens")  # what it is called, and what is made of it
+    given = {k: v for k, v in asdict(config).items() if v not in (None, False) and k not in own}
+    fields = {k: hidden_tree(v) for k, v in given.items()}
     fields["loader"] = _LOADER
+    if config.source == "chat":
+        fields["content"] = hashlib.sha256(CONVERSATIONS_FILE.read_bytes()).hexdigest()
     if config.source == "python":
         fields["python"] = [platform.python_version(), sys.base_prefix]
     if ":" in config.source:

@@ -7,7 +7,7 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.names import check_label
 from qsweep.base.schema import nearest
 
-SOURCES = ("python", "file", "datasets", "pack")
+SOURCES = ("python", "chat", "file", "datasets", "pack")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class CorpusConfig:
 
     Attributes:
         name: What results call it.
-        source: ``python``: this installation's own text. ``file``: yours. ``datasets``: the hub's.
+        source: ``python``: this installation's own text. ``chat``: conversations that were written
+            for qsweep. ``file``: yours. ``datasets``: the hub's.
             ``pack``: only the token ids that a reference pack holds of it.
             ``package.module:function``: that function's, called without arguments.
         kind: For ``python``: prose, code, or both.
@@ -30,6 +31,10 @@ class CorpusConfig:
         field: Column that holds a text, or a list of chat messages.
         max_documents: Only so many of the first documents.
         max_bytes: Only so many of the first bytes (UTF-8).
+        assistant_only: ``field`` holds chat messages, and only what the assistant says is scored:
+            conversations in the model's own chat template, each a window.
+        new_tokens: What is measured is not the text, but so many tokens at most that the reference
+            itself writes after the begin of each document (in place of each first answer).
     """
 
     name: str
@@ -44,6 +49,13 @@ class CorpusConfig:
     field: str = "text"
     max_documents: int | None = None
     max_bytes: int | None = None
+    assistant_only: bool = False
+    new_tokens: int | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether what is scored stands behind what is only read."""
+        return self.assistant_only or self.new_tokens is not None
 
     def __post_init__(self) -> None:
         check_label(self.name, "name of a text")
@@ -56,7 +68,11 @@ class CorpusConfig:
             raise ConfigError(f"{self.name}: source=file needs a path")
         if self.source == "datasets" and not self.dataset:
             raise ConfigError(f"{self.name}: source=datasets needs a dataset")
-        for option in ("max_documents", "max_bytes"):
+        if self.assistant_only and self.max_bytes is not None:
+            raise ConfigError(
+                f"{self.name}: max_bytes would cut a conversation in two; give max_documents instead"
+            )
+        for option in ("max_documents", "max_bytes", "new_tokens"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ConfigError(f"{self.name}: {option}={value}: must be at least 1")

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import open_regular
 from qsweep.base.schema import nearest
 from qsweep.text.chats import Document, conversation
+from qsweep.text.conversations import to_document
 from qsweep.text.files import json_lines, kind_of, open_text, read_json, read_table, read_text
 
 if TYPE_CHECKING:
     from qsweep.text.corpus import CorpusConfig
 
+CONVERSATIONS_FILE = Path(__file__).with_name("conversations.jsonl")
 # What a folder is searched for. A single file of any other name is read as plain text.
 _SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
 
@@ -28,6 +31,11 @@ def from_files(config: "CorpusConfig") -> list[Document]:
     """
     documents = (one for path in file_paths(config) for one in _read(path, config))
     return list(islice(documents, config.max_documents))
+
+
+def from_embedded(config: "CorpusConfig") -> list[Document]:
+    """The conversations that were written for qsweep, as a file of the user's with the same lines."""
+    return list(_read(CONVERSATIONS_FILE, replace(config, field="messages")))
 
 
 def file_paths(config: "CorpusConfig") -> list[Path]:
@@ -106,7 +114,7 @@ def _documents(config: "CorpusConfig", dataset: str, streaming: bool) -> list[Do
             streaming=streaming,
         )
         return [
-            _document(row, config.field, f"{where}, row {number}")
+            _document(row, config, f"{where}, row {number}")
             for number, row in enumerate(islice(rows, config.max_documents), 1)
         ]
     except QsweepError:
@@ -184,23 +192,29 @@ def _snapshot(config: "CorpusConfig") -> str | None:
 def _read(path: Path, config: "CorpusConfig") -> Iterator[Document]:
     kind = kind_of(path)
     if kind == "parquet":
-        yield from _parquet(path, config.field)
+        yield from _parquet(path, config)
     elif kind == "json lines":
         with open_text(path, newline="\n") as lines:
             for number, row in json_lines(lines, path):
-                yield _document(row, config.field, f"{path}:{number}")
+                yield _document(row, config, f"{path}:{number}")
     elif kind in ("json", "table"):
         rows = read_json(path) if kind == "json" else read_table(path, config.field)
         for where, row in rows:
-            yield _document(row, config.field, where)
+            yield _document(row, config, where)
+    elif config.assistant_only:
+        raise ConfigError(
+            f"{path}: plain text, and assistant_only wants conversations: a jsonl, json or parquet "
+            "file with a field of messages"
+        )
     else:
         yield read_text(path)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Document]:
+def _parquet(path: Path, config: "CorpusConfig") -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
+    field = config.field
     try:
         open_regular(path).close()
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -211,21 +225,31 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
             for batch in file.iter_batches(columns=[field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield _document({field: value}, field, f"{path}, row {number}")
+                    yield _document({field: value}, config, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{path}: not a whole parquet file") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
-def _document(row: Any, field: str, where: str) -> Document:
-    if isinstance(row, str):
-        return row
+def _document(row: Any, config: "CorpusConfig", where: str) -> Document:
+    if config.assistant_only:
+        return to_document(_value(row, config.field, where), where)
+    return _text(row, config.field, where)
+
+
+def _value(row: Any, field: str, where: str) -> Any:
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where}: neither a text nor an object with a field {field!r}")
     if field not in row:
         raise ConfigError(f"{where}: {_no_field(field, [str(name) for name in row])}")
-    value = row[field]
+    return row[field]
+
+
+def _text(row: Any, field: str, where: str) -> Document:
+    if isinstance(row, str):
+        return row
+    value = _value(row, field, where)
     if isinstance(value, list):
         return conversation(value, where)
     if not isinstance(value, str):

@@ -16,7 +16,8 @@ from qsweep.text.corpora import (
 )
 from qsweep.text.corpus import CorpusConfig
 
-_FILE = "documents.json"
+FILE = "documents.json"
+"""Of an entry of the store, with the documents of a text in order."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Text:
 
     def turns(self) -> list[Document]:
         """The same, of conversations the messages, if it was loaded with them."""
-        return [clean(document) for document in read_json(self.path / _FILE)]  # kept so, once
+        return [clean(document) for document in read_json(self.path / FILE)]  # kept so, once
 
 
 def stored_text(config: CorpusConfig, store: Store, *, turns: bool = False) -> Text:
@@ -45,7 +46,7 @@ def stored_text(config: CorpusConfig, store: Store, *, turns: bool = False) -> T
 
     def load(out: Path) -> dict:
         documents = load_turns(config) if turns else load_documents(config)
-        (out / _FILE).write_text(json.dumps(documents), encoding="utf-8")
+        (out / FILE).write_text(json.dumps(documents), encoding="utf-8")
         found = {"fingerprint": text_fingerprint(documents)}
         chats = sum(not isinstance(document, str) for document in documents)
         return found | {"conversations": chats} if turns else found

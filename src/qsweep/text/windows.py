@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Bos = Literal["auto", "none", "stream", "window"]
-Scoring = Literal["all", "second half", "new"]
+Scoring = Literal["all", "second half", "new", "answers"]
 
 # Architectures whose predictions fall apart in a window that does not begin with BOS.
 _BOS_IN_EVERY_WINDOW = "gemma"
@@ -29,8 +29,8 @@ class Preset:
         name: As in ``eval.presets``.
         context: Tokens per window; less for a model whose limit is lower.
         joiner: What stands between two documents.
-        scoring: ``all`` tokens but a window's first, those of its ``second half``, or the ``new``
-            ones that no earlier window held.
+        scoring: ``all`` tokens but a window's first, those of its ``second half``, the ``new``
+            ones that no earlier window held, or the ``answers`` of a conversation.
         stride: Tokens from one window's begin to the next one's; None: windows do not overlap.
         max_windows: Only so many of the first windows; None: all.
         overrides: What differs from the preset of that name.
@@ -68,6 +68,8 @@ PRESETS = {
     "llamacpp": Preset("llamacpp", context=512, joiner="", scoring="second half"),
     "strided": Preset("strided", context=1024, stride=512, scoring="new"),
 }
+# What a text of conversations is cut by, whichever presets are chosen for others.
+CONVERSATIONS = Preset("conversations", context=2048, scoring="answers")
 # What ``paper`` was called first, after the GPTQ paper; it remains so in the keys of measurements,
 # which would all be made anew under another name.
 PRESET_ALIASES = {"gptq": "paper"}
@@ -99,16 +101,20 @@ class Windows:
     """Token ids to run, and which of them are scored.
 
     In window w the tokens at positions first_scored[w] .. lengths[w] - 1 are scored, each predicted
-    from those before it.
+    from those before it; of conversations only those among them that ``mask`` names.
 
     Attributes:
-        ids: Token ids, int64 [windows, context]. The strided preset's last window may be filled up
-            at its right with zeros, which nothing before them can see.
+        ids: Token ids, int64 [windows, context]. The strided preset's last window, and all but the
+            longest conversation, are filled up at their right with zeros, which nothing before them
+            can see.
         first_scored: int64 [windows], at least 1.
         lengths: Tokens without that filling, int64 [windows].
         preset: What they were cut by, its context lowered to the model's limit.
         bos: ``none``; ``stream``, once at the text's begin; ``window``, before each window's text;
             ``overwrite``, in place of each window's first token.
+        mask: Which tokens are scored, bool [windows, context], where they do not lie together; at
+            least one in each window.
+        notes: What else is to be told of them.
     """
 
     ids: "Tensor"
@@ -116,11 +122,28 @@ class Windows:
     lengths: "Tensor"
     preset: Preset
     bos: str
+    mask: "Tensor | None" = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> "Tensor":
+        """Which tokens are scored, bool [windows, context]."""
+        import torch
+
+        if self.mask is not None:
+            return self.mask
+        position = torch.arange(self.ids.shape[1])
+        return (position >= self.first_scored[:, None]) & (position < self.lengths[:, None])
+
+    @property
+    def positions(self) -> "Tensor":
+        """Where each scored token stands in its window, from 0: int64 [tokens]."""
+        return self.scored.nonzero()[:, 1]
 
     @property
     def counts(self) -> "Tensor":
         """Scored tokens per window, int64 [windows]."""
-        return self.lengths - self.first_scored
+        return self.lengths - self.first_scored if self.mask is None else self.mask.sum(1)
 
     @property
     def tokens_scored(self) -> int:
@@ -131,7 +154,8 @@ class Windows:
     def fingerprint(self) -> str:
         """A hash of the ids and of what is scored: 32 hexadecimal digits."""
         digest = hashlib.sha256()
-        for tensor in (self.ids, self.first_scored, self.lengths):
+        tensors = (self.ids, self.first_scored, self.lengths)
+        for tensor in tensors if self.mask is None else (*tensors, self.mask):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:32]
@@ -140,7 +164,11 @@ class Windows:
         """Only some of the windows, by number."""
         at = list(chosen)
         return replace(
-            self, ids=self.ids[at], first_scored=self.first_scored[at], lengths=self.lengths[at]
+            self,
+            ids=self.ids[at],
+            first_scored=self.first_scored[at],
+            lengths=self.lengths[at],
+            mask=None if self.mask is None else self.mask[at],
         )
 
     def facts(self) -> dict[str, Any]:
@@ -153,6 +181,7 @@ class Windows:
             "tokens_scored": self.tokens_scored,
             "bos": self.bos,
             "fingerprint": self.fingerprint,
+            **self.notes,
         }
         return facts if self.preset.stride is None else {**facts, "stride": self.preset.stride}
 

@@ -91,7 +91,7 @@ def unpack_frame(pack: Pack, out: Path) -> dict[str, Any]:
     ids = {
         f"{number}.{name}": StreamedTensor(info.dtype, info.shape, partial(tensor_bytes, info))
         for number in range(len(pack.header.measurements))
-        for name in ("ids", "first_scored", "lengths")
+        for name in pack.windows_tensors(number)
         for info in [pack.tensors[f"{number}.{name}"]]
     }
     # Not a checkpoint's weights by its name: a directory of a model is looked through for those.
@@ -120,7 +120,7 @@ def unpack_reference(pack: Pack, number: int, out: Path) -> dict[str, Any]:
 
 def unpacked_windows(directory: Path, pack: Pack, number: int) -> "Windows":
     """The windows of a measurement from what :func:`unpack_frame` wrote."""
-    names = {name: f"{number}.{name}" for name in ("ids", "first_scored", "lengths")}
+    names = {name: f"{number}.{name}" for name in pack.windows_tensors(number)}
     tensors = _read_tensors(directory / _WINDOWS_FILE, names)
     return measured_windows(pack.header.measurements[number], tensors)
 
@@ -134,6 +134,8 @@ def _measurement_tensors(
     yield "ids", whole(windows.ids.to(torch.int32))
     yield "first_scored", whole(windows.first_scored)
     yield "lengths", whole(windows.lengths)
+    if windows.mask is not None:
+        yield "mask", whole(windows.mask.to(torch.uint8))
     yield "nll", whole(tokens["nll"])
     yield "first", whole(tokens["first"].to(torch.int32))
     yield "confidence", whole(tokens["confidence"])

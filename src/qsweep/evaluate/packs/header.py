@@ -3,7 +3,8 @@
 A pack is one safetensors file. Its header's metadata has ``format``, ``version``, ``protocol``,
 ``signature`` (SHA-256 of the file with zeros in its own place) and ``reference``, JSON of
 :class:`PackHeader`. For each measurement n it holds the tensors ``n.ids`` int32 [windows, context],
-``n.first_scored`` and ``n.lengths`` int64 [windows], ``n.nll`` float32, ``n.first`` int32 and
+``n.first_scored`` and ``n.lengths`` int64 [windows], of conversations ``n.mask`` uint8 [windows,
+context], ``n.nll`` float32, ``n.first`` int32 and
 ``n.confidence`` float32 [tokens], ``n.probe`` float32 [few, vocabulary] and ``n.features`` [tokens,
 width]; of the output head each parameter as ``head.NAME``, and its scales where it is narrower; the
 tokenizer's files as ``file.NAME``, uint8.
@@ -23,8 +24,9 @@ from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.evaluate.packs.heads import EXACT, HEADS
 from qsweep.models.safetensors_header import TensorHeader, read_annotated
 from qsweep.models.safetensors_writer import seal_of
+from qsweep.text.conversations import NOTED
 from qsweep.text.tokenizer_fingerprint import TokenizerFingerprint
-from qsweep.text.windows import PRESETS, Preset
+from qsweep.text.windows import CONVERSATIONS, PRESETS, Preset
 
 if TYPE_CHECKING:
     from qsweep.text.windows import Windows
@@ -36,6 +38,7 @@ SIGNATURE = "signature"
 _LONGEST_HEADER = 64_000_000
 _PER_TOKEN = {"nll": "F32", "first": "I32", "confidence": "F32"}
 _WINDOWS = {"ids": "I32", "first_scored": "I64", "lengths": "I64"}
+_MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class PackedMeasurement:
     measurement: dict[str, Any]
     content: dict[str, Any]
     cache: dict[str, Any]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What is told of its windows beside what they are."""
+        told = self.content["facts"]
+        return {name: told[name] for name in NOTED if name in told}
 
     @property
     def noise_floor(self) -> float | None:
@@ -128,8 +137,13 @@ class PackHeader:
 
     @property
     def presets(self) -> list[str]:
-        """Names of the presets, in order."""
-        return list(dict.fromkeys(m.preset for m in self.measurements))
+        """Names of the presets that ``eval.presets`` chose, in order."""
+        return list(dict.fromkeys(m.preset for m in self.measurements if m.preset in PRESETS))
+
+    @property
+    def conversations(self) -> list[str]:
+        """Names of the corpora of which only answers are scored."""
+        return [m.corpus for m in self.measurements if m.preset == CONVERSATIONS.name]
 
 
 @dataclass(frozen=True)
@@ -152,6 +166,10 @@ class Pack:
     def identity(self) -> dict[str, str]:
         """What the store knows it by."""
         return {"pack": self.signature}
+
+    def windows_tensors(self, number: int) -> list[str]:
+        """Of a measurement's tensors the names of those that are its windows."""
+        return [name for name in (*_WINDOWS, _MASK) if f"{number}.{name}" in self.tensors]
 
 
 def notes_of(header: PackHeader) -> dict[str, str]:
@@ -231,7 +249,7 @@ def _check(header: PackHeader) -> None:
         raise ValueError("it holds no measurement")
     for one in header.measurements:
         check_label(one.corpus, "name of a text")
-        if one.preset not in PRESETS:
+        if one.preset not in (*PRESETS, CONVERSATIONS.name):
             raise ValueError(f"an unknown preset {one.preset!r}")
         text, metrics = one.reference["text"], one.content["metrics"]
         if not isinstance(text, str) or not isinstance(metrics, dict):
@@ -246,6 +264,9 @@ def _check_tensors(header: PackHeader, tensors: Mapping[str, TensorHeader]) -> N
                 found = tensors[f"{number}.{name}"]
                 if found.dtype != dtype or found.shape[:1] != (rows,):
                     raise ValueError(f"{number}.{name} is not what the header says")
+        answers = one.preset == CONVERSATIONS.name
+        if answers and tensors[f"{number}.{_MASK}"].shape != tensors[f"{number}.ids"].shape:
+            raise ValueError(f"{number}.{_MASK} is not of the shape of its windows")
         features = tensors[f"{number}.features"].shape
         if features[:1] != (count,) or f"{number}.probe" not in tensors:
             raise ValueError(f"{number}.features is not what the header says")
@@ -256,7 +277,8 @@ def measured_windows(one: PackedMeasurement, tensors: "Mapping[str, Any]") -> "W
     from qsweep.text.windows import Windows
 
     ids, first_scored, lengths = (tensors[name].long() for name in _WINDOWS)
-    return Windows(ids, first_scored, lengths, one.cut, one.bos)
+    mask = tensors[_MASK].bool() if _MASK in tensors else None
+    return Windows(ids, first_scored, lengths, one.cut, one.bos, mask, one.notes)
 
 
 def signed_identity(identity: Mapping[str, Any], pack: Pack) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def added_divergence(
     body = reference.facts["body"]
     dtype = getattr(torch, reference.facts["dtype"])
     narrow: OutputHead = load_output_head(directory, body, dtype, str(exact.device))
-    tile, count = choose_tile([exact]), min(largest, len(targets))
+    tile, count = choose_tile([narrow, exact]), min(largest, len(targets))
     total = 0.0
     with torch.inference_mode():
         for part in token_parts(count, tile.tokens):

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qsweep.base import numbers
-from qsweep.evaluate.verdicts import is_open
+from qsweep.base.contents import is_number
+from qsweep.evaluate.metrics import student_t
+from qsweep.evaluate.verdicts import is_open, verdict_by_kld
 from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.columns.column import figures
 from qsweep.results.expert_coverage import expert_coverage
+from qsweep.results.flips import all_flips, share
 from qsweep.results.record import Measurement, Record, Row
 
 # Instead of a verdict, where no dense model can be made of a file.
@@ -78,6 +81,43 @@ def status_word(record: Record, measurement: Measurement | None = None) -> str:
     if measurement is None or not measurement.verdict:
         return "finished"
     return measurement.verdict + "?" * bool(verdict_open(Row(record, measurement)))
+
+
+def kld_verdict(row: Row) -> str | None:
+    """The verdict by the divergence; None where there is none, or no verdict at all."""
+    found = figures(row, "measurement")
+    judged = row.measurement is not None and row.measurement.verdict and not row.record.reference
+    return verdict_by_kld(found["kld"]) if judged and is_number(found.get("kld")) else None
+
+
+def flipped(name: str) -> Callable[[Row], Any]:
+    """A figure of the answers that went from right to wrong or back, over all tasks of a trial."""
+    return lambda row: getattr(all_flips(row.record), name, None)
+
+
+def flips(row: Row) -> str:
+    """The share of answers that flipped, with its interval."""
+    found = all_flips(row.record)
+    return "" if found is None else share(found.flips, *found.ends)
+
+
+def both_verdicts(row: Row) -> str:
+    """The verdict by the divergence, ``?`` where it is open, and the ratio's if that is another."""
+    word = kld_verdict(row)
+    if word is None or row.measurement is None:
+        return ""
+    other = row.measurement.verdict
+    return word + "?" * _open_by_kld(row.measurement) + (f" ≠ {other}" if other != word else "")
+
+
+def _open_by_kld(measurement: Measurement) -> bool:
+    """Whether the divergence's 95 % interval, kld ± t·se over windows, straddles a bound."""
+    kld, error = (measurement.metrics.get(name) for name in ("kld", "kld_stderr"))
+    windows: Any = measurement.facts.get("windows")
+    if kld is None or error is None or not is_number(windows) or windows < 2:
+        return True
+    half = student_t(int(windows) - 1) * error
+    return verdict_by_kld(kld - half) != verdict_by_kld(kld + half)
 
 
 def no_verdict(row: Row) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsweep.base import numbers
-from qsweep.evaluate.metrics import QUANTILES, QUARTERS
+from qsweep.evaluate.metrics import FIFTHS, QUANTILES, QUARTERS
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -44,6 +44,7 @@ def retention(capability: str) -> Column:
 
 
 QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
+FIFTH_WORDS = dict(zip(FIFTHS, ("lowest", "low", "middle", "high", "highest"), strict=True))
 QUANTILE_WORDS = dict(zip(
     QUANTILES, ("median", "90th percentile", "99th percentile", "99.9th percentile", "largest"),
     strict=True,
@@ -90,6 +91,10 @@ def served(name: str, what: str, beyond: str, heading: str) -> tuple[Column, ...
             f"top1_agreement_{name}", f"how often the reference's token is preferred with {what} as "
             "served", unit="share", better="up", needs=needs, csv=True, text=numbers.percent),
         of_measurement(f"top1_agreement_{name}_stderr", "its standard error, over windows"),
+        of_measurement(
+            f"ear_{name}", f"expected acceptance rate with {what} as served", unit="share",
+            better="up", needs=needs, text=derived.fixed(4)),
+        of_measurement(f"ear_{name}_stderr", "its standard error, over windows"),
         of_measurement(
             f"true_prob_rms_{name}", "root mean square change of the true token's probability with "
             f"{what} as served"),
@@ -226,6 +231,17 @@ KLD_QUARTERS = tuple(add(of_measurement(
     f"kld_{name}", f"the same over the {words} quarter of the windows' positions, nats", unit="nat",
     needs="set eval.divergence=true", csv=True, text=derived.significant(3)))
     for name, words in QUARTER_WORDS.items())
+KLD_FIFTHS = tuple(add(of_measurement(
+    f"kld_{name}", f"the same over the fifth of the tokens where the reference's entropy is {words}, "
+    "nats", unit="nat", needs="set eval.divergence=true", csv=True, text=derived.significant(3)))
+    for name, words in FIFTH_WORDS.items())
+EAR = add(of_measurement(
+    "ear", "expected acceptance rate, 1 - half of the sum of |p - q|, mean per token ± standard error: "
+    "how often a token drawn from it would pass for one of the reference's", unit="share", better="up",
+    needs="set eval.divergence=true", csv=True, error="ear_stderr", best=True,
+    view=("metrics", 17), hover=("acceptance", 8), tables={
+        t: Shown("EAR", optional=True) for t in ("markdown", "html", "card")}))
+EAR_STDERR = add(of_measurement("ear_stderr", "its standard error, over windows", csv=True))
 KLD_FLOOR_DTYPE = add(of_measurement(
     "kld_floor_dtype", "mean |KLD| of the reference in the run's dtype from itself in float32",
     unit="nat"))
@@ -250,6 +266,9 @@ KLD_NATIVE = add(of_speed(
     better="down", needs="set eval.kld_native=true", csv=True, error="kld_native_stderr",
     tables={"own_run": "KLD"}))
 KLD_NATIVE_STDERR = add(of_speed("kld_native_stderr", "its standard error, over windows"))
+EAR_NATIVE = add(of_speed(
+    "ear_native", "expected acceptance rate of that run", unit="share", better="up",
+    needs="set eval.kld_native=true", text=derived.fixed(4)))
 TOP1_AGREEMENT_NATIVE = add(of_speed(
     "top1_agreement_native", "how often that run prefers the reference's token", unit="share",
     csv=True, text=numbers.percent, tables={"own_run": "top-1"}))
@@ -281,6 +300,11 @@ VERDICT = add(Column(
     hover=("verdict", 2), view=("tags", 5),
     sort=lambda row: -1 if row.record.reference else PPL_RATIO.get(row),
     tables={t: "verdict" for t in ("terminal", "markdown", "html", "card", "search")}))
+KLD_VERDICT = add(Column(
+    "kld_verdict", "by the KLD, in the verdict's words; ? where its 95 % interval straddles a bound; "
+    "behind a ≠ the verdict by the ratio, where that is another", "measurement",
+    derived.kld_verdict, csv=True, write=derived.both_verdicts,
+    tables={t: Shown("by KLD", optional=True) for t in ("markdown", "html", "card")}))
 VERDICT_OPEN = add(Column(
     "verdict_open", "whether the ratio's interval straddles a bound", "measurement",
     derived.verdict_open, csv=True))
@@ -430,6 +454,18 @@ ARTIFACT = add(Column(
     "artifact", "the folder with what was made", "artifact",
     lambda row: row.record.artifact and row.record.artifact.path, csv=True))
 
+FLIPS = add(Column(
+    "flips", "share of all right or wrong answers of its tasks that are wrong where the reference's is "
+    "right, or right where that is wrong, 95 % interval", "trial", derived.flipped("flips"), "share",
+    "down", "name tasks in eval.tasks", figure=True, csv=True, text=numbers.percent,
+    write=derived.flips))
+LOST = add(Column(
+    "lost", "how many of them the reference alone had right", "trial", derived.flipped("lost"),
+    figure=True, csv=True))
+GAINED = add(Column(
+    "gained", "how many of them it alone has right", "trial", derived.flipped("gained"),
+    figure=True, csv=True))
+
 SCORE = add(of_result("task", "score", "the task's score", unit="share"))
 TASK_P = add(of_result("task", "p", "p of no difference to the reference, not corrected"))
 RETENTION = add(of_result("capability", "retention",
@@ -441,6 +477,16 @@ for _name, _meaning in {
     "p": "p of no difference, not corrected",
 }.items():
     add(of_result("capability", _name, _meaning))
+for _of in ("task", "capability"):
+    for _name, _meaning in {
+        "lost": "answers that the reference alone had right",
+        "gained": "answers that it alone has right",
+        "flips": "share of all answers that are either",
+        "flips_low": "low end of its 95 % interval",
+        "flips_high": "high end of its 95 % interval",
+        "changed": "share of answers by another choice than the reference's, from wrong to wrong too",
+    }.items():
+        add(of_result(_of, _name, _meaning))
 
 # The columns that were promised, in their order; more may follow.
 PROMISED = tuple((
@@ -461,6 +507,6 @@ CSV_ORDER = (*PROMISED, *(
     "peer_kld_difference_high dequantized_from number_format native_on "
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
     "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short "
-    "rank_first rank_last silent"
-).split())
+    "rank_first rank_last silent ear ear_stderr kld_verdict flips lost gained "
+).split(), *(column.name for column in KLD_FIFTHS))
 # fmt: on

@@ -5,6 +5,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.results.columns.table import RETENTION
+from qsweep.results.flips import HEADINGS, MEANING, flips_lines
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel
 from qsweep.results.html.theme import colour_by
@@ -125,6 +126,22 @@ def panel(group: Group) -> Panel | None:
                 },
             ],
         },
+    )
+
+
+def changed_answers(group: Group) -> Panel | None:
+    """How many answers went from right to wrong and back, where tasks were run."""
+    lines = flips_lines((row.label, row.record) for row in group.quantized)
+    if not lines:
+        return None
+    return Panel(
+        id="flips",
+        title="Answers that changed",
+        note=MEANING.replace("*", ""),
+        headings=HEADINGS,
+        lines=lines,
+        wide=True,
+        folded=True,
     )
 
 

@@ -96,6 +96,7 @@ def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
         across.calibration(group),
         calibration_size(group),
         capabilities.panel(group),
+        capabilities.changed_answers(group),
         served.stages(group),
         served.quarters(group),
         costs.speed(group),

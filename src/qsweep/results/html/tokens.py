@@ -1,7 +1,6 @@
-"""Where divergence sits: its distribution over tokens, and by the reference's confidence."""
+"""Where divergence sits: its distribution over tokens, and among tokens that are alike."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base import numbers
@@ -10,6 +9,7 @@ from qsweep.results.columns.table import KLD, KLD_MEDIAN, KLD_P99, PPL_RATIO
 from qsweep.results.html.data import Group, front, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
 from qsweep.results.html.theme import colour_by
+from qsweep.results.html.token_bins import ARRAYS, Tokens, by_confidence, by_entropy, by_position
 from qsweep.results.record import Row
 
 if TYPE_CHECKING:
@@ -17,35 +17,36 @@ if TYPE_CHECKING:
 
 # Arrays are large (3 MB per 335k tokens), and more curves than this cannot be told apart.
 _TRIALS = 6
-_CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-# Below this many tokens a quantile of a bin would be one token's own value.
-_FEW = 30
-_LEAST = 1e-6
+_NEEDED = {"token_kld", "reference_confidence"}
 # From where on a token counts as diverging, in nats.
 _EDGE = 1e-5
 
 
 def divergence_by_token(group: Group, find: FindArrays = stored_arrays) -> list[Panel]:
-    """Two panels: the distribution of KLD over tokens, and its size by confidence."""
-    found: list[tuple[Row, np.ndarray, np.ndarray]] = []
+    """Panels of the distribution of KLD over tokens, and of its size among tokens that are alike."""
+    found: list[Tokens] = []
     for row in _candidates(group.quantized):
         if len(found) == _TRIALS:
             break
         measurement = row.record.primary
         path = find(row.record, measurement) if measurement else None
-        if path is not None and (arrays := _read(path)) is not None:
-            found.append((row, *arrays))
+        if path is not None and (arrays := read_arrays(path, *ARRAYS)) and arrays.keys() >= _NEEDED:
+            found.append(Tokens(row, arrays))
     if not found:
         return _gone(group)
-    names = [row.label for row, *_ in found]
-    shares = [s for row, kld, _ in found for s in _shares(row.label, kld)]
-    quantiles = [q for row, kld, sure in found for q in _by_confidence(row.label, kld, sure)]
+    names = [one.row.label for one in found]
+    shares = [share for one in found for share in _shares(one.row.label, one.kld)]
     few = "" if len(group.quantized) <= len(found) else f", {len(names)} trials of the sweep"
-    return [_distribution(found, shares, names, few), *_confidences(quantiles, names)]
+    return [
+        _distribution(found, shares, names, few),
+        *by_confidence(found),
+        *by_entropy(found),
+        *by_position(found),
+    ]
 
 
 def _distribution(
-    found: "Sequence[tuple[Row, np.ndarray, np.ndarray]]",
+    found: Sequence[Tokens],
     shares: list[dict[str, Any]],
     names: list[str],
     few: str,
@@ -61,32 +62,12 @@ def _distribution(
         title="Divergence by token",
         note=f"How many tokens diverge by more than x{few}: an average hides the tail.",
         alt="; ".join(
-            f"{row.label}: median {numbers.divergence(KLD_MEDIAN.get(row))}, "
-            f"99th percentile {numbers.divergence(KLD_P99.get(row))} nats"
-            for row, *_ in found
+            f"{one.row.label}: median {numbers.divergence(KLD_MEDIAN.get(one.row))}, "
+            f"99th percentile {numbers.divergence(KLD_P99.get(one.row))} nats"
+            for one in found
         ),
         spec=_tail(shares, names),
     )
-
-
-def _confidences(quantiles: list[dict[str, Any]], names: list[str]) -> list[Panel]:
-    if not quantiles:
-        return []
-    return [
-        Panel(
-            id="confidence",
-            title="Divergence by the reference's confidence",
-            note=(
-                "Median of KLD (point) and its middle 90 % (bar) among tokens by the probability "
-                "that the reference gives its favourite: damage where it was sure flips answers."
-            ),
-            alt="; ".join(
-                f"{q['label']} at {q['bin']}: median {numbers.divergence(q['median'])}"
-                for q in quantiles
-            ),
-            spec=_confidence(quantiles, names),
-        )
-    ]
 
 
 def _gone(group: Group) -> list[Panel]:
@@ -113,15 +94,6 @@ def _candidates(rows: Sequence[Row]) -> list[Row]:
     return list(chosen.values())[: 3 * _TRIALS]
 
 
-def _read(path: Path) -> "tuple[np.ndarray, np.ndarray] | None":
-    found = read_arrays(path, "token_kld", "reference_confidence")
-    return (
-        None
-        if found is None or len(found) < 2
-        else (found["token_kld"], found["reference_confidence"])
-    )
-
-
 def _shares(label: str, kld: "np.ndarray") -> list[dict[str, Any]]:
     import numpy as np
 
@@ -133,21 +105,6 @@ def _shares(label: str, kld: "np.ndarray") -> list[dict[str, Any]]:
         for edge, count in zip(edges, more, strict=True)
         if count
     ]
-
-
-def _by_confidence(label: str, kld: "np.ndarray", sure: "np.ndarray") -> list[dict[str, Any]]:
-    import numpy as np
-
-    made = []
-    for low, high in zip(_CONFIDENCE[:-1], _CONFIDENCE[1:], strict=True):
-        inside = kld[(sure >= low) & ((sure < high) | (high == 1.0))]
-        if len(inside) >= _FEW:
-            ends = np.maximum(np.quantile(inside, [0.05, 0.5, 0.95]), _LEAST)
-            values = dict(zip(("p5", "median", "p95"), map(float, ends), strict=True))
-            made.append(
-                {"label": label, "bin": f"{low:g}-{high:g}", "tokens": len(inside), **values}
-            )
-    return made
 
 
 def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
@@ -182,46 +139,4 @@ def _tail(values: list[dict[str, Any]], names: list[str]) -> Spec:
                 {"field": "share", "format": ".3~%", "title": "share of tokens"},
             ],
         },
-    }
-
-
-def _confidence(values: list[dict[str, Any]], names: list[str]) -> Spec:
-    x = {
-        "field": "bin",
-        "type": "ordinal",
-        "title": "the reference's highest probability",
-        "axis": {"labelAngle": 0},
-    }
-    offset = {"xOffset": {"field": "label", "type": "nominal", "scale": {"domain": names}}}
-    scale = {"type": "log", "nice": False}
-    y = {
-        "type": "quantitative",
-        "scale": scale,
-        "axis": {"format": "~g", "tickCount": 6},
-        "title": "KLD, nats, log scale",
-    }
-    return {
-        "height": 300,
-        "data": {"values": values},
-        "encoding": {"x": x, **offset, "color": colour_by("label", names)},
-        "layer": [
-            {
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {"y": {"field": "p5", **y}, "y2": {"field": "p95"}},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                "encoding": {
-                    "y": {"field": "median", **y},
-                    "tooltip": [
-                        {"field": "label", "title": "trial"},
-                        {"field": "bin", "title": "confidence"},
-                        {"field": "tokens", "title": "tokens"},
-                        {"field": "p5", "format": ".2g", "title": "5th percentile"},
-                        {"field": "median", "format": ".2g", "title": "median"},
-                        {"field": "p95", "format": ".2g", "title": "95th percentile"},
-                    ],
-                },
-            },
-        ],
     }

@@ -1,0 +1,53 @@
+"""Begins of texts, for the reference to go on from: the first tokens, or a conversation's question."""
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from qsweep.base.errors import ConfigError
+from qsweep.text.chat_template import ChatTemplate
+from qsweep.text.windows import bos_ids, bos_rule, token_ids
+
+MOST = 128
+"""As many prompts are taken of a text, its first."""
+_TOKENS = 32
+
+
+def prompts(
+    documents: Sequence[str],
+    tokenizer: Any,
+    room: int,
+    model_type: str = "",
+    *,
+    conversations: bool = False,
+) -> list[list[int]]:
+    """What the reference goes on from, as token ids.
+
+    Args:
+        documents: Texts, of which the first 32 tokens are taken, or conversations as of
+            :func:`~qsweep.text.conversations.to_document`, of which all before the first answer.
+        tokenizer: The reference model's own transformers tokenizer.
+        room: Longer ones are left out, in tokens.
+        model_type: As in the model's ``config.json``.
+        conversations: Which of the two the documents are.
+
+    Raises:
+        ConfigError: None is short enough, or there is no text.
+    """
+    start = bos_ids(tokenizer) if bos_rule(tokenizer, model_type) != "none" else []
+    template = ChatTemplate(tokenizer, start)
+
+    def begin(document: str) -> list[int]:
+        if conversations:
+            return template.question(json.loads(document))
+        ids = token_ids(document, tokenizer)[:_TOKENS]
+        return [*start, *ids] if ids else []
+
+    found = (ids for document in documents if 0 < len(ids := begin(document)) <= room)
+    if not (taken := list(islice(found, MOST))):
+        raise ConfigError(
+            f"no begin of a document is of 1 to {room} tokens, which is what the model's context "
+            "leaves of it; lower new_tokens, or choose another text"
+        )
+    return taken
