@@ -7,6 +7,7 @@ from qsweep.base import numbers
 from qsweep.evaluate.pairs import holm
 from qsweep.results.alignment import alignment_markdown
 from qsweep.results.labels import with_distinct_names
+from qsweep.results.long_answers import long_markdown
 from qsweep.results.record import CapabilityResult, Record
 from qsweep.tasks.capabilities import MARGIN, verdict
 from qsweep.tasks.task import CAPABILITIES, COUNTED
@@ -49,7 +50,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     if has_tasks(records):
         named = with_distinct_names(records)
         parts += [_introduction(), _kept(named, adjusted, table), _in_words(named, adjusted)]
-        parts += [_tasks(named, table), _noted(named), _missing(named)]
+        parts += [_tasks(named, table), long_markdown(named), _noted(named), _missing(named)]
     parts.append(alignment_markdown(records))
     parts = [part for part in parts if part]
     return (

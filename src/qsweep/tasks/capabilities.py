@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.evaluate.metrics import quality
+from qsweep.tasks.long.answers import LongAnswers
+from qsweep.tasks.long.compare import compare_long
 from qsweep.tasks.significance import (
     REPLICATES,
     Interval,
@@ -35,12 +37,14 @@ class Comparison:
         retention: Bootstrap replicates of what was kept; None where the reference is at chance.
         difference: Replicates of the score's difference; None for a perplexity.
         pairs: The two models' scores, sample by sample.
+        long: The two models' long answers, by part.
     """
 
     summary: dict[str, Any]
     retention: "NDArray | None" = None
     difference: "NDArray | None" = None
     pairs: tuple[tuple[float, float], ...] = ()
+    long: tuple[tuple[LongAnswers, LongAnswers], ...] = ()
 
 
 def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
@@ -79,13 +83,16 @@ def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
     summary |= _named("difference", interval(score - expected, difference))
     summary["p"], summary["test"] = paired_p(own, base)
     pairs = tuple(zip(own, base, strict=True))
+    long = tuple((a.long, b.long) for a, b in parts if a.long and b.long)
+    if long:
+        summary["long"] = asdict(compare_long([long]))
     if not summary["measurable"]:
-        return Comparison(summary, None, difference, pairs)
+        return Comparison(summary, None, difference, pairs, long)
     # Replicates in which the reference comes near chance would be divided by nearly nothing.
     room = (base_means - chance).clip(min=0.01)
     kept = (means - chance) / room
     summary |= _named("retention", interval((score - chance) / (expected - chance), kept))
-    return Comparison(summary, kept, difference, pairs)
+    return Comparison(summary, kept, difference, pairs, long)
 
 
 def _compare_nll(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.metrics import QUANTILES, QUARTERS
+from qsweep.results import long_answers
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -42,6 +43,8 @@ def retention(capability: str) -> Column:
         tables={"html": capability},
     )  # fmt: skip
 
+
+LONG = "add eval=long"
 
 QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
 QUANTILE_WORDS = dict(zip(
@@ -274,6 +277,37 @@ WORST_CAPABILITY = add(Column(
 WORST_RETENTION = add(Column(
     "worst_retention", "how much of it", "trial", derived.field_of("suffers_most", "retention"),
     "share", csv=True, text=numbers.percent))
+LONG_LENGTH_RATIO = add(Column(
+    "long_length_ratio", "tokens of its long answers / the reference's, paired 95 % interval over "
+    "problems and samples", "trial", derived.field_of("long", "length_ratio"), figure=True,
+    csv=True, text=numbers.ratio, write=long_answers.ratio_cell,
+    tables={t: Shown("answer length", optional=True) for t in ("markdown", "html")}))
+LONG_LENGTH_RATIO_LOW = add(Column(
+    "long_length_ratio_low", "low end of that interval", "trial",
+    derived.field_of("long", "length_ratio_low"), csv=True))
+LONG_LENGTH_RATIO_HIGH = add(Column(
+    "long_length_ratio_high", "high end of that interval", "trial",
+    derived.field_of("long", "length_ratio_high"), csv=True))
+TRUNCATED = add(Column(
+    "truncated", "share of its long answers that ran into the most tokens that were allowed", "trial",
+    derived.field_of("long", "truncated"), "share", "down", LONG, figure=True, csv=True,
+    text=numbers.percent, tables={"html": Shown("truncated", optional=True)}))
+LOOPS = add(Column(
+    "loops", "share of its long answers that end in a loop", "trial",
+    derived.field_of("long", "loops"), "share", "down", LONG, figure=True, csv=True,
+    text=numbers.percent, tables={"html": Shown("loops", optional=True)}))
+DIVERGENCE_TOKEN = add(Column(
+    "divergence_token", "the token before which half of its greedy answers have departed from the "
+    "reference's (Kaplan-Meier), 95 % interval; empty where fewer have", "trial",
+    derived.field_of("long", "divergence_token"), "token", "up", LONG, figure=True, csv=True,
+    write=long_answers.divergence_cell,
+    tables={t: Shown("parts at token", optional=True) for t in ("markdown", "html")}))
+DIVERGENCE_TOKEN_LOW = add(Column(
+    "divergence_token_low", "low end of that interval", "trial",
+    derived.field_of("long", "divergence_token_low"), "token", csv=True))
+DIVERGENCE_TOKEN_HIGH = add(Column(
+    "divergence_token_high", "high end of that interval", "trial",
+    derived.field_of("long", "divergence_token_high"), "token", csv=True))
 VERDICT = add(Column(
     "verdict", "by the ratio; ? where its interval straddles a bound", "measurement",
     derived.measured("verdict"),
