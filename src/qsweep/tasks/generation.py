@@ -168,13 +168,14 @@ def _way(lm: TextModel, asks: Sequence[Ask], sampling: Sampling, size: int) -> t
     that go by the length are the longest row's. Beyond that, the longest and the shortest prompt are
     tried together and alone.
     """
-    order = sorted({ask.prompt for ask in asks}, key=len)
+    steps = min(_CHECKED_STEPS, max((ask.new for ask in asks), default=1))
+    # Only those that have room for the steps that are tried.
+    order = sorted({ask.prompt for ask in asks if ask.new >= steps}, key=len)
     recurrent = is_recurrent(lm.model)
     cached = not asks or not recurrent or _runs_cached(lm, order[0])
     batch = partial(_in_batches, lm, sampling, cached)
     if size == 1 or len(asks) < 2:
         return partial(batch, True), size
-    steps = min(_CHECKED_STEPS, *(ask.new for ask in asks))
     by_batch = partial(batches.first_steps, lm, steps=steps, cached=cached)
     if not recurrent and not any(rope_boundaries(lm.model.config.get_text_config())):
         ends = [order[-1], order[0]]
@@ -184,7 +185,7 @@ def _way(lm: TextModel, asks: Sequence[Ask], sampling: Sampling, size: int) -> t
         if _match_alone(lm, ends, by_batch, by_batch):
             return partial(batch, True), size
     alike = [p for p in pairwise(order) if len(p[0]) == len(p[1])]
-    alike += [(order[0], order[0])] * (len(order) < len(asks))
+    alike += [(order[0], order[0])] * (len({ask.prompt for ask in asks}) < len(asks))
     together = bool(alike) and _match_alone(lm, alike[0], by_batch, by_batch)
     return partial(batch, False), size if together else 1
 

@@ -46,6 +46,7 @@ def survival(times: Sequence[int], departed: Sequence[bool]) -> Survival:
         times: Tokens until the departure, or until the answer was over.
         departed: Whether it was a departure.
     """
+    import numpy
     from scipy.stats import CensoredData, ecdf
 
     seen = [time for time, event in zip(times, departed, strict=True) if event]
@@ -53,12 +54,13 @@ def survival(times: Sequence[int], departed: Sequence[bool]) -> Survival:
         return Survival((), (), None, None, None)
     held = [time for time, event in zip(times, departed, strict=True) if not event]
     found = ecdf(CensoredData(uncensored=seen, right=held)).sf
-    around = found.confidence_interval(_LEVEL, method="log-log")
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        around = found.confidence_interval(_LEVEL, method="log-log")
     steps = [n for n, time in enumerate(found.quantiles) if time in set(seen)]
 
     def falls_to_half(shares: Sequence[float]) -> int | None:
-        # A bound that is not defined (at the curve's very end) has not fallen.
-        below = (int(found.quantiles[n]) for n in steps if float(shares[n]) <= 0.5)
+        # A bound is not defined where no answer is left: there the curve itself is 0.
+        below = (int(found.quantiles[n]) for n in steps if not float(shares[n]) > 0.5)
         return next(below, None)
 
     return Survival(
