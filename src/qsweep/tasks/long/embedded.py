@@ -195,5 +195,8 @@ class EmbeddedLong:
             sizes = (len(self._prompt(p, lm)) + self._needed(p, lm) for p in asked)
             return max(sizes) <= lm.max_length
 
-        steps = next((n for n in range(self.steps - 1, 0, -1) if fits(n)), 0)
-        return f"; set eval.steps={steps} or fewer" if steps else ""
+        fitting, too_many = 0, self.steps
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            fitting, too_many = (middle, too_many) if fits(middle) else (fitting, middle)
+        return f"; set eval.steps={fitting} or fewer" if fitting else ""

@@ -56,18 +56,19 @@ def totals(rng: random.Random, steps: int) -> Problem:
 def lists(rng: random.Random, steps: int) -> Problem:
     """Operations on a short list of digits; the list after each is to be written down."""
     state = tuple(rng.sample(range(1, 10), 4))
-    start, asked, lines, states = state, [], [], []
+    start = before = state
+    asked, lines, states = [], [], []
     for _ in range(steps):
-        digit = rng.randint(1, 9)
+        # Digits that are all different: then every operation changes something.
+        digit = rng.choice([n for n in range(1, 10) if n not in state])
         fair = [
             name
             for name, change in _CHANGES.items()
-            # One that changes nothing asks for nothing, and one that undoes the last turns in circles.
-            if _SHORTEST <= len(after := change(state, digit)) <= _LONGEST
-            and after not in (state, states[-2] if len(states) > 1 else start)
+            # One that undoes the last would turn in circles.
+            if _SHORTEST <= len(after := change(state, digit)) <= _LONGEST and after != before
         ]
         name = rng.choice(fair)
-        state = _CHANGES[name](state, digit)
+        before, state = state, _CHANGES[name](state, digit)
         asked.append(name.format(digit))
         lines.append(f"{asked[-1]}: {' '.join(map(str, state))}")
         states.append(state)

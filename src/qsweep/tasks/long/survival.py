@@ -7,6 +7,7 @@ on the log-log scale; the median's interval is where the curve's own crosses one
 Crowley, Biometrics 38, 1982).
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ def survival(times: Sequence[int], departed: Sequence[bool]) -> Survival:
         return Survival((), (), None, None, None)
     held = [time for time, event in zip(times, departed, strict=True) if not event]
     found = ecdf(CensoredData(uncensored=seen, right=held)).sf
-    with numpy.errstate(divide="ignore", invalid="ignore"):
+    with warnings.catch_warnings(), numpy.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")  # that a bound is not defined where no answer is left
         around = found.confidence_interval(_LEVEL, method="log-log")
     steps = [n for n, time in enumerate(found.quantiles) if time in set(seen)]
 
