@@ -6,6 +6,7 @@ import pytest
 
 from helpers.records import reference, trial
 from helpers.typed import typed
+from qsweep.base.errors import ConfigError
 from qsweep.results.capabilities import capabilities_markdown
 from qsweep.results.columns.table import DIVERGENCE_TOKEN, LONG_LENGTH_RATIO
 from qsweep.results.columns.views import searchable
@@ -111,7 +112,12 @@ def test_capabilities_have_a_line_for_each_task_and_trial():
     assert "## Long answers" not in capabilities_markdown("s", typed(RECORDS[3:]))
 
 
-def test_a_search_may_aim_at_them():
-    assert searchable()["divergence_token"].better == "up"
+def test_a_search_may_aim_at_them_where_they_are_measured():
     assert searchable()["loops"].better == searchable()["truncated"].better == "down"
-    check_measured({"loops": "search.objective"}, EvalConfig(tasks=("long",)))
+    # Where fewer than half depart there is no such token: the best trials have none.
+    assert "divergence_token" not in searchable()
+    aims = {"loops": "search.objective"}
+    with pytest.raises(ConfigError, match="loops is not measured; add eval=long"):
+        check_measured(aims, EvalConfig(tasks=("mmlu",)))
+    for tasks in (("long",), ("mmlu", "long_gsm8k")):
+        check_measured(aims, EvalConfig(tasks=tasks))

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.tasks.long.answers import LongAnswers
 from qsweep.tasks.long.compare import compare_long
 from qsweep.tasks.long.survival import departure, survival
+from qsweep.tasks.long_answers import LongAnswers
 from qsweep.tasks.significance import REPLICATES, resampled_means
 
 

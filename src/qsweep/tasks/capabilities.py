@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.evaluate.metrics import quality
-from qsweep.tasks.long.answers import LongAnswers
 from qsweep.tasks.long.compare import compare_long
+from qsweep.tasks.long_answers import LongAnswers
 from qsweep.tasks.significance import (
     REPLICATES,
     Interval,

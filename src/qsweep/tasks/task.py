@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_bytes, write_json
 from qsweep.base.progress import Progress
-from qsweep.tasks.long.answers import LongAnswers
+from qsweep.tasks.long_answers import LongAnswers
 
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel

@@ -299,7 +299,7 @@ LOOPS = add(Column(
 DIVERGENCE_TOKEN = add(Column(
     "divergence_token", "the token before which half of its greedy answers have departed from the "
     "reference's (Kaplan-Meier), 95 % interval; empty where fewer have", "trial",
-    derived.field_of("long", "divergence_token"), "token", "up", LONG, figure=True, csv=True,
+    derived.field_of("long", "divergence_token"), "token", figure=True, csv=True,
     write=long_answers.divergence_cell,
     tables={t: Shown("parts at token", optional=True) for t in ("markdown", "html")}))
 DIVERGENCE_TOKEN_LOW = add(Column(

@@ -7,8 +7,8 @@ from typing import Any
 from qsweep.base.contents import is_number
 from qsweep.tasks.batches import end_tokens
 from qsweep.tasks.generation import answers, cut
-from qsweep.tasks.long.answers import LongAnswers
 from qsweep.tasks.long.loops import ends_in_loop
+from qsweep.tasks.long_answers import LongAnswers
 from qsweep.tasks.requests import Answer, Ask, Sampling
 from qsweep.tasks.text_model import TextModel
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from qsweep.base.errors import ArtifactCorrupt
-from qsweep.tasks.long.answers import LongAnswers
 from qsweep.tasks.long.survival import departure, survival
+from qsweep.tasks.long_answers import LongAnswers
 from qsweep.tasks.significance import REPLICATES, Interval, interval, resampled_means
 
 Pairs = Sequence[tuple[LongAnswers, LongAnswers]]
