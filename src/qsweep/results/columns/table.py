@@ -289,7 +289,7 @@ LONG_LENGTH_RATIO_HIGH = add(Column(
     "long_length_ratio_high", "high end of that interval", "trial",
     derived.field_of("long", "length_ratio_high"), csv=True))
 TRUNCATED = add(Column(
-    "truncated", "share of its long answers that ran into the most tokens that were allowed", "trial",
+    "truncated", "share of its long answers that ran into the most tokens allowed", "trial",
     derived.field_of("long", "truncated"), "share", "down", LONG, figure=True, csv=True,
     text=numbers.percent, tables={"html": Shown("truncated", optional=True)}))
 LOOPS = add(Column(
@@ -297,8 +297,8 @@ LOOPS = add(Column(
     derived.field_of("long", "loops"), "share", "down", LONG, figure=True, csv=True,
     text=numbers.percent, tables={"html": Shown("loops", optional=True)}))
 DIVERGENCE_TOKEN = add(Column(
-    "divergence_token", "the token before which half of its greedy answers have departed from the "
-    "reference's (Kaplan-Meier), 95 % interval; empty where fewer have", "trial",
+    "divergence_token", "token before which half of its greedy answers left the reference's "
+    "(Kaplan-Meier); empty: fewer have", "trial",
     derived.field_of("long", "divergence_token"), "token", figure=True, csv=True,
     write=long_answers.divergence_cell,
     tables={t: Shown("parts at token", optional=True) for t in ("markdown", "html")}))
