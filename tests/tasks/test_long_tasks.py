@@ -19,7 +19,8 @@ from qsweep.tasks.run import TaskPlan, missing, run_tasks, task_records
 from qsweep.tasks.suite import find_tasks
 from qsweep.tasks.task import TaskOptions, TaskUnavailable, read_result, save_result
 
-FEW = TaskOptions(limit=3, samples=2, steps=3, num_fewshot=1)
+FEW = TaskOptions(limit=3, samples=2, steps=2, num_fewshot=1, max_new_tokens=48)
+ROOMY = replace(FEW, max_new_tokens=None)
 
 
 def load(path):
@@ -109,21 +110,15 @@ def test_what_is_asked_beside_it_changes_no_sample(results, lm):
     assert [of[:1] for of in whole.lengths[:2]] == fewer.long.lengths
 
 
-def test_right_words_get_a_full_score(lm, monkeypatch):
+def test_right_words_get_a_full_score(results, lm, monkeypatch):
     from qsweep.tasks.long import asking
 
     task = EmbeddedLong("long_totals", FEW)
-    asked = task._problems(3)
-
-    def perfect(lm, asks, ids, sampling, samples, progress):
-        said = original(lm, asks, ids, sampling, samples, progress)
-        texts = [[problem.answer, "\n".join(problem.lines[:2])] for problem in asked]
-        return asking.Said(said.kept, [of[0] for of in texts], texts)
-
-    original = asking.ask
-    monkeypatch.setattr(asking, "ask", perfect)
+    texts = [[problem.answer, problem.lines[0]] for problem in task._problems(2)]
+    said = asking.Said(results["long_totals"][0].long, [of[0] for of in texts], texts)
+    monkeypatch.setattr(asking, "ask", lambda *_: said)
     found = task.run(lm, silent)
-    assert found.scores == [pytest.approx((1 + 2 / 3) / 2)] * 3
+    assert found.scores == [0.75] * 3
     assert found.facts["solved"] == 0.5 and found.facts["greedy_score"] == 1
 
 
@@ -155,8 +150,8 @@ def test_without_a_file_a_model_says_nothing(tmp_path):
 def test_what_determines_samples_is_in_the_key():
     base = EmbeddedLong("long_totals", FEW).identity()
     for more in (
-        {"samples": 3}, {"steps": 4}, {"max_new_tokens": 99}, {"sampling": {"temperature": 0.9}},
-        {"limit": 5}, {"num_fewshot": 1}, {"chat_template": True},
+        {"samples": 3}, {"steps": 3}, {"max_new_tokens": 99}, {"sampling": {"temperature": 0.9}},
+        {"limit": 5}, {"num_fewshot": 2}, {"chat_template": True},
     ):  # fmt: skip
         assert EmbeddedLong("long_totals", replace(FEW, **more)).identity() != base, more
     assert EmbeddedLong("long_totals", replace(FEW, unsafe_code=True)).identity() == base
@@ -193,30 +188,30 @@ def test_too_few_new_tokens_name_how_many_it_takes(lm):
 
 def test_a_context_without_room_names_the_steps_that_fit(lm):
     small = LanguageModel(lm.model, lm.tokenizer, 320)
-    task = EmbeddedLong("long_lists", replace(FEW, steps=40))
+    task = EmbeddedLong("long_lists", replace(ROOMY, steps=40))
     with pytest.raises(QsweepError, match="a problem of 40 steps and its answer take") as error:
         task.run(small, silent)
     line = str(error.value)
     assert "\n" not in line and "the model's context has 320; set eval.steps=" in line
     steps = int(line.rpartition("eval.steps=")[2].split()[0])
-    found = EmbeddedLong("long_lists", replace(FEW, steps=steps)).run(small, silent)
+    found = EmbeddedLong("long_lists", replace(ROOMY, steps=steps)).run(small, silent)
     assert found.facts["steps"] == steps < 40
     with pytest.raises(QsweepError, match=f"set eval.steps={steps} or fewer"):
-        EmbeddedLong("long_lists", replace(FEW, steps=steps + 1)).run(small, silent)
+        EmbeddedLong("long_lists", replace(ROOMY, steps=steps + 1)).run(small, silent)
 
 
 def test_a_context_for_nothing_advises_nothing(lm):
     tiny = LanguageModel(lm.model, lm.tokenizer, 24)
     with pytest.raises(QsweepError, match=r"the model's context has 24$"):
-        EmbeddedLong("long_totals", FEW).run(tiny, silent)
+        EmbeddedLong("long_totals", ROOMY).run(tiny, silent)
 
 
 def test_a_context_that_is_nearly_full_gives_shorter_answers(lm):
-    task = EmbeddedLong("long_totals", FEW)
-    asks = task._asks(task._problems(3), lm)
+    task = EmbeddedLong("long_totals", ROOMY)
+    asks = task._asks(task._problems(2), lm)
     longest = max(len(ask.prompt) for ask in asks)
     tight = LanguageModel(lm.model, lm.tokenizer, longest + 60)
-    assert max(len(a.prompt) + a.new for a in task._asks(task._problems(3), tight)) == longest + 60
+    assert max(len(a.prompt) + a.new for a in task._asks(task._problems(2), tight)) == longest + 60
     assert tight.facts["fewer_new_tokens"] > 0
 
 
