@@ -496,5 +496,8 @@ CSV_ORDER = (*PROMISED, *(
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
     "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short "
     "rank_first rank_last silent"
+).split(), *(
+    "long_length_ratio long_length_ratio_low long_length_ratio_high truncated loops "
+    "divergence_token divergence_token_low divergence_token_high"
 ).split())
 # fmt: on
