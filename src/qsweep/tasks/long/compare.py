@@ -73,7 +73,7 @@ def compare_long(tasks: Sequence[Pairs]) -> LongFigures:
         if len(own.greedy) != len(base.greedy):
             raise ArtifactCorrupt("the reference has long answers to other problems")
     every = list(chain.from_iterable(tasks))
-    own, base = zip(*every, strict=True)
+    ours, theirs = [one for one, _ in every], [other for _, other in every]
     ratio = _length_ratio(tasks)
     parted = [
         departure(a, b)
@@ -85,16 +85,16 @@ def compare_long(tasks: Sequence[Pairs]) -> LongFigures:
     step = -(-len(curve.tokens) // _POINTS) or 1
     return LongFigures(
         problems=len(parted),
-        samples=len(_flat(one.lengths for one in own)),
-        length=_mean(one.lengths for one in own),
-        reference_length=_mean(one.lengths for one in base),
+        samples=len(_flat(one.lengths for one in ours)),
+        length=_mean(one.lengths for one in ours),
+        reference_length=_mean(one.lengths for one in theirs),
         length_ratio=ratio.value,
         length_ratio_low=ratio.low,
         length_ratio_high=ratio.high,
-        truncated=_mean(one.truncated for one in own),
-        loops=_mean(one.loops for one in own),
-        reference_truncated=_mean(one.truncated for one in base),
-        reference_loops=_mean(one.loops for one in base),
+        truncated=_mean(one.truncated for one in ours),
+        loops=_mean(one.loops for one in ours),
+        reference_truncated=_mean(one.truncated for one in theirs),
+        reference_loops=_mean(one.loops for one in theirs),
         departed=sum(departed) / len(departed),
         longest=max(times),
         divergence_token=curve.median,
