@@ -134,6 +134,8 @@ def test_right_words_get_a_full_score(results, lm, monkeypatch):
         ({"top_k": 20, "top_p": 0.8}, {"temperature": 1.0, "top_p": 0.8, "top_k": 20}),
         ({"temperature": 0, "top_p": 2, "top_k": -1}, DEFAULTS),
         ({"temperature": "hot", "top_k": True}, DEFAULTS),
+        ({"top_k": 20.0}, {"temperature": 1.0, "top_p": 1.0, "top_k": 20}),
+        ({"top_k": float("inf")}, DEFAULTS),
     ],
 )
 def test_a_model_says_itself_how_it_is_sampled(stated, found, tmp_path):

@@ -33,9 +33,12 @@ def read_prompt(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Kept, Te
     more = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     ids = torch.tensor([list(prompt)], device=model.device)
     found = run(input_ids=ids, past_key_values=cache, use_cache=True, **more)
-    kept = [(layer.keys, layer.values) for layer in cache.layers]
-    if not kept or any(keys is None or keys.shape[2] != len(prompt) for keys, _ in kept):
-        raise ValueError("its layers keep something else than keys and values of every token")
+    kept: Kept = []
+    for layer in cache.layers:
+        keys, values = (getattr(layer, name, None) for name in ("keys", "values"))
+        if keys is None or values is None or keys.shape[2] != len(prompt):
+            raise ValueError("its layers keep something else than keys and values of every token")
+        kept.append((keys, values))
     return kept, found.logits[0, -1].float()
 
 
@@ -51,7 +54,7 @@ class Rows:
     def __init__(self, model: PreTrainedModel, size: int, width: int):
         self._model: Any = model
         self._positions = takes(model, "position_ids")
-        self._size, self.clock = size, width
+        self.clock = width
         self._begins = torch.zeros(size, dtype=torch.int64, device=model.device)
         self._mask = torch.zeros(size, width + _MORE, dtype=torch.int64, device=model.device)
         self._layers: list[_Layer] = []

@@ -40,14 +40,15 @@ def settings(stated: Mapping[str, Any]) -> dict[str, float]:
     fair = {
         "temperature": lambda value: value > 0,
         "top_p": lambda value: 0 < value <= 1,
-        "top_k": lambda value: value >= 0 and value == int(value),
+        "top_k": lambda value: value >= 0 and float(value).is_integer(),
     }
     own = {
         n: stated[n]
         for n, is_fair in fair.items()
         if is_number(stated.get(n)) and is_fair(stated[n])
     }
-    return {**_OFF, **own} if own else dict(DEFAULTS)
+    found = {**_OFF, **own} if own else DEFAULTS
+    return {**found, "top_k": int(found["top_k"])}
 
 
 def ask(
