@@ -45,7 +45,7 @@ store: {remote: null}   store.remote=s3://BUCKET/FOLDER, file:///FOLDER: shared 
 
 also: model.path, model.pack, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
 calibration.num_samples, calibration.max_seq_len, calibration.packing, eval.presets, eval.max_windows, eval.speed,
-eval.tasks, eval.limit, eval.chat_template
+eval.tasks, eval.limit, eval.chat_template, eval.samples, eval.steps, eval.max_new_tokens
 
 --cfg job prints the composed configuration with every option (any can be overridden: gptq's
 damping is quant.damp_percent=0.01), --config-name=NAME runs a file of sweeps/, --hydra-help

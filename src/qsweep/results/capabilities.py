@@ -8,6 +8,7 @@ from qsweep.evaluate.pairs import holm
 from qsweep.results.alignment import alignment_markdown
 from qsweep.results.flips import flips_markdown
 from qsweep.results.labels import with_distinct_names
+from qsweep.results.long_answers import long_markdown
 from qsweep.results.record import CapabilityResult, Record
 from qsweep.tasks.capabilities import MARGIN, verdict
 from qsweep.tasks.task import CAPABILITIES, COUNTED
@@ -53,6 +54,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
         parts += [
             flips_markdown(named, table),
             _tasks(named, table),
+            long_markdown(named),
             _noted(named),
             _missing(named),
         ]

@@ -14,6 +14,7 @@ from qsweep.formats.numbers import FORMATS, NumberFormat
 from qsweep.results.peer import Peer
 from qsweep.results.standing import Standing
 from qsweep.results.tensor_summary import TensorSummary
+from qsweep.tasks.long.compare import LongFigures
 
 Number = int | float
 
@@ -171,6 +172,7 @@ class TaskScore(BesideReference):
         reason: Why it, or a part of it, did not run.
         metric: What a score is: ``acc``, ``perplexity`` and so on.
         score: With ``score_low`` and ``score_high``, its 95 % interval.
+        long: What its answers suffered, if they are long ones.
     """
 
     name: str
@@ -188,6 +190,7 @@ class TaskScore(BesideReference):
     score_low: Number | None = None
     score_high: Number | None = None
     facts: Mapping[str, Any] | None = None
+    long: LongFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +243,7 @@ class Record:
         dequantized_from: What the model was before, such as ``fp8 block 128x128``, where it was
             given quantized alone and its reference is what dequantizing it gives.
         capabilities: By name; None where no tasks were run.
+        long: What long answers suffered, over all tasks that have any.
         tensors: How they are stored; None of the reference, and in records of before it was there.
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
         implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
@@ -268,6 +272,7 @@ class Record:
     tasks: tuple[TaskScore, ...] | None = None
     capabilities: Mapping[str, CapabilityResult] | None = None
     suffers_most: Worst | None = None
+    long: LongFigures | None = None
     quantize_s: Number | None = None
     shared_s: Number | None = None
     calibration_tokens: CalibrationCoverage | None = None

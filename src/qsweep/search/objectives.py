@@ -19,6 +19,7 @@ from qsweep.results.columns.table import (
     KLD,
     KLD_NATIVE,
     KLD_STDERR,
+    LOOPS,
     PPL,
     PPL_RATIO,
     PPL_RATIO_HIGH,
@@ -98,6 +99,7 @@ def check_measured(metrics: Mapping[str, str], evaluation: Any) -> None:
         KLD.needs: evaluation.divergence,
         KLD_NATIVE.needs: evaluation.kld_native,
         RETENTIONS[0].needs: bool(evaluation.tasks),
+        LOOPS.needs: any(name.partition("_")[0] == "long" for name in evaluation.tasks),
     }
     for metric, where in metrics.items():
         column = searchable().get(metric)

@@ -60,7 +60,8 @@ class EvalConfig:
     are then not those of the named preset and say so in their facts.
 
     ``tasks`` are names of tasks and suites, or paths of users' own; ``limit``, ``num_fewshot``,
-    ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone.
+    ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone; ``samples``, ``steps``
+    and ``max_new_tokens`` only those with long answers.
     """
 
     presets: tuple[str, ...] = ("paper",)
@@ -79,6 +80,9 @@ class EvalConfig:
     batch_size: int | Literal["auto"] = "auto"
     chat_template: bool = False
     unsafe_code: bool = False
+    samples: int = 4
+    steps: int | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self):
         names = tuple(dict.fromkeys(map(preset_name, self.presets)))
@@ -90,7 +94,8 @@ class EvalConfig:
                 raise ConfigError(
                     f"eval.presets: no preset {preset!r}{nearest(preset, (*PRESETS, *PRESET_ALIASES))}"
                 )
-        for name in ("context", "stride", "max_windows", "limit", "batch_size"):
+        counts = ("context", "stride", "max_windows", "limit", "batch_size")
+        for name in (*counts, "samples", "steps", "max_new_tokens"):
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ConfigError(f"eval.{name}={value}: must be at least 1")

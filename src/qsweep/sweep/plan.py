@@ -23,6 +23,7 @@ from qsweep.formats.hf import reference_artifact
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_config, read_facts
+from qsweep.models.generation_settings import generation_settings
 from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
@@ -306,6 +307,10 @@ def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ..
         num_fewshot=trial.eval.num_fewshot,
         chat_template=trial.eval.chat_template,
         unsafe_code=trial.eval.unsafe_code,
+        samples=trial.eval.samples,
+        steps=trial.eval.steps,
+        max_new_tokens=trial.eval.max_new_tokens,
+        sampling=generation_settings(model),
     )
     if options.chat_template:
         require_chat_template(model, trial.model.name)

@@ -50,10 +50,14 @@ def full_attention_span(model: "PreTrainedModel", body: str | None = None) -> in
     config = model.config.get_text_config()
     if is_recurrent(model) or _alibi(config):
         return 0
-    run: Any = model if body is None else model.get_submodule(body)
-    if "position_ids" not in inspect.signature(run.forward).parameters:
+    if not takes(model if body is None else model.get_submodule(body), "position_ids"):
         return 0
     return min([UNLIMITED, *windows(config), *rope_boundaries(config)])
+
+
+def takes(module: Any, name: str) -> bool:
+    """Whether what a module runs has an argument of this name."""
+    return name in inspect.signature(module.forward).parameters
 
 
 def rounding(dtype: Any) -> float:

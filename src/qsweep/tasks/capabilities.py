@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.evaluate.metrics import quality
+from qsweep.tasks.long.compare import compare_long
+from qsweep.tasks.long_answers import LongAnswers
 from qsweep.tasks.significance import (
     REPLICATES,
     Interval,
@@ -36,6 +38,7 @@ class Comparison:
         difference: Replicates of the score's difference; None for a perplexity.
         pairs: The two models' scores, sample by sample.
         choices: The choices that the two took, sample by sample, where there were some.
+        long: The two models' long answers, by part.
     """
 
     summary: dict[str, Any]
@@ -43,6 +46,7 @@ class Comparison:
     difference: "NDArray | None" = None
     pairs: tuple[tuple[float, float], ...] = ()
     choices: tuple[tuple[int, int], ...] = ()
+    long: tuple[tuple[LongAnswers, LongAnswers], ...] = ()
 
 
 def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
@@ -83,13 +87,16 @@ def compare_task(parts: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
     pairs = tuple(zip(own, base, strict=True))
     choices = _choices(parts)
     summary |= flips(pairs) | changed(choices)
+    long = tuple((a.long, b.long) for a, b in parts if a.long and b.long)
+    if long:
+        summary["long"] = asdict(compare_long([long]))
     if not summary["measurable"]:
-        return Comparison(summary, None, difference, pairs, choices)
+        return Comparison(summary, None, difference, pairs, choices, long)
     # Replicates in which the reference comes near chance would be divided by nearly nothing.
     room = (base_means - chance).clip(min=0.01)
     kept = (means - chance) / room
     summary |= _named("retention", interval((score - chance) / (expected - chance), kept))
-    return Comparison(summary, kept, difference, pairs, choices)
+    return Comparison(summary, kept, difference, pairs, choices, long)
 
 
 def flips(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:

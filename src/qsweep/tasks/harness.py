@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsweep.base.progress import Progress
 from qsweep.tasks.harness_catalogue import Leaf
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.task import TaskOptions, TaskResult, TaskUnavailable
 from qsweep.tasks.text_model import labelled
+
+if TYPE_CHECKING:
+    from qsweep.tasks.harness_model import DenseModel
 
 # Capabilities and what the names of their tasks and groups begin with; the longest counts.
 _PREFIXES = {
@@ -78,19 +81,22 @@ class HarnessTask:
 
     def prepare(self) -> None:
         """Get its data. Raises TaskUnavailable."""
-        self._load()
+        self.load()
 
     def run(self, lm: LanguageModel, progress: Progress) -> TaskResult:
         """Let the harness ask and score it."""
-        from lm_eval import evaluator
-
         from qsweep.tasks.harness_model import DenseModel
 
-        task = self._load()
+        return self.ask(DenseModel(lm, labelled(progress, f"task {self.name}")))
+
+    def ask(self, adapter: "DenseModel") -> TaskResult:
+        """Let the harness ask whatever answers in its terms, and score that."""
+        from lm_eval import evaluator
+
+        task = self.load()
         if self.options.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=self.options.num_fewshot)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        adapter = DenseModel(lm, labelled(progress, f"task {self.name}"))
         found = evaluator.evaluate(
             lm=adapter,
             task_dict={"tasks": {self.name: task}},
@@ -115,7 +121,8 @@ class HarnessTask:
             return _rolling(samples, adapter.rolling_tokens, facts)
         return _scored(samples, task, facts)
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
+        """The harness's own task. Raises TaskUnavailable."""
         try:
             task = _load_task(self.leaf)
         except Exception as error:  # whatever datasets, the hub's client and tasks may raise

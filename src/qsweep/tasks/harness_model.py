@@ -3,7 +3,7 @@
 # ruff: noqa: D102 - lm_eval.api.model.LM says what the methods are for
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm_eval import utils
@@ -110,3 +110,30 @@ class DenseModel(TemplateLM):
             )
             texts.update(zip(members, found, strict=True))
         return [texts[n] for n in range(len(requests))]
+
+
+class Collected(DenseModel):
+    """Answers nothing, and notes what it is asked to generate.
+
+    Attributes:
+        asked: By request, its context and the harness's ``generation_kwargs``.
+    """
+
+    def __init__(self, lm: LanguageModel):
+        super().__init__(lm, lambda _: None)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        self.asked = [(request.args[0], request.args[1]) for request in requests]
+        return [""] * len(requests)
+
+
+class Given(DenseModel):
+    """Answers what a model said before, by the request's context."""
+
+    def __init__(self, lm: LanguageModel, texts: Mapping[str, str]):
+        super().__init__(lm, lambda _: None)
+        self._texts = texts
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        return [self._texts[request.args[0]] for request in requests]

@@ -35,16 +35,41 @@ class Pair:
         return len(self.context) + len(self.continuation) - 1
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A prompt to be continued.
+
+    Attributes:
+        prompt: Its token ids, one at least.
+        new: How many tokens may follow it.
+        seed: Of what the answer is drawn by; None: the likeliest token at every step.
+    """
+
+    prompt: tuple[int, ...]
+    new: int
+    seed: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, token by token.
+
+    Attributes:
+        tokens: The ids, with the token that ends it and what belongs to a stop text.
+        ended: Whether it came to an end, and did not run into the most that was allowed.
+    """
+
+    tokens: tuple[int, ...]
+    ended: bool
+
+
 # What the harness generates where a task does not say how much.
 MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a continuation is drawn. Greedy unless a task demands otherwise.
-
-    Each batch is drawn from the same seed, or, with a ``seed``, from that and its place.
-    """
+    """How a continuation is drawn. Greedy unless a task demands otherwise."""
 
     max_new_tokens: int
     until: tuple[str, ...] = ()
@@ -52,7 +77,6 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int | None = None
 
     @classmethod
     def of_harness(cls, options: Mapping[str, Any]) -> "Sampling":

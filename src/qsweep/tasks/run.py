@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from qsweep.tasks.capabilities import (
     perplexity_comparison,
     suffers_most,
 )
+from qsweep.tasks.long.compare import compare_long
 from qsweep.tasks.task import COUNTED, Task, read_result, save_result
 
 if TYPE_CHECKING:
@@ -139,8 +140,10 @@ def task_records(
             comparisons[name] = (record["capability"], comparison)
     found_capabilities = capabilities(comparisons, perplexity_comparison(metrics))
     reference = all(plan.key == plan.reference_key for plan in plans)
+    long = [comparison.long for _, comparison in comparisons.values() if comparison.long]
     return {
         "tasks": records,
+        **({"long": asdict(compare_long(long))} if long else {}),
         "capabilities": found_capabilities,
         "suffers_most": None if reference else suffers_most(found_capabilities),
     }

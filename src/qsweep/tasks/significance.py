@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,15 +40,31 @@ def paired_replicates(
     import numpy
 
     pairs = numpy.stack([numpy.asarray(scores, float), numpy.asarray(reference, float)], axis=1)
-    kinds, counts = numpy.unique(pairs, axis=0, return_counts=True)
     rng = numpy.random.default_rng(_SEED)
-    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=replicates)
-    means = drawn @ kinds / counts.sum()
+    means = _drawn_means(pairs, rng, replicates)
     own = set(pairs[:, 0])
     if own in ({0.0}, {1.0}) and set(pairs[:, 1]) != own:
         right = pairs[:, 0].sum()
-        means[:, 0] = rng.beta(right + 0.5, counts.sum() - right + 0.5, size=replicates)
+        means[:, 0] = rng.beta(right + 0.5, len(pairs) - right + 0.5, size=replicates)
     return means[:, 0], means[:, 1]
+
+
+def resampled_means(rows: "NDArray", seed: int = 0, replicates: int = REPLICATES) -> "NDArray":
+    """Means of columns over resampled rows: float [samples, columns] to [replicates, columns].
+
+    ``seed`` sets apart what is drawn beside each other.
+    """
+    import numpy
+
+    return _drawn_means(rows, numpy.random.default_rng([_SEED, seed]), replicates)
+
+
+def _drawn_means(rows: "NDArray", rng: Any, replicates: int) -> "NDArray":
+    import numpy
+
+    kinds, counts = numpy.unique(rows, axis=0, return_counts=True)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=replicates)
+    return drawn @ kinds / counts.sum()
 
 
 def interval(value: float, replicates: "NDArray") -> Interval:

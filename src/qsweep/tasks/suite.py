@@ -9,6 +9,7 @@ from qsweep.base.plugins import load_plugin, locate_object, offered
 from qsweep.base.schema import nearest
 from qsweep.tasks import embedded
 from qsweep.tasks.harness_catalogue import Catalogue, open_catalogue
+from qsweep.tasks.long import embedded as long
 from qsweep.tasks.task import Task, TaskOptions
 from qsweep.tasks.text_model import no_chat_template
 from qsweep.tasks.user import user_task
@@ -17,6 +18,7 @@ from qsweep.text.tokenizer_files import own_chat_template
 # Short names, and what they stand for.
 ALIASES: dict[str, tuple[str, ...]] = {
     "embedded": embedded.NAMES,
+    "long": long.NAMES,
     "ceval": ("ceval-valid",),
     "arc": ("arc_easy", "arc_challenge"),
 }
@@ -52,6 +54,8 @@ def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
         yield user_task(Path(name).expanduser().absolute(), options)
     elif name in embedded.NAMES:
         yield embedded.embedded_task(name, options)
+    elif name in long.NAMES:
+        yield long.EmbeddedLong(name, options)
     elif name in ALIASES:
         for member in ALIASES[name]:
             yield from _tasks_of(member, options, cache)
@@ -61,15 +65,21 @@ def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
         yield _offered_task(name, locate_object(name, "eval.tasks"), options)
     else:
         from qsweep.tasks.harness import HarnessTask, capability_of
+        from qsweep.tasks.long.harness import PREFIX, HarnessLong
 
         asked = name.removeprefix(HARNESS_PREFIX)
         catalogue = open_catalogue(cache)
         leaves = catalogue.leaves(asked)
+        at_length = not leaves and asked.startswith(PREFIX)
+        if at_length:
+            asked = asked.removeprefix(PREFIX)
+            leaves = catalogue.leaves(asked)
         if not leaves:
             raise ConfigError(_unknown(name, catalogue))
         group = next((short for short, full in ALIASES.items() if full == (asked,)), asked)
         for leaf in leaves:
-            yield HarnessTask(leaf, group, capability_of(asked), options, catalogue.version)
+            task = HarnessTask(leaf, group, capability_of(asked), options, catalogue.version)
+            yield HarnessLong(task) if at_length else task
 
 
 def _offered_task(name: str, made_by: Any, options: TaskOptions) -> Task:
@@ -80,7 +90,7 @@ def _offered_task(name: str, made_by: Any, options: TaskOptions) -> Task:
 
 
 def _unknown(name: str, catalogue: Catalogue) -> str:
-    own = tuple(dict.fromkeys((*embedded.NAMES, *ALIASES, *_KNOWN)))
+    own = tuple(dict.fromkeys((*embedded.NAMES, *long.NAMES, *ALIASES, *_KNOWN)))
     near = nearest(name, (*own, *catalogue.names()))
     if not near.startswith("; did you mean"):
         near = f"; for example {', '.join(own)}, or the path of a YAML file of your own"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_bytes, write_json
 from qsweep.base.progress import Progress
+from qsweep.tasks.long_answers import LongAnswers
 
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel
@@ -51,12 +52,20 @@ class TaskOptions:
         num_fewshot: Solved examples before each question; None: the task's own number.
         chat_template: Put prompts into the model's chat template.
         unsafe_code: Run generated programs even where no sandbox can be had.
+        samples: Of long answers: how many are drawn for each question.
+        steps: Of long answers to qsweep's own problems: how many; None: the task's own number.
+        max_new_tokens: Of long answers: how long they may be; None: what the task allows.
+        sampling: What the model's ``generation_config.json`` says.
     """
 
     limit: int | None = None
     num_fewshot: int | None = None
     chat_template: bool = False
     unsafe_code: bool = False
+    samples: int = 4
+    steps: int | None = None
+    max_new_tokens: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass
@@ -73,6 +82,7 @@ class TaskResult:
             where there are none, and in results of before it was noted.
         facts: How it was run.
         samples: Each sample as a person would look at it: prompt, answer, what the model said.
+        long: Of long answers: what is compared beside scores.
     """
 
     metric: str
@@ -83,6 +93,7 @@ class TaskResult:
     chosen: list[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    long: LongAnswers | None = field(default=None, repr=False)
 
 
 @runtime_checkable
@@ -119,7 +130,8 @@ class Task(Protocol):
 
 def save_result(result: TaskResult, directory: Path) -> None:
     """Write a result into an existing directory: figures, and the samples one per line."""
-    figures = {k: v for k, v in asdict(result).items() if k != "samples"}
+    left_out = ("samples",) if result.long else ("samples", "long")
+    figures = {k: v for k, v in asdict(result).items() if k not in left_out}
     write_json(directory / _RESULT, figures)
     lines = [json.dumps(sample, ensure_ascii=False, default=str) for sample in result.samples]
     write_bytes(directory / _SAMPLES, "".join(f"{line}\n" for line in lines).encode())
@@ -132,7 +144,9 @@ def read_result(directory: Path) -> TaskResult:
         ArtifactCorrupt: It is missing or unreadable.
     """
     try:
-        found: Mapping[str, Any] = read_json(directory / _RESULT)
+        found: dict[str, Any] = read_json(directory / _RESULT)
+        if (long := found.pop("long", None)) is not None:
+            found["long"] = LongAnswers(**long)
         return TaskResult(**found)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ArtifactCorrupt(f"{directory}: not a task's result ({error})") from error

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from qsweep.tasks.generation import end_tokens, generate_tokens
+from qsweep.tasks.generation import answers
 from qsweep.tasks.model import LanguageModel
-from qsweep.tasks.requests import Sampling
+from qsweep.tasks.requests import Ask, Sampling
 from qsweep.text.chat_template import Answered
 
 VERSION = 1
 """Raised whenever the same model and prompts would now give another text; it is in their keys."""
-_SEED = 0
 
 
 def write_on(
@@ -20,7 +19,7 @@ def write_on(
 ) -> list[Answered]:
     """Go on from each prompt by drawing from the model's own distribution, at temperature 1.
 
-    The same on one kind of processor: what is drawn follows from a fixed seed and the batch.
+    The same on one kind of processor: each prompt has numbers of its own that draw its text.
 
     Args:
         lm: The model.
@@ -29,14 +28,13 @@ def write_on(
         progress: Told the share that is done.
 
     Raises:
-        TrialFailed: As of :func:`~qsweep.tasks.generation.generate`.
+        TrialFailed: As of :func:`~qsweep.tasks.generation.answers`.
     """
-    sampling = Sampling(new_tokens, do_sample=True, seed=_SEED)
-    ends = set(end_tokens(lm))
+    asks = [Ask(tuple(one), new_tokens, f"written {number}") for number, one in enumerate(prompts)]
     found = []
-    produced = generate_tokens(lm, prompts, sampling, progress)
-    for prompt, row in zip(prompts, produced, strict=True):
-        last = next((n for n, token in enumerate(row) if token in ends), len(row) - 1)
-        ids = [*prompt, *row[: last + 1]]
-        found.append(Answered(ids, [(len(prompt), len(ids))]))
+    for ask, answer in zip(
+        asks, answers(lm, asks, Sampling(new_tokens, do_sample=True), progress), strict=True
+    ):
+        ids = [*ask.prompt, *answer.tokens]
+        found.append(Answered(ids, [(len(ask.prompt), len(ids))]))
     return found

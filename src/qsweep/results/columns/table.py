@@ -11,6 +11,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.metrics import FIFTHS, QUANTILES, QUARTERS
+from qsweep.results import long_answers
 from qsweep.results.columns import derived
 from qsweep.results.columns.column import (
     Column,
@@ -42,6 +43,8 @@ def retention(capability: str) -> Column:
         tables={"html": capability},
     )  # fmt: skip
 
+
+LONG = "add eval=long"
 
 QUARTER_WORDS = dict(zip(QUARTERS, ("first", "second", "third", "last"), strict=True))
 FIFTH_WORDS = dict(zip(FIFTHS, ("lowest", "low", "middle", "high", "highest"), strict=True))
@@ -293,6 +296,37 @@ WORST_CAPABILITY = add(Column(
 WORST_RETENTION = add(Column(
     "worst_retention", "how much of it", "trial", derived.field_of("suffers_most", "retention"),
     "share", csv=True, text=numbers.percent))
+LONG_LENGTH_RATIO = add(Column(
+    "long_length_ratio", "tokens of its long answers / the reference's, paired 95 % interval over "
+    "problems and samples", "trial", derived.field_of("long", "length_ratio"), figure=True,
+    csv=True, text=numbers.ratio, write=long_answers.ratio_cell,
+    tables={t: Shown("answer length", optional=True) for t in ("markdown", "html")}))
+LONG_LENGTH_RATIO_LOW = add(Column(
+    "long_length_ratio_low", "low end of that interval", "trial",
+    derived.field_of("long", "length_ratio_low"), csv=True))
+LONG_LENGTH_RATIO_HIGH = add(Column(
+    "long_length_ratio_high", "high end of that interval", "trial",
+    derived.field_of("long", "length_ratio_high"), csv=True))
+TRUNCATED = add(Column(
+    "truncated", "share of its long answers that ran into the most tokens allowed", "trial",
+    derived.field_of("long", "truncated"), "share", "down", LONG, figure=True, csv=True,
+    text=numbers.percent, tables={"html": Shown("truncated", optional=True)}))
+LOOPS = add(Column(
+    "loops", "share of its long answers that end in a loop", "trial",
+    derived.field_of("long", "loops"), "share", "down", LONG, figure=True, csv=True,
+    text=numbers.percent, tables={"html": Shown("loops", optional=True)}))
+DIVERGENCE_TOKEN = add(Column(
+    "divergence_token", "token before which half of its greedy answers left the reference's "
+    "(Kaplan-Meier); empty: fewer have", "trial",
+    derived.field_of("long", "divergence_token"), "token", figure=True, csv=True,
+    write=long_answers.divergence_cell,
+    tables={t: Shown("parts at token", optional=True) for t in ("markdown", "html")}))
+DIVERGENCE_TOKEN_LOW = add(Column(
+    "divergence_token_low", "low end of that interval", "trial",
+    derived.field_of("long", "divergence_token_low"), "token", csv=True))
+DIVERGENCE_TOKEN_HIGH = add(Column(
+    "divergence_token_high", "high end of that interval", "trial",
+    derived.field_of("long", "divergence_token_high"), "token", csv=True))
 VERDICT = add(Column(
     "verdict", "by the ratio; ? where its interval straddles a bound", "measurement",
     derived.measured("verdict"),
@@ -508,5 +542,8 @@ CSV_ORDER = (*PROMISED, *(
 ).split(), *(column.name for column in (*SERVED, *KLD_QUARTERS) if column.csv), *(
     "kv_cache active_gb expert_tokens_median expert_tokens_lowest experts_unseen experts_short "
     "rank_first rank_last silent ear ear_stderr kld_verdict flips lost gained "
-).split(), *(column.name for column in KLD_FIFTHS))
+).split(), *(column.name for column in KLD_FIFTHS), *(
+    "long_length_ratio long_length_ratio_low long_length_ratio_high truncated loops "
+    "divergence_token divergence_token_low divergence_token_high"
+).split())
 # fmt: on

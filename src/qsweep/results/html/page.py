@@ -17,7 +17,7 @@ from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.beside import beside_others
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings
-from qsweep.results.html import across, capabilities, costs, options, served
+from qsweep.results.html import across, capabilities, costs, long_answers, options, served
 from qsweep.results.html.answer import Sentence, answers, nothing
 from qsweep.results.html.assignment import assignments, page_domain
 from qsweep.results.html.bits_map import Domain
@@ -97,6 +97,7 @@ def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
         calibration_size(group),
         capabilities.panel(group),
         capabilities.changed_answers(group),
+        long_answers.panel(group),
         served.stages(group),
         served.quarters(group),
         costs.speed(group),
