@@ -150,6 +150,22 @@ class OfScores:
 
 
 @dataclass(frozen=True)
+class Same:
+    """One and the same result on both sides, as of an artifact and itself: there is no loss.
+
+    Attributes:
+        count: Of how many samples it is.
+    """
+
+    count: int
+    value: float = 0.0
+
+    def bounds(self, count: int | None = None, luck: float = 0.0) -> tuple[float, float]:
+        """See :class:`Evidence`."""
+        return 0.0, 0.0
+
+
+@dataclass(frozen=True)
 class Judged:
     """What is said of one measure.
 
