@@ -49,7 +49,7 @@ def test_what_is_no_rule_is_one_line_with_two_that_are(text):
 def test_the_order_is_random_and_always_the_same():
     order = reading_order(200)
     assert sorted(order) == list(range(200)) and order == reading_order(200)
-    assert order[:6] == [57, 105, 109, 42, 143, 36]
+    assert order[:6] == [87, 46, 15, 44, 192, 185]
     # what is read first lies all over the text
     assert 70 < sum(order[:50]) / 50 < 130
 
