@@ -11,7 +11,6 @@ from qsweep.base.manifest import read_manifest
 from qsweep.base.store import Store
 from qsweep.base.version import __version__
 from qsweep.evaluate.equivalence import Judged, Outcome, judge, overall
-from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.results.certificate.margins import Margin, Unit
 from qsweep.results.certificate.measures import Measure, Sides, find_measure
 from qsweep.results.columns.table import SIZE
@@ -88,6 +87,14 @@ class Certificate:
         return f"{self.outcome}: {self.said}"
 
     @property
+    def rests(self) -> list[tuple[str, str]]:
+        """Measures that rest on the same tokens or samples, with what tells these."""
+        found: dict[str, list[str]] = {}
+        for line in self.lines:
+            found.setdefault(line.measure.identity, []).append(line.measure.name)
+        return [(", ".join(names), identity) for identity, names in found.items()]
+
+    @property
     def said(self) -> str:
         """What the outcome says."""
         return _SAID[self.outcome].format(trial=self.trial.name, base=self.base)
@@ -140,6 +147,7 @@ def _facts(trial: Record, sides: Sides) -> list[tuple[str, str]]:
     made, model, environment = trial.artifact, trial.model_config, trial.environment
     packages = environment.get("packages") or {}
     options = ", ".join(f"{k}={v}" for k, v in trial.options.items() if v is not None)
+    protocol = primary.facts.get("protocol") if (primary := trial.primary) else "unknown"
     cut = sorted({f"{n} {v}" for m in trial.measurements for n, v in m.overrides.items()})
     found = {
         "trial": trial.key,
@@ -154,7 +162,7 @@ def _facts(trial: Record, sides: Sides) -> list[tuple[str, str]]:
         "calibration": trial.calibration or "none",
         "artifact": made and made.key,
         "size": SIZE.cell(Row(trial)),
-        "protocol": f"version {PROTOCOL_VERSION}"
+        "protocol": f"version {protocol}"
         + (f"; not the presets' own: {', '.join(cut)}" if cut else ""),
         "run in": f"{trial.dtype} on {trial.device}",
         "versions": ", ".join(

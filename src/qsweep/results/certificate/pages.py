@@ -21,8 +21,8 @@ NOTE = (
     "measured."
 )
 _TEMPLATES = Path(__file__).parent / "templates"
-# A picture of an interval goes from as far below 0 as the margin is above it to so many margins.
-_FROM, _TO = -1.0, 2.5
+# A picture of an interval goes from and to so many margins.
+_FROM, _TO = -0.75, 2.0
 
 
 def markdown(found: Certificate) -> str:
@@ -35,10 +35,7 @@ def markdown(found: Certificate) -> str:
         NOTE,
         "## Of what",
         "\n".join(f"- {name}: {numbers.markdown(value)}" for name, value in facts),
-        "\n".join(
-            f"- {numbers.markdown(line.measure.name)} rests on {numbers.markdown(line.measure.identity)}"
-            for line in found.lines
-        ),
+        "\n".join(f"- {numbers.markdown(names)}: of {identity}" for names, identity in found.rests),
         "## Made again by",
         "```bash\n" + "\n".join(found.commands) + "\n```",
         "## What it does not cover",
