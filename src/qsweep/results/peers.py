@@ -77,6 +77,8 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     if len(pair[0]) < MIN_WINDOWS:
         return found
     paired = paired_ratio(*pair)
+    if not paired.low > 0:
+        return found
     found = replace(
         found, ppl_ratio=paired.value, ppl_ratio_low=paired.low, ppl_ratio_high=paired.high
     )

@@ -1,5 +1,6 @@
 """What measurements say of each of their windows, and two of them compared on those that both read."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -103,7 +104,7 @@ def kld_difference(
 ) -> Difference | None:
     """The divergence of one less the other's, in nats, on the same windows, at least two.
 
-    None where one of them has none.
+    None where one of them has none, or so few windows have no interval.
     """
     if one.kld is None or other.kld is None:
         return None
@@ -114,7 +115,9 @@ def kld_difference(
         sequential=one.sequential or other.sequential,
         confidence=confidence,
     )
-    return Difference(mean.value, mean.value - half, mean.value + half)
+    return (
+        None if math.isinf(half) else Difference(mean.value, mean.value - half, mean.value + half)
+    )
 
 
 @dataclass(frozen=True, eq=False)

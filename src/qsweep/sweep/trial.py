@@ -167,14 +167,13 @@ class Measuring:
         started = time.perf_counter()
         reset_peak_memory(plan.setting.device)
         label = f"measure {step.corpus.name} with {run.serving.name}"
-        before, held = (
+        weights, before, held = (
             read_measurement(self.store.require("measurements", key).path)
-            for key in (run.before, base.key)
+            for key in (step.key, run.before, base.key)
         )
         windows, reference = windows_of(plan, step), find_reference(plan, step, self.store)
-        if (chosen := chosen_windows(before)) is not None:
-            # Those that the weights' run read.
-            held = as_read_by(before, held, windows)
+        if (chosen := chosen_windows(weights)) is not None:
+            held = as_read_by(weights, held, windows)
             reference = None if reference is None else reference.select(windows, chosen.numbers)
             windows = windows.select(chosen.numbers)
         result = measure_as_served(

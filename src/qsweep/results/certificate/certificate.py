@@ -10,7 +10,7 @@ from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.manifest import read_manifest
 from qsweep.base.store import Store
 from qsweep.base.version import __version__
-from qsweep.evaluate.equivalence import Judged, Outcome, judge, overall
+from qsweep.evaluate.equivalence import Judged, OfAnswers, Outcome, Same, judge, overall
 from qsweep.results.certificate.margins import Margin, Unit
 from qsweep.results.certificate.measures import Measure, Sides, find_measure
 from qsweep.results.columns.table import SIZE
@@ -43,11 +43,11 @@ class Line:
         found, units = self.judged, self.measure.units
         if found.outcome != "inconclusive":
             return ""
-        few = units == "windows" and found.count < MIN_WINDOWS
-        said = f"fewer than {MIN_WINDOWS} windows decide nothing; " if few else ""
+        least = _least(self.measure)
+        said = f"fewer than {least} {units} decide nothing; " if found.count < least else ""
         if found.more is None:
             if found.count < 2:
-                return f"{said}at least {MIN_WINDOWS - found.count} more {units}"
+                return f"{said}at least {least - found.count} more {units}"
             return f"{said}measured at the margin: no number of {units} decides"
         one = f"{found.more} more {units if found.more > 1 else units[:-1]}"
         if found.towards == "accept":
@@ -132,8 +132,12 @@ def certify(
 def _line(margin: Margin, sides: Sides) -> Line:
     measure = find_measure(margin.measure, sides)
     margin = margin.require(measure.unit)
-    least = MIN_WINDOWS if measure.units == "windows" else 0
-    return Line(measure, margin, judge(measure.evidence, margin.loss, least))
+    return Line(measure, margin, judge(measure.evidence, margin.loss, _least(measure)))
+
+
+def _least(measure: Measure) -> int:
+    """How few units decide nothing: where a spread is a guess, or with answers none."""
+    return 0 if isinstance(measure.evidence, OfAnswers | Same) else MIN_WINDOWS
 
 
 def in_unit(loss: float, unit: Unit) -> float:
@@ -161,6 +165,7 @@ def _facts(trial: Record, sides: Sides) -> list[tuple[str, str]]:
         "options": options,
         "calibration": trial.calibration or "none",
         "artifact": made and made.key,
+        "artifact's content": trial.options.get("content"),
         "size": SIZE.cell(Row(trial)),
         "protocol": f"version {protocol}"
         + (f"; not the presets' own: {', '.join(cut)}" if cut else ""),
@@ -179,9 +184,8 @@ def _facts(trial: Record, sides: Sides) -> list[tuple[str, str]]:
 
 def _files(trial: Record, store: Store) -> list[tuple[str, str]]:
     """What one may hold the released files to; nothing where the artifact is not kept any more."""
-    content = trial.options.get("content")
-    if trial.artifact is None or trial.artifact.key is None or content is not None:
-        return [("content", str(content))] if content else []
+    if trial.artifact is None or trial.artifact.key is None:
+        return []
     try:
         files = read_manifest(store.path("artifacts", trial.artifact.key)).files
     except ArtifactCorrupt:

@@ -36,6 +36,7 @@ class Measure:
         units: What ``evidence`` counts.
         figures: Both sides' own figures in words.
         measured_on: Text and preset, or the task.
+        how: How many windows or samples were taken, where that was decided by looking at them.
         identity: What says that another measures the same: a fingerprint, or keys of results.
     """
 
@@ -46,6 +47,7 @@ class Measure:
     figures: str
     measured_on: str
     identity: str
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def _of_windows(name: str, sides: Sides) -> Measure:
     sequential = own.sequential or (base is not None and base.sequential)
     sd = None if mean.stderr is None else mean.stderr * math.sqrt(len(own))
     facts = measurement.facts
+    rule = (facts.get("until") or {}).get("rule")
     return Measure(
         name,
         unit,
@@ -138,6 +141,7 @@ def _of_windows(name: str, sides: Sides) -> Measure:
         figures,
         f"{measurement.corpus} ({measurement.preset})",
         str(facts.get("fingerprint") or measurement.key),
+        f"read until {rule}" if rule else "",
     )
 
 

@@ -104,6 +104,7 @@ def _json_line(line: Line) -> Mapping[str, Any]:
 def _cells(line: Line) -> list[str]:
     judged, measure = line.judged, line.measure
     sampled = f"{measure.measured_on}, {judged.count} {measure.units}"
+    sampled += f", {measure.how}" if measure.how else ""
     return [
         measure.name,
         _worse_by(line),

@@ -111,4 +111,4 @@ def _difference(
     if pair is None or len(pair[0]) < MIN_WINDOWS:
         return value, None, None
     found = kld_difference(*pair, confidence=1 - (1 - CONFIDENCE) / chosen_from)
-    return (value, None, None) if found is None else tuple(found)
+    return (value, None, None) if found is None else found
