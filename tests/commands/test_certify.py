@@ -13,7 +13,8 @@ from qsweep.commands.trials import find_trial
 
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 BRIEF = ["corpus=[python_docs]", "eval.context=64", "eval.noise_floor=false", "tracking=none"]
-MANY, TASKS = "eval.max_windows=16", ["eval.tasks=[syllogism]", "eval.limit=30"]
+COPY = "unquantized · a-copy"
+MANY, TASKS = "eval.max_windows=16", ["eval.tasks=[code_cloze]", "eval.limit=30"]
 
 
 def sweep(outputs, name, *words):
@@ -55,18 +56,18 @@ def measured(certify, *words, **more):
 
 def test_a_copy_of_the_model_is_accepted_at_any_margin(certify):
     code, out, _ = certify(
-        "a-copy", "ppl 0 %, kld 0, top1 0 points, syllogism 20 points", sweep="copies"
+        COPY, "ppl 0 %, kld 0, top1 0 points, code_cloze 20 points", sweep="copies"
     )
     assert code == 0 and "accept: " in out
-    code, found = measured(certify, "a-copy", "ppl 0 %, syllogism 1 point", sweep="copies")
+    code, found = measured(certify, COPY, "ppl 0 %, code_cloze 1 point", sweep="copies")
     assert found["ppl"]["worse_by"] == found["ppl"]["high"] == 0 and found["ppl"]["windows"] == 16
     # 30 answers that are all the same do not show that none of a hundred is another
-    assert code == 3 and found["syllogism"]["outcome"] == "inconclusive"
-    assert found["syllogism"]["high"] > 5 and found["syllogism"]["needed"] > 100
+    assert code == 3 and found["code_cloze"]["outcome"] == "inconclusive"
+    assert found["code_cloze"]["high"] > 5 and found["code_cloze"]["needed"] > 100
 
 
 def test_the_model_itself_is_accepted_by_what_it_is(certify):
-    code, found = measured(certify, "none", "ppl 0 %, kld 0, top1 0 points, syllogism 0 points")
+    code, found = measured(certify, "none", "ppl 0 %, kld 0, top1 0 points, code_cloze 0 points")
     assert code == 0 and {one["outcome"] for one in found.values()} == {"accept"}
 
 
@@ -93,11 +94,11 @@ def test_four_windows_decide_nothing(certify):
 
 def test_a_trial_is_tested_against_another(certify):
     code, found = measured(
-        certify, "rtn 3-bit g128", "kld 0.01, ppl 1 %, top1 1 point, syllogism 60 points",
+        certify, "rtn 3-bit g128", "kld 0.01, ppl 1 %, top1 1 point, code_cloze 60 points",
         "--against", "rtn 8-bit g128",
     )  # fmt: skip
     assert code == 1 and found["kld"]["outcome"] == "reject"
-    assert " against " in found["kld"]["figures"] and found["syllogism"]["samples"] == 30
+    assert " against " in found["kld"]["figures"] and found["code_cloze"]["samples"] == 30
     code, found = measured(
         certify, "rtn 8-bit g128", "kld 0, ppl 0 %", "--against", "rtn 3-bit g128"
     )
@@ -105,18 +106,20 @@ def test_a_trial_is_tested_against_another(certify):
 
 
 def test_a_capability_is_all_answers_of_its_tasks(certify):
-    code, found = measured(certify, "rtn 8-bit g128", "reasoning 50 points")
-    assert code in (0, 2, 3) and found["reasoning"]["measured_on"] == "syllogism"
+    code, found = measured(certify, "rtn 8-bit g128", "code 50 points, code_cloze 50 points")
+    alone, pooled = found["code_cloze"], found["code"]
+    assert code == 0 and pooled["measured_on"] == "code_cloze"
+    assert (pooled["worse_by"], pooled["high"]) == (alone["worse_by"], alone["high"])
 
 
 @pytest.mark.parametrize(
     ("margin", "words"),
     [
         ("pppl 1 %", "has no such measure; did you mean 'ppl'"),
-        ("sylogism 1 point", "did you mean 'syllogism'"),
+        ("code_clse 1 point", "did you mean 'code_cloze'"),
         ("ppl 1", "--margin ppl: is of no unit; give %: ppl 1 %"),
         ("ppl 1 point", "--margin ppl: is in points; give %: ppl 1 %"),
-        ("syllogism 0.5", "is of no unit; give points: syllogism 1 point"),
+        ("code_cloze 0.5", "is of no unit; give points: code_cloze 1 point"),
         ("kld 1 %", "is in %; give nats: kld 0.02"),
         ("ppl -1 %", "--margin ppl -1 %: below 0; a margin is how much worse may be, from 0"),
         ("ppl 1 %, ppl 2 %", "--margin ppl: is named twice; name it once"),
@@ -134,7 +137,7 @@ def test_what_cannot_be_tested_is_one_line(certify, margin, words):
 
 
 def test_what_a_unit_that_is_missing_advises_is_taken(certify):
-    for margin in ("ppl 1", "kld 1 %", "syllogism 0.5"):
+    for margin in ("ppl 1", "kld 1 %", "code_cloze 0.5"):
         _, _, err = certify("rtn 8-bit g128", margin)
         advised = err.rpartition(": ")[2].strip()
         assert certify("rtn 8-bit g128", advised)[0] in (0, 3)
@@ -160,8 +163,8 @@ def test_a_trial_that_did_not_finish_says_why_and_what_runs_it_again(certify):
 
 
 def test_a_trial_without_tasks_says_what_runs_one(certify):
-    code, _, err = certify("rtn 8-bit g128", "syllogism 1 point", sweep="few")
-    assert code == 2 and "it ran no tasks: eval.tasks=[syllogism] runs one" in err
+    code, _, err = certify("rtn 8-bit g128", "code_cloze 1 point", sweep="few")
+    assert code == 2 and "it ran no tasks: eval.tasks=[code_cloze] runs one" in err
 
 
 def test_measured_on_other_windows_than_the_other_says_so(certify, swept):
@@ -180,13 +183,13 @@ def test_what_is_gone_from_the_store_is_measured_again_by_the_command_it_names(
         shutil.rmtree(outputs / "store" / folder)
     for file in outputs.glob("sweeps/*/trials/*.json"):
         file.write_text(file.read_text().replace(str(swept), str(outputs)))
-    for margin, what in (("ppl 1 %", "each window is gone"), ("syllogism 50 points", "answered")):
+    for margin, what in (("ppl 1 %", "each window is gone"), ("code_cloze 50 points", "answered")):
         code, _, err = certify("rtn 8-bit g128", margin, outputs=outputs)
         assert code == 2 and what in err
         command = err.strip().rpartition("; ")[2].removesuffix(" measures it again")
     words = shlex.split(command)
     assert words[0] == "qsweep" and run_here(words[1:]).returncode == 0
-    assert certify("rtn 8-bit g128", "ppl 1 %, syllogism 50 points", outputs=outputs)[0] == 0
+    assert certify("rtn 8-bit g128", "ppl 1 %, code_cloze 50 points", outputs=outputs)[0] == 0
 
 
 def test_the_certificate_has_all_that_makes_it_again(certify, swept, tmp_path):
@@ -200,7 +203,7 @@ def test_the_certificate_has_all_that_makes_it_again(certify, swept, tmp_path):
     weights = json.loads(stored.read_text())["files"]["model.safetensors"]["sha256"]
     fingerprint = record.primary.facts["fingerprint"]
     for text in (file.read_text() for file in files):
-        for part in (record.key, record.model_hash, weights, fingerprint, "syllogism"):
+        for part in (record.key, record.model_hash, weights, fingerprint, "code_cloze"):
             assert part in text
         assert "qsweep certify" in text and "another draw" not in text  # it saw no calibration
     found = json.loads(files[2].read_text())

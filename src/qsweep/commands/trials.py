@@ -46,6 +46,7 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
     """The finished one of some records that a word means; see :func:`find_trial`."""
     finished = [r for r in records if r.finished]
     if not finished:
+        _require_finished(records, word)
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
         return _best([r for r in finished if not r.reference])
@@ -61,13 +62,19 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
             + ", ".join(f"{r.key[:12]} ({r.calibration or r.backend})" for r in found)
         )
     if not found:
-        for record in records:
-            if not record.finished and (record.key.startswith(word) or word == _setting(record)):
-                again = f"; {record.command} runs it again" if record.command else ""
-                reason = one_line(record.reason or "no reason recorded")
-                raise QsweepError(f"{record.name} {record.status}: {reason}{again}")
+        _require_finished(records, word)
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
     return found[0]
+
+
+def _require_finished(records: Sequence[Record], word: str) -> None:
+    """Refuse what a word means that did not finish, with the reason. Raises QsweepError."""
+    for record in records:
+        meant = word in (record.name, _setting(record))
+        if not record.finished and (meant or (len(word) >= 4 and record.key.startswith(word))):
+            again = f"; {record.command} runs it again" if record.command else ""
+            reason = one_line(record.reason or "no reason recorded")
+            raise QsweepError(f"{record.name} {record.status}: {reason}{again}")
 
 
 def _best(records: Sequence[Record]) -> Record:
