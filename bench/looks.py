@@ -7,7 +7,8 @@ Coverage: of the confidence sequence that ``eval.until`` stops by, at all of its
 of Student's t looked at as often and once; of normal differences, of skewed and heavy-tailed ones, and
 of the windows of a model's text, drawn without replacement. Savings: the windows that are read until
 the interval is narrow enough, over many random orders of these windows, and how often the interval
-that is then printed misses the figure of the whole text; the same for who stops by Student's t. Answers: what
+that is then printed misses the figure of the whole text; the same for who stops by Student's t, and (``stopped``) of
+texts without an end, where it is to be so many spreads of a window wide. Answers: what
 the intervals of ``qsweep certify`` for right and wrong answers cover, over all outcomes that are
 possible.
 """
@@ -72,27 +73,35 @@ def drawn(runs: int) -> Iterator[dict[str, Any]]:
     for name, draw in DRAWS.items():
         values = draw(np.random.default_rng(1), (runs, LONG))
         yield {"row": "coverage", "of": name, "windows": LONG, "runs": runs} | covered(values, 0.0)
+    for name in ("normal", "exponential, skewness 2"):
+        values = DRAWS[name](np.random.default_rng(1), (runs, LONG))
+        for most in (0.5, 0.25):
+            row = {"row": "stopped", "of": name, "spreads": most, "runs": runs}
+            yield row | saved(values, 0.0, most)
 
 
 def covered(values: np.ndarray, truth: float) -> dict[str, float]:
     """How often intervals hold the truth: values [runs, windows] in the order they are read."""
     ends = [end for _, end in looks(values.shape[1])]
-    t = np.abs(t_statistics(values - truth, ends))
+    means, errors = means_and_errors(values - truth, ends)
+    sequence, single = (
+        np.abs(means) <= reaches(ends, sequential=one) * errors for one in (True, False)
+    )
     found = {
-        "sequence": (t <= reaches(ends, sequential=True)).all(1),
-        "t_at_every_look": (t <= reaches(ends, sequential=False)).all(1),
-        "t_once": (t <= reaches(ends, sequential=False))[:, -1],
+        "sequence": sequence.all(1),
+        "t_at_every_look": single.all(1),
+        "t_once": single[:, -1],
     }
     return {name: round(float(held.mean()), 4) for name, held in found.items()}
 
 
-def t_statistics(values: np.ndarray, ends: list[int]) -> np.ndarray:
-    """Mean over error of the first so many of each run's values: [runs, looks]."""
+def means_and_errors(values: np.ndarray, ends: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and its standard error, of the first so many of each run's values: [runs, looks]."""
     sums, squares = values.cumsum(1), (values**2).cumsum(1)
     n = np.array(ends)
     means = sums[:, n - 1] / n
     spread = (squares[:, n - 1] - n * means**2) / (n - 1)
-    return means / np.sqrt(np.maximum(spread, 1e-300) / n)
+    return means, np.sqrt(np.maximum(spread, 0.0) / n)
 
 
 def reaches(ends: list[int], *, sequential: bool) -> np.ndarray:
@@ -140,16 +149,15 @@ def saved(values: np.ndarray, truth: float, most: float) -> dict[str, Any]:
     """Windows read until an interval is as narrow as ``most``, and how often it then misses."""
     ends = [end for _, end in looks(values.shape[1])]
     found: dict[str, Any] = {"windows": values.shape[1]}
-    t = t_statistics(values - truth, ends)
+    means, errors = means_and_errors(values - truth, ends)
     n = np.array(ends)
-    errors = np.abs((values.cumsum(1)[:, n - 1] / n - truth) / t)
     for name, sequential in (("sequence", True), ("t", False)):
         reach = reaches(ends, sequential=sequential)
         narrow = reach * errors <= most
         narrow[:, -1] = True
         stop = narrow.argmax(1)
         run = np.arange(len(values))
-        missed = np.abs(t[run, stop]) > reach[stop]
+        missed = np.abs(means[run, stop]) > reach[stop] * errors[run, stop]
         found[f"{name}_read"] = round(float(n[stop].mean()), 1)
         found[f"{name}_missed"] = round(float(missed.mean()), 4)
     return found
@@ -193,7 +201,7 @@ def answers() -> Iterator[dict[str, Any]]:
         upper, lower = [], []
         lost, gained, low, high = outcomes(samples)
         for loss in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
-            for gain in (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3):
+            for gain in (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
                 chance = probabilities(lost, gained, samples, loss + gain, gain)
                 upper.append(float(chance[high >= loss - 1e-12].sum()))
                 lower.append(float(chance[low <= loss + 1e-12].sum()))
@@ -209,8 +217,9 @@ def answers() -> Iterator[dict[str, Any]]:
 
 def outcomes(samples: int) -> tuple[np.ndarray, ...]:
     """All numbers of samples lost and gained that have any chance, with their bounds."""
-    most = min(samples, 40 + samples // 2)
-    pairs = [(a, b) for a in range(most + 1) for b in range(most + 1 - a)]
+    # Five standard errors beyond what is lost and gained of samples at most, 30 and 20 %.
+    ends = [min(samples, int(p * samples + 5 * (samples * p * (1 - p)) ** 0.5)) for p in (0.3, 0.2)]
+    pairs = [(a, b) for a in range(ends[0] + 1) for b in range(min(ends[1], samples - a) + 1)]
     bounds = [OfAnswers(a, b, samples).bounds() for a, b in pairs]
     return (*np.array(pairs).T, *np.array(bounds).T)
 
