@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, TrialFailed
 from qsweep.evaluate import build_reference, measure, open_reference, reference_measurement
 from qsweep.evaluate.compare import compare
 from qsweep.evaluate.intervals import half_width
@@ -134,6 +134,19 @@ def test_a_text_that_does_not_suffice_is_read_to_its_end_and_said(setting):
     found = until(setting, "kld ±0.0000001")
     assert found.facts["windows"] == 40 and found.facts["until"]["reached"] is False
     assert sorted(found.arrays["window_number"].tolist()) == list(range(40))
+
+
+def test_a_model_that_computes_no_numbers_is_refused_at_the_first_look(setting):
+    load, *_ = setting
+    model, told = load(), []
+    model.lm_head.weight.data[7] = float("nan")
+    _, windows, reference, base = setting
+    with pytest.raises(TrialFailed, match="logits are not finite"):
+        measure_until(
+            model, windows, reference, base, parse_until("ratio ±1 %"),
+            lambda _, done: told.append(done),
+        )  # fmt: skip
+    assert max(told) == FIRST_LOOK / 40
 
 
 def test_a_copy_is_known_at_the_first_look(setting):

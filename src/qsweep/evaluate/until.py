@@ -122,7 +122,8 @@ def measure_until(
     from qsweep.evaluate.engine import keep_freed_memory, open_engine
     from qsweep.evaluate.measure import score_tokens, window_scores
 
-    order, parts, narrow, batch = reading_order(len(windows.ids)), [], False, 1
+    order, narrow, batch = reading_order(len(windows.ids)), False, 1
+    parts: list[dict[str, Tensor]] = []
     with torch.inference_mode(), keep_freed_memory(model):
         engine = open_engine(model, windows.ids)
         for begin, end in looks(len(order)):
@@ -202,7 +203,8 @@ def _narrow_enough(
     if mean.stderr is None:
         return False
     most = math.log1p(rule.half) if rule.figure == "ratio" else rule.half
-    return half_width(mean.stderr, len(read), sequential=True) <= most
+    # Nor need more be read where it is no number: the measurement is refused then.
+    return not half_width(mean.stderr, len(read), sequential=True) > most
 
 
 def _facts(rule: Until, windows: "Windows", *, narrow: bool) -> dict[str, Any]:
