@@ -233,8 +233,10 @@ def _loss(
 
 
 def _of_task(name: str, task: TaskScore, sides: Sides) -> Measure:
-    if task.score is None:
-        raise ConfigError(f"--margin {name}: was not run: {task.reason or 'no reason recorded'}")
+    if task.score is None or task.status != "finished":
+        whole = "not run" if task.score is None else "not run whole"
+        reason = numbers.one_line(task.reason or "no reason recorded")
+        raise ConfigError(f"--margin {name}: was {whole}: {reason}")
     own, base = _both_results(name, [task], sides)
     if task.metric == "perplexity":
         return _of_texts(name, task, own, base)
@@ -248,7 +250,7 @@ def _of_capability(name: str, sides: Sides) -> Measure:
         task
         for task in sides.trial.tasks or ()
         if task.name in (found.tasks or ()) and task.name not in (found.at_chance or ())
-        if task.score is not None and task.metric != "perplexity"
+        if task.status == "finished" and task.metric != "perplexity"
     ]
     if not able:
         raise ConfigError(
@@ -316,7 +318,9 @@ def _same_samples(
     name: str, task: TaskScore, own: Sequence[TaskResult], sides: Sides
 ) -> tuple[TaskScore, list[TaskResult]]:
     """The other side's results of the same samples of a task."""
-    for base in sides.bases:
+    trial = sides.trial
+    alike = [b for b in sides.bases if (b.dtype, b.device) == (trial.dtype, trial.device)]
+    for base in alike:
         for other in base.tasks or ():
             if other.name == task.name and len(other.keys) == len(own):
                 found = _results(name, other, base, sides.store)
@@ -324,7 +328,7 @@ def _same_samples(
                     return other, found
     raise ConfigError(
         f"--margin {name}: {sides.base_name} was not asked the same samples of {task.name}"
-        f"{again(sides.trial) if sides.against is None else '; run both in one sweep'}"
+        f"{again(trial) if sides.against is None else '; run both in one sweep'}"
     )
 
 
