@@ -319,8 +319,7 @@ def _same_samples(
 ) -> tuple[TaskScore, list[TaskResult]]:
     """The other side's results of the same samples of a task."""
     trial = sides.trial
-    alike = [b for b in sides.bases if (b.dtype, b.device) == (trial.dtype, trial.device)]
-    for base in alike:
+    for base in (base for base in sides.bases if _run_in(base) == _run_in(trial)):
         for other in base.tasks or ():
             if other.name == task.name and len(other.keys) == len(own):
                 found = _results(name, other, base, sides.store)
@@ -330,6 +329,11 @@ def _same_samples(
         f"--margin {name}: {sides.base_name} was not asked the same samples of {task.name}"
         f"{again(trial) if sides.against is None else '; run both in one sweep'}"
     )
+
+
+def _run_in(record: Record) -> tuple[str | None, str]:
+    """The dtype and the kind of device that a trial's model was run in."""
+    return record.dtype, (record.device or "").partition(":")[0]
 
 
 def _results(name: str, task: TaskScore, record: Record, store: Store) -> list[TaskResult]:
