@@ -14,10 +14,11 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.files import write_json
 from qsweep.base.locks import FileLock
 from qsweep.base.store import Store
-from qsweep.commands.export import export, find_trial
+from qsweep.commands.export import export
 from qsweep.commands.export import main as export_main
 from qsweep.commands.prune import choose, moment
 from qsweep.commands.prune import main as prune_main
+from qsweep.commands.trials import find_trial
 from qsweep.results.holdings import look
 from qsweep.results.record import ArtifactFacts
 from qsweep.results.record_file import content_of

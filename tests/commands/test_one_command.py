@@ -55,7 +55,7 @@ def test_help_lists_the_commands_and_what_a_folder_of_your_own_adds(tmp_path, ca
     [
         ("reprot", "; did you mean 'report' or 'export'?"),
         ("serach", "; did you mean 'search'?"),
-        ("gptq", "; there are doctor, env, export, "),
+        ("gptq", "; there are certify, doctor, env, export, "),
     ],
 )
 def test_a_first_word_that_is_neither_is_one_line(word, hint):

@@ -11,11 +11,11 @@ from helpers.sweeps import run_here
 from qsweep.base.remote_settings import RemoteSettings
 from qsweep.base.store import ROOT_VARIABLE, Store
 from qsweep.commands.doctor import examine
-from qsweep.commands.export import find_trial
 from qsweep.commands.export import main as export_main
 from qsweep.commands.finding import Places
 from qsweep.commands.main import main
 from qsweep.commands.prune import main as prune_main
+from qsweep.commands.trials import find_trial
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from qsweep.evaluate.intervals import student_t
 from qsweep.evaluate.metrics import (
     by_entropy,
     by_quarter,
@@ -23,7 +24,6 @@ from qsweep.evaluate.metrics import (
     quality_per_gb,
     quantiles,
     rms,
-    student_t,
     top1_agrees,
     window_sums,
 )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from qsweep.evaluate.metrics import clustered_mean, student_t
+from qsweep.evaluate.intervals import student_t
+from qsweep.evaluate.metrics import clustered_mean
 from qsweep.evaluate.pairs import RankRange, compare_pairs, holm, rank_ranges
 
 COUNTS = np.full(32, 511)

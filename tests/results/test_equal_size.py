@@ -17,8 +17,9 @@ from qsweep.evaluate.metrics import clustered_mean, ppl_ratio
 from qsweep.results.budget import HEADINGS, budget_answer, fits
 from qsweep.results.html.data import SweepData
 from qsweep.results.html.page import render
-from qsweep.results.peers import windows_of, with_peers
+from qsweep.results.peers import with_peers
 from qsweep.results.rows import rows, to_csv
+from qsweep.results.windows import windows_of
 
 CONFIG = {
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256,

@@ -5,7 +5,7 @@ from typing import Any
 
 # Figures that others calculate with or format; what else a maker notes may be any JSON.
 _FIGURE = re.compile(
-    r"ppl(_stderr|_ratio(_low|_high)?)?|kld(_stderr|_median|_p\d+|_max|_native|_floor_\w+)?|ear"
+    r"ppl(_stderr|_ratio(_low|_high)?)?|kld(_stderr|_low|_high|_median|_p\d+|_max|_native|_floor_\w+)?|ear"
     r"|top1_agreement(_native)?|quality(_per_gb)?|bpw(_total)?|score|retention|\w+_(s|gb|tps)(_speed)?"
 )
 

@@ -12,18 +12,14 @@ from pathlib import Path
 
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import sync_tree, write_bytes
-from qsweep.base.schema import nearest
 from qsweep.base.store import MANIFEST, Store
 from qsweep.commands.entry import Parser, absolute, command, command_parser
 from qsweep.commands.shared import add_remote, shared_store
+from qsweep.commands.trials import find_trial
 from qsweep.models.architecture import CAUSAL, auto_class
 from qsweep.models.config import read_config
-from qsweep.results.answers import answers
 from qsweep.results.card import model_card
-from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
-from qsweep.results.sources import known_sweeps, read_sweep
-from qsweep.results.winner import sentence
 
 # What a server wants beside the weights, where the artifact's format does not carry it.
 _COMPANIONS = (
@@ -40,61 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = export(record, shared_store(options.outputs, options.remote), options.directory)
     print(f"{record.name}: {written}\nhow to serve it: {written / 'README.md'}")
     return 0
-
-
-def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
-    """The finished trial that a word means.
-
-    Raises:
-        QsweepError: there is none, or several; the line names near ones or their keys.
-    """
-    sweeps = known_sweeps(outputs)
-    if sweep is not None and sweep not in sweeps:
-        raise QsweepError(f"no sweep {sweep!r} in {outputs}{nearest(sweep, sweeps)}")
-    chosen = [sweeps[sweep]] if sweep is not None else list(sweeps.values())
-    records: dict[str, Record] = {}
-    for record in (r for directory in chosen for r in read_sweep(directory).records):
-        if record.key not in records or not record.implied:
-            records[record.key] = record  # asked for once is asked for
-    finished = [r for r in records.values() if r.finished and not r.reference]
-    if not finished:
-        raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
-    if word == "best":
-        return _best(finished)
-    found = [r for r in finished if r.key.startswith(word)] if len(word) >= 4 else []
-    # As a table calls it, and where that is not enough to tell, as its trial does.
-    shown = with_distinct_names(finished)
-    labelled = {r.key for r in shown if word in (r.name, _setting(r))}
-    found = found or [r for r in finished if r.key in labelled]
-    found = found or [r for r in finished if word in (r.name, _setting(r))]
-    if len(found) > 1:
-        raise QsweepError(
-            f"{word!r} means {len(found)} trials; give a key: "
-            + ", ".join(f"{r.key[:12]} ({r.calibration or r.backend})" for r in found)
-        )
-    if not found:
-        raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
-    return found[0]
-
-
-def _best(records: Sequence[Record]) -> Record:
-    # What leads is what "best" asks for; that its lead is none is said, and nothing is refused.
-    found = answers(with_distinct_names(records))
-    if not found:
-        raise QsweepError("no artifact here is one that a serving runtime loads")
-    if len(found) > 1:
-        leaders = ", ".join(
-            f"{one.record.name} ({one.record.key[:12]}{one.measured and ', ' + one.measured})"
-            for one in found
-        )
-        raise QsweepError(
-            "'best' means one trial of each model and each way of measuring it; "
-            f"give a key, or one sweep: {leaders}"
-        )
-    if not found[0].is_best:
-        line = sentence(found[0].decision, found[0].record.name)
-        print(f"note: {line}; it is exported all the same", file=sys.stderr)
-    return next(r for r in records if r.key == found[0].record.key)
 
 
 def export(record: Record, store: Store, directory: Path) -> Path:
@@ -150,10 +91,6 @@ def _add_companions(record: Record, out: Path) -> None:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and not (out / file.name).exists():
                 shutil.copy(file, out / file.name)
-
-
-def _setting(record: Record) -> str:
-    return record.name.removeprefix(f"{record.model} ")
 
 
 def parser() -> Parser:

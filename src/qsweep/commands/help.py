@@ -18,6 +18,7 @@ qsweep: what quantization costs a language model, measured over whole grids.
   formats       qsweep -m quant=rtn,gptq format=int,nvfp4,fp8_dynamic
   best per GB   qsweep search --config-name=pareto
   others' files qsweep score FILE DIR --reference MODEL
+  no worse?     qsweep certify TRIAL --margin "ppl 1 %, kld 0.02"
 
 With -m, commas sweep. What cannot exist is skipped; what is done is not done again.
 
@@ -44,8 +45,8 @@ outputs_dir: outputs
 store: {remote: null}   store.remote=s3://BUCKET/FOLDER, file:///FOLDER: shared with other machines
 
 also: model.path, model.pack, model.dtype, model.revision, quant.backend, quant.type, quant.imatrix (gguf),
-calibration.num_samples, calibration.max_seq_len, calibration.packing, eval.presets, eval.max_windows, eval.speed,
-eval.tasks, eval.limit, eval.chat_template, eval.samples, eval.steps, eval.max_new_tokens
+calibration.num_samples, calibration.max_seq_len, calibration.packing, eval.presets, eval.max_windows, eval.until,
+eval.speed, eval.tasks, eval.limit, eval.chat_template, eval.samples, eval.steps, eval.max_new_tokens
 
 --cfg job prints the composed configuration with every option (any can be overridden: gptq's
 damping is quant.damp_percent=0.01), --config-name=NAME runs a file of sweeps/, --hydra-help

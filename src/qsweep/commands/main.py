@@ -11,6 +11,7 @@ COMMANDS = {
     "report": "the page of a sweep again, or of several side by side",
     "score": "artifacts that exist, compared with a model or with a reference pack",
     "pack": "a file with all that a comparison needs of a reference",
+    "certify": "is an artifact no worse than its model by more than a margin? and what would decide it",
     "export": "a winner with tokenizer, model card and serving commands",
     "store": "the copy of the store that machines share: what it holds, and what it lacks",
     "prune": "what the store holds, and what can go",

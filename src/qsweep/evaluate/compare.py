@@ -1,10 +1,12 @@
 """A quantized model's measurement laid beside its reference's."""
 
+import math
 from typing import Any
 
 from qsweep.base.errors import ArtifactCorrupt
+from qsweep.evaluate.intervals import half_width, is_sequential
 from qsweep.evaluate.measurement import WindowScores
-from qsweep.evaluate.metrics import clustered_mean, ppl_ratio, quality, student_t, window_sums
+from qsweep.evaluate.metrics import Mean, clustered_mean, ppl_ratio, quality, window_sums
 from qsweep.evaluate.verdicts import is_open, verdict
 
 
@@ -24,6 +26,7 @@ def compare(measured: WindowScores, reference: WindowScores) -> dict[str, Any]:
         measured.arrays["window_nll"],
         reference.arrays["window_nll"],
         measured.arrays["window_tokens"],
+        sequential=is_sequential(measured.facts),
     )
     known = ratio.low > 0
     interval = {"ppl_ratio_low": ratio.low, "ppl_ratio_high": ratio.high} if known else {}
@@ -56,14 +59,18 @@ def compare_kld(measured: WindowScores, before: WindowScores) -> dict[str, float
     if (earlier := before.arrays.get("token_kld")) is not None:
         added = added - earlier.double()
     mean = clustered_mean(window_sums(added, counts), counts)
+    sequential = is_sequential(measured.facts)
+    return {"kld_added": mean.value, **ends("kld_added", mean, len(counts), sequential=sequential)}
+
+
+def ends(name: str, mean: Mean, windows: int, *, sequential: bool) -> dict[str, float]:
+    """The ends of a mean's 95 % interval over windows as figures; none where it has none."""
     if mean.stderr is None:
-        return {"kld_added": mean.value}
-    half = student_t(len(counts) - 1) * mean.stderr
-    return {
-        "kld_added": mean.value,
-        "kld_added_low": mean.value - half,
-        "kld_added_high": mean.value + half,
-    }
+        return {}
+    half = half_width(mean.stderr, windows, sequential=sequential)
+    if math.isinf(half):
+        return {}
+    return {f"{name}_low": mean.value - half, f"{name}_high": mean.value + half}
 
 
 def _require_same_tokens(measured: WindowScores, other: WindowScores, what: str) -> None:

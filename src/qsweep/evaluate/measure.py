@@ -60,9 +60,26 @@ def measure(
         raise ArtifactCorrupt("the cached reference was measured on other windows")
     with torch.inference_mode(), keep_freed_memory(model):
         engine = engine or open_engine(model, windows.ids)
-        tokens, batch = _score(engine, windows, reference, progress, batch, tile)
+        tokens, batch = score_tokens(engine, windows, reference, progress, batch, tile)
+    return window_scores(tokens, windows, reference, engine, batch)
+
+
+def window_scores(
+    tokens: "dict[str, Tensor]",
+    windows: "Windows",
+    reference: "Reference | None",
+    engine: Engine,
+    batch: int,
+) -> WindowScores:
+    """What follows from the scores of all tokens of the windows, as :func:`score_tokens` gives them.
+
+    Raises:
+        TrialFailed: One is not finite; the line names the window.
+    """
+    import torch
+
     for name, values in tokens.items():
-        require_finite(values, windows, name, model)
+        require_finite(values, windows, name, engine.model)
     facts = {**windows.facts(), **run_facts(engine, batch)}
     result = nll_measurement(windows, tokens["nll"], facts)
     if windows.mask is not None or windows.preset.stride is not None:
@@ -76,16 +93,22 @@ def measure(
     return result
 
 
-def _score(
+def score_tokens(
     engine: Engine,
     windows: "Windows",
-    reference: "Reference | None",
-    progress: Progress,
-    batch: int | None,
-    tile: Tile | None,
+    reference: "Reference | None" = None,
+    progress: Progress = silent,
+    batch: int | None = None,
+    tile: Tile | None = None,
 ) -> "tuple[dict[str, Tensor], int]":
-    # Results stay on the device until the end, so that nothing in the loop waits for it.
+    """Score every token of the windows: ``nll``, with a reference ``kld`` and ``top1`` [tokens].
+
+    Returns:
+        These, on the CPU, and the batch size at the end. Called without gradients.
+    """
     import torch
+
+    # Results stay on the device until the end, so that nothing in the loop waits for it.
 
     head = engine.head
     # A copy from memory that is not pinned may wait for the device: once, not in the loop.

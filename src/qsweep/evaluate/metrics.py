@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qsweep.evaluate.intervals import half_width
 from qsweep.evaluate.verdicts import BOUNDS
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Array = Tensor | ndarray
 
-CONFIDENCE = 0.95
 QUARTERS = ("q1", "q2", "q3", "q4")
 """What the quarters of a window are called, from its begin."""
 FIFTHS = ("e1", "e2", "e3", "e4", "e5")
@@ -133,17 +133,20 @@ class Ratio:
     high: float
 
 
-def ppl_ratio(sums: "Array", reference_sums: "Array", counts: "Array") -> Ratio:
+def ppl_ratio(
+    sums: "Array", reference_sums: "Array", counts: "Array", *, sequential: bool = False
+) -> Ratio:
     """Perplexity ratio of two models on the same windows: exp(mean d ± t sd/sqrt(W)).
 
     d is a window's mean difference of NLL; windows weigh by their scored tokens. Pairing removes
     what is common to both models, how hard each window's text is. Sums of NLL in nats and counts of
-    tokens are [windows].
+    tokens are [windows]. ``sequential``: whether the number of windows was decided by looking at
+    them; the interval is then that of a confidence sequence (:mod:`qsweep.evaluate.intervals`).
     """
     difference = clustered_mean(_float64(sums) - _float64(reference_sums), counts)
     if difference.stderr is None:
         return Ratio(_exp(difference.value), 0.0, math.inf)
-    half = student_t(len(counts) - 1) * difference.stderr
+    half = half_width(difference.stderr, len(counts), sequential=sequential)
     return Ratio(
         _exp(difference.value), _exp(difference.value - half), _exp(difference.value + half)
     )
@@ -224,15 +227,6 @@ def quality(ratio: float) -> float:
 def quality_per_gb(value: float, size_gb: float) -> float:
     """Quality per gigabyte of weights where quality is positive, else quality itself."""
     return value / size_gb if value > 0 else value
-
-
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence."""
-    from scipy.special import stdtrit
-
-    if freedom < 1:
-        raise ValueError("at least one degree of freedom")
-    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _float64(values: Any) -> Any:

@@ -43,8 +43,8 @@ def noise_floor(
 
     usual = int(reference.facts["batch"])
     # Whole batches, or else their shapes would not be those that the cache was made in.
-    sample = windows.select(range(min(len(windows.ids), max(_WINDOWS, usual))))
-    cached = reference.begin(sample)
+    first = range(min(len(windows.ids), max(_WINDOWS, usual)))
+    sample, cached = windows.select(first), reference.select(windows, first)
     with torch.inference_mode():
         engine = open_engine(model, windows.ids)
 

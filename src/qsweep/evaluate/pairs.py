@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qsweep.evaluate.metrics import CONFIDENCE
+from qsweep.evaluate.intervals import CONFIDENCE, sequence_p
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -57,39 +57,57 @@ class PairTests:
         return found
 
 
-def compare_pairs(sums: "ndarray", counts: "ndarray", untold: "ndarray | None" = None) -> PairTests:
-    """Test every pair of models by paired t-tests over windows.
+def compare_pairs(
+    sums: "ndarray",
+    counts: "ndarray",
+    untold: "ndarray | None" = None,
+    *,
+    read: "ndarray | None" = None,
+    sequential: "ndarray | None" = None,
+    least: int = 2,
+) -> PairTests:
+    """Test every pair of models by paired t-tests over the windows that both have read.
 
     The error of a difference is that of ``metrics.clustered_mean``, the linearised ratio estimator.
 
     Args:
         sums: Of what less is better, summed over each window's tokens, float64 [models, windows].
-        counts: Tokens of each window, [windows]; at least two windows.
+        counts: Tokens of each window, [windows].
         untold: Pairs of which nothing is claimed whatever was measured, bool [models, models].
+        read: Which windows each model has read, bool [models, windows]; None: all.
+        sequential: Of which models the number of windows was decided by looking at them, bool
+            [models]: pairs with one of these have p-values that hold at any stop.
+        least: Nothing is claimed of a pair with fewer windows, at least two.
     """
     import numpy as np
     from scipy.special import stdtr
 
     models, windows = sums.shape
     counts = counts.astype(np.float64)
-    means = sums.sum(1) / counts.sum()
-    rest = sums - means[:, None] * counts
+    read = np.ones(sums.shape, bool) if read is None else read
+    looked = np.zeros(models, bool) if sequential is None else sequential
     pairs: list[tuple[int, int]] = []
     p: list[float] = []
     for one in range(models):
         others = np.arange(one + 1, models)
         if untold is not None:
             others = others[~untold[one, others]]
-        gaps = means[others] - means[one]
-        squares = ((rest[others] - rest[one]) ** 2).sum(1) * windows / (windows - 1)
-        errors = np.sqrt(squares) / counts.sum()
+        both = read[others] & read[one]
+        number = both.sum(1)
+        others, both, number = (found[number >= max(least, 2)] for found in (others, both, number))
+        tokens = (both * counts).sum(1)
+        apart = np.where(both, sums[others] - sums[one], 0.0)
+        gaps = apart.sum(1) / tokens
+        squares = ((apart - gaps[:, None] * counts) ** 2 * both).sum(1) * number / (number - 1)
+        errors = np.sqrt(squares) / tokens
         # Copies of one another differ by nothing, and without noise.
         t = np.divide(gaps, errors, out=np.zeros_like(gaps), where=gaps != 0)
         pairs += [
             (one, int(other)) if gap > 0 else (int(other), one)
             for other, gap in zip(others, gaps, strict=True)
         ]
-        p += list(2 * stdtr(windows - 1, -np.abs(t)))
+        single = 2 * stdtr(number - 1, -np.abs(t))
+        p += list(np.where(looked[one] | looked[others], sequence_p(t, number), single))
     return PairTests(models, pairs, p)
 
 

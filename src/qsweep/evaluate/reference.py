@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qsweep.base.errors import ArtifactCorrupt, QsweepError
 from qsweep.base.files import read_json, write_json
@@ -50,23 +50,37 @@ class Reference:
     nll: "Tensor"
     first: "Tensor"
     confidence: "Tensor"
-    _shards: "Shards"
+    _shards: "_Features"
 
     def features(self, tokens: slice) -> "Tensor":
         """What goes into the head, [n, width], on the CPU, pinned where the head is on a GPU."""
         found = self._shards.read(tokens)
         return found if self.head.device.type == "cpu" else found.pin_memory()
 
-    def begin(self, windows: "Windows") -> "Reference":
-        """The same reference on only its first windows, which ``windows`` are."""
-        count = windows.tokens_scored
+    def select(self, windows: "Windows", chosen: Sequence[int]) -> "Reference":
+        """The same reference on only some of its windows, by number, in that order.
+
+        Args:
+            windows: All of its windows.
+            chosen: Which; as of :meth:`~qsweep.text.windows.Windows.select`.
+        """
+        import torch
+
+        ends = [0, *windows.counts.cumsum(0).tolist()]
+        spans = [slice(ends[number], ends[number + 1]) for number in chosen]
+        at = torch.cat([torch.arange(span.start, span.stop) for span in spans])
         return replace(
             self,
-            fingerprint=windows.fingerprint,
-            nll=self.nll[:count],
-            first=self.first[:count],
-            confidence=self.confidence[:count],
+            fingerprint=windows.select(chosen).fingerprint,
+            nll=self.nll[at],
+            first=self.first[at],
+            confidence=self.confidence[at],
+            _shards=_Spans(self._shards, spans),
         )
+
+
+class _Features(Protocol):
+    def read(self, tokens: slice) -> "Tensor": ...
 
 
 class Shards:
@@ -94,6 +108,38 @@ class Shards:
                 found.append(file[low - start : high - start])
             start = end
         return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class _Spans:
+    """Some stretches of features, as if they followed each other."""
+
+    def __init__(self, features: _Features, spans: Sequence[slice]):
+        self._features, self._spans = features, _joined(spans)
+
+    def read(self, tokens: slice) -> "Tensor":
+        """Features of a contiguous range of their tokens: [n, width]."""
+        import torch
+
+        found, begin = [], 0
+        for span in self._spans:
+            end = begin + span.stop - span.start
+            low, high = max(tokens.start, begin), min(tokens.stop, end)
+            if low < high:
+                shift = span.start - begin
+                found.append(self._features.read(slice(low + shift, high + shift)))
+            begin = end
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _joined(spans: Sequence[slice]) -> list[slice]:
+    # What follows each other anyway is read at once.
+    found: list[slice] = []
+    for span in spans:
+        if found and found[-1].stop == span.start:
+            found[-1] = slice(found[-1].start, span.stop)
+        else:
+            found.append(span)
+    return found
 
 
 class _Writer:

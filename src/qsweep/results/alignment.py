@@ -4,14 +4,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qsweep.base import numbers
-from qsweep.base.errors import ArtifactCorrupt
 from qsweep.results.columns.table import PPL, PPL_RATIO
 from qsweep.results.model_names import with_distinct_models
-from qsweep.results.record import Measurement, Record, Row
+from qsweep.results.record import Record, Row
 from qsweep.results.traits import implied_by, traits
+from qsweep.results.windows import paired_ratio, shared, windows_of
 
 
 @dataclass(frozen=True)
@@ -154,20 +153,11 @@ def _measured(record: Record, corpus: str) -> Row | None:
 
 
 def _gain(corpus: str, own: Row, other: Row) -> Gain:
-    from qsweep.evaluate import read_measurement
-    from qsweep.evaluate.metrics import ppl_ratio
-
-    try:
-        first, second = (read_measurement(_folder(row.measurement)).arrays for row in (other, own))
-        found = ppl_ratio(first["window_nll"], second["window_nll"], second["window_tokens"])
-    except (ArtifactCorrupt, RuntimeError):  # deleted since, or of another number of windows
+    first, second = windows_of(other), windows_of(own)
+    pair = None if first is None or second is None else shared(first, second)
+    if pair is None:  # deleted since, or of other windows
         return Gain(corpus, PPL.get(other) / PPL.get(own), None, None)
+    found = paired_ratio(*pair)
     if not found.low > 0 or math.isinf(found.high):
         return Gain(corpus, found.value, None, None)
     return Gain(corpus, found.value, found.low, found.high)
-
-
-def _folder(measurement: Measurement | None) -> Path:
-    if measurement is None or measurement.file is None:
-        raise ArtifactCorrupt("a measurement without arrays")
-    return Path(measurement.file)

@@ -18,7 +18,7 @@ _TELLING = ("corpus", *(name for name in IDENTITY if name not in _LAST))
 
 def measured_by(measurement: Measurement) -> tuple[Any, ...]:
     """Equal for measurements whose figures may stand on one axis: values of :data:`IDENTITY`."""
-    facts = _facts(measurement)
+    facts = facts_of(measurement)
     return tuple(_plain(facts.get(name)) for name in IDENTITY)
 
 
@@ -35,19 +35,23 @@ def families(rows: Iterable[Row]) -> Collection[list[Row]]:
 
 def differences(measurements: Iterable[Measurement]) -> list[str]:
     """For each of several measurements, in a few words, what sets it apart from the others."""
-    found = [_facts(measurement) for measurement in measurements]
+    found = [facts_of(measurement) for measurement in measurements]
     names = [n for n in (*_TELLING, *_LAST) if len({repr(facts.get(n)) for facts in found}) > 1]
     words = [_words(facts, [n for n in names if n not in _LAST]) for facts in found]
     return words if len(set(words)) == len(words) else [_words(facts, names) for facts in found]
 
 
+def facts_of(measurement: Measurement) -> dict[str, Any]:
+    """Its facts, those of windows being of the whole text: it may have read some of them alone."""
+    facts = measurement.facts
+    whole = facts.get("whole")
+    of_text = whole if isinstance(whole, Mapping) else {}
+    return {"corpus": measurement.corpus, "preset": measurement.preset, **facts, **of_text}
+
+
 def _words(facts: Mapping[str, Any], names: Iterable[str]) -> str:
     known = [name for name in names if facts.get(name) is not None]
     return ", ".join(f"{name.replace('_', ' ')} {str(facts[name])[:24]}" for name in known)
-
-
-def _facts(measurement: Measurement) -> dict[str, Any]:
-    return {"corpus": measurement.corpus, "preset": measurement.preset, **measurement.facts}
 
 
 def _plain(value: Any) -> Any:

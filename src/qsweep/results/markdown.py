@@ -12,6 +12,7 @@ from qsweep.results.answers import best_lines
 from qsweep.results.checks import check
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings, lines_of
+from qsweep.results.comparable import facts_of
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown_table import table
 from qsweep.results.model_names import dequantized_references
@@ -67,7 +68,7 @@ def _section(records: Sequence[Record], place: tuple[str, str]) -> str:
 
 def _protocol(rows: Sequence[Row], floor: float | None) -> str:
     # Rows may be measured in several ways; what differs between them is in their names.
-    facts = [row.measurement.facts for row in rows if row.measurement]
+    facts = [facts_of(row.measurement) for row in rows if row.measurement]
     names = (
         *("windows", "context", "stride", "tokens_scored", "bos", "dtype", "fingerprint"),
         "reference",

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.pairs import compare_pairs, rank_ranges
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
 from qsweep.results.comparable import families
-from qsweep.results.peers import FindWindows, Windows, windows_of
 from qsweep.results.record import Record, Row
 from qsweep.results.standing import Standing
+from qsweep.results.windows import FindWindows, laid_out, read_until, windows_of
 from qsweep.results.winner import MIN_WINDOWS
 
 if TYPE_CHECKING:
@@ -54,20 +54,23 @@ def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
     """What may be said of rows that were all measured alike; those without windows are left out."""
     # A trial that is in several sweeps is no rival of itself.
     once = {row.key: row for row in rows}.values()
-    found = [(row, its) for row in once if (its := windows(row)) is not None]
-    if len(found) < 2:
+    measured = [(row, its) for row in once if (its := windows(row)) is not None]
+    found = [(row, its) for row, its in measured if len(its) >= MIN_WINDOWS]
+    kept, laid = laid_out(found)
+    if len(kept) < 2:
         return NOTHING
-    counts = found[0][1].tokens
-    found = [(row, its) for row, its in found if _same(its.tokens, counts)]
-    if len(found) < 2 or len(counts) < MIN_WINDOWS:
-        return NOTHING
-    kept, measured = zip(*found, strict=True)
     silent = [is_silent(row) for row in kept]
-    sums, by = _sums(measured)
-    tests = compare_pairs(sums, counts, _both(silent))
+    tests = compare_pairs(
+        laid.sums,
+        laid.tokens,
+        _both(silent),
+        read=laid.read,
+        sequential=laid.sequential,
+        least=MIN_WINDOWS,
+    )
     better, alone = tests.better(), tests.better(each_alone=True)
     standings = {
-        row.key: Standing(rank.first, rank.last, len(kept), by, quiet)
+        row.key: Standing(rank.first, rank.last, len(kept), laid.by, quiet)
         for row, rank, quiet in zip(kept, rank_ranges(better), silent, strict=True)
     }
     pairs = combinations(range(len(kept)), 2)
@@ -103,14 +106,15 @@ def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of ranks must know: what they cover, and of which rows nothing ranks them."""
+    """What a reader must know: of intervals, of ranks, and of which rows nothing ranks them."""
     ranked = [row for row in rows if row.standing is not None]
     if not ranked:
-        return []
+        return read_until(rows)
     by = "perplexity" if any(s.by == "nll" for row in ranked if (s := row.standing)) else "KLD"
     said = [
+        *read_until(rows),
         f"ranks are by {by}, each pair compared on its own windows (5 % over all pairs, Holm): a "
-        "range is a tie; the draw of the calibration text is not covered"
+        "range is a tie; the draw of the calibration text is not covered",
     ]
     if silent := [row for row in ranked if row.standing is not None and row.standing.silent]:
         bounds = ", ".join(sorted({f"{row.record.silent_kld:g}" for row in silent}))
@@ -132,20 +136,6 @@ def is_silent(row: Row) -> bool:
     """Whether a row lies in the silent zone, where divergence and perplexity rank nothing."""
     kld = KLD.get(row)
     return is_number(kld) and kld < row.record.silent_kld
-
-
-def _same(tokens: "np.ndarray", others: "np.ndarray") -> bool:
-    return len(tokens) == len(others) and bool((tokens == others).all())
-
-
-def _sums(measured: Iterable[Windows]) -> "tuple[np.ndarray, Any]":
-    import numpy as np
-
-    measured = list(measured)
-    divergences = [one.kld for one in measured if one.kld is not None]
-    if len(divergences) == len(measured):
-        return np.stack(divergences), "kld"
-    return np.stack([one.nll for one in measured]), "nll"
 
 
 def _both(silent: Sequence[bool]) -> "np.ndarray":

@@ -14,6 +14,7 @@ from qsweep.base.names import absolute_path, folder_name
 from qsweep.base.remote_settings import RemoteSettings
 from qsweep.base.schema import build, locate, nearest
 from qsweep.base.secrets import hidden_tree
+from qsweep.evaluate.until import parse_until
 from qsweep.evaluate.verdicts import SILENT_KLD
 from qsweep.formats.kv_cache.spec import KVCache, kv_cache
 from qsweep.formats.numbers import Int, NumberFormat
@@ -59,6 +60,9 @@ class EvalConfig:
     ``context``, ``stride`` and ``max_windows`` override the presets', for quick looks; the numbers
     are then not those of the named preset and say so in their facts.
 
+    ``until`` is when a quantized model's interval is narrow enough, so that no more windows are read
+    (:mod:`qsweep.evaluate.until`); None: all are.
+
     ``tasks`` are names of tasks and suites, or paths of users' own; ``limit``, ``num_fewshot``,
     ``batch_size``, ``chat_template`` and ``unsafe_code`` concern them alone; ``samples``, ``steps``
     and ``max_new_tokens`` only those with long answers.
@@ -71,6 +75,7 @@ class EvalConfig:
     context: int | None = None
     stride: int | None = None
     max_windows: int | None = None
+    until: str | None = None
     dtype: DType = "auto"
     speed: bool = False
     kld_native: bool = False
@@ -99,6 +104,11 @@ class EvalConfig:
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ConfigError(f"eval.{name}={value}: must be at least 1")
+        if self.until is not None:
+            rule = parse_until(self.until)
+            if rule.figure == "kld" and not self.divergence:
+                raise ConfigError(f"eval.until={rule}: set eval.divergence=true, which measures it")
+            object.__setattr__(self, "until", str(rule))
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ConfigError(f"eval.num_fewshot={self.num_fewshot}: must be at least 0")
 

@@ -16,6 +16,7 @@ from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
 from qsweep.evaluate.packs.header import Pack, signed_identity
 from qsweep.evaluate.served import Serving, stages
+from qsweep.evaluate.until import UNTIL_VERSION
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed, is_corrected
@@ -439,8 +440,13 @@ def _served_plans(
     return tuple(plans)
 
 
-def _comparison(trial: TrialConfig) -> dict[str, bool]:
-    # What a measurement holds beside perplexity; the noise floor is the reference's alone.
-    divergence = trial.eval.divergence
-    own = isinstance(trial.quant, Unquantized) and divergence
-    return {"divergence": divergence, "noise_floor": own and trial.eval.noise_floor}
+def _comparison(trial: TrialConfig) -> dict[str, Any]:
+    # What a measurement holds beside perplexity; the noise floor is the reference's alone, which
+    # is measured on all windows, however many others want.
+    divergence, until = trial.eval.divergence, trial.eval.until
+    is_reference = isinstance(trial.quant, Unquantized)
+    floor = is_reference and divergence and trial.eval.noise_floor
+    found: dict[str, Any] = {"divergence": divergence, "noise_floor": floor}
+    if until is not None and not is_reference:
+        found["until"] = {"rule": until, "version": UNTIL_VERSION}
+    return found

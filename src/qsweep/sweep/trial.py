@@ -131,6 +131,7 @@ class Measuring:
 
     def _measure(self, step: MeasurementPlan, base: MeasurementPlan, out: Path) -> dict[str, Any]:
         from qsweep.evaluate import compare, measure, read_measurement
+        from qsweep.evaluate.until import as_read_by, measure_until, parse_until
 
         plan, model = self.plan, self._load()
         started = time.perf_counter()
@@ -144,9 +145,14 @@ class Measuring:
             if left_out := getattr(model, "left_out", None):
                 result.facts["left_out"] = left_out
         else:
-            result = measure(model, windows, find_reference(plan, step, self.store), report)
-            held = self.store.require("measurements", base.key)
-            result.metrics.update(compare(result, read_measurement(held.path)))
+            reference = find_reference(plan, step, self.store)
+            held = read_measurement(self.store.require("measurements", base.key).path)
+            if (until := plan.trial.eval.until) is not None:
+                rule = parse_until(until)
+                result = measure_until(model, windows, reference, held, rule, report)
+            else:
+                result = measure(model, windows, reference, report)
+            result.metrics.update(compare(result, as_read_by(result, held, windows)))
         if (pack := plan.setting.pack) is not None:
             result.facts["reference"] = pack.words
         check_figures("measurement", result.metrics)
@@ -158,24 +164,32 @@ class Measuring:
         """The same model once more, with more than its weights as it is served."""
         from qsweep.evaluate import compare, compare_kld, read_measurement
         from qsweep.evaluate.as_served import measure_as_served
+        from qsweep.evaluate.until import as_read_by, chosen_windows
 
         plan = self.plan
         started = time.perf_counter()
         reset_peak_memory(plan.setting.device)
         label = f"measure {step.corpus.name} with {run.serving.name}"
+        weights, before, held = (
+            read_measurement(self.store.require("measurements", key).path)
+            for key in (step.key, run.before, base.key)
+        )
+        windows = windows_of(plan, step, self.store)
+        reference = find_reference(plan, step, self.store)
+        if (chosen := chosen_windows(weights)) is not None:
+            held = as_read_by(weights, held, windows)
+            reference = None if reference is None else reference.select(windows, chosen.numbers)
+            windows = windows.select(chosen.numbers)
         result = measure_as_served(
             self._load(),
-            windows_of(plan, step, self.store),
+            windows,
             run.serving,
             self.artifact,
-            find_reference(plan, step, self.store),
+            reference,
             partial(_report_as, label, self.progress),
         )
         if "refused" not in result.facts:
-            before, held = (
-                read_measurement(self.store.require("measurements", key).path)
-                for key in (run.before, base.key)
-            )
+            result = result if chosen is None else chosen.mark(result)
             result.metrics |= compare(result, held) | compare_kld(result, before)
         check_figures("measurement", run.serving.figures(result.metrics))
         return self._kept(result, out, started)

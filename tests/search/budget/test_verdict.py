@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.budgets import row
-from qsweep.results.peers import Windows
+from qsweep.results.windows import Windows
 from qsweep.search.budget.limits import Limit
 from qsweep.search.budget.settings import Budget
 from qsweep.search.budget.verdict import judge

@@ -182,6 +182,31 @@ def difference(name: str) -> Callable[[Row], str]:
     return write
 
 
+def kld(row: Row) -> str:
+    """The divergence with its error, or with the ends of the interval that it was read for."""
+    found = figures(row, "measurement")
+    value, low, high = (found.get(f"kld{end}") for end in ("", "_low", "_high"))
+    if low is None or high is None:
+        return numbers.with_error(value, found.get("kld_stderr"))
+    return f"{numbers.divergence(value)} ({numbers.divergence(low)}-{numbers.divergence(high)})"
+
+
+def windows_of(row: Row) -> int | None:
+    """How many windows the text has, where not all of them had to be read."""
+    whole = row.measurement.facts.get("whole") if row.measurement else None
+    return whole["windows"] if isinstance(whole, Mapping) else None
+
+
+def windows_read(row: Row) -> str:
+    """How many of these were."""
+    whole = windows_of(row)
+    return (
+        ""
+        if whole is None or row.measurement is None
+        else f"{row.measurement.facts['windows']} of {whole}"
+    )
+
+
 def size(row: Row) -> str:
     """Size, bits per weight, and how many layers stayed in 16 bits."""
     made = row.record.artifact

@@ -209,12 +209,15 @@ EXPECTED_HIGH = add(Column("expected_high", "high end of that", "trial", derived
     csv=True))
 KLD: Column = add(of_measurement(
     "kld", "mean KL divergence per token, nats ± standard error", unit="nat", better="down",
-    needs="set eval.divergence=true", csv=True, error="kld_stderr", best=True, by_bits=True,
-    hover=("KLD, nats", 6), view=("metrics", 7), tables={
+    needs="set eval.divergence=true", csv=True, error="kld_stderr", write=derived.kld, best=True,
+    by_bits=True, hover=("KLD, nats", 6), view=("metrics", 7), tables={
         "markdown": "KLD", "html": "KLD", "card": "KLD",
         "terminal": Shown("KLD", cell=lambda row: numbers.divergence(KLD.get(row)))}))
 KLD_STDERR = add(of_measurement("kld_stderr", "standard error of the divergence, over windows",
     csv=True))
+KLD_ENDS = tuple(add(of_measurement(
+    f"kld_{end}", f"{end} end of its 95 % interval, where windows were read until one was narrow "
+    "enough", unit="nat", needs="set eval.until", csv=True)) for end in ("low", "high"))
 KLD_MEDIAN, KLD_P90, KLD_P99, KLD_P999, KLD_MAX = (
     add(of_measurement(
         f"kld_{end}", f"{words} over tokens, nats", unit="nat", better="down",
@@ -435,6 +438,10 @@ TOKENS_SCORED = add(Column(
     derived.fact("tokens_scored"), "token", csv=True, tables={"card": "tokens"}))
 WINDOWS = add(Column("windows", "windows that they lie in", "measurement",
     derived.fact("windows"), csv=True))
+WINDOWS_OF = add(Column(
+    "windows_of", "windows of the text, where these were read until an interval was narrow enough",
+    "measurement", derived.windows_of, csv=True, write=derived.windows_read, tables={
+        t: Shown("windows read", optional=True) for t in ("markdown", "html", "card")}))
 SWEEP = add(of_trial("sweep", "which sweep", csv=True, tables={"html": "sweep"}))
 PEER = add(Column(
     "peer", "the artifact of another maker that is nearest in size", "row",
@@ -544,6 +551,6 @@ CSV_ORDER = (*PROMISED, *(
     "rank_first rank_last silent ear ear_stderr kld_verdict flips lost gained "
 ).split(), *(column.name for column in KLD_FIFTHS), *(
     "long_length_ratio long_length_ratio_low long_length_ratio_high truncated loops "
-    "divergence_token divergence_token_low divergence_token_high"
+    "divergence_token divergence_token_low divergence_token_high kld_low kld_high windows_of"
 ).split())
 # fmt: on

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qsweep.evaluate.metrics import CONFIDENCE, clustered_mean, student_t
+from qsweep.evaluate.intervals import CONFIDENCE
 from qsweep.results.columns.table import KLD, SIZE_GB
-from qsweep.results.peers import FindWindows
 from qsweep.results.record import Row
+from qsweep.results.windows import FindWindows, kld_difference, shared
 from qsweep.results.winner import MIN_WINDOWS
 from qsweep.search.budget.limits import Limit
 
@@ -107,13 +107,8 @@ def _difference(
 ) -> tuple[float, float | None, float | None]:
     value = KLD.get(row) - KLD.get(other)
     mine, its = windows(row), windows(other)
-    if mine is None or its is None or mine.kld is None or its.kld is None:
+    pair = None if mine is None or its is None else shared(mine, its)
+    if pair is None or len(pair[0]) < MIN_WINDOWS:
         return value, None, None
-    if len(mine.tokens) != len(its.tokens) or (mine.tokens != its.tokens).any():
-        return value, None, None
-    if len(mine.tokens) < MIN_WINDOWS:
-        return value, None, None
-    found = clustered_mean(mine.kld - its.kld, mine.tokens)
-    confidence = 1 - (1 - CONFIDENCE) / chosen_from
-    half = student_t(len(mine.tokens) - 1, confidence) * (found.stderr or 0.0)
-    return found.value, found.value - half, found.value + half
+    found = kld_difference(*pair, confidence=1 - (1 - CONFIDENCE) / chosen_from)
+    return (value, None, None) if found is None else found

@@ -1,0 +1,1 @@
+"""What is said of a trial by margins: ``margins`` are read, ``measures`` found, ``pages`` written."""
