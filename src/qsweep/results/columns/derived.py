@@ -5,7 +5,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.base.contents import is_number
-from qsweep.evaluate.metrics import student_t
+from qsweep.evaluate.intervals import student_t
 from qsweep.evaluate.verdicts import is_open, verdict_by_kld
 from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
