@@ -20,9 +20,11 @@ from qsweep.models.architecture import CAUSAL, auto_class
 from qsweep.models.config import read_config
 from qsweep.results.answers import answers
 from qsweep.results.card import model_card
+from qsweep.results.draws import pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
+from qsweep.results.traits import seed_of
 from qsweep.results.winner import sentence
 
 # What a server wants beside the weights, where the artifact's format does not carry it.
@@ -56,12 +58,13 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
     for record in (r for directory in chosen for r in read_sweep(directory).records):
         if record.key not in records or not record.implied:
             records[record.key] = record  # asked for once is asked for
-    finished = [r for r in records.values() if r.finished and not r.reference]
+    finished = [r for r in pooled(records.values()) if r.finished and not r.reference]
     if not finished:
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
-        return _best(finished)
-    found = [r for r in finished if r.key.startswith(word)] if len(word) >= 4 else []
+        return _one_draw(_best(finished))
+    every = singles(finished)
+    found = [r for r in every if r.key.startswith(word)] if len(word) >= 4 else []
     # As a table calls it, and where that is not enough to tell, as its trial does.
     shown = with_distinct_names(finished)
     labelled = {r.key for r in shown if word in (r.name, _setting(r))}
@@ -74,7 +77,19 @@ def find_trial(outputs: Path, word: str, sweep: str | None = None) -> Record:
         )
     if not found:
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
-    return found[0]
+    return _one_draw(found[0])
+
+
+def _one_draw(record: Record) -> Record:
+    # Not the one that came out best: it is that by luck.
+    if record.draws is None:
+        return record
+    first, number = record.draws[0], len(record.draws)
+    print(
+        f"note: {record.name} is {number} draws; that of seed {seed_of(first)} is exported",
+        file=sys.stderr,
+    )
+    return first
 
 
 def _best(records: Sequence[Record]) -> Record:

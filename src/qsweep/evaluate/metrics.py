@@ -107,7 +107,7 @@ def perplexity(sums: "Tensor", counts: "Tensor") -> Mean:
     Its error is the delta method's: ppl * error of the logarithm.
     """
     log = clustered_mean(sums, counts)
-    value = _exp(log.value)
+    value = exponential(log.value)
     return Mean(value, None if log.stderr is None else value * log.stderr)
 
 
@@ -129,10 +129,12 @@ def ppl_ratio(sums: "Array", reference_sums: "Array", counts: "Array") -> Ratio:
     """
     difference = clustered_mean(_float64(sums) - _float64(reference_sums), counts)
     if difference.stderr is None:
-        return Ratio(_exp(difference.value), 0.0, math.inf)
+        return Ratio(exponential(difference.value), 0.0, math.inf)
     half = student_t(len(counts) - 1) * difference.stderr
     return Ratio(
-        _exp(difference.value), _exp(difference.value - half), _exp(difference.value + half)
+        exponential(difference.value),
+        exponential(difference.value - half),
+        exponential(difference.value + half),
     )
 
 
@@ -189,7 +191,7 @@ def quality_per_gb(value: float, size_gb: float) -> float:
     return value / size_gb if value > 0 else value
 
 
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+def student_t(freedom: float, confidence: float = CONFIDENCE) -> float:
     """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence."""
     from scipy.special import stdtrit
 
@@ -203,7 +205,8 @@ def _float64(values: Any) -> Any:
     return values.double() if hasattr(values, "double") else values.astype("float64")
 
 
-def _exp(value: float) -> float:
+def exponential(value: float) -> float:
+    """exp, infinite where that is beyond a float."""
     # A broken model's perplexity may be beyond what a float holds.
     try:
         return math.exp(value)

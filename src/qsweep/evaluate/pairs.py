@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qsweep.evaluate.draws import Draws, difference, p_values
 from qsweep.evaluate.metrics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -57,40 +58,56 @@ class PairTests:
         return found
 
 
-def compare_pairs(sums: "ndarray", counts: "ndarray", untold: "ndarray | None" = None) -> PairTests:
-    """Test every pair of models by paired t-tests over windows.
+def compare_pairs(
+    models: "Sequence[Draws]", counts: "ndarray", untold: "ndarray | None" = None
+) -> PairTests:
+    """Test every pair of models, over windows and over the draws of what was drawn more than once.
 
-    The error of a difference is that of ``metrics.clustered_mean``, the linearised ratio estimator.
+    The error of a difference is that of :func:`qsweep.evaluate.draws.difference`; of two models with
+    one figure for each window that is a paired t-test over windows.
 
     Args:
-        sums: Of what less is better, summed over each window's tokens, float64 [models, windows].
+        models: What less is better of, summed over each window's tokens.
         counts: Tokens of each window, [windows]; at least two windows.
         untold: Pairs of which nothing is claimed whatever was measured, bool [models, models].
     """
     import numpy as np
-    from scipy.special import stdtr
 
-    models, windows = sums.shape
     counts = counts.astype(np.float64)
-    means = sums.sum(1) / counts.sum()
-    rest = sums - means[:, None] * counts
+    told = ~np.eye(len(models), dtype=bool) if untold is None else ~untold
+    once = np.array([len(model.sums) == 1 for model in models], bool)
+    first = np.stack([model.sums[0] for model in models])
     pairs: list[tuple[int, int]] = []
     p: list[float] = []
-    for one in range(models):
-        others = np.arange(one + 1, models)
-        if untold is not None:
-            others = others[~untold[one, others]]
-        gaps = means[others] - means[one]
-        squares = ((rest[others] - rest[one]) ** 2).sum(1) * windows / (windows - 1)
-        errors = np.sqrt(squares) / counts.sum()
-        # Copies of one another differ by nothing, and without noise.
-        t = np.divide(gaps, errors, out=np.zeros_like(gaps), where=gaps != 0)
-        pairs += [
-            (one, int(other)) if gap > 0 else (int(other), one)
-            for other, gap in zip(others, gaps, strict=True)
-        ]
-        p += list(2 * stdtr(windows - 1, -np.abs(t)))
-    return PairTests(models, pairs, p)
+    drawn: list[tuple[int, int]] = []
+    for one in range(len(models)):
+        others = np.arange(one + 1, len(models))
+        others = others[told[one, others]]
+        quick = others[once[one] & once[others]]
+        gaps, tested = _over_windows(first[quick] - first[one], counts)
+        pairs += [_ordered(one, int(o), gap) for o, gap in zip(quick, gaps, strict=True)]
+        p += list(tested)
+        drawn += [(one, int(other)) for other in others if not (once[one] and once[other])]
+    found = [difference(models[other], models[one], counts) for one, other in drawn]
+    pairs += [_ordered(*pair, gap.value) for pair, gap in zip(drawn, found, strict=True)]
+    return PairTests(len(models), pairs, [*p, *p_values(found)])
+
+
+def _over_windows(sums: "ndarray", counts: "ndarray") -> "tuple[ndarray, ndarray]":
+    """Means per token of sums [pairs, windows], and the p-values of their t-tests."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    windows, total = len(counts), counts.sum()
+    gaps = sums.sum(1) / total
+    squares = ((sums - gaps[:, None] * counts) ** 2).sum(1) * windows / (windows - 1)
+    # Copies of one another differ by nothing, and without noise.
+    t = np.divide(gaps, np.sqrt(squares) / total, out=np.zeros_like(gaps), where=gaps != 0)
+    return gaps, 2 * stdtr(windows - 1, -np.abs(t))
+
+
+def _ordered(one: int, other: int, gap: float) -> tuple[int, int]:
+    return (one, other) if gap > 0 else (other, one)
 
 
 def rank_ranges(better: "ndarray") -> list[RankRange]:

@@ -18,8 +18,9 @@ from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.derived import interval
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT
 from qsweep.results.labels import with_distinct_names
-from qsweep.results.peers import ties, windows_of
+from qsweep.results.peers import ties
 from qsweep.results.record import Record, Row
+from qsweep.results.windows import windows_of
 from qsweep.results.winner import CONTEND_BY, contender, says_nothing
 
 HEADINGS = (

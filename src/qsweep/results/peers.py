@@ -6,40 +6,24 @@ about a window is common to both.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
 
 from qsweep.base.contents import is_number
-from qsweep.evaluate.metrics import clustered_mean, ppl_ratio, student_t
-from qsweep.results.arrays import FindArrays, read_arrays, stamp, stored_arrays
+from qsweep.evaluate.draws import difference
+from qsweep.evaluate.metrics import exponential
+from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD, PPL_RATIO, SIZE_GB
 from qsweep.results.comparable import families
 from qsweep.results.peer import Peer
 from qsweep.results.record import Record, Row
+from qsweep.results.windows import FindWindows, windows_of
 from qsweep.results.winner import MIN_WINDOWS
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Methods that make nothing: what they measure is somebody else's.
 THEIRS = ("artifact", "existing")
-
-
-class Windows(NamedTuple):
-    """What a measurement says of each of its windows: float64 [windows] each.
-
-    ``kld`` is None where no divergence was measured.
-    """
-
-    nll: "np.ndarray"
-    tokens: "np.ndarray"
-    kld: "np.ndarray | None"
-
-
-FindWindows = Callable[[Row], Windows | None]
+_RATIO = ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high")
 
 
 def with_peers(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Row]:
@@ -85,51 +69,28 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     if KLD.get(row) is not None and KLD.get(other) is not None:
         found = replace(found, kld_difference=KLD.get(row) - KLD.get(other))
     mine, its = windows(row), windows(other)
-    if mine is None or its is None or len(mine.tokens) != len(its.tokens):
+    if mine is None or its is None or not mine.same_tokens(its):
         return found
-    if (mine.tokens != its.tokens).any() or len(mine.tokens) < MIN_WINDOWS:
+    if len(mine.tokens) < MIN_WINDOWS:
         return found
-    paired = ppl_ratio(mine.nll, its.nll, mine.tokens)
-    found = replace(
-        found, ppl_ratio=paired.value, ppl_ratio_low=paired.low, ppl_ratio_high=paired.high
-    )
+    log = difference(mine.draws("nll"), its.draws("nll"), mine.tokens)
+    value, low, high = (log.value + step for step in (0, -log.half(), log.half()))
+    ratios = (exponential(one) for one in (value, low, high))
+    found = replace(found, **dict(zip(_RATIO, ratios, strict=True)))
     if mine.kld is None or its.kld is None:
         return found
-    difference = clustered_mean(mine.kld - its.kld, mine.tokens)
-    half = student_t(len(mine.tokens) - 1) * (difference.stderr or 0.0)
+    kld = difference(mine.draws("kld"), its.draws("kld"), mine.tokens)
     return replace(
         found,
-        kld_difference=difference.value,
-        kld_difference_low=difference.value - half,
-        kld_difference_high=difference.value + half,
+        kld_difference=kld.value,
+        kld_difference_low=kld.value - kld.half(),
+        kld_difference_high=kld.value + kld.half(),
     )
 
 
 def ties(row: Row, other: Row, windows: FindWindows) -> bool:
     """Whether neither is better beyond noise; where nothing tells, nothing says that one is."""
     return compared(row, other, windows).tie is not False
-
-
-def windows_of(row: Row, find: FindArrays = stored_arrays) -> Windows | None:
-    """What a row's measurement says of its windows; None where its arrays are gone."""
-    if row.measurement is None or (path := find(row.record, row.measurement)) is None:
-        return None
-    return _read(path, stamp(path))
-
-
-@lru_cache(maxsize=8192)
-def _read(path: Path, stamp: tuple[int, ...]) -> Windows | None:
-    import numpy as np
-
-    arrays = read_arrays(path, "window_nll", "window_tokens", "token_kld")
-    if arrays is None or not {"window_nll", "window_tokens"} <= set(arrays):
-        return None
-    nll, tokens = (arrays[name].astype(np.float64) for name in ("window_nll", "window_tokens"))
-    kld = arrays.get("token_kld")
-    if kld is None or len(kld) != int(tokens.sum()) or not (tokens > 0).all():
-        return Windows(nll, tokens, None)
-    starts = np.concatenate([[0], np.cumsum(tokens)[:-1]]).astype(np.int64)
-    return Windows(nll, tokens, np.add.reduceat(kld.astype(np.float64), starts))
 
 
 def _comparable(row: Row) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 from qsweep.base.numbers import one_line
 from qsweep.results.columns.table import BPW, KLD, PPL, PPL_RATIO, SIZE_GB, TOP1_AGREEMENT, VERDICT
 from qsweep.results.labels import with_distinct_names
-from qsweep.results.peers import ties, windows_of
+from qsweep.results.peers import ties
 from qsweep.results.record import Record, Row
+from qsweep.results.windows import windows_of
 
 _COLUMNS = (SIZE_GB, BPW, PPL, PPL_RATIO, KLD, TOP1_AGREEMENT, VERDICT)
 _HEADINGS = ("rank", "artifact", "GB", "bpw", "ppl", "ratio (95 %)", "KLD", "top-1", "verdict")

@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.pairs import compare_pairs, rank_ranges
+from qsweep.results import covered
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
 from qsweep.results.comparable import families
-from qsweep.results.peers import FindWindows, Windows, windows_of
+from qsweep.results.covered import DRAWS, covers, number_of_draws
 from qsweep.results.record import Record, Row
 from qsweep.results.standing import Standing
+from qsweep.results.windows import FindWindows, windows_of
 from qsweep.results.winner import MIN_WINDOWS
 
 if TYPE_CHECKING:
@@ -57,14 +59,14 @@ def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
     found = [(row, its) for row in once if (its := windows(row)) is not None]
     if len(found) < 2:
         return NOTHING
-    counts = found[0][1].tokens
-    found = [(row, its) for row, its in found if _same(its.tokens, counts)]
-    if len(found) < 2 or len(counts) < MIN_WINDOWS:
+    first = found[0][1]
+    found = [(row, its) for row, its in found if its.same_tokens(first)]
+    if len(found) < 2 or len(first.tokens) < MIN_WINDOWS:
         return NOTHING
     kept, measured = zip(*found, strict=True)
     silent = [is_silent(row) for row in kept]
-    sums, by = _sums(measured)
-    tests = compare_pairs(sums, counts, _both(silent))
+    by: Literal["kld", "nll"] = "nll" if any(one.kld is None for one in measured) else "kld"
+    tests = compare_pairs([one.draws(by) for one in measured], first.tokens, _both(silent))
     better, alone = tests.better(), tests.better(each_alone=True)
     standings = {
         row.key: Standing(rank.first, rank.last, len(kept), by, quiet)
@@ -106,11 +108,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader of ranks must know: what they cover, and of which rows nothing ranks them."""
     ranked = [row for row in rows if row.standing is not None]
     if not ranked:
-        return []
+        return covered.notes(rows)
     by = "perplexity" if any(s.by == "nll" for row in ranked if (s := row.standing)) else "KLD"
+    once = any(number_of_draws(row.record) == 1 for row in ranked)
+    pooled = any(covers(row.record) == DRAWS for row in ranked)
+    drawn = {
+        (True, False): "; the draw of the calibration text is not covered",
+        (True, True): "; where a row is the mean of several draws, they are covered, too",
+        (False, True): "; the draw of the calibration text is covered",
+        (False, False): "",
+    }
     said = [
         f"ranks are by {by}, each pair compared on its own windows (5 % over all pairs, Holm): a "
-        "range is a tie; the draw of the calibration text is not covered"
+        f"range is a tie{drawn[once, pooled]}"
     ]
     if silent := [row for row in ranked if row.standing is not None and row.standing.silent]:
         bounds = ", ".join(sorted({f"{row.record.silent_kld:g}" for row in silent}))
@@ -120,7 +130,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"{count} a KLD below {bounds} nats, where neither KLD nor perplexity says what does better "
             "at tasks (arXiv 2606.19558): the smallest of these is the first; silent_kld=0 ranks all"
         )
-    return said
+    return [*said, *covered.notes(rows)]
 
 
 def may_be_ranked(row: Row) -> bool:
@@ -132,20 +142,6 @@ def is_silent(row: Row) -> bool:
     """Whether a row lies in the silent zone, where divergence and perplexity rank nothing."""
     kld = KLD.get(row)
     return is_number(kld) and kld < row.record.silent_kld
-
-
-def _same(tokens: "np.ndarray", others: "np.ndarray") -> bool:
-    return len(tokens) == len(others) and bool((tokens == others).all())
-
-
-def _sums(measured: Iterable[Windows]) -> "tuple[np.ndarray, Any]":
-    import numpy as np
-
-    measured = list(measured)
-    divergences = [one.kld for one in measured if one.kld is not None]
-    if len(divergences) == len(measured):
-        return np.stack(divergences), "kld"
-    return np.stack([one.nll for one in measured]), "nll"
 
 
 def _both(silent: Sequence[bool]) -> "np.ndarray":

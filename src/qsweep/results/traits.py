@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qsweep.base.contents import is_number
 from qsweep.base.schema import flat
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.record import Record
@@ -76,6 +77,19 @@ def implied_by(name: str) -> str | None:
 def is_draw(name: str) -> bool:
     """Whether a trait only decides which of many equal possibilities is drawn."""
     return name.rpartition(".")[2] == "seed"
+
+
+def seed_of(record: Record) -> int | None:
+    """What draws a trial's calibration text, else its quantizer; None where nothing is drawn."""
+    found = {name: value for name, value in traits(record).items() if is_draw(name)}
+    drawn = [found.get("calibration.seed"), *found.values()]
+    return next((int(value) for value in drawn if is_number(value)), None)
+
+
+def seeds_asked(record: Record) -> tuple[int, ...]:
+    """The seeds that ``seeds`` asked for, of which the record is one draw or all; none without it."""
+    asked = record.config.get("seeds")
+    return tuple(filter(is_number, asked)) if isinstance(asked, (list, tuple)) else ()
 
 
 def setting(record: Record) -> str:

@@ -77,6 +77,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         "counted": counted_run(record),
         "cache_left_out": leaves_cache_out(record),
         "record": record.key,
+        **({"draws": [draw.key for draw in record.draws]} if record.draws else {}),
         "host": socket.gethostname(),
     }
 

@@ -51,7 +51,7 @@ class Section:
 
 def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str:
     """The page of one or more sweeps."""
-    records = merge(sweeps)
+    records = merge(sweeps, find)
     found = groups(records)
     bits = page_domain(found)
     sections = [_section(group, find, bits) for group in found]

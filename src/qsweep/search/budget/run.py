@@ -10,8 +10,8 @@ from qsweep.base.errors import QsweepError
 from qsweep.evaluate.serving_memory import serving_config
 from qsweep.results.arrays import stored_arrays
 from qsweep.results.budget import rows_of
-from qsweep.results.peers import windows_of
 from qsweep.results.record import Record
+from qsweep.results.windows import windows_of
 from qsweep.search.budget.candidates import Family, Made, Planned, Workshop
 from qsweep.search.budget.costs import Costs
 from qsweep.search.budget.estimate import estimate

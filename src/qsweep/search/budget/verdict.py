@@ -4,10 +4,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qsweep.evaluate.metrics import CONFIDENCE, clustered_mean, student_t
+from qsweep.evaluate.draws import difference
+from qsweep.evaluate.metrics import CONFIDENCE
 from qsweep.results.columns.table import KLD, SIZE_GB
-from qsweep.results.peers import FindWindows
 from qsweep.results.record import Row
+from qsweep.results.windows import FindWindows
 from qsweep.results.winner import MIN_WINDOWS
 from qsweep.search.budget.limits import Limit
 
@@ -109,11 +110,8 @@ def _difference(
     mine, its = windows(row), windows(other)
     if mine is None or its is None or mine.kld is None or its.kld is None:
         return value, None, None
-    if len(mine.tokens) != len(its.tokens) or (mine.tokens != its.tokens).any():
+    if not mine.same_tokens(its) or len(mine.tokens) < MIN_WINDOWS:
         return value, None, None
-    if len(mine.tokens) < MIN_WINDOWS:
-        return value, None, None
-    found = clustered_mean(mine.kld - its.kld, mine.tokens)
-    confidence = 1 - (1 - CONFIDENCE) / chosen_from
-    half = student_t(len(mine.tokens) - 1, confidence) * (found.stderr or 0.0)
+    found = difference(mine.draws("kld"), its.draws("kld"), mine.tokens)
+    half = found.half(1 - (1 - CONFIDENCE) / chosen_from)
     return found.value, found.value - half, found.value + half

@@ -1,0 +1,48 @@
+"""What an interval covers: the text's windows, and the draw where several were measured. Pure."""
+
+from collections.abc import Sequence
+
+from qsweep.results.record import Record, Row
+from qsweep.results.traits import seeds_asked, setting
+
+WINDOWS, DRAWS = "windows", "windows, draws"
+
+
+def number_of_draws(record: Record) -> int | None:
+    """How many draws a record's figures rest on; None where nothing is drawn."""
+    if record.draws is not None:
+        return len(record.draws)
+    return 1 if record.finished and setting(record) else None
+
+
+def number_asked(record: Record) -> int | None:
+    """How many draws ``seeds`` asked for; None where it did not, or nothing is drawn."""
+    return None if number_of_draws(record) is None else len(seeds_asked(record)) or None
+
+
+def covers(record: Record) -> str | None:
+    """What the intervals of its figures cover; None where it has no such figures."""
+    if not record.finished or record.reference:
+        return None
+    return DRAWS if len(record.draws or ()) > 1 else WINDOWS
+
+
+def draws_text(row: Row) -> str:
+    """``8``, or ``3 of 4`` where some did not finish; nothing where nobody asked for several."""
+    number, asked = number_of_draws(row.record), number_asked(row.record)
+    if asked is None:
+        return ""
+    return str(number) if number == asked else f"{number} of {asked}"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of intervals must know: of which rows they do not cover the draw."""
+    records = {row.key: row.record for row in rows if row.measurement is not None}.values()
+    once = sum(number_of_draws(record) == 1 for record in records)
+    if not once:
+        return []
+    rests = "1 row rests" if once == 1 else f"{once} rows rest"
+    return [
+        f"intervals cover the text's windows only where a row is one draw of its calibration text, as {rests} "
+        "on: seeds=4 makes a row the mean of 4 draws, with an interval that covers them"
+    ]
