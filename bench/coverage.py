@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from origin import write
 from qsweep.evaluate.draws import Draws, Estimate, difference, estimate
 

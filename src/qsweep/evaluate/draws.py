@@ -11,8 +11,9 @@ variance (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4):
 
 where MS_w already holds what is left over once. With a share of 1 their sum is unbiased, but few
 draws estimate v_s so badly that intervals made of it cover too little: the share is (S - 2)/(S - 1),
-none with two draws. The half-width is that of Cochran and Cox, each part with a t of its own freedom:
-(t_w v_w + t_s v_s) / sqrt(v_w + v_s). ``bench/coverage.py`` has how often that covers the truth.
+none with two draws. Each part alone would reach t sqrt(v) to each side, with a t of its own freedom;
+both together reach the root of the sum of the squares (Howe 1974, J. Am. Stat. Assoc. 69; the "square and
+add" of Zou and Donner 2008). ``bench/coverage.py`` has how often that covers the truth.
 """
 
 import math
@@ -40,19 +41,12 @@ class Estimate:
     value: float
     parts: tuple[Part, ...] = ()
 
-    @property
-    def variance(self) -> float:
-        """The parts' sum."""
-        return math.fsum(part.variance for part in self.parts)
-
     def half(self, confidence: float = CONFIDENCE) -> float:
-        """How far its interval reaches to each side, by Cochran and Cox; infinite if not known."""
+        """How far its interval reaches to each side; infinite if nothing is known of its error."""
         if not self.parts:
             return math.inf
-        if not (variance := self.variance):
-            return 0.0
-        reach = math.fsum(student_t(p.freedom, confidence) * p.variance for p in self.parts)
-        return reach / math.sqrt(variance)
+        reaches = (student_t(p.freedom, confidence) * math.sqrt(p.variance) for p in self.parts)
+        return math.hypot(*reaches)
 
     @property
     def p(self) -> float:
@@ -147,7 +141,7 @@ def p_values(estimates: Sequence[Estimate]) -> "ndarray":
     low, high = np.full(len(t), math.log(1e-16)), np.zeros(len(t))
     for _ in range(45):
         middle = (low + high) / 2
-        within = (share * -stdtrit(freedom, np.exp(middle)[:, None] / 2)).sum(1) > t
+        within = (share * stdtrit(freedom, np.exp(middle)[:, None] / 2) ** 2).sum(1) > t**2
         low, high = np.where(within, middle, low), np.where(within, high, middle)
     result[noisy] = np.exp(high)
     return result
