@@ -36,13 +36,19 @@ def draws_text(row: Row) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of intervals must know: of which rows they do not cover the draw."""
+    """What a reader of intervals must know: whether they cover the draw, and what to do about it."""
     records = {row.key: row.record for row in rows if row.measurement is not None}.values()
     once = sum(number_of_draws(record) == 1 for record in records)
+    if any(covers(record) == DRAWS for record in records):
+        but = f", but {_rows(once)} of one draw" if once else ""
+        return [f"intervals and ranks cover windows and draws of the calibration text{but}"]
     if not once:
         return []
-    rests = "1 row rests" if once == 1 else f"{once} rows rest"
     return [
-        f"intervals cover the text's windows only where a row is one draw of its calibration text, as {rests} "
-        "on: seeds=4 makes a row the mean of 4 draws, with an interval that covers them"
+        f"intervals and ranks cover the text's windows alone: {_rows(once)} of one draw of the calibration "
+        "text; seeds=4 measures 4 draws, and covers them"
     ]
+
+
+def _rows(number: int) -> str:
+    return "1 row is" if number == 1 else f"{number} rows are"

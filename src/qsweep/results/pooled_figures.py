@@ -51,11 +51,9 @@ def pooled_figures(
         if pooled[name] is None or not any(end in pooled for end in ends):
             continue
         error = known.get(name) or _of_figures(name, found, windows)
-        pooled |= {
-            end: value
-            for end, value in _ends(name, pooled[name], error, windows).items()
-            if end in pooled
-        }
+        for end, value in _ends(name, pooled[name], error).items():
+            if end in pooled:
+                pooled[end] = value
     if (ratio := pooled.get(PPL_RATIO.name)) is not None:
         if QUALITY.name in pooled:
             pooled[QUALITY.name] = quality(ratio)
@@ -79,22 +77,21 @@ def _is_log(name: str) -> bool:
     return name.startswith("ppl")
 
 
-def _ends(name: str, value: float, error: Estimate, windows: int | None) -> dict[str, float]:
-    """Its standard error and the ends of its interval.
+def _ends(name: str, value: float, error: Estimate) -> dict[str, float | None]:
+    """Its standard error and the ends of its interval; None where nothing is known of these.
 
-    The error is that of which as many as of windows' errors, by their degrees of freedom, make half
-    of the interval: who calculates with it needs not know of draws.
+    The error is such that t of the windows' degrees of freedom times it is half of the interval: who
+    calculates with it needs not know of draws.
     """
+    if not error.parts:
+        return dict.fromkeys((f"{name}_stderr", f"{name}_low", f"{name}_high"))
     half = error.half()
-    stderr = half / student_t(windows - 1) if windows and windows > 1 else math.inf
+    stderr = half / student_t(error.parts[0].freedom)
     if _is_log(name):
-        ends = (value * exponential(-half), value * exponential(half))
-        return {f"{name}_stderr": value * stderr, **_named(name, ends)}
-    return {f"{name}_stderr": stderr, **_named(name, (value - half, value + half))}
-
-
-def _named(name: str, ends: tuple[float, float]) -> dict[str, float]:
-    return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        stderr, low, high = value * stderr, value * exponential(-half), value * exponential(half)
+    else:
+        low, high = value - half, value + half
+    return {f"{name}_stderr": stderr, f"{name}_low": low, f"{name}_high": high}
 
 
 def _of_figures(name: str, found: Sequence[Figures], windows: int | None) -> Estimate:

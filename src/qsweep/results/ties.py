@@ -18,7 +18,6 @@ from qsweep.results import covered
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
 from qsweep.results.comparable import families
-from qsweep.results.covered import DRAWS, covers, number_of_draws
 from qsweep.results.record import Record, Row
 from qsweep.results.standing import Standing
 from qsweep.results.windows import FindWindows, windows_of
@@ -105,22 +104,14 @@ def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of ranks must know: what they cover, and of which rows nothing ranks them."""
+    """What a reader must know: of which rows nothing ranks them, and what ranks and intervals cover."""
     ranked = [row for row in rows if row.standing is not None]
     if not ranked:
         return covered.notes(rows)
     by = "perplexity" if any(s.by == "nll" for row in ranked if (s := row.standing)) else "KLD"
-    once = any(number_of_draws(row.record) == 1 for row in ranked)
-    pooled = any(covers(row.record) == DRAWS for row in ranked)
-    drawn = {
-        (True, False): "; the draw of the calibration text is not covered",
-        (True, True): "; where a row is the mean of several draws, they are covered, too",
-        (False, True): "; the draw of the calibration text is covered",
-        (False, False): "",
-    }
     said = [
         f"ranks are by {by}, each pair compared on its own windows (5 % over all pairs, Holm): a "
-        f"range is a tie{drawn[once, pooled]}"
+        "range is a tie"
     ]
     if silent := [row for row in ranked if row.standing is not None and row.standing.silent]:
         bounds = ", ".join(sorted({f"{row.record.silent_kld:g}" for row in silent}))

@@ -58,6 +58,7 @@ class Contender:
         cut: whether the configuration asked for fewer windows than the text has.
         setting: equal for those that differ only in a seed; empty where that is not known.
         silent: whether it is so close to the reference that nothing ranks it but size.
+        draws: how many its figures are the mean of.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Contender:
     cut: bool = False
     setting: str = ""
     silent: bool = False
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def contender(
     """A contender from figures by their names in ``results.csv``; None without quality per GB.
 
     ``windows_cut`` among them says that fewer windows were asked for than there are, ``silent`` that
-    it lies in the silent zone, in which all have the reference's quality.
+    it lies in the silent zone, in which all have the reference's quality, ``draws`` how many it is the
+    mean of.
     """
     from qsweep.evaluate.metrics import quality, quality_per_gb
 
@@ -128,6 +131,7 @@ def contender(
         cut=bool(figures.get("windows_cut")),
         setting=setting,
         silent=silent,
+        draws=figures.get("draws") or 1,
     )
 
 
@@ -244,6 +248,8 @@ def _luck(leader: Contender, others: Sequence[Contender]) -> str:
 
 
 def _more_windows(leader: Contender) -> str:
+    if leader.draws > 1:
+        return "ask for more draws (seeds) or windows"
     if leader.cut:
         return "raise eval.max_windows, or leave it out"
     return "measure more text (corpus=), or shorter windows (eval.context)"

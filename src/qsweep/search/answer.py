@@ -172,7 +172,8 @@ def _contender(entry: StudyTrial, silent_kld: float = 0.0) -> Contender | None:
     finding = _finding(entry)
     kld = finding.get(KLD.name)
     silent = kld is not None and is_number(kld) and kld < silent_kld
-    return contender(entry.key, entry.name, {**finding, "silent": silent}, setting)
+    draws = len(finding.get("draws") or ())
+    return contender(entry.key, entry.name, {**finding, "silent": silent, "draws": draws}, setting)
 
 
 def _option(name: str) -> str:
