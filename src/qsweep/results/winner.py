@@ -209,7 +209,7 @@ def _too_wide(leader: Contender) -> str | None:
         return None
     return (
         f"its ratio may be anything from {numbers.ratio(low)} to {numbers.ratio(high)}, more than all "
-        f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more_windows(leader)}"
+        f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more(leader)}"
     )
 
 
@@ -218,7 +218,7 @@ def _too_near(leader: Contender, others: Sequence[Contender]) -> str | None:
     near.sort(key=lambda other: -other.per_gb)
     if near:
         more = f" and {len(near) - 1} more are" if len(near) > 1 else " is"
-        return f"{near[0].name}{more} within noise of it; {_more_windows(leader)}, or go by size"
+        return f"{near[0].name}{more} within noise of it; {_more(leader)}, or go by size"
     draws = [other for other in others if leader.setting and other.setting == leader.setting]
     if draws:
         # One draw of a setting says little where others of it fall behind another setting.
@@ -247,9 +247,11 @@ def _luck(leader: Contender, others: Sequence[Contender]) -> str:
     )
 
 
+def _more(leader: Contender) -> str:
+    return f"{'give more seeds, or ' * (leader.draws > 1)}{_more_windows(leader)}"
+
+
 def _more_windows(leader: Contender) -> str:
-    if leader.draws > 1:
-        return "ask for more draws (seeds) or windows"
     if leader.cut:
         return "raise eval.max_windows, or leave it out"
     return "measure more text (corpus=), or shorter windows (eval.context)"
