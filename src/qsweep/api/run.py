@@ -20,8 +20,9 @@ def run(
 
     Options are those of the command line (``qsweep --help``), and mean the same. A
     **list** holds the values that are swept, every combination a trial; a **tuple** is one value
-    that is a list, such as several corpora. A list of ``seeds`` is one value, too. Progress is shown on standard error. What cannot exist
-    is skipped, what fails is a row with its reason: neither raises anything.
+    that is a list, such as several corpora; of ``seeds`` a list is one, too. Progress is shown on
+    standard error. What cannot exist is skipped, what fails is a row with its reason: neither raises
+    anything.
 
     Args:
         overrides: Options whose names have a dot: ``{"quant.damp_percent": [0.01, 0.1]}``.

@@ -4,14 +4,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qsweep.base import numbers
-from qsweep.base.errors import ArtifactCorrupt
+from qsweep.evaluate.draws import difference
+from qsweep.evaluate.metrics import exponential
 from qsweep.results.columns.table import PPL, PPL_RATIO
 from qsweep.results.model_names import with_distinct_models
-from qsweep.results.record import Measurement, Record, Row
+from qsweep.results.record import Record, Row
 from qsweep.results.traits import implied_by, traits
+from qsweep.results.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
     """Every square that a sweep's records hold.
 
     A calibration and a corpus of the same name are of the same kind. Intervals are paired over
-    windows: the two artifacts are measured on the same tokens. They do not cover which samples the
-    calibration drew; for that, vary its seed.
+    windows: the two artifacts are measured on the same tokens. They cover which samples the calibration
+    drew where ``seeds`` asked for several draws.
     """
     families: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in with_distinct_models(list(records)):
@@ -154,20 +155,11 @@ def _measured(record: Record, corpus: str) -> Row | None:
 
 
 def _gain(corpus: str, own: Row, other: Row) -> Gain:
-    from qsweep.evaluate import read_measurement
-    from qsweep.evaluate.metrics import ppl_ratio
-
-    try:
-        first, second = (read_measurement(_folder(row.measurement)).arrays for row in (other, own))
-        found = ppl_ratio(first["window_nll"], second["window_nll"], second["window_tokens"])
-    except (ArtifactCorrupt, RuntimeError):  # deleted since, or of another number of windows
+    first, second = windows_of(other), windows_of(own)
+    if first is None or second is None or not first.same_tokens(second):  # deleted since
         return Gain(corpus, PPL.get(other) / PPL.get(own), None, None)
-    if not found.low > 0 or math.isinf(found.high):
-        return Gain(corpus, found.value, None, None)
-    return Gain(corpus, found.value, found.low, found.high)
-
-
-def _folder(measurement: Measurement | None) -> Path:
-    if measurement is None or measurement.file is None:
-        raise ArtifactCorrupt("a measurement without arrays")
-    return Path(measurement.file)
+    found = difference(first.draws("nll"), second.draws("nll"), first.tokens)
+    value, half = found.value, found.half()
+    if math.isinf(half):
+        return Gain(corpus, exponential(value), None, None)
+    return Gain(corpus, exponential(value), exponential(value - half), exponential(value + half))

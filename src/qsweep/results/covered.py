@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qsweep.results.record import Record, Row
-from qsweep.results.traits import seeds_asked, setting
+from qsweep.results.traits import seed_of, seeds_asked
 
 WINDOWS, DRAWS = "windows", "windows, draws"
 
@@ -12,7 +12,7 @@ def number_of_draws(record: Record) -> int | None:
     """How many draws a record's figures rest on; None where nothing is drawn."""
     if record.draws is not None:
         return len(record.draws)
-    return 1 if record.finished and setting(record) else None
+    return 1 if record.finished and seed_of(record) is not None else None
 
 
 def number_asked(record: Record) -> int | None:

@@ -81,8 +81,9 @@ def is_draw(name: str) -> bool:
 
 def seed_of(record: Record) -> int | None:
     """What draws a trial's calibration text, else its quantizer; None where nothing is drawn."""
-    found = {name: value for name, value in traits(record).items() if is_draw(name)}
-    drawn = [found.get("calibration.seed"), *found.values()]
+    text = record.config.get("calibration") if record.calibration is not None else None
+    drawn = [text.get("seed")] if isinstance(text, Mapping) else []
+    drawn += [value for name, value in record.options.items() if is_draw(name)]
     return next((int(value) for value in drawn if is_number(value)), None)
 
 

@@ -29,7 +29,7 @@ def write_results(
     write_text(page, results_markdown(directory.name, settings, command))
     if kept := capabilities_markdown(directory.name, settings):
         write_text(directory / "capabilities.md", kept)
-    write_tensors(directory, records)
+    write_tensors(directory, [*records, *(one for one in settings if one.draws)])
     return table, page
 
 
