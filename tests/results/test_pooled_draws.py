@@ -147,6 +147,12 @@ def test_a_record_of_a_run_before_is_a_draw_of_this_one(sweep):
     assert len(the(pooled(typed(sweep)), "gptq").draws) == 4
 
 
+def test_the_order_of_options_in_a_file_tells_no_settings_apart(sweep):
+    sweep[1]["config"] = dict(reversed(sweep[1]["config"].items()))
+    sweep[1]["options"] = dict(reversed(sweep[1]["options"].items()))
+    assert len(the(pooled(typed(sweep)), "gptq").draws) == 4
+
+
 def test_other_settings_and_other_measurements_are_others(make, sweep):
     sweep[1]["config"]["calibration"]["num_samples"] = 8
     sweep[2]["measurements"][0]["facts"]["windows"] = 20

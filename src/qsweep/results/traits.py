@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsweep.base.contents import is_number
+from qsweep.base.keys import key_of
 from qsweep.base.schema import flat
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.record import Record
@@ -102,4 +103,5 @@ def setting(record: Record) -> str:
     if not any(is_draw(name) and value is not None for name, value in found.items()):
         return ""
     kept = {name: value for name, value in found.items() if not is_draw(name)}
-    return repr((record.model_hash, record.method, kept))
+    # What was read of a file has its names in another order.
+    return key_of([record.model_hash, record.method, kept])

@@ -23,6 +23,11 @@ from qsweep.results.html.panel import (
 from qsweep.results.record import Row
 from qsweep.results.traits import seed_of
 
+_NOTE = (
+    "Points: the perplexity ratio of each draw of a setting, another sample of the calibration text each. "
+    "Line and bar: their mean, and its 95 % interval over windows and draws. Where the page shows one "
+    "artifact of these, its tensors or its tokens, it is the first draw."
+)
 # A strip is narrow, but a page has an end.
 _MOST = 30
 
@@ -34,14 +39,11 @@ def spread(group: Group) -> Panel | None:
         return None
     points = [one for row in rows[:_MOST] for one in _points(row)]
     domain = ratio_domain(points, clip=True)
-    more = f" The best {_MOST} of {len(rows)} settings." if len(rows) > _MOST else ""
+    more = [f"The best {_MOST} of {len(rows)} settings."] if len(rows) > _MOST else []
     return Panel(
         id="draws",
         title="Draws",
-        note="Points: the perplexity ratio of each draw of a setting, another calibration text each. "
-        "Line and bar: their mean, and its 95 % interval over windows and draws. Where else a page shows "
-        "one artifact of these, its tensors or its tokens, it is the first draw. "
-        + " ".join([*broken(points, domain), more]),
+        note=" ".join([_NOTE, *broken(points, domain), *more]),
         alt="A strip of points for each setting, one for each draw of its calibration text.",
         spec=_spec(points, domain),
         headings=("setting", "draws", "ratio (95 %)", "least", "most"),
