@@ -7,10 +7,10 @@ from qsweep.search.settings import search_config
 from qsweep.search.sweep_file import check_options
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import check_one_sweep
+from qsweep.sweep.draws import drawn
 from qsweep.sweep.found import find_artifacts
 from qsweep.sweep.option_names import known_options
 from qsweep.sweep.pack_choices import with_pack
-from qsweep.sweep.seeds import drawn
 
 
 def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Composed]:

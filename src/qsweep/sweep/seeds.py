@@ -1,17 +1,11 @@
-"""``seeds``: a configuration as several that differ in nothing but what is drawn."""
+"""What ``seeds`` says: which seeds it asks for, and a configuration with each of them."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from qsweep.base.contents import is_number
 from qsweep.base.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qsweep.sweep.compose import Composed
-
-_DRAWN = ("calibration.seed", "quant.seed")
-"""What follows ``seed`` unless somebody sets it."""
 
 
 def seeds_of(asked: Any, first: Any = 0) -> list[int]:
@@ -48,33 +42,6 @@ def with_seeds(config: Any, seeds: Sequence[int]) -> Iterator[Any]:
         OmegaConf.set_readonly(own, False)
         own.seed, own.seeds = seed, list(seeds)
         yield own
-
-
-def drawn(configs: Sequence["Composed"], typed: Collection[str] = ()) -> "list[Composed]":
-    """Configurations, in place of each that asks for several draws one for each of them.
-
-    Args:
-        configs: As they were composed.
-        typed: Names of the options that the command line gives to all of them.
-
-    Raises:
-        ConfigError: ``seeds`` and something beside it both say what is drawn.
-    """
-    asking = [config for config in configs if config.draws]
-    for config in asking:
-        chosen = {*typed, *config.chosen}
-        if beside := [name for name in _DRAWN if name in chosen]:
-            raise ConfigError(f"{beside[0]}: seeds says what is drawn; leave one of the two out")
-        if "seed" in chosen and not is_number(config["seeds"]):
-            raise ConfigError("seed: seeds is a list of all of them; leave one of the two out")
-    if len({config["seed"] for config in asking}) > 1:
-        raise ConfigError("seed: is varied, and seeds draws several of each; leave one of them out")
-    found = []
-    for config in configs:
-        for draw in config.draws:
-            draw.chosen, draw.words = config.chosen, config.words
-        found += config.draws or (config,)
-    return found
 
 
 def _is_whole(value: Any) -> bool:
