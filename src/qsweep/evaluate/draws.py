@@ -138,12 +138,12 @@ def p_values(estimates: Sequence[Estimate]) -> "ndarray":
     if most == 1:
         result[noisy] = 2 * stdtr(freedom[:, 0], -t)
         return result
-    low, high = np.full(len(t), math.log(1e-16)), np.zeros(len(t))
+    ends: list[ndarray] = [np.full(len(t), math.log(1e-16)), np.zeros(len(t))]
     for _ in range(45):
-        middle = (low + high) / 2
+        middle = (ends[0] + ends[1]) / 2
         within = (share * stdtrit(freedom, np.exp(middle)[:, None] / 2) ** 2).sum(1) > t**2
-        low, high = np.where(within, middle, low), np.where(within, high, middle)
-    result[noisy] = np.exp(high)
+        ends = [np.where(within, middle, ends[0]), np.where(within, ends[1], middle)]
+    result[noisy] = np.exp(ends[1])
     return result
 
 

@@ -169,8 +169,9 @@ def _measurement(
     windows = first.facts.get("windows")
     metrics = pooled_figures([one.metrics for one in found], windows, known, size)
     ratio = metrics.get(PPL_RATIO.name)
-    judged = first.verdict is not None and ratio is not None and math.isfinite(ratio)
-    return replace(first, metrics=metrics, verdict=verdict(ratio) if judged else first.verdict)
+    if first.verdict is None or ratio is None or not math.isfinite(ratio):
+        return replace(first, metrics=metrics)
+    return replace(first, metrics=metrics, verdict=verdict(ratio))
 
 
 def _artifact(draws: Sequence[Record]) -> ArtifactFacts | None:

@@ -23,7 +23,6 @@ from qsweep.results.winner import MIN_WINDOWS
 
 # Methods that make nothing: what they measure is somebody else's.
 THEIRS = ("artifact", "existing")
-_RATIO = ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high")
 
 
 def with_peers(rows: Sequence[Row], find: FindArrays = stored_arrays) -> list[Row]:
@@ -74,9 +73,12 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     if len(mine.tokens) < MIN_WINDOWS:
         return found
     log = difference(mine.draws("nll"), its.draws("nll"), mine.tokens)
-    value, low, high = (log.value + step for step in (0, -log.half(), log.half()))
-    ratios = (exponential(one) for one in (value, low, high))
-    found = replace(found, **dict(zip(_RATIO, ratios, strict=True)))
+    found = replace(
+        found,
+        ppl_ratio=exponential(log.value),
+        ppl_ratio_low=exponential(log.value - log.half()),
+        ppl_ratio_high=exponential(log.value + log.half()),
+    )
     if mine.kld is None or its.kld is None:
         return found
     kld = difference(mine.draws("kld"), its.draws("kld"), mine.tokens)

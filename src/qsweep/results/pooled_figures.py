@@ -60,8 +60,8 @@ def pooled_figures(
         if QUALITY_PER_GB.name in pooled and size_gb:
             pooled[QUALITY_PER_GB.name] = quality_per_gb(quality(ratio), size_gb)
         if VERDICT_SURE.name in pooled:
-            ends = (pooled.get(column.name) for column in (PPL_RATIO_LOW, PPL_RATIO_HIGH))
-            pooled[VERDICT_SURE.name] = not is_open(*ends)
+            low, high = (pooled.get(column.name) for column in (PPL_RATIO_LOW, PPL_RATIO_HIGH))
+            pooled[VERDICT_SURE.name] = not is_open(low, high)
     return pooled
 
 

@@ -60,7 +60,7 @@ def _pooled(found: Sequence[T]) -> T:
 
 def _estimate(found: Sequence[T], name: str) -> Estimate | None:
     samples = found[0].samples
-    ends = [
+    ends: list[tuple[Any, Any]] = [
         (getattr(one, f"{name}_low", None), getattr(one, f"{name}_high", None)) for one in found
     ]
     if samples is None or samples < 2 or any(end is None for pair in ends for end in pair):

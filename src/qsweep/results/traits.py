@@ -83,7 +83,7 @@ def is_draw(name: str) -> bool:
 def seed_of(record: Record) -> int | None:
     """What draws a trial's calibration text, else its quantizer; None where nothing is drawn."""
     text = record.config.get("calibration") if record.calibration is not None else None
-    drawn = [text.get("seed")] if isinstance(text, Mapping) else []
+    drawn: list[Any] = [text.get("seed")] if isinstance(text, Mapping) else []
     drawn += [value for name, value in record.options.items() if is_draw(name)]
     return next((int(value) for value in drawn if is_number(value)), None)
 

@@ -29,7 +29,7 @@ def drawn(configs: Sequence[Composed], typed: Collection[str] = ()) -> list[Comp
             raise ConfigError("seed: seeds is a list of all of them; leave one of the two out")
     if len({config["seed"] for config in asking}) > 1:
         raise ConfigError("seed: is varied, and seeds draws several of each; leave one of them out")
-    found = []
+    found: list[Composed] = []
     for config in configs:
         for draw in config.draws:
             draw.chosen, draw.words = config.chosen, config.words
