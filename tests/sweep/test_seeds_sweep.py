@@ -100,6 +100,7 @@ def test_a_search_compares_settings(tmp_path):
             "quant=gptq",
             "format=int",
             "bits=3,4",
+            "desc_act=false",
             "group_size=128",
             "seeds=2",
         ),
