@@ -28,9 +28,9 @@ from origin import Clock, origin
 from parity import model_directory
 from qsweep.evaluate.pairs import holm
 from qsweep.quantizers.environments.spec import load_spec
-from qsweep.results.peers import windows_of
 from qsweep.results.record import Row
 from qsweep.results.rows import rows as table_rows
+from qsweep.results.windows import windows_of
 
 # Integers by their bits and group size, the others as in ``format=``.
 FORMATS = (
@@ -160,7 +160,7 @@ def _row(format_: str, side: str, row: Row) -> dict[str, Any]:
         "bpw": round(record.artifact.bpw or 0.0, 4),
         **{name: round(value, 6) for name, value in figures.items() if value is not None},
         "quantize_s": record.quantize_s,
-        "window_kld": [round(mean, 7) for mean in (windows.kld / windows.tokens).tolist()],
+        "window_kld": [round(mean, 7) for mean in (windows.kld[0] / windows.tokens).tolist()],
     }
 
 

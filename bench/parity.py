@@ -10,9 +10,8 @@ mean NLL of window w, native minus GPTQModel: a row is worse if the one-sided t-
 stays below 5 % after Holm's correction over all rows. The same is asked of native minus round to
 nearest at the same bits, group size and symmetry.
 
-With --seeds 0 1 2 a row is measured with several draws of the calibration text. Windows and draws
-are crossed then: the variance of the mean is that over windows (of the draws' mean) plus that over
-draws (of the windows' mean), with as few degrees of freedom as there are draws, less one.
+With --seeds 0 1 2 a row is measured with several draws of the calibration text: its interval and p are
+those of qsweep's own pooled rows then, over windows and draws (``qsweep.evaluate.draws``).
 
 --methods gptaq measures ``quant=gptaq``, which GPTQModel has no equal of here, against round to
 nearest. --intervals prints each row's perplexity over that of the others, with its interval.
@@ -29,9 +28,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from origin import Clock, origin
 from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.files import write_bytes
+from qsweep.evaluate.draws import Estimate, estimate
 from qsweep.evaluate.pairs import holm
 from qsweep.models.facts import read_facts
 from qsweep.models.source import SourceModel
@@ -347,27 +349,20 @@ def print_intervals(results: dict[str, Any]) -> None:
 def _interval(
     draws: Sequence[Sequence[float]] | None, shown: Callable[[float], float], sign: str
 ) -> str:
-    from scipy.stats import t
-
     if draws is None:
         return ""
-    mean, spread, count = crossed(draws)
-    reach = float(t.ppf(0.975, count - 1)) * spread
-    low, middle, high = (f"{shown(mean + step):{sign}.4f}" for step in (-reach, 0, reach))
+    found = _crossed(draws)
+    reach = found.half()
+    low, middle, high = (f"{shown(found.value + step):{sign}.4f}" for step in (-reach, 0, reach))
     return f"{middle} ({low} to {high})"
 
 
 def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dict[str, float]]:
     # By row: the mean of native's NLL less the other side's, and Holm's p for "it is above 0".
-    from scipy.stats import t
-
-    draws = _draws(results, side)
-    means, tails = [], []
-    for drawn in draws.values():
-        mean, spread, count = crossed(drawn)
-        means.append(mean)
-        tails.append(float(t.sf(mean / spread, count - 1)) if spread else float(mean <= 0))
-    return dict(zip(draws, means, strict=True)), dict(zip(draws, holm(tails), strict=True))
+    found = {name: _crossed(drawn) for name, drawn in _draws(results, side).items()}
+    tails = [one.p / 2 if one.value > 0 else 1 - one.p / 2 for one in found.values()]
+    means = {name: one.value for name, one in found.items()}
+    return means, dict(zip(found, holm(tails), strict=True))
 
 
 def _draws(
@@ -383,17 +378,9 @@ def _draws(
     return draws
 
 
-def crossed(draws: Sequence[Sequence[float]]) -> tuple[float, float, int]:
-    """Mean, standard error and sample size of a figure by draw and window, which are crossed.
-
-    What is left over between both is counted twice, so that the error is not understated.
-    """
-    by_window = [math.fsum(values) / len(draws) for values in zip(*draws, strict=True)]
-    mean, spread, count = _mean_error(by_window)
-    if len(draws) > 1:
-        _, between, count = _mean_error([math.fsum(draw) / len(draw) for draw in draws])
-        spread = math.hypot(spread, between)
-    return mean, spread, count
+def _crossed(draws: Sequence[Sequence[float]]) -> Estimate:
+    windows = np.asarray(draws, np.float64)
+    return estimate(windows, np.ones(windows.shape[1]))  # means over tokens, of windows alike
 
 
 def paired(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from qsweep.evaluate.draws import Draws
 from qsweep.evaluate.intervals import (
     PHI,
     half_width,
@@ -69,12 +70,13 @@ def test_pairs_of_which_one_was_stopped_are_compared_on_what_both_read_and_at_an
     read[2, 16:] = False
     sums[2, 16:] = 1e9  # nobody looks at it
     looked = np.array([False, False, True])
-    found = compare_pairs(sums, counts, read=read, sequential=looked)
-    alone = compare_pairs(sums[:2], counts)
+    models = [Draws(one[None]) for one in sums]
+    found = compare_pairs(models, counts, read=read, sequential=looked)
+    alone = compare_pairs(models[:2], counts)
     p = dict(zip(found.pairs, found.p, strict=True))
     assert found.pairs == [(0, 1), (0, 2), (1, 2)] and p[0, 1] == pytest.approx(alone.p[0])
     d = (sums[2, :16] - sums[0, :16]) / 100
     t = d.mean() / (d.std(ddof=1) / 4)
     assert p[0, 2] == pytest.approx(sequence_p(np.array([t]), np.array([16]))[0])
-    few = compare_pairs(sums, counts, read=read, sequential=looked, least=17)
+    few = compare_pairs(models, counts, read=read, sequential=looked, least=17)
     assert few.pairs == [(0, 1)]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qsweep.evaluate.draws import Draws
 from qsweep.evaluate.intervals import student_t
 from qsweep.evaluate.metrics import clustered_mean
 from qsweep.evaluate.pairs import RankRange, compare_pairs, holm, rank_ranges
@@ -10,8 +11,8 @@ from qsweep.evaluate.pairs import RankRange, compare_pairs, holm, rank_ranges
 COUNTS = np.full(32, 511)
 
 
-def better_than(*measured, each_alone=False):
-    return compare_pairs(*measured).better(each_alone=each_alone)
+def better_than(sums, *more, each_alone=False):
+    return compare_pairs([Draws(one[None]) for one in sums], *more).better(each_alone=each_alone)
 
 
 def measured(means, noise=0.02, windows=32, seed=0, common=0.5):

@@ -62,10 +62,10 @@ def test_the_interval_is_that_of_the_two_on_the_same_windows(measured):
                      measured("b", "awq", 0.05, 1.0, noise=0.01, seed=1)])  # fmt: skip
     one, other = with_peers(rows(records))
     mine, its = windows_of(one), windows_of(other)
-    expected = ppl_ratio(*(torch.from_numpy(v) for v in (mine.nll, its.nll, mine.tokens)))
-    assert (one.peer.ppl_ratio, one.peer.ppl_ratio_low, one.peer.ppl_ratio_high) == (
-        expected.value, expected.low, expected.high,
-    )  # fmt: skip
+    expected = ppl_ratio(*(torch.from_numpy(v) for v in (mine.nll[0], its.nll[0], mine.tokens)))
+    assert (one.peer.ppl_ratio, one.peer.ppl_ratio_low, one.peer.ppl_ratio_high) == pytest.approx(
+        (expected.value, expected.low, expected.high), rel=1e-12
+    )
     assert one.peer.ppl_ratio_high - one.peer.ppl_ratio_low < 0.03
     assert one.peer.tie is other.peer.tie is True
     assert one.peer.ppl_ratio == pytest.approx(1 / other.peer.ppl_ratio)

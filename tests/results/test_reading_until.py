@@ -92,7 +92,7 @@ def test_ranks_are_claimed_by_p_values_that_hold_at_any_stop(some):
     assert laid.sequential.tolist() == [True, True, False]
     told = ties(found)
     assert told.tell("key-a", "key-c") and told.tell("key-b", "key-c")
-    d = (laid.sums[0] - laid.sums[1])[laid.read[0]] / TOKENS
+    d = (laid.models[0].sums - laid.models[1].sums)[0, laid.read[0]] / TOKENS
     t = d.mean() / (d.std(ddof=1) / math.sqrt(12))
     p = sequence_p(np.array([t]), np.array([12]))[0]
     assert told.tell("key-a", "key-b") == (p < 0.05)

@@ -113,6 +113,17 @@ def test_enough_windows_are_enough():
     assert decide([one("a", 1.0, 1e-6, windows=None)]).winner == "a"
 
 
+def test_what_a_mean_over_draws_lacks_may_be_draws():
+    rival = one("b", 1.03, 0.01)
+    assert (
+        "give more seeds, or measure more text"
+        in decide([one("a", 1.02, 0.01, draws=4), rival]).open
+    )
+    assert "seeds" not in decide([one("a", 1.02, 0.01), rival]).open
+    few = decide([one("a", 1.02, 0.01, draws=4, windows=3), rival]).open
+    assert "3 windows decide nothing" in few and "seeds" not in few
+
+
 def test_an_interval_wider_than_all_verdicts_says_nothing():
     wide = one("a", 1.0, 0, ppl_ratio_low=0.549, ppl_ratio_high=1.812)
     assert "0.549 to 1.812" in decide([wide]).open

@@ -20,14 +20,15 @@ def run(
 
     Options are those of the command line (``qsweep --help``), and mean the same. A
     **list** holds the values that are swept, every combination a trial; a **tuple** is one value
-    that is a list, such as several corpora. Progress is shown on standard error. What cannot exist
-    is skipped, what fails is a row with its reason: neither raises anything.
+    that is a list, such as several corpora; of ``seeds`` a list is one, too. Progress is shown on
+    standard error. What cannot exist is skipped, what fails is a row with its reason: neither raises
+    anything.
 
     Args:
         overrides: Options whose names have a dot: ``{"quant.damp_percent": [0.01, 0.1]}``.
         file: A sweep file's name, as for ``--config-name``.
         **named: Choices of groups (``model``, ``quant``, ``corpus``, ``tracking``, ...) and options
-            (``bits``, ``group_size``, ``seed``, ``n_jobs``, ``sweep``, ``outputs_dir``, ...).
+            (``bits``, ``group_size``, ``seed``, ``seeds``, ``n_jobs``, ``sweep``, ``outputs_dir``, ...).
 
     Returns:
         The sweep: ``table()`` gives its rows, ``directory`` is where its files and report are.

@@ -21,7 +21,8 @@ def as_overrides(given: Mapping[str, Any]) -> Iterator[str]:
     for name, value in given.items():
         if name.partition("/")[0].partition(".")[0].lstrip("+~") == "hydra":
             raise ConfigError(f"{name}: is Hydra's, which has no part in this")
-        values: Sequence[Any] = value if isinstance(value, list) else [value]
+        swept = isinstance(value, list) and name != "seeds"  # a list of those is one value
+        values: Sequence[Any] = value if swept else [value]
         if not values:
             raise ConfigError(f"{name}=[]: no value; several to sweep are a list, as in [3, 4]")
         yield f"{name}={','.join(spelled(_blend(name, _plain(one)), name) for one in values)}"

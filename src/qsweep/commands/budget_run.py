@@ -43,6 +43,8 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     space = read_space(sweeper.params, sweeper.when, rest)
     overrides = [overrides_of(params) for params in space.combinations()]
     configs = [compose(words) for words in overrides]
+    if configs[0].draws:
+        raise ConfigError("seeds: a search within a budget compares one draw of each; leave it out")
     own = [{name: config.pop(name, None) for name in OPTIONS} for config in configs][0]
     for config in configs:
         config.written = {k: v for k, v in config.written.items() if k not in OPTIONS}

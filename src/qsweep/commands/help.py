@@ -36,6 +36,7 @@ sym: auto           symmetric grid; auto: true for gptq, false for awq and rtn
 container: auto     where integers lie: the method's own, or compressed-tensors
 kv_cache: none      fp8, int8, nvfp4, q8_0, q5_1, q4_0, …: what a quantized KV cache adds; KEYS/VALUES
 seed: 0             draws the calibration samples
+seeds: null         N draws from seed on, or [0,3,7]: a row is a setting's mean, its interval covers them
 device: auto        auto, cpu, cuda, cuda:N
 n_jobs: auto        trials at a time; auto: one per visible GPU
 timeout_s: null     end a trial as failed after so many seconds

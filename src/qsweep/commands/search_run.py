@@ -11,6 +11,7 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial, QsweepError
 from qsweep.base.secrets import hidden_value
 from qsweep.formats.hardware import Card
 from qsweep.launch.interrupts import finishing
+from qsweep.results.draws import pooled
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
 from qsweep.results.ties import tell_of
@@ -186,7 +187,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
                 entries = study.entries()
                 _adopt(session, entries)
                 trouble = _trouble(entries, constraints, lab)
-                told = tell_of(session.sweep.records.values())
+                told = tell_of(pooled(session.sweep.records.values()))
                 silent = sweep.config.silent_kld
                 result = answer(entries, objectives, settings.serving, told, silent)
                 commands = _Commands(sweeper, config_name, compose, session)
@@ -256,6 +257,7 @@ def _identity(
             "objective": [str(o) for o in objectives],
             "constraints": [str(c) for c in constraints],
             **({} if settings.card is None else {"hardware": settings.card.name}),
+            **({} if trial.resolved.get("seeds") is None else {"seeds": trial.resolved["seeds"]}),
             "few_windows": settings.few_windows,
             "model": plan.setting.model_hash,
             "protocol": _protocol(plan),
@@ -275,7 +277,8 @@ def _protocol(plan: Plan) -> dict[str, Any]:
 def _adopt(session: Session, entries: Sequence[StudyTrial]) -> None:
     """Count in what earlier runs and other processes of the study left in the sweep's folder."""
     known = session.sweep.records
-    keys = {entry.finding["record"] for entry in entries if entry.finding is not None}
+    findings = [entry.finding for entry in entries if entry.finding is not None]
+    keys = {key for found in findings for key in (found["record"], *found.get("draws", ()))}
     for file, record in read_records(session.sweep.directory):
         if record is None or file.stem in known:
             continue

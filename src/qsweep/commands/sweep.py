@@ -154,22 +154,28 @@ class HydraRun:
     ) -> "list[Record]":
         """Run configurations as one sweep, or as a batch of the search that is under way.
 
-        Returns the record of each configuration.
+        Returns the record of each configuration: the mean over its draws where it has several.
         """
+        from qsweep.results.draws import one_for_each
         from qsweep.search.batch import one_batch
         from qsweep.sweep.config import sweep_config
         from qsweep.sweep.session import run_sweep
 
         resolved = one_batch(configs, overrides)
         self.began = True
+        draws = [len(getattr(config, "draws", ())) or 1 for config in configs]
         if self.session is not None:
-            if len(resolved) != len(configs):
+            if len(resolved) != sum(draws):
                 raise ConfigError("quant.file: give the files that are searched one by one")
-            return self.session.run_configs(resolved)
+            records = self.session.run_configs(resolved)
+            return one_for_each(draws, records, self.session.sweep.everything.values())
         name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
         sweep = run_sweep(resolved, name, self.command)
         self.conclude(sweep)
-        return [sweep.records[key] for key in sweep.asked]
+        records = [sweep.records[key] for key in sweep.asked]
+        if len(records) != sum(draws):
+            return records
+        return one_for_each(draws, records, sweep.records.values())
 
     def conclude(self, sweep: "Sweep") -> None:
         """Print what a sweep came to, and remember it for the exit code."""

@@ -8,9 +8,11 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.numbers import one_line
 from qsweep.base.schema import nearest
 from qsweep.results.answers import answers
+from qsweep.results.draws import pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
+from qsweep.results.traits import seed_of
 from qsweep.results.winner import sentence
 
 
@@ -43,14 +45,17 @@ def all_records(outputs: Path, sweep: str | None = None) -> list[Record]:
 
 
 def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
-    """The finished one of some records that a word means; see :func:`find_trial`."""
-    finished = [r for r in records if r.finished]
+    """The finished one of some records that a word means; see :func:`find_trial`.
+
+    A setting of several draws means its first: an artifact is one draw.
+    """
+    finished = [r for r in pooled(records) if r.finished]
     if not finished:
         _require_finished(records, word)
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
-        return _best([r for r in finished if not r.reference])
-    found = [r for r in finished if r.key.startswith(word)] if len(word) >= 4 else []
+        return _one_draw(_best([r for r in finished if not r.reference]))
+    found = [r for r in singles(finished) if r.key.startswith(word)] if len(word) >= 4 else []
     # As a table calls it, and where that is not enough to tell, as its trial does.
     shown = with_distinct_names(finished)
     labelled = {r.key for r in shown if word in (r.name, _setting(r))}
@@ -64,7 +69,19 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
     if not found:
         _require_finished(records, word)
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
-    return found[0]
+    return _one_draw(found[0])
+
+
+def _one_draw(record: Record) -> Record:
+    # Not the one that came out best: it is that by luck.
+    if record.draws is None:
+        return record
+    first, number = record.draws[0], len(record.draws)
+    print(
+        f"note: {record.name} is {number} draws; that of seed {seed_of(first)} is taken",
+        file=sys.stderr,
+    )
+    return first
 
 
 def _require_finished(records: Sequence[Record], word: str) -> None:

@@ -120,7 +120,7 @@ def perplexity(sums: "Tensor", counts: "Tensor") -> Mean:
     Its error is the delta method's: ppl * error of the logarithm.
     """
     log = clustered_mean(sums, counts)
-    value = _exp(log.value)
+    value = exponential(log.value)
     return Mean(value, None if log.stderr is None else value * log.stderr)
 
 
@@ -145,10 +145,12 @@ def ppl_ratio(
     """
     difference = clustered_mean(_float64(sums) - _float64(reference_sums), counts)
     if difference.stderr is None:
-        return Ratio(_exp(difference.value), 0.0, math.inf)
+        return Ratio(exponential(difference.value), 0.0, math.inf)
     half = half_width(difference.stderr, len(counts), sequential=sequential)
     return Ratio(
-        _exp(difference.value), _exp(difference.value - half), _exp(difference.value + half)
+        exponential(difference.value),
+        exponential(difference.value - half),
+        exponential(difference.value + half),
     )
 
 
@@ -234,7 +236,8 @@ def _float64(values: Any) -> Any:
     return values.double() if hasattr(values, "double") else values.astype("float64")
 
 
-def _exp(value: float) -> float:
+def exponential(value: float) -> float:
+    """exp, infinite where that is beyond a float."""
     # A broken model's perplexity may be beyond what a float holds.
     try:
         return math.exp(value)

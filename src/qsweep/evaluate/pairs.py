@@ -7,10 +7,12 @@ follow from the claims hold together (Klein, Wright and Wieczorek 2020, J. R. St
 589-606, make ranks from joint comparisons in this way).
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qsweep.evaluate.draws import Draws, Estimate, difference, p_values
 from qsweep.evaluate.intervals import CONFIDENCE, sequence_p
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class PairTests:
 
 
 def compare_pairs(
-    sums: "ndarray",
+    models: Sequence[Draws],
     counts: "ndarray",
     untold: "ndarray | None" = None,
     *,
@@ -66,12 +68,13 @@ def compare_pairs(
     sequential: "ndarray | None" = None,
     least: int = 2,
 ) -> PairTests:
-    """Test every pair of models by paired t-tests over the windows that both have read.
+    """Test every pair of models over the windows that both have read, and over draws where there are several.
 
-    The error of a difference is that of ``metrics.clustered_mean``, the linearised ratio estimator.
+    The error of a difference is that of :func:`qsweep.evaluate.draws.difference`; of two models with
+    one figure for each window that is a paired t-test over windows.
 
     Args:
-        sums: Of what less is better, summed over each window's tokens, float64 [models, windows].
+        models: What less is better of, summed over each window's tokens.
         counts: Tokens of each window, [windows].
         untold: Pairs of which nothing is claimed whatever was measured, bool [models, models].
         read: Which windows each model has read, bool [models, windows]; None: all.
@@ -82,33 +85,69 @@ def compare_pairs(
     import numpy as np
     from scipy.special import stdtr
 
-    models, windows = sums.shape
     counts = counts.astype(np.float64)
-    read = np.ones(sums.shape, bool) if read is None else read
-    looked = np.zeros(models, bool) if sequential is None else sequential
+    told = ~np.eye(len(models), dtype=bool) if untold is None else ~untold
+    read = np.ones((len(models), len(counts)), bool) if read is None else read
+    looked = np.zeros(len(models), bool) if sequential is None else sequential
+    once = np.array([len(model.sums) == 1 for model in models], bool)
+    first = np.stack([model.sums[0] for model in models])
     pairs: list[tuple[int, int]] = []
     p: list[float] = []
-    for one in range(models):
-        others = np.arange(one + 1, models)
-        if untold is not None:
-            others = others[~untold[one, others]]
+    drawn: list[tuple[int, int, ndarray]] = []
+    for one in range(len(models)):
+        others = np.arange(one + 1, len(models))
+        others = others[told[one, others]]
         both = read[others] & read[one]
-        number = both.sum(1)
-        others, both, number = (found[number >= max(least, 2)] for found in (others, both, number))
-        tokens = (both * counts).sum(1)
-        apart = np.where(both, sums[others] - sums[one], 0.0)
-        gaps = apart.sum(1) / tokens
-        squares = ((apart - gaps[:, None] * counts) ** 2 * both).sum(1) * number / (number - 1)
-        errors = np.sqrt(squares) / tokens
-        # Copies of one another differ by nothing, and without noise.
-        t = np.divide(gaps, errors, out=np.zeros_like(gaps), where=gaps != 0)
-        pairs += [
-            (one, int(other)) if gap > 0 else (int(other), one)
-            for other, gap in zip(others, gaps, strict=True)
+        enough = both.sum(1) >= max(least, 2)
+        others, both = others[enough], both[enough]
+        quick = once[one] & once[others]
+        gaps, t = _over_windows(first[others[quick]] - first[one], counts, both[quick])
+        number, looks = both[quick].sum(1), looked[one] | looked[others[quick]]
+        pairs += [_ordered(one, int(o), gap) for o, gap in zip(others[quick], gaps, strict=True)]
+        p += list(np.where(looks, sequence_p(t, number), 2 * stdtr(number - 1, -np.abs(t))))
+        drawn += [
+            (one, int(o), which) for o, which in zip(others[~quick], both[~quick], strict=True)
         ]
-        single = 2 * stdtr(number - 1, -np.abs(t))
-        p += list(np.where(looked[one] | looked[others], sequence_p(t, number), single))
-    return PairTests(models, pairs, p)
+    found = [_on(models[o], which, models[one], counts) for one, o, which in drawn]
+    pairs += [_ordered(a, b, gap.value) for (a, b, _), gap in zip(drawn, found, strict=True)]
+    looks = [bool(looked[a] | looked[b]) for a, b, _ in drawn]
+    p += [
+        max(value, _at_any_stop(gap)) if look else value
+        for value, gap, look in zip(p_values(found), found, looks, strict=True)
+    ]
+    return PairTests(len(models), pairs, p)
+
+
+def _on(one: Draws, which: "ndarray", other: Draws, counts: "ndarray") -> Estimate:
+    """The difference of two models over some windows, bool [windows]."""
+    sides = [replace(side, sums=side.sums[:, which]) for side in (one, other)]
+    return difference(sides[0], sides[1], counts[which])
+
+
+def _at_any_stop(gap: Estimate) -> float:
+    import numpy as np
+
+    error = math.sqrt(sum(part.variance for part in gap.parts))
+    t = gap.value / error if error else math.copysign(math.inf, gap.value) if gap.value else 0.0
+    windows = round(gap.parts[0].freedom) + 1
+    return float(sequence_p(np.array([t]), np.array([windows]))[0])
+
+
+def _over_windows(sums: "ndarray", counts: "ndarray", read: "ndarray") -> "tuple[ndarray, ndarray]":
+    """Means per token of sums over the windows that were read, both [pairs, windows], and their t."""
+    import numpy as np
+
+    number, tokens = read.sum(1), (read * counts).sum(1)
+    sums = np.where(read, sums, 0.0)
+    gaps = sums.sum(1) / tokens
+    squares = ((sums - gaps[:, None] * counts) ** 2 * read).sum(1) * number / (number - 1)
+    # Copies of one another differ by nothing, and without noise.
+    error = np.sqrt(squares) / tokens
+    return gaps, np.divide(gaps, error, out=np.zeros_like(gaps), where=gaps != 0)
+
+
+def _ordered(one: int, other: int, gap: float) -> tuple[int, int]:
+    return (one, other) if gap > 0 else (other, one)
 
 
 def rank_ranges(better: "ndarray") -> list[RankRange]:

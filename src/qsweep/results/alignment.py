@@ -77,8 +77,8 @@ def alignments(records: Sequence[Record]) -> list[Alignment]:
     """Every square that a sweep's records hold.
 
     A calibration and a corpus of the same name are of the same kind. Intervals are paired over
-    windows: the two artifacts are measured on the same tokens. They do not cover which samples the
-    calibration drew; for that, vary its seed.
+    windows: the two artifacts are measured on the same tokens. They cover which samples the calibration
+    drew where ``seeds`` asked for several draws.
     """
     families: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in with_distinct_models(list(records)):

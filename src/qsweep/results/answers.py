@@ -8,6 +8,7 @@ from qsweep.base.contents import is_number
 from qsweep.results.columns.derived import status_word
 from qsweep.results.columns.table import SERVED
 from qsweep.results.comparable import differences, measured_by
+from qsweep.results.covered import number_of_draws
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.ties import is_silent, tell_of
@@ -108,5 +109,5 @@ def contender_of(row: Row, setting: str = "") -> Contender | None:
     """A row as one that may be the best; None where it has no quality per GB."""
     figures: dict[str, Any] = {column.name: column.get(row) for column in CONTEND_BY}
     cut = row.measurement is not None and row.measurement.windows_cut
-    more = {"windows_cut": cut, "silent": is_silent(row)}
+    more = {"windows_cut": cut, "silent": is_silent(row), "draws": number_of_draws(row.record)}
     return contender(row.key, row.label, figures | more, setting)

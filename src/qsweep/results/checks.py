@@ -20,6 +20,7 @@ from qsweep.results.columns.table import (
     TYPE,
 )
 from qsweep.results.comparable import measured_by
+from qsweep.results.draws import named_singles
 from qsweep.results.expert_coverage import expert_coverage
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
@@ -81,9 +82,11 @@ def check(records: Iterable[Record]) -> list[str]:
             *_rounding(found),
         )
     ]
+    # What concerns an artifact is asked of each.
+    made = named_singles(named)
     more = (
-        *(*_calibration(named), *_experts(named), *_other_functions(named)),
-        *(*_belonging(named), *_tensors(named), *_served(with_distinct_names(named))),
+        *(*_calibration(made), *_experts(made), *_other_functions(named)),
+        *(*_belonging(made), *_tensors(made), *_served(named_singles(with_distinct_names(named)))),
     )
     return list(dict.fromkeys([*lines, *more]))
 

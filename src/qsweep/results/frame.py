@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.results.beside import beside_others
 from qsweep.results.columns.views import csv_columns
+from qsweep.results.draws import pooled
 from qsweep.results.record import Record
 from qsweep.results.rows import rows
 
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def frame(records: Iterable[Record]) -> "pandas.DataFrame":
-    """One row per trial, corpus and preset, best quality per GB first.
+    """One row per trial, or setting that has several draws, corpus and preset, best quality per GB first.
 
     Whole numbers and truth values that are missing in some rows are ``<NA>`` there, figures ``nan``.
     """
     import pandas
 
-    found = beside_others(rows(records))
+    found = beside_others(rows(pooled(records)))
     return pandas.DataFrame({c.name: _column([c.get(row) for row in found]) for c in csv_columns()})
 
 

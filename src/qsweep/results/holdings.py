@@ -10,6 +10,7 @@ from qsweep.base.locks import FileLock, LockTimeout
 from qsweep.base.publish import withdraw
 from qsweep.base.store import MANIFEST, Kind, Store
 from qsweep.results.answers import answers
+from qsweep.results.draws import pooled, singles
 from qsweep.results.html.data import Group, front, groups
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
@@ -107,10 +108,11 @@ def half_written(root: Path) -> list[Path]:
 
 def _on_front(records: list[Record]) -> set[str]:
     kept = set()
-    by_key = {record.key: record for record in records}
-    for group in groups(records):
+    settings = pooled(records)
+    by_key = {record.key: record for record in settings}
+    for group in groups(settings):
         shown = {row.key for row in front(group.quantized)} | set(_best(group))
-        kept |= {_artifact_key(by_key[key]) for key in shown}
+        kept |= {_artifact_key(one) for one in singles(by_key[key] for key in shown)}
     return {key for key in kept if key}
 
 

@@ -13,6 +13,7 @@ from qsweep.results.checks import check
 from qsweep.results.columns.derived import OWN_RUN
 from qsweep.results.columns.views import headings, lines_of
 from qsweep.results.comparable import facts_of
+from qsweep.results.draws import pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.markdown_table import table
 from qsweep.results.model_names import dequantized_references
@@ -23,7 +24,7 @@ from qsweep.results.ties import notes, with_standings
 
 def results_markdown(name: str, records: Sequence[Record], command: str = "") -> str:
     """The page of one sweep: what ran, a table per corpus and preset, what did not run and why."""
-    records = with_distinct_names(records)
+    records = with_distinct_names(pooled(records))
     parts = [f"# {numbers.markdown(name)}", _introduction(records, command)]
     parts += [_section(records, place) for place in places(records)]
     parts += [_own_run(records), _speed(records), _unfinished(records), _sanity(records)]
@@ -39,7 +40,8 @@ def _introduction(records: Sequence[Record], command: str) -> str:
         lines.append(f"- command: {fence}{numbers.one_line(command)}{fence}")
     lines.append(f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, qsweep {__version__}")
     lines.append(
-        "- trials: " + ", ".join(f"{n} {status}" for status, n in counts(records).items() if n)
+        "- trials: "
+        + ", ".join(f"{n} {status}" for status, n in counts(singles(records)).items() if n)
     )
     lines += [f"- {numbers.markdown(line)}" for line in best_lines(records)]
     return "\n".join(lines)

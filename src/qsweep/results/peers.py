@@ -80,7 +80,10 @@ def compared(row: Row, other: Row, windows: FindWindows) -> Peer:
     if not paired.low > 0:
         return found
     found = replace(
-        found, ppl_ratio=paired.value, ppl_ratio_low=paired.low, ppl_ratio_high=paired.high
+        found,
+        ppl_ratio=paired.value,
+        ppl_ratio_low=paired.low,
+        ppl_ratio_high=paired.high,
     )
     if (difference := kld_difference(*pair)) is None:
         return found

@@ -248,6 +248,8 @@ class Record:
         quantize_s: Seconds; ``shared_s`` of them in a pass that other trials share.
         implied: Whether it ran for others' sake alone: a reference, or a check's baseline.
         cached: Whether nothing of it was made in the sweep's last run.
+        draws: The trials whose figures it pools, which differ in nothing but the draw; None of a
+            trial.
     """
 
     key: str
@@ -290,6 +292,7 @@ class Record:
     seconds: Number | None = None
     started: str | None = None
     ended: str | None = None
+    draws: "tuple[Record, ...] | None" = None
 
     @property
     def finished(self) -> bool:

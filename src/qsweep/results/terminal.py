@@ -14,6 +14,7 @@ from qsweep.results.checks import check
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import DECODE_TPS, EXPECTED_LOW, LABEL, SUFFERS, TIME, VERDICT
 from qsweep.results.columns.views import columns_of
+from qsweep.results.draws import pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
@@ -46,7 +47,7 @@ def print_results(
     """
     from rich.text import Text
 
-    console, records = console or _console(), with_distinct_names(records)
+    console, records = console or _console(), with_distinct_names(pooled(records))
     rows = _rows(records)
     if any(record.finished for record in records):
         console.print(_table(rows, console))
@@ -149,7 +150,9 @@ def _remarks(records: Sequence[Record]) -> list["Text"]:
 def _summary(records: Sequence[Record], directory: Path) -> "Text":
     from rich.text import Text
 
-    tally = ", ".join(f"{number} {status}" for status, number in counts(records).items() if number)
+    tally = ", ".join(
+        f"{number} {status}" for status, number in counts(singles(records)).items() if number
+    )
     text = Text(f"{tally or 'no trials'}; results in {shown(directory)}/results.csv and .md")
     for line in best_lines(records):
         text.append(f"\n{line}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qsweep.base.contents import is_number
 from qsweep.evaluate.pairs import compare_pairs, rank_ranges
+from qsweep.results import covered
 from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.table import KLD
 from qsweep.results.comparable import families
@@ -61,7 +62,7 @@ def ties(rows: Sequence[Row], windows: FindWindows = windows_of) -> Ties:
         return NOTHING
     silent = [is_silent(row) for row in kept]
     tests = compare_pairs(
-        laid.sums,
+        laid.models,
         laid.tokens,
         _both(silent),
         read=laid.read,
@@ -106,15 +107,15 @@ def tell_of(records: Iterable[Record]) -> Callable[[str, str], bool | None]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know: of intervals, of ranks, and of which rows nothing ranks them."""
+    """What a reader must know: of which rows nothing ranks them, and what ranks and intervals cover."""
     ranked = [row for row in rows if row.standing is not None]
     if not ranked:
-        return read_until(rows)
+        return [*read_until(rows), *covered.notes(rows)]
     by = "perplexity" if any(s.by == "nll" for row in ranked if (s := row.standing)) else "KLD"
     said = [
         *read_until(rows),
         f"ranks are by {by}, each pair compared on its own windows (5 % over all pairs, Holm): a "
-        "range is a tie; the draw of the calibration text is not covered",
+        "range is a tie",
     ]
     if silent := [row for row in ranked if row.standing is not None and row.standing.silent]:
         bounds = ", ".join(sorted({f"{row.record.silent_kld:g}" for row in silent}))
@@ -124,7 +125,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"{count} a KLD below {bounds} nats, where neither KLD nor perplexity says what does better "
             "at tasks (arXiv 2606.19558): the smallest of these is the first; silent_kld=0 ranks all"
         )
-    return said
+    return [*said, *covered.notes(rows)]
 
 
 def may_be_ranked(row: Row) -> bool:

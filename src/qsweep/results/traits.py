@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qsweep.base.contents import is_number
+from qsweep.base.keys import key_of
 from qsweep.base.schema import flat
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.results.record import Record
@@ -78,6 +80,20 @@ def is_draw(name: str) -> bool:
     return name.rpartition(".")[2] == "seed"
 
 
+def seed_of(record: Record) -> int | None:
+    """What draws a trial's calibration text, else its quantizer; None where nothing is drawn."""
+    text = record.config.get("calibration") if record.calibration is not None else None
+    drawn: list[Any] = [text.get("seed")] if isinstance(text, Mapping) else []
+    drawn += [value for name, value in record.options.items() if is_draw(name)]
+    return next((int(value) for value in drawn if is_number(value)), None)
+
+
+def seeds_asked(record: Record) -> tuple[int, ...]:
+    """The seeds that ``seeds`` asked for, of which the record is one draw or all; none without it."""
+    asked = record.config.get("seeds")
+    return tuple(filter(is_number, asked)) if isinstance(asked, (list, tuple)) else ()
+
+
 def setting(record: Record) -> str:
     """Equal for trials that differ in nothing but the draw; empty where there is none to differ in.
 
@@ -87,4 +103,5 @@ def setting(record: Record) -> str:
     if not any(is_draw(name) and value is not None for name, value in found.items()):
         return ""
     kept = {name: value for name, value in found.items() if not is_draw(name)}
-    return repr((record.model_hash, record.method, kept))
+    # What was read of a file has its names in another order.
+    return key_of([record.model_hash, record.method, kept])

@@ -5,28 +5,34 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from qsweep.evaluate.intervals import CONFIDENCE, half_width, is_sequential
-from qsweep.evaluate.metrics import Ratio, clustered_mean, ppl_ratio
+from qsweep.evaluate.draws import Draws, difference
+from qsweep.evaluate.intervals import CONFIDENCE, is_sequential
+from qsweep.evaluate.metrics import Ratio, exponential
 from qsweep.results.arrays import FindArrays, read_arrays, stamp, stored_arrays
-from qsweep.results.record import Row
+from qsweep.results.record import Measurement, Record, Row
+from qsweep.results.traits import seed_of
 
 if TYPE_CHECKING:
     import numpy as np
 
+Of = Literal["nll", "kld", "top1"]
+_SUMS: tuple[Of, ...] = ("nll", "kld", "top1")
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Sums over the tokens of each window that was read: float64 [windows] each.
+    """Sums over the tokens of each window that was read, of each draw: float64 [draws, windows].
 
     Attributes:
         nll: Of the negative log-likelihood, in nats.
-        tokens: How many tokens were scored.
+        tokens: How many tokens were scored, [windows].
         kld: Of the divergence, in nats; None where none was measured.
         top1: How many of the reference's first tokens were the model's, too; None without it.
-        number: Where each stands in its text; None: all of the text, in its order.
+        number: Where each stands in its text, [windows]; None: all of the text, in its order.
         sequential: Whether how many were read was decided by looking at them.
+        seeds: Of the draws; none where there is one figure.
     """
 
     nll: "np.ndarray"
@@ -35,6 +41,7 @@ class Windows:
     top1: "np.ndarray | None" = None
     number: "np.ndarray | None" = None
     sequential: bool = False
+    seeds: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,6 +53,12 @@ class Windows:
 
         return np.arange(len(self)) if self.number is None else self.number
 
+    def draws(self, of: Of) -> Draws:
+        """One of the three, as draws to compare; there must be such."""
+        sums = getattr(self, of)
+        assert sums is not None
+        return Draws(sums, self.seeds)
+
     def at(self, numbers: "np.ndarray") -> "Windows":
         """Those of the text's windows with these numbers, all of which were read."""
         import numpy as np
@@ -53,8 +66,8 @@ class Windows:
         order = np.argsort(self.places)
         where = order[np.searchsorted(self.places, numbers, sorter=order)]
         found = {
-            name: None if (values := getattr(self, name)) is None else values[where]
-            for name in ("nll", "tokens", "kld", "top1")
+            name: None if (values := getattr(self, name)) is None else values[..., where]
+            for name in (*_SUMS, "tokens")
         }
         return replace(self, **found, number=numbers)
 
@@ -71,12 +84,15 @@ FindWindows = Callable[[Row], Windows | None]
 
 
 def windows_of(row: Row, find: FindArrays = stored_arrays) -> Windows | None:
-    """What a row's measurement says of its windows; None where its arrays are gone."""
-    if row.measurement is None or (path := find(row.record, row.measurement)) is None:
+    """What a row's measurement says of its windows; None where arrays of it are gone."""
+    if row.measurement is None:
         return None
-    found = _read(path, stamp(path))
-    sequential = is_sequential(row.measurement.facts)
-    return found if found is None or not sequential else replace(found, sequential=True)
+    if not row.record.draws:
+        return _windows(row.record, row.measurement, find)
+    place = row.measurement.place
+    drawn = [(one, m) for one in row.record.draws for m in one.measurements if m.place == place]
+    found = [_windows(record, measurement, find) for record, measurement in drawn]
+    return _stacked(found, tuple(seed_of(record) or 0 for record, _ in drawn))
 
 
 def shared(one: Windows, other: Windows) -> tuple[Windows, Windows] | None:
@@ -93,10 +109,10 @@ def shared(one: Windows, other: Windows) -> tuple[Windows, Windows] | None:
     return pair if len(pair[0]) and bool((pair[0].tokens == pair[1].tokens).all()) else None
 
 
-def paired_ratio(one: Windows, other: Windows) -> Ratio:
+def paired_ratio(one: Windows, other: Windows, confidence: float = CONFIDENCE) -> Ratio:
     """The perplexity of one through the other's, on the same windows (:func:`shared`)."""
-    sequential = one.sequential or other.sequential
-    return ppl_ratio(one.nll, other.nll, one.tokens, sequential=sequential)
+    log = _difference(one, other, "nll", confidence)
+    return Ratio(exponential(log.value), exponential(log.low), exponential(log.high))
 
 
 def kld_difference(
@@ -108,16 +124,14 @@ def kld_difference(
     """
     if one.kld is None or other.kld is None:
         return None
-    mean = clustered_mean(one.kld - other.kld, one.tokens)
-    half = half_width(
-        mean.stderr or 0.0,
-        len(one),
-        sequential=one.sequential or other.sequential,
-        confidence=confidence,
-    )
-    return (
-        None if math.isinf(half) else Difference(mean.value, mean.value - half, mean.value + half)
-    )
+    found = _difference(one, other, "kld", confidence)
+    return None if math.isinf(found.high) else found
+
+
+def _difference(one: Windows, other: Windows, of: Of, confidence: float) -> Difference:
+    found = difference(one.draws(of), other.draws(of), one.tokens)
+    half = found.half(confidence, sequential=one.sequential or other.sequential)
+    return Difference(found.value, found.value - half, found.value + half)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +139,14 @@ class LaidOut:
     """Windows of several models by their places in one text.
 
     Attributes:
-        sums: Of ``by``, 0 where a window was not read: float64 [models, windows].
+        models: Sums of ``by`` over all of the text's windows, 0 where one was not read.
         by: ``kld``, or ``nll`` where one of them has no divergence.
         tokens: Of each window of the text, [windows].
         read: Which windows each has read, bool [models, windows].
         sequential: Of which how many were read was decided by looking at them, bool [models].
     """
 
-    sums: "np.ndarray"
+    models: list[Draws]
     by: Literal["kld", "nll"]
     tokens: "np.ndarray"
     read: "np.ndarray"
@@ -155,11 +169,14 @@ def laid_out(measured: Sequence[tuple[Row, Windows]]) -> tuple[list[Row], LaidOu
         tokens[its.places] = its.tokens
         kept.append((row, its))
     by: Literal["kld", "nll"] = "kld" if all(its.kld is not None for _, its in kept) else "nll"
-    sums, read = np.zeros((len(kept), len(tokens))), np.zeros((len(kept), len(tokens)), bool)
-    for model, (_, its) in enumerate(kept):
-        sums[model, its.places], read[model, its.places] = getattr(its, by), True
+    models, read = [], np.zeros((len(kept), len(tokens)), bool)
+    for number, (_, its) in enumerate(kept):
+        own = its.draws(by)
+        sums = np.zeros((len(own.sums), len(tokens)))
+        sums[:, its.places], read[number, its.places] = own.sums, True
+        models.append(replace(own, sums=sums))
     sequential = np.array([its.sequential for _, its in kept], bool)
-    return [row for row, _ in kept], LaidOut(sums, by, tokens, read, sequential)
+    return [row for row, _ in kept], LaidOut(models, by, tokens, read, sequential)
 
 
 def read_until(rows: Iterable[Row]) -> list[str]:
@@ -182,6 +199,31 @@ def _end(its: Windows) -> int:
     return int(its.places.max()) + 1 if len(its) else 0
 
 
+def _stacked(found: Sequence[Windows | None], seeds: tuple[int, ...]) -> Windows | None:
+    """Several draws as one; None where they are not all there, or not of the same windows."""
+    import numpy as np
+
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    if any(one.number is not None or shared(one, known[0]) is None for one in known):
+        return None
+
+    def together(of: Of) -> Any:
+        values = [value for one in known if (value := getattr(one, of)) is not None]
+        return np.concatenate(values) if len(values) == len(known) else None
+
+    return replace(known[0], **{of: together(of) for of in _SUMS}, seeds=seeds)
+
+
+def _windows(record: Record, measurement: Measurement, find: FindArrays) -> Windows | None:
+    if (path := find(record, measurement)) is None:
+        return None
+    found = _read(path, stamp(path))
+    sequential = is_sequential(measurement.facts)
+    return found if found is None or not sequential else replace(found, sequential=True)
+
+
 @lru_cache(maxsize=8192)
 def _read(path: Path, stamp: tuple[int, ...]) -> Windows | None:
     import numpy as np
@@ -197,6 +239,7 @@ def _read(path: Path, stamp: tuple[int, ...]) -> Windows | None:
         if values is None or len(values) != int(tokens.sum()) or not (tokens > 0).all():
             return None
         starts = np.concatenate([[0], np.cumsum(tokens)[:-1]]).astype(np.int64)
-        return np.add.reduceat(values.astype(np.float64), starts)
+        return np.add.reduceat(values.astype(np.float64), starts)[None]
 
-    return Windows(nll, tokens, sums("token_kld"), sums("token_top1"), arrays.get("window_number"))
+    number = arrays.get("window_number")
+    return Windows(nll[None], tokens, sums("token_kld"), sums("token_top1"), number)

@@ -58,6 +58,7 @@ class Contender:
         cut: whether the configuration asked for fewer windows than the text has.
         setting: equal for those that differ only in a seed; empty where that is not known.
         silent: whether it is so close to the reference that nothing ranks it but size.
+        draws: how many its figures are the mean of.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Contender:
     cut: bool = False
     setting: str = ""
     silent: bool = False
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def contender(
     """A contender from figures by their names in ``results.csv``; None without quality per GB.
 
     ``windows_cut`` among them says that fewer windows were asked for than there are, ``silent`` that
-    it lies in the silent zone, in which all have the reference's quality.
+    it lies in the silent zone, in which all have the reference's quality, ``draws`` how many it is the
+    mean of.
     """
     from qsweep.evaluate.metrics import quality, quality_per_gb
 
@@ -128,6 +131,7 @@ def contender(
         cut=bool(figures.get("windows_cut")),
         setting=setting,
         silent=silent,
+        draws=figures.get("draws") or 1,
     )
 
 
@@ -205,7 +209,7 @@ def _too_wide(leader: Contender) -> str | None:
         return None
     return (
         f"its ratio may be anything from {numbers.ratio(low)} to {numbers.ratio(high)}, more than all "
-        f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more_windows(leader)}"
+        f"verdicts from 1 to {BOUNDS[-1][0]:.2f} span; {_more(leader)}"
     )
 
 
@@ -214,7 +218,7 @@ def _too_near(leader: Contender, others: Sequence[Contender]) -> str | None:
     near.sort(key=lambda other: -other.per_gb)
     if near:
         more = f" and {len(near) - 1} more are" if len(near) > 1 else " is"
-        return f"{near[0].name}{more} within noise of it; {_more_windows(leader)}, or go by size"
+        return f"{near[0].name}{more} within noise of it; {_more(leader)}, or go by size"
     draws = [other for other in others if leader.setting and other.setting == leader.setting]
     if draws:
         # One draw of a setting says little where others of it fall behind another setting.
@@ -241,6 +245,10 @@ def _luck(leader: Contender, others: Sequence[Contender]) -> str:
         f"it is the luckiest of {len(draws) + 1} draws that differ in their seed alone (ratio "
         f"{numbers.ratio(min(ratios))} to {numbers.ratio(max(ratios))})"
     )
+
+
+def _more(leader: Contender) -> str:
+    return f"{'give more seeds, or ' * (leader.draws > 1)}{_more_windows(leader)}"
 
 
 def _more_windows(leader: Contender) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qsweep.base.files import write_bytes, write_text
 from qsweep.results.beside import beside_others
+from qsweep.results.draws import pooled, singles
 from qsweep.results.record import Record
 from qsweep.results.rows import rows, to_csv
 
@@ -15,18 +16,26 @@ def write_results(
 ) -> tuple[Path, Path]:
     """Write ``results.csv`` and ``results.md`` into a sweep's directory, each atomically.
 
-    Returns their paths.
+    Where rows are means over draws, ``draws.csv`` has those of each draw. Returns the first two's paths.
     """
     from qsweep.results.capabilities import capabilities_markdown
     from qsweep.results.markdown import results_markdown
 
     table, page = directory / "results.csv", directory / "results.md"
-    write_text(table, to_csv(beside_others(rows(records))))
-    write_text(page, results_markdown(directory.name, records, command))
-    if kept := capabilities_markdown(directory.name, records):
+    settings = pooled(records)
+    write_text(table, to_csv(beside_others(rows(settings))))
+    if any(record.draws for record in settings):
+        write_text(directory / "draws.csv", draws_csv(settings))
+    write_text(page, results_markdown(directory.name, settings, command))
+    if kept := capabilities_markdown(directory.name, settings):
         write_text(directory / "capabilities.md", kept)
-    write_tensors(directory, records)
+    write_tensors(directory, [*records, *(one for one in settings if one.draws)])
     return table, page
+
+
+def draws_csv(settings: Iterable[Record]) -> str:
+    """The rows of single draws, of those records that pool several."""
+    return to_csv(rows(singles(record for record in settings if record.draws)))
 
 
 def tensors_file(key: str) -> str:

@@ -77,6 +77,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         "counted": counted_run(record),
         "cache_left_out": leaves_cache_out(record),
         "record": record.key,
+        **({"draws": [draw.key for draw in record.draws]} if record.draws else {}),
         "host": socket.gethostname(),
     }
 
@@ -171,7 +172,8 @@ def _contender(entry: StudyTrial, silent_kld: float = 0.0) -> Contender | None:
     finding = _finding(entry)
     kld = finding.get(KLD.name)
     silent = kld is not None and is_number(kld) and kld < silent_kld
-    return contender(entry.key, entry.name, {**finding, "silent": silent}, setting)
+    draws = len(finding.get("draws") or ())
+    return contender(entry.key, entry.name, {**finding, "silent": silent, "draws": draws}, setting)
 
 
 def _option(name: str) -> str:

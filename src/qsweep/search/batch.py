@@ -7,6 +7,7 @@ from qsweep.search.settings import search_config
 from qsweep.search.sweep_file import check_options
 from qsweep.sweep.compose import Composed
 from qsweep.sweep.config import check_one_sweep
+from qsweep.sweep.draws import drawn
 from qsweep.sweep.found import find_artifacts
 from qsweep.sweep.option_names import known_options
 from qsweep.sweep.pack_choices import with_pack
@@ -15,14 +16,15 @@ from qsweep.sweep.pack_choices import with_pack
 def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Composed]:
     """Resolved configurations of one sweep, or of a batch of a search, checked.
 
-    Where one names several artifacts that exist, there is one for each.
+    Where one asks for several draws, or names several artifacts that exist, there is one for each.
 
     Args:
         configs: Hydra's, or resolved ones.
         typed: What the command line gives to all of them; what nobody chose, a reference pack may.
 
     Raises:
-        ConfigError: an option that nothing reads, or several values of what a sweep has one of.
+        ConfigError: an option that nothing reads, several values of what a sweep has one of, or
+            draws that two options name.
     """
     from omegaconf import OmegaConf
 
@@ -30,6 +32,7 @@ def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Compose
 
     composed = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
     given = [one.partition("=")[0].lstrip("+~") for one in typed]
+    composed = drawn(composed, given)
     resolved = [with_pack(config, {*given, *config.chosen}) for config in composed]
     check_options(resolved[0], known_options(""))
     for config in resolved:

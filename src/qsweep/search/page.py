@@ -12,6 +12,7 @@ from qsweep.results.columns.table import (
     VERDICT,
 )
 from qsweep.results.columns.views import headings, lines_of
+from qsweep.results.draws import pooled
 from qsweep.results.html.vega import png
 from qsweep.results.markdown_table import table
 from qsweep.results.rows import rows, to_csv
@@ -46,7 +47,7 @@ def write_page(
     entries = with_distinct_names(entries)
     if sweep.screening:
         # Lower fidelity has a table of its own, never a row among results.
-        screened = rows(sweep.screening.values())
+        screened = rows(pooled(sweep.screening.values()))
         write_text(directory / "screening.csv", to_csv(screened))
     text = answer_markdown(
         sweep.name, sweep.command, entries, answer, objectives, constraints, command_of, trouble,
@@ -165,10 +166,12 @@ def _how(entry: StudyTrial, command_of: CommandOf) -> str:
 
 
 def _counted(entry: StudyTrial) -> str:
-    """Of which run its figures are, in brackets; nothing where they are the weights' and that is all."""
+    """What its figures are of, in brackets; nothing where they are one draw's weights' and that is all."""
     finding = entry.finding or {}
     words = [_COUNTED.get(finding.get("counted") or "", "")]
     words += [_NO_CACHE] if finding.get("cache_left_out") else []
+    if draws := finding.get("draws"):
+        words.append(f"mean of {len(draws)} draws")
     said = ", ".join(word for word in words if word)
     return f" ({said})" if said else ""
 

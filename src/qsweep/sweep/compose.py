@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.secrets import hidden_tree
+from qsweep.sweep.seeds import seeds_of, with_seeds
 
 
 class Composed(dict[str, Any]):
@@ -21,6 +22,8 @@ class Composed(dict[str, Any]):
     """Names of the groups and options that a command line, or a sweep file's space, set."""
     words: tuple[str, ...] = ()
     """The overrides that it was composed of, where somebody wants to give them again."""
+    draws: "tuple[Composed, ...]" = ()
+    """Itself with each of its ``seeds``; none where it has none."""
 
 
 class Composer:
@@ -97,7 +100,18 @@ def _add_if_known(override: Any, config: Any) -> None:
 
 
 def plain(config: Any, omegaconf: Any) -> Composed:
-    """A configuration as a mapping of plain values, with everything in it resolved."""
+    """A configuration as a mapping of plain values, with everything in it resolved.
+
+    Raises:
+        ConfigError: Its ``seeds`` are none.
+    """
+    composed = _plain(config, omegaconf)
+    seeds = seeds_of(composed.get("seeds"), composed.get("seed", 0))
+    composed.draws = tuple(_plain(own, omegaconf) for own in with_seeds(config, seeds))
+    return composed
+
+
+def _plain(config: Any, omegaconf: Any) -> Composed:
     with _reads_of_environment(omegaconf) as reads:
         resolved = omegaconf.to_container(config, resolve=True, throw_on_missing=True)
         composed = Composed({str(key): value for key, value in resolved.items()})

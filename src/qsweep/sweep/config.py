@@ -39,7 +39,7 @@ from qsweep.tracking import Tracker
 
 # What concerns a sweep as a whole, and cannot differ between its trials.
 SWEEP_WIDE = (
-    *("sweep", "outputs_dir", "n_jobs", "timeout_s", "silent_kld"),
+    *("sweep", "outputs_dir", "n_jobs", "timeout_s", "silent_kld", "seeds"),
     *("store", "launch", "tracking"),
 )
 # What a quantizer must have, beside its fields.

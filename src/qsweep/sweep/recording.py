@@ -116,6 +116,9 @@ def completed(earlier: Record, now: Record) -> Record:
     """An earlier record with what it lacks: an older version wrote fewer fields."""
     empty: tuple[Any, ...] = (None, {}, ())
     new = {k: v for k, v in vars(now).items() if v not in empty and getattr(earlier, k) in empty}
+    # Of how many draws it is one, the run at hand says.
+    drawn = {"seeds": now.config["seeds"]} if now.config.get("seeds") else {}
+    new["config"] = {**earlier.config, **drawn}
     # What is said of tensors rests on no measurement: this version's rules count.
     return replace(earlier, **new | {"tensors": now.tensors or earlier.tensors})
 

@@ -56,8 +56,7 @@ class Session:
         keys = keys_of(trials, refused, self.settings)
         self.sweep.asked += keys
         self.run(plans, refused)
-        everything = self.sweep.records | self.sweep.screening
-        return [everything[key] for key in keys]
+        return [self.sweep.everything[key] for key in keys]
 
     def run(self, plans: Mapping[str, Plan], refused: Sequence[Unplanned]) -> None:
         """Run what is missing of these plans, and record all."""

@@ -49,6 +49,11 @@ class Sweep:
         return self.directory / "logs" / f"{key}.log"
 
     @property
+    def everything(self) -> dict[str, Record]:
+        """The records of whatever fidelity, by key."""
+        return self.records | self.screening
+
+    @property
     def shown(self) -> list[Record]:
         """The results, and what failed at lower fidelity: a search never came to try that in full."""
         failed = [r for r in self.screening.values() if r.status == "failed"]

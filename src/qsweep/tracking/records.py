@@ -60,7 +60,7 @@ class TrackedSweeps:
 
     def arrays(self, record: Record, measurement: Measurement) -> Path | None:
         """A measurement's per-token arrays, fetched from the trial's run."""
-        run = self._runs.get(record.key)
+        run = self._runs.get((record.draws or (record,))[0].key)
         name = measurement.preset
         for preset in dict.fromkeys((name, preset_key(name))):  # an older version's run
             place = f"measurements/{measurement.corpus}-{preset}/arrays.safetensors"
@@ -81,10 +81,10 @@ class TrackedSweeps:
             found = list(pool.map(self._record, runs))
         records = []
         for run, record in zip(runs, found, strict=True):
-            if record is not None:
+            if record is not None and record.draws is None:  # else made of others that are here
                 self._runs[record.key] = run.info.run_id
                 records.append(record)
-        missing = len(runs) - len(records)
+        missing = sum(record is None for record in found)
         problems = [f"{missing} of {len(runs)} runs have no readable record"] if missing else []
         return SweepData(name, parent.data.tags.get("command", ""), records, problems)
 

@@ -17,7 +17,9 @@ def _windows(means: dict[str, float], noise: float = 0.001, count: int = 20):
     tokens = np.full(count, 10.0)
     hard = generator.uniform(0.5, 2, count)
     found = {
-        key: Windows(hard, tokens, tokens * (mean * hard + generator.normal(0, noise, count)))
+        key: Windows(
+            hard[None], tokens, (tokens * (mean * hard + generator.normal(0, noise, count)))[None]
+        )
         for key, mean in means.items()
     }
     return lambda one: found.get(one.key)

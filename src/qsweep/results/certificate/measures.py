@@ -182,7 +182,7 @@ def _read(name: str, record: Record, measurement: Measurement, run: str, sides: 
         )
     if record.reference and found.kld is None:
         # Its divergence from itself is measured on some windows alone, and is 0 on all.
-        return replace(found, kld=0 * found.tokens, top1=found.tokens)
+        return replace(found, kld=0 * found.nll, top1=found.tokens[None])
     return found
 
 
@@ -215,9 +215,9 @@ def _loss(
     if kind == "ppl":
         assert base is not None
         ppl = [math.exp(min(one.nll.sum() / tokens, 700.0)) for one in (own, base)]
-        return own.nll - base.nll, "%", f"{ppl[0]:.4g} against {ppl[1]:.4g}"
+        return (own.nll - base.nll)[0], "%", f"{ppl[0]:.4g} against {ppl[1]:.4g}"
     values = [one.kld if kind == "kld" else one.top1 for one in (own, base) if one is not None]
-    known = [value for value in values if value is not None]
+    known = [value[0] for value in values if value is not None]  # of an artifact, which is one draw
     if len(known) < len(values):
         raise ConfigError(f"--margin {name}: no divergence was measured; set eval.divergence=true")
     means = [float(value.sum() / tokens) for value in known]

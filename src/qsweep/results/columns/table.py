@@ -25,7 +25,9 @@ from qsweep.results.columns.column import (
     of_speed,
     of_trial,
 )
+from qsweep.results.covered import covers, draws_text, number_asked, number_of_draws
 from qsweep.results.record import Row
+from qsweep.results.traits import seed_of
 from qsweep.tasks.task import CAPABILITIES
 
 
@@ -290,6 +292,20 @@ QUALITY_PER_GB: Column = add(of_measurement(
     text=derived.significant(4), best=True, by_bits=True, view=("metrics", 11), tables={
         "markdown": "quality/GB", "html": "quality/GB", "search": "quality/GB",
         "terminal": Shown("q/GB", 110, lambda row: numbers.significant(QUALITY_PER_GB.get(row), 3))}))
+DRAWS = add(Column(
+    "draws", "draws of the calibration text and the quantizer's seed that its figures are the mean of; "
+    "empty where nothing is drawn", "trial", lambda row: number_of_draws(row.record), csv=True,
+    write=draws_text, tables={
+        t: Shown("draws", optional=True) for t in ("terminal", "markdown", "html")}))
+DRAWS_ASKED = add(Column(
+    "draws_asked", "how many seeds asked for", "trial",
+    lambda row: number_asked(row.record), csv=True))
+SEED = add(Column(
+    "seed", "what drew them, where it is one draw", "trial",
+    lambda row: None if row.record.draws else seed_of(row.record), csv=True))
+COVERS = add(Column(
+    "covers", "what its intervals cover: windows, or windows, draws", "trial",
+    lambda row: covers(row.record), csv=True))
 SUFFERS = add(Column(
     "suffers", "the capability of which least was kept; ? where that may be chance", "row",
     lambda row: row.suffers, tables={"terminal": "suffers most"}))
@@ -551,6 +567,7 @@ CSV_ORDER = (*PROMISED, *(
     "rank_first rank_last silent ear ear_stderr kld_verdict flips lost gained "
 ).split(), *(column.name for column in KLD_FIFTHS), *(
     "long_length_ratio long_length_ratio_low long_length_ratio_high truncated loops "
-    "divergence_token divergence_token_low divergence_token_high kld_low kld_high windows_of"
+    "divergence_token divergence_token_low divergence_token_high kld_low kld_high windows_of "
+    "draws draws_asked covers seed"
 ).split())
 # fmt: on

@@ -30,7 +30,7 @@ def write_report(sweeps: Sequence[SweepData], page: Path, find=None) -> list[Pat
     from qsweep.results.rows import rows, to_csv
     from qsweep.results.write import write_tensors
 
-    records = merge(sweeps)
+    records = merge(sweeps, find or stored_arrays)
     command = "; ".join(sweep.command for sweep in sweeps if sweep.command)
     title = ", ".join(sweep.name for sweep in sweeps)
     texts = {

@@ -10,6 +10,7 @@ from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.answers import answers as decisions
 from qsweep.results.answers import beside_weights, contender_of
 from qsweep.results.columns.table import PPL_RATIO, SIZE_GB, VERDICT, VERDICT_OPEN
+from qsweep.results.draws import singles
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.model_names import dequantized_references
 from qsweep.results.record import Record, Row
@@ -46,7 +47,7 @@ def _references(group: Group) -> Iterator[Sentence]:
 
 def nothing(records: Sequence[Record]) -> str:
     """What to say of a sweep without a single figure."""
-    number = {status: count for status, count in counts(records).items() if count}
+    number = {status: count for status, count in counts(singles(records)).items() if count}
     if not number:
         return "This sweep is empty: no trial has been recorded yet."
     tally = ", ".join(f"{count} {status}" for status, count in number.items())

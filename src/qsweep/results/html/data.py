@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard
 
+from qsweep.results.arrays import FindArrays, stored_arrays
 from qsweep.results.columns.column import Column
 from qsweep.results.columns.table import PPL, PPL_RATIO, SIZE_GB
 from qsweep.results.comparable import IDENTITY, differences, measured_by
+from qsweep.results.draws import pooled, singles
 from qsweep.results.front import pareto_front
 from qsweep.results.labels import distinguish, labelled, numbered
 from qsweep.results.model_names import with_distinct_models
@@ -121,14 +123,14 @@ class Group:
         return f"{', '.join(self.models)} on {self.corpus} ({how})"
 
 
-def merge(sweeps: Iterable[SweepData]) -> list[Record]:
+def merge(sweeps: Iterable[SweepData], find: FindArrays = stored_arrays) -> list[Record]:
     """The records of all sweeps; a trial that several of them hold is there once, naming them.
 
-    Models of one name are called by their paths.
+    Models of one name are called by their paths, and the draws of a setting are pooled.
     """
     found: dict[str, Record] = {}
     for sweep in sweeps:
-        for record in sweep.records:
+        for record in singles(sweep.records):
             earlier = found.get(record.key)
             if earlier is None:
                 found[record.key] = replace(record, sweep=sweep.name)
@@ -140,7 +142,7 @@ def merge(sweeps: Iterable[SweepData]) -> list[Record]:
                 # Asked for once is asked for.
                 implied=bool(earlier.implied and record.implied),
             )
-    return with_distinct_models(list(found.values()))
+    return with_distinct_models(pooled(found.values(), find))
 
 
 def groups(records: Iterable[Record]) -> list[Group]:

@@ -9,6 +9,7 @@ from qsweep.base import numbers
 from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.results import own_run
 from qsweep.results.checks import check
+from qsweep.results.draws import singles
 from qsweep.results.html.data import Group, SweepData
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Measurement, Record
@@ -45,7 +46,7 @@ def health(
     checks = [line for group in groups for line in check(group.named)]
     unfinished = [r for r in ranked(with_distinct_names(records)) if not r.finished]
     return Health(
-        counts={status: count for status, count in counts(records).items() if count},
+        counts={status: count for status, count in counts(singles(records)).items() if count},
         warnings=[*_warnings(sweeps, groups)],
         checks=checks[:_MOST],
         floors=_floors(groups),

@@ -23,6 +23,7 @@ from qsweep.results.html.assignment import assignments, page_domain
 from qsweep.results.html.bits_map import Domain
 from qsweep.results.html.calibration_size import calibration_size
 from qsweep.results.html.data import Group, SweepData, groups, merge, why_not_comparable
+from qsweep.results.html.draws import spread
 from qsweep.results.html.equal_size import equal_size
 from qsweep.results.html.health import health
 from qsweep.results.html.overview import quality_against_size
@@ -52,7 +53,7 @@ class Section:
 
 def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str:
     """The page of one or more sweeps."""
-    records = merge(sweeps)
+    records = merge(sweeps, find)
     found = groups(records)
     bits = page_domain(found)
     sections = [_section(group, find, bits) for group in found]
@@ -89,6 +90,7 @@ def render(sweeps: Sequence[SweepData], find: FindArrays = stored_arrays) -> str
 def _section(group: Group, find: FindArrays, bits: Domain | None) -> Section:
     rows = beside_others(group.rows, find)
     panels = [
+        spread(group),
         equal_size(rows),
         options.bits(group),
         options.group_size(group),

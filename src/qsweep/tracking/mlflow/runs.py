@@ -14,8 +14,18 @@ from qsweep.base.numbers import one_line
 from qsweep.base.schema import flat
 from qsweep.results.answers import answers, best_lines
 from qsweep.results.columns.column import TABLE
-from qsweep.results.columns.table import BITS, GROUP_SIZE, NO_VERDICT, PPL_RATIO, TYPE, VERDICT
+from qsweep.results.columns.table import (
+    BITS,
+    COVERS,
+    DRAWS,
+    GROUP_SIZE,
+    NO_VERDICT,
+    PPL_RATIO,
+    TYPE,
+    VERDICT,
+)
 from qsweep.results.columns.views import figure, numbers_of
+from qsweep.results.draws import pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
@@ -68,7 +78,7 @@ class Run:
 
 
 def trial_run(record: Record) -> Run:
-    """A trial as a child run."""
+    """A trial as a child run; so is a setting of several draws, beside the runs of these."""
     figures = dict(_figures(record))
     odd = {name: value for name, value in figures.items() if not math.isfinite(value)}
     ended = milliseconds(record.ended)
@@ -81,8 +91,9 @@ def trial_run(record: Record) -> Run:
         # Charts cannot draw these, and some stores refuse them; a filter still finds them.
         "nonfinite_metrics": ", ".join(f"{name}={value}" for name, value in sorted(odd.items())),
     }
+    mean = f" (mean of {len(record.draws)} draws)" if record.draws else ""
     return Run(
-        name=record.name,
+        name=f"{record.name}{mean}",
         status=_MLFLOW_STATUS.get(record.status, "FAILED"),
         started_ms=started,
         ended_ms=ended,
@@ -106,10 +117,11 @@ def sweep_run(
     Its status is what the exit code says: FAILED if a trial failed or none finished; KILLED if the
     sweep did not come to its end (``complete`` false).
     """
-    number = counts(records)
+    number = counts(singles(records))
     good = number["finished"] and not number["failed"]
     metrics = [Point(f"trials_{status}", value) for status, value in number.items()]
     tags = {**_sweep_tags(name, command, records), "status": "finished" if complete else "killed"}
+    records = pooled(records)
     named = with_distinct_names(records)
     # An earlier run of the sweep may have had a best; what it is now must stand in its place.
     tags |= {"answer": "; ".join(best_lines(named)), "best_trial": "none", "best_verdict": "none"}
@@ -192,6 +204,9 @@ def _trial_tags(record: Record) -> dict[str, Any]:
         "no_verdict": none,
         "suffers_most": record.suffers_most.capability if record.suffers_most else None,
         "reference": "true" if record.reference else None,
+        DRAWS.name: figure(record, DRAWS),
+        COVERS.name: figure(record, COVERS),
+        "pools": " ".join(draw.key for draw in record.draws or ()),
         "qsweep.key": record.key,
         "mlflow.source.name": record.command,
         "mlflow.source.git.commit": record.environment.get("git_commit"),
@@ -256,6 +271,8 @@ def _texts(record: Record) -> dict[str, str]:
 
 
 def _files(record: Record) -> dict[str, Path]:
+    if record.draws is not None:
+        return {}  # each draw's run has its own
     files = {"trial.log": Path(record.log)} if record.log else {}
     for measurement in record.measurements:
         if measurement.file:

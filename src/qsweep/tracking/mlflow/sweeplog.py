@@ -13,6 +13,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.locks import LockTimeout, owner_of
 from qsweep.base.secrets import hidden
 from qsweep.results import record_file
+from qsweep.results.draws import pooled
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.tracking.identity import fingerprint
@@ -130,6 +131,9 @@ class SweepLog:
         if self.connect(name):
             self.log_missing(records)
         assert self._client is not None
+        for setting in with_distinct_names(pooled(records)):
+            if setting.draws is not None and not self.is_logged(setting):
+                self._log(setting)
         self._name_apart(records)
         complete = bool(self.journal.complete)
         run = sweep_run(name, command, records, self._directory, complete=complete)

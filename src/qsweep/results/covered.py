@@ -1,0 +1,54 @@
+"""What an interval covers: the text's windows, and the draw where several were measured. Pure."""
+
+from collections.abc import Sequence
+
+from qsweep.results.record import Record, Row
+from qsweep.results.traits import seed_of, seeds_asked
+
+WINDOWS, DRAWS = "windows", "windows, draws"
+
+
+def number_of_draws(record: Record) -> int | None:
+    """How many draws a record's figures rest on; None where nothing is drawn."""
+    if record.draws is not None:
+        return len(record.draws)
+    return 1 if record.finished and seed_of(record) is not None else None
+
+
+def number_asked(record: Record) -> int | None:
+    """How many draws ``seeds`` asked for; None where it did not, or nothing is drawn."""
+    return None if number_of_draws(record) is None else len(seeds_asked(record)) or None
+
+
+def covers(record: Record) -> str | None:
+    """What the intervals of its figures cover; None where it has no such figures."""
+    if not record.finished or record.reference:
+        return None
+    return DRAWS if len(record.draws or ()) > 1 else WINDOWS
+
+
+def draws_text(row: Row) -> str:
+    """``8``, or ``3 of 4`` where some did not finish; nothing where nobody asked for several."""
+    number, asked = number_of_draws(row.record), number_asked(row.record)
+    if asked is None:
+        return ""
+    return str(number) if number == asked else f"{number} of {asked}"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of intervals must know: whether they cover the draw, and what to do about it."""
+    records = {row.key: row.record for row in rows if row.measurement is not None}.values()
+    once = sum(number_of_draws(record) == 1 for record in records)
+    if any(covers(record) == DRAWS for record in records):
+        but = f", but {_rows(once)} of one draw" if once else ""
+        return [f"intervals and ranks cover windows and draws of the calibration text{but}"]
+    if not once:
+        return []
+    return [
+        f"intervals and ranks cover the text's windows alone: {_rows(once)} of one draw of the calibration "
+        "text; seeds=4 measures 4 draws, and covers them"
+    ]
+
+
+def _rows(number: int) -> str:
+    return "1 row is" if number == 1 else f"{number} rows are"
