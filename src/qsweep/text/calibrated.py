@@ -86,7 +86,8 @@ class CalibrationText:
         try:
             if self.packing == "stream":
                 return calibration_samples(part.text.documents(), *how)
-            return packed_samples(part.text.turns(), *how, self.template)
+            packed: tuple[Any, ...] = (part.text.turns(), *how, self.template)
+            return packed_samples(*packed)
         except ConfigError as error:
             raise error if len(self.parts) == 1 else ConfigError(f"{part.name}: {error}") from error
 

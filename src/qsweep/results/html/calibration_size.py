@@ -91,7 +91,8 @@ def _told(points: Sequence[Point]) -> str:
 def _curves(points: list[Point], names: list[str]) -> Spec:
     lengths = sorted({point["length"] for point in points}, key=lambda word: (len(word), word))
     dashes = [list(_DASHES[number % len(_DASHES)]) for number in range(len(lengths))]
-    legend = {"title": None, "symbolStrokeColor": "var(--ink)"} if len(lengths) > 1 else None
+    # Below: beside the settings' legend there is no room for it.
+    legend = {"title": None, "symbolStrokeColor": "var(--ink)", "orient": "bottom"}
     dash = {"domain": lengths, "range": dashes}
     x = {
         "field": "tokens",
@@ -117,7 +118,8 @@ def _curves(points: list[Point], names: list[str]) -> Spec:
                 "encoding": {
                     "y": {"field": "kld", "aggregate": "mean", **y},
                     "strokeDash": {
-                        "field": "length", "type": "nominal", "scale": dash, "legend": legend,
+                        "field": "length", "type": "nominal", "scale": dash,
+                        "legend": legend if len(lengths) > 1 else None,
                     },
                 },
             },
