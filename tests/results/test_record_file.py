@@ -151,10 +151,10 @@ def test_records_of_version_1_give_the_figures_that_version_1_gave_of_them():
     now = list(csv.reader(io.StringIO(to_csv(rows(records)))))
     known = len(kept.partition("\n")[0].split(","))
     # Columns that came later follow the ones that there were, and those records say nothing there
-    # but what follows from the file format and the draw that they name.
+    # but what follows from the file format and the draw that they name, and from their divergence.
     assert [line[:known] for line in now] == list(csv.reader(io.StringIO(kept)))
     later = {name for line in now[1:] for name, value in zip(now[0], line, strict=True) if value}
-    assert later - set(now[0][:known]) == {"native_on", "draws", "covers", "seed"}
+    assert later - set(now[0][:known]) == {"native_on", "draws", "covers", "seed", "kld_verdict"}
     # What a tracker holds of them is not logged again.
     logged = dict(line.split() for line in (KEPT / "logged.txt").read_text().splitlines())
     assert {f.stem: fingerprint(r) for f, r in zip(FILES, records, strict=True)} == logged

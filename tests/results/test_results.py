@@ -222,7 +222,7 @@ def test_results_are_written_as_csv_and_markdown(tmp_path: Path):
     assert "All checks hold" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4
-    assert {line.replace("\\|", "").count("|") for line in lines} == {15}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {16}
 
 
 def test_markdown_without_a_finished_trial(tmp_path: Path):

@@ -40,7 +40,7 @@ def test_answers_are_measured_and_nothing_else(chat):
     facts, metrics = found.facts, found.metrics
     assert found.preset == facts["preset"] == "conversations" and found.primary
     assert facts["template"] == "plain" and facts["context"] <= 96 and facts["windows"] == 3
-    windows = windows_of(plan, plan.measurements[0])
+    windows = windows_of(plan, plan.measurements[0], store)
     assert facts["tokens_scored"] == windows.tokens_scored < int(windows.lengths.sum()) - 3
     assert 0 < metrics["ear"] < 1 < metrics["ppl"] and metrics["kld"] > 0
     assert KLD_VERDICT.cell(Row(finished_record(plan, store), found))

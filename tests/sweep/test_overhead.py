@@ -64,7 +64,7 @@ for config in [records[0], *records]:  # the first warms up
     started = time.perf_counter()
     plan = make_plan(trial, find_setting(trial, Path(trial.model.path), store, "cpu"))
     model = t.load(plan, plan.setting.reference_artifact())
-    windows = t.windows_of(plan, plan.measurements[0])
+    windows = t.windows_of(plan, plan.measurements[0], store)
     from qsweep.evaluate import measure
     measure(model, windows)
     spent.append(time.perf_counter() - started)

@@ -166,7 +166,7 @@ plan = make_plan(trial, find_setting(trial, Path(pack), store))
 step = plan.measurements[0]
 model = load(plan, obtain_artifact(plan, store, silent))
 found = measure(
-    model, windows_of(plan, step), find_reference(plan, step, store), batch=int(batch)
+    model, windows_of(plan, step, store), find_reference(plan, step, store), batch=int(batch)
 )
 print(float(found.arrays["token_kld"].double().abs().mean()), found.metrics["ppl"])
 """

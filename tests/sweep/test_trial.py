@@ -53,8 +53,9 @@ def test_two_presets_of_one_text_are_two_measurements(planned):
 
 def test_a_gemma_is_calibrated_with_bos_in_every_sample_as_it_is_measured(planned, tiny_model):
     # the architecture tells, since this tokenizer's name does not
-    _, plan = planned("quant=gptq", "calibration.max_seq_len=32", model=tiny_model("gemma3_text"))
-    bos = windows_of(plan, plan.measurements[0]).ids[0, 0]
+    gemma = tiny_model("gemma3_text")
+    store, plan = planned("quant=gptq", "calibration.max_seq_len=32", model=gemma)
+    bos = windows_of(plan, plan.measurements[0], store).ids[0, 0]
     assert all(sample[0] == bos for sample in calibration_tokens(plan).samples)
 
 
