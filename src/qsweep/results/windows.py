@@ -52,11 +52,8 @@ class Windows:
 
         order = np.argsort(self.places)
         where = order[np.searchsorted(self.places, numbers, sorter=order)]
-        found = {
-            name: None if (values := getattr(self, name)) is None else values[where]
-            for name in ("nll", "tokens", "kld", "top1")
-        }
-        return replace(self, **found, number=numbers)
+        kld, top1 = (None if one is None else one[where] for one in (self.kld, self.top1))
+        return Windows(self.nll[where], self.tokens[where], kld, top1, numbers, self.sequential)
 
 
 class Difference(NamedTuple):
