@@ -65,11 +65,9 @@ class Windows:
 
         order = np.argsort(self.places)
         where = order[np.searchsorted(self.places, numbers, sorter=order)]
-        found = {
-            name: None if (values := getattr(self, name)) is None else values[..., where]
-            for name in (*_SUMS, "tokens")
-        }
-        return replace(self, **found, number=numbers)
+        kld, top1 = (None if one is None else one[:, where] for one in (self.kld, self.top1))
+        nll, tokens = self.nll[:, where], self.tokens[where]
+        return replace(self, nll=nll, tokens=tokens, kld=kld, top1=top1, number=numbers)
 
 
 class Difference(NamedTuple):
