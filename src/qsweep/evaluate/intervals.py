@@ -46,7 +46,7 @@ def half_width(
     return reach * error if math.isfinite(reach) else math.inf
 
 
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+def student_t(freedom: float, confidence: float = CONFIDENCE) -> float:
     """The t beyond which a Student's t of so many degrees of freedom lies in 1 - confidence."""
     from scipy.special import stdtrit
 

@@ -65,11 +65,11 @@ def message_text(turn: Any, where: str) -> str | None:
             if isinstance(turn.get(name), list):  # parts, of which some may be images
                 parts = (p for p in turn[name] if isinstance(p, str) or "text" in p)
                 return _joined(message_text(part, where) for part in parts)
-        if (name := next((name for name in _MESSAGE_TEXT if name in turn), None)) is not None:
-            if turn[name] is None:  # a call of a tool, nothing said
+        if held := next((name for name in _MESSAGE_TEXT if name in turn), None):
+            if turn[held] is None:  # a call of a tool, nothing said
                 return None
-            kind = type(turn[name]).__name__
-            raise ConfigError(f"{where}: a message whose {name} is {kind}, no text")
+            kind = type(turn[held]).__name__
+            raise ConfigError(f"{where}: a message whose {held} is {kind}, no text")
     raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
 
 
