@@ -197,13 +197,16 @@ class LayerStream:
 
 
 @contextmanager
-def holding(model: Any, index: int) -> Iterator[None]:
-    """Within it the weights of a decoder layer are there, as those of a whole model always are."""
+def holding(model: Any, index: int, *, ahead: bool = True) -> Iterator[None]:
+    """Within it the weights of a decoder layer are there, as those of a whole model always are.
+
+    ``ahead``: the next one's are read meanwhile.
+    """
     stream = stream_of(model)
     if stream is None:
         yield
         return
-    with stream.hold(index):
+    with stream.hold(index, ahead=ahead):
         yield
 
 

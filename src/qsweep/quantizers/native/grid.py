@@ -37,6 +37,7 @@ from qsweep.quantizers.native.graph import (
 from qsweep.quantizers.native.jobs import Job
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
+from qsweep.quantizers.native.memory import fits_beside
 from qsweep.quantizers.native.network import load_network, not_run_as_linear, require_finite_layer
 from qsweep.quantizers.native.output_hessians import output_hessians
 from qsweep.quantizers.native.precision import calibration_dtype
@@ -146,7 +147,7 @@ def _run(
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
-        with holding(network, index):
+        with holding(network, index, ahead=fits_beside(module)):
             require_finite_layer(module, partial(decoder.full_name, index), spelling)
             module.to(model.device)
             text.advance(index, module, partial(decoder.full_name, index))

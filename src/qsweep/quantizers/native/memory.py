@@ -24,6 +24,16 @@ def free_budget(device: torch.device) -> int:
     return room if device.type == "cuda" else max(min(room, available_bytes() // 2), 1)
 
 
+def fits_beside(layer: nn.Module) -> bool:
+    """Whether the next decoder layer may be in memory while one is quantized.
+
+    It is as large; statistics, a configuration's weights, codes and factors, and what is packed of
+    them take up to four times that besides. Reading it later takes a small part of the time.
+    """
+    size = sum(each.numel() * each.element_size() for each in layer.parameters())
+    return available_bytes() >= 6 * size
+
+
 def activation_bytes(layer: nn.Module, tokens: int) -> int:
     """Bytes of a decoder layer's activations while so many tokens go through it."""
     # A gated feed-forward block holds about four tensors of its width at a time; attention scores
