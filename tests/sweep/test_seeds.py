@@ -104,6 +104,7 @@ def test_what_is_no_number_of_draws(bad):
         (["seeds=2,4"], "seeds: a sweep has one value of it", ["seeds=4"]),
         (["seeds=[1,2]", "seed=3"], "seed: seeds is a list of all of them", ["seeds=[1,2]"]),
         (["seeds=2", "calibration.seed=3"], "calibration.seed: seeds says what is drawn", ["seeds=2"]),
+        (["seeds=2", "eval.until='kld ±0.1'"], "eval.until: draws would stop at", ["seeds=2"]),
         (["seeds=2", "seed=x"], "seed=x: a whole number", ["seeds=2"]),
     ],
 )  # fmt: skip

@@ -18,7 +18,8 @@ def drawn(configs: Sequence[Composed], typed: Collection[str] = ()) -> list[Comp
         typed: Names of the options that the command line gives to all of them.
 
     Raises:
-        ConfigError: ``seeds`` and something beside it both say what is drawn.
+        ConfigError: ``seeds`` and something beside it both say what is drawn, or draws would be read
+            to different ends.
     """
     asking = [config for config in configs if config.draws]
     for config in asking:
@@ -27,6 +28,11 @@ def drawn(configs: Sequence[Composed], typed: Collection[str] = ()) -> list[Comp
             raise ConfigError(f"{beside[0]}: seeds says what is drawn; leave one of the two out")
         if "seed" in chosen and not is_number(config["seeds"]):
             raise ConfigError("seed: seeds is a list of all of them; leave one of the two out")
+        if len(config.draws) > 1 and config["eval"].get("until") is not None:
+            raise ConfigError(
+                "eval.until: draws would stop at different windows, and seeds compares them on the "
+                "same; leave one of the two out"
+            )
     if len({config["seed"] for config in asking}) > 1:
         raise ConfigError("seed: is varied, and seeds draws several of each; leave one of them out")
     found: list[Composed] = []
