@@ -1,5 +1,7 @@
 """Intervals over windows and draws: known answers, and how often they hold the truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -157,3 +159,20 @@ def test_it_holds_the_truth_as_often_as_it_says(draws, least, most):
             )
             hits += abs(found.value) <= found.half()
         assert least < hits / 800 <= most
+
+
+def test_two_shared_seeds_of_eight_do_not_stand_for_all():
+    rng = np.random.default_rng(0)
+    counts = np.full(40, 100)
+    one = Draws(
+        100 * (1 + 0.01 * rng.normal(size=(8, 1)) + 0.01 * rng.normal(size=(8, 40))),
+        tuple(range(8)),
+    )
+    two = Draws(
+        100 * (1 + 0.01 * rng.normal(size=(2, 1)) + 0.01 * rng.normal(size=(2, 40))), (0, 1)
+    )
+    found = difference(one, two, counts)
+    assert found.value == pytest.approx((one.sums.mean() - two.sums.mean()) / 100)
+    most = Draws(one.sums[:6], one.seeds[:6])  # two of eight did not finish
+    paired = estimate(one.sums[:6] - 0.5 * most.sums, counts)
+    assert difference(one, replace(most, sums=0.5 * most.sums), counts) == paired

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qsweep.evaluate.draws import Draws
+from qsweep.evaluate.draws import Draws, difference
 from qsweep.evaluate.intervals import (
     PHI,
     half_width,
@@ -80,3 +80,22 @@ def test_pairs_of_which_one_was_stopped_are_compared_on_what_both_read_and_at_an
     assert p[0, 2] == pytest.approx(sequence_p(np.array([t]), np.array([16]))[0])
     few = compare_pairs(models, counts, read=read, sequential=looked, least=17)
     assert few.pairs == [(0, 1)]
+
+
+def test_differences_that_are_all_the_same_are_no_noise():
+    found = sequence_p(np.array([np.inf, -np.inf, 0.0]), np.array([12, 12, 12]))
+    assert found.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_draws_beside_a_stopped_model_are_told_apart_where_their_interval_leaves_out_none():
+    rng = np.random.default_rng(1)
+    counts = np.full(24, 100)
+    for gap in (0.001, 0.003, 0.005, 0.008, 0.012):
+        drawn = 100 * (1 + gap + 0.004 * rng.normal(size=(3, 1)) + 0.004 * rng.normal(size=(3, 24)))
+        models = [Draws(drawn, (0, 1, 2)), Draws(100 * (1 + 0.004 * rng.normal(size=(1, 24))))]
+        looked = np.array([False, True])
+        p = compare_pairs(models, counts, sequential=looked).p[0]
+        apart = difference(*models, counts)
+        half = apart.half(sequential=True)
+        assert (p < 0.05) == (abs(apart.value) > half)
+        assert apart.half(1 - p, sequential=True) == pytest.approx(abs(apart.value), rel=1e-3)

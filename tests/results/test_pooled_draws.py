@@ -138,7 +138,9 @@ def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):
     assert pooled(typed(sweep)) == typed(sweep)
     text = shown(sweep, 200, terminal=False)
     assert "cover the text's windows alone: 4 rows are of one draw of the calibration text" in text
-    assert "seeds=4 measures 4 draws" in text
+    assert "seeds=4" not in text  # beside a seed that is varied it is refused
+    alone = shown(sweep[:2], 200, terminal=False)
+    assert "1 row is of one draw of the calibration text; seeds=4 measures 4 draws" in alone
 
 
 def test_a_record_of_a_run_before_is_a_draw_of_this_one(sweep):

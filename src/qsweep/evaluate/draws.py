@@ -93,12 +93,13 @@ def estimate(sums: "ndarray", counts: "ndarray") -> Estimate:
 def difference(one: Draws, other: Draws, counts: "ndarray") -> Estimate:
     """The mean per token of ``one`` less ``other``, measured on the same windows.
 
-    Draws of the same seed share their calibration text, and are paired; what has a single figure is
-    the same beside each draw of the other. Draws of different seeds are independent: their parts add
-    up, with the degrees of freedom of Welch and Satterthwaite.
+    Draws of the same seed share their calibration text, and are paired, where those of both are most
+    of either's: a pair of eight says less than all eight. What has a single figure is the same beside
+    each draw of the other. Else draws count as independent: their parts add up, with the degrees of
+    freedom of Welch and Satterthwaite.
     """
     shared = [seed for seed in one.seeds if seed in other.seeds]
-    if len(shared) > 1:
+    if len(shared) > 1 and 2 * len(shared) > max(len(one.seeds), len(other.seeds)):
         return estimate(_of(one, shared) - _of(other, shared), counts)
     if min(len(one.sums), len(other.sums)) == 1:
         return estimate(one.sums - other.sums, counts)

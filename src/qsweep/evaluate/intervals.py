@@ -72,9 +72,11 @@ def sequence_p(t: "ndarray", windows: "ndarray") -> "ndarray":
     """
     import numpy as np
 
-    r, u = PHI / (PHI + windows), t**2 / np.maximum(windows - 1, 1)
+    r, known = PHI / (PHI + windows), np.isfinite(t)
+    u = np.where(known, t, 0.0) ** 2 / np.maximum(windows - 1, 1)
     log_e = np.log(r) / 2 + windows / 2 * (np.log1p(u) - np.log1p(r * u))
-    return np.exp(-np.maximum(log_e, 0.0))
+    # Differences that are all the same, and not 0, are no noise.
+    return np.where(known, np.exp(-np.maximum(log_e, 0.0)), 0.0)
 
 
 def is_sequential(facts: Mapping[str, Any]) -> bool:

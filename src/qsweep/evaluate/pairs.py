@@ -112,7 +112,7 @@ def compare_pairs(
     pairs += [_ordered(a, b, gap.value) for (a, b, _), gap in zip(drawn, found, strict=True)]
     looks = [bool(looked[a] | looked[b]) for a, b, _ in drawn]
     p += [
-        max(value, _at_any_stop(gap)) if look else value
+        _at_any_stop(gap) if look else value
         for value, gap, look in zip(p_values(found), found, looks, strict=True)
     ]
     return PairTests(len(models), pairs, p)
@@ -125,12 +125,13 @@ def _on(one: Draws, which: "ndarray", other: Draws, counts: "ndarray") -> Estima
 
 
 def _at_any_stop(gap: Estimate) -> float:
-    import numpy as np
-
-    error = math.sqrt(sum(part.variance for part in gap.parts))
-    t = gap.value / error if error else math.copysign(math.inf, gap.value) if gap.value else 0.0
-    windows = round(gap.parts[0].freedom) + 1
-    return float(sequence_p(np.array([t]), np.array([windows]))[0])
+    """1 less the confidence at which its interval, valid at any stop, ends at 0."""
+    low, high = math.log(1e-16), 0.0
+    for _ in range(45):
+        middle = (low + high) / 2
+        within = gap.half(1 - math.exp(middle), sequential=True) > abs(gap.value)
+        low, high = (middle, high) if within else (low, middle)
+    return math.exp(high)
 
 
 def _over_windows(sums: "ndarray", counts: "ndarray", read: "ndarray") -> "tuple[ndarray, ndarray]":

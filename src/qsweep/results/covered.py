@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from qsweep.evaluate.intervals import is_sequential
 from qsweep.results.record import Record, Row
-from qsweep.results.traits import seed_of, seeds_asked
+from qsweep.results.traits import seed_of, seeds_asked, setting
 
 WINDOWS, DRAWS = "windows", "windows, draws"
 
@@ -44,10 +45,20 @@ def notes(rows: Sequence[Row]) -> list[str]:
         return [f"intervals and ranks cover windows and draws of the calibration text{but}"]
     if not once:
         return []
+    more = "; seeds=4 measures 4 draws, and covers them" if _may_ask(rows) else ""
     return [
         f"intervals and ranks cover the text's windows alone: {_rows(once)} of one draw of the calibration "
-        "text; seeds=4 measures 4 draws, and covers them"
+        f"text{more}"
     ]
+
+
+def _may_ask(rows: Sequence[Row]) -> bool:
+    """Whether the command that made all these rows could ask for several draws as it stands."""
+    records = {row.key: row.record for row in rows}.values()
+    drawn = [own for record in records if (own := setting(record))]
+    stopped = any(row.measurement and is_sequential(row.measurement.facts) for row in rows)
+    asked = any(number_asked(record) is not None for record in records)
+    return not (stopped or asked or len(set(drawn)) < len(drawn))
 
 
 def _rows(number: int) -> str:
