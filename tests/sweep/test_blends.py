@@ -271,7 +271,7 @@ def test_a_model_without_a_chat_template_is_told_and_one_with_it_takes_conversat
     template = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}"
     (model / "chat_template.jinja").write_text(template)
     made = plan(*packed, model=model)
-    assert made.artifact["calibration"]["packing"] == "conversations"
+    assert made.artifact["calibration"]["packing"] == [1, "conversations"]
     assert made.artifact_key != plan(*words, *small, model=model).artifact_key
     from transformers import AutoTokenizer
 
@@ -301,3 +301,12 @@ def test_a_sweep_over_blends_names_its_rows_by_them_and_goes_on_where_it_was(tmp
     assert again.returncode == 0 and "[1/" not in again.stderr, again.stderr
     row = next(row for row in rows(tmp_path) if row["calibration"] == name)
     assert row["ppl"] == found[name]["ppl"]
+
+
+@pytest.mark.parametrize("option", ["assistant_only", "new_tokens"])
+def test_what_is_scored_of_a_text_is_no_matter_of_a_blend(option):
+    texts = {"a": {"source": "python", option: 1}, "b": {"source": "python", "split": "test"}}
+    with pytest.raises(ConfigError, match=f"calibration.blend.a.{option}: no such option"):
+        calibration_config({"blend": texts, "num_samples": 4, "max_seq_len": 8, "seed": 0})
+    del texts["a"][option]
+    assert calibration_config({"blend": texts, "num_samples": 4, "max_seq_len": 8, "seed": 0})

@@ -84,7 +84,8 @@ def _choice(value: Any) -> str:
         return _text(value)
     words = [_text(one) for one in value]
     shares = _shares(words)
-    # One alone is what it is, whatever its share.
+    # One alone is what it is, whatever its share. An exponent's plus would pass for another text.
+    words = [word.replace("e+", "e").replace("E+", "e") for word in words]
     return _AND.join(words) if len(words) > 1 else next(iter(shares))
 
 

@@ -108,6 +108,9 @@ def _blend(values: Mapping[str, Any]) -> Blend:
             ]
             raise ConfigError(f"{where}: no such text in this blend{nearest(str(name), there)}")
         own = {key: value for key, value in spec.items() if key not in (*_OWN, "share")}
+        for option in own:
+            if option not in _OF_TEXT:
+                raise ConfigError(f"{where}.{option}: no such option{nearest(option, _OF_TEXT)}")
         texts.append(build(CorpusConfig, {"name": str(name), **own}, where))
         weights.append(_share(spec.get("share", 1), where))
     return Blend(tuple(texts), tuple(weights))

@@ -13,6 +13,8 @@ from qsweep.text.corpora import calibration_samples
 from qsweep.text.stored import Text, stored_text
 
 Packing = Literal["stream", "documents", "conversations"]
+# Raised whenever the same texts would now give other samples; in keys of what is packed or blended.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class CalibrationText:
     def identity(self) -> dict[str, Any]:
         """What a key says of it, beside how much is drawn and by which seed."""
         shares = [[part.text.fingerprint, str(part.share)] for part in self.parts]
-        found: dict[str, Any] = {"text": shares[0][0]} if len(shares) == 1 else {"blend": shares}
+        one = len(shares) == 1
+        found: dict[str, Any] = {"text": shares[0][0]} if one else {"blend": [_VERSION, *shares]}
         if self.packing != "stream":
-            found["packing"] = self.packing
+            found["packing"] = [_VERSION, self.packing]
         if self.template is not None:
             found["template"] = key_of(self.template)
         return found
@@ -54,8 +57,8 @@ class CalibrationText:
     ) -> CalibrationTokens:
         """Samples of every text by its share, drawn by the same seed and mixed.
 
-        Of each text the samples are the first that it would have alone: two blends that differ in one
-        text see the same of the others. A text whose share is too small for so few samples has none.
+        Of each text, with ``stream``, the samples are the first that it would have alone: two blends that
+        differ in one text see the same of the others. A text whose share is too small for so few samples has none.
 
         Args:
             tokenizer: The model's own.
@@ -89,7 +92,9 @@ class CalibrationText:
             packed: tuple[Any, ...] = (part.text.turns(), *how, self.template)
             return packed_samples(*packed)
         except ConfigError as error:
-            raise error if len(self.parts) == 1 else ConfigError(f"{part.name}: {error}") from error
+            if len(self.parts) == 1:
+                raise
+            raise ConfigError(f"{part.name}: {error}") from error
 
 
 def stored_calibration(

@@ -8,12 +8,12 @@ the question with the assistant's turn opened, and ends where it does after the 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import groupby
 from os.path import commonprefix
 from typing import Any
 
 from qsweep.base.errors import ConfigError
+from qsweep.text.rendering import TODAY
 from qsweep.text.windows import token_ids
 
 Messages = list[dict[str, str]]
@@ -22,8 +22,6 @@ Span = tuple[int, int]
 OWN, PLAIN = "the model's own", "plain"
 # As transformers recognizes it.
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Some templates write today's date, and would make other tokens tomorrow.
-_DATE = datetime(2026, 1, 1)  # noqa: DTZ001
 _BREAK = "\n\n"
 
 
@@ -101,7 +99,7 @@ class ChatTemplate:
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
-            strftime_now=_DATE.strftime,
+            strftime_now=TODAY.strftime,
         )
         ids, mask = list(found["input_ids"]), found["assistant_masks"]
         spans, at = [], 0
@@ -157,7 +155,7 @@ class ChatTemplate:
                 messages,
                 tokenize=False,
                 add_generation_prompt=opened,
-                strftime_now=_DATE.strftime,
+                strftime_now=TODAY.strftime,
             )
         )
 

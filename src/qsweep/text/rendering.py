@@ -8,9 +8,9 @@ from qsweep.base.errors import ConfigError, in_one_line
 from qsweep.text.chats import Document
 from qsweep.text.windows import bos_ids, bos_rule, token_ids
 
-# Templates that tell the date are told this one, so that the same text has the same tokens tomorrow.
-# It is what Llama 3's says where it is told none.
-_DATE = datetime(2024, 7, 26)
+TODAY = datetime(2024, 7, 26)  # noqa: DTZ001
+"""The date that templates are told which ask for it, so that the same text has the same tokens
+tomorrow. It is what Llama 3's says where it is told none."""
 
 
 class Renderer:
@@ -46,7 +46,7 @@ class Renderer:
                 document,
                 chat_template=self._template,
                 tokenize=False,
-                strftime_now=_DATE.strftime,
+                strftime_now=TODAY.strftime,
             )
         except Exception as error:  # of Jinja, and what a template's own code raises
             self._refused.append(in_one_line(error))

@@ -6,7 +6,14 @@ from statistics import fmean
 from typing import Any
 
 from qsweep.base import numbers
-from qsweep.results.columns.table import CALIBRATION_TOKENS, KLD, KLD_STDERR
+from qsweep.evaluate.intervals import student_t
+from qsweep.results.columns.table import (
+    CALIBRATION_TOKENS,
+    KLD,
+    KLD_ENDS,
+    KLD_STDERR,
+    WINDOWS,
+)
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
 from qsweep.results.html.theme import colour_by
@@ -19,8 +26,6 @@ _LINES = 8
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 6])
 # How much is drawn, in samples and in tokens of each.
 _COUNT, _LENGTH = "calibration.num_samples", "calibration.max_seq_len"
-# 95 % of a normal distribution; the error is over windows, as protocol.md says.
-_Z = 1.96
 
 Point = dict[str, Any]
 
@@ -51,8 +56,8 @@ def calibration_size(group: Group) -> Panel | None:
         id="calibration-size",
         title="Tokens of calibration",
         note=(
-            "KLD by how many tokens the quantizer was shown. Bars: 95 % over windows, which all points "
-            f"share; they do not cover which samples were drawn.{draws}{cut}"
+            f"KLD by how many tokens the quantizer was shown. Bars: 95 % over {_covered(group)}, down to half "
+            f"of a value at most.{draws}{cut}"
         ),
         alt="; ".join(f"{name}: {_told(curves[name])}" for name in shown),
         spec=_curves(points, shown),
@@ -60,13 +65,33 @@ def calibration_size(group: Group) -> Panel | None:
 
 
 def _point(row: Row) -> Point | None:
-    tokens, kld, error = (column.get(row) for column in (CALIBRATION_TOKENS, KLD, KLD_STDERR))
+    tokens, kld = CALIBRATION_TOKENS.get(row), KLD.get(row)
     if not (is_finite(tokens) and is_finite(kld) and tokens > 0 and kld > 0):
         return None
-    half = _Z * error if is_finite(error) else 0.0
+    low, high = _ends(row, kld)
     # Half of the value is as far down as a logarithmic axis need go.
-    low, high = max(kld - half, kld / 2), kld + half
-    return {"tokens": tokens, "kld": kld, "low": low, "high": high, "label": row.label}
+    return {
+        "tokens": tokens,
+        "kld": kld,
+        "low": max(low, kld / 2),
+        "high": high,
+        "label": row.label,
+    }
+
+
+def _ends(row: Row, kld: float) -> tuple[float, float]:
+    low, high = (column.get(row) for column in KLD_ENDS)
+    if is_finite(low) and is_finite(high):
+        return low, high
+    error, windows = KLD_STDERR.get(row), WINDOWS.get(row)
+    half = student_t(windows - 1) * error if is_finite(error) and windows and windows > 1 else 0.0
+    return kld - half, kld + half
+
+
+def _covered(group: Group) -> str:
+    if any(row.record.draws for row in group.quantized):
+        return "windows and draws of the calibration text"
+    return "windows, which all points share, and not over which samples were drawn"
 
 
 def _is_curve(points: Sequence[Point]) -> bool:
