@@ -94,19 +94,24 @@ def test_the_pretended_device_behaves_like_one(cuda):
             lambda: torch.cat([there, host]),
             lambda: there.index_select(0, torch.tensor([0])),
             lambda: there.add_(host),
+            lambda: host[torch.zeros(2, dtype=int, device=device)],
+            lambda: there.__setitem__(torch.zeros(4, dtype=int, device=device), host),
         ):
             with pytest.raises(TwoDevices):
                 wrong()
         assert float((there * torch.tensor(2.0)).sum()) == 32  # a scalar of the host's may be
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
+        there[0:2] = host[0:2]
         with without_waiting():
             there.to(device).sum()
+            there[torch.zeros(2, dtype=int)].sum()
             for waits in (
                 there.sum().item,
                 there.cpu,
                 lambda: there[there > 0],
                 lambda: bool(there.any()),
+                lambda: torch.where(there > 0),
                 lambda: there.repeat_interleave(torch.ones(4, dtype=int, device=device)),
             ):
                 with pytest.raises(Waited):

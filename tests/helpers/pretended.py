@@ -42,6 +42,13 @@ _WAITS = {
     _TENSOR.allclose,
     torch.bincount,
     _TENSOR.bincount,
+    torch.argwhere,
+    _TENSOR.argwhere,
+    torch.is_nonzero,
+    _TENSOR.is_nonzero,
+    torch.unique_consecutive,
+    _TENSOR.unique_consecutive,
+    _TENSOR.__complex__,
 }
 _INDEXING = {_TENSOR.__getitem__, _TENSOR.__setitem__}
 _CROSSING = {_TENSOR.copy_, _TENSOR.to, _TENSOR.cpu, _TENSOR.cuda, _TENSOR.type_as}
@@ -250,10 +257,21 @@ def _check(
     if func in _WAITS or (to_host and not kwargs.get("non_blocking")):
         _wait(name)
     if func in _INDEXING:
-        index = tree_flatten(args[1])[0]
+        index = [i for i in tree_flatten(args[1])[0] if isinstance(i, torch.Tensor)]
         if any(isinstance(i, OnDevice) and i.dtype in (torch.bool, torch.uint8) for i in index):
             _wait(f"{name} by a mask")
+        # Places may be the host's. What is put there by them may not, but by slices it is a copy.
+        value = args[2] if index and len(args) > 2 else None
+        apart = (
+            isinstance(value, torch.Tensor) and value.dim() > 0 and not isinstance(value, OnDevice)
+        )
+        if not isinstance(args[0], OnDevice) or apart:
+            raise TwoDevices(
+                f"{name}: indices and values are on the tensor's device, or places on cpu"
+            )
         return
+    if func is torch.where and len(args) + len(kwargs) == 1:
+        _wait(name)
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         _wait(name)
     if func in _CROSSING:
