@@ -142,6 +142,7 @@ def test_its_options_are_its_own(tmp_path):
     assert "size_gb: belongs to --config-name=budget" in result.stderr
 
 
+@pytest.mark.slow
 def test_types_of_llama_cpp_are_mixed_the_embedding_among_them(tmp_path):
     types = ["quant=gguf", "quant.type=Q3_K_S,Q6_K", "quant.imatrix=false"]
     result = budget(tmp_path, *types, "size_gb=0.0028", "budget.neighbours=0")

@@ -189,7 +189,10 @@ PASSES = {
 
 @pytest.mark.parametrize(
     "architecture",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "mistral" else name for name in PASSES],
+    [
+        name if name in ("llama", "qwen3_moe") else pytest.param(name, marks=pytest.mark.slow)
+        for name in PASSES
+    ],
 )
 def test_one_pass_of_every_solver(architecture, cuda, exact, tmp_path):
     path, quantizers = exact(architecture), PASSES[architecture]
@@ -205,6 +208,7 @@ def test_one_pass_of_every_solver(architecture, cuda, exact, tmp_path):
         assert same_files(one, other), quantizers[number]
 
 
+@pytest.mark.slow
 def test_sensitivities_and_the_output_hessian(cuda, exact, tmp_path):
     path = exact("llama")
     (tmp_path / "rtn").mkdir()

@@ -130,6 +130,7 @@ def test_no_more_than_two_layers_are_there_at_a_time(tiny_model):
     assert loaded(streamed) == outside
 
 
+@pytest.mark.slow
 def test_resident_memory_is_that_of_a_few_layers(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "model")],

@@ -94,6 +94,7 @@ def test_other_tensors_are_those_of_the_file_without_rules(pocket_dir, written):
     assert 0.1 < error("model.layers.0.mlp.down_proj") < 0.25
 
 
+@pytest.mark.slow
 def test_embedding_and_head_may_be_named(pocket_dir, tiny_model, written):
     tied, file = written(pocket_dir, GGUF(bits=4, rules={"lm_head": "q4_0"}))
     assert types(file)["token_embd.weight"] == "Q4_0"

@@ -413,7 +413,7 @@ def test_an_unreachable_storage_is_one_line_without_the_password(tmp_path):
         open_storage("redis-please", tmp_path)
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("journal", marks=pytest.mark.slow), "postgresql"])
 def storage_name(request):
     return request.getfixturevalue("postgresql") if request.param == "postgresql" else request.param
 

@@ -39,6 +39,7 @@ def trials(outputs):
     return optuna.load_study(study_name="t", storage=storage).trials
 
 
+@pytest.mark.slow
 def test_a_mix_is_a_trial_of_the_study_and_the_last(finished):
     outputs, _ = finished
     bits = [t.user_attrs["params"]["bits"] for t in trials(outputs)]
