@@ -123,10 +123,15 @@ def certify(
         lines=lines,
         facts=tuple(_facts(trial, sides)),
         files=tuple(_files(trial, sides.store)),
-        commands=tuple(filter(None, dict.fromkeys([trial.command, command]))),
+        commands=tuple(filter(None, dict.fromkeys([*_made_by(sides), command]))),
         not_covered=tuple(_not_covered(trial, lines, records)),
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _made_by(sides: Sides) -> list[str | None]:
+    """The commands whose sweeps hold both sides."""
+    return [side.command for side in (sides.trial, sides.against) if side is not None]
 
 
 def _line(margin: Margin, sides: Sides) -> Line:

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.results.columns.derived import stopped_ends
 from qsweep.results.columns.table import CALIBRATION_TOKENS, KLD, KLD_STDERR
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
@@ -64,8 +65,10 @@ def _point(row: Row) -> Point | None:
     if not (is_finite(tokens) and is_finite(kld) and tokens > 0 and kld > 0):
         return None
     half = _Z * error if is_finite(error) else 0.0
+    stopped = stopped_ends(row.measurement) if row.measurement else None
+    low, high = stopped or (kld - half, kld + half)
     # Half of the value is as far down as a logarithmic axis need go.
-    low, high = max(kld - half, kld / 2), kld + half
+    low = max(low, kld / 2)
     return {"tokens": tokens, "kld": kld, "low": low, "high": high, "label": row.label}
 
 
