@@ -121,7 +121,10 @@ def _protocol(group: Group) -> list[tuple[str, str]]:
     facts = facts_of(measurement) if measurement else {}
     if is_sequential(facts):
         facts.pop("tokens_scored", None)  # which are of the windows that one row read
-    facts = {**facts, "preset": group.facts.get("preset")}
+    packs = [
+        m.facts["reference"] for r in group.records if (m := r.primary) and m.facts.get("reference")
+    ]
+    facts = {"reference": next(iter(packs), None), **facts, "preset": group.facts.get("preset")}
     return [(n.replace("_", " "), str(facts[n])) for n in _PROTOCOL if facts.get(n) is not None]
 
 
