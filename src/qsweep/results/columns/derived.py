@@ -131,16 +131,16 @@ def stopped_ends(measurement: Measurement, run: str = "") -> tuple[float, float]
         measurement: Whose.
         run: ``_activations`` or ``_kv`` of one with more as it is served.
     """
-    low, high, kld, error = (
-        measurement.metrics.get(f"kld{run}{part}") for part in ("_low", "_high", "", "_stderr")
-    )
+    parts = ("_low", "_high", "", "_stderr")
+    found: list[Any] = [measurement.metrics.get(f"kld{run}{part}") for part in parts]
+    low, high, kld, error = found
     if is_number(low) and is_number(high):
         return low, high
     windows: Any = measurement.facts.get("windows")
     if not is_sequential(measurement.facts) or not all(map(is_number, (kld, error, windows))):
         return None
-    half = half_width(error, windows, sequential=True)  # type: ignore[arg-type]
-    return kld - half, kld + half  # type: ignore[operator]
+    half = half_width(error, windows, sequential=True)
+    return kld - half, kld + half
 
 
 def no_verdict(row: Row) -> str | None:
