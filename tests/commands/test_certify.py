@@ -3,13 +3,22 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers.sweeps import run_here
+from qsweep.base.errors import ConfigError
+from qsweep.base.files import sha256_of
+from qsweep.commands import certify as commands
 from qsweep.commands.main import main
-from qsweep.commands.trials import find_trial
+from qsweep.commands.shared import shared_store
+from qsweep.commands.trials import all_records, find_trial, one_of
+from qsweep.evaluate.equivalence import OfWindows, judge
+from qsweep.results.certificate.certificate import Line, _files
+from qsweep.results.certificate.margins import Margin
+from qsweep.results.certificate.measures import Sides, _measurement, find_measure, names
 
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 BRIEF = ["corpus=[python_docs]", "eval.context=64", "eval.noise_floor=false", "tracking=none"]
@@ -125,6 +134,7 @@ def test_a_capability_is_all_answers_of_its_tasks(certify):
         ("ppl 1 %, ppl 2 %", "--margin ppl: is named twice; name it once"),
         ("ppl", "no measure with a number and a unit, as in --margin 'ppl 1 %, kld 0.02"),
         ("ppl 1 furlong", "no measure with a number and a unit"),
+        ("ppl 1.2.3 %", "no measure with a number and a unit"),
         (" , ", "names no measure; for example --margin 'ppl 1 %"),
         ("ppl:python_dcs 1 %", "was not measured on python_dcs; did you mean 'python_docs'?"),
         ("ppl:python_docs:strided 1 %", "was not measured on strided; there are paper"),
@@ -134,6 +144,12 @@ def test_a_capability_is_all_answers_of_its_tasks(certify):
 def test_what_cannot_be_tested_is_one_line(certify, margin, words):
     code, out, err = certify("rtn 8-bit g128", margin)
     assert (code, out, len(err.splitlines())) == (2, "", 1) and words in err, err
+
+
+def test_numbers_and_units_are_read_as_they_are_meant(certify):
+    _, plain = measured(certify, "rtn 8-bit g128", "ppl 0.1 %, kld 0.001, code_cloze 1 point")
+    _, found = measured(certify, "rtn 8-bit g128", "ppl 1e-1%, kld 1E-3 Nats, code_cloze +1 Point")
+    assert found == plain
 
 
 def test_what_a_unit_that_is_missing_advises_is_taken(certify):
@@ -190,6 +206,97 @@ def test_what_is_gone_from_the_store_is_measured_again_by_the_command_it_names(
     words = shlex.split(command)
     assert words[0] == "qsweep" and run_here(words[1:]).returncode == 0
     assert certify("rtn 8-bit g128", "ppl 1 %, code_cloze 50 points", outputs=outputs)[0] == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError(5, "no answer", "/somewhere")])
+def test_no_error_is_taken_for_a_rejection(certify, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(commands, "all_records", fail)
+    code, out, err = certify("rtn 8-bit g128", "ppl 1 %")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
+@pytest.fixture
+def sides(swept):
+    """Rounding to 8 bits and its reference, as they lie in one sweep."""
+    records = all_records(swept, "bits")
+    store = shared_store(swept, None)
+    trial = one_of(records, "rtn 8-bit g128", swept)
+    references = [record for record in records if record.reference]
+    return Sides(trial, None, references, store, commands._arrays_in(store))
+
+
+def test_another_record_of_the_reference_does_where_the_first_ones_arrays_are_gone(sides):
+    (base,) = sides.references
+    lost = replace(
+        base,
+        measurements=tuple(replace(m, key="gone", file=None) for m in base.measurements),
+        tasks=tuple(replace(task, keys=("gone",)) for task in base.tasks),
+    )
+    for name in ("ppl", "code_cloze"):
+        found = find_measure(name, replace(sides, references=[lost, base]))
+        assert found == find_measure(name, sides)
+        with pytest.raises(ConfigError, match="is gone from the store"):
+            find_measure(name, replace(sides, references=[lost]))
+
+
+def test_asked_in_another_dtype_it_says_which(sides):
+    other = replace(sides.trial, dtype="bfloat16", device="cuda:0")
+    with pytest.raises(
+        ConfigError, match="asked code_cloze in bfloat16 on cuda, and .* on cpu; run"
+    ):
+        find_measure("code_cloze", replace(sides, against=other))
+
+
+def test_only_what_can_be_named_is_offered(sides):
+    trial = sides.trial
+    task, first = trial.tasks[0], trial.primary
+    assert {"ppl", "code_cloze", "code"} <= set(names(trial))
+    dull = replace(trial, tasks=(replace(task, metric="perplexity"),))
+    assert "code" not in names(dull) and "code_cloze" in names(dull)
+    with pytest.raises(ConfigError, match="none of its tasks says") as caught:
+        find_measure("code", replace(sides, trial=dull))
+    assert not str(caught.value).endswith("code")
+    more = [replace(first, primary=False, preset=preset) for preset in ("llamacpp", "strided")]
+    twice = replace(sides, trial=replace(trial, measurements=(first, *more)))
+    offered = [f"ppl:python_docs:{one.preset}" for one in more]
+    assert set(offered) < set(names(twice.trial)) and "ppl:python_docs" not in names(twice.trial)
+    assert [_measurement(name, twice.trial) for name in offered] == more
+
+
+def test_who_stopped_by_a_rule_is_told_how_more_come(sides):
+    margin = Margin("ppl", 1.0, "%")
+    measure = find_measure("ppl", sides)
+    wide = OfWindows(0.0, 0.1, 12, sequential=True)
+    for how in ("", "read until ratio ±5 %"):
+        line = Line(replace(measure, evidence=wide, how=how), margin, judge(wide, margin.loss, 8))
+        assert "more windows would accept it" in line.needed
+        assert ("eval.until" in line.needed) is bool(how)
+
+
+def test_somebody_elses_weights_are_told_as_long_as_they_are_those_measured(
+    certify, swept, tmp_path
+):
+    _, out, _ = certify(COPY, "ppl 1 %", "--json", sweep="copies")
+    file = swept / "a-copy" / "model.safetensors"
+    assert json.loads(out)["files"] == {file.name: sha256_of(file)}
+    shutil.copytree(swept / "a-copy", tmp_path / "changed")
+    record, store = find_trial(swept, COPY, "copies"), shared_store(swept, None)
+    moved = replace(record, artifact=replace(record.artifact, path=str(tmp_path / "changed")))
+    assert _files(moved, store) == _files(record, store)
+    (tmp_path / "changed" / "config.json").write_text("{}")
+    assert _files(moved, store) == []
+
+
+def test_both_sides_are_made_again(certify, swept):
+    sides = [find_trial(swept, *one) for one in ((COPY, "copies"), ("rtn 8-bit g128", "bits"))]
+    _, out, err = certify(
+        sides[0].key, "ppl 1 %", "--json", "--against", sides[1].key, sweep=None
+    )  # fmt: skip
+    commands = json.loads(out)["commands"]
+    assert commands[:2] == [side.command for side in sides] and len(commands) == 3
 
 
 def test_the_certificate_has_all_that_makes_it_again(certify, swept, tmp_path):

@@ -136,12 +136,24 @@ def test_a_text_that_does_not_suffice_is_read_to_its_end_and_said(setting):
     assert sorted(found.arrays["window_number"].tolist()) == list(range(40))
 
 
+def test_a_text_that_one_look_reads_is_measured_as_without_a_rule(setting):
+    load, windows, reference, base = setting
+    few = list(range(FIRST_LOOK))
+    part, states, model = windows.select(few), reference.select(windows, few), load(0.002)
+    found = measure_until(model, part, states, base, parse_until("ratio ±0.01 %"))
+    plain = measure(model, part, states)
+    assert found.facts == plain.facts and found.metrics == plain.metrics
+    assert set(found.arrays) == set(plain.arrays)
+    assert compare(found, as_read_by(found, plain, part))["ppl_ratio_low"] == 1.0
+
+
 def test_a_model_that_computes_no_numbers_is_refused_at_the_first_look(setting):
     load, *_ = setting
     model, told = load(), []
     model.lm_head.weight.data[7] = float("nan")
     _, windows, reference, base = setting
-    with pytest.raises(TrialFailed, match="logits are not finite"):
+    first = f"first in window {reading_order(40)[0]} of the text, of which 12 were read"
+    with pytest.raises(TrialFailed, match=f"logits are not finite: .*{first}"):
         measure_until(
             model, windows, reference, base, parse_until("ratio ±1 %"),
             lambda _, done: told.append(done),

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 from helpers.measured import TOKENS, WINDOWS, measured_trial
 from helpers.records import reference, shown, trial
 from helpers.typed import typed
+from qsweep.base.errors import QsweepError
+from qsweep.commands.trials import one_of
 from qsweep.evaluate.draws import estimate, from_figures
 from qsweep.evaluate.intervals import student_t
 from qsweep.results.answers import answers
@@ -26,7 +28,7 @@ from qsweep.results.markdown import results_markdown
 from qsweep.results.record_file import content_of, record_of
 from qsweep.results.rows import rows
 from qsweep.results.ties import with_standings
-from qsweep.results.write import write_results
+from qsweep.results.write import draws_csv, write_results
 from qsweep.tracking.mlflow.runs import sweep_run, trial_run
 
 SEEDS = [0, 1, 2, 3]
@@ -130,6 +132,22 @@ def test_where_windows_are_gone_the_draws_own_intervals_count(sweep):
     errors = [math.log(m["ppl_ratio_high"] / m["ppl_ratio_low"]) / 2 / t for m in each]
     half = from_figures(logs, errors, 41).half()
     assert metrics["ppl_ratio_high"] == pytest.approx(metrics["ppl_ratio"] * math.exp(half))
+
+
+def test_what_tables_call_a_setting_and_its_draws_means_them(sweep, tmp_path, capsys):
+    records = typed(sweep)
+    setting, drawn = the(pooled(records), "gptq"), records[1:5]
+    # a setting's own key means what its name means: its first draw
+    for word in (setting.key, setting.key[:12], "pocket gptq 3-bit", "gptq 3-bit"):
+        assert one_of(records, word, tmp_path) == drawn[0]
+    for n, record in enumerate(drawn):
+        assert one_of(records, f"gptq 3-bit seed={n}", tmp_path) == record
+        assert one_of(records, record.key, tmp_path) == record
+    table = csv.DictReader(io.StringIO(draws_csv(pooled(records))))
+    for line in list(table):
+        assert one_of(records, line["label"], tmp_path).key == line["key"]
+    with pytest.raises(QsweepError, match="no trial 'gptq 3-bit seed=9'"):
+        one_of(records, "gptq 3-bit seed=9", tmp_path)
 
 
 def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,16 +13,21 @@ from safetensors.numpy import load_file, save_file
 from helpers.measured import TOKENS, WINDOWS, measured_trial
 from helpers.records import reference
 from helpers.typed import typed
-from qsweep.evaluate.intervals import half_width, sequence_p
+from qsweep.evaluate.intervals import half_width, sequence_p, sequence_t
 from qsweep.evaluate.until import reading_order
+from qsweep.results.columns.derived import stopped_ends
+from qsweep.results.columns.table import KLD_VERDICT
 from qsweep.results.comparable import families
+from qsweep.results.html import served
 from qsweep.results.html.data import groups
+from qsweep.results.html.health import _protocol
 from qsweep.results.markdown import results_markdown
 from qsweep.results.peers import compared
-from qsweep.results.record import Row
+from qsweep.results.record import Figures, Row
 from qsweep.results.rows import rows, to_csv
 from qsweep.results.ties import ties, with_standings
 from qsweep.results.windows import laid_out, shared, windows_of
+from qsweep.search.objectives import spans
 
 
 @pytest.fixture
@@ -133,3 +139,35 @@ def test_rows_that_all_read_everything_are_ranked_as_ever(measured):
     records = typed([measured("a", "gptq", 0.04, 1.0), measured("c", "rtn", 0.06, 0.9, seed=2)])
     found = with_standings([Row(record, record.primary) for record in records])
     assert [row.standing.text for row in found] == ["1", "2"]
+
+
+def test_the_page_tells_the_protocol_of_the_whole_text(some):
+    for base in ([], [of_whole(reference())]):
+        (group,) = groups(typed([*some[:2], *base, some[2]]))
+        told = dict(_protocol(group))
+        assert (told["windows"], told["fingerprint"]) == (str(WINDOWS), "all of it")
+    (group,) = groups(typed(some[:2]))
+    told = dict(_protocol(group))
+    assert told["windows"] == str(WINDOWS) and "tokens scored" not in told
+
+
+def test_a_bar_and_a_bound_are_the_sequences(some):
+    record = typed(some)[0]
+    row = Row(record, record.primary)
+    kld = record.primary.metrics["kld"]
+    assert spans(record, ("kld",))["kld"] == pytest.approx((kld - 0.001, kld, kld + 0.001))
+    (stage,) = served._stages(row)
+    assert (stage["low"], stage["high"]) == pytest.approx((kld - 0.001, kld + 0.001))
+    # of a run with its cache as served there are none among the figures, but an error
+    more = replace(record.primary, metrics=Figures({"kld_kv": 0.2, "kld_kv_stderr": 0.01}))
+    assert stopped_ends(more, "_kv")[1] == pytest.approx(0.2 + sequence_t(12) * 0.01)
+    assert stopped_ends(typed(some)[2].primary) is None
+
+
+@pytest.mark.parametrize(("half", "shown"), [(0.0005, "usually"), (0.02, "usually?")])
+def test_a_verdict_is_open_by_the_sequences_interval(some, half, shown):
+    metrics = some[0]["measurements"][0]["metrics"]
+    metrics |= {"kld": 0.04, "kld_stderr": 1e-5, "kld_low": 0.04 - half, "kld_high": 0.04 + half}
+    some[0]["measurements"][0]["verdict"] = "usually"
+    (record,) = typed(some[:1])
+    assert KLD_VERDICT.cell(Row(record, record.primary)) == shown

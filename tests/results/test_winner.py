@@ -107,6 +107,11 @@ def test_nothing_wins_on_a_handful_of_windows(windows):
     assert sentence(found, "trial a").startswith("no winner: trial a leads, but ")
 
 
+def test_who_stopped_by_its_interval_is_told_to_narrow_it():
+    rivals = [one("a", 1.02, 0.01, stopped=True), one("b", 1.021, 0.01)]
+    assert "give a narrower eval.until, or leave it out" in decide(rivals).open
+
+
 def test_enough_windows_are_enough():
     assert decide([one("a", 1.0, 1e-6, windows=MIN_WINDOWS)]).winner == "a"
     # a study of before windows were noted, and one whose interval is not known
@@ -305,6 +310,9 @@ def test_a_shorthand_is_no_second_difference():
 )
 def test_a_most_that_a_text_does_not_reach_cuts_nothing(windows, overrides, cut):
     facts = {"windows": windows, "overrides": overrides}
+    assert Measurement("c", "p", Figures(), facts=facts).windows_cut is cut
+    # nor does it matter how many of these were read
+    facts = {"windows": 2, "overrides": overrides, "whole": {"windows": windows}}
     assert Measurement("c", "p", Figures(), facts=facts).windows_cut is cut
 
 

@@ -16,11 +16,19 @@ import pytest
 import search_lab
 from search_lab import LARGE, SPACE, FormulaLab, make_search
 
+from helpers.configs import composed
 from helpers.typed import on_disk
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.search.answer import answer, infeasible, knee, pareto_front
 from qsweep.search.candidate import PlannedTrial
-from qsweep.search.fidelity import CompletedTrial, Estimate, most_promising, proxy_of, why_hopeless
+from qsweep.search.fidelity import (
+    CompletedTrial,
+    Estimate,
+    first_windows_of,
+    most_promising,
+    proxy_of,
+    why_hopeless,
+)
 from qsweep.search.objectives import (
     parse_constraint,
     parse_objective,
@@ -146,6 +154,15 @@ def test_a_proxy_bounds_what_the_real_quantizer_can_reach():
         place = truth["artifact"] if metric == "size_gb" else truth["measurements"][0]["metrics"]
         assert low <= place[metric] <= high, metric
     assert proxy_of({"quant": "gguf"}, {}, "gguf", "rtn") is None
+
+
+def test_all_of_the_few_windows_are_read_whatever_stops_a_whole_trial():
+    asked = {"quant": "rtn", "eval.until": "'ratio ±1 %'"}
+    few = first_windows_of(asked, 8, "few")
+    found = composed(
+        *(f"{name}={value}" for name, value in few.items() if name != "search.fidelity")
+    )
+    assert (found["eval"]["until"], found["eval"]["max_windows"]) == (None, 8)
 
 
 def test_native_proxies_skip_the_propagation():

@@ -1,12 +1,15 @@
 """``seeds``: which draws it asks for, that they are those of ``seed``, and what it refuses."""
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from helpers.configs import CONF
 from qsweep.api.composition import compose_trials
 from qsweep.api.words import as_overrides
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import Store
 from qsweep.search.batch import one_batch
+from qsweep.sweep.compose import register_resolvers, resolved
 from qsweep.sweep.config import SWEEP_WIDE, own_config, trial_config
 from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.seeds import seeds_of
@@ -52,6 +55,14 @@ def test_a_number_counts_from_seed_and_a_list_names_them(words, seeds):
     assert [config["seed"] for config in found] == seeds
     assert [config["calibration"]["seed"] for config in found] == seeds
     assert all(config["seeds"] == config.written["seeds"] == seeds for config in found)
+
+
+def test_they_are_counted_in_hydras_own_configuration_too():
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.2"):
+        found = [compose("config", ["quant=gptq", *more]) for more in ([], ["seeds=2"])]
+    assert [len(config.draws) for config in resolved(found)] == [0, 2]
+    assert resolved(already := resolved(found)) == already
 
 
 def test_without_it_nothing_is_other_than_it_was():

@@ -11,8 +11,8 @@ another trial with --against. By each measure its loss has to stay within the ma
 and by runs as it is served: ppl_activations, kld_kv, ... What is not significantly worse is not
 thereby shown to be no worse; where too little was measured, the certificate says how much would do.
 
-Exit code 0: accepted by all measures; 1: rejected by one; 3: not decided; 2: there is no such trial
-or measure, or it was not measured.
+Exit code 0: accepted by all measures; 1: rejected by one; 3: not decided; 2: nothing is said, as
+there is no such trial or measure, or it was not measured, or an error came between.
 """
 
 import argparse
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 _CODES = {"accept": 0, "reject": 1, "inconclusive": 3}
 
 
-@command(invalid=QsweepError)
+# An exit code of 1 would say that the trial is rejected, which no error does.
+@command(invalid=QsweepError, otherwise=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Certify one trial; the exit code is the answer."""
     from qsweep.results.certificate.certificate import certify
@@ -117,7 +118,6 @@ def _write(path: Path, text: str) -> None:
     try:
         write_bytes(path, text.encode())
     except OSError as error:
-        # An exit code of 1 would say that the trial is rejected.
         raise QsweepError(f"{path}: {error.strerror}; give --out another FILE") from error
 
 

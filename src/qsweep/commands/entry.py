@@ -87,25 +87,29 @@ def command(main: Main, /) -> Callable[..., int]: ...
 
 
 @overload
-def command(*, invalid: type[QsweepError]) -> Callable[[Main], Callable[..., int]]: ...
+def command(
+    *, invalid: type[QsweepError], otherwise: int = 1
+) -> Callable[[Main], Callable[..., int]]: ...
 
 
-def command(main: Main | None = None, /, *, invalid: type[QsweepError] = ConfigError) -> Any:
+def command(
+    main: Main | None = None, /, *, invalid: type[QsweepError] = ConfigError, otherwise: int = 1
+) -> Any:
     """Make ``main``, which takes arguments and gives an exit code, a command.
 
-    Errors that it does not report itself are one line on standard error and exit code 1, or 2 for
-    those of the class ``invalid``: what was typed is wrong. Signals end it with 128
+    Errors that it does not report itself are one line on standard error and an exit code: 2 for those
+    of the class ``invalid``, what was typed is wrong, and ``otherwise`` for all others. Signals end it with 128
     plus their number (:mod:`qsweep.launch.interrupts`). A reader of its output who has gone, a terminal
     without Unicode, or closed standard streams change nothing but what is seen.
 
     Called without arguments it is the whole process, and takes them from ``sys.argv``.
     """
     if main is None:
-        return functools.partial(_command, invalid=invalid)
-    return _command(main, invalid)
+        return functools.partial(_command, invalid=invalid, otherwise=otherwise)
+    return _command(main, invalid, otherwise)
 
 
-def _command(main: Main, invalid: type[QsweepError]) -> Callable[..., int]:
+def _command(main: Main, invalid: type[QsweepError], otherwise: int) -> Callable[..., int]:
     @functools.wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         alone = arguments is None
@@ -115,7 +119,7 @@ def _command(main: Main, invalid: type[QsweepError]) -> Callable[..., int]:
                 logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with interruptible():
-                code = _run(main, arguments, invalid)
+                code = _run(main, arguments, invalid, otherwise)
                 if alone and interrupted():
                     _leave(code)
         except KeyboardInterrupt as error:  # before or after the command's own time
@@ -131,7 +135,9 @@ def _command(main: Main, invalid: type[QsweepError]) -> Callable[..., int]:
     return run
 
 
-def _run(main: Main, arguments: Sequence[str] | None, invalid: type[QsweepError]) -> int:
+def _run(
+    main: Main, arguments: Sequence[str] | None, invalid: type[QsweepError], otherwise: int
+) -> int:
     try:
         os.getcwd()
     except OSError:
@@ -141,15 +147,15 @@ def _run(main: Main, arguments: Sequence[str] | None, invalid: type[QsweepError]
     except KeyboardInterrupt as error:
         return _code_of(error)
     except QsweepError as error:
-        return _fail(str(error), 2 if isinstance(error, invalid) else 1)
+        return _fail(str(error), 2 if isinstance(error, invalid) else otherwise)
     except OSError as error:
         if error.filename is None:
-            return _unexpected(error)
-        return _fail(f"{error.filename}: {error.strerror or type(error).__name__}", 1)
+            return _unexpected(error, otherwise)
+        return _fail(f"{error.filename}: {error.strerror or type(error).__name__}", otherwise)
     except RecursionError as error:
-        return _fail(f"nested too deeply ({error})", 1)
+        return _fail(f"nested too deeply ({error})", otherwise)
     except Exception as error:
-        return _unexpected(error)
+        return _unexpected(error, otherwise)
 
 
 def _leave(code: int) -> None:
@@ -163,13 +169,13 @@ def _code_of(error: KeyboardInterrupt) -> int:
     return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     words = f"{type(error).__name__}: {error}"
-    return _fail(f"{words}{where}; {TRACEBACK}=1 shows how it came to that", 1)
+    return _fail(f"{words}{where}; {TRACEBACK}=1 shows how it came to that", code)
 
 
 def _fail(line: str, code: int) -> int:

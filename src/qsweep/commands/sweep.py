@@ -158,19 +158,21 @@ class HydraRun:
         """
         from qsweep.results.draws import one_for_each
         from qsweep.search.batch import one_batch
+        from qsweep.sweep.compose import resolved
         from qsweep.sweep.config import sweep_config
         from qsweep.sweep.session import run_sweep
 
-        resolved = one_batch(configs, overrides)
+        composed = resolved(configs)
+        batch = one_batch(composed, overrides)
         self.began = True
-        draws = [len(getattr(config, "draws", ())) or 1 for config in configs]
+        draws = [len(config.draws) or 1 for config in composed]
         if self.session is not None:
-            if len(resolved) != sum(draws):
+            if len(batch) != sum(draws):
                 raise ConfigError("quant.file: give the files that are searched one by one")
-            records = self.session.run_configs(resolved)
+            records = self.session.run_configs(batch)
             return one_for_each(draws, records, self.session.sweep.everything.values())
-        name = sweep_config(resolved[0]).name or default_name(overrides, config_name)
-        sweep = run_sweep(resolved, name, self.command)
+        name = sweep_config(batch[0]).name or default_name(overrides, config_name)
+        sweep = run_sweep(batch, name, self.command)
         self.conclude(sweep)
         records = [sweep.records[key] for key in sweep.asked]
         if len(records) != sum(draws):

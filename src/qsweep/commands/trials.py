@@ -8,7 +8,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.numbers import one_line
 from qsweep.base.schema import nearest
 from qsweep.results.answers import answers
-from qsweep.results.draws import pooled, singles
+from qsweep.results.draws import named_singles, pooled, singles
 from qsweep.results.labels import with_distinct_names
 from qsweep.results.record import Record
 from qsweep.results.sources import known_sweeps, read_sweep
@@ -55,12 +55,14 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
         raise QsweepError(f"no finished trial in {outputs}; --outputs DIR names another folder")
     if word == "best":
         return _one_draw(_best([r for r in finished if not r.reference]))
-    found = [r for r in singles(finished) if r.key.startswith(word)] if len(word) >= 4 else []
+    keyed = {r.key: r for r in (*finished, *singles(finished))} if len(word) >= 4 else {}
+    found = [r for key, r in keyed.items() if key.startswith(word)]
     # As a table calls it, and where that is not enough to tell, as its trial does.
     shown = with_distinct_names(finished)
     labelled = {r.key for r in shown if word in (r.name, _setting(r))}
     found = found or [r for r in finished if r.key in labelled]
     found = found or [r for r in finished if word in (r.name, _setting(r))]
+    found = found or _draws_called(word, finished)
     if len(found) > 1:
         raise QsweepError(
             f"{word!r} means {len(found)} trials; give a key: "
@@ -70,6 +72,15 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
         _require_finished(records, word)
         raise QsweepError(f"no trial {word!r}{nearest(word, {_setting(r) for r in finished})}")
     return _one_draw(found[0])
+
+
+def _draws_called(word: str, records: Sequence[Record]) -> list[Record]:
+    """The draws of settings that a table calls so: that of draws alone, or one that has both."""
+    drawn = [r for r in records if r.draws is not None]
+    own = singles(drawn)
+    shown = (*with_distinct_names(own), *named_singles(with_distinct_names(drawn)))
+    called = {r.key for r in shown if word in (r.name, _setting(r))}
+    return [r for r in own if r.key in called]
 
 
 def _one_draw(record: Record) -> Record:

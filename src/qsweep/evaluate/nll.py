@@ -55,9 +55,12 @@ def require_finite(
     bad = (~torch.isfinite(values)).nonzero()[:, 0]
     if len(bad):
         window = int(torch.searchsorted(windows.counts.cumsum(0), bad[0], right=True))
+        number, of = windows.number_of(window), str(len(windows.ids))
+        if windows.numbers is not None:
+            of = f"the text, of which {of} were read"
         raise TrialFailed(
             f"the model's logits are not finite: {name} of {len(bad)} of {len(values)} tokens, "
-            f"first in window {window} of {len(windows.ids)} (counted from 0)"
+            f"first in window {number} of {of} (counted from 0)"
             + (f"; {nonfinite_origin(model, windows.ids[window])}" if model is not None else "")
         )
 

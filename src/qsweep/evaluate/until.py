@@ -112,7 +112,9 @@ def measure_until(
     Returns:
         As of :func:`~qsweep.evaluate.measure`, of the windows that were read, with their numbers in
         the text as ``window_number`` [windows], ``kld_low`` and ``kld_high`` with a divergence, and
-        among its facts ``until`` and ``whole``: what the rule was, and of which windows.
+        among its facts ``until`` and ``whole``: what the rule was, and of which windows. Of a text
+        that the first look reads whole it is that measurement itself: nothing was decided by
+        looking, so that Student's t is its interval.
 
     Raises:
         TrialFailed: As that does.
@@ -120,8 +122,10 @@ def measure_until(
     import torch
 
     from qsweep.evaluate.engine import keep_freed_memory, open_engine
-    from qsweep.evaluate.measure import score_tokens, window_scores
+    from qsweep.evaluate.measure import measure, score_tokens, window_scores
 
+    if len(windows.ids) <= FIRST_LOOK:
+        return measure(model, windows, reference, progress)
     order, narrow, batch = reading_order(len(windows.ids)), False, 1
     parts: list[dict[str, Tensor]] = []
     with torch.inference_mode(), keep_freed_memory(model):

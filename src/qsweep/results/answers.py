@@ -13,7 +13,15 @@ from qsweep.results.model_names import with_distinct_models
 from qsweep.results.record import Record, Row
 from qsweep.results.ties import is_silent, tell_of
 from qsweep.results.traits import setting
-from qsweep.results.winner import CONTEND_BY, Contender, Decision, contender, decide, sentence
+from qsweep.results.winner import (
+    CONTEND_BY,
+    Contender,
+    Decision,
+    contender,
+    decide,
+    how_many_read,
+    sentence,
+)
 
 # The perplexity ratio with activations as they are served.
 _RATIO = next(column for column in SERVED if column.name == "ppl_ratio_activations")
@@ -108,6 +116,5 @@ def beside_weights(record: Record) -> str:
 def contender_of(row: Row, setting: str = "") -> Contender | None:
     """A row as one that may be the best; None where it has no quality per GB."""
     figures: dict[str, Any] = {column.name: column.get(row) for column in CONTEND_BY}
-    cut = row.measurement is not None and row.measurement.windows_cut
-    more = {"windows_cut": cut, "silent": is_silent(row), "draws": number_of_draws(row.record)}
-    return contender(row.key, row.label, figures | more, setting)
+    more = {"silent": is_silent(row), "draws": number_of_draws(row.record)}
+    return contender(row.key, row.label, figures | how_many_read(row.measurement) | more, setting)

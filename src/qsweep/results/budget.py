@@ -21,7 +21,7 @@ from qsweep.results.labels import with_distinct_names
 from qsweep.results.peers import ties
 from qsweep.results.record import Record, Row
 from qsweep.results.windows import windows_of
-from qsweep.results.winner import CONTEND_BY, contender, says_nothing
+from qsweep.results.winner import CONTEND_BY, contender, how_many_read, says_nothing
 
 HEADINGS = (
     "artifact", "weights GB", "cache GB", "buffers GB", "total GB", "fits", "ratio (95 %)",
@@ -189,6 +189,4 @@ def _ratio(row: Row) -> float | None:
 
 
 def _figures(row: Row) -> dict[str, Any]:
-    measured = row.measurement
-    cut = {"windows_cut": measured is not None and measured.windows_cut}
-    return {column.name: column.get(row) for column in CONTEND_BY} | cut
+    return {column.name: column.get(row) for column in CONTEND_BY} | how_many_read(row.measurement)

@@ -119,7 +119,9 @@ class Measurement:
     def windows_cut(self) -> bool:
         """Whether fewer windows were asked for than the text has: ``eval.max_windows`` is a most."""
         most: Any = self.overrides.get("max_windows")
-        return is_number(most) and bool((self.facts.get("windows") or most) >= most)
+        whole = self.facts.get("whole")
+        there = (whole if isinstance(whole, Mapping) else self.facts).get("windows")
+        return is_number(most) and bool((there or most) >= most)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.intervals import is_sequential
 from qsweep.evaluate.verdicts import BOUNDS
 from qsweep.results.columns.table import (
     PPL_RATIO,
@@ -30,6 +31,7 @@ from qsweep.results.columns.table import (
     SIZE_GB,
     WINDOWS,
 )
+from qsweep.results.record import Measurement
 
 MIN_WINDOWS = 8
 """Over fewer windows the spread that an interval is made from is itself a guess."""
@@ -59,6 +61,7 @@ class Contender:
         setting: equal for those that differ only in a seed; empty where that is not known.
         silent: whether it is so close to the reference that nothing ranks it but size.
         draws: how many its figures are the mean of.
+        stopped: whether ``eval.until`` says how many windows were read.
     """
 
     key: str
@@ -73,6 +76,7 @@ class Contender:
     setting: str = ""
     silent: bool = False
     draws: int = 1
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def contender(
 
     ``windows_cut`` among them says that fewer windows were asked for than there are, ``silent`` that
     it lies in the silent zone, in which all have the reference's quality, ``draws`` how many it is the
-    mean of.
+    mean of, ``stopped`` that ``eval.until`` says how many windows were read.
     """
     from qsweep.evaluate.metrics import quality, quality_per_gb
 
@@ -132,7 +136,16 @@ def contender(
         setting=setting,
         silent=silent,
         draws=figures.get("draws") or 1,
+        stopped=bool(figures.get("stopped")),
     )
+
+
+def how_many_read(measurement: Measurement | None) -> dict[str, bool]:
+    """What else decides how many windows a measurement has, as :func:`contender` takes it."""
+    return {
+        "windows_cut": measurement is not None and measurement.windows_cut,
+        "stopped": measurement is not None and is_sequential(measurement.facts),
+    }
 
 
 def _is_ratio(value: Any) -> bool:
@@ -252,6 +265,8 @@ def _more(leader: Contender) -> str:
 
 
 def _more_windows(leader: Contender) -> str:
+    if leader.stopped:
+        return "give a narrower eval.until, or leave it out"
     if leader.cut:
         return "raise eval.max_windows, or leave it out"
     return "measure more text (corpus=), or shorter windows (eval.context)"

@@ -33,7 +33,15 @@ from qsweep.results.front import pareto_front as front_of
 from qsweep.results.labels import distinguish, numbered
 from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row
 from qsweep.results.traits import is_draw
-from qsweep.results.winner import Contender, Decision, Tell, contender, decide, says_nothing
+from qsweep.results.winner import (
+    Contender,
+    Decision,
+    Tell,
+    contender,
+    decide,
+    how_many_read,
+    says_nothing,
+)
 from qsweep.search.objectives import Constraint, Objective
 from qsweep.search.served import counted_run, leaves_cache_out
 from qsweep.search.space import Params
@@ -71,7 +79,7 @@ def finding_of(record: Record, params: Params) -> dict[str, Any]:
         **{k: v for k, v in figures.items() if v is not None and math.isfinite(v)},
         **{column.name: figure(record, column) for column in _FACTS},
         "params": params,
-        "windows_cut": record.primary is not None and record.primary.windows_cut,
+        **how_many_read(record.primary),
         "runtimes": list(record.runtimes),
         "serves": record.can_serve,
         "counted": counted_run(record),

@@ -5,7 +5,7 @@ from typing import Any
 
 from qsweep.search.settings import search_config
 from qsweep.search.sweep_file import check_options
-from qsweep.sweep.compose import Composed
+from qsweep.sweep.compose import Composed, resolved
 from qsweep.sweep.config import check_one_sweep
 from qsweep.sweep.draws import drawn
 from qsweep.sweep.found import find_artifacts
@@ -26,19 +26,14 @@ def one_batch(configs: Sequence[Any], typed: Sequence[str] = ()) -> list[Compose
         ConfigError: an option that nothing reads, several values of what a sweep has one of, or
             draws that two options name.
     """
-    from omegaconf import OmegaConf
-
-    from qsweep.sweep.compose import plain
-
-    composed = [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
     given = [one.partition("=")[0].lstrip("+~") for one in typed]
-    composed = drawn(composed, given)
-    resolved = [with_pack(config, {*given, *config.chosen}) for config in composed]
-    check_options(resolved[0], known_options(""))
-    for config in resolved:
+    each = drawn(resolved(configs), given)
+    batch = [with_pack(config, {*given, *config.chosen}) for config in each]
+    check_options(batch[0], known_options(""))
+    for config in batch:
         if search := config.get("search"):
             # How a trial was found is no part of it.
             config["search"] = {"fidelity": search_config(search).fidelity}
             config.written["search"] = dict(config["search"])
-    check_one_sweep(resolved)
-    return find_artifacts(resolved, given)
+    check_one_sweep(batch)
+    return find_artifacts(batch, given)

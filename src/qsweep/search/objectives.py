@@ -14,6 +14,7 @@ from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.schema import nearest
 from qsweep.evaluate.metrics import quality, quality_per_gb
 from qsweep.results.columns.column import TABLE
+from qsweep.results.columns.derived import stopped_ends
 from qsweep.results.columns.table import (
     DECODE_TPS,
     KLD,
@@ -153,10 +154,12 @@ def _span(record: Record, metric: str, keeps: float | None) -> Span:
         return (min(ends), value, max(ends))
     if metric == KLD.name:
         error = figure_of(record, KLD_STDERR)
-        if error is None:
+        stopped = stopped_ends(record.primary) if record.primary else None
+        if error is None and stopped is None:
             return unknown
-        low = max(value - _Z * error, 0.0)
-        return (low if keeps is None else low * keeps**2, value, value + _Z * error)
+        low, high = stopped or (value - _Z * error, value + _Z * error)
+        low = max(low, 0.0)
+        return (low if keeps is None else low * keeps**2, value, high)
     # Whatever has no interval is no reason to drop anything.
     return (-math.inf, value, math.inf)
 

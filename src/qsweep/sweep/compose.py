@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,13 @@ def _add_if_known(override: Any, config: Any) -> None:
     cls = quantizer_class(quant) if OmegaConf.is_dict(quant) else None
     if is_option(key, [] if cls is None else [cls]):
         override.type = OverrideType.FORCE_ADD
+
+
+def resolved(configs: Iterable[Any]) -> list[Composed]:
+    """Configurations, Hydra's own or resolved already, as resolved ones. Raises as :func:`plain`."""
+    from omegaconf import OmegaConf
+
+    return [c if isinstance(c, Composed) else plain(c, OmegaConf) for c in configs]
 
 
 def plain(config: Any, omegaconf: Any) -> Composed:

@@ -115,6 +115,7 @@ class Windows:
         mask: Which tokens are scored, bool [windows, context], where they do not lie together; at
             least one in each window.
         notes: What else is to be told of them.
+        numbers: Where each stands in the text, from 0; None: these are all of it, in its order.
     """
 
     ids: "Tensor"
@@ -124,6 +125,11 @@ class Windows:
     bos: str
     mask: "Tensor | None" = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    numbers: tuple[int, ...] | None = None
+
+    def number_of(self, window: int) -> int:
+        """Where a window stands in the text, from 0."""
+        return window if self.numbers is None else self.numbers[window]
 
     @property
     def scored(self) -> "Tensor":
@@ -162,13 +168,14 @@ class Windows:
 
     def select(self, chosen: Sequence[int]) -> "Windows":
         """Only some of the windows, by number."""
-        at = list(chosen)
+        at = [int(window) for window in chosen]
         return replace(
             self,
             ids=self.ids[at],
             first_scored=self.first_scored[at],
             lengths=self.lengths[at],
             mask=None if self.mask is None else self.mask[at],
+            numbers=tuple(map(self.number_of, at)),
         )
 
     def facts(self) -> dict[str, Any]:

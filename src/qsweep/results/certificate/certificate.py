@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qsweep.base import numbers
-from qsweep.base.errors import ArtifactCorrupt
+from qsweep.base.errors import ArtifactCorrupt, QsweepError
+from qsweep.base.file_hashes import file_hash
+from qsweep.base.keys import key_of
 from qsweep.base.manifest import read_manifest
 from qsweep.base.store import Store
 from qsweep.base.version import __version__
 from qsweep.evaluate.equivalence import Judged, OfAnswers, Outcome, Same, judge, overall
+from qsweep.formats.artifact_files import counting_files, find_place
 from qsweep.results.certificate.margins import Margin, Unit
 from qsweep.results.certificate.measures import Measure, Sides, find_measure
 from qsweep.results.columns.table import SIZE
@@ -51,8 +54,15 @@ class Line:
             return f"{said}measured at the margin: no number of {units} decides"
         one = f"{found.more} more {units if found.more > 1 else units[:-1]}"
         if found.towards == "accept":
-            return f"{said}{one} would accept it"
+            return f"{said}{one} would accept it{self._how}"
         return f"{said}measured beyond the margin: no number accepts it, {one} would reject it"
+
+    @property
+    def _how(self) -> str:
+        """How more are come by where a rule says how many are read; empty where none does."""
+        return (
+            "; a narrower eval.until reads more, and without it all are" if self.measure.how else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,15 @@ def certify(
         lines=lines,
         facts=tuple(_facts(trial, sides)),
         files=tuple(_files(trial, sides.store)),
-        commands=tuple(filter(None, dict.fromkeys([trial.command, command]))),
+        commands=tuple(filter(None, dict.fromkeys([*_made_by(sides), command]))),
         not_covered=tuple(_not_covered(trial, lines, records)),
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _made_by(sides: Sides) -> list[str | None]:
+    """The commands whose sweeps hold both sides."""
+    return [side.command for side in (sides.trial, sides.against) if side is not None]
 
 
 def _line(margin: Margin, sides: Sides) -> Line:
@@ -186,11 +201,25 @@ def _files(trial: Record, store: Store) -> list[tuple[str, str]]:
     """What one may hold the released files to; nothing where the artifact is not kept any more."""
     if trial.artifact is None or trial.artifact.key is None:
         return []
+    if trial.existed:
+        return _files_there(trial, store)
     try:
         files = read_manifest(store.path("artifacts", trial.artifact.key)).files
     except ArtifactCorrupt:
         return []
     return [(name, stamp.sha256) for name, stamp in files.items() if name.endswith(_WEIGHTS)]
+
+
+def _files_there(trial: Record, store: Store) -> list[tuple[str, str]]:
+    """Those of somebody else's artifact where it lies; nothing if they are not what was measured."""
+    try:
+        files = counting_files(find_place(str(trial.artifact and trial.artifact.path)))
+        hashes = {name: file_hash(store, file) for name, file in files.items()}
+    except (QsweepError, OSError):
+        return []
+    if key_of(hashes) != trial.options.get("content"):
+        return []
+    return [(f.name, hashes[name]) for name, f in files.items() if f.name.endswith(_WEIGHTS)]
 
 
 def _not_covered(trial: Record, lines: Sequence[Line], records: Sequence[Record]) -> list[str]:

@@ -9,7 +9,9 @@ from qsweep.base.errors import ConfigError
 
 Unit = Literal["%", "nats", "points"]
 
-_PART = re.compile(r"(?P<measure>\S+)\s+(?P<amount>[^\s%a-z]+)\s*(?P<unit>%|[a-z]*)")
+_PART = re.compile(
+    r"(?P<measure>\S+)\s+(?P<amount>[-+]?[\d.]+(?:e[-+]?\d+)?)\s*(?P<unit>%|[a-z]*)", re.IGNORECASE
+)
 _UNITS: dict[str, Unit] = {
     **{"%": "%", "percent": "%", "nat": "nats", "nats": "nats"},
     **{"point": "points", "points": "points"},
@@ -72,7 +74,7 @@ def parse_margins(text: str) -> list[Margin]:
             amount = float(matched["amount"]) if matched else math.nan
         except ValueError:
             amount = math.nan
-        unit = matched["unit"] if matched else ""
+        unit = matched["unit"].lower() if matched else ""
         if matched is None or not math.isfinite(amount) or (unit and unit not in _UNITS):
             raise ConfigError(
                 f"--margin: {part!r} is no measure with a number and a unit, as in {EXAMPLE}"

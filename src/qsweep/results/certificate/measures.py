@@ -105,13 +105,18 @@ def find_measure(name: str, sides: Sides) -> Measure:
 def names(trial: Record) -> list[str]:
     """All measures that a trial may be certified by."""
     found: dict[str, None] = {}
+    corpora = [measurement.corpus for measurement in trial.measurements]
     for measurement in trial.measurements:
         runs = ["", *(f"_{run.name}" for run in measurement.served or () if run.refused is None)]
         place = "" if measurement.primary else f":{measurement.corpus}"
+        if place and corpora.count(measurement.corpus) > 1:
+            place += f":{measurement.preset}"
         others = WINDOWED if "kld" in measurement.metrics or trial.reference else WINDOWED[:1]
         found |= {f"{kind}{run}{place}": None for run in runs for kind in others}
-    found |= {task.name: None for task in trial.tasks or () if task.score is not None}
-    return [*found, *(name for name in trial.capabilities or {} if name not in found)]
+    run = [task for task in trial.tasks or () if task.score is not None]
+    found |= {task.name: None for task in run if task.status == "finished"}
+    able = [name for name in trial.capabilities or {} if _telling(name, trial)]
+    return [*found, *(name for name in able if name not in found)]
 
 
 # --- over windows ------------------------------------------------------------------------------
@@ -193,11 +198,15 @@ def _base_windows(
     if sides.against is None and kind != "ppl":
         return None
     run = run if sides.against is not None else ""
+    gone: ConfigError | None = None
     for base in sides.bases:
         for other in base.measurements:
             if other.place == measurement.place and measured_by(other) == measured_by(measurement):
-                return _read(name, base, other, run, sides)
-    raise ConfigError(f"--margin {name}: {_not_alike(sides)}")
+                try:
+                    return _read(name, base, other, run, sides)
+                except ConfigError as error:  # another sweep's record may lead to what is there
+                    gone = gone or error
+    raise gone or ConfigError(f"--margin {name}: {_not_alike(sides)}")
 
 
 def _not_alike(sides: Sides) -> str:
@@ -245,19 +254,24 @@ def _of_task(name: str, task: TaskScore, sides: Sides) -> Measure:
 
 def _of_capability(name: str, sides: Sides) -> Measure:
     """All samples of those of its tasks that tell of it, pooled as the trial's own figure is."""
-    found = (sides.trial.capabilities or {})[name]
-    able = [
-        task
-        for task in sides.trial.tasks or ()
-        if task.name in (found.tasks or ()) and task.name not in (found.at_chance or ())
-        if task.status == "finished" and task.metric != "perplexity"
-    ]
+    able = _telling(name, sides.trial)
     if not able:
         raise ConfigError(
             f"--margin {name}: none of its tasks says anything on this model; name another of "
             f"{', '.join(names(sides.trial))}"
         )
     return _of_samples(name, able, *_both_results(name, able, sides))
+
+
+def _telling(capability: str, trial: Record) -> list[TaskScore]:
+    """The tasks whose answers tell of a capability: a perplexity is none, nor is chance."""
+    found = (trial.capabilities or {})[capability]
+    return [
+        task
+        for task in trial.tasks or ()
+        if task.name in (found.tasks or ()) and task.name not in (found.at_chance or ())
+        if task.status == "finished" and task.metric != "perplexity"
+    ]
 
 
 def _of_samples(
@@ -318,22 +332,32 @@ def _same_samples(
     name: str, task: TaskScore, own: Sequence[TaskResult], sides: Sides
 ) -> tuple[TaskScore, list[TaskResult]]:
     """The other side's results of the same samples of a task."""
-    trial = sides.trial
-    for base in (base for base in sides.bases if _run_in(base) == _run_in(trial)):
+    trial, elsewhere = sides.trial, ""
+    gone: ConfigError | None = None
+    for base in sides.bases:
         for other in base.tasks or ():
-            if other.name == task.name and len(other.keys) == len(own):
+            if other.name != task.name or len(other.keys) != len(own):
+                continue
+            if _run_in(base) != _run_in(trial):
+                elsewhere = _run_in(base)
+                continue
+            try:
                 found = _results(name, other, base, sides.store)
-                if [result.ids for result in found] == [result.ids for result in own]:
-                    return other, found
-    raise ConfigError(
-        f"--margin {name}: {sides.base_name} was not asked the same samples of {task.name}"
-        f"{again(trial) if sides.against is None else '; run both in one sweep'}"
-    )
+            except ConfigError as error:  # another sweep's record may lead to what is there
+                gone = gone or error
+                continue
+            if [result.ids for result in found] == [result.ids for result in own]:
+                return other, found
+    what = f"was not asked the same samples of {task.name}"
+    if elsewhere:
+        what = f"was asked {task.name} in {elsewhere}, and {trial.name} in {_run_in(trial)}"
+    more = again(trial) if sides.against is None else "; run both in one sweep"
+    raise gone or ConfigError(f"--margin {name}: {sides.base_name} {what}{more}")
 
 
-def _run_in(record: Record) -> tuple[str | None, str]:
-    """The dtype and the kind of device that a trial's model was run in."""
-    return record.dtype, (record.device or "").partition(":")[0]
+def _run_in(record: Record) -> str:
+    """The dtype and the kind of device that a trial's model was run in, in words."""
+    return f"{record.dtype} on {(record.device or '').partition(':')[0]}"
 
 
 def _results(name: str, task: TaskScore, record: Record, store: Store) -> list[TaskResult]:

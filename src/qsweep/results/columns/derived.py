@@ -5,7 +5,7 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.base.contents import is_number
-from qsweep.evaluate.intervals import student_t
+from qsweep.evaluate.intervals import half_width, is_sequential, student_t
 from qsweep.evaluate.verdicts import is_open, verdict_by_kld
 from qsweep.formats import hardware
 from qsweep.formats.kv_cache.types import NONE
@@ -112,12 +112,35 @@ def both_verdicts(row: Row) -> str:
 
 def _open_by_kld(measurement: Measurement) -> bool:
     """Whether the divergence's 95 % interval, kld ± t·se over windows, straddles a bound."""
+    if (known := stopped_ends(measurement)) is not None:
+        return verdict_by_kld(known[0]) != verdict_by_kld(known[1])
     kld, error = (measurement.metrics.get(name) for name in ("kld", "kld_stderr"))
     windows: Any = measurement.facts.get("windows")
     if kld is None or error is None or not is_number(windows) or windows < 2:
         return True
     half = student_t(int(windows) - 1) * error
     return verdict_by_kld(kld - half) != verdict_by_kld(kld + half)
+
+
+def stopped_ends(measurement: Measurement, run: str = "") -> tuple[float, float] | None:
+    """The ends of a divergence whose windows were read until an interval was narrow enough.
+
+    None where their number was settled before: then it is Student's t.
+
+    Args:
+        measurement: Whose.
+        run: ``_activations`` or ``_kv`` of one with more as it is served.
+    """
+    parts = ("_low", "_high", "", "_stderr")
+    found: list[Any] = [measurement.metrics.get(f"kld{run}{part}") for part in parts]
+    low, high, kld, error = found
+    if is_number(low) and is_number(high):
+        return low, high
+    windows: Any = measurement.facts.get("windows")
+    if not is_sequential(measurement.facts) or not all(map(is_number, (kld, error, windows))):
+        return None
+    half = half_width(error, windows, sequential=True)
+    return kld - half, kld + half
 
 
 def no_verdict(row: Row) -> str | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.intervals import student_t
+from qsweep.results.columns.derived import stopped_ends
 from qsweep.results.columns.table import (
     CALIBRATION_TOKENS,
     KLD,
-    KLD_ENDS,
     KLD_STDERR,
     WINDOWS,
 )
@@ -80,9 +80,8 @@ def _point(row: Row) -> Point | None:
 
 
 def _ends(row: Row, kld: float) -> tuple[float, float]:
-    low, high = (column.get(row) for column in KLD_ENDS)
-    if is_finite(low) and is_finite(high):
-        return low, high
+    if row.measurement and (stopped := stopped_ends(row.measurement)):
+        return stopped
     error, windows = KLD_STDERR.get(row), WINDOWS.get(row)
     half = student_t(windows - 1) * error if is_finite(error) and windows and windows > 1 else 0.0
     return kld - half, kld + half

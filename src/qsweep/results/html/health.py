@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsweep.base import numbers
+from qsweep.evaluate.intervals import is_sequential
 from qsweep.evaluate.measurement import PROTOCOL_VERSION
 from qsweep.results import own_run
 from qsweep.results.checks import check
+from qsweep.results.comparable import facts_of
 from qsweep.results.draws import singles
 from qsweep.results.html.data import Group, SweepData
 from qsweep.results.labels import with_distinct_names
@@ -96,7 +98,13 @@ def _known(version: Any) -> str:
 
 
 def _measurement(group: Group) -> Measurement | None:
-    return group.records[0].primary
+    """The reference's where it is there, else that of one that read the whole text, if any did."""
+
+    def how_far(record: Record) -> tuple[bool, bool]:
+        measured = record.primary
+        return not record.reference, measured is not None and is_sequential(measured.facts)
+
+    return min(group.records, key=how_far).primary
 
 
 def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -110,8 +118,13 @@ def _floors(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 def _protocol(group: Group) -> list[tuple[str, str]]:
     measurement = _measurement(group)
-    facts = measurement.facts if measurement else {}
-    facts = {**facts, "preset": group.facts.get("preset")}
+    facts = facts_of(measurement) if measurement else {}
+    if is_sequential(facts):
+        facts.pop("tokens_scored", None)  # which are of the windows that one row read
+    packs = [
+        m.facts["reference"] for r in group.records if (m := r.primary) and m.facts.get("reference")
+    ]
+    facts = {"reference": next(iter(packs), None), **facts, "preset": group.facts.get("preset")}
     return [(n.replace("_", " "), str(facts[n])) for n in _PROTOCOL if facts.get(n) is not None]
 
 

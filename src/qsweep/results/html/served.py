@@ -6,6 +6,7 @@ from typing import Any
 from qsweep.base import numbers
 from qsweep.evaluate.metrics import QUARTERS
 from qsweep.results.columns.column import figures
+from qsweep.results.columns.derived import stopped_ends
 from qsweep.results.columns.table import NUMBER_FORMAT, QUARTER_WORDS
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec, decades
@@ -96,13 +97,15 @@ def _stages(row: Row) -> list[dict[str, Any]]:
         if not is_finite(kld):
             continue
         half = _Z * error if is_finite(error) else 0.0
+        stopped = stopped_ends(row.measurement, suffix) if row.measurement else None
+        low, high = stopped or (kld - half, kld + half)
         added = _added(metrics, suffix) if suffix else numbers.with_error(kld, error)
         found.append(
             {
                 "stage": name,
                 "kld": kld,
-                "low": kld - half,
-                "high": kld + half,
+                "low": low,
+                "high": high,
                 "added": added,
             }
         )
