@@ -17,7 +17,7 @@ add" of Zou and Donner 2008). ``bench/coverage.py`` has how often that covers th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,11 +69,11 @@ class Estimate:
 class Draws:
     """What each draw of a setting came to: float64 [draws, windows], summed over each window's tokens.
 
-    ``seeds`` tell draws apart, one each; none where it is one figure that rests on no draw, or on one.
+    ``seeds`` tell draws apart, each what drew one; none where it is one figure that rests on no draw, or on one.
     """
 
     sums: "ndarray"
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Hashable, ...] = ()
 
 
 def estimate(sums: "ndarray", counts: "ndarray") -> Estimate:
@@ -203,5 +203,5 @@ def _parts(deviations: "ndarray", draws: Part | None) -> tuple[Part, ...]:
     return (over_windows,) if draws is None else (over_windows, draws)
 
 
-def _of(draws: Draws, seeds: Sequence[int]) -> Any:
+def _of(draws: Draws, seeds: Sequence[Hashable]) -> Any:
     return draws.sums[[draws.seeds.index(seed) for seed in seeds]]
