@@ -124,6 +124,35 @@ def from_figures(values: Sequence[float], errors: Sequence[float], windows: int)
     return Estimate(mean, tuple(parts))
 
 
+def from_intervals(
+    values: Sequence[float],
+    ends: Sequence[tuple[float, float]],
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> tuple[float, float]:
+    """The ends of the mean's interval, where draws have intervals of their own that may be lopsided.
+
+    As :func:`from_figures`, but each side by itself, as Zou and Donner square and add: to how far the
+    draws' own intervals reach there, as a root mean square, t times the mean's standard error over
+    draws. Draws that say the same leave an interval as it is.
+
+    Args:
+        values: Each draw's figure.
+        ends: Low and high end of each one's interval over windows or samples.
+        within: What the figure cannot leave.
+    """
+    draws = len(values)
+    mean = math.fsum(values) / draws
+    apart = 0.0
+    if draws > 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (draws - 1)
+        apart = student_t(draws - 1) ** 2 * variance / draws
+    pairs = list(zip(values, ends, strict=True))
+    below = math.fsum((value - low) ** 2 for value, (low, _) in pairs) / draws
+    above = math.fsum((high - value) ** 2 for value, (_, high) in pairs) / draws
+    low, high = mean - math.sqrt(below + apart), mean + math.sqrt(above + apart)
+    return max(low, within[0]), min(high, within[1])
+
+
 def p_values(estimates: Sequence[Estimate]) -> "ndarray":
     """:attr:`Estimate.p` of each, float64 [estimates]; 1 where nothing is known of an error.
 

@@ -103,7 +103,7 @@ def _alike(record: Record) -> str:
 
 def _several(held: Sequence[Record]) -> bool:
     asked = {seed for record in held for seed in seeds_asked(record)}
-    return bool(asked) and max(len(asked), len(held)) > 1
+    return bool(asked) and max(len(asked), len(set(map(drawn_by, held)))) > 1
 
 
 def _references(records: Sequence[Record], find: FindArrays) -> dict[str, Windows]:
