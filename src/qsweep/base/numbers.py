@@ -87,6 +87,11 @@ def seconds(value: Number) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def counted(number: int, word: str) -> str:
+    """``1 draw``, ``8 draws``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def one_line(text: object) -> str:
     """Text without line breaks, tabs or other control characters."""
     words = "".join(c if c.isprintable() else " " for c in str(text)).split()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsweep.base.errors import QsweepError
-from qsweep.base.numbers import one_line
+from qsweep.base.numbers import counted, one_line
 from qsweep.base.schema import nearest
 from qsweep.results.answers import answers
 from qsweep.results.draws import named_singles, pooled, singles
@@ -89,7 +89,7 @@ def _one_draw(record: Record) -> Record:
         return record
     first, number = record.draws[0], len(record.draws)
     print(
-        f"note: {record.name} is {number} draws; that of seed {seed_of(first)} is taken",
+        f"note: {record.name} is {counted(number, 'draw')}; that of seed {seed_of(first)} is taken",
         file=sys.stderr,
     )
     return first

@@ -17,7 +17,7 @@ add" of Zou and Donner 2008). ``bench/coverage.py`` has how often that covers th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,11 +69,11 @@ class Estimate:
 class Draws:
     """What each draw of a setting came to: float64 [draws, windows], summed over each window's tokens.
 
-    ``seeds`` tell draws apart, one each; none where it is one figure that rests on no draw, or on one.
+    ``seeds`` tell draws apart, each what drew one; none where it is one figure that rests on no draw, or on one.
     """
 
     sums: "ndarray"
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Hashable, ...] = ()
 
 
 def estimate(sums: "ndarray", counts: "ndarray") -> Estimate:
@@ -123,6 +123,35 @@ def from_figures(values: Sequence[float], errors: Sequence[float], windows: int)
             apart = math.fsum((value - mean) ** 2 for value in values) / (draws - 1)
             parts.append(Part(apart / draws, draws - 1))
     return Estimate(mean, tuple(parts))
+
+
+def from_intervals(
+    values: Sequence[float],
+    ends: Sequence[tuple[float, float]],
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> tuple[float, float]:
+    """The ends of the mean's interval, where draws have intervals of their own that may be lopsided.
+
+    As :func:`from_figures`, but each side by itself, as Zou and Donner square and add: to how far the
+    draws' own intervals reach there, as a root mean square, t times the mean's standard error over
+    draws. Draws that say the same leave an interval as it is.
+
+    Args:
+        values: Each draw's figure.
+        ends: Low and high end of each one's interval over windows or samples.
+        within: What the figure cannot leave.
+    """
+    draws = len(values)
+    mean = math.fsum(values) / draws
+    apart = 0.0
+    if draws > 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (draws - 1)
+        apart = student_t(draws - 1) ** 2 * variance / draws
+    pairs = list(zip(values, ends, strict=True))
+    below = math.fsum((value - low) ** 2 for value, (low, _) in pairs) / draws
+    above = math.fsum((high - value) ** 2 for value, (_, high) in pairs) / draws
+    low, high = mean - math.sqrt(below + apart), mean + math.sqrt(above + apart)
+    return max(low, within[0]), min(high, within[1])
 
 
 def p_values(estimates: Sequence[Estimate]) -> "ndarray":
@@ -204,5 +233,5 @@ def _parts(deviations: "ndarray", draws: Part | None) -> tuple[Part, ...]:
     return (over_windows,) if draws is None else (over_windows, draws)
 
 
-def _of(draws: Draws, seeds: Sequence[int]) -> Any:
+def _of(draws: Draws, seeds: Sequence[Hashable]) -> Any:
     return draws.sums[[draws.seeds.index(seed) for seed in seeds]]

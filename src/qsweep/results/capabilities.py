@@ -50,7 +50,7 @@ def capabilities_markdown(name: str, records: Sequence[Record]) -> str:
     parts = []
     if has_tasks(records):
         named = with_distinct_names(records)
-        parts += [_introduction(), _kept(named, adjusted, table), _in_words(named, adjusted)]
+        parts += [_introduction(named), _kept(named, adjusted, table), _in_words(named, adjusted)]
         parts += [
             flips_markdown(named, table),
             _tasks(named, table),
@@ -81,13 +81,18 @@ def sentence(record: Record, adjusted: Adjusted) -> str:
     return f"no capability suffers beyond chance (lowest: {capability}, {_kept_cell(found)} kept)"
 
 
-def _introduction() -> str:
+def _introduction(records: Sequence[Record]) -> str:
+    several = (
+        " Rows of several draws are their means: intervals cover samples and draws, and the test is of "
+        "t over both in McNemar's place."
+    )
+    drawn = any(len(record.draws or ()) > 1 for record in records)
     return (
         "Kept = (score - chance) / (reference's score - chance), with its 95 % interval: a paired "
         "bootstrap over the samples. A loss counts where McNemar's exact test, corrected by Holm "
         "for all comparisons of this sweep, gives p < 0.05. *No measurable loss*: the interval "
         f"rules a loss of {100 * MARGIN:.0f} points out. *Too few samples*: it does not, and the "
-        "number given would show such a loss four times out of five."
+        "number given would show such a loss four times out of five." + (several if drawn else "")
     )
 
 
@@ -158,7 +163,7 @@ def _noted(records: Sequence[Record]) -> str:
         for task in record.tasks or ():
             for name, words in COUNTED.items():
                 if number := (task.facts or {}).get(name):
-                    found[f"- {numbers.markdown(task.name)}: {number} {words}"] = None
+                    found[f"- {numbers.markdown(task.name)}: {number:g} {words}"] = None
     return "## Told of the questions\n\n" + "\n".join(found) if found else ""
 
 

@@ -17,8 +17,16 @@ def number_of_draws(record: Record) -> int | None:
 
 
 def number_asked(record: Record) -> int | None:
-    """How many draws ``seeds`` asked for; None where it did not, or nothing is drawn."""
-    return None if number_of_draws(record) is None else len(seeds_asked(record)) or None
+    """How many draws ``seeds`` asked for; None where it did not, or nothing is drawn.
+
+    Draws that others made, and that are pooled with them, count as if they had been asked for.
+    """
+    asked = seeds_asked(record)
+    if not asked or number_of_draws(record) is None:
+        return None
+    if record.draws is None:
+        return len(asked)
+    return len(record.draws) + len(set(asked) - set(map(seed_of, record.draws)))
 
 
 def covers(record: Record) -> str | None:
@@ -29,9 +37,9 @@ def covers(record: Record) -> str | None:
 
 
 def draws_text(row: Row) -> str:
-    """``8``, or ``3 of 4`` where some did not finish; nothing where nobody asked for several."""
+    """``8``, or ``3 of 4`` where some did not finish; nothing where none are pooled."""
     number, asked = number_of_draws(row.record), number_asked(row.record)
-    if asked is None:
+    if row.record.draws is None or asked is None:
         return ""
     return str(number) if number == asked else f"{number} of {asked}"
 

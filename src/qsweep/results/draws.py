@@ -20,7 +20,7 @@ from qsweep.results.comparable import measured_by
 from qsweep.results.pooled_figures import mean_of, pooled_figures
 from qsweep.results.pooled_tasks import pooled_tasks
 from qsweep.results.record import ArtifactFacts, Figures, Measurement, Record, Row, Speed
-from qsweep.results.traits import is_draw, seed_of, seeds_asked, setting
+from qsweep.results.traits import drawn_by, is_draw, seed_of, seeds_asked, setting
 from qsweep.results.windows import Windows, shared, windows_of
 
 _SIZES = ("size_gb", "bpw", "bpw_total", "active_gb")
@@ -45,7 +45,7 @@ def pooled(records: Iterable[Record], find: FindArrays = stored_arrays) -> list[
     for record in records:
         if record.finished and record.draws is None and (alike := _alike(record)):
             drawn.setdefault(alike, []).append(record)
-    drawn = {alike: held for alike, held in drawn.items() if any(map(seeds_asked, held))}
+    drawn = {alike: held for alike, held in drawn.items() if _several(held)}
     place = {record.key: alike for alike, held in drawn.items() for record in held}
     references = _references(records, find)
     made = {alike: _pooled(alike, held, references, find) for alike, held in drawn.items()}
@@ -101,6 +101,11 @@ def _alike(record: Record) -> str:
     return repr((own, record.fidelity, ways))
 
 
+def _several(held: Sequence[Record]) -> bool:
+    asked = {seed for record in held for seed in seeds_asked(record)}
+    return bool(asked) and max(len(asked), len(set(map(drawn_by, held)))) > 1
+
+
 def _references(records: Sequence[Record], find: FindArrays) -> dict[str, Windows]:
     found = {}
     for record in records:
@@ -118,8 +123,8 @@ def _measured(record: Record, measurement: Measurement) -> str:
 def _pooled(
     alike: str, held: Sequence[Record], references: Mapping[str, Windows], find: FindArrays
 ) -> Record:
-    by_seed = {seed_of(record) or 0: record for record in held}
-    draws = tuple(by_seed[seed] for seed in sorted(by_seed))
+    by_draw = {drawn_by(record): record for record in held}
+    draws = tuple(by_draw[one] for one in sorted(by_draw))
     first = draws[0]
     asked = sorted({seed for record in held for seed in seeds_asked(record)})
     artifact = _artifact(draws)

@@ -139,7 +139,8 @@ class BesideReference:
         retention: (score - chance) / (reference_score - chance), with its 95 % interval.
         difference: To the reference's score, with its 95 % interval.
         p: Of no difference, by ``test``, not corrected for other comparisons.
-        lost: Answers that the reference alone had right; ``gained``: that the trial alone has.
+        lost: Answers that the reference alone had right; ``gained``: that the trial alone has. Of
+            several draws their mean.
         flips: The share of all answers that are either, with its 95 % interval.
         changed: The share of answers by another choice, from wrong to wrong too, with its interval.
     """
@@ -153,8 +154,8 @@ class BesideReference:
     p: Number | None = None
     test: str | None = None
     samples: int | None = None
-    lost: int | None = None
-    gained: int | None = None
+    lost: Number | None = None
+    gained: Number | None = None
     flips: Number | None = None
     flips_low: Number | None = None
     flips_high: Number | None = None

@@ -25,6 +25,8 @@ _NOT_A_TRIALS = (
 )
 # A model is told by its name (qsweep.results.model_names), whatever place it came from.
 _NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.hint", "model.fallback")
+# What a trial was made on is no part of its key; where that moves figures, how they were measured says so.
+_NO_SETTING = "device"
 # Whether its layers are held one at a time changes no figure.
 _OF_NO_EFFECT = "model.stream"
 # What a calibration has beside its text.
@@ -82,10 +84,15 @@ def is_draw(name: str) -> bool:
 
 def seed_of(record: Record) -> int | None:
     """What draws a trial's calibration text, else its quantizer; None where nothing is drawn."""
+    return next(iter(drawn_by(record)), None)
+
+
+def drawn_by(record: Record) -> tuple[int, ...]:
+    """Equal for the same draw: the seed of the calibration text, and the quantizer's if that is another."""
     text = record.config.get("calibration") if record.calibration is not None else None
     drawn: list[Any] = [text.get("seed")] if isinstance(text, Mapping) else []
-    drawn += [value for name, value in record.options.items() if is_draw(name)]
-    return next((int(value) for value in drawn if is_number(value)), None)
+    drawn += [record.options[name] for name in sorted(record.options) if is_draw(name)]
+    return tuple(dict.fromkeys(int(value) for value in drawn if is_number(value)))
 
 
 def seeds_asked(record: Record) -> tuple[int, ...]:
@@ -102,6 +109,6 @@ def setting(record: Record) -> str:
     found = traits(record)
     if not any(is_draw(name) and value is not None for name, value in found.items()):
         return ""
-    kept = {name: value for name, value in found.items() if not is_draw(name)}
+    kept = {n: value for n, value in found.items() if not is_draw(n) and n != _NO_SETTING}
     # What was read of a file has its names in another order.
     return key_of([record.model_hash, record.method, kept])

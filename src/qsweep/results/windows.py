@@ -12,7 +12,7 @@ from qsweep.evaluate.intervals import CONFIDENCE, is_sequential
 from qsweep.evaluate.metrics import Ratio, exponential
 from qsweep.results.arrays import FindArrays, read_arrays, stamp, stored_arrays
 from qsweep.results.record import Measurement, Record, Row
-from qsweep.results.traits import seed_of
+from qsweep.results.traits import drawn_by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ class Windows:
     top1: "np.ndarray | None" = None
     number: "np.ndarray | None" = None
     sequential: bool = False
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,7 +90,7 @@ def windows_of(row: Row, find: FindArrays = stored_arrays) -> Windows | None:
     place = row.measurement.place
     drawn = [(one, m) for one in row.record.draws for m in one.measurements if m.place == place]
     found = [_windows(record, measurement, find) for record, measurement in drawn]
-    return _stacked(found, tuple(seed_of(record) or 0 for record, _ in drawn))
+    return _stacked(found, tuple(drawn_by(record) for record, _ in drawn))
 
 
 def shared(one: Windows, other: Windows) -> tuple[Windows, Windows] | None:
@@ -197,7 +197,7 @@ def _end(its: Windows) -> int:
     return int(its.places.max()) + 1 if len(its) else 0
 
 
-def _stacked(found: Sequence[Windows | None], seeds: tuple[int, ...]) -> Windows | None:
+def _stacked(found: Sequence[Windows | None], seeds: tuple[tuple[int, ...], ...]) -> Windows | None:
     """Several draws as one; None where they are not all there, or not of the same windows."""
     import numpy as np
 

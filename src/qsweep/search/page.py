@@ -171,7 +171,7 @@ def _counted(entry: StudyTrial) -> str:
     words = [_COUNTED.get(finding.get("counted") or "", "")]
     words += [_NO_CACHE] if finding.get("cache_left_out") else []
     if draws := finding.get("draws"):
-        words.append(f"mean of {len(draws)} draws")
+        words.append(f"mean of {numbers.counted(len(draws), 'draw')}")
     said = ", ".join(word for word in words if word)
     return f" ({said})" if said else ""
 

@@ -117,8 +117,8 @@ def completed(earlier: Record, now: Record) -> Record:
     empty: tuple[Any, ...] = (None, {}, ())
     new = {k: v for k, v in vars(now).items() if v not in empty and getattr(earlier, k) in empty}
     # Of how many draws it is one, the run at hand says.
-    drawn = {"seeds": now.config["seeds"]} if now.config.get("seeds") else {}
-    new["config"] = {**earlier.config, **drawn}
+    drawn = {"seeds": now.config["seeds"]} if "seeds" in now.config else {}
+    new["config"] = {k: v for k, v in earlier.config.items() if k != "seeds"} | drawn
     # What is said of tensors rests on no measurement: this version's rules count.
     return replace(earlier, **new | {"tensors": now.tensors or earlier.tensors})
 

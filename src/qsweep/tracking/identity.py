@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.files import read_regular
+from qsweep.results.covered import number_asked
 from qsweep.results.record import Record
 from qsweep.results.record_file import content_of
 from qsweep.text.windows import preset_key
@@ -80,11 +81,15 @@ _VOLATILE = (*_ALWAYS, "seconds", "started", "ended", "command", "log", "config"
 def fingerprint(record: Record) -> str:
     """SHA-256 of what a trial came to: equal for records of which only one needs logging.
 
-    A preset counts by the name that its key has, so that a later name makes no other record of it.
+    A preset counts by the name that its key has, so that a later name makes no other record of it. A
+    setting of several draws is what these are, and of how many that were asked for.
     """
     volatile = _ALWAYS if record.status == "failed" else _VOLATILE
     content = {k: v for k, v in content_of(record).items() if k not in volatile}
     content["measurements"] = [_by_preset_key(m) for m in content["measurements"]]
+    if record.draws is not None:
+        content["draws"] = [fingerprint(draw) for draw in record.draws]
+        content["draws_asked"] = number_asked(record)
     if "config" in content:
         content["config"] = _with_preset_keys(content["config"])
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

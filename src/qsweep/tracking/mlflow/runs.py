@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qsweep.base.names import file_word
-from qsweep.base.numbers import one_line
+from qsweep.base.numbers import counted, one_line
 from qsweep.base.schema import flat
 from qsweep.results.answers import answers, best_lines
 from qsweep.results.columns.column import TABLE
@@ -91,7 +91,8 @@ def trial_run(record: Record) -> Run:
         # Charts cannot draw these, and some stores refuse them; a filter still finds them.
         "nonfinite_metrics": ", ".join(f"{name}={value}" for name, value in sorted(odd.items())),
     }
-    mean = f" (mean of {len(record.draws)} draws)" if record.draws else ""
+    number = len(record.draws or ())
+    mean = f" (mean of {counted(number, 'draw')})" if number else ""
     return Run(
         name=f"{record.name}{mean}",
         status=_MLFLOW_STATUS.get(record.status, "FAILED"),

@@ -126,20 +126,23 @@ class SweepLog:
             records: All of its trials'.
             settled: False leaves a note that something is still missing.
         """
-        if self.journal.summary == _summary(records, bool(self.journal.complete)):
+        named = with_distinct_names(pooled(records))
+        settings = [record for record in named if record.draws is not None]
+        everything = [*records, *settings]
+        if self.journal.summary == _summary(everything, bool(self.journal.complete)):
             return
         if self.connect(name):
             self.log_missing(records)
         assert self._client is not None
-        for setting in with_distinct_names(pooled(records)):
-            if setting.draws is not None and not self.is_logged(setting):
+        for setting in settings:
+            if not self.is_logged(setting):
                 self._log(setting)
         self._name_apart(records)
         complete = bool(self.journal.complete)
         run = sweep_run(name, command, records, self._directory, complete=complete)
         self._client.write(self._parent, run, again=False)
         if settled:
-            self.journal.set_summary(_summary(records, complete))
+            self.journal.set_summary(_summary(everything, complete))
 
     def _name_apart(self, records: Sequence[Record]) -> None:
         # What tells trials of one name apart is known only when all of them are there.
