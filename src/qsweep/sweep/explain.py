@@ -113,6 +113,11 @@ def _no_option(key: str) -> str:
     if key.partition(".")[0] == "hydra":
         return f"Hydra has no option {key!r}; --cfg hydra shows what there is"
     if owners := [choice for choice, options in options_by_choice(group) if name in options]:
+        if group == "corpus" and name != "path":
+            return (
+                f"{key}: only corpus=file has this option by this name; of another text it is "
+                f"corpus.NAME.{name}, as corpus.chat.{name}"
+            )
         chosen = " or ".join(f"{group}={choice}" for choice in owners)
         return (
             f"{key}: only {chosen} has this option; a sweep that has others, too, gives it under "
