@@ -176,7 +176,7 @@ def test_of_a_long_answer_only_its_last_tokens_are_looked_at_for_a_stop_text(poc
     stop = pocket.tokenizer("x = 2")["input_ids"]
     found = batches._answer([*tokens, *stop, *tokens], set(), stops)
     assert found.ended and len(found.tokens) == len(tokens) + len(stop)
-    assert batches._answer(tokens, {tokens[4]}, stops).tokens == tuple(tokens[:5])
+    assert batches._answer(tokens, {tokens[3]}, stops).tokens == tuple(tokens[:4])
 
 
 def test_a_cache_that_is_not_ours_is_noticed(pocket, monkeypatch):

@@ -93,7 +93,10 @@ def test_two_bits_depart_early(results):
     for result, other in results.values():
         long = compare_task([(other, result)]).summary["long"]
         assert long["departed"] == 1 and long["divergence_token"] <= 3
-        assert long["length_ratio"] != 1
+        said, base_said = ([one["said"] for one in of.samples] for of in (other, result))
+        assert all(own != base for own, base in zip(said, base_said, strict=True))
+        tokens, base = (sum(map(sum, of.long.lengths)) for of in (other, result))
+        assert long["length_ratio"] == pytest.approx(tokens / base)
 
 
 def test_the_same_again_is_the_same(results, lm):
