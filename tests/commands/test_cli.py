@@ -66,6 +66,11 @@ def test_the_job_configuration_is_printed():
             "quant.imatrix: only quant=gguf has this option; a sweep that has others, too, "
             "gives it under 'when' in a file (sweeps/pareto.yaml)",
         ),
+        (
+            ["corpus=ultrachat", "corpus.assistant_only=true"],
+            "corpus.assistant_only: only corpus=file has this option by this name; of another text "
+            "it is corpus.NAME.assistant_only, as corpus.chat.assistant_only",
+        ),
         (["foo"], "'foo' is not an override; write NAME=VALUE"),
         (["bits=three"], "quant.bits=three: "),
         (["device=cuba"], "device=cuba: not a device; did you mean 'cuda'"),
@@ -106,6 +111,12 @@ def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path, argument
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not (tmp_path / "out" / "sweeps").exists()
+
+
+def test_an_option_of_another_text_is_given_under_its_name():
+    result = run_here(["--cfg=job", "corpus=ultrachat", "corpus.ultrachat.assistant_only=true"])
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)["corpus"]["ultrachat"]["assistant_only"] is True
 
 
 @pytest.mark.parametrize("arguments", [["outputs_dir=null"], ["-m", "outputs_dir=[]", "bits=3,4"]])

@@ -119,5 +119,20 @@ def test_a_search_may_aim_at_them_where_they_are_measured():
     aims = {"loops": "search.objective"}
     with pytest.raises(ConfigError, match="loops is not measured; add eval=long"):
         check_measured(aims, EvalConfig(tasks=("mmlu",)))
-    for tasks in (("long",), ("mmlu", "long_gsm8k")):
+    aims |= {"long_length_ratio": "search.objective", "divergence_token": "search.objective"}
+    for tasks in (("long",), ("mmlu", "long_gsm8k"), ("harness:long_gsm8k",), ("long_lists",)):
         check_measured(aims, EvalConfig(tasks=tasks))
+    for metric in aims:
+        for tasks in (("mmlu",), ("long_mine.yaml",), ("long_mine:make",)):
+            with pytest.raises(ConfigError, match=f"{metric} is not measured; add eval=long"):
+                check_measured({metric: "search.objective"}, EvalConfig(tasks=tasks))
+
+
+def test_long_answers_are_not_right_or_wrong():
+    aims = {"flips": "search.objective"}
+    for tasks in ((), ("long",), ("harness:long_gsm8k", "long_lists")):
+        with pytest.raises(
+            ConfigError, match="flips is not measured; name tasks of right or wrong"
+        ):
+            check_measured(aims, EvalConfig(tasks=tasks))
+    check_measured(aims, EvalConfig(tasks=("long", "mmlu")))

@@ -39,7 +39,7 @@ def added(*overrides):
     return tuple(f"+{one}" if "max_documents" in one else one for one in overrides)
 
 
-def test_the_reference_writes_and_a_quantized_model_is_measured_on_that(make, pocket_dir):
+def test_the_reference_writes_and_a_quantized_model_is_measured_on_that(make, pocket_dir, capsys):
     store, plan = make("quant=rtn", *added(*FEW))
     (step,) = plan.measurements
     assert step.preset == "conversations" and not has_written(plan, step, store)
@@ -48,8 +48,13 @@ def test_the_reference_writes_and_a_quantized_model_is_measured_on_that(make, po
     windows = windows_of(plan, step, store)
     facts = found.facts
     assert facts["written_by"] == "the reference" and facts["new_tokens"] == 12
+    assert facts["template"] == "plain"
+    told = capsys.readouterr().err
+    assert told.count("note: on_policy: the reference writes from 5 prompts only") == 1
     assert facts["tokens_scored"] == windows.tokens_scored
     assert windows.counts.max() == 12 and len(windows.ids) == 5
+    # Its windows have no common length to be quartered.
+    assert not any(name.startswith("kld_q") for name in found.metrics)
     assert found.metrics["kld"] > 0 and 0 < found.metrics["ear"] < 1
     # Only what was written is scored, in one piece behind its prompt.
     assert torch.equal(windows.counts, windows.lengths - windows.first_scored)
@@ -133,6 +138,30 @@ def test_begins_of_documents_and_of_conversations(pocket_dir):
     documents = [to_document(talk, "here"), to_document(talk[:1], "here")]
     (asked,) = prompts(documents, tokenizer, 100, conversations=True)
     assert tokenizer.decode(asked) == "User: Two and two?\n\nAssistant:"
+
+
+def test_conversations_that_cannot_be_asked_are_left_out(pocket_dir):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pocket_dir)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    talk = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
+    refused = to_document([{"role": "system", "content": "Be brief."}, *talk], "here")
+    taken, silent_one = to_document(talk, "here"), to_document(talk[:1], "here")
+    (asked,) = prompts([refused, taken, silent_one], tokenizer, 100, conversations=True)
+    assert tokenizer.decode(asked).startswith("user: Two and two?")
+    with pytest.raises(ConfigError, match=r"has an answer.* \(the chat template refuses: no sys"):
+        prompts([refused], tokenizer, 100, conversations=True)
+    # Fewer new tokens would help where there is an answer, and only there.
+    with pytest.raises(
+        ConfigError, match="^no conversation has an answer, .*; choose another text$"
+    ):
+        prompts([silent_one], tokenizer, 100, conversations=True)
+    with pytest.raises(ConfigError, match="lower new_tokens"):
+        prompts([silent_one, taken], tokenizer, 2, conversations=True)
 
 
 def test_too_little_room(make):

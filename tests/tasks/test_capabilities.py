@@ -32,6 +32,18 @@ def compared(right, total, changed=(), chance=0.25):
     return compare_task([(result(right, total, chance, changed), result(right, total, chance))])
 
 
+def test_scores_between_right_and_wrong_need_no_more_samples_than_they_differ_by():
+    def needed(own, base):
+        ids = [str(number) for number in range(len(own))]
+        made = compare_task([(TaskResult("acc", own, ids, 0.0), TaskResult("acc", base, ids, 0.0))])
+        return capabilities({"t": ("long answers", made)})["long answers"]["samples_needed"]
+
+    # Every score differs, by a tenth: that is a spread as of one right answer in a hundred.
+    tenths = needed([0.8, 0.6] * 100, [0.7] * 200)
+    assert tenths == needed([0.0] * 2 + [1.0] * 198, [1.0] * 200)
+    assert tenths < needed([0.0] * 200, [1.0] * 200) / 10
+
+
 def test_retention_counts_from_chance():
     found = compared(150, 200, changed=range(50)).summary
     # 75 % and 50 % correct, a quarter by chance.

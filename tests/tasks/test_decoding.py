@@ -161,6 +161,24 @@ def test_a_stop_text_ends_both_ways_alike(pocket):
     assert found[1].ended and len(found[1].tokens) < asks[1].new
 
 
+def test_of_a_long_answer_only_its_last_tokens_are_looked_at_for_a_stop_text(pocket, monkeypatch):
+    tokens = pocket.tokenizer("x = 1\n" * 400)["input_ids"]
+    seen = []
+    decode = pocket.tokenizer.batch_decode
+    monkeypatch.setattr(
+        pocket.tokenizer,
+        "batch_decode",
+        lambda rows: seen.append(max(map(len, rows))) or decode(rows),
+    )
+    without, stops = (batches.StopTexts(pocket.tokenizer, until) for until in ((), ("\nx = 2",)))
+    assert batches._answer(tokens, set(), without).tokens == tuple(tokens) and not seen
+    assert not batches._answer(tokens, set(), stops).ended and seen == [stops.tail]
+    stop = pocket.tokenizer("x = 2")["input_ids"]
+    found = batches._answer([*tokens, *stop, *tokens], set(), stops)
+    assert found.ended and len(found.tokens) == len(tokens) + len(stop)
+    assert batches._answer(tokens, {tokens[3]}, stops).tokens == tuple(tokens[:4])
+
+
 def test_a_cache_that_is_not_ours_is_noticed(pocket, monkeypatch):
     from qsweep.tasks.cache_rows import Rows
 

@@ -62,8 +62,14 @@ def test_without_a_departure_all_survive():
 
 def test_where_all_part_at_once_the_median_is_there():
     found = survival([1] * 9, [True] * 9)
-    assert (found.median, found.low, found.high) == (1, 1, 1)
+    assert (found.median, found.low, found.high) == (1, 1, None)
     assert found.tokens == (1,) and found.shares == (0.0,)
+
+
+def test_a_bound_that_is_not_defined_is_no_end_of_the_medians_interval():
+    # Two departures: at the second the curve is 0, and its upper bound is not defined.
+    found = survival([5, 10], [True, True])
+    assert (found.median, found.low, found.high) == (5, 5, None)
 
 
 def test_without_censoring_the_curve_is_the_share_that_is_left():

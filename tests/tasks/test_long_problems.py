@@ -62,9 +62,13 @@ def test_problems_are_the_same_every_time_and_other_ones_by_length():
     ("text", "stated"),
     [
         ("3 + 4 = 7\n7 - 2 = 5", [(7,), (5,)]),
-        ("Step 1: 3 + 4 = **7**\n- 7 - 2 = 5.", [(5,)]),  # emphasis is no number
+        ("Step 1: 3 + 4 = **7**\n- 7 - 2 = 5.", [(7,), (5,)]),  # emphasis
         ("3 + 4 = 7 - 2 = 5", [(5,)]),  # a line has one result: its last
         ("<think>1 + 1 = 3\n</think>3 + 4 = 7", [(7,)]),
+        ("<think>1 + 1 = 2\n3 + 4 = 7", []),  # cut off before it said anything
+        ("<think>1 + 1 = 3\n</think>3 + 4 = 7\n<think>7 + 1 = 8", []),
+        ("52 + 3 = $55$\n52 + 3 = ** 55 **", [(55,), (55,)]),
+        ("109 / 2 = 54.5\n27 * 2 = 54.", [(54,)]),
         ("the total is 7", []),
         ("1 - 3 = -2", [(-2,)]),
         ("", []),

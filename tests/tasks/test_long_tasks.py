@@ -93,7 +93,10 @@ def test_two_bits_depart_early(results):
     for result, other in results.values():
         long = compare_task([(other, result)]).summary["long"]
         assert long["departed"] == 1 and long["divergence_token"] <= 3
-        assert long["length_ratio"] != 1
+        said, base_said = ([one["said"] for one in of.samples] for of in (other, result))
+        assert all(own != base for own, base in zip(said, base_said, strict=True))
+        tokens, base = (sum(map(sum, of.long.lengths)) for of in (other, result))
+        assert long["length_ratio"] == pytest.approx(tokens / base)
 
 
 def test_the_same_again_is_the_same(results, lm):
@@ -122,6 +125,23 @@ def test_right_words_get_a_full_score(results, lm, monkeypatch):
     assert found.facts["solved"] == 0.5 and found.facts["greedy_score"] == 1
 
 
+def test_thoughts_that_the_template_opens_are_no_answer(results, lm, monkeypatch):
+    from copy import deepcopy
+
+    from qsweep.tasks.long import asking
+
+    task = EmbeddedLong("long_totals", replace(FEW, chat_template=True))
+    answers = [problem.answer for problem in task._problems(2)]
+    texts = [[f"{answer}\n</think>\n{answer}", answer] for answer in answers]
+    said = asking.Said(results["long_totals"][0].long, [of[0] for of in texts], texts)
+    monkeypatch.setattr(asking, "ask", lambda *_: said)
+    tokenizer = deepcopy(lm.tokenizer)
+    for opening, score in (("", 1.0), ("<think>\n", 0.5)):
+        tokenizer.chat_template = "{{ messages[0].content }}\nAssistant:\n" + opening
+        found = task.run(LanguageModel(lm.model, tokenizer, 1024), silent)
+        assert found.scores == [score] * 3 and found.facts["greedy_score"] == 1
+
+
 # How a model is sampled.
 
 
@@ -136,6 +156,10 @@ def test_right_words_get_a_full_score(results, lm, monkeypatch):
         ({"temperature": "hot", "top_k": True}, DEFAULTS),
         ({"top_k": 20.0}, {"temperature": 1.0, "top_p": 1.0, "top_k": 20}),
         ({"top_k": float("inf")}, DEFAULTS),
+        ({"temperature": float("inf")}, DEFAULTS),
+        ({"temperature": 0.0, "top_p": 1.0}, {"temperature": 0.6, "top_p": 1.0, "top_k": 0}),
+        ({"temperature": float("inf"), "top_k": 5}, {"temperature": 0.6, "top_p": 1.0, "top_k": 5}),
+        ({"temperature": None, "top_k": 5}, {"temperature": 1.0, "top_p": 1.0, "top_k": 5}),
     ],
 )
 def test_a_model_says_itself_how_it_is_sampled(stated, found, tmp_path):
@@ -206,6 +230,14 @@ def test_a_context_for_nothing_advises_nothing(lm):
     tiny = LanguageModel(lm.model, lm.tokenizer, 24)
     with pytest.raises(QsweepError, match=r"the model's context has 24$"):
         EmbeddedLong("long_totals", ROOMY).run(tiny, silent)
+
+
+def test_problems_of_a_task_may_be_answered_together(lm):
+    for name in NAMES:
+        task = EmbeddedLong(name, replace(ROOMY, limit=None, steps=4))
+        asked = task._problems(4)
+        (limit,) = {ask.new for ask in task._asks(asked, lm)}
+        assert limit == 2 * max(task._needed(problem, lm) for problem in asked) + 64
 
 
 def test_a_context_that_is_nearly_full_gives_shorter_answers(lm):

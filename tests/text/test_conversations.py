@@ -136,6 +136,14 @@ def test_a_template_that_marks_answers_but_none_of_these_is_compared(tokenizer):
     assert scored(found, tokenizer) == [[f"{ANSWER}<|im_end|>", "Six.<|im_end|>"]]
 
 
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_what_nobody_asked_for_is_no_answer(template, tokenizer):
+    greeting = {"role": "assistant", "content": "Hello, what is it?"}
+    found = windows(tokenizer, [greeting, *TALK], [greeting, greeting, *TALK], template=template)
+    assert scored(found, tokenizer) == [[f"{ANSWER}<|im_end|>", "Six.<|im_end|>"]] * 2
+    assert "Hello, what is it?" in tokenizer.decode(found.ids[0][: found.first_scored[0]])
+
+
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tokenizer):
     dated = "{{ strftime_now('%d %B %Y') }}\n" + CHATML
     found = windows(tokenizer, TALK, template=dated)
@@ -146,7 +154,7 @@ def test_conversations_without_an_answer_are_left_out_and_counted(plain):
     silent = [TALK[0], {"role": "assistant", "content": "  "}]
     found = windows(plain, [], TALK[:1], TALK, silent)
     assert len(found.ids) == 1
-    assert found.facts()["left_out"] == 3 and found.facts()["conversations"] == 1
+    assert found.facts()["conversations_left_out"] == 3 and found.facts()["conversations"] == 1
     with pytest.raises(ConfigError, match=r"^no conversation has an answer that could be scored$"):
         windows(plain, [], TALK[:1])
 
@@ -155,7 +163,7 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_the_reason_is_
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     system = [{"role": "system", "content": "Be brief."}, *TALK]
     found = windows(tokenizer, system, TALK, template=strict + CHATML)
-    assert len(found.ids) == 1 and found.facts()["left_out"] == 1
+    assert len(found.ids) == 1 and found.facts()["conversations_left_out"] == 1
     with pytest.raises(ConfigError, match=r"scored \(the chat template refuses: no system\)"):
         windows(tokenizer, system, template=strict + CHATML)
 
@@ -191,7 +199,7 @@ def test_the_first_windows_alone(plain):
 def test_messages_have_one_spelling():
     share = [{"from": "human", "value": USER}, {"from": "gpt", "value": ANSWER}]
     parts = [
-        {"role": "user", "content": [{"type": "text", "text": USER}, {"type": "image"}]},
+        {"role": "user", "content": [{"type": "text", "text": USER}, {"type": "image"}, None, 7]},
         {"role": "assistant", "content": ANSWER, "name": "x"},
     ]
     assert to_document(share, "h") == to_document(parts, "h") == to_document(TALK[:2], "h")

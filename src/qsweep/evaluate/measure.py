@@ -143,6 +143,8 @@ def _divergence(
     tokens: "dict[str, Tensor]", reference: "Reference", windows: "Windows"
 ) -> dict[str, float]:
     counts, context = windows.counts, int(windows.ids.shape[1])
+    # Conversations are as long as they are: there are no quarters of their windows.
+    quarters = by_quarter(tokens["kld"], windows.positions, context) if windows.mask is None else ()
     kld, acceptance, agreement = (
         clustered_mean(window_sums(tokens[name], counts), counts)
         for name in ("kld", "acceptance", "top1")
@@ -150,7 +152,7 @@ def _divergence(
     change = (-tokens["nll"].double()).exp() - (-reference.nll.double()).exp()
     parts = (
         quantiles(tokens["kld"]),
-        by_quarter(tokens["kld"], windows.positions, context),
+        quarters,
         by_entropy(tokens["kld"], tokens["entropy"]),
     )
     return {

@@ -12,7 +12,7 @@ _INTRODUCTION = (
     "Length: tokens of a sampled answer, beside the reference's, with a paired 95 % interval over the "
     "problems and their samples. Truncated: the share of samples that ran into the most tokens that "
     f"were allowed. Loops: the share whose last tokens are a pattern of at most {PERIOD} tokens, at "
-    f"least {TIMES} times and over at least {LEAST} tokens. Parts at: the token before which half of "
+    f"least {TIMES} times and over at least {LEAST} tokens. Parts at: the token by which half of "
     "the greedy answers have departed from the reference's (Kaplan-Meier, with its 95 % interval; > n: "
     "fewer than half had, and answers were compared up to token n)."
 )

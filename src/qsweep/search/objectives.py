@@ -17,6 +17,7 @@ from qsweep.results.columns.column import TABLE
 from qsweep.results.columns.derived import stopped_ends
 from qsweep.results.columns.table import (
     DECODE_TPS,
+    FLIPS,
     KLD,
     KLD_NATIVE,
     KLD_STDERR,
@@ -33,6 +34,7 @@ from qsweep.results.columns.table import (
 from qsweep.results.columns.views import figure as figure_of
 from qsweep.results.columns.views import searchable
 from qsweep.results.record import Record
+from qsweep.tasks.suite import is_long
 
 Span = tuple[float, float, float]
 Direction = Literal["minimize", "maximize"]
@@ -42,6 +44,8 @@ _OF_RATIO = tuple(column.name for column in (PPL, PPL_RATIO, QUALITY, QUALITY_PE
 _PROXY_SIZE = 0.03
 # 95 % of a normal distribution; the KLD's standard error is over windows, as protocol.md says.
 _Z = 1.96
+# What a trial has one figure of; others are of its tasks and capabilities.
+_OF_TRIAL = ("measurement", "artifact", "speed", "trial")
 _WORDS: dict[str, Direction] = {"up": "maximize", "down": "minimize"}
 
 
@@ -95,15 +99,17 @@ def check_metric(metric: str, where: str, otherwise: str = "") -> None:
 
 def check_measured(metrics: Mapping[str, str], evaluation: Any) -> None:
     """Refuse what the configuration does not measure. ``metrics`` says where each one is named."""
+    columns = {column.name: column for column in TABLE if column.of in _OF_TRIAL}
     measured = {
         DECODE_TPS.needs: evaluation.speed,
         KLD.needs: evaluation.divergence,
         KLD_NATIVE.needs: evaluation.kld_native,
         RETENTIONS[0].needs: bool(evaluation.tasks),
-        LOOPS.needs: any(name.partition("_")[0] == "long" for name in evaluation.tasks),
+        LOOPS.needs: any(map(is_long, evaluation.tasks)),
+        FLIPS.needs: not all(map(is_long, evaluation.tasks)),
     }
     for metric, where in metrics.items():
-        column = searchable().get(metric)
+        column = columns.get(metric)
         if column is not None and not measured.get(column.needs, True):
             raise ConfigError(f"{where}: {metric} is not measured; {column.needs}")
 
@@ -112,7 +118,7 @@ def figure(record: Record, metric: str) -> float:
     """One figure of a finished trial. Raises QsweepError where it was not measured."""
     known = []
     for column in TABLE:
-        if column.of in ("measurement", "artifact", "speed", "trial"):
+        if column.of in _OF_TRIAL:
             value = figure_of(record, column)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if column.name == metric:

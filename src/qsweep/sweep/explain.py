@@ -11,6 +11,8 @@ from qsweep.base.secrets import hidden
 from qsweep.sweep.option_names import known_options, options_of_files
 
 _LONGEST = 400
+# What corpus=file has at the top, and any other text under its own name.
+_OF_ANY_TEXT = ("field", "assistant_only")
 
 
 def explain(error: Exception) -> str:
@@ -113,6 +115,11 @@ def _no_option(key: str) -> str:
     if key.partition(".")[0] == "hydra":
         return f"Hydra has no option {key!r}; --cfg hydra shows what there is"
     if owners := [choice for choice, options in options_by_choice(group) if name in options]:
+        if group == "corpus" and name in _OF_ANY_TEXT:
+            return (
+                f"{key}: only corpus=file has this option by this name; of another text it is "
+                f"corpus.NAME.{name}, as corpus.chat.{name}"
+            )
         chosen = " or ".join(f"{group}={choice}" for choice in owners)
         return (
             f"{key}: only {chosen} has this option; a sweep that has others, too, gives it under "

@@ -5,6 +5,7 @@ its reference writes, not on somebody else's.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -18,7 +19,7 @@ from qsweep.base.store import Store
 from qsweep.sweep.artifacts import tokenizer_of
 from qsweep.sweep.plan import MeasurementPlan, Plan, effective_preset
 from qsweep.tasks.written import write_on
-from qsweep.text.chat_template import Answered
+from qsweep.text.chat_template import Answered, ChatTemplate
 from qsweep.text.conversations import answered_windows, cut_row
 from qsweep.text.corpora import text_fingerprint
 from qsweep.text.prompts import prompts
@@ -28,6 +29,9 @@ from qsweep.text.windows import limited_to_model
 if TYPE_CHECKING:
     from qsweep.tasks.model import LanguageModel
     from qsweep.text.windows import Windows
+
+# With fewer prompts than these a note says so.
+_FEW = 8
 
 
 def keep_written(
@@ -47,7 +51,7 @@ def keep_written(
         progress: Told how far it is.
 
     Raises:
-        ConfigError: The text has no begin that leaves room.
+        ConfigError: The text has no begin that leaves room, or no conversation that can be asked.
         TrialFailed: The model cannot go on.
     """
     store.build("texts", _identity(step), partial(_write, plan, step, open_model, progress))
@@ -78,6 +82,8 @@ def written_windows(plan: Plan, step: MeasurementPlan, store: Store) -> "Windows
             "that nothing is left to be scored; leave it out"
         )
     notes = {"written_by": "the reference", "new_tokens": step.corpus.new_tokens}
+    if template := entry.content["template"]:
+        notes["template"] = template
     return answered_windows(rows, preset, entry.content["bos"], notes)
 
 
@@ -96,13 +102,21 @@ def _write(
     corpus, facts, lm = step.corpus, plan.setting.facts, open_model()
     assert corpus.new_tokens is not None
     lm.batch_size = None  # what is drawn depends on it, and is in no key
+    tokenizer = tokenizer_of(plan)
     begins = prompts(
         plan.setting.texts[corpus.name].documents(),
-        tokenizer_of(plan),
+        tokenizer,
         facts.max_length - corpus.new_tokens,
         facts.model_type,
         conversations=corpus.assistant_only,
     )
+    if len(begins) < _FEW:
+        print(
+            f"note: {corpus.name}: the reference writes from {len(begins)} "
+            f"{'prompt' if len(begins) == 1 else 'prompts'} only, one of each document; "
+            "figures of so few texts say little",
+            file=sys.stderr,
+        )
     rows = write_on(lm, begins, corpus.new_tokens, partial(progress, f"write {corpus.name}"))
     documents = [json.dumps({"ids": row.ids, "from": row.answers[0][0]}) for row in rows]
     (out / FILE).write_text(json.dumps(documents), encoding="utf-8")
@@ -110,6 +124,7 @@ def _write(
     return {
         "fingerprint": text_fingerprint(documents),
         "bos": "none" if bos == "none" else "window",
+        "template": ChatTemplate(tokenizer).name if corpus.assistant_only else None,
     }
 
 

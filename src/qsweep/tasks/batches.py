@@ -128,6 +128,15 @@ class StopTexts:
         tails = self._tokenizer.batch_decode([row[-self.tail :] for row in rows])
         return [any(stop in tail for stop in self._stops) for tail in tails]
 
+    def first(self, tokens: Sequence[int]) -> int | None:
+        """After how many tokens one is there; None: it never is."""
+        if not self._stops:
+            return None
+        reached = self.reached(
+            [tokens[max(0, n - self.tail) : n] for n in range(1, len(tokens) + 1)]
+        )
+        return next((number for number, found in enumerate(reached, 1) if found), None)
+
 
 def require_finite(
     lm: TextModel, logits: "Tensor", read: Callable[[int], tuple[Sequence[int], int]]
@@ -158,11 +167,9 @@ def require_finite(
 
 def _answer(tokens: list[int], ends: set[int], stops: StopTexts) -> Answer:
     # Beyond its own end a row is filled up until the last of the batch is done.
-    reached = stops.reached([tokens[:number] for number in range(1, len(tokens) + 1)])
-    for number, (token, stop) in enumerate(zip(tokens, reached, strict=True), 1):
-        if stop or token in ends:
-            return Answer(tuple(tokens[:number]), True)
-    return Answer(tuple(tokens), False)
+    end = next((number for number, token in enumerate(tokens, 1) if token in ends), None)
+    stop = stops.first(tokens[:end])
+    return Answer(tuple(tokens[: stop or end]), bool(stop or end))
 
 
 def _pad(lm: TextModel) -> int:

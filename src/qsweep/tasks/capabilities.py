@@ -228,7 +228,8 @@ def _capability(members: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
         difference = (sum(own) - sum(base)) / len(pairs)
         found |= _named("difference", interval(difference, means - base_means))
         found["p"], found["test"] = paired_p(own, base)
-        differing = sum(a != b for a, b in pairs) / len(pairs)
+        # Of right and wrong the share that differs; of other scores what the formula means by it.
+        differing = sum((a - b) ** 2 for a, b in pairs) / len(pairs)
         found |= {"samples": len(pairs), "samples_needed": samples_needed(differing, MARGIN)}
         found |= flips(pairs)
         if all(c.choices for _, c in usable if c.pairs):

@@ -24,6 +24,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 # Asks for a task of lm-evaluation-harness by its own name, where qsweep has one of that name too.
 HARNESS_PREFIX = "harness:"
+# A user's own task.
+_FILES = (".yaml", ".yml")
 _KNOWN = tuple(
     "mmlu ceval cmmlu gsm8k ifeval arc arc_challenge hellaswag winogrande bbh wikitext".split()
 )
@@ -49,8 +51,16 @@ def find_tasks(names: Sequence[str], options: TaskOptions, cache: Path) -> tuple
     return tuple(found.values())
 
 
+def is_long(name: str) -> bool:
+    """Whether a name in ``eval.tasks`` asks for long answers: qsweep's own, or the harness's at length."""
+    if name.endswith(_FILES):
+        return False
+    asked = name.removeprefix(HARNESS_PREFIX)
+    return asked == "long" or (asked.startswith("long_") and ":" not in asked)
+
+
 def _tasks_of(name: str, options: TaskOptions, cache: Path) -> Iterator[Task]:
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(_FILES):
         yield user_task(Path(name).expanduser().absolute(), options)
     elif name in embedded.NAMES:
         yield embedded.embedded_task(name, options)

@@ -7,7 +7,7 @@ from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.requests import Ask, Sampling
 from qsweep.text.chat_template import Answered
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same model and prompts would now give another text; it is in their keys."""
 
 
@@ -32,9 +32,7 @@ def write_on(
     """
     asks = [Ask(tuple(one), new_tokens, f"written {number}") for number, one in enumerate(prompts)]
     found = []
-    for ask, answer in zip(
-        asks, answers(lm, asks, Sampling(new_tokens, do_sample=True), progress), strict=True
-    ):
+    for ask, answer in zip(asks, answers(lm, asks, Sampling(new_tokens), progress), strict=True):
         ids = [*ask.prompt, *answer.tokens]
         found.append(Answered(ids, [(len(ask.prompt), len(ids))]))
     return found

@@ -33,6 +33,16 @@ class Answered:
     answers: list[Span]
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What a template raises that does not take a conversation.
+
+    Some want a question before every answer, some no system's message.
+    """
+    from jinja2 import TemplateError
+
+    return (TemplateError, IndexError, KeyError, TypeError, ValueError)
+
+
 class ChatTemplate:
     """Makes tokens of conversations.
 
@@ -64,8 +74,7 @@ class ChatTemplate:
             ConfigError: What the template makes of a question is not the begin of what it makes of
                 question and answer.
         """
-        # What nobody asked for is no answer.
-        answers = [n for n, one in enumerate(messages) if n and _is_answer(one)]
+        answers = _answers(messages)
         if not answers:
             return []
         messages = messages[: answers[-1] + 1]
@@ -87,10 +96,10 @@ class ChatTemplate:
 
     def question(self, messages: Messages) -> list[int]:
         """All before the first answer, with the assistant's turn opened; nothing without one."""
-        first = next((n for n, one in enumerate(messages) if n and _is_answer(one)), None)
-        if first is None:
+        answers = _answers(messages)
+        if not answers:
             return []
-        ids = self._encode(self._render(messages[:first], opened=True))
+        ids = self._encode(self._render(messages[: answers[0]], opened=True))
         return self._answered(ids, []).ids
 
     def _marked(self, messages: Messages) -> Answered:
@@ -108,6 +117,9 @@ class ChatTemplate:
             if said:
                 spans.append((at, end))
             at = end
+        if greetings := _unasked(messages):
+            begin = self._shared(self._render(messages[:greetings]), ids)
+            spans = [(max(a, begin), b) for a, b in spans if b > begin]
         return self._answered(ids, spans)
 
     def _compared(self, messages: Messages, answers: Sequence[int]) -> Answered | None:
@@ -160,5 +172,14 @@ class ChatTemplate:
         )
 
 
-def _is_answer(message: dict[str, str]) -> bool:
-    return message["role"] == "assistant" and bool(message["content"].strip())
+def _answers(messages: Messages) -> list[int]:
+    """Which messages are answers: what the assistant says once it was asked."""
+    first = _unasked(messages)
+    said = enumerate(messages[first:], first)
+    return [n for n, one in said if one["role"] == "assistant" and one["content"].strip()]
+
+
+def _unasked(messages: Messages) -> int:
+    """How many messages of the assistant's stand before any other: what nobody asked for."""
+    others = (n for n, one in enumerate(messages) if one["role"] != "assistant")
+    return next(others, len(messages))

@@ -63,7 +63,7 @@ def message_text(turn: Any, where: str) -> str | None:
             if isinstance(turn.get(name), str):
                 return str(turn[name])
             if isinstance(turn.get(name), list):  # parts, of which some may be images
-                parts = (p for p in turn[name] if isinstance(p, str) or "text" in p)
+                parts = (p for p in turn[name] if _has_text(p))
                 return _joined(message_text(part, where) for part in parts)
         if held := next((name for name in _MESSAGE_TEXT if name in turn), None):
             if turn[held] is None:  # a call of a tool, nothing said
@@ -71,6 +71,10 @@ def message_text(turn: Any, where: str) -> str | None:
             kind = type(turn[held]).__name__
             raise ConfigError(f"{where}: a message whose {held} is {kind}, no text")
     raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
+
+
+def _has_text(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and "text" in part)
 
 
 def _joined(texts: Iterable[str | None]) -> str:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ConfigError, in_one_line
-from qsweep.text.chat_template import Answered, ChatTemplate
+from qsweep.text.chat_template import Answered, ChatTemplate, refusals
 from qsweep.text.chats import ROLES, Message, message_text
 from qsweep.text.windows import Bos, Preset, Windows, bos_ids, bos_rule, limited_to_model
 
@@ -22,7 +22,7 @@ VERSION = 1
 NOTED = (
     "template",
     "conversations",
-    "left_out",
+    "conversations_left_out",
     "cut",
     "answers_apart",
     "written_by",
@@ -113,19 +113,16 @@ def _rows(
     for document in documents:
         whole = _tokens(document, template, notes)
         rows = [row for full in whole if (row := cut_row(full, context))]
-        notes["conversations" if rows else "left_out"] += 1
+        notes["conversations" if rows else "conversations_left_out"] += 1
         notes["answers_apart"] += len(rows) > 1
         notes["cut"] += bool(rows) and any(len(full.ids) > context for full in whole)
         yield from rows
 
 
 def _tokens(document: str, template: ChatTemplate, notes: _Notes) -> list[Answered]:
-    from jinja2 import TemplateError
-
     try:
         return template.tokens(json.loads(document))
-    except (TemplateError, IndexError, KeyError, TypeError, ValueError) as error:
-        # Some want a question before every answer, some no system's message.
+    except refusals() as error:
         notes.refusal = notes.refusal or f" (the chat template refuses: {in_one_line(error)})"
         return []
 

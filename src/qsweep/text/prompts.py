@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
-from qsweep.base.errors import ConfigError
-from qsweep.text.chat_template import ChatTemplate
+from qsweep.base.errors import ConfigError, in_one_line
+from qsweep.text.chat_template import ChatTemplate, refusals
 from qsweep.text.windows import bos_ids, bos_rule, token_ids
 
 MOST = 128
@@ -24,6 +23,8 @@ def prompts(
 ) -> list[list[int]]:
     """What the reference goes on from, as token ids.
 
+    A conversation without an answer is left out, and so is one that the template refuses.
+
     Args:
         documents: Texts, of which the first 32 tokens are taken, or conversations as of
             :func:`~qsweep.text.conversations.to_document`, of which all before the first answer.
@@ -33,21 +34,36 @@ def prompts(
         conversations: Which of the two the documents are.
 
     Raises:
-        ConfigError: None is short enough, or there is no text.
+        ConfigError: None is short enough, or there is none: no text, or no conversation that has an
+            answer and that the template takes.
     """
     start = bos_ids(tokenizer) if bos_rule(tokenizer, model_type) != "none" else []
-    template = ChatTemplate(tokenizer, start)
-
-    def begin(document: str) -> list[int]:
+    template, refusal = ChatTemplate(tokenizer, start), ""
+    taken: list[list[int]] = []
+    longer = 0
+    for document in documents:
         if conversations:
-            return template.question(json.loads(document))
-        ids = token_ids(document, tokenizer)[:_TOKENS]
-        return [*start, *ids] if ids else []
-
-    found = (ids for document in documents if 0 < len(ids := begin(document)) <= room)
-    if not (taken := list(islice(found, MOST))):
+            try:
+                ids = template.question(json.loads(document))
+            except refusals() as error:
+                refusal = refusal or f" (the chat template refuses: {in_one_line(error)})"
+                continue
+        else:
+            ids = token_ids(document, tokenizer)[:_TOKENS]
+            ids = [*start, *ids] if ids else []
+        if 0 < len(ids) <= room:
+            taken.append(ids)
+        longer += len(ids) > room
+        if len(taken) == MOST:
+            break
+    if taken:
+        return taken
+    if conversations and not longer:
         raise ConfigError(
-            f"no begin of a document is of 1 to {room} tokens, which is what the model's context "
-            "leaves of it; lower new_tokens, or choose another text"
+            f"no conversation has an answer, whose question would be asked{refusal}; choose another "
+            "text"
         )
-    return taken
+    raise ConfigError(
+        f"no begin of a document is of 1 to {room} tokens, which is what the model's context "
+        "leaves of it; lower new_tokens, or choose another text"
+    )

@@ -317,7 +317,7 @@ WORST_RETENTION = add(Column(
     "share", csv=True, text=numbers.percent))
 LONG_LENGTH_RATIO = add(Column(
     "long_length_ratio", "tokens of its long answers / the reference's, paired 95 % interval over "
-    "problems and samples", "trial", derived.field_of("long", "length_ratio"), figure=True,
+    "problems and samples", "trial", derived.field_of("long", "length_ratio"), needs=LONG, figure=True,
     csv=True, text=numbers.ratio, write=long_answers.ratio_cell,
     tables={t: Shown("answer length", optional=True) for t in ("markdown", "html")}))
 LONG_LENGTH_RATIO_LOW = add(Column(
@@ -335,9 +335,9 @@ LOOPS = add(Column(
     derived.field_of("long", "loops"), "share", "down", LONG, figure=True, csv=True,
     text=numbers.percent, tables={"html": Shown("loops", optional=True)}))
 DIVERGENCE_TOKEN = add(Column(
-    "divergence_token", "token before which half of its greedy answers left the reference's "
+    "divergence_token", "token by which half of its greedy answers left the reference's "
     "(Kaplan-Meier); empty: fewer have", "trial",
-    derived.field_of("long", "divergence_token"), "token", figure=True, csv=True,
+    derived.field_of("long", "divergence_token"), "token", needs=LONG, figure=True, csv=True,
     write=long_answers.divergence_cell,
     tables={t: Shown("parts at token", optional=True) for t in ("markdown", "html")}))
 DIVERGENCE_TOKEN_LOW = add(Column(
@@ -514,8 +514,8 @@ ARTIFACT = add(Column(
 FLIPS = add(Column(
     "flips", "share of all right or wrong answers of its tasks that are wrong where the reference's is "
     "right, or right where that is wrong, 95 % interval", "trial", derived.flipped("flips"), "share",
-    "down", "name tasks in eval.tasks", figure=True, csv=True, text=numbers.percent,
-    write=derived.flips))
+    "down", "name tasks of right or wrong answers in eval.tasks", figure=True, csv=True,
+    text=numbers.percent, write=derived.flips))
 LOST = add(Column(
     "lost", "how many of them the reference alone had right", "trial", derived.flipped("lost"),
     figure=True, csv=True))

@@ -1,5 +1,6 @@
 """Problems put to a model: each answered greedily once, and by samples that nothing else has a say in."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from qsweep.tasks.text_model import TextModel
 DEFAULTS = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
 _OFF = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 # Raised whenever answers may be drawn otherwise, or other things told of them.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def settings(stated: Mapping[str, Any]) -> dict[str, float]:
     """How a model is sampled: as it says itself, else by :data:`DEFAULTS`.
 
     Of temperature, top_p and top_k what a model leaves out is off, if it says any of them. A value
-    that makes no sense counts as left out.
+    that makes no sense counts as left out, a temperature as the default one: a model that says 0
+    wants to be sampled no hotter than others.
 
     Args:
         stated: The model's ``generation_config.json``.
@@ -45,9 +47,11 @@ def settings(stated: Mapping[str, Any]) -> dict[str, float]:
     own = {
         n: stated[n]
         for n, is_fair in fair.items()
-        if is_number(stated.get(n)) and is_fair(stated[n])
+        if is_number(stated.get(n)) and math.isfinite(stated[n]) and is_fair(stated[n])
     }
-    found = {**_OFF, **own} if own else DEFAULTS
+    cold = stated.get("temperature") is not None and "temperature" not in own
+    missing = {**_OFF, "temperature": DEFAULTS["temperature"]} if cold else _OFF
+    found = {**missing, **own} if own else DEFAULTS
     return {**found, "top_k": int(found["top_k"])}
 
 

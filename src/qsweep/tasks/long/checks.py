@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 
 State = tuple[int, ...]
 
-# The last result of a line of sums, and what stands behind a line's last colon.
-_RESULT = re.compile(r".*=\s*(-?\d+)\b")
+THINKS = "<think>"
+"""Opens what a model thinks; ``</think>`` closes it."""
+
+# The last result of a line of sums, perhaps emphasized, and what stands behind a line's last colon.
+_RESULT = re.compile(r".*=[\s*$]*(-?\d+)\b(?!\.\d)")
 _LIST = re.compile(r".*:[\s\[(*]*(\d+(?:[\s,]+\d+)*)")
 
 
@@ -34,8 +37,9 @@ def steps_right(stated: Sequence[State], expected: Sequence[State]) -> int:
 
 
 def _answer(text: str) -> str:
-    # What a model thinks before it answers is no answer.
-    return text.rpartition("</think>")[2]
+    # What a model thinks before it answers is no answer, and all that there is if it was cut off there.
+    said = text.rpartition("</think>")[2]
+    return "" if THINKS in said else said
 
 
 Read = Callable[[str], list[State]]

@@ -28,7 +28,7 @@ class LongFigures:
         reference_truncated: Of the reference's; ``reference_loops`` too.
         departed: Share of greedy answers that are not the reference's to the end.
         longest: Tokens of the longest answer that was compared, up to where it departed.
-        divergence_token: The token before which half of them have departed, with its 95 % interval;
+        divergence_token: The token by which half of them have departed, with its 95 % interval;
             None where fewer have.
         tokens: Where the curve of those that have not departed falls, and the share from there on.
         shares: See ``tokens``.

@@ -7,7 +7,7 @@ from typing import Any
 from qsweep.base.errors import QsweepError
 from qsweep.base.progress import Progress
 from qsweep.tasks.long import asking
-from qsweep.tasks.long.checks import Read, stated_lists, stated_totals, steps_right
+from qsweep.tasks.long.checks import THINKS, Read, stated_lists, stated_totals, steps_right
 from qsweep.tasks.long.problems import Make, Problem, lists, problems, totals
 from qsweep.tasks.model import LanguageModel
 from qsweep.tasks.requests import Ask, Sampling
@@ -21,8 +21,10 @@ STEPS, EXAMPLE_STEPS = 16, 4
 EXAMPLES, _POOL = 3, 8
 # Between a problem's answer and the next problem; where a model is continued, it ends the answer.
 _JOINT = "\n\n"
-# An answer may be so much longer than the right one, in tokens, before it is cut off.
+# An answer may be so much longer than the longest right one, in tokens, before it is cut off.
 _TIMES, _MORE = 2, 64
+# Where a prompt is looked at for what its template opens.
+_LAST_TOKENS = 32
 _KINDS: dict[str, tuple[Make, Read, str]] = {
     "long_totals": (
         totals,
@@ -102,12 +104,15 @@ class EmbeddedLong:
             self.options.samples,
             labelled(progress, f"task {self.name}"),
         )
+        # Some templates open what is thought themselves: the model then only closes it.
+        opened = lm.tokenizer.decode(asks[0].prompt[-_LAST_TOKENS:]).rstrip().endswith(THINKS)
+        begin = THINKS if opened else ""
         shares = [
-            [self._share(problem, text) for text in texts]
+            [self._share(problem, begin + text) for text in texts]
             for problem, texts in zip(asked, said.samples, strict=True)
         ]
         every = [share for of_problem in shares for share in of_problem]
-        greedy = [self._share(p, text) for p, text in zip(asked, said.greedy, strict=True)]
+        greedy = [self._share(p, begin + text) for p, text in zip(asked, said.greedy, strict=True)]
         return TaskResult(
             metric="steps_right",
             scores=[sum(of_problem) / len(of_problem) for of_problem in shares],
@@ -177,13 +182,11 @@ class EmbeddedLong:
                 f"{self.name}: a problem of {self.steps} steps and its answer take {longest} tokens, "
                 f"the model's context has {lm.max_length}{self._way_out(lm)}"
             )
-        wanted = [given or _TIMES * n + _MORE for n in needed]
+        # One limit for all: transformers' loop decodes only such together.
+        wanted = given or _TIMES * max(needed) + _MORE
         room = [lm.max_length - len(prompt) for prompt in prompts]
-        lm.count("fewer_new_tokens", sum(r < w for r, w in zip(room, wanted, strict=True)))
-        return [
-            Ask(tuple(prompt), min(w, r))
-            for prompt, w, r in zip(prompts, wanted, room, strict=True)
-        ]
+        lm.count("fewer_new_tokens", sum(r < wanted for r in room))
+        return [Ask(tuple(p), min(wanted, r)) for p, r in zip(prompts, room, strict=True)]
 
     def _needed(self, problem: Problem, lm: LanguageModel) -> int:
         # The answer's tokens, and the one that ends it.

@@ -7,6 +7,7 @@ on the log-log scale; the median's interval is where the curve's own crosses one
 Crowley, Biometrics 38, 1982).
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,15 +61,17 @@ def survival(times: Sequence[int], departed: Sequence[bool]) -> Survival:
         around = found.confidence_interval(_LEVEL, method="log-log")
     steps = [n for n, time in enumerate(found.quantiles) if time in set(seen)]
 
-    def falls_to_half(shares: Sequence[float]) -> int | None:
-        # A bound is not defined where no answer is left: there the curve itself is 0.
-        below = (int(found.quantiles[n]) for n in steps if not float(shares[n]) > 0.5)
-        return next(below, None)
+    def falls_to_half(shares: Sequence[float], undefined: float = 0.0) -> int | None:
+        # A bound is not defined where no answer is left. There the curve itself is 0, and so is what
+        # lies below it; how far above it the truth may be nothing tells.
+        values = ((n, float(shares[n])) for n in steps)
+        below = (n for n, share in values if (undefined if math.isnan(share) else share) <= 0.5)
+        return next((int(found.quantiles[n]) for n in below), None)
 
     return Survival(
         tokens=tuple(int(found.quantiles[n]) for n in steps),
         shares=tuple(float(found.probabilities[n]) for n in steps),
         median=falls_to_half(found.probabilities),
         low=falls_to_half(around.low.probabilities),
-        high=falls_to_half(around.high.probabilities),
+        high=falls_to_half(around.high.probabilities, undefined=1.0),
     )
