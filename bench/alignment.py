@@ -181,19 +181,17 @@ def table(found: Found) -> list[Cell]:
 
 def compared(found: Found) -> list[Comparison]:
     """Every other calibration against a text's own, on that text."""
-    from scipy.stats import t
-
     places, figures, tails = [], [], []
     for (setting, calibration, corpus), other in sorted(found.items()):
         own = found.get((setting, corpus, corpus))
         if calibration == corpus or own is None:
             continue
-        mean, spread, count = crossed(differences(other.kld, own.kld))
-        reach = float(t.ppf(0.975, count - 1)) * spread
+        more = crossed(differences(other.kld, own.kld))
+        reach, mean = more.half(), more.value
         share = mean / fmean(map(fmean, own.kld))
         places.append((setting, corpus, calibration))
         figures.append([round(n, 6) for n in (mean, mean - reach, mean + reach, share)])
-        tails.append(2 * float(t.sf(abs(mean) / spread, count - 1)) if spread else float(mean == 0))
+        tails.append(more.p)
     return [
         Comparison(*place, *own, p=round(p, 5))
         for place, own, p in zip(places, figures, holm(tails), strict=True)

@@ -351,7 +351,7 @@ def _interval(
 ) -> str:
     if draws is None:
         return ""
-    found = _crossed(draws)
+    found = crossed(draws)
     reach = found.half()
     low, middle, high = (f"{shown(found.value + step):{sign}.4f}" for step in (-reach, 0, reach))
     return f"{middle} ({low} to {high})"
@@ -359,7 +359,7 @@ def _interval(
 
 def _compared(results: dict[str, Any], side: str) -> tuple[dict[str, float], dict[str, float]]:
     # By row: the mean of native's NLL less the other side's, and Holm's p for "it is above 0".
-    found = {name: _crossed(drawn) for name, drawn in _draws(results, side).items()}
+    found = {name: crossed(drawn) for name, drawn in _draws(results, side).items()}
     tails = [one.p / 2 if one.value > 0 else 1 - one.p / 2 for one in found.values()]
     means = {name: one.value for name, one in found.items()}
     return means, dict(zip(found, holm(tails), strict=True))
@@ -378,7 +378,8 @@ def _draws(
     return draws
 
 
-def _crossed(draws: Sequence[Sequence[float]]) -> Estimate:
+def crossed(draws: Sequence[Sequence[float]]) -> Estimate:
+    """A figure of windows alike, by draw and window."""
     windows = np.asarray(draws, np.float64)
     return estimate(windows, np.ones(windows.shape[1]))  # means over tokens, of windows alike
 

@@ -90,9 +90,9 @@ def test_a_figure_that_no_column_has_fails_the_trial_and_is_not_kept(planned, mo
     store, plan = planned("quant=rtn")
     run_trial(plan.reference(), store, silent)
     really = evaluate.compare
-    monkeypatch.setattr(evaluate, "compare", lambda *both: {**really(*both), "ear": 0.9})
+    monkeypatch.setattr(evaluate, "compare", lambda *both: {**really(*both), "eear": 0.9})
     with pytest.raises(
-        QsweepError, match=r"no column of results/columns/table\.py is called 'ear'"
+        QsweepError, match=r"no column of results/columns/table\.py is called 'eear'"
     ):
         run_trial(plan, store, silent)
     assert finished_record(plan, store) is None
