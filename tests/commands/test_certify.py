@@ -18,7 +18,9 @@ from qsweep.commands.trials import all_records, find_trial, one_of
 from qsweep.evaluate.equivalence import OfWindows, judge
 from qsweep.results.certificate.certificate import Line, _files
 from qsweep.results.certificate.margins import Margin
-from qsweep.results.certificate.measures import Sides, _measurement, find_measure, names
+from qsweep.results.certificate.measures import find_measure
+from qsweep.results.certificate.over_windows import _measurement
+from qsweep.results.certificate.sides import Sides, names
 
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 BRIEF = ["corpus=[python_docs]", "eval.context=64", "eval.noise_floor=false", "tracking=none"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qsweep.base.store import Store
     from qsweep.results.arrays import FindArrays
     from qsweep.results.certificate.certificate import Certificate
-    from qsweep.results.certificate.measures import Sides
+    from qsweep.results.certificate.sides import Sides
     from qsweep.results.record import Measurement, Record
 
 _CODES = {"accept": 0, "reject": 1, "inconclusive": 3}
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sides(options: argparse.Namespace, records: Sequence["Record"]) -> "Sides":
-    from qsweep.results.certificate.measures import Sides
+    from qsweep.results.certificate.sides import Sides
 
     trial = one_of(records, options.trial, options.outputs)
     against = None

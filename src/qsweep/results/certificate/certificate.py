@@ -15,7 +15,8 @@ from qsweep.base.version import __version__
 from qsweep.evaluate.equivalence import Judged, OfAnswers, Outcome, Same, judge, overall
 from qsweep.formats.artifact_files import counting_files, find_place
 from qsweep.results.certificate.margins import Margin, Unit
-from qsweep.results.certificate.measures import Measure, Sides, find_measure
+from qsweep.results.certificate.measures import find_measure
+from qsweep.results.certificate.sides import Measure, Sides
 from qsweep.results.columns.table import SIZE
 from qsweep.results.record import Record, Row
 from qsweep.results.traits import setting
