@@ -9,6 +9,7 @@ from rich.console import Console
 from helpers.typed import typed
 from qsweep.evaluate.verdicts import verdict
 from qsweep.results.terminal import print_results
+from qsweep.tasks.long.compare import LongFigures
 
 
 def trial(name: str, method: str, ratio=None, half=0.005, *, bits=None, size_gb=0.006, **more):
@@ -90,3 +91,15 @@ def measurement(ratio: float, half: float, size_gb: float, place=("python_docs",
         "verdict": verdict(ratio),
         "file": "/nowhere",
     }
+
+
+def long_figures(**more) -> LongFigures:
+    """What a task's long answers suffered."""
+    plain = {
+        "problems": 20, "samples": 80, "length": 240.0, "reference_length": 200.0, "length_ratio": 1.2,
+        "length_ratio_low": 1.1, "length_ratio_high": 1.32, "truncated": 0.25, "loops": 0.1,
+        "reference_truncated": 0.0, "reference_loops": 0.0, "departed": 0.8, "longest": 180,
+        "divergence_token": 37, "divergence_token_low": 21, "divergence_token_high": 60,
+        "tokens": (10, 37, 150), "shares": (0.9, 0.5, 0.2),
+    }  # fmt: skip
+    return LongFigures(**plain | more)

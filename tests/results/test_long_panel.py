@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from helpers.records import reference, trial
+from helpers.records import long_figures, reference, trial
 from helpers.typed import typed
 from qsweep.base.errors import ConfigError
 from qsweep.results.capabilities import capabilities_markdown
@@ -17,18 +17,10 @@ from qsweep.results.record_file import NotARecord, content_of, record_of
 from qsweep.results.rows import rows, to_csv
 from qsweep.search.objectives import check_measured
 from qsweep.sweep.config import EvalConfig
-from qsweep.tasks.long.compare import LongFigures
 
 
 def figures(**more):
-    plain = {
-        "problems": 20, "samples": 80, "length": 240.0, "reference_length": 200.0, "length_ratio": 1.2,
-        "length_ratio_low": 1.1, "length_ratio_high": 1.32, "truncated": 0.25, "loops": 0.1,
-        "reference_truncated": 0.0, "reference_loops": 0.0, "departed": 0.8, "longest": 180,
-        "divergence_token": 37, "divergence_token_low": 21, "divergence_token_high": 60,
-        "tokens": (10, 37, 150), "shares": (0.9, 0.5, 0.2),
-    }  # fmt: skip
-    return asdict(LongFigures(**plain | more))
+    return asdict(long_figures(**more))
 
 
 ITSELF = figures(

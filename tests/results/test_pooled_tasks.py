@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from helpers.records import reference, trial
+from helpers.records import long_figures, reference, trial
 from helpers.typed import typed
 from qsweep.evaluate.draws import from_intervals
 from qsweep.evaluate.intervals import student_t
@@ -18,7 +18,6 @@ from qsweep.results.record import Row
 from qsweep.results.record_file import content_of, record_of
 from qsweep.results.rows import rows, to_csv
 from qsweep.tasks.capabilities import capabilities, compare_task, perplexity_comparison
-from qsweep.tasks.long.compare import LongFigures
 from qsweep.tasks.significance import wilson
 from qsweep.tasks.task import TaskResult
 
@@ -138,25 +137,14 @@ def test_what_a_draw_could_not_finish_has_no_figures_and_a_reason():
     assert task.flips is task.flips_low is task.lost is task.p is None
 
 
-def long(**more):
-    plain = {
-        "problems": 20, "samples": 80, "length": 240.0, "reference_length": 200.0, "length_ratio": 1.2,
-        "length_ratio_low": 1.1, "length_ratio_high": 1.32, "truncated": 0.25, "loops": 0.1,
-        "reference_truncated": 0.0, "reference_loops": 0.0, "departed": 0.8, "longest": 180,
-        "divergence_token": 37, "divergence_token_low": 21, "divergence_token_high": 60,
-        "tokens": (10, 37, 150), "shares": (0.9, 0.5, 0.2),
-    }  # fmt: skip
-    return LongFigures(**plain | more)
-
-
-LATER = long(
+LATER = long_figures(
     length=260.0, length_ratio=1.3, length_ratio_low=1.2, length_ratio_high=1.4, truncated=0.5, loops=0.3,
     longest=120, divergence_token=None, tokens=(20, 100), shares=(0.8, 0.6),
 )  # fmt: skip
 
 
 def test_long_answers_are_means_and_their_curve_goes_as_far_as_all_are_known():
-    one = setting(draw(0, answers(1, 1), long=long()), draw(1, answers(1, 1), long=LATER))
+    one = setting(draw(0, answers(1, 1), long=long_figures()), draw(1, answers(1, 1), long=LATER))
     assert one.tasks[0].long == one.long
     found = one.long
     assert (found.length, found.truncated, found.loops) == (250.0, 0.375, 0.2)
@@ -172,12 +160,14 @@ def test_long_answers_are_means_and_their_curve_goes_as_far_as_all_are_known():
 
 
 def test_a_draw_all_of_whose_answers_departed_stays_at_none():
-    gone = long(longest=40, tokens=(10, 40), shares=(0.5, 0.0), departed=1.0)
-    found = setting(draw(0, answers(1, 1), long=long()), draw(1, answers(1, 1), long=gone)).long
+    gone = long_figures(longest=40, tokens=(10, 40), shares=(0.5, 0.0), departed=1.0)
+    found = setting(
+        draw(0, answers(1, 1), long=long_figures()), draw(1, answers(1, 1), long=gone)
+    ).long
     assert found.longest == 180 and found.shares == pytest.approx((0.7, 0.5, 0.25, 0.1))
     assert found.divergence_token == 37
 
 
 def test_of_draws_without_long_answers_there_are_none():
-    one = setting(draw(0, answers(1, 1), long=long()), draw(1, answers(1, 1)))
+    one = setting(draw(0, answers(1, 1), long=long_figures()), draw(1, answers(1, 1)))
     assert one.long is None and one.tasks[0].long is None

@@ -1,13 +1,14 @@
 """Where a measurement's arrays are, and what is read of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import ArtifactCorrupt
 from qsweep.base.manifest import MANIFEST, open_entry
 from qsweep.results.record import Measurement, Record
+from qsweep.text.windows import CONVERSATIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,14 @@ def _is_whole(folder: Path, *stamps: tuple[int, ...]) -> bool:
     except ArtifactCorrupt:
         return False
     return True
+
+
+def tells_positions(facts: Mapping[str, Any]) -> bool:
+    """Whether how many tokens each window scores tells where they stand in it.
+
+    Windows that do not overlap are whole and scored to their end, but for conversations.
+    """
+    return "stride" not in facts and facts.get("preset") != CONVERSATIONS.name
 
 
 def read_arrays(path: Path, *names: str) -> "dict[str, np.ndarray] | None":

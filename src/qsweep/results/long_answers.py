@@ -1,6 +1,6 @@
 """What long answers suffered, in words and numbers. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from qsweep.base import numbers
@@ -16,11 +16,6 @@ _INTRODUCTION = (
     "the greedy answers have departed from the reference's (Kaplan-Meier, with its 95 % interval; > n: "
     "fewer than half had, and answers were compared up to token n)."
 )
-
-
-def has_long(records: Iterable[Record]) -> bool:
-    """Whether any trial gave long answers."""
-    return any(record.long for record in records)
 
 
 def ratio_cell(row: Row) -> str:

@@ -103,8 +103,8 @@ def _of_figures(name: str, found: Sequence[Figures], windows: int | None) -> Est
         if _is_log(name):
             if not value > 0 or (low is not None and not low > 0):
                 return Estimate(math.nan)
-            value, relative = math.log(value), None if error is None else error / value
-            error = relative
+            error = None if error is None else error / value
+            value = math.log(value)
             low, high = (None if end is None else math.log(end) for end in (low, high))
         if error is None and low is not None and high is not None and windows and windows > 1:
             error = (high - low) / 2 / student_t(windows - 1)

@@ -11,7 +11,7 @@ from qsweep.base.secrets import hidden
 from qsweep.base.store import Entry, Store
 from qsweep.evaluate.metrics import QUARTERS, by_quarter, end_positions, quality_per_gb
 from qsweep.formats.artifact import Artifact
-from qsweep.results.arrays import read_arrays
+from qsweep.results.arrays import read_arrays, tells_positions
 from qsweep.results.judged import told_reference_ppl
 from qsweep.results.record import ArtifactFacts, Record
 from qsweep.results.record_file import record_of
@@ -20,7 +20,6 @@ from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.plan import MeasurementPlan, Plan, ServedPlan
 from qsweep.sweep.tensors import find_tensors, has_table
 from qsweep.tasks.run import task_records
-from qsweep.text.windows import CONVERSATIONS
 
 
 def finished_record(plan: Plan, store: Store) -> Record | None:
@@ -202,8 +201,7 @@ def _measurement(step: MeasurementPlan, entries: Sequence[Entry], size_gb: float
 def _metrics(entry: Entry) -> dict[str, Any]:
     """A measurement's, with what earlier versions did not take of its arrays."""
     metrics, facts = dict(entry.content["metrics"]), entry.content["facts"]
-    whole = "stride" not in facts and facts.get("preset") != CONVERSATIONS.name
-    if "kld" not in metrics or f"kld_{QUARTERS[-1]}" in metrics or not whole:
+    if "kld" not in metrics or f"kld_{QUARTERS[-1]}" in metrics or not tells_positions(facts):
         return metrics
     arrays = read_arrays(entry.path / "arrays.safetensors", "token_kld", "window_tokens") or {}
     if "token_kld" in arrays:

@@ -170,10 +170,12 @@ class Measuring:
         started = time.perf_counter()
         reset_peak_memory(plan.setting.device)
         label = f"measure {step.corpus.name} with {run.serving.name}"
-        weights, before, held = (
-            read_measurement(self.store.require("measurements", key).path)
-            for key in (step.key, run.before, base.key)
-        )
+        # The run before is mostly that of the weights.
+        kept = {
+            key: read_measurement(self.store.require("measurements", key).path)
+            for key in {step.key, run.before, base.key}
+        }
+        weights, before, held = kept[step.key], kept[run.before], kept[base.key]
         windows = windows_of(plan, step, self.store)
         reference = find_reference(plan, step, self.store)
         if (chosen := chosen_windows(weights)) is not None:

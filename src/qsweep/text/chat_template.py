@@ -12,7 +12,7 @@ from itertools import groupby
 from os.path import commonprefix
 from typing import Any
 
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, in_one_line
 from qsweep.text.rendering import TODAY
 from qsweep.text.windows import token_ids
 
@@ -41,6 +41,11 @@ def refusals() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
 
     return (TemplateError, IndexError, KeyError, TypeError, ValueError)
+
+
+def told_refusal(error: Exception) -> str:
+    """What is said of one of :func:`refusals`, behind the words that nothing could be taken."""
+    return f" (the chat template refuses: {in_one_line(error)})"
 
 
 class ChatTemplate:

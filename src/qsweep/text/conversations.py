@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import ConfigError, in_one_line
-from qsweep.text.chat_template import Answered, ChatTemplate, refusals
+from qsweep.base.errors import ConfigError
+from qsweep.text.chat_template import Answered, ChatTemplate, refusals, told_refusal
 from qsweep.text.chats import ROLES, Message, message_text
 from qsweep.text.windows import Bos, Preset, Windows, bos_ids, bos_rule, limited_to_model
 
@@ -123,7 +123,7 @@ def _tokens(document: str, template: ChatTemplate, notes: _Notes) -> list[Answer
     try:
         return template.tokens(json.loads(document))
     except refusals() as error:
-        notes.refusal = notes.refusal or f" (the chat template refuses: {in_one_line(error)})"
+        notes.refusal = notes.refusal or told_refusal(error)
         return []
 
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qsweep.base.errors import ConfigError, in_one_line
-from qsweep.text.chat_template import ChatTemplate, refusals
+from qsweep.base.errors import ConfigError
+from qsweep.text.chat_template import ChatTemplate, refusals, told_refusal
 from qsweep.text.windows import bos_ids, bos_rule, token_ids
 
 MOST = 128
@@ -46,7 +46,7 @@ def prompts(
             try:
                 ids = template.question(json.loads(document))
             except refusals() as error:
-                refusal = refusal or f" (the chat template refuses: {in_one_line(error)})"
+                refusal = refusal or told_refusal(error)
                 continue
         else:
             ids = token_ids(document, tokenizer)[:_TOKENS]

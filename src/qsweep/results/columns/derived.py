@@ -111,15 +111,24 @@ def both_verdicts(row: Row) -> str:
 
 
 def _open_by_kld(measurement: Measurement) -> bool:
-    """Whether the divergence's 95 % interval, kld ± t·se over windows, straddles a bound."""
+    """Whether the divergence's 95 % interval straddles a bound, or is not known."""
+    known = kld_ends(measurement)
+    return known is None or verdict_by_kld(known[0]) != verdict_by_kld(known[1])
+
+
+def kld_ends(measurement: Measurement) -> tuple[float, float] | None:
+    """The ends of the divergence's 95 % interval: those it was read for, else kld ± t·se over windows.
+
+    None where its error is not known.
+    """
     if (known := stopped_ends(measurement)) is not None:
-        return verdict_by_kld(known[0]) != verdict_by_kld(known[1])
+        return known
     kld, error = (measurement.metrics.get(name) for name in ("kld", "kld_stderr"))
     windows: Any = measurement.facts.get("windows")
     if kld is None or error is None or not is_number(windows) or windows < 2:
-        return True
+        return None
     half = student_t(int(windows) - 1) * error
-    return verdict_by_kld(kld - half) != verdict_by_kld(kld + half)
+    return kld - half, kld + half
 
 
 def stopped_ends(measurement: Measurement, run: str = "") -> tuple[float, float] | None:
@@ -223,11 +232,9 @@ def windows_of(row: Row) -> int | None:
 def windows_read(row: Row) -> str:
     """How many of these were."""
     whole = windows_of(row)
-    return (
-        ""
-        if whole is None or row.measurement is None
-        else f"{row.measurement.facts['windows']} of {whole}"
-    )
+    if whole is None or row.measurement is None:
+        return ""
+    return f"{row.measurement.facts['windows']} of {whole}"
 
 
 def size(row: Row) -> str:

@@ -6,14 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from qsweep.base import numbers
-from qsweep.evaluate.intervals import student_t
-from qsweep.results.columns.derived import stopped_ends
-from qsweep.results.columns.table import (
-    CALIBRATION_TOKENS,
-    KLD,
-    KLD_STDERR,
-    WINDOWS,
-)
+from qsweep.results.columns.derived import kld_ends
+from qsweep.results.columns.table import CALIBRATION_TOKENS, KLD
 from qsweep.results.html.data import Group, is_finite
 from qsweep.results.html.panel import Panel, Spec
 from qsweep.results.html.theme import colour_by
@@ -68,7 +62,7 @@ def _point(row: Row) -> Point | None:
     tokens, kld = CALIBRATION_TOKENS.get(row), KLD.get(row)
     if not (is_finite(tokens) and is_finite(kld) and tokens > 0 and kld > 0):
         return None
-    low, high = _ends(row, kld)
+    low, high = (row.measurement and kld_ends(row.measurement)) or (kld, kld)
     # Half of the value is as far down as a logarithmic axis need go.
     return {
         "tokens": tokens,
@@ -77,14 +71,6 @@ def _point(row: Row) -> Point | None:
         "high": high,
         "label": row.label,
     }
-
-
-def _ends(row: Row, kld: float) -> tuple[float, float]:
-    if row.measurement and (stopped := stopped_ends(row.measurement)):
-        return stopped
-    error, windows = KLD_STDERR.get(row), WINDOWS.get(row)
-    half = student_t(windows - 1) * error if is_finite(error) and windows and windows > 1 else 0.0
-    return kld - half, kld + half
 
 
 def _covered(group: Group) -> str:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base import numbers
 from qsweep.evaluate.metrics import end_positions
+from qsweep.results.arrays import tells_positions
 from qsweep.results.html.panel import Panel, Spec
 from qsweep.results.html.theme import colour_by
 from qsweep.results.record import Row
-from qsweep.text.windows import CONVERSATIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +49,7 @@ class Tokens:
             return known
         facts = self.row.measurement.facts if self.row.measurement else {}
         context, counts = facts.get("context"), self.arrays.get("window_tokens")
-        told = "stride" not in facts and facts.get("preset") != CONVERSATIONS.name
-        if not (told and isinstance(context, int) and counts is not None):
+        if not (tells_positions(facts) and isinstance(context, int) and counts is not None):
             return None
         return end_positions(counts, context)
 
