@@ -124,6 +124,41 @@ def test_what_rests_on_no_draw_is_the_same_beside_each():
     assert found == estimate(drawn - fixed, COUNTS)
 
 
+def test_what_was_drawn_once_varies_as_the_others_draws_do():
+    drawn, once = sums(3, effect=1.0), sums(1, seed=5)
+    found = difference(Draws(drawn, (0, 1, 2)), Draws(once, (9,)), COUNTS)
+    as_if_fixed = estimate(drawn - once, COUNTS)
+    assert found.value == as_if_fixed.value and found.parts[0] == as_if_fixed.parts[0]
+    # the mean of three draws, and one more draw
+    assert found.parts[1].variance == pytest.approx(4 * as_if_fixed.parts[1].variance)
+    assert found.parts[1].freedom == 2
+    back = difference(Draws(once, (9,)), Draws(drawn, (0, 1, 2)), COUNTS)
+    assert (back.value, back.half()) == pytest.approx((-found.value, found.half()))
+
+
+def test_two_that_were_drawn_once_are_told_by_windows_alone():
+    one, other = sums(1, effect=1.0), sums(1, seed=5)
+    found = difference(Draws(one, (0,)), Draws(other, (1,)), COUNTS)
+    assert found == estimate(one - other, COUNTS) and len(found.parts) == 1
+
+
+def test_a_single_draw_beside_several_is_covered_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    counts = np.full(12, 511.0)
+    hits = {"drawn": 0, "as if fixed": 0}
+    for _ in range(800):
+        text = rng.standard_normal((1, 12))
+        several, once = (
+            (text + rng.standard_normal((n, 1)) + rng.standard_normal((n, 12))) * counts
+            for n in (4, 1)
+        )
+        for name, seeds in (("drawn", (9,)), ("as if fixed", ())):
+            found = difference(Draws(several, (0, 1, 2, 3)), Draws(once, seeds), counts)
+            hits[name] += abs(found.value) <= found.half()
+    assert 0.93 < hits["drawn"] / 800 < 0.98
+    assert hits["as if fixed"] / 800 < 0.85  # what it would be to take that draw for all
+
+
 def test_other_seeds_add_their_parts_with_the_freedom_of_welch():
     one, other = sums(3, seed=1, effect=2.0), sums(5, seed=2, effect=1.0)
     found = difference(Draws(one, (0, 1, 2)), Draws(other, (5, 6, 7, 8, 9)), COUNTS)

@@ -226,6 +226,23 @@ def test_no_draw_alone_makes_a_rank(sweep):
     assert {r.standing.text for r in together if r.standing} == {"1-2"}
 
 
+def test_a_setting_of_one_draw_is_not_taken_for_all_its_draws(make, sweep):
+    """It lies a little above the mean of four that lie far apart: as rounding would be worse, as a draw it may be luck."""
+    losses = [0.05, 0.08, 0.065, 0.055]
+    several = [draw(make, "hqq 3-bit", "hqq", loss, s) for s, loss in enumerate(losses)]
+    once = draw(make, "awq 3-bit", "awq", 0.12, 0)
+    rounded = make("rtn 3-bit g64", "rtn", 0.12, 1.0, seed=7, config={"seeds": SEEDS})
+    records = [sweep[0], *several, once, rounded]
+    found = with_standings(rows(pooled(typed(records))))
+    assert {r.record.method: r.standing.text for r in found if r.standing} == {
+        "hqq": "1-2",
+        "awq": "1-3",
+        "rtn": "2-3",
+    }
+    text = shown(records, 200, terminal=False)
+    assert "but 1 row is of one draw, with an interval over windows alone" in text
+
+
 def test_settings_are_compared_draw_by_draw(make, sweep):
     """Another setting that is a little worse with each text, though texts differ far more."""
     losses = [0.055, 0.155, 0.105, 0.065]

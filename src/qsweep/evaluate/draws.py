@@ -69,7 +69,7 @@ class Estimate:
 class Draws:
     """What each draw of a setting came to: float64 [draws, windows], summed over each window's tokens.
 
-    ``seeds`` tell draws apart, each what drew one; none where it is one figure that rests on no draw, or on one.
+    ``seeds`` tell draws apart, each what drew one; none where it is one figure that rests on no draw.
     """
 
     sums: "ndarray"
@@ -94,15 +94,21 @@ def difference(one: Draws, other: Draws, counts: "ndarray") -> Estimate:
     """The mean per token of ``one`` less ``other``, measured on the same windows.
 
     Draws of the same seed share their calibration text, and are paired, where those of both are most
-    of either's: a pair of eight says less than all eight. What has a single figure is the same beside
-    each draw of the other. Else draws count as independent: their parts add up, with the degrees of
-    freedom of Welch and Satterthwaite.
+    of either's: a pair of eight says less than all eight. What rests on no draw is the same beside
+    each draw of the other. One that was drawn once tells nothing of its other draws, which count as
+    far apart as the other setting's do. Else draws count as independent: their parts add up, with the
+    degrees of freedom of Welch and Satterthwaite.
     """
     shared = [seed for seed in one.seeds if seed in other.seeds]
     if len(shared) > 1 and 2 * len(shared) > max(len(one.seeds), len(other.seeds)):
         return estimate(_of(one, shared) - _of(other, shared), counts)
     if min(len(one.sums), len(other.sums)) == 1:
-        return estimate(one.sums - other.sums, counts)
+        found = estimate(one.sums - other.sums, counts)
+        return (
+            _with_one_more(found, len(one.sums) + len(other.sums) - 1)
+            if one.seeds and other.seeds
+            else found
+        )
     sides = [_analysed(side.sums, counts) for side in (one, other)]
     mean = sides[0].mean - sides[1].mean
     return Estimate(mean, _parts(sides[0].windows - sides[1].windows, _added(*sides)))
@@ -223,6 +229,13 @@ def _added(one: _Analysed, other: _Analysed) -> Part | None:
         return Part(0.0, min(freedoms))
     least = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
     return Part(total, total**2 / least)
+
+
+def _with_one_more(found: Estimate, draws: int) -> Estimate:
+    """An estimate over several draws, less a figure that rests on a single one: it varies as one of these."""
+    over_windows, over_draws = found.parts[:1], found.parts[1:]
+    wider = (Part((1 + draws) * part.variance, part.freedom) for part in over_draws)
+    return Estimate(found.value, (*over_windows, *wider))
 
 
 def _parts(deviations: "ndarray", draws: Part | None) -> tuple[Part, ...]:

@@ -49,7 +49,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     records = {row.key: row.record for row in rows if row.measurement is not None}.values()
     once = sum(number_of_draws(record) == 1 for record in records)
     if any(covers(record) == DRAWS for record in records):
-        but = f", but {_rows(once)} of one draw" if once else ""
+        but = (
+            f", but {_rows(once)} of one draw, with {_intervals(once)} over windows alone"
+            if once
+            else ""
+        )
         return [f"intervals and ranks cover windows and draws of the calibration text{but}"]
     if not once:
         return []
@@ -67,6 +71,10 @@ def _may_ask(rows: Sequence[Row]) -> bool:
     stopped = any(row.measurement and is_sequential(row.measurement.facts) for row in rows)
     asked = any(number_asked(record) is not None for record in records)
     return not (stopped or asked or len(set(drawn)) < len(drawn))
+
+
+def _intervals(number: int) -> str:
+    return "an interval" if number == 1 else "intervals"
 
 
 def _rows(number: int) -> str:

@@ -32,7 +32,7 @@ class Windows:
         top1: How many of the reference's first tokens were the model's, too; None without it.
         number: Where each stands in its text, [windows]; None: all of the text, in its order.
         sequential: Whether how many were read was decided by looking at them.
-        seeds: Of the draws; none where there is one figure.
+        seeds: Of the draws, a single one's, too; none of what rests on no draw.
     """
 
     nll: "np.ndarray"
@@ -217,9 +217,10 @@ def _stacked(found: Sequence[Windows | None], seeds: tuple[tuple[int, ...], ...]
 def _windows(record: Record, measurement: Measurement, find: FindArrays) -> Windows | None:
     if (path := find(record, measurement)) is None:
         return None
-    found = _read(path, stamp(path))
-    sequential = is_sequential(measurement.facts)
-    return found if found is None or not sequential else replace(found, sequential=True)
+    if (found := _read(path, stamp(path))) is None:
+        return None
+    seeds = (drawn,) if (drawn := drawn_by(record)) else ()
+    return replace(found, sequential=is_sequential(measurement.facts), seeds=seeds)
 
 
 @lru_cache(maxsize=8192)

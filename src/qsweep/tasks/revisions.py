@@ -1,7 +1,8 @@
-"""What keys of results say beside :data:`TASKS_VERSION`: only where an older way of scoring was wrong.
+"""What keys of results say beside :data:`TASKS_VERSION` and the model's hash.
 
-A result of before stays valid wherever the figures are the same; where they are not, its key is
-another one.
+Where an older way of scoring was wrong: a result of before stays valid wherever the figures are the
+same; where they are not, its key is another one. And a chat template that is a file of its own, if it
+is used: the model's hash covers what stands in its ``tokenizer_config.json``, and no such file.
 """
 
 from functools import lru_cache
@@ -9,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from qsweep.base.keys import key_of
 from qsweep.models.facts import read_config, text_config
 from qsweep.models.source import ModelFacts
 from qsweep.tasks.attention import rope_boundaries, windows
 from qsweep.tasks.items import ItemTask
 from qsweep.tasks.task import Task
+from qsweep.text.tokenizer_files import template_file_content
 
 
 def key_revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def key_revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
         found["cut"] = "before what fuses"
     if not chosen and 2 * task.format.max_new_tokens > facts.max_length:  # type: ignore[attr-defined]
         found["room"] = "at least half of the context for the prompt"
+    if task.options.chat_template and (template := template_file_content(facts.path)):
+        found["chat_template"] = key_of(template)
     return found
 
 

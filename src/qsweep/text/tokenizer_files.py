@@ -8,6 +8,7 @@ from typing import Any
 from qsweep.models.config import read_json
 
 _LONGEST_TEMPLATE = 1 << 20
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 def joined_merges(merges: Iterable[Any] | None) -> tuple[str, ...] | None:
@@ -30,13 +31,13 @@ def chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     Raises:
         ConfigError: ``chat_template.json`` cannot be read.
     """
-    file = path / "chat_template.jinja"
+    file = path / _TEMPLATE_FILES[0]
     if file.is_file():
         with file.open(encoding="utf-8", errors="replace") as stream:
             return stream.read(_LONGEST_TEMPLATE)
     found = settings.get("chat_template")
-    if not found and (path / "chat_template.json").is_file():
-        content = read_json(path / "chat_template.json")
+    if not found and (path / _TEMPLATE_FILES[1]).is_file():
+        content = read_json(path / _TEMPLATE_FILES[1])
         found = content.get("chat_template") if isinstance(content, dict) else None
     if isinstance(found, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
@@ -51,3 +52,10 @@ def own_chat_template(path: Path) -> str | None:
     except (OSError, ValueError):
         settings = {}
     return chat_template(path, settings if isinstance(settings, Mapping) else {})
+
+
+def template_file_content(path: Path) -> str | None:
+    """A model's chat template where a file of its own holds it, which no model hash covers; else None."""
+    if not any((path / name).is_file() for name in _TEMPLATE_FILES):
+        return None
+    return own_chat_template(path)
