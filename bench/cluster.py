@@ -6,12 +6,14 @@
 ``queue``: jobs planned, claimed and handed in one after another, as many again as before: a quadratic
 step would show. ``overhead``: jobs that do nothing, one after another, once all is warm. ``scaling``:
 jobs that only wait, so that any number fits on any machine; the share of linear is what they would
-take, spread over their slots, by what they took, from the call to the last result. ``sweep``: a
+take, spread over their slots, by what they took, from the call to the last result; Ray is told
+that this machine has as many cores as slots, and has started its workers before. ``sweep``: a
 grid of 24 real trials on 1, 2 and 4 workers, beside the same grid without any.
 """
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ PARTS = ("queue", "overhead", "scaling", "sweep")
 SLOTS = (1, 2, 4, 8, 16, 32, 64)
 # A worker process has at most so many slots.
 _PER_WORKER = 16
+_TRIES = 20
 
 
 def main() -> None:
@@ -98,12 +101,20 @@ def _scaling(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in arguments.launchers:
         for slots in arguments.slots[:2] if arguments.quick else arguments.slots:
             with _launcher(name, slots) as launcher:
-                _run(launcher, [_job(f"warm {n}", seconds / 4) for n in range(slots)])
+                _warm(launcher, slots, seconds / 4)
                 jobs = [_job(str(n), seconds) for n in range(arguments.jobs * slots)]
                 spent = _run(launcher, jobs)
             yield {"part": "scaling", "launcher": name, "slots": slots, "jobs": len(jobs),
                    "seconds": round(spent, 2),
                    "of_linear": round(seconds * arguments.jobs / spent, 3)}  # fmt: skip
+
+
+def _warm(launcher: Launcher, slots: int, seconds: float) -> None:
+    """Wait until every slot has a process: until as many jobs as slots run at the same time."""
+    for _ in range(_TRIES):
+        spent = _run(launcher, [_job(f"warm {n}", seconds) for n in range(slots)])
+        if spent < 1.6 * seconds:
+            return
 
 
 def _run(launcher: Launcher, jobs: Sequence[Job]) -> float:
@@ -145,9 +156,8 @@ def _launcher(name: str, slots: int) -> Iterator[Launcher]:
         elif name == "ray":
             from qsweep.launch.ray import RayLauncher
 
-            # Jobs that wait take no core to speak of.
-            share = min(1.0, os.cpu_count() / slots)
-            yield stack.enter_context(RayLauncher(num_cpus=share, n_jobs=slots))
+            address = stack.enter_context(_ray(slots))
+            yield stack.enter_context(RayLauncher(address, num_cpus=1, n_jobs=slots))
         else:
             launcher = QueueLauncher(sweep="bench", outputs_dir=Path(folder), start=0)
             launcher._told = True  # who starts workers here knows how
@@ -156,6 +166,32 @@ def _launcher(name: str, slots: int) -> Iterator[Launcher]:
             for place in range(-(-slots // _PER_WORKER)):
                 stack.callback(_start(launcher, min(_PER_WORKER, slots - place * _PER_WORKER)))
             yield launcher
+
+
+@contextmanager
+def _ray(slots: int) -> Iterator[str]:
+    """The address of a Ray node that was told of ``slots`` cores; jobs that wait take none to speak of."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="qs-ray-", dir="/tmp") as folder:
+        said = Path(folder) / "said"
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--head"),
+            *(f"--port={port}", f"--num-cpus={slots}", f"--temp-dir={folder}"),
+            *("--include-dashboard=false", "--disable-usage-stats"),
+        ]
+        with said.open("wb") as log:
+            node = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")  # noqa: S603
+        try:
+            while "--block" not in said.read_text():
+                if node.poll() is not None:
+                    raise SystemExit(said.read_text())
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}"
+        finally:
+            node.terminate()
+            node.wait(60)
 
 
 def _start(launcher: QueueLauncher, slots: int) -> Callable[[], None]:

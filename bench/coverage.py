@@ -8,7 +8,8 @@ all with mean 0, so that the interval of ``qsweep.evaluate.draws.estimate`` shou
 Windows and what is left over are normal, Student's with 3 degrees of freedom (heavy tails), or
 exponential (skewed); a draw's effect is normal, as large as so many standard errors over windows.
 With ``unequal`` windows hold from 20 to 511 tokens. Beside that interval stands the one of a single
-draw, which covers windows alone, and a pair of settings whose draws have different seeds.
+draw, which covers windows alone, and pairs of settings whose draws have different seeds: of as many on
+both sides, of all beside two, and of all beside one.
 """
 
 import argparse
@@ -27,6 +28,8 @@ DRAWS, WINDOWS = (2, 3, 5, 10), (8, 16, 64)
 EFFECTS, LEFT_OVER = (0.0, 1.0, 3.0, 10.0), (0.3, 1.0, 2.0)
 SHAPES = ("normal", "heavy", "skewed", "unequal")
 TOKENS = 511
+# How many draws the second setting has at most.
+PAIRS = {"pair": None, "beside two": 2, "beside one": 1}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def covered(case: Case, sweeps: int) -> dict[str, Any]:
     ``reach`` is its mean half-width through that of who knows all variances, 1.96 standard errors.
     """
     rng = np.random.default_rng([case.draws, case.windows, round(10 * case.effect)])
-    hits = {"pooled": 0, "one draw": 0, "pair": 0}
+    hits = dict.fromkeys(("pooled", "one draw", *PAIRS), 0)
     halves = []
     for _ in range(sweeps):
         counts, one, other = _sweep(case, rng)
@@ -88,7 +91,10 @@ def covered(case: Case, sweeps: int) -> dict[str, Any]:
         found = {
             "pooled": pooled,
             "one draw": estimate(one[:1], counts),
-            "pair": difference(Draws(one, seeds), Draws(other, apart), counts),
+            **{
+                name: difference(Draws(one, seeds), Draws(other[:most], apart[:most]), counts)
+                for name, most in PAIRS.items()
+            },
         }
         for name, it in found.items():
             hits[name] += _holds_zero(it)
@@ -137,15 +143,18 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """By draws, windows and shape: the least and the largest coverage over all effects."""
     head = f"{'draws':>5} {'windows':>7} {'shape':8}"
     print(
-        f"{head} {'windows and draws':>19} {'pair, other seeds':>19} {'one draw':>15} {'reach':>11}"
+        f"{head} {'windows and draws':>19} {'pair, other seeds':>19} {'beside two':>19} "
+        f"{'beside one':>19} {'one draw':>15} {'reach':>11}"
     )
     places = dict.fromkeys((row["draws"], row["windows"], row["shape"]) for row in rows)
     for place in places:
         own = [row for row in rows if (row["draws"], row["windows"], row["shape"]) == place]
-        cells = [_span([row[name] for row in own], 100) for name in ("pooled", "pair", "one draw")]
+        cells = [_span([row[name] for row in own], 100) for name in ("pooled", *PAIRS)]
+        once = _span([row["one draw"] for row in own], 100)
         reach = _span([row["reach"] for row in own], 1)
         print(
-            f"{place[0]:5} {place[1]:7} {place[2]:8} {cells[0]:>17} % {cells[1]:>17} % {cells[2]:>13} % {reach:>11}"
+            f"{place[0]:5} {place[1]:7} {place[2]:8} {' '.join(f'{cell:>17} %' for cell in cells)} "
+            f"{once:>13} % {reach:>11}"
         )
 
 
