@@ -196,14 +196,15 @@ def test_a_key_knows_the_chat_template_that_no_model_hash_covers(tmp_path, pocke
     facts = dataclasses.replace(read_facts(pocket_dir, "pocket"), path=tmp_path / "model")
     shutil.copytree(pocket_dir, facts.path)
     asked = load(tmp_path)
-    in_chat = dataclasses.replace(asked, options=TaskOptions(chat_template=True))
-    assert key_revisions(in_chat, facts) == {}  # what tokenizer_config.json holds is in the hash
+    assert (
+        key_revisions(asked, facts, in_chat=True) == {}
+    )  # what tokenizer_config.json holds is in the hash
     found = []
     for text in ("{{ messages }}", "{{ messages }}."):
         (facts.path / "chat_template.jinja").write_text(text)
         assert key_revisions(asked, facts) == {}
-        found.append(key_revisions(in_chat, facts)["chat_template"])
+        found.append(key_revisions(asked, facts, in_chat=True)["chat_template"])
     assert found[0] != found[1]
     (facts.path / "chat_template.jinja").unlink()
     (facts.path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    assert key_revisions(in_chat, facts)["chat_template"] == found[0]
+    assert key_revisions(asked, facts, in_chat=True)["chat_template"] == found[0]

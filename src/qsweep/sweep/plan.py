@@ -219,7 +219,9 @@ def find_setting(
         texts=texts,
         calibration=calibration,
         tasks=tasks,
-        task_revisions=tuple(key_revisions(task, facts) for task in tasks),
+        task_revisions=tuple(
+            key_revisions(task, facts, in_chat=trial.eval.chat_template) for task in tasks
+        ),
         template=_template(trial, model),
     )
 

@@ -19,12 +19,13 @@ from qsweep.tasks.task import Task
 from qsweep.text.tokenizer_files import template_file_content
 
 
-def key_revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
+def key_revisions(task: Task, facts: ModelFacts, *, in_chat: bool = False) -> dict[str, Any]:
     """What a task's key says beside its identity, on one model.
 
     Args:
         task: Any task.
         facts: Of the model that it is asked of.
+        in_chat: Whether it is asked in the model's chat template.
     """
     chosen = not isinstance(task, ItemTask) or task.kind == "multiple_choice"
     found: dict[str, Any] = {}
@@ -34,7 +35,7 @@ def key_revisions(task: Task, facts: ModelFacts) -> dict[str, Any]:
         found["cut"] = "before what fuses"
     if not chosen and 2 * task.format.max_new_tokens > facts.max_length:  # type: ignore[attr-defined]
         found["room"] = "at least half of the context for the prompt"
-    if task.options.chat_template and (template := template_file_content(facts.path)):
+    if in_chat and (template := template_file_content(facts.path)):
         found["chat_template"] = key_of(template)
     return found
 
