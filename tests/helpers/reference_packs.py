@@ -10,7 +10,8 @@ from qsweep.sweep.config import trial_config
 from qsweep.sweep.found import identified
 from qsweep.sweep.pack_choices import with_pack
 from qsweep.sweep.packing import write_reference_pack
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial
 
 SMALL = ["eval.context=64", "eval.max_windows=3", "device=cpu"]

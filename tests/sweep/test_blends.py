@@ -16,7 +16,8 @@ from qsweep.sweep.artifacts import calibration_tokens
 from qsweep.sweep.calibration import calibration_config
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.overrides import acceptable
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 
 HALVES = "calibration=[python_docs:0.5,python_code:0.5]"
 

@@ -14,8 +14,9 @@ from qsweep.results.columns.table import KLD_VERDICT
 from qsweep.results.record import Row
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.packing import write_reference_pack
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial, windows_of
 from qsweep.text.windows import CONVERSATIONS
 

@@ -20,8 +20,9 @@ from qsweep.formats.gguf.native import quantize_file  # noqa: E402
 from qsweep.formats.gguf.types import FILE_TYPES  # noqa: E402
 from qsweep.sweep.config import trial_config  # noqa: E402
 from qsweep.sweep.found import identified  # noqa: E402
-from qsweep.sweep.plan import find_setting, make_plan  # noqa: E402
+from qsweep.sweep.plan import make_plan  # noqa: E402
 from qsweep.sweep.recording import finished_record  # noqa: E402
+from qsweep.sweep.setting import find_setting  # noqa: E402
 from qsweep.sweep.trial import run_trial  # noqa: E402
 
 

@@ -15,8 +15,9 @@ from qsweep.evaluate import read_measurement
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.on_policy import has_written
 from qsweep.sweep.packing import cut_to_tokens, write_reference_pack
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial, windows_of
 from qsweep.text.conversations import to_document
 from qsweep.text.prompts import prompts

@@ -16,7 +16,8 @@ from helpers.sweeps import ROOT, command, qsweep
 from qsweep.base.progress import silent
 from qsweep.base.store import Store, seal
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial
 
 # One window of a few tokens on the embedded model: next to no work, so what is left is overhead.
@@ -57,7 +58,8 @@ import json
 torch.set_num_threads(1)
 store, records = Store(Path(sys.argv[1])), json.loads(sys.argv[2])
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 spent = []
 for config in [records[0], *records]:  # the first warms up
     trial = trial_config(config)

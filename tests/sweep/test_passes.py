@@ -27,7 +27,8 @@ from qsweep.sweep import artifacts as making
 from qsweep.sweep import shared_calibration as passes
 from qsweep.sweep.artifacts import obtain_artifact
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.shared_calibration import Passes
 
 ROOT = Path(__file__).resolve().parents[2]

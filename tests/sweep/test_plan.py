@@ -11,7 +11,8 @@ from qsweep.base.errors import ConfigError
 from qsweep.base.keys import key_of
 from qsweep.base.store import Store
 from qsweep.sweep.config import EvalConfig, trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 
 GGUF = ["quant=gguf", "eval.kld_native=true"]
 
@@ -230,7 +231,7 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
     script = (
         "import sys; from pathlib import Path; from helpers.configs import composed\n"
         "from qsweep.sweep.config import EvalConfig, trial_config; from qsweep.base.store import Store\n"
-        "from qsweep.sweep.plan import find_setting, make_plan\n"
+        "from qsweep.sweep.plan import make_plan; from qsweep.sweep.setting import find_setting\n"
         "trial = trial_config(composed('quant=rtn', 'device=cpu', 'corpus=python_code'))\n"
         f"setting = find_setting(trial, Path({str(pocket_dir)!r}), Store(Path({str(tmp_path)!r})))\n"
         "print(make_plan(trial, setting).key)\n"

@@ -5,8 +5,9 @@ import pytest
 from helpers.configs import composed
 from qsweep.base.store import Store
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.preflight import streaming_note
+from qsweep.sweep.setting import find_setting
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from qsweep.results.markdown import results_markdown
 from qsweep.results.record_file import content_of, record_of
 from qsweep.results.terminal import print_results
 from qsweep.results.write import write_results
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial
 
 CALLED = "fp8 block 32x32"

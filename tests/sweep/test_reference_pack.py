@@ -24,8 +24,9 @@ from qsweep.evaluate.packs.header import open_pack
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.packed import packed_artifact, require_same_tokenizer
 from qsweep.sweep.packing import cut_to_tokens
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.sweep.setting import find_setting
 from qsweep.text.tokenizer_fingerprint import TOKENIZER_FILES
 
 
@@ -153,7 +154,8 @@ from pathlib import Path
 from helpers.reference_packs import packed_trial
 from qsweep.base.store import Store
 from qsweep.evaluate import measure
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
+from qsweep.sweep.setting import find_setting
 from qsweep.base.progress import silent
 from qsweep.sweep.artifacts import obtain_artifact
 from qsweep.sweep.trial import find_reference, load, windows_of

@@ -9,7 +9,7 @@ from qsweep.base.errors import ConfigError, IncompatibleTrial
 from qsweep.base.store import Store
 from qsweep.sweep import planning
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import find_setting
+from qsweep.sweep.setting import find_setting
 
 
 @pytest.fixture

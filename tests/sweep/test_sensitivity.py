@@ -15,8 +15,9 @@ from qsweep.base.store import Store
 from qsweep.sweep import sensitivity
 from qsweep.sweep.artifacts import obtain_artifact
 from qsweep.sweep.config import sweep_config, trial_config
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.session import open_session
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.state import Sweep
 
 SMALL = ["device=cpu", "eval.max_windows=1", "calibration.num_samples=2", "tracking=none"]

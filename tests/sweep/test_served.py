@@ -21,8 +21,9 @@ from qsweep.results.markdown import results_markdown
 from qsweep.results.record_file import content_of, record_of
 from qsweep.sweep.config import trial_config
 from qsweep.sweep.found import identified
-from qsweep.sweep.plan import find_setting, make_plan
+from qsweep.sweep.plan import make_plan
 from qsweep.sweep.recording import finished_record
+from qsweep.sweep.setting import find_setting
 from qsweep.sweep.trial import run_trial
 
 FIGURES = {column.name for column in SERVED if "activations" in column.name}

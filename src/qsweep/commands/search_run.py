@@ -40,9 +40,10 @@ from qsweep.sweep.config import (
     trial_config,
 )
 from qsweep.sweep.found import identified
-from qsweep.sweep.plan import Plan, Setting
+from qsweep.sweep.plan import Plan
 from qsweep.sweep.planning import keys_of, plan_all
 from qsweep.sweep.session import Session, Sweep, command_line, open_session, open_store
+from qsweep.sweep.setting import Setting
 
 # What changes no number; the device's type is part of the protocol.
 _NOT_A_RESULTS = ("outputs_dir", "store", "tracking", "device")

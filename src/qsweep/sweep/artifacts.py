@@ -25,7 +25,8 @@ from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.importance import save as save_importance
 from qsweep.quantizers.protocol import PassResult
 from qsweep.sweep.config import trial_config
-from qsweep.sweep.plan import Plan, all_experts, find_setting, make_plan, sample_length
+from qsweep.sweep.plan import Plan, all_experts, make_plan, sample_length
+from qsweep.sweep.setting import find_setting
 from qsweep.text.calibration import CalibrationTokens
 
 

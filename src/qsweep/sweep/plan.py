@@ -4,28 +4,18 @@ Planning is what lets a sweep refuse the impossible in milliseconds, run equal t
 what is already there.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from qsweep.base.environment import machine_identity
-from qsweep.base.errors import IncompatibleTrial
 from qsweep.base.keys import key_of
-from qsweep.base.store import Store
 from qsweep.evaluate import PROTOCOL_VERSION
-from qsweep.evaluate.packs.header import Pack, signed_identity
+from qsweep.evaluate.packs.header import signed_identity
 from qsweep.evaluate.served import Serving, stages
 from qsweep.evaluate.until import UNTIL_VERSION
-from qsweep.formats.artifact import Artifact
-from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.gguf.metadata import is_completed, is_corrected
-from qsweep.formats.hf import reference_artifact
 from qsweep.formats.kv_cache.types import NONE
-from qsweep.models.devices import resolve_device, resolve_dtype
-from qsweep.models.facts import read_config, read_facts
-from qsweep.models.generation_settings import generation_settings
-from qsweep.models.hub import content_hash
+from qsweep.models.facts import read_config
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.grouped import GroupedOptions
@@ -34,50 +24,16 @@ from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import ImportanceUser, Quantizer, quantizes_activations
 from qsweep.sweep.config import CorpusConfig, EvalConfig, TrialConfig
 from qsweep.sweep.packed import (
-    import_pack,
-    pack_of,
-    packed_artifact,
-    packed_facts,
     packed_measurement,
 )
-from qsweep.tasks.revisions import key_revisions
+from qsweep.sweep.setting import Setting
 from qsweep.tasks.run import TaskPlan
-from qsweep.tasks.task import TASKS_VERSION, Task, TaskOptions
+from qsweep.tasks.task import TASKS_VERSION, Task
 from qsweep.tasks.written import VERSION as WRITTEN_VERSION
-from qsweep.text.calibrated import CalibrationText, stored_calibration
 from qsweep.text.conversations import VERSION as CONVERSATIONS_VERSION
-from qsweep.text.stored import Text, stored_text
-from qsweep.text.tokenizer_files import own_chat_template
-from qsweep.text.vocabulary import require_embeddings
 from qsweep.text.windows import CONVERSATIONS, PRESETS, Preset, preset_key
 
 _SPEED_PROTOCOL = 1
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a trial's configuration refers to, found on this machine."""
-
-    facts: ModelFacts
-    model_hash: str
-    device: str
-    dtype: str
-    texts: Mapping[str, Text]
-    """By corpus name."""
-    calibration: CalibrationText | None
-    tasks: tuple[Task, ...] = ()
-    task_revisions: tuple[dict[str, Any], ...] = ()
-    """Of each task: what its key says beside its identity."""
-    template: str | None = None
-    """Of its chat template the hash, where conversations are measured and it has one."""
-    pack: Pack | None = None
-    """The reference pack that all this comes from, where the model itself is not here."""
-
-    def reference_artifact(self) -> Artifact:
-        """The unquantized model. Raises ConfigError where its files are no longer there."""
-        if self.pack is not None:
-            return packed_artifact(self.pack, self.facts.path)
-        return reference_artifact(self.facts)
 
 
 @dataclass(frozen=True)
@@ -189,82 +145,6 @@ class Plan:
 UNQUANTIZED = {"_target_": f"{Unquantized.__module__}.{Unquantized.__qualname__}"}
 
 
-def find_setting(
-    trial: TrialConfig, model: Path, store: Store, device: str | None = None
-) -> Setting:
-    """Look up what a trial refers to: model files, texts, device (unless it is given).
-
-    Raises:
-        QsweepError: one line on what is missing. No model is loaded; texts are, the first time, and
-            a model that is given quantized alone is dequantized, the first time.
-    """
-    device = device or resolve_device(trial.device)
-    if (pack := pack_of(trial, store)) is not None:
-        return _packed_setting(trial, pack, store, device)
-    model = base_directory(model, store)
-    facts = read_facts(model, trial.model.name)
-    facts = replace(facts, dequantized_from=dequantized_from(model))
-    texts = {corpus.name: stored_text(corpus, store) for corpus in trial.corpora}
-    calibration = None
-    if trial.quant.uses_calibration:
-        calibration = found_calibration(trial, model, store)
-    calibrated = [(part.name, part.text) for part in calibration.parts] if calibration else []
-    require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
-    tasks = _find_tasks(trial, model, store)
-    return Setting(
-        facts=facts,
-        model_hash=content_hash(model, store),
-        device=device,
-        dtype=resolve_dtype(trial.eval.dtype, device, model),
-        texts=texts,
-        calibration=calibration,
-        tasks=tasks,
-        task_revisions=tuple(
-            key_revisions(task, facts, in_chat=trial.eval.chat_template) for task in tasks
-        ),
-        template=_template(trial, model),
-    )
-
-
-def found_calibration(trial: TrialConfig, model: Path, store: Store) -> CalibrationText:
-    """What a trial's quantizer may see, loaded or found in the store.
-
-    Raises:
-        IncompatibleTrial: Conversations are to be packed, and the model has no chat template.
-        QsweepError: A text cannot be had, or not in this way.
-    """
-    calibration = trial.calibration
-    chats = calibration.packing == "conversations"
-    template = own_chat_template(model) if chats else None
-    if chats and template is None:
-        raise IncompatibleTrial(
-            f"calibration.packing=conversations: {trial.model.name} has no chat template (a base "
-            "model?); calibration.packing=documents packs what is said without one"
-        )
-    return stored_calibration(calibration.blend, calibration.packing, store, template)
-
-
-def _template(trial: TrialConfig, model: Path) -> str | None:
-    # The model's hash is of the files that it computes with, which a template is not always in.
-    if not any(corpus.assistant_only for corpus in trial.corpora):
-        return None
-    found = own_chat_template(model)
-    return None if found is None else key_of(found)
-
-
-def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:
-    directory = import_pack(pack, store)
-    return Setting(
-        facts=packed_facts(pack, directory),
-        model_hash=pack.header.model.content_hash,
-        device=device,
-        dtype=resolve_dtype(trial.eval.dtype, device, directory),
-        texts={},
-        calibration=None,
-        pack=pack,
-    )
-
-
 def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
     """The identities of a trial's artifact, measurements and timing; pure."""
     artifact = _artifact_identity(trial, trial.quant, setting)
@@ -298,26 +178,6 @@ def make_plan(trial: TrialConfig, setting: Setting) -> Plan:
         for protocol in [_task_protocol(task, setting) | revision]
     )
     return Plan(trial, setting, artifact, measurements, timing, tasks)
-
-
-def _find_tasks(trial: TrialConfig, model: Path, store: Store) -> tuple[Task, ...]:
-    if not trial.eval.tasks:
-        return ()
-    from qsweep.tasks.suite import find_tasks, require_chat_template
-
-    options = TaskOptions(
-        limit=trial.eval.limit,
-        num_fewshot=trial.eval.num_fewshot,
-        chat_template=trial.eval.chat_template,
-        unsafe_code=trial.eval.unsafe_code,
-        samples=trial.eval.samples,
-        steps=trial.eval.steps,
-        max_new_tokens=trial.eval.max_new_tokens,
-        sampling=generation_settings(model),
-    )
-    if options.chat_template:
-        require_chat_template(model, trial.model.name)
-    return find_tasks(trial.eval.tasks, options, store.root / "catalogues")
 
 
 def effective_preset(evaluation: EvalConfig, name: str) -> Preset:

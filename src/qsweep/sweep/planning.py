@@ -21,15 +21,8 @@ from qsweep.quantizers.none import Unquantized
 from qsweep.quantizers.protocol import shows_experts_all_tokens
 from qsweep.sweep.config import TrialConfig
 from qsweep.sweep.found import advice
-from qsweep.sweep.plan import (
-    Plan,
-    Setting,
-    all_experts,
-    effective_preset,
-    find_setting,
-    make_plan,
-    sample_length,
-)
+from qsweep.sweep.plan import Plan, all_experts, effective_preset, make_plan, sample_length
+from qsweep.sweep.setting import Setting, find_setting
 from qsweep.text.corpora import check_amount
 from qsweep.text.windows import limited_to_model
 

@@ -21,7 +21,8 @@ from qsweep.quantizers.sensitivity.version import LENGTH, SAMPLES, VERSION
 from qsweep.sweep.artifacts import plan_here, source_model, stored_artifact, tokenizer_of
 from qsweep.sweep.config import own_config
 from qsweep.sweep.jobs import device_of
-from qsweep.sweep.plan import Plan, found_calibration
+from qsweep.sweep.plan import Plan
+from qsweep.sweep.setting import found_calibration
 from qsweep.text.calibrated import CalibrationText
 
 if TYPE_CHECKING:

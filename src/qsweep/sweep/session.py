@@ -22,12 +22,13 @@ from qsweep.results.write import write_results
 from qsweep.sweep.baselines import missing_baselines
 from qsweep.sweep.config import SweepConfig, sweep_config, trial_config
 from qsweep.sweep.found import identified
-from qsweep.sweep.plan import Plan, Setting
+from qsweep.sweep.plan import Plan
 from qsweep.sweep.planning import Unplanned, keys_of, plan_all, plan_implied
 from qsweep.sweep.preflight import require_fitting_models
 from qsweep.sweep.recorder import Recorder
 from qsweep.sweep.recording import now
 from qsweep.sweep.run import run_plans
+from qsweep.sweep.setting import Setting
 from qsweep.sweep.state import Sweep
 from qsweep.tracking import Tracker, sweep_uid
 
