@@ -84,6 +84,7 @@ class Objects:
             try:
                 return bytes(self._system.cat_file(self._path(name)))
             except FileNotFoundError:
+                self.require_folder()
                 return None
 
         return self._tried("read", read)
@@ -110,6 +111,7 @@ class Objects:
             try:
                 self._system.get_file(self._path(name), str(file))
             except FileNotFoundError:
+                self.require_folder()
                 return False
             return True
 
@@ -135,7 +137,10 @@ class Objects:
         self._tried("written", delete)
 
     def require_folder(self) -> None:
-        """Refuse a folder that is not there: where a mount is missing, a disk would fill up."""
+        """Refuse a folder that is not there.
+
+        Where a mount is missing, a disk would fill up, and all that it holds would seem to be gone.
+        """
         if self._in_folder and not Path(self._root).is_dir():
             raise RemoteError(f"{self.url}: is not there; mount it, or make the folder")
 
@@ -146,15 +151,29 @@ class Objects:
         folder, start = self._path(prefix).rstrip("/"), len(self._path(""))
 
         def find() -> dict[str, Mapping[str, Any]]:
-            found = self._system.find(folder, detail=True)
-            return {
-                path[start:]: info
-                for path, info in found.items()
-                # What a writer into a folder has not finished, or left when it was killed.
-                if not (self._in_folder and owner(Path(path)))
-            }
+            found = (
+                self._files(folder) if self._in_folder else self._system.find(folder, detail=True)
+            )
+            return {path[start:]: info for path, info in found.items()}
 
         return self._tried("read", find)
+
+    def _files(self, folder: str) -> dict[str, Mapping[str, Any]]:
+        """The files below a folder, in order.
+
+        The driver takes one that cannot be listed for an empty one, and what is not listed is made
+        anew, or deleted as if no manifest named it.
+        """
+        self.require_folder()
+        found: dict[str, Mapping[str, Any]] = {}
+        for place, _, names in os.walk(folder, onerror=_raise_unless_gone):
+            for path in (os.path.join(place, name) for name in names):
+                # What a writer has not finished, or left when it was killed.
+                if owner(Path(path)) is None:
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        state = os.stat(path)
+                        found[path] = {"size": state.st_size, "mtime": state.st_mtime}
+        return dict(sorted(found.items()))
 
     @property
     def _system(self) -> Any:
@@ -213,9 +232,15 @@ class Objects:
             folder = folder.parent
 
 
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def _written(info: Mapping[str, Any]) -> float:
     # Drivers call it differently, and give a date, its text, or seconds.
-    found = next(info[name] for name in ("LastModified", "mtime", "updated") if info.get(name))
+    names = ("LastModified", "mtime", "updated")
+    found = next(info[name] for name in names if info.get(name) is not None)
     if isinstance(found, str):
         found = datetime.fromisoformat(found)
     return found.timestamp() if isinstance(found, datetime) else float(found)

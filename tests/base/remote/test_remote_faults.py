@@ -1,5 +1,6 @@
 """A remote that refuses, is full, or goes away: one line each, and what was made here stands."""
 
+import errno
 import json
 import os
 import sys
@@ -109,7 +110,9 @@ def test_a_remote_that_goes_away_in_the_middle(node, url, tmp_path, capsys, monk
     store.build("texts", {"n": 0}, make)
     (tmp_path / "mounted").rename(tmp_path / "away")
     assert store.build("texts", {"n": 1}, make)[1]
-    one_line(capsys.readouterr().err, "is not there", "`qsweep store push`")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("is not there; mount it" in line for line in lines)
+    assert "counts as absent" in lines[0] and "`qsweep store push`" in lines[1]
     (tmp_path / "away").rename(tmp_path / "mounted")
     assert unsent(store) == ["texts"]
     store = node("a")
@@ -258,6 +261,42 @@ def test_a_listing_that_fails_makes_nothing_be_sent_again(node, objects, monkeyp
     times = objects.times("manifests/")
     assert {name: times.pop(name) for name in written} == written
     assert [*times] == [entries.manifest_name("packs", fresh.name)]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path, capsys, monkeypatch
+):
+    (folder := tmp_path / "mounted").mkdir()
+    store = Store(tmp_path / "a", RemoteSettings(f"file://{folder}"))
+    key = store.build("texts", {"n": 0}, make)[0].path.name
+    objects = store.remote.objects
+    old = time.time() - 30 * 86400
+    for file in folder.rglob("*.bin"):
+        os.utime(file, (old, old))
+    listed = os.scandir
+
+    def refuse(path="."):
+        if "manifests" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        # Its files would be deleted as those that no manifest names.
+        with pytest.raises(RemoteError, match="cannot be read: Input/output error"):
+            entries.left_over(objects, "texts")
+        fresh = Store(tmp_path / "b", RemoteSettings(f"file://{folder}"))
+        with fresh.planning():
+            assert fresh.look("texts", key) is None
+        one_line(capsys.readouterr().err, "Input/output error", "counts as absent")
+    assert entries.left_over(objects, "texts") == []
+    # Nor is one that is not mounted any more, nor of which a file goes meanwhile.
+    (folder / "files" / "link").symlink_to(tmp_path / "nowhere")
+    assert len(objects.names("")) == 2
+    folder.rename(tmp_path / "away")
+    for ask in (objects.names, objects.read, lambda name: objects.download(name, tmp_path / "x")):
+        with pytest.raises(RemoteError, match="is not there; mount it"):
+            ask("manifests/")
 
 
 def test_a_failed_listing_of_one_kind_keeps_nothing_of_another_back(node, monkeypatch, capsys):
