@@ -89,13 +89,26 @@ def test_a_folder_without_a_remote_says_how_to_name_one(tmp_path, url, capsys):
     assert capsys.readouterr().err == f"error: {gone}: is not there; mount it, or make the folder\n"
 
 
-def test_what_could_not_be_sent_is_an_error(tmp_path, url, capsys):
-    (entry, *_) = filled(tmp_path / "out", numbers=[0])
-    (entry / "file").unlink()
-    (tmp_path / "mounted/files/references").mkdir(parents=True)
-    assert main(["store", "push", "--outputs", str(tmp_path / "out"), "--remote", url]) == 1
-    said = capsys.readouterr()
-    assert "error: 1 of 1 could not be sent" in said.err and not manifests(url)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
+def test_what_is_damaged_here_is_not_sent_and_keeps_nothing_else_back(
+    tmp_path, url, capsys, damage
+):
+    outputs = tmp_path / "out"
+    kept = sorted(filled(outputs))
+    bad = kept[0] / "file"
+    if damage == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(b"y" * (5000 if damage == "altered" else 1))
+    words = ["store", "push", "--outputs", str(outputs), "--remote", url]
+    for lacking in (3, 1):
+        assert main(words) == 1
+        said = capsys.readouterr()
+        assert said.out.count("sent references/") == lacking - 1
+        note, error = said.err.splitlines()
+        assert note.startswith(f"note: {bad}: ") and f"it is not sent to {url}" in note
+        assert error == f"error: 1 of {lacking} could not be sent"
+    assert manifests(url) == sorted(path.name for path in kept[1:])
 
 
 def test_prune_knows_both_sides(tmp_path, url, capsys):

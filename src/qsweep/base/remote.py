@@ -139,7 +139,9 @@ class Remote:
                 raise RemoteError(f"{self.url}: could not be written a moment ago")
             entries.send(self.objects, place, again=(kind, key) in self._damaged)
         except ArtifactCorrupt as error:
-            self._say(f"{error}; it is not sent to {self.url}")
+            self._say(
+                f"{error}; it is not sent to {self.url}, and made anew by a sweep that needs it"
+            )
             return False
         except (RemoteError, OSError) as error:
             if self._can("write"):

@@ -76,9 +76,11 @@ def send(objects: Objects, place: Path, *, again: bool = False) -> int:
 
     Raises:
         RemoteError: It cannot be written; the entry is not there, or not whole, or the one before is.
-        ArtifactCorrupt: The entry itself is damaged, or has no seal.
+        ArtifactCorrupt: The entry itself is damaged, or has no seal; nothing was sent.
     """
     manifest = read_manifest(place)
+    for name, stamp in manifest.files.items():
+        verify(place / name, stamp, full=False)
     kind, key = place.parent.name, place.name
     folder = _folder(kind, key, manifest)
     there = {} if again else objects.names(folder)
