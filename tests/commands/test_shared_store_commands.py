@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.sweeps import run_here
+from qsweep.base.objects import Objects, RemoteError
 from qsweep.base.remote_settings import RemoteSettings
 from qsweep.base.store import ROOT_VARIABLE, Store
 from qsweep.commands.doctor import examine
@@ -172,7 +173,10 @@ def test_an_export_fetches_what_lies_elsewhere(tmp_path, url, capsys):
     assert json.loads((second / "store/remote.json").read_text())["remote"] == url
 
 
-def test_the_doctor_writes_and_reads_back(tmp_path, url):
+def test_the_doctor_writes_and_reads_back(tmp_path, url, monkeypatch):
+    def refuse(*_):
+        raise RemoteError("cannot be written")
+
     def found(outputs, remote=None):
         return next(f for f in examine(Places(outputs, None, remote)) if f.name == "shared store")
 
@@ -182,6 +186,12 @@ def test_the_doctor_writes_and_reads_back(tmp_path, url):
     Store(outputs / "store", RemoteSettings(url)).remember()
     assert found(outputs).detail.startswith(f"{url}: written and read back in ")
     assert not [p for p in (tmp_path / "mounted").rglob("*") if p.is_file()]
+    # One that is only read from may well refuse what is written, and is left as it is.
+    Store(outputs / "store", RemoteSettings(url, push=False)).remember()
+    monkeypatch.setattr(Objects, "write", refuse)
+    only_read = found(outputs)
+    assert only_read.status == "ok" and "not written to (store.push=false)" in only_read.detail
+    assert found(outputs, url).status == "warning"
     broken = found(outputs, f"file://{tmp_path}/nowhere")
     assert broken.status == "warning" and "mount it" in broken.detail
     assert found(outputs, "memory://x").status == "warning"

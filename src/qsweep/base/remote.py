@@ -228,6 +228,8 @@ class Remote:
             root: The local store's folder.
         """
         failed = []
+        # The last failure may be a moment ago, and there is no later chance.
+        self._resting_until.pop("write", None)
         for kind, key in self.unsent.all() if self.push else ():
             place = root / kind / key
             if not place.is_dir():  # it was pruned

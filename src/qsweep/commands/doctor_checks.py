@@ -229,24 +229,26 @@ def disk(places: Places) -> Iterator[Finding]:
 
 
 def shared(places: Places) -> Iterator[Finding]:
-    """Whether the copy of the store that machines share can be read and written."""
+    """Whether the copy of the store that machines share can be read, and written where it is to be."""
     from qsweep.commands.shared import shared_store
 
     name = "shared store"
     try:
-        remote = shared_store(places.outputs, places.remote, push=True).remote
+        remote = shared_store(places.outputs, places.remote, push=None).remote
         if remote is None:
             yield Finding("storage", name, "missing", "none: each machine has its results alone",
                           "store.remote=URL, with s3: pip install \"qsweep[s3]\"")  # fmt: skip
             return
         started = time.perf_counter()
         remote.probe_reading()
-        remote.probe_writing()
+        if remote.push:
+            remote.probe_writing()
     except QsweepError as error:
         yield Finding("storage", name, "warning", str(error))
         return
     took = time.perf_counter() - started
-    yield Finding("storage", name, "ok", f"{remote.url}: written and read back in {took:.2f} s")
+    done = "written and read back" if remote.push else "read, and not written to (store.push=false),"
+    yield Finding("storage", name, "ok", f"{remote.url}: {done} in {took:.2f} s")
 
 
 def hub(places: Places) -> Iterator[Finding]:

@@ -13,16 +13,16 @@ def add_remote(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--remote", metavar="URL", help=help)
 
 
-def shared_store(outputs: Path, url: str | None, *, push: bool = False) -> Store:
+def shared_store(outputs: Path, url: str | None, *, push: bool | None = False) -> Store:
     """A store, with a remote copy: that of the URL, else that of the last sweep which had one.
 
     Args:
         outputs: The outputs folder.
         url: What was given as ``--remote``.
-        push: Whether anything is sent; a command that reads sends nothing.
+        push: Whether anything is sent; a command that reads sends nothing. None: as the last sweep.
 
     Raises:
         ConfigError: The URL is of no kind that can be shared.
     """
     settings = Store.below(outputs).settings if url is None else RemoteSettings(url)
-    return Store.below(outputs, replace(settings, push=push))
+    return Store.below(outputs, settings if push is None else replace(settings, push=push))

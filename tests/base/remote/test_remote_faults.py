@@ -121,6 +121,20 @@ def test_a_remote_that_goes_away_in_the_middle(node, url, tmp_path, capsys, monk
     assert len(store.remote.objects.names("manifests/texts/")) == 2
 
 
+def test_the_end_tries_once_more_however_lately_it_failed(tmp_path, capsys):
+    (folder := tmp_path / "mounted").mkdir()
+    store = Store(tmp_path / "a", RemoteSettings(f"file://{folder}"))
+    folder.rename(tmp_path / "away")
+    for n in range(2):
+        store.build("texts", {"n": n}, make)
+    capsys.readouterr()
+    store.remote.settle(store.root)
+    assert "lacks 2 entries that could not be sent" in capsys.readouterr().err
+    (tmp_path / "away").rename(folder)
+    store.remote.settle(store.root)
+    assert unsent(store) == [] and capsys.readouterr().err == ""
+
+
 @pytest.mark.cluster
 def test_a_server_that_goes_away_in_the_middle(tmp_path, capsys, monkeypatch):
     with running() as server:
