@@ -64,6 +64,10 @@ def test_what_lies_in_the_store_is_found_in_a_node_s_own(tmp_path):
         ("s3://key:sE?cr3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),
         ("s3:/key:sEcr3t@bucket/x", "names no bucket"),
         ("http://key:sEcr3t@host/x", "no such kind"),
+        ("file:/mnt/store", "write it as s3://BUCKET/FOLDER, "),
+        ("FILE:///mnt/store", "write it as "),
+        ("S3://bucket/x", "write it as "),
+        (" s3://bucket/x", "write it as "),
     ],
 )
 def test_a_url_that_nobody_can_share_is_refused_in_one_line(url, says, configs):

@@ -63,4 +63,6 @@ def _checked(url: str) -> str:
             raise ConfigError(f"{where}: names no folder; {_FORMS}")
     elif not parts.netloc:
         raise ConfigError(f"{where}: names no bucket; {_FORMS}")
+    if scheme != parts.scheme:  # file:/FOLDER and S3://BUCKET are URLs, and no driver takes them
+        raise ConfigError(f"{where}: write it as {_FORMS}")
     return url.rstrip("/")
