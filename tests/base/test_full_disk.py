@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import tempfile
 
 import pytest
 
@@ -11,6 +12,7 @@ from helpers.typed import typed
 from qsweep.base.disk import check_writable, disk_full, has_no_room, is_disk_full
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_bytes
+from qsweep.base.scratch import on_disk
 from qsweep.base.store import Store
 from qsweep.launch.reasons import explain
 
@@ -91,6 +93,23 @@ def test_whoever_makes_an_entry(make, disk):
 def test_another_failure_is_told_as_what_it_is(disk):
     with pytest.raises(RuntimeError, match="basic_ios"):
         Store(disk / "store").build("artifacts", {"what": "test"}, fail)
+
+
+def test_a_folder_for_temporary_files_that_is_full_is_named(disk, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+
+    def make(out):
+        on_disk(torch.zeros(16 << 20, dtype=torch.uint8))
+        return {}
+
+    with pytest.raises(QsweepError) as caught:
+        Store(tmp_path / "store").build("artifacts", {"what": "test"}, make)
+    said = str(caught.value)
+    assert said.startswith(f"{FULL} the disk of {disk}, ") and said.endswith("with TMPDIR=DIR")
+    assert explain(caught.value) == said and "outputs_dir" not in said
+    assert list(disk.iterdir()) == [] and list((tmp_path / "store/artifacts").iterdir()) == []
 
 
 def fail(out):

@@ -23,6 +23,10 @@ _WORDS = (
 )
 
 
+class DiskFull(QsweepError):
+    """A disk is full, and the text says which one and what to do: not that of the results."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says so by its number or in words."""
     return any(

@@ -5,6 +5,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
+from qsweep.base.disk import DiskFull, is_disk_full
 from qsweep.base.locks import try_lock
 
 if TYPE_CHECKING:
@@ -45,8 +46,20 @@ def on_disk(tensor: "Tensor") -> "Tensor":
     of it once the tensor is gone, however the process ends.
 
     Raises:
-        OSError: There is no room on the disk.
+        DiskFull: There is no room on the disk.
     """
+    try:
+        return _on_disk(tensor)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(
+            f"no space left on the disk of {tempfile.gettempdir()}, where hidden states and finished "
+            "layers of a streamed model wait: free some, or have them elsewhere with TMPDIR=DIR"
+        ) from error
+
+
+def _on_disk(tensor: "Tensor") -> "Tensor":
     import torch
 
     handle, name = tempfile.mkstemp(prefix=PREFIX)

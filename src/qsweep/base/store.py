@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from qsweep.base.console import say
-from qsweep.base.disk import disk_full, has_no_room, is_disk_full
+from qsweep.base.disk import DiskFull, disk_full, has_no_room, is_disk_full
 from qsweep.base.entry_contents import contradiction, problem
 from qsweep.base.errors import ArtifactCorrupt, ConfigError, QsweepError
 from qsweep.base.files import read_json, sync_tree, write_json
@@ -271,6 +271,8 @@ class Store:
                     sync_tree(folder)
                     if publish(folder, self.path(kind, key), partial(self._is_good, kind, key)):
                         made.add(key)
+            except DiskFull:  # of another disk, which it names
+                raise
             except Exception as error:
                 # Looked at before anything is removed: not every library says why it failed.
                 if is_disk_full(error) or has_no_room(self.root / kind):
