@@ -1,14 +1,17 @@
 """A pass over a model whose layers are read one at a time writes what a pass over the whole writes."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
+from qsweep.base.errors import IncompatibleTrial
 from qsweep.models import room
 from qsweep.models.facts import read_facts
 from qsweep.models.layer_list import CannotStream
 from qsweep.models.source import SourceModel
+from qsweep.quantizers.importance import measure_importance
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, capture, grid
 from qsweep.quantizers.native.grid import run
 from qsweep.quantizers.rtn import RTN
@@ -161,3 +164,22 @@ def test_what_cannot_be_streamed_after_all_is_let_go_of_before_the_whole_model_i
     weighing = NativeGPTQ(bits=4, group_size=32, gptq_output_hessian=True)
     made(tiny_model("llama"), tmp_path, (weighing,), stream="auto")
     assert alive == [[], [False]]
+
+
+@pytest.mark.parametrize("refusal", ["no chain", "experts of its own"])
+def test_an_importance_matrix_is_not_measured_on_the_whole_model_either(
+    tiny_model, monkeypatch, refusal
+):
+    if refusal == "no chain":
+        monkeypatch.setattr(capture, "_runs_layer_by_layer", lambda *_: False)
+    else:
+        monkeypatch.setattr(grid, "find_decoder", refuse)
+    source = SourceModel(read_facts(tiny_model("llama"), "x"), "cpu", stream=True)
+    with pytest.raises(CannotStream, match=f"^model.stream=true: .*{refusal}.*leave model.stream"):
+        measure_importance(source, CalibrationTokens(SAMPLES))
+    found = measure_importance(replace(source, stream=False), CalibrationTokens(SAMPLES))
+    assert found.importance
+
+
+def refuse(network):
+    raise IncompatibleTrial("experts of its own")

@@ -5,7 +5,6 @@ with; its own tool collects the same (https://github.com/ggml-org/llama.cpp/tree
 A pass of the native backend sees the same inputs, and leaves the matrix in the store.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,14 +39,23 @@ def measure_importance(
 
     It is a pass of the native backend without a configuration, so that a pass with some finds the
     same, bit by bit. A model that the backend cannot walk through runs as a whole.
+
+    Raises:
+        CannotStream: It would have to be in memory as a whole, and ``model.stream`` insists on layers.
     """
+    from qsweep.models.layer_list import CannotStream
     from qsweep.quantizers.native.grid import run
 
     started = time.perf_counter()
     # Experts are shown all tokens in such a pass alone.
     refusal = () if calibration.all_experts else (IncompatibleTrial,)
-    with contextlib.suppress(*refusal):
+    try:
         return run(model, calibration, [], progress, importance=True)
+    except CannotStream:
+        raise
+    except refusal as error:
+        if model.stream is True:
+            raise CannotStream(f"model.stream=true: {error}; leave model.stream out") from error
     # Not while the error is handled, which holds the model that was loaded.
     matrix = _run_whole(model, calibration, progress)
     return PassResult([], matrix, time.perf_counter() - started)
