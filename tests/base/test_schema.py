@@ -98,6 +98,19 @@ def test_what_spells_a_number_or_is_meant_as_no_number_is_taken():
     assert build(Numbers, {"count": 4.0}, "x").count == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("auto", r"x\.auto=aut: input should be 'auto' or a valid integer, unable to parse"),
+        ("flag", r"x\.flag=aut: input should be 'auto' or a valid boolean, unable to interpret"),
+        ("count", r"x\.count=aut: input should be a valid integer"),
+    ],
+)
+def test_a_word_that_is_taken_as_well_is_named(name, line):
+    with pytest.raises(ConfigError, match=line):
+        build(Numbers, {name: "aut"}, "x")
+
+
 def test_nearest_lists_the_words_when_none_is_near():
     assert nearest("zzz", ["gptq", "awq"]) == "; there are awq, gptq"
     assert nearest("gptw", ["gptq", "gptq", "awq"]) == "; did you mean 'gptq'?"

@@ -45,12 +45,17 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return adapter_of(cast("Any", cls)).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
             raise cause from error
-        place = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
+        place = _place_of(first)
         given = "" if first["type"] == "missing" else f"={first['input']}"
         message = first["msg"].removeprefix("Value error, ")
+        # Of what may be a word as well (`auto`) pydantic tells one by one what each was not.
+        words = [e for e in others if e["type"] == "literal_error" and _place_of(e) == place]
+        if words and first["type"] != "literal_error":
+            expected = f"Input should be {words[0]['ctx']['expected']} or "
+            message = message.replace("Input should be ", expected, 1)
         if first["type"] == "tuple_type":
             message = f"must be a list, as in {_at(where, place)}=[{first['input']}]"
         raise ConfigError(
@@ -150,6 +155,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _at(where: str, name: str) -> str:
     return f"{where}.{name}" if where and name else where or name
+
+
+def _place_of(error: Any) -> str:
+    """The dotted name of the value that one of pydantic's errors is about."""
+    return ".".join(str(part) for part in error["loc"] if not _is_tag(part))
 
 
 def _is_tag(part: Any) -> bool:
