@@ -5,13 +5,15 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from qsweep.base.memory import available_bytes
-from qsweep.base.scratch import on_disk
+from qsweep.base.scratch import OnDisk, on_disk
+from qsweep.formats.hf import ShardWriter
 
 SCRIPT = textwrap.dedent(
     """
@@ -162,3 +164,31 @@ def test_a_tensor_on_disk_is_the_same_and_leaves_no_file(tmp_path, monkeypatch):
     assert kept.dtype == tensor.dtype
     kept += 1
     assert not torch.equal(kept, tensor)
+
+
+def mappings():
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_many_small_tensors_on_disk_share_few_mappings(tmp_path):
+    # A process may have 65,530, and a mixture has more parts of experts.
+    given = [
+        *(torch.randn(7, n % 5) for n in range(300)),
+        *(torch.tensor(2.5, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bool)),
+        torch.arange(5 << 20, dtype=torch.int32),
+    ]
+    disk, before = OnDisk(), mappings()
+    kept = [disk.keep(tensor) for tensor in given]
+    assert mappings() - before < 50
+    for one, other in zip(kept, given, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    # What lies in one file is written as the tensors that it is.
+    files = []
+    for rests in (False, True):
+        (out := tmp_path / str(rests)).mkdir()
+        writer = ShardWriter(out, 4000, rests_on_disk=rests)
+        for number, tensor in enumerate(given):
+            writer.add(str(number), tensor)
+        writer.close()
+        files.append({file.name: file.read_bytes() for file in sorted(out.iterdir())})
+    assert files[0] == files[1]

@@ -8,14 +8,13 @@ pytest.importorskip("gguf")
 
 from helpers.gguf_runs import divergence, native_logits  # noqa: E402
 from qsweep.base.errors import BackendUnavailable, IncompatibleTrial  # noqa: E402
-from qsweep.base.scratch import on_disk  # noqa: E402
+from qsweep.base.scratch import OnDisk  # noqa: E402
 from qsweep.formats.dense import load_dense  # noqa: E402
 from qsweep.formats.gguf.converter import converter_dir  # noqa: E402
 from qsweep.formats.gguf.dense import MODEL_FILE, dense_state_dict  # noqa: E402
 from qsweep.formats.numbers import Q2K, Q3K, Q4K, Q5K, Q6K, Q80  # noqa: E402
 from qsweep.models.facts import read_facts  # noqa: E402
 from qsweep.models.source import SourceModel  # noqa: E402
-from qsweep.quantizers.conversion import solved  # noqa: E402
 from qsweep.quantizers.native import NativeAWQ, NativeGPTQ, quantize_grid  # noqa: E402
 from qsweep.quantizers.native.jobs import Job  # noqa: E402
 from qsweep.quantizers.rtn import RTN  # noqa: E402
@@ -100,7 +99,8 @@ def test_a_streamed_pass_writes_the_same_and_keeps_finished_layers_on_disk(
 ):
     artifacts, _ = passed
     rested = []
-    monkeypatch.setattr(solved, "on_disk", lambda t: rested.append(t.shape) or on_disk(t))
+    keep = OnDisk.keep
+    monkeypatch.setattr(OnDisk, "keep", lambda self, t: rested.append(t.shape) or keep(self, t))
     model = SourceModel(read_facts(tiny_model("llama"), "llama"), "cpu", stream=True)
     (out := conversions / "streamed").mkdir()
     pairs = [(GRID["q4_k"], out)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsweep.base.files import write_json
-from qsweep.base.scratch import on_disk
+from qsweep.base.scratch import OnDisk
 from qsweep.formats.active import chosen_share
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.container import Container
@@ -143,7 +143,8 @@ class ShardWriter:
     """
 
     def __init__(self, out: Path, limit: int = SHARD_BYTES, *, rests_on_disk: bool = False):
-        self._out, self._limit, self._rests_on_disk = out, limit, rests_on_disk
+        self._out, self._limit = out, limit
+        self._disk = OnDisk() if rests_on_disk else None
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes = self._total = 0
         self._shards: list[list[str]] = []
@@ -154,7 +155,7 @@ class ShardWriter:
         if self._pending and self._bytes + size > self._limit:
             self._flush()
         tensor = tensor.detach().cpu().contiguous()
-        self._pending[name] = on_disk(tensor) if self._rests_on_disk else tensor
+        self._pending[name] = tensor if self._disk is None else self._disk.keep(tensor)
         self._bytes += size
         self._total += size
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.scratch import on_disk
+from qsweep.base.scratch import OnDisk
 from qsweep.formats.artifact import Artifact
 from qsweep.formats.gguf.types import file_type, tensor_type
 from qsweep.models.source import SourceModel
@@ -35,6 +35,7 @@ class SolvedFile:
 
     def __init__(self, out: Path, model: SourceModel, mixture: str):
         self._out, self._model, self._type = out, model, file_type(mixture)
+        self._disk = OnDisk() if model.stream is True else None
         # By the layers' names; blocks are all that is kept of them.
         self._layers: dict[str, tuple[str, torch.Tensor]] = {}
         self._kept: dict[str, str] = {}
@@ -44,8 +45,8 @@ class SolvedFile:
         from qsweep.formats.gguf.packing import block_bytes
 
         blocks = block_bytes(matrix)
-        rests_on_disk = self._model.stream is True
-        self._layers[name] = matrix.type.name, on_disk(blocks) if rests_on_disk else blocks
+        kept = blocks if self._disk is None else self._disk.keep(blocks)
+        self._layers[name] = matrix.type.name, kept
 
     def keep(self, names: Mapping[str, str]) -> None:
         """Leave linear layers in 16 bits; by name, the reason. Of all others llama.cpp decides."""
