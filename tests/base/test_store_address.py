@@ -55,6 +55,7 @@ def test_what_lies_in_the_store_is_found_in_a_node_s_own(tmp_path):
         ("file://mnt/store", "names no folder"),
         ("file:///", "names no folder"),
         ("s3://bucket/x?versionId=1", "takes no ?"),
+        ("file:///mnt/store#1", "in a folder's name they are %3F and %23"),
         ("s3://key:sEcr3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),
         ("s3://[bucket/x", "is no URL"),
         ("s3://key:sEc/r3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),

@@ -57,7 +57,8 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("s3", "gs", "file"):
         raise ConfigError(f"{where}: no such kind of store; {_FORMS}")
     if parts.query or parts.fragment:
-        raise ConfigError(f"{where}: takes no ? and no #; {_FORMS}")
+        quoted = "; in a folder's name they are %3F and %23" if parts.scheme == "file" else ""
+        raise ConfigError(f"{where}: takes no ? and no #{quoted}; {_FORMS}")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.strip("/"):
             raise ConfigError(f"{where}: names no folder; {_FORMS}")
