@@ -125,6 +125,16 @@ class Objects:
         """The same with when each was written, seconds since the epoch."""
         return {name: _written(info) for name, info in self._found(prefix).items()}
 
+    def unfinished(self, prefix: str) -> dict[str, float]:
+        """What a writer into a folder has not finished, or left when it was killed, and since when.
+
+        It is no object yet: nothing else tells of it. A bucket shows nobody what is unfinished there.
+        """
+        if not self._in_folder:
+            return {}
+        found = self._found(prefix, unfinished=True)
+        return {name: _written(info) for name, info in found.items()}
+
     def delete(self, name: str) -> None:
         """Delete an object, if it is there."""
 
@@ -147,18 +157,19 @@ class Objects:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _found(self, prefix: str) -> dict[str, Mapping[str, Any]]:
+    def _found(self, prefix: str, *, unfinished: bool = False) -> dict[str, Mapping[str, Any]]:
         folder, start = self._path(prefix).rstrip("/"), len(self._path(""))
 
         def find() -> dict[str, Mapping[str, Any]]:
-            found = (
-                self._files(folder) if self._in_folder else self._system.find(folder, detail=True)
-            )
+            if self._in_folder:
+                found = self._files(folder, unfinished=unfinished)
+            else:
+                found = self._system.find(folder, detail=True)
             return {path[start:]: info for path, info in found.items()}
 
         return self._tried("read", find)
 
-    def _files(self, folder: str) -> dict[str, Mapping[str, Any]]:
+    def _files(self, folder: str, *, unfinished: bool) -> dict[str, Mapping[str, Any]]:
         """The files below a folder, in order.
 
         The driver takes one that cannot be listed for an empty one, and what is not listed is made
@@ -168,8 +179,7 @@ class Objects:
         found: dict[str, Mapping[str, Any]] = {}
         for place, _, names in os.walk(folder, onerror=_raise_unless_gone):
             for path in (os.path.join(place, name) for name in names):
-                # What a writer has not finished, or left when it was killed.
-                if owner(Path(path)) is None:
+                if (owner(Path(path)) is not None) == unfinished:
                     with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                         state = os.stat(path)
                         found[path] = {"size": state.st_size, "mtime": state.st_mtime}

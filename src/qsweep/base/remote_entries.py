@@ -183,6 +183,9 @@ def left_over(objects: Objects, kind: str) -> list[str]:
         if key in whole and (makers[key] == 1 or folder == _named_folder(objects, kind, key)):
             continue
         found += names
+    for place in (_FILES, _MANIFESTS):
+        unfinished = objects.unfinished(f"{place}/{kind}/")
+        found += [name for name in unfinished if _age([name], unfinished) > SILENT_S]
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 from qsweep.base import remote_entries as entries
 from qsweep.base.manifest import open_entry
 from qsweep.base.objects import Objects
-from qsweep.base.owners import SILENT_S
+from qsweep.base.owners import SILENT_S, temporary
 from qsweep.base.store import Store
 
 IDENTITY = {"what": "test"}
@@ -292,6 +292,41 @@ def test_entries_that_lack_files_there_are_found(node, objects, tmp_path):
     (new,) = (n for n in objects.names("files/") if n.endswith("weights.bin") and n != file)
     objects.delete(new)
     assert found(place) == [place]
+
+
+def test_what_a_killed_sender_did_not_finish_goes_after_a_week(node, url, objects, tmp_path):
+    if url.startswith("s3"):
+        pytest.skip("a bucket's own lifecycle rule removes it")
+    place = build(node("a"))[0].path
+    folder = tmp_path / "mounted"
+    (sent,) = folder.glob(f"files/artifacts/{place.name}/*")
+    left = [
+        temporary(file)
+        for file in (
+            sent / "weights.bin",
+            folder / "files/artifacts/0123/abcd/weights.bin",
+            folder / "manifests/artifacts/0123.json",
+        )
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    assert entries.left_over(objects, "artifacts") == []  # somebody may be writing it
+    old = time.time() - 30 * 86400
+    for file in (*left, *objects_in(folder)):
+        os.utime(file, (old, old))
+    found = entries.left_over(objects, "artifacts")
+    assert sorted(folder / name for name in found) == sorted(left)
+    for name in found:
+        objects.delete(name)
+    assert (
+        not any(file.exists() for file in left) and not (folder / "files/artifacts/0123").exists()
+    )
+    assert node("b").find("artifacts", place.name)
+
+
+def objects_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 SENDER = textwrap.dedent(
