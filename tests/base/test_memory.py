@@ -1,6 +1,7 @@
 """What the evaluation needs at most, measured in processes of their own."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from qsweep.base.cleanup import remove_abandoned
 from qsweep.base.memory import available_bytes
 from qsweep.base.scratch import OnDisk, on_disk
 from qsweep.formats.hf import ShardWriter
@@ -164,6 +166,19 @@ def test_a_tensor_on_disk_is_the_same_and_leaves_no_file(tmp_path, monkeypatch):
     assert kept.dtype == tensor.dtype
     kept += 1
     assert not torch.equal(kept, tensor)
+
+
+def test_who_is_killed_while_a_file_takes_its_room_leaves_what_the_next_start_removes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dies = "import os, signal; os.posix_fallocate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    script = (
+        f"{dies}; import torch; from qsweep.base.scratch import on_disk; on_disk(torch.ones(9))"
+    )
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
+    (left,) = tmp_path.iterdir()
+    assert remove_abandoned(tmp_path / "outputs") == [left] and not left.exists()
 
 
 def mappings():

@@ -83,7 +83,8 @@ def _in_file(count: int, dtype: "torch.dtype") -> "Tensor":
     import torch
 
     try:
-        handle, name = tempfile.mkstemp(prefix=PREFIX)
+        # Taking room may take long, and who is killed at it leaves the file by the process's number.
+        handle, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-")
         try:
             # Room is taken now: who writes into a mapped file that has none is killed.
             os.posix_fallocate(handle, 0, max(count * dtype.itemsize, 1))
