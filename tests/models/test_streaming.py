@@ -212,9 +212,19 @@ def test_a_damaged_layer_is_named_when_it_is_read(tiny_model, tmp_path):
     assert artifact.path == facts.path
 
 
+def test_a_model_that_begins_with_its_layers_is_refused():
+    # As CPM-Ant: transformers would take it to lie where its layers do, nowhere.
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+    model.embedding = torch.nn.Embedding(4, 4)
+    with pytest.raises(CannotStream, match=r"begins with its layers \(layers\.0\.weight\)"):
+        load_streamed(model, {}, {}, "cpu")
+
+
 def test_layers_that_share_weights_are_refused():
     layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
     model = torch.nn.Module()
+    model.embedding = torch.nn.Embedding(4, 4)
     model.layers = layers
     assert layers_of(model)[0] == ["layers.0", "layers.1"]
     layers[1].weight = layers[0].weight

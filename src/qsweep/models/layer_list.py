@@ -53,6 +53,13 @@ def require_streamable(model: Any) -> None:
         raise CannotStream(
             f"model.stream=true: layers of {kind} share weights ({min(shared)}); {_WAY_OUT}"
         )
+    # Where a model lies transformers tells by its first parameter.
+    first, _ = next(model.named_parameters())
+    if first.startswith(prefix):
+        raise CannotStream(
+            f"model.stream=true: {kind} begins with its layers ({first}), by which transformers tells "
+            f"its device; {_WAY_OUT}"
+        )
     parameters = [id(p) for layer in layers for p in layer.parameters()]
     if len(set(map(id, layers))) < len(layers) or len(set(parameters)) < len(parameters):
         raise CannotStream(f"model.stream=true: layers of {kind} share weights; {_WAY_OUT}")
