@@ -247,7 +247,7 @@ def shared(places: Places) -> Iterator[Finding]:
         yield Finding("storage", name, "warning", str(error))
         return
     took = time.perf_counter() - started
-    done = "written and read back" if remote.push else "read, and not written to (store.push=false),"
+    done = "written and read back" if remote.push else "read, not written to (store.push=false),"
     yield Finding("storage", name, "ok", f"{remote.url}: {done} in {took:.2f} s")
 
 
