@@ -7,11 +7,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qsweep.base.errors import IncompatibleTrial, TrialFailed
+from qsweep.quantizers.native import memory
 from qsweep.quantizers.native import walk as walking
 from qsweep.quantizers.native.capture import capture
 from qsweep.quantizers.native.fold import find_folds
 from qsweep.quantizers.native.graph import find_decoder, set_weight, weight_of
 from qsweep.quantizers.native.layers import Chunk, Stage, run_layer
+from qsweep.quantizers.native.memory import Room
 from qsweep.quantizers.native.stages import find_stages
 from qsweep.quantizers.native.stats import InputStats, shared_products
 from qsweep.quantizers.native.walk import advance, fewest_rounds, rounds_needed
@@ -384,34 +386,48 @@ def test_low_precision_inputs_are_summed_in_float32_on_cuda(dtype):
     assert torch.allclose(stats.gram.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_memory_decides_in_how_many_rounds_configurations_go(monkeypatch):
+def test_memory_decides_in_how_many_rounds_configurations_go():
     layer = nn.Sequential(nn.Linear(64, 64, bias=False))
     chunk, stages = Chunk(torch.zeros(4, 128, 64), []), [Stage(("0",), 64, 0)]
     weights = square = 4 * 64 * 64
     forward = 4 * 64 * 4 * (4 * 128)
-    monkeypatch.setattr(walking, "free_budget", lambda device: 2 * (weights + 2 * square + forward))
-    assert rounds_needed(layer, stages, [chunk], 4, 0) == 2
-    assert rounds_needed(layer, stages, [chunk], 4, 1) == 3
+    room = 2 * (weights + 2 * square + forward)
+    assert rounds_needed(layer, stages, [chunk], 4, 0, room) == 2
+    assert rounds_needed(layer, stages, [chunk], 4, 1, room) == 3
     # Who shares statistics, or is run anew up to each stage, has no forward that waits.
-    assert rounds_needed(layer, stages, [chunk], 0, 20) == 1
-    assert rounds_needed(layer, stages, [chunk, chunk], 20, 0) == 1
-    monkeypatch.setattr(walking, "free_budget", lambda device: 1)
-    assert rounds_needed(layer, stages, [chunk], 3, 2) == 5
-    assert rounds_needed(layer, stages, [chunk], 0, 0) == 1
+    assert rounds_needed(layer, stages, [chunk], 0, 20, room) == 1
+    assert rounds_needed(layer, stages, [chunk, chunk], 20, 0, room) == 1
+    assert rounds_needed(layer, stages, [chunk], 3, 2, 1) == 5
+    assert rounds_needed(layer, stages, [chunk], 0, 0, 1) == 1
 
 
-def test_experts_that_run_side_by_side_need_a_gram_matrix_each(monkeypatch):
+def test_experts_that_run_side_by_side_need_a_gram_matrix_each():
     layer = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
     chunk = Chunk(torch.zeros(4, 128, 64), [])
     stages = [Stage((str(number),), 64, 0, "experts") for number in range(8)]
     square = 4 * 64 * 64
-    monkeypatch.setattr(
-        walking, "free_budget", lambda device: 2 * (8 * square + square + 8 * square)
-    )
-    assert rounds_needed(layer, stages, [chunk, chunk], 4, 0) == 2
-    assert rounds_needed(layer, stages, [chunk, chunk], 0, 4) == 2
+    room = 2 * (8 * square + square + 8 * square)
+    assert rounds_needed(layer, stages, [chunk, chunk], 4, 0, room) == 2
+    assert rounds_needed(layer, stages, [chunk, chunk], 0, 4, room) == 2
     one_by_one = [Stage((str(number),), 64, number) for number in range(8)]
-    assert rounds_needed(layer, one_by_one, [chunk, chunk], 3, 0) == 1
+    assert rounds_needed(layer, one_by_one, [chunk, chunk], 3, 0, room) == 1
+
+
+def test_room_is_no_more_than_there_has_been(monkeypatch):
+    """What seems to be free once a file was written may not be there."""
+    layer = nn.Linear(256, 256, bias=False)
+    size = 4 * 256 * 256
+    device, room = torch.device("cpu"), Room()
+    for free, held, ahead in (
+        (12, 6, True),
+        (10, 5, True),
+        (40, 5, True),
+        (5, 2.5, False),
+        (400, 2.5, False),
+    ):
+        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free * size)
+        assert room.free(device) == held * size
+        assert room.reads_ahead(layer) is ahead
 
 
 def test_experts_without_a_token_may_share_what_those_beside_them_see():

@@ -37,7 +37,7 @@ from qsweep.quantizers.native.graph import (
 from qsweep.quantizers.native.jobs import Job
 from qsweep.quantizers.native.layers import Chunk, Layer, Stage, StageInputs, blocks_of, run_layer
 from qsweep.quantizers.native.lockstep import in_lockstep
-from qsweep.quantizers.native.memory import fits_beside
+from qsweep.quantizers.native.memory import Room
 from qsweep.quantizers.native.network import load_network, not_run_as_linear, require_finite_layer
 from qsweep.quantizers.native.output_hessians import output_hessians
 from qsweep.quantizers.native.precision import calibration_dtype
@@ -147,7 +147,7 @@ def _run(
     count = len(decoder.layers)
     for index, module in enumerate(decoder.layers):
         progress("quantize" if jobs else "importance matrix", index / count)
-        with holding(network, index, ahead=fits_beside(module)):
+        with holding(network, index, ahead=text.room.reads_ahead(module)):
             require_finite_layer(module, partial(decoder.full_name, index), spelling)
             module.to(model.device)
             text.advance(index, module, partial(decoder.full_name, index))
@@ -213,6 +213,7 @@ class _CalibrationText:
         self._probe = probe
         self._config = config
         self._folds: dict[Any, list[Fold | None]] = {}
+        self.room = Room()
 
     def advance(self, index: int, module: nn.Module, full_name: Any) -> None:
         """Quantize a decoder layer for all jobs, and move the text past it."""
@@ -281,7 +282,8 @@ class _CalibrationText:
         every = [*self._walking, *self._sharing]
         module = versions[None].layer.module
         stages, walking, sharing = versions[None].layer.stages, self._walking, self._sharing
-        rounds = rounds_needed(module, stages, self._plain, len(walking), len(sharing))
+        room = self.room.free(next(module.parameters()).device)
+        rounds = rounds_needed(module, stages, self._plain, len(walking), len(sharing), room)
         given = {share: version.inputs(plain) for share, version in versions.items()}
         for number in range(rounds):
             # Both kinds are in every round, so that nobody's loop over columns runs alone.

@@ -24,14 +24,32 @@ def free_budget(device: torch.device) -> int:
     return room if device.type == "cuda" else max(min(room, available_bytes() // 2), 1)
 
 
-def fits_beside(layer: nn.Module) -> bool:
-    """Whether the next decoder layer may be in memory while one is quantized.
+class Room:
+    """What there is room for from layer to layer: no more than there has been so far.
 
-    It is as large; statistics, a configuration's weights, codes and factors, and what is packed of
-    them take up to four times that besides. Reading it later takes a small part of the time.
+    What a control group can drop is known late, and seems to be more right after files were written:
+    a layer that takes what there was no room for before is killed for it.
     """
-    size = sum(each.numel() * each.element_size() for each in layer.parameters())
-    return available_bytes() >= 6 * size
+
+    def __init__(self) -> None:
+        self._free: int | None = None
+        self._ahead = True
+
+    def free(self, device: torch.device) -> int:
+        """:func:`free_budget`, the least so far."""
+        now = free_budget(device)
+        self._free = now if self._free is None else min(self._free, now)
+        return self._free
+
+    def reads_ahead(self, layer: nn.Module) -> bool:
+        """Whether the next decoder layer may be in memory while one is quantized, as with all before.
+
+        It is as large; statistics, a configuration's weights, codes and factors, and what is packed of
+        them take up to four times that besides. Reading it later takes a small part of the time.
+        """
+        size = sum(each.numel() * each.element_size() for each in layer.parameters())
+        self._ahead = self._ahead and available_bytes() >= 6 * size
+        return self._ahead
 
 
 def activation_bytes(layer: nn.Module, tokens: int) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from qsweep.quantizers.native.graph import linears_of, raw_weight
 from qsweep.quantizers.native.layers import Chunk, Inputs, Stage, StageInputs, blocks_of, run_layer
-from qsweep.quantizers.native.memory import activation_bytes, free_budget
+from qsweep.quantizers.native.memory import activation_bytes
 from qsweep.quantizers.native.precision import multiplies_bfloat16
 from qsweep.quantizers.native.stages import watching
 from qsweep.quantizers.native.stats import InputStats, lend_ranges
@@ -22,7 +22,12 @@ class _Stop(Exception):
 
 
 def rounds_needed(
-    layer: nn.Module, stages: Sequence[Stage], chunks: Sequence[Chunk], walking: int, sharing: int
+    layer: nn.Module,
+    stages: Sequence[Stage],
+    chunks: Sequence[Chunk],
+    walking: int,
+    sharing: int,
+    room: int,
 ) -> int:
     """In how many rounds there is memory for GPTQ configurations inside a decoder layer.
 
@@ -36,6 +41,7 @@ def rounds_needed(
         chunks: The calibration text.
         walking: How many configurations walk through layers of their own.
         sharing: How many share the unquantized model's statistics.
+        room: Bytes that there are for them.
     """
     weights = [raw_weight(linear) for linear in linears_of(layer).values()]
     if not weights:
@@ -50,7 +56,7 @@ def rounds_needed(
     if len(chunks) == 1:
         more += activation_bytes(layer, chunks[0].tokens)
     costs = [each + more] * walking + [each] * sharing
-    return fewest_rounds(costs, free_budget(weights[0].device))
+    return fewest_rounds(costs, room)
 
 
 def fewest_rounds(costs: Sequence[int], room: int) -> int:
