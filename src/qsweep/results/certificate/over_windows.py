@@ -53,7 +53,7 @@ def _measurement(name: str, record: Record) -> Measurement:
     _, *place = name.split(":")
     found = [record.primary] if not place and record.primary else list(record.measurements)
     for wanted, where in zip(place, ("corpus", "preset"), strict=False):
-        there = {str(getattr(one, where)) for one in record.measurements}
+        there = {str(getattr(one, where)) for one in found}
         found = [one for one in found if getattr(one, where) == wanted]
         if not found:
             raise ConfigError(
