@@ -194,6 +194,14 @@ def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     assert "- mmlu: no data (1 trial)" in page
 
 
+def test_a_loss_that_perplexity_tells_is_a_sentence():
+    ratio = {"ppl": 9.0, "ppl_ratio": 1.1, "ppl_ratio_low": 1.09, "ppl_ratio_high": 1.11}
+    found = capabilities({}, perplexity_comparison({**ratio, "quality": 0.48}))
+    alone = record("rtn 3", 0) | {"capabilities": found, "suffers_most": suffers_most(found)}
+    page = capabilities_markdown("sweep", [record("none", 0, reference=True), alone])
+    assert "**model rtn 3**: completion suffers most: 48.0% (43-53) kept, by perplexity." in page
+
+
 def test_a_sweep_without_tasks_has_no_page():
     plain = {"key": "k", "name": "n", "status": "finished", "measurements": [], "calibration": None}
     assert capabilities_markdown("sweep", [plain]) == ""
