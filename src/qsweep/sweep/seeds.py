@@ -7,6 +7,9 @@ from typing import Any
 from qsweep.base.contents import is_number
 from qsweep.base.errors import ConfigError
 
+_MOST = 1000
+"""As many draws may be asked for: whoever types more of them mistook it for ``seed``."""
+
 
 def seeds_of(asked: Any, first: Any = 0) -> list[int]:
     """The seeds that ``seeds`` asks for: so many from the first one on, or those of a list.
@@ -33,6 +36,10 @@ def _asked_for(asked: Any, first: Any) -> list[int]:
     if not _is_whole(asked) or asked < 1:
         raise ConfigError(
             f"seeds={asked}: a number of draws from 1, or a list of seeds, as in seeds=[0,3,7]"
+        )
+    if asked > _MOST:
+        raise ConfigError(
+            f"seeds={asked}: {_MOST} draws are the most; seed={asked} is one draw, of that seed"
         )
     if not _is_whole(first):
         raise ConfigError(f"seed={first}: a whole number")
