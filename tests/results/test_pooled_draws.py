@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,18 @@ def test_what_tables_call_a_setting_and_its_draws_means_them(sweep, tmp_path, ca
         assert one_of(records, line["label"], tmp_path).key == line["key"]
     with pytest.raises(QsweepError, match="no trial 'gptq 3-bit seed=9'"):
         one_of(records, "gptq 3-bit seed=9", tmp_path)
+
+
+def test_a_draw_is_called_as_the_table_calls_its_setting(sweep, tmp_path):
+    """Which names the grid where settings of both kinds are there; draws by themselves have one."""
+    records = [
+        r if r.reference else replace(r, options={**r.options, "sym": r.method == "gptq"})
+        for r in typed(sweep)
+    ]
+    labels = {row.label for row in rows(pooled(records))}
+    called = next(label for label in labels if label.endswith("gptq 3-bit sym"))
+    for n, record in enumerate(records[1:5]):
+        assert one_of(records, f"{called} seed={n}", tmp_path).key == record.key
 
 
 def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):
