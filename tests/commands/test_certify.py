@@ -288,6 +288,15 @@ def test_only_what_can_be_named_is_offered(sides):
         _measurement("ppl:chat:paper", elsewhere)
 
 
+def test_of_a_reference_that_predicts_nothing_nothing_is_certified(sides):
+    """Its perplexity stays what it is, and a ratio of 1 would be accepted."""
+    first = replace(sides.trial.primary, no_verdict="the reference predicts nothing")
+    blind = replace(sides, trial=replace(sides.trial, measurements=(first,)))
+    for name in ("ppl", "kld", "top1"):
+        with pytest.raises(ConfigError, match="on python_docs: the reference predicts nothing"):
+            find_measure(name, blind)
+
+
 def test_who_stopped_by_a_rule_is_told_how_more_come(sides):
     margin = Margin("ppl", 1.0, "%")
     measure = find_measure("ppl", sides)
