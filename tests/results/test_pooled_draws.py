@@ -172,6 +172,9 @@ def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):
     assert "seeds=4" not in text  # beside a seed that is varied it is refused
     alone = shown(sweep[:2], 200, terminal=False)
     assert "1 row is of one draw of the calibration text; seeds=4 measures 4 draws" in alone
+    # nor is it taken beside a calibration.seed of its own
+    sweep[1]["config"] |= {"seed": 0, "calibration": {"seed": 3}}
+    assert "seeds=4" not in shown(sweep[:2], 200, terminal=False)
 
 
 def test_a_record_of_a_run_before_is_a_draw_of_this_one(sweep):
