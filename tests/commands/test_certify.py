@@ -17,7 +17,7 @@ from qsweep.commands.shared import shared_store
 from qsweep.commands.trials import all_records, find_trial, one_of
 from qsweep.evaluate.equivalence import OfWindows, judge
 from qsweep.results.certificate.certificate import Line, _files
-from qsweep.results.certificate.margins import Margin
+from qsweep.results.certificate.margins import Margin, parse_margins
 from qsweep.results.certificate.measures import find_measure
 from qsweep.results.certificate.over_windows import _measurement
 from qsweep.results.certificate.sides import Sides, names
@@ -138,6 +138,10 @@ def test_a_capability_is_all_answers_of_its_tasks(certify):
         ("ppl 1 furlong", "no measure with a number and a unit"),
         ("ppl 1.2.3 %", "no measure with a number and a unit"),
         (" , ", "names no measure; for example --margin 'ppl 1 %"),
+        ("ppl 1 2 %", "--margin ppl 1: pocket rtn 8-bit g128 has no such measure; did you mean 'ppl'"),
+        ("kld_ 0.1", "has no such measure; did you mean 'kld'"),
+        ("ppl: 1 %", "has no such measure; did you mean 'ppl'"),
+        ("ppl:python_docs:paper:x 1 %", "has no such measure; there are code, code_cloze, kld, ppl"),
         ("ppl:python_dcs 1 %", "was not measured on python_dcs; did you mean 'python_docs'?"),
         ("ppl:python_docs:strided 1 %", "was not measured on strided; there are paper"),
         ("kld_kv 0.1", "was not run with its kv as served"),
@@ -152,6 +156,19 @@ def test_numbers_and_units_are_read_as_they_are_meant(certify):
     _, plain = measured(certify, "rtn 8-bit g128", "ppl 0.1 %, kld 0.001, code_cloze 1 point")
     _, found = measured(certify, "rtn 8-bit g128", "ppl 1e-1%, kld 1E-3 Nats, code_cloze +1 Point")
     assert found == plain
+
+
+def test_margins_of_several_options_are_all_tested(certify):
+    code, found = measured(certify, "rtn 3-bit g128", "ppl 1 %", "--margin", "kld 90")
+    assert code == 1 and [*found] == ["ppl", "kld"]
+    code, _, err = certify("rtn 8-bit g128", "ppl 1 %", "--margin", "ppl 2 %")
+    assert code == 2 and "--margin ppl: is named twice" in err
+
+
+def test_a_name_of_two_words_is_one_measure():
+    (margin,) = parse_margins("long  answers 2 points")
+    assert (margin.measure, margin.amount, margin.unit) == ("long answers", 2.0, "points")
+    assert parse_margins("long answers 2 points, ppl 1%")[1].measure == "ppl"
 
 
 def test_what_a_unit_that_is_missing_advises_is_taken(certify):
@@ -266,6 +283,18 @@ def test_only_what_can_be_named_is_offered(sides):
     offered = [f"ppl:python_docs:{one.preset}" for one in more]
     assert set(offered) < set(names(twice.trial)) and "ppl:python_docs" not in names(twice.trial)
     assert [_measurement(name, twice.trial) for name in offered] == more
+    elsewhere = replace(trial, measurements=(first, replace(more[0], corpus="chat")))
+    with pytest.raises(ConfigError, match="not measured on paper; there are llamacpp$"):
+        _measurement("ppl:chat:paper", elsewhere)
+
+
+def test_of_a_reference_that_predicts_nothing_nothing_is_certified(sides):
+    """Its perplexity stays what it is, and a ratio of 1 would be accepted."""
+    first = replace(sides.trial.primary, no_verdict="the reference predicts nothing")
+    blind = replace(sides, trial=replace(sides.trial, measurements=(first,)))
+    for name in ("ppl", "kld", "top1"):
+        with pytest.raises(ConfigError, match="on python_docs: the reference predicts nothing"):
+            find_measure(name, blind)
 
 
 def test_who_stopped_by_a_rule_is_told_how_more_come(sides):

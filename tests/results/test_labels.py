@@ -102,6 +102,24 @@ def test_what_ran_for_another_purpose_says_so_and_puts_nothing_into_the_others_n
     assert names == ["", " (check)", " (first windows)"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (["ratio ±5 %", "kld ±0.1"], [" until=ratio ±5 %", " until=kld ±0.1"]),
+        (["ratio ±5 %", None], [" until=ratio ±5 %", ""]),
+        (["ratio ±5 %"], [""]),
+    ],
+)
+def test_the_reference_reads_all_windows_whatever_others_stop_by(rules, expected):
+    base = configured(
+        {"eval.until": rules[0]}, "r", reference=True, method="none", name="pocket none"
+    )
+    own = [configured({"eval.until": rule}, str(n)) for n, rule in enumerate(rules)]
+    first, *names = [record.name for record in with_distinct_names([base, *own])]
+    assert first == "pocket none"
+    assert [name.removeprefix("pocket gptq 3-bit") for name in names] == expected
+
+
 def test_every_difference_is_told_and_not_just_enough_of_them():
     found = labels({"calibration.seed": 1, "eval.max_windows": 8}, {"calibration.seed": 2})
     assert found == [" seed=1 max_windows=8", " seed=2"]

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +151,18 @@ def test_what_tables_call_a_setting_and_its_draws_means_them(sweep, tmp_path, ca
         one_of(records, "gptq 3-bit seed=9", tmp_path)
 
 
+def test_a_draw_is_called_as_the_table_calls_its_setting(sweep, tmp_path):
+    """Which names the grid where settings of both kinds are there; draws by themselves have one."""
+    records = [
+        r if r.reference else replace(r, options={**r.options, "sym": r.method == "gptq"})
+        for r in typed(sweep)
+    ]
+    labels = {row.label for row in rows(pooled(records))}
+    called = next(label for label in labels if label.endswith("gptq 3-bit sym"))
+    for n, record in enumerate(records[1:5]):
+        assert one_of(records, f"{called} seed={n}", tmp_path).key == record.key
+
+
 def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):
     for record in sweep:
         record["config"].pop("seeds")
@@ -159,6 +172,9 @@ def test_draws_that_nobody_asked_to_be_pooled_stay_rows(sweep):
     assert "seeds=4" not in text  # beside a seed that is varied it is refused
     alone = shown(sweep[:2], 200, terminal=False)
     assert "1 row is of one draw of the calibration text; seeds=4 measures 4 draws" in alone
+    # nor is it taken beside a calibration.seed of its own
+    sweep[1]["config"] |= {"seed": 0, "calibration": {"seed": 3}}
+    assert "seeds=4" not in shown(sweep[:2], 200, terminal=False)
 
 
 def test_a_record_of_a_run_before_is_a_draw_of_this_one(sweep):

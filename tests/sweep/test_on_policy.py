@@ -135,6 +135,9 @@ def test_begins_of_documents_and_of_conversations(pocket_dir):
     assert prompts([long, short], tokenizer, 10) == found[1:]
     with pytest.raises(ConfigError, match="no begin of a document is of 1 to 10 tokens"):
         prompts([long], tokenizer, 10)
+    for room in (0, -976):
+        with pytest.raises(ConfigError, match="^new_tokens leaves no room .* context; lower it$"):
+            prompts([long, short], tokenizer, room)
     talk = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
     documents = [to_document(talk, "here"), to_document(talk[:1], "here")]
     (asked,) = prompts(documents, tokenizer, 100, conversations=True)

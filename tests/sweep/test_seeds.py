@@ -117,6 +117,9 @@ def test_what_is_no_number_of_draws(bad):
         (["seeds=2", "calibration.seed=3"], "calibration.seed: seeds says what is drawn", ["seeds=2"]),
         (["seeds=2", "eval.until='kld ±0.1'"], "eval.until: draws would stop at", ["seeds=2"]),
         (["seeds=2", "seed=x"], "seed=x: a whole number", ["seeds=2"]),
+        (["seeds=20260101"], "1000 draws are the most; seed=20260101 is one", ["seed=20260101"]),
+        (["seeds=3", "seed=-1"], "seeds: -1 draws what 1 does; give seeds from 0", ["seeds=3"]),
+        (["seeds=[-7,0,7]"], "seeds: -7 draws what 7 does; give seeds from 0", ["seeds=[0,7]"]),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_what_to_do_instead(words, line, instead):

@@ -99,6 +99,17 @@ def test_the_verdicts():
     assert not verdict(capabilities(lost)["math"], p_adjusted=0.2).startswith("loss")
 
 
+def test_a_few_answers_that_are_all_the_same_rule_nothing_out():
+    for right, count in ((3, 3), (12, 16), (100, 150)):
+        said = verdict(capabilities({"a": ("math", compared(right, count))})["math"])
+        assert said.startswith(f"too few samples to tell ({count}; a loss of 2 points would take ")
+    enough = capabilities({"a": ("math", compared(150, 200))})["math"]
+    assert enough["flips_high"] < 0.02 and verdict(enough) == "no measurable loss"
+    graded = TaskResult("f1", [0.5, 0.75, 1.0], ["a", "b", "c"], 0.0)
+    found = capabilities({"a": ("math", compare_task([(graded, graded)]))})["math"]
+    assert found["measurable"] and verdict(found).startswith("too few samples to tell (3;")
+
+
 def test_a_capability_is_the_mean_of_its_measurable_tasks():
     tasks = {
         "one": ("reasoning", compared(150, 200, changed=range(50))),
@@ -181,6 +192,14 @@ def test_the_page_says_what_suffers_most_and_whether_it_is_chance():
     assert "no capability suffers beyond chance (lowest: math" in page
     assert "code: not measurable on this model" in page
     assert "- mmlu: no data (1 trial)" in page
+
+
+def test_a_loss_that_perplexity_tells_is_a_sentence():
+    ratio = {"ppl": 9.0, "ppl_ratio": 1.1, "ppl_ratio_low": 1.09, "ppl_ratio_high": 1.11}
+    found = capabilities({}, perplexity_comparison({**ratio, "quality": 0.48}))
+    alone = record("rtn 3", 0) | {"capabilities": found, "suffers_most": suffers_most(found)}
+    page = capabilities_markdown("sweep", [record("none", 0, reference=True), alone])
+    assert "**model rtn 3**: completion suffers most: 48.0% (43-53) kept, by perplexity." in page
 
 
 def test_a_sweep_without_tasks_has_no_page():

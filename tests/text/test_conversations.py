@@ -205,6 +205,11 @@ def test_messages_have_one_spelling():
     assert to_document(share, "h") == to_document(parts, "h") == to_document(TALK[:2], "h")
     called = to_document([{"role": "assistant", "content": None, "tool_calls": []}], "h")
     assert json.loads(called) == [{"role": "assistant", "content": ""}]
+    # OpenAI's API allows for no content at all where something is called
+    for calls in ("tool_calls", "function_call"):
+        assert to_document([{"role": "assistant", calls: [{"id": "a"}]}], "h") == called
+    with pytest.raises(ConfigError, match="a message without content"):
+        to_document([{"role": "assistant", "tool_calls": []}], "h")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     typed = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(typed)
-    margins = parse_margins(options.margin)
+    margins = parse_margins(", ".join(options.margin))
     pages = [(path, _page_of(path)) for path in options.out]
     records = all_records(options.outputs, options.sweep)
     sides = _sides(options, records)
@@ -127,9 +127,10 @@ def parser() -> Parser:
     parser.add_argument("trial", metavar="TRIAL", help="a key, a name, or best")
     parser.add_argument(
         "--margin",
+        action="append",  # else the last one would replace those before, and accept without them
         required=True,
         metavar="MARGINS",
-        help="by which measures, and how much worse at most, as above",
+        help="by which measures, and how much worse at most, as above; may be given again",
     )
     parser.add_argument(
         "--against", metavar="TRIAL", help="another trial; default: the unquantized model"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from qsweep.base.errors import QsweepError
@@ -75,10 +76,11 @@ def one_of(records: Sequence[Record], word: str, outputs: Path) -> Record:
 
 
 def _draws_called(word: str, records: Sequence[Record]) -> list[Record]:
-    """The draws of settings that a table calls so: that of draws alone, or one that has both."""
+    """The draws of settings that a table calls so: that of draws alone, or one that has more."""
     drawn = [r for r in records if r.draws is not None]
     own = singles(drawn)
-    shown = (*with_distinct_names(own), *named_singles(with_distinct_names(drawn)))
+    named = (named_singles(with_distinct_names(there)) for there in (drawn, records))
+    shown = (*with_distinct_names(own), *chain(*named))
     called = {r.key for r in shown if word in (r.name, _setting(r))}
     return [r for r in own if r.key in called]
 

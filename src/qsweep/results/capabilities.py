@@ -74,6 +74,8 @@ def sentence(record: Record, adjusted: Adjusted) -> str:
     found = kept_of[capability]
     kept = f"{capability} suffers most: {_kept_cell(found)} kept"
     if _is_loss(record, capability, adjusted):
+        if found.difference is None:
+            return f"{kept}, by perplexity"
         return f"{kept}, a {verdict(_told(found), adjusted.get((record.key, capability)))}"
     losses = [c for c in kept_of if _is_loss(record, c, adjusted)]
     if losses:

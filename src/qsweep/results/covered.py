@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qsweep.evaluate.intervals import is_sequential
 from qsweep.results.record import Record, Row
-from qsweep.results.traits import seed_of, seeds_asked, setting
+from qsweep.results.traits import drawn_by, seed_of, seeds_asked, setting
 
 WINDOWS, DRAWS = "windows", "windows, draws"
 
@@ -70,7 +70,14 @@ def _may_ask(rows: Sequence[Row]) -> bool:
     drawn = [own for record in records if (own := setting(record))]
     stopped = any(row.measurement and is_sequential(row.measurement.facts) for row in rows)
     asked = any(number_asked(record) is not None for record in records)
-    return not (stopped or asked or len(set(drawn)) < len(drawn))
+    seeded = any(_has_own_seed(record) for record in records)
+    return not (stopped or asked or seeded or len(set(drawn)) < len(drawn))
+
+
+def _has_own_seed(record: Record) -> bool:
+    """Whether text or quantizer are drawn by another seed than ``seed``: ``seeds`` takes none beside it."""
+    own = record.config.get("seed")
+    return own is not None and any(seed != own for seed in drawn_by(record))
 
 
 def _intervals(number: int) -> str:

@@ -9,7 +9,7 @@ from qsweep.base import numbers
 from qsweep.results.columns.table import SYM
 from qsweep.results.model_names import distinct_ends, with_distinct_models
 from qsweep.results.record import Record, Row
-from qsweep.results.traits import implied_by, traits
+from qsweep.results.traits import OF_ARTIFACTS, implied_by, traits
 
 # A label's part, such as a list of tasks, is cut where it is longer.
 _LONGEST = 48
@@ -139,6 +139,8 @@ def _differences(own: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _concerns(name: str, values: Mapping[str, Any]) -> bool:
+    if name == OF_ARTIFACTS:
+        return name in values
     # A quantizer that sees no text has no calibration: that is no difference in it.
     return not name.startswith("calibration") or values.get("calibration") is not None
 

@@ -29,6 +29,8 @@ _NAMES_A_MODEL = ("model.name", "model.path", "model.repo", "model.hint", "model
 _NO_SETTING = "device"
 # Whether its layers are held one at a time changes no figure.
 _OF_NO_EFFECT = "model.stream"
+OF_ARTIFACTS = "eval.until"
+"""What a reference has no trait of: it is measured on all windows, whatever its artifacts stop by."""
 # What a calibration has beside its text.
 _SAMPLING = ("num_samples", "max_seq_len", "seed")
 
@@ -64,7 +66,7 @@ def traits(record: Record) -> dict[str, Any]:
             continue
         if name == "kv_cache" and value == NONE:
             continue  # as before there were others
-        if name == _OF_NO_EFFECT:
+        if name == _OF_NO_EFFECT or (name == OF_ARTIFACTS and record.reference):
             continue
         found[name] = value
     return found

@@ -7,6 +7,9 @@ from typing import Any
 from qsweep.base.contents import is_number
 from qsweep.base.errors import ConfigError
 
+_MOST = 1000
+"""As many draws may be asked for: whoever types more of them mistook it for ``seed``."""
+
 
 def seeds_of(asked: Any, first: Any = 0) -> list[int]:
     """The seeds that ``seeds`` asks for: so many from the first one on, or those of a list.
@@ -15,10 +18,16 @@ def seeds_of(asked: Any, first: Any = 0) -> list[int]:
     ([1, 2, 3], [0, 3, 7], [])
 
     Raises:
-        ConfigError: It is neither, or names a seed twice.
+        ConfigError: It is neither, names a seed twice, or has one below 0: Python's generator draws by
+            a seed's magnitude, so that two of them would be one draw that counts as two.
     """
-    if asked is None:
-        return []
+    found = [] if asked is None else _asked_for(asked, first)
+    if below := next((seed for seed in found if seed < 0), None):
+        raise ConfigError(f"seeds: {below} draws what {-below} does; give seeds from 0 on")
+    return found
+
+
+def _asked_for(asked: Any, first: Any) -> list[int]:
     if isinstance(asked, (list, tuple)) and asked and all(map(_is_whole, asked)):
         twice = next((seed for seed in asked if list(asked).count(seed) > 1), None)
         if twice is not None:
@@ -27,6 +36,10 @@ def seeds_of(asked: Any, first: Any = 0) -> list[int]:
     if not _is_whole(asked) or asked < 1:
         raise ConfigError(
             f"seeds={asked}: a number of draws from 1, or a list of seeds, as in seeds=[0,3,7]"
+        )
+    if asked > _MOST:
+        raise ConfigError(
+            f"seeds={asked}: {_MOST} draws are the most; seed={asked} is one draw, of that seed"
         )
     if not _is_whole(first):
         raise ConfigError(f"seed={first}: a whole number")

@@ -280,8 +280,10 @@ def load(plan: Plan, artifact: Artifact, dtype: str | None = None) -> "PreTraine
 
 def language_model(plan: Plan, model: "PreTrainedModel") -> "LanguageModel":
     """The dense model as tasks see it."""
+    from qsweep.models.generation_settings import generate_as_stated
     from qsweep.tasks.model import LanguageModel
 
+    generate_as_stated(model, plan.setting.facts.path)
     size = plan.trial.eval.batch_size
     return LanguageModel(
         model,

@@ -258,7 +258,11 @@ def verdict(found: Mapping[str, Any], p_adjusted: float | None = None) -> str:
         word = "loss" if difference.value < 0 else "gain"
         half = (difference.high - difference.low) / 2
         return f"{word} of {100 * abs(difference.value):.1f} ± {100 * half:.1f} points"
-    if difference.low > -MARGIN:
+    low = difference.low
+    if low == difference.high:
+        # Answers that are all the same come out of every resample the same, however few they are.
+        low -= wilson(0.0, found["samples"]).high
+    if low > -MARGIN:
         return "no measurable loss"
     needed = max(found["samples_needed"], found["samples"] + 1)
     return (

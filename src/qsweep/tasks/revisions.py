@@ -1,8 +1,9 @@
 """What keys of results say beside :data:`TASKS_VERSION` and the model's hash.
 
 Where an older way of scoring was wrong: a result of before stays valid wherever the figures are the
-same; where they are not, its key is another one. And a chat template that is a file of its own, if it
-is used: the model's hash covers what stands in its ``tokenizer_config.json``, and no such file.
+same; where they are not, its key is another one. And what is no part of the model's hash: where its
+makers say that texts end, beside its configuration, and a chat template that is a file of its own, if
+it is used. The hash covers a template in ``tokenizer_config.json``, and neither of these files.
 """
 
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 
 from qsweep.base.keys import key_of
 from qsweep.models.facts import read_config, text_config
+from qsweep.models.generation_settings import beyond_configuration
 from qsweep.models.source import ModelFacts
 from qsweep.tasks.attention import rope_boundaries, windows
 from qsweep.tasks.items import ItemTask
@@ -35,6 +37,9 @@ def key_revisions(task: Task, facts: ModelFacts, *, in_chat: bool = False) -> di
         found["cut"] = "before what fuses"
     if not chosen and 2 * task.format.max_new_tokens > facts.max_length:  # type: ignore[attr-defined]
         found["room"] = "at least half of the context for the prompt"
+    generates = not isinstance(task, ItemTask) or not chosen
+    if generates and (stated := beyond_configuration(facts.path)):
+        found["generation"] = stated
     if in_chat and (template := template_file_content(facts.path)):
         found["chat_template"] = key_of(template)
     return found

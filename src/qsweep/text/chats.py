@@ -11,6 +11,8 @@ Document = str | list[Message]
 
 # A chat's messages name their text so: OpenAI's way, ShareGPT's way.
 _MESSAGE_TEXT = ("content", "value", "text")
+# What stands beside it, or alone, where something is called.
+_CALLS = ("tool_calls", "function_call")
 ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"},
@@ -70,6 +72,8 @@ def message_text(turn: Any, where: str) -> str | None:
                 return None
             kind = type(turn[held]).__name__
             raise ConfigError(f"{where}: a message whose {held} is {kind}, no text")
+        if any(turn.get(call) for call in _CALLS):
+            return None
     raise ConfigError(f"{where}: a message without {' or '.join(_MESSAGE_TEXT)}")
 
 

@@ -35,8 +35,10 @@ def prompts(
 
     Raises:
         ConfigError: None is short enough, or there is none: no text, or no conversation that has an
-            answer and that the template takes.
+            answer and that the template takes; or there is no room.
     """
+    if room < 1:
+        raise ConfigError("new_tokens leaves no room for a prompt in the model's context; lower it")
     start = bos_ids(tokenizer) if bos_rule(tokenizer, model_type) != "none" else []
     template, refusal = ChatTemplate(tokenizer, start), ""
     taken: list[list[int]] = []

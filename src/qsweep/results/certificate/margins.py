@@ -9,8 +9,10 @@ from qsweep.base.errors import ConfigError
 
 Unit = Literal["%", "nats", "points"]
 
+# A capability's name may be of two words: long answers.
 _PART = re.compile(
-    r"(?P<measure>\S+)\s+(?P<amount>[-+]?[\d.]+(?:e[-+]?\d+)?)\s*(?P<unit>%|[a-z]*)", re.IGNORECASE
+    r"(?P<measure>\S+(?:\s+\S+)*?)\s+(?P<amount>[-+]?[\d.]+(?:e[-+]?\d+)?)\s*(?P<unit>%|[a-z]*)",
+    re.IGNORECASE,
 )
 _UNITS: dict[str, Unit] = {
     **{"%": "%", "percent": "%", "nat": "nats", "nats": "nats"},
@@ -83,9 +85,10 @@ def parse_margins(text: str) -> list[Margin]:
             raise ConfigError(
                 f"--margin {part}: below 0; a margin is how much worse may be, from 0"
             )
-        if matched["measure"] in found:
-            raise ConfigError(f"--margin {matched['measure']}: is named twice; name it once")
-        found[matched["measure"]] = Margin(matched["measure"], amount, _UNITS.get(unit))
+        measure = " ".join(matched["measure"].split())
+        if measure in found:
+            raise ConfigError(f"--margin {measure}: is named twice; name it once")
+        found[measure] = Margin(measure, amount, _UNITS.get(unit))
     if not found:
         raise ConfigError(f"--margin: names no measure; for example {EXAMPLE}")
     return list(found.values())

@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
 
 def of_windows(name: str, sides: Sides) -> Measure:
-    """A measure of windows. Raises ConfigError: it was not measured, or not on the same ones."""
+    """A measure of windows.
+
+    Raises:
+        ConfigError: It was not measured, or not on the same ones, or the reference predicts nothing.
+    """
     kind, _, run = name.partition(":")[0].partition("_")
     measurement = _measurement(name, sides.trial)
+    if measurement.no_verdict:
+        # Whatever is done to a model that predicts nothing, it predicts as much as before.
+        raise ConfigError(
+            f"--margin {name}: nothing can be said of {sides.trial.name} on {measurement.corpus}: "
+            f"{measurement.no_verdict}"
+        )
     own = _read(name, sides.trial, measurement, run, sides)
     base = _base_windows(name, measurement, kind, run, sides)
     if base is not None:
@@ -53,7 +63,7 @@ def _measurement(name: str, record: Record) -> Measurement:
     _, *place = name.split(":")
     found = [record.primary] if not place and record.primary else list(record.measurements)
     for wanted, where in zip(place, ("corpus", "preset"), strict=False):
-        there = {str(getattr(one, where)) for one in record.measurements}
+        there = {str(getattr(one, where)) for one in found}
         found = [one for one in found if getattr(one, where) == wanted]
         if not found:
             raise ConfigError(
