@@ -125,6 +125,11 @@ def test_options_that_cannot_be_are_refused(options, words):
         RayLauncher(**options)
 
 
+@pytest.mark.parametrize("num_gpus", [0, 0.5, 1, 2, 4.0])
+def test_a_job_may_take_a_share_of_a_gpu_or_several_whole_ones(num_gpus):
+    assert RayLauncher(num_gpus=num_gpus).num_gpus == num_gpus
+
+
 def test_it_is_a_launcher_and_costs_nothing_until_it_is_used():
     with RayLauncher() as launcher:
         assert isinstance(launcher, Launcher)

@@ -76,7 +76,7 @@ class RayLauncher:
             if isinstance(value, (int, float)) and value <= 0:
                 raise ConfigError(f"launch.{name}={value}: a number above 0")
         if self.num_gpus != "auto" and (
-            self.num_gpus < 0 or self.num_gpus > 1 != self.num_gpus % 1
+            self.num_gpus < 0 or (self.num_gpus > 1 and self.num_gpus % 1)
         ):
             raise ConfigError(f"launch.num_gpus={self.num_gpus}: a share of one, or a whole number")
         self._driver = RayDriver(self.address)
