@@ -204,6 +204,23 @@ def test_without_a_head_failures_are_decided_by_workers(orders, worker):
     assert "needs USES REFERENCE, which failed: needs REFERENCE, which" in rows["last"].result
 
 
+def test_what_needs_an_earlier_failure_is_decided_without_a_head_too(orders, worker):
+    orders.submit([job("reference"), job("first", "reference")])
+    orders.leave(closed=False)
+    claims = worker()
+    claims.hand_in(claims.take(CPU), BROKEN, "")
+    assert claims.look_after() is False  # which tells "first", and then it is over
+    assert claims.look_after()
+    orders.take_over(lease_s=60, attempts=2)
+    orders.submit([job("reference"), job("first", "reference"), job("second", "reference")])
+    orders.leave(closed=False)
+    assert claims.take(CPU) is None
+    claims.look_after()
+    assert claims.look_after()
+    rows = {row.id: row for row in orders.news()}
+    assert "needs REFERENCE, which failed: broken" in rows["second"].result
+
+
 def test_with_a_head_failures_are_its_to_decide(orders, worker):
     orders.submit([job("pass", counts=False), job("user", "pass")])
     claims = worker()
