@@ -102,18 +102,23 @@ class SlurmLauncher(Allocation, QueueLauncher):
     def start_workers(self, sweep: str, queue: str, jobs: Sequence[Job]) -> None:
         """Submit the workers that are lacking; those of an earlier head may be there yet.
 
-        Where Slurm does not answer, this is done as soon as it does.
+        Where Slurm does not answer, this is done as soon as it does; and who leaves then (``detach``)
+        waits for that.
 
         Raises:
             ConfigError: it does not take the first of them. Of later ones, QsweepError.
         """
         self._lacking = True
-        try:
-            self._bring_workers(sweep, queue)
-        except SlurmAway as error:
-            self._tell(f"{error}; waiting for Slurm")
-            return
-        self._lacking = False
+        while self._lacking:
+            try:
+                self._bring_workers(sweep, queue)
+                self._lacking = False
+            except SlurmAway as error:
+                self._tell(f"{error}; waiting for Slurm")
+                if not self.detach:
+                    return
+                interrupts.check()
+                time.sleep(_LOOK_EVERY_S)
 
     def _bring_workers(self, sweep: str, queue: str) -> None:
         array = self._array or Array.recorded(self.folder)
