@@ -149,6 +149,24 @@ def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
         assert not any(map(alive, pids))
 
 
+def test_who_comes_back_finds_the_workers_that_it_started_and_starts_no_others(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(LAUNCH))
+    with field(tmp_path, start=1, detach=True) as first:
+        first.launcher.worker_command = light_command
+        left = first.sleeper("a", 1.0), first.job("b")
+        with pytest.raises(Detached):
+            first.run(*left).result(30)
+        (started,) = [process.pid for process, _ in first.launcher._local._started]
+    with field(tmp_path, start=1) as second:
+        second.launcher.worker_command = light_command
+        assert {r.status for r in second.run(*left).result(30).values()} == {"finished"}
+        assert [process.pid for process, _ in second.launcher._local._started] == [started]
+        second.launcher.close()
+        assert not alive(started)
+
+
 def test_a_job_that_no_worker_can_take_is_told_of_once(here: Field, capsys, monkeypatch):
     monkeypatch.setattr(head, "_LOOK_EVERY_S", 0.1)
     here.worker("--device", "cpu")

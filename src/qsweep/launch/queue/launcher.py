@@ -211,12 +211,11 @@ class QueueLauncher:
             self._told = True
             say(f"sweep {sweep}: start workers, here or elsewhere: {self._how_to('worker')}")
         folder = Path(self.outputs_dir).absolute() / "sweeps" / sweep / "workers"
+        worker = self.worker_command(sweep, queue), self.worker_environment(queue)
+        if self.start:
+            self._local.find(*worker, folder)
         for number in range(self._local.living(), self.start):
-            self._local.start(
-                self.worker_command(sweep, queue),
-                self.worker_environment(queue),
-                folder / f"{os.getpid()}-{number}.log",
-            )
+            self._local.start(*worker, folder / f"{os.getpid()}-{number}.log")
 
     def stop_workers(self, cancel: bool) -> None:
         """The queue is closed: end what was started here. With ``cancel`` jobs may still run."""
