@@ -342,6 +342,18 @@ def test_what_is_no_queue_is_one_line_without_its_password(url: str, why: str):
     assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_tables_of_another_version_are_said_at_once(database):
+    with database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE qsweep_jobs DROP COLUMN log")
+        connection.exec_driver_sql("ALTER TABLE qsweep_workers ADD COLUMN mood VARCHAR(8)")
+    why = (
+        r"another version of qsweep \(qsweep_jobs without log, qsweep_workers with mood\); give "
+        "another database, or the version"
+    )
+    with pytest.raises(ConfigError, match=why):
+        Database(database.url)
+
+
 def test_patience_ends():
     tried = []
 
