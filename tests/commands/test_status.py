@@ -76,6 +76,20 @@ def test_what_ended_while_no_head_was_there_is_told_once(queue, tmp_path, capsys
     assert status(tmp_path, capsys).startswith("sweep night: 2 finished, 1 ready\n")
 
 
+def test_a_trial_that_failed_before_is_counted_as_what_it_is_now(queue, tmp_path, capsys):
+    _, orders = queue
+    for id in "abcd":
+        failed = record(id, "failed", bits=3)
+        write_json(tmp_path / "sweeps" / "night" / "trials" / f"{id}.json", failed)
+    orders.submit([job("a"), job("b"), job("c")])
+    here = Claims(queue[0], "night", "node7:34:y")
+    here.hand_in(here.take(["auto"]), JobResult("finished", {}), "")
+    here.take(["auto"])
+    lines = status(tmp_path, capsys).splitlines()
+    assert lines[0] == "sweep night: 1 finished, 1 failed, 1 running, 1 ready"
+    assert sum("out of memory" in line for line in lines) == 1
+
+
 def test_what_is_not_shown_is_counted(queue, tmp_path, capsys):
     database, orders = queue
     orders.submit([job(str(n)) for n in range(50)])

@@ -73,23 +73,23 @@ def _no_such_sweep(options: Any) -> str:
 
 
 def _lines(sweep: str, queued: "Overview | None", records: Sequence[Record]) -> Iterator[str]:
-    shown = {record.key: record.status for record in records}
-    counts = {state: list(shown.values()).count(state) for state in _STATES}
+    ended = {record.key: record.status for record in records}
     failed = {r.key: (r.name, r.reason or "") for r in records if r.status == "failed"}
-    all_failed = set(failed)
     if queued is not None:
-        # What has ended in the queue and is recorded is the same trial.
-        counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
-        for id, state in queued.unseen.items():
-            counts[state] += id not in shown
+        # A trial that is in the queue, too, is there anew, or the same.
+        ended = {key: state for key, state in ended.items() if key not in queued.open}
+        ended |= queued.unseen
+        failed = {key: told for key, told in failed.items() if ended.get(key) == "failed"}
         failed |= queued.failed
-        all_failed |= {id for id, state in queued.unseen.items() if state == "failed"}
+    counts = {state: list(ended.values()).count(state) for state in _STATES}
+    if queued is not None:
+        counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     yield f"sweep {sweep}: {told or 'no trials yet'}"
     if queued is not None:
         yield from _in_queue(queued)
     told_failed = [f"{name}: {reason}" for name, reason in failed.values()]
-    yield from _section("failed", told_failed, len(all_failed))
+    yield from _section("failed", told_failed, counts["failed"])
 
 
 def _in_queue(queued: "Overview") -> Iterator[str]:
