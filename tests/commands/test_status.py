@@ -134,6 +134,22 @@ def test_it_says_how_to_go_on(queue, tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("'launch.queue=postgresql://me:***@db/q' sweep=night", "QSWEEP_QUEUE=URL qsweep -m sweep=night"),
+        ("launch.detach=true 'sweep=a  night'", "qsweep -m 'sweep=a  night'"),
+        ("'+note=it is --detached' --det", "qsweep -m '+note=it is --detached'"),
+    ],
+)  # fmt: skip
+def test_the_command_to_go_on_with_works_as_it_stands(queue, tmp_path, capsys, typed, told):
+    _, orders = queue
+    orders.submit([job("a")])
+    orders.leave(closed=True)  # as by a Ctrl-C before it was collected
+    write_json(tmp_path / "sweeps" / "night" / "sweep.json", {"command": f"qsweep -m {typed}"})
+    assert status(tmp_path, capsys).splitlines()[-1] == f"go on: {told}"
+
+
 def test_a_sweep_without_a_queue_is_told_by_its_records(tmp_path, capsys):
     folder = tmp_path / "sweeps" / "night"
     command = "qsweep -m quant=rtn sweep=night"

@@ -1,5 +1,6 @@
 """``qsweep status``: how far a sweep is, what runs where, what failed and why, and how to go on."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
+from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command, command_parser
 from qsweep.commands.queue_option import add_queue_option
+from qsweep.launch.queue.hints import QUEUE_VARIABLE, given_queue, queue_file, queue_url
 from qsweep.launch.queue.hints import command as command_of
-from qsweep.launch.queue.hints import given_queue, queue_file, queue_url
 from qsweep.launch.slurm import describe
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
@@ -152,15 +154,23 @@ def _how_to_go_on(
         yield f"no worker is there; start one: {start}"
     command = _command(folder)
     if queued is not None:  # what ended without a head is still to be recorded
-        unfinished = queued.head is None and (unfinished or not queued.closed)
+        open_or_unseen = left or queued.unseen or not queued.closed
+        unfinished = queued.head is None and bool(unfinished or open_or_unseen)
     if command and unfinished:
         yield f"go on: {_attached(command)}"
 
 
 def _attached(command: str) -> str:
     """A command that collects results, though it left them to workers before."""
-    words = [w for w in command.split() if not w.startswith("--det") and "launch.detach=" not in w]
-    return " ".join(words)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # somebody has changed the file
+        return command
+    words = [w for w in words if not (w.startswith("--det") or "launch.detach=" in w)]
+    # A password is nowhere written down: the URL that held it is to be given anew.
+    open_words = [w for w in words if not ("launch.queue=" in w and is_hidden(w))]
+    queue = "" if open_words == words else f"{QUEUE_VARIABLE}=URL "
+    return f"{queue}{shlex.join(open_words)}"
 
 
 def _command(folder: Path) -> str | None:
