@@ -85,10 +85,10 @@ class SlurmLauncher(Allocation, QueueLauncher):
         Raises:
             ConfigError: workers are to have GPUs, and nothing was planned for one.
         """
-        if self.asks_for_gpus and devices and set(devices) == {"cpu"}:
+        if self.gpus and devices and set(devices) == {"cpu"}:
             raise ConfigError(
                 "launch=slurm: workers would have GPUs, and all trials were planned for the CPU, which "
-                "is all that this machine has; give device=cuda, or leave launch.gpus_per_node out"
+                "is all that this machine has; give device=cuda, or leave launch.gpus_per_node and launch.gres out"
             )
         memory = int(self.mem_gb * 2**30) if self.mem_gb else available_bytes()
         at_once = min(self.workers, self.array_parallelism or self.workers)
@@ -186,7 +186,7 @@ class SlurmLauncher(Allocation, QueueLauncher):
     @property
     def _slots(self) -> int:
         """How many jobs a worker runs at once."""
-        return 1 if self.per == "job" else self.gpus_per_node or 1
+        return 1 if self.per == "job" else self.gpus or 1
 
     def _open_jobs(self) -> int:
         return patiently(self._open().open_jobs, self.patience_s, say=say)
