@@ -9,8 +9,9 @@ from sqlalchemy import update
 from sqlalchemy.event import listen
 
 from qsweep.base.databases import sqlite_url
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.launch import Capacity, Job, JobResult
+from qsweep.launch.queue import specs
 from qsweep.launch.queue.claims import Claims
 from qsweep.launch.queue.database import Database, QueueAway, patiently
 from qsweep.launch.queue.orders import NoLongerHead, Orders
@@ -78,6 +79,15 @@ def test_a_job_comes_through_the_queue_as_it_was(orders, worker):
     orders.submit([made])
     claim = worker().take(CPU)
     assert claim is not None and claim.job == made
+
+
+def test_a_worker_of_another_version_takes_nothing(orders, worker, monkeypatch):
+    orders.submit([job("a")])
+    monkeypatch.setattr(specs, "__version__", "9.9")
+    with pytest.raises(QsweepError, match=r"planned by qsweep .*, and this is 9\.9; install that"):
+        worker().take(CPU)
+    monkeypatch.undo()
+    assert drain(worker()) == ["a"]
 
 
 def test_no_job_is_taken_twice_and_only_where_its_device_is(orders, worker):

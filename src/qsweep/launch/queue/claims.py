@@ -83,7 +83,11 @@ class Claims:
             connection.execute(delete(workers).where(self._me()))
 
     def take(self, devices: Sequence[str]) -> Claim | None:
-        """The first job that may start on one of these devices; None if there is none now."""
+        """The first job that may start on one of these devices; None if there is none now.
+
+        Raises:
+            QsweepError: it is not for this version of qsweep; it is left to others.
+        """
         with self._database.writing() as connection:
             expire(connection, self.sweep)
             found: list[Any] = []
@@ -103,6 +107,7 @@ class Claims:
             if not found:
                 return None
             row = min(found, key=lambda row: row.place)
+            job = job_of(row._mapping)
             connection.execute(
                 update(jobs)
                 .where(of(self.sweep, row.id))
@@ -116,7 +121,7 @@ class Claims:
                     news=True,
                 )
             )
-        return Claim(job_of(row._mapping), row.claim + 1, row.lease_s)
+        return Claim(job, row.claim + 1, row.lease_s)
 
     def still_held(self, claims: Iterable[Claim]) -> set[Claim]:
         """Those of some claims that are still this worker's."""
