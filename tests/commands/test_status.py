@@ -177,11 +177,17 @@ def test_a_sweep_without_a_queue_is_told_by_its_records(tmp_path, capsys):
         (["worker", "x", "--device=cuda"], 2, "no CUDA GPU is visible"),
         (["worker", "x", "--patience=0", "--queue=postgresql://me:s3cret@127.0.0.1:1/d"], 1, "cannot"),
         (["worker", "x", "--queue=sqlite:///:memory:"], 2, "names no file"),
+        (["status", "x", "--queue=sqlite:///nowhere/q.db"], 2, "--queue=sqlite:///nowhere/q.db: no such file"),
+        (["status", "x/"], 2, "SWEEP='x/': must not contain /"),
+        (["status", "."], 2, "SWEEP='.': begins with a dot"),
+        (["worker", "sweeps/x"], 2, "SWEEP='sweeps/x': must not contain /"),
+        (["worker", ""], 2, "SWEEP='': the name is empty"),
     ],
 )  # fmt: skip
 def test_what_is_typed_wrong_is_one_line(words, code, why, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("QSWEEP_QUEUE", raising=False)
+    monkeypatch.chdir(tmp_path)
     try:
         found = main([*words, f"--outputs={tmp_path}"])
     except SystemExit as error:
@@ -189,6 +195,7 @@ def test_what_is_typed_wrong_is_one_line(words, code, why, tmp_path, capsys, mon
     said = capsys.readouterr().err
     assert found == code and why in said and said.count("\n") == 1
     assert said.startswith("error: ") and "s3cret" not in said
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_detach_is_refused_where_nobody_could_go_on(capsys, tmp_path):

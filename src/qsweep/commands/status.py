@@ -1,5 +1,6 @@
 """``qsweep status``: how far a sweep is, what runs where, what failed and why, and how to go on."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from qsweep.base.errors import QsweepError
 from qsweep.base.files import read_json
 from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command, command_parser
-from qsweep.commands.queue_option import add_queue_option
+from qsweep.commands.queue_option import add_sweep_and_queue
 from qsweep.launch.queue.hints import QUEUE_VARIABLE, given_queue, queue_file, queue_url
 from qsweep.launch.queue.hints import command as command_of
 from qsweep.launch.slurm import describe
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Its options."""
     parser = command_parser("status", __doc__)
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    add_queue_option(parser)
+    add_sweep_and_queue(parser)
     return parser
 
 
@@ -57,10 +57,15 @@ def _queued(options: Any) -> "tuple[Overview | None, str | None]":
     given = given_queue(options.queue)
     if given is None and not queue_file(options.outputs).is_file():
         return None, None
+    from qsweep.base.databases import DatabaseError, sqlite_path
     from qsweep.launch.queue.database import Database
     from qsweep.launch.queue.overview import overview
 
-    database = Database(queue_url(given, options.outputs), "--queue")
+    url = queue_url(given, options.outputs)
+    with contextlib.suppress(DatabaseError):  # what opens it says so
+        if (file := sqlite_path(url)) is not None and not file.exists():
+            raise QsweepError(f"--queue={url}: no such file")  # and it is not to be made
+    database = Database(url, "--queue")
     try:
         return overview(database, options.sweep), given
     finally:

@@ -13,7 +13,7 @@ from qsweep.base.console import say
 from qsweep.base.errors import ConfigError
 from qsweep.base.store import ROOT_VARIABLE
 from qsweep.commands.entry import Parser, absolute, command, command_parser
-from qsweep.commands.queue_option import add_queue_option
+from qsweep.commands.queue_option import add_sweep_and_queue
 from qsweep.launch.local import PRELOAD
 
 
@@ -64,8 +64,7 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
 def parser() -> Parser:
     """Its options."""
     parser = command_parser("worker", __doc__)
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    add_queue_option(parser)
+    add_sweep_and_queue(parser)
     parser.add_argument(
         "--jobs", type=_jobs, default="auto", metavar="N",
         help="how many at once; default: one per GPU, one on the CPU",
