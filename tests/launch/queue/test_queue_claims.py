@@ -325,6 +325,14 @@ def test_only_news_of_what_was_submitted_last_is_told(orders, worker):
     assert {row.id for row in orders.news()} == {"a", "b"}
 
 
+def test_a_worker_hears_which_other_sweeps_there_are(database, orders, worker):
+    for name, closed in (("night", False), ("old", True)):
+        other = Orders(database, name, f"{name}:1:y")
+        other.take_over(60, 2)
+        other.leave(closed=closed)
+    assert worker(sweep="nigth").open_sweeps() == ["night", "s"]
+
+
 def test_withdrawn_jobs_are_nobodys(orders, worker):
     orders.submit([job("a"), job("b"), job("c", "b")])
     claims = worker()

@@ -29,6 +29,8 @@ from qsweep.launch.queue.upkeep import (
 
 # What not every encoding of a database has.
 _ODD = re.compile(r"[^\t\n\x20-\x7e]")
+# So many sweeps are told by name.
+_NAMES = 6
 _GIVEN_BACK = {
     "state": "ready",
     "owner": None,
@@ -220,6 +222,17 @@ class Claims:
             with self._database.writing() as connection:
                 undecided = settle_alone(connection, self.sweep)
         return over
+
+    def open_sweeps(self) -> list[str]:
+        """Names of the sweeps that may have jobs, the last of them."""
+        named = (
+            select(sweeps.c.sweep)
+            .where(sweeps.c.closed.is_(False))
+            .order_by(sweeps.c.head_seen.desc())
+            .limit(_NAMES)
+        )
+        with self._database.reading() as connection:
+            return sorted(connection.scalars(named))
 
     def _me(self) -> Any:
         return and_(workers.c.sweep == self.sweep, workers.c.worker == self.worker)

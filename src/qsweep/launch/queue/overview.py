@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.fit import ALIVE_S, why_nobody_takes
 from qsweep.launch.queue.specs import result_of
-from qsweep.launch.queue.tables import DONE, NEW, OPEN, database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import DONE, NEW, OPEN, database_time, jobs, workers
 from qsweep.launch.queue.upkeep import has_head, host_of, look
 
 # So many lines of one kind; of the others only the number is told (counts, unseen).
@@ -68,12 +68,6 @@ class Overview:
     head: tuple[str, float] | None = None
     closed: bool = False
     stuck: str | None = None
-
-
-def names(database: Database) -> list[str]:
-    """The sweeps that a queue knows."""
-    with database.reading() as connection:
-        return list(connection.scalars(select(sweeps.c.sweep).order_by(sweeps.c.sweep)))
 
 
 def overview(database: Database, sweep: str) -> Overview | None:

@@ -201,6 +201,8 @@ class Worker:
         try:
             claim = self._claims.take(self._devices())
             over = self._claims.look_after() if claim is None else False
+            if over is None and not self._waited:
+                self._say_what_is_waited_for()
         except QueueAway as error:
             if not self._away:
                 self._say(f"{error}; trying again for {self._patience_s:.0f} s")
@@ -214,14 +216,19 @@ class Worker:
         self._asking.begin()
         if self._taken:
             return None
-        if over is None and not self._waited:
-            self._say(f"waiting for sweep {self._claims.sweep}, which is not in the queue yet")
-            self._waited = True
         if over:
             return f"sweep {self._claims.sweep} is finished"
         if self._idle_s is not None and time.monotonic() - self._busy >= self._idle_s:
             return f"nothing to do for {self._idle_s:g} s"
         return None
+
+    def _say_what_is_waited_for(self) -> None:
+        others = self._claims.open_sweeps()
+        there = (
+            f"; there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else ""
+        )
+        self._say(f"waiting for sweep {self._claims.sweep}, which is not in the queue yet{there}")
+        self._waited = True
 
     def _start(self, claim: Claim) -> None:
         self._asking.reset()
