@@ -150,6 +150,22 @@ def test_the_command_to_go_on_with_works_as_it_stands(queue, tmp_path, capsys, t
     assert status(tmp_path, capsys).splitlines()[-1] == f"go on: {told}"
 
 
+def test_a_sweep_that_was_left_to_workers_and_collected_is_done(queue, tmp_path, capsys):
+    _, orders = queue
+    orders.submit([job("a"), job("b")])
+    orders.leave(closed=False)
+    here = Claims(queue[0], "night", "node7:34:y")
+    while claim := here.take(["auto"]):
+        here.hand_in(claim, JobResult("finished", {}), "")
+    folder = tmp_path / "sweeps" / "night"
+    write_json(folder / "sweep.json", {"command": "qsweep -m quant=rtn"})
+    write_json(folder / "trials" / "a.json", record("a"))
+    told = ["sweep night: 2 finished"]
+    assert status(tmp_path, capsys).splitlines() == [*told, "go on: qsweep -m quant=rtn"]
+    write_json(folder / "trials" / "b.json", record("b"))  # found in the store, without the queue
+    assert status(tmp_path, capsys).splitlines() == told
+
+
 def test_a_sweep_without_a_queue_is_told_by_its_records(tmp_path, capsys):
     folder = tmp_path / "sweeps" / "night"
     command = "qsweep -m quant=rtn sweep=night"

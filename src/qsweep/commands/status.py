@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submitted = describe(options.outputs, options.sweep)
     for line in submitted:
         print(line)
-    unfinished = any(record.status == "failed" for record in records)
-    for line in _how_to_go_on(options, folder, queued, url, unfinished, bool(submitted)):
+    recorded = {record.key: record.status for record in records}
+    for line in _how_to_go_on(options, folder, queued, url, recorded, bool(submitted)):
         print(line)
     return 0
 
@@ -127,7 +127,7 @@ def _in_queue(queued: "Overview") -> Iterator[str]:
     if queued.head is not None:
         name, seconds = queued.head
         yield f"head: {name}, last heartbeat {_time(seconds)} ago"
-    elif not queued.closed:
+    elif queued.left:
         yield "head: none; workers go on without"
 
 
@@ -146,23 +146,26 @@ def _how_to_go_on(
     folder: Path,
     queued: "Overview | None",
     url: str | None,
-    unfinished: bool,
+    recorded: Mapping[str, str],
     submitted: bool,
 ) -> Iterator[str]:
-    left = 0 if queued is None else sum(
-        n for counts in (queued.counts, queued.preparations) for state, n in counts.items()
-        if state in ("ready", "waiting", "running")
-    )  # fmt: skip
-    none_lives = queued is not None and not any(one.alive for one in queued.workers)
-    if left and none_lives and not submitted:
-        start = command_of("worker", options.sweep, url, options.outputs)
-        yield f"no worker is there; start one: {start}"
-    command = _command(folder)
-    if queued is not None:  # what ended without a head is still to be recorded
-        open_or_unseen = left or queued.unseen or not queued.closed
-        unfinished = queued.head is None and bool(unfinished or open_or_unseen)
-    if command and unfinished:
+    unfinished = "failed" in recorded.values()
+    if queued is not None:
+        if queued.left and not submitted and not any(one.alive for one in queued.workers):
+            start = command_of("worker", options.sweep, url, options.outputs)
+            yield f"no worker is there; start one: {start}"
+        unfinished = queued.head is None and (unfinished or _is_to_be_collected(queued, recorded))
+    if unfinished and (command := _command(folder)):
         yield f"go on: {_attached(command)}"
+
+
+def _is_to_be_collected(queued: "Overview", recorded: Mapping[str, str]) -> bool:
+    """Whether jobs are left, or ended without a head that has recorded them."""
+    unseen = queued.unseen.items()
+    if queued.left or any(recorded.get(id) != state for id, state in unseen):
+        return True
+    # One who came back may have found all in the store, and never asked the queue.
+    return not queued.closed and not unseen
 
 
 def _attached(command: str) -> str:

@@ -69,6 +69,12 @@ class Overview:
     closed: bool = False
     stuck: str | None = None
 
+    @property
+    def left(self) -> int:
+        """How many jobs are still to end."""
+        several = (self.counts, self.preparations)
+        return sum(n for each in several for state, n in each.items() if state not in DONE)
+
 
 def overview(database: Database, sweep: str) -> Overview | None:
     """What the queue says of a sweep; None where it knows none of this name. Raises QueueAway."""
