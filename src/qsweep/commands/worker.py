@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
     """Do what the command's options say; ``preload`` is imported once for all jobs."""
     _check(options)
+    from qsweep.base.cleanup import remove_scratch
     from qsweep.base.memory import available_bytes
     from qsweep.launch.local.slots import make_slots
     from qsweep.launch.queue.claims import Claims
@@ -40,6 +41,7 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
         raise ConfigError("--device=cuda: no CUDA GPU is visible; use --device=cpu")
     if options.store is not None:
         os.environ[ROOT_VARIABLE] = str(options.store)
+    remove_scratch()  # of workers that were killed here: no sweep may ever be started on this machine
     database = patiently(lambda: Database(url, "--queue"), options.patience, say=say)
     claims = Claims(database, options.sweep, own_name())
     patiently(
