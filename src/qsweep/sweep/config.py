@@ -303,7 +303,7 @@ def several_values(name: str) -> ConfigError:
     """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
     return ConfigError(
         f"{name}: a sweep has one value of it, and here are several; give one, or run a command "
-        "for each"
+        "for each; one value with commas in it stands in quotes, 'NAME=\"1,2\"'"
     )
 
 
