@@ -1,5 +1,6 @@
 """``qsweep status`` and ``qsweep worker``: what they say, and what they refuse."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from sqlalchemy import update
 
 from helpers.trackers import record
 from qsweep.base.databases import sqlite_url
+from qsweep.base.errors import ConfigError
 from qsweep.base.files import write_json
 from qsweep.commands.main import main
+from qsweep.commands.worker import parser, work
 from qsweep.launch import Job, JobResult
 from qsweep.launch.queue.claims import Claims
 from qsweep.launch.queue.database import Database
@@ -212,6 +215,27 @@ def test_what_is_typed_wrong_is_one_line(words, code, why, tmp_path, capsys, mon
     assert found == code and why in said and said.count("\n") == 1
     assert said.startswith("error: ") and "s3cret" not in said
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "more", "why"),
+    [
+        ("out/store", ["--store=own"], "nobody there would see what is made here; give the sweep store.remote"),
+        ("nowhere/out/store", [], "is not on this machine; give the sweep store.remote=URL"),
+    ],
+)  # fmt: skip
+def test_a_worker_whose_results_nobody_would_see_takes_nothing(
+    queue, tmp_path, monkeypatch, root, more, why
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(os.environ, "QSWEEP_STORE", "")  # which the option sets
+    (tmp_path / "out").mkdir()
+    _, orders = queue
+    store = {"root": str(tmp_path / root), "remote": None, "push": True}
+    orders.submit([Job("a", "a", "a:b", {"store": store}, Path("log"))])
+    with pytest.raises(ConfigError, match=why):
+        work(parser().parse_args(["night", f"--outputs={tmp_path}", "--idle=0", *more]), preload=())
+    assert orders.open_jobs() == 1 and not orders.news()
 
 
 def test_detach_is_refused_where_nobody_could_go_on(capsys, tmp_path):

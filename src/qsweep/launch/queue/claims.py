@@ -5,7 +5,7 @@ same, so that whoever comes back after its lease changes nothing (a fencing toke
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,17 @@ class Claims:
         database: Where the queue is.
         sweep: Its name.
         worker: This worker's name, which begins with its host and a colon.
+        fits: Raises QsweepError for a job that cannot do here what it is for.
     """
 
-    def __init__(self, database: Database, sweep: str, worker: str):
-        self.sweep, self.worker = sweep, worker
+    def __init__(
+        self,
+        database: Database,
+        sweep: str,
+        worker: str,
+        fits: Callable[[Job], object] = lambda _: None,
+    ):
+        self.sweep, self.worker, self._fits = sweep, worker, fits
         self._database = database
 
     def enlist(self, host: str, slots: int, gpus: int, memory: int) -> None:
@@ -88,7 +95,7 @@ class Claims:
         """The first job that may start on one of these devices; None if there is none now.
 
         Raises:
-            QsweepError: it is not for this version of qsweep; it is left to others.
+            QsweepError: it is not for this worker, or version of qsweep; it is left to others.
         """
         with self._database.writing() as connection:
             expire(connection, self.sweep)
@@ -110,6 +117,7 @@ class Claims:
                 return None
             row = min(found, key=lambda row: row.place)
             job = job_of(row._mapping)
+            self._fits(job)
             connection.execute(
                 update(jobs)
                 .where(of(self.sweep, row.id))
