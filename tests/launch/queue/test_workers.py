@@ -15,6 +15,7 @@ from qsweep.launch import JobResult
 from qsweep.launch.protocol import Detached
 from qsweep.launch.queue import QueueLauncher, head
 from qsweep.launch.queue.starting import LocalWorkers
+from qsweep.sweep.config import sweep_config
 
 
 @pytest.fixture
@@ -130,6 +131,18 @@ def test_a_started_worker_has_the_users_environment(tmp_path, monkeypatch):
     started = LocalWorkers()
     started.start(["/bin/sh", "-c", 'echo "$LOG $MORE"'], {"MORE": "more"}, log)
     assert wait_until(lambda: log.read_text() == "mine more\n", 5)
+
+
+def test_how_many_jobs_at_once_is_handed_on_to_workers(tmp_path, capsys):
+    config = {"launch": {"_target_": "qsweep.launch.queue.QueueLauncher", "start": 2}}
+    config |= {"tracking": {"_target_": "qsweep.tracking.none.NoTracker"}, "n_jobs": 3}
+    made = sweep_config(config | {"outputs_dir": str(tmp_path)}, "s").launcher
+    assert made.worker_command("s", made.url)[-1] == "--jobs=3"
+    assert made.expected(["cpu"]).jobs == 6
+    QueueLauncher(n_jobs=3).start_workers("s", made.url, [])
+    assert "qsweep worker sweep --outputs=" in (said := capsys.readouterr().err)
+    assert said.endswith(" --jobs=3\n")
+    assert QueueLauncher().worker_command("s", made.url)[-1].startswith("--queue=")
 
 
 def test_sqlite_on_what_several_machines_may_share_is_refused():

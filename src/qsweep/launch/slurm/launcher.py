@@ -186,7 +186,9 @@ class SlurmLauncher(Allocation, QueueLauncher):
     @property
     def _slots(self) -> int:
         """How many jobs a worker runs at once."""
-        return 1 if self.per == "job" else self.gpus or 1
+        if self.per == "job":
+            return 1
+        return (self.gpus or 1) if self.n_jobs == "auto" else self.n_jobs
 
     def _open_jobs(self) -> int:
         return patiently(self._open().open_jobs, self.patience_s, say=say)
