@@ -299,6 +299,12 @@ def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
             raise several_values(name)
 
 
+def check_attached(config: SweepConfig) -> None:
+    """Refuse to leave jobs to others where their results decide on the next. Raises ConfigError."""
+    if getattr(config.launcher, "detach", False):
+        raise ConfigError("launch.detach: a search waits for results to choose by; leave it out")
+
+
 def several_values(name: str) -> ConfigError:
     """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
     return ConfigError(
