@@ -183,6 +183,18 @@ def test_a_sweep_without_a_queue_is_told_by_its_records(tmp_path, capsys):
     ]
 
 
+def test_a_queue_that_cannot_be_read_hides_no_records(queue, tmp_path, capsys):
+    with queue[0].writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE qsweep_jobs DROP COLUMN log")
+    write_json(tmp_path / "sweeps" / "night" / "trials" / "a.json", record("a"))
+    assert main(["status", "night", f"--outputs={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "sweep night: 1 finished\n"
+    assert said.err.startswith("note: --queue=sqlite:///") and "another version" in said.err
+    url = sqlite_url(tmp_path / "queue.db")
+    assert main(["status", "night", f"--outputs={tmp_path}", f"--queue={url}"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [

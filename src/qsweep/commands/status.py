@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import QsweepError
+from qsweep.base.console import say
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import read_json
 from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command, command_parser
@@ -65,7 +66,13 @@ def _queued(options: Any) -> "tuple[Overview | None, str | None]":
     with contextlib.suppress(DatabaseError):  # what opens it says so
         if (file := sqlite_path(url)) is not None and not file.exists():
             raise QsweepError(f"--queue={url}: no such file")  # and it is not to be made
-    database = Database(url, "--queue")
+    try:
+        database = Database(url, "--queue")
+    except ConfigError as error:
+        if given is not None:
+            raise
+        say(f"note: {error}")  # the sweep may have nothing to do with it
+        return None, None
     try:
         return overview(database, options.sweep), given
     finally:
