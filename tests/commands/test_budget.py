@@ -7,6 +7,9 @@ import pytest
 
 from helpers.sweeps import rows, run_here
 from qsweep.api.composition import compose_trials
+from qsweep.base.errors import QsweepError
+from qsweep.commands import budget_run
+from qsweep.commands.main import main
 from qsweep.sweep.config import trial_config
 
 SMALL = [
@@ -126,6 +129,7 @@ def test_size_counts_the_whole_file(finished, tmp_path):
         ([*ROUNDED, "bpw=3", "budget.neighbours=-1"], "budget.neighbours=-1: must be at least 0"),
         ([*ROUNDED, "bpw=3", "kv_cache=none,q8_0"], "kv_cache: a budget is for one"),
         ([*ROUNDED, "bpw=3", "seed=1,2"], "a budget is for one"),
+        ([*ROUNDED, "bpw=3", "launch=workers", "--detach"], "launch.detach: a search waits"),
     ],
 )
 def test_refused_before_anything_is_made(tmp_path, words, line):
@@ -134,6 +138,17 @@ def test_refused_before_anything_is_made(tmp_path, words, line):
     assert result.returncode in (1, 2), result.stdout
     assert line in told[-1], told
     assert not (tmp_path / "store/artifacts").exists()
+
+
+def test_workers_find_it_by_its_name(tmp_path, monkeypatch, capsys):
+    class Stopped:
+        def __init__(self, session, *_):
+            raise QsweepError(f"its jobs are those of sweep {session.launcher.sweep}")
+
+    monkeypatch.setattr(budget_run, "BudgetSearch", Stopped)
+    words = [*SMALL, *ROUNDED, "bpw=3", f"outputs_dir={tmp_path}", "launch=workers"]
+    assert main(words) == 1
+    assert "its jobs are those of sweep t\n" in capsys.readouterr().err
 
 
 def test_its_options_are_its_own(tmp_path):

@@ -94,6 +94,8 @@ def test_the_job_configuration_is_printed():
         (["--cfg=jobs"], "invalid choice: 'jobs'"),
         (["model=a/b"], "model=a/b: no such choice; there are "),
         (["-m", "sweep=a,b"], "sweep: a sweep has one value of it, and here are several"),
+        (["-m", "launch=slurm", "launch.partition=a,b"], "in quotes, 'NAME=\"1,2\"'"),
+        (["-m", "launch=workers", 'launch.queue="a,b"'], "launch.queue=a,b: no database"),
         (["-m", "tracking=mlflow,none"], "tracking: a sweep has one value of it"),
         (["-m", "outputs_dir=/no/a,/no/b"], "outputs_dir: a sweep has one value of it"),
         (

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -36,9 +36,19 @@ def remove_abandoned(outputs: Path) -> list[Path]:
             if _is_abandoned(path, lock):
                 delete(path)
                 removed.append(path)
-    for path in _owned(outputs):
+    return [*removed, *_remove_unused(_below(outputs)), *remove_scratch()]
+
+
+def remove_scratch() -> list[Path]:
+    """Remove what killed processes left among this machine's temporary files; what that was."""
+    return _remove_unused(_scratch())
+
+
+def _remove_unused(paths: Iterable[Path]) -> list[Path]:
+    removed = []
+    for path in paths:
         with contextlib.suppress(OSError):
-            if not is_in_use(path):
+            if (owner(path) or _OWNED.fullmatch(path.name)) and not is_in_use(path):
                 delete(path)
                 removed.append(path)
     return removed
@@ -91,13 +101,16 @@ def _key(path: Path) -> str:
     return path.name[1:].partition(".")[0]
 
 
-def _owned(outputs: Path) -> Iterator[Path]:
+def _below(outputs: Path) -> list[Path]:
     store = Store.below(outputs).root
     found = [*outputs.glob(".*.tmp"), *(outputs / "sweeps").rglob(".*.tmp")]
     for folder in ("hashes", "catalogues"):
         found += (store / folder).glob(".*.tmp")
+    return found
+
+
+def _scratch() -> Iterator[Path]:
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.lstat().st_uid == os.getuid():
-                found.append(path)
-    yield from (path for path in found if owner(path) or _OWNED.fullmatch(path.name))
+                yield path

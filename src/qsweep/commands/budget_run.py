@@ -19,7 +19,7 @@ from qsweep.search.budget.settings import (
 from qsweep.search.space import NOT_A_TRIALS, overrides_of
 from qsweep.search.sweep_file import read_space
 from qsweep.sweep.compose import Composed, Composer
-from qsweep.sweep.config import sweep_config, trial_config
+from qsweep.sweep.config import check_attached, sweep_config, trial_config
 from qsweep.sweep.naming import default_name
 from qsweep.sweep.session import Sweep, open_session, open_store
 
@@ -57,7 +57,8 @@ def run_budget(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
     config_name = hydra.job.config_name or "config"
     name = sweep_config(configs[0]).name or default_name(list(hydra.overrides.task), config_name)
-    sweep = Sweep(sweep_config(configs[0]), name, sweeper.run.command)
+    sweep = Sweep(sweep_config(configs[0], name), name, sweeper.run.command)
+    check_attached(sweep.config)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     sweeper.run.began = True

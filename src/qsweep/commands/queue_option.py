@@ -1,12 +1,19 @@
-"""The option ``--queue``, which names the database that a sweep's jobs wait in."""
+"""What names a sweep's jobs on a command line: its own name, and ``--queue``, their database."""
 
 import argparse
 
+from qsweep.base.names import folder_name
 from qsweep.launch.queue.hints import QUEUE_VARIABLE
 
 
-def add_queue_option(parser: argparse.ArgumentParser) -> None:
-    """Give a command the option."""
+def add_sweep_and_queue(parser: argparse.ArgumentParser) -> None:
+    """Give a command both."""
+    parser.add_argument(
+        "sweep",
+        metavar="SWEEP",
+        type=lambda name: folder_name(name, "SWEEP"),
+        help="the sweep's name",
+    )
     parser.add_argument(
         "--queue",
         metavar="URL",

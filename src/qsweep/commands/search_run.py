@@ -35,6 +35,7 @@ from qsweep.search.study import Study, StudyTrial
 from qsweep.sweep.config import (
     SWEEP_WIDE,
     TrialConfig,
+    check_attached,
     several_values,
     sweep_config,
     trial_config,
@@ -165,8 +166,7 @@ def run_search(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
     name = sweep_config(config).name or default_name(list(hydra.overrides.task), config_name)
     sweep = Sweep(sweep_config(config, name), name, sweeper.run.command)
-    if getattr(sweep.config.launcher, "detach", False):
-        raise ConfigError("launch.detach: a search waits for results to choose by; leave it out")
+    check_attached(sweep.config)
     check_writable(sweep.config.outputs_dir)
     store = open_store(sweep.config)
     found: dict[str, Setting | QsweepError] = {}

@@ -1,16 +1,20 @@
 """``qsweep status``: how far a sweep is, what runs where, what failed and why, and how to go on."""
 
+import contextlib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsweep.base.errors import QsweepError
+from qsweep.base.console import say
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import read_json
+from qsweep.base.secrets import is_hidden
 from qsweep.commands.entry import Parser, command, command_parser
-from qsweep.commands.queue_option import add_queue_option
+from qsweep.commands.queue_option import add_sweep_and_queue
+from qsweep.launch.queue.hints import QUEUE_VARIABLE, given_queue, queue_file, queue_url
 from qsweep.launch.queue.hints import command as command_of
-from qsweep.launch.queue.hints import given_queue, queue_file, queue_url
 from qsweep.launch.slurm import describe
 from qsweep.results.record import Record
 from qsweep.results.record_file import read_records
@@ -36,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submitted = describe(options.outputs, options.sweep)
     for line in submitted:
         print(line)
-    unfinished = any(record.status == "failed" for record in records)
-    for line in _how_to_go_on(options, folder, queued, url, unfinished, bool(submitted)):
+    recorded = {record.key: record.status for record in records}
+    for line in _how_to_go_on(options, folder, queued, url, recorded, bool(submitted)):
         print(line)
     return 0
 
@@ -45,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Its options."""
     parser = command_parser("status", __doc__)
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    add_queue_option(parser)
+    add_sweep_and_queue(parser)
     return parser
 
 
@@ -55,10 +58,21 @@ def _queued(options: Any) -> "tuple[Overview | None, str | None]":
     given = given_queue(options.queue)
     if given is None and not queue_file(options.outputs).is_file():
         return None, None
+    from qsweep.base.databases import DatabaseError, sqlite_path
     from qsweep.launch.queue.database import Database
     from qsweep.launch.queue.overview import overview
 
-    database = Database(queue_url(given, options.outputs), "--queue")
+    url = queue_url(given, options.outputs)
+    with contextlib.suppress(DatabaseError):  # what opens it says so
+        if (file := sqlite_path(url)) is not None and not file.exists():
+            raise QsweepError(f"--queue={url}: no such file")  # and it is not to be made
+    try:
+        database = Database(url, "--queue")
+    except ConfigError as error:
+        if given is not None:
+            raise
+        say(f"note: {error}")  # the sweep may have nothing to do with it
+        return None, None
     try:
         return overview(database, options.sweep), given
     finally:
@@ -73,23 +87,23 @@ def _no_such_sweep(options: Any) -> str:
 
 
 def _lines(sweep: str, queued: "Overview | None", records: Sequence[Record]) -> Iterator[str]:
-    shown = {record.key: record.status for record in records}
-    counts = {state: list(shown.values()).count(state) for state in _STATES}
+    ended = {record.key: record.status for record in records}
     failed = {r.key: (r.name, r.reason or "") for r in records if r.status == "failed"}
-    all_failed = set(failed)
     if queued is not None:
-        # What has ended in the queue and is recorded is the same trial.
-        counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
-        for id, state in queued.unseen.items():
-            counts[state] += id not in shown
+        # A trial that is in the queue, too, is there anew, or the same.
+        ended = {key: state for key, state in ended.items() if key not in queued.open}
+        ended |= queued.unseen
+        failed = {key: told for key, told in failed.items() if ended.get(key) == "failed"}
         failed |= queued.failed
-        all_failed |= {id for id, state in queued.unseen.items() if state == "failed"}
+    counts = {state: list(ended.values()).count(state) for state in _STATES}
+    if queued is not None:
+        counts |= {state: queued.counts.get(state, 0) for state in ("running", "ready", "waiting")}
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     yield f"sweep {sweep}: {told or 'no trials yet'}"
     if queued is not None:
         yield from _in_queue(queued)
     told_failed = [f"{name}: {reason}" for name, reason in failed.values()]
-    yield from _section("failed", told_failed, len(all_failed))
+    yield from _section("failed", told_failed, counts["failed"])
 
 
 def _in_queue(queued: "Overview") -> Iterator[str]:
@@ -120,7 +134,7 @@ def _in_queue(queued: "Overview") -> Iterator[str]:
     if queued.head is not None:
         name, seconds = queued.head
         yield f"head: {name}, last heartbeat {_time(seconds)} ago"
-    elif not queued.closed:
+    elif queued.left:
         yield "head: none; workers go on without"
 
 
@@ -139,28 +153,39 @@ def _how_to_go_on(
     folder: Path,
     queued: "Overview | None",
     url: str | None,
-    unfinished: bool,
+    recorded: Mapping[str, str],
     submitted: bool,
 ) -> Iterator[str]:
-    left = 0 if queued is None else sum(
-        n for counts in (queued.counts, queued.preparations) for state, n in counts.items()
-        if state in ("ready", "waiting", "running")
-    )  # fmt: skip
-    none_lives = queued is not None and not any(one.alive for one in queued.workers)
-    if left and none_lives and not submitted:
-        start = command_of("worker", options.sweep, url, options.outputs)
-        yield f"no worker is there; start one: {start}"
-    command = _command(folder)
-    if queued is not None:  # what ended without a head is still to be recorded
-        unfinished = queued.head is None and (unfinished or not queued.closed)
-    if command and unfinished:
+    unfinished = "failed" in recorded.values()
+    if queued is not None:
+        if queued.left and not submitted and not any(one.alive for one in queued.workers):
+            start = command_of("worker", options.sweep, url, options.outputs)
+            yield f"no worker is there; start one: {start}"
+        unfinished = queued.head is None and (unfinished or _is_to_be_collected(queued, recorded))
+    if unfinished and (command := _command(folder)):
         yield f"go on: {_attached(command)}"
+
+
+def _is_to_be_collected(queued: "Overview", recorded: Mapping[str, str]) -> bool:
+    """Whether jobs are left, or ended without a head that has recorded them."""
+    unseen = queued.unseen.items()
+    if queued.left or any(recorded.get(id) != state for id, state in unseen):
+        return True
+    # One who came back may have found all in the store, and never asked the queue.
+    return not queued.closed and not unseen
 
 
 def _attached(command: str) -> str:
     """A command that collects results, though it left them to workers before."""
-    words = [w for w in command.split() if not w.startswith("--det") and "launch.detach=" not in w]
-    return " ".join(words)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # somebody has changed the file
+        return command
+    words = [w for w in words if not (w.startswith("--det") or "launch.detach=" in w)]
+    # A password is nowhere written down: the URL that held it is to be given anew.
+    open_words = [w for w in words if not ("launch.queue=" in w and is_hidden(w))]
+    queue = "" if open_words == words else f"{QUEUE_VARIABLE}=URL "
+    return f"{queue}{shlex.join(open_words)}"
 
 
 def _command(folder: Path) -> str | None:

@@ -8,12 +8,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from qsweep.base.console import say
 from qsweep.base.errors import ConfigError
-from qsweep.base.store import ROOT_VARIABLE
+from qsweep.base.store import ROOT_VARIABLE, Store
 from qsweep.commands.entry import Parser, absolute, command, command_parser
-from qsweep.commands.queue_option import add_queue_option
+from qsweep.commands.queue_option import add_sweep_and_queue
+from qsweep.launch.job import Job
 from qsweep.launch.local import PRELOAD
 
 
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
     """Do what the command's options say; ``preload`` is imported once for all jobs."""
     _check(options)
+    from qsweep.base.cleanup import remove_scratch
     from qsweep.base.memory import available_bytes
     from qsweep.launch.local.slots import make_slots
     from qsweep.launch.queue.claims import Claims
@@ -40,8 +43,9 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
         raise ConfigError("--device=cuda: no CUDA GPU is visible; use --device=cpu")
     if options.store is not None:
         os.environ[ROOT_VARIABLE] = str(options.store)
+    remove_scratch()  # of workers that were killed here: no sweep may ever be started on this machine
     database = patiently(lambda: Database(url, "--queue"), options.patience, say=say)
-    claims = Claims(database, options.sweep, own_name())
+    claims = Claims(database, options.sweep, own_name(), _require_shared_store)
     patiently(
         lambda: claims.enlist(host_name(), slots.count, len(slots.gpus), available_bytes()),
         options.patience,
@@ -64,8 +68,7 @@ def work(options: argparse.Namespace, preload: Sequence[str] = PRELOAD) -> int:
 def parser() -> Parser:
     """Its options."""
     parser = command_parser("worker", __doc__)
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
-    add_queue_option(parser)
+    add_sweep_and_queue(parser)
     parser.add_argument(
         "--jobs", type=_jobs, default="auto", metavar="N",
         help="how many at once; default: one per GPU, one on the CPU",
@@ -97,6 +100,19 @@ def _jobs(text: str) -> int | str:
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto")
     return text if text == "auto" else int(text)
+
+
+def _require_shared_store(job: Job) -> None:
+    """Refuse a job whose results would lie where the sweep never finds them. Raises ConfigError."""
+    if (address := job.payload.get("store")) is None:
+        return
+    store, there = Store.at(address), Path(address["root"])
+    # The outputs' folder: the head has made it, and of the store in it perhaps nothing yet.
+    if store.root == there and address["remote"] is None and not there.parent.is_dir():
+        raise ConfigError(
+            f"the sweep's store, {there}, is not on this machine; give the sweep store.remote=URL "
+            "and this worker --store=DIR, or mount the folder"
+        )
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -299,11 +299,17 @@ def check_one_sweep(configs: Sequence[Mapping[str, Any]]) -> None:
             raise several_values(name)
 
 
+def check_attached(config: SweepConfig) -> None:
+    """Refuse to leave jobs to others where their results decide on the next. Raises ConfigError."""
+    if getattr(config.launcher, "detach", False):
+        raise ConfigError("launch.detach: a search waits for results to choose by; leave it out")
+
+
 def several_values(name: str) -> ConfigError:
     """What is wrong where one of ``SWEEP_WIDE`` is varied within a sweep."""
     return ConfigError(
         f"{name}: a sweep has one value of it, and here are several; give one, or run a command "
-        "for each"
+        "for each; one value with commas in it stands in quotes, 'NAME=\"1,2\"'"
     )
 
 

@@ -286,6 +286,22 @@ def test_a_log_of_an_earlier_attempt_does_not_hide_the_new_one(here: Field):
     assert "shell err" in log.read_text() and "earlier" not in log.read_text()
 
 
+def test_what_a_killed_worker_left_on_its_machine_goes_with_the_next(here: Field):
+    scratch = here.folder / "scratch"
+    scratch.mkdir()
+    own = "--store", str(here.folder / "own")
+    first = here.worker(*own, TMPDIR=str(scratch))
+    running = here.run(here.sleeper("a", 60))
+    here.pid_of("a")
+    (left,) = scratch.iterdir()
+    first.kill()
+    first.wait()
+    here.launcher._orders.withdraw()
+    running.result(20)
+    here.worker("--idle", "0", TMPDIR=str(scratch)).wait(20)
+    assert not left.exists()
+
+
 def test_a_machine_that_can_start_nothing_gives_its_jobs_back(tmp_path):
     with field(tmp_path) as here:
         broken = here.worker(PRELOAD="dies_at_import")

@@ -9,8 +9,9 @@ from sqlalchemy import update
 from sqlalchemy.event import listen
 
 from qsweep.base.databases import sqlite_url
-from qsweep.base.errors import ConfigError
+from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.launch import Capacity, Job, JobResult
+from qsweep.launch.queue import specs
 from qsweep.launch.queue.claims import Claims
 from qsweep.launch.queue.database import Database, QueueAway, patiently
 from qsweep.launch.queue.orders import NoLongerHead, Orders
@@ -78,6 +79,15 @@ def test_a_job_comes_through_the_queue_as_it_was(orders, worker):
     orders.submit([made])
     claim = worker().take(CPU)
     assert claim is not None and claim.job == made
+
+
+def test_a_worker_of_another_version_takes_nothing(orders, worker, monkeypatch):
+    orders.submit([job("a")])
+    monkeypatch.setattr(specs, "__version__", "9.9")
+    with pytest.raises(QsweepError, match=r"planned by qsweep .*, and this is 9\.9; install that"):
+        worker().take(CPU)
+    monkeypatch.undo()
+    assert drain(worker()) == ["a"]
 
 
 def test_no_job_is_taken_twice_and_only_where_its_device_is(orders, worker):
@@ -204,6 +214,23 @@ def test_without_a_head_failures_are_decided_by_workers(orders, worker):
     assert "needs USES REFERENCE, which failed: needs REFERENCE, which" in rows["last"].result
 
 
+def test_what_needs_an_earlier_failure_is_decided_without_a_head_too(orders, worker):
+    orders.submit([job("reference"), job("first", "reference")])
+    orders.leave(closed=False)
+    claims = worker()
+    claims.hand_in(claims.take(CPU), BROKEN, "")
+    assert claims.look_after() is False  # which tells "first", and then it is over
+    assert claims.look_after()
+    orders.take_over(lease_s=60, attempts=2)
+    orders.submit([job("reference"), job("first", "reference"), job("second", "reference")])
+    orders.leave(closed=False)
+    assert claims.take(CPU) is None
+    claims.look_after()
+    assert claims.look_after()
+    rows = {row.id: row for row in orders.news()}
+    assert "needs REFERENCE, which failed: broken" in rows["second"].result
+
+
 def test_with_a_head_failures_are_its_to_decide(orders, worker):
     orders.submit([job("pass", counts=False), job("user", "pass")])
     claims = worker()
@@ -298,6 +325,14 @@ def test_only_news_of_what_was_submitted_last_is_told(orders, worker):
     assert {row.id for row in orders.news()} == {"a", "b"}
 
 
+def test_a_worker_hears_which_other_sweeps_there_are(database, orders, worker):
+    for name, closed in (("night", False), ("old", True)):
+        other = Orders(database, name, f"{name}:1:y")
+        other.take_over(60, 2)
+        other.leave(closed=closed)
+    assert worker(sweep="nigth").open_sweeps() == ["night", "s"]
+
+
 def test_withdrawn_jobs_are_nobodys(orders, worker):
     orders.submit([job("a"), job("b"), job("c", "b")])
     claims = worker()
@@ -323,6 +358,18 @@ def test_what_is_no_queue_is_one_line_without_its_password(url: str, why: str):
     with pytest.raises((ConfigError, QueueAway), match=why) as caught:
         Database(url)
     assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tables_of_another_version_are_said_at_once(database):
+    with database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE qsweep_jobs DROP COLUMN log")
+        connection.exec_driver_sql("ALTER TABLE qsweep_workers ADD COLUMN mood VARCHAR(8)")
+    why = (
+        r"another version of qsweep \(qsweep_jobs without log, qsweep_workers with mood\); give "
+        "another database, or the version"
+    )
+    with pytest.raises(ConfigError, match=why):
+        Database(database.url)
 
 
 def test_patience_ends():

@@ -15,6 +15,7 @@ from qsweep.launch import JobResult
 from qsweep.launch.protocol import Detached
 from qsweep.launch.queue import QueueLauncher, head
 from qsweep.launch.queue.starting import LocalWorkers
+from qsweep.sweep.config import sweep_config
 
 
 @pytest.fixture
@@ -132,6 +133,18 @@ def test_a_started_worker_has_the_users_environment(tmp_path, monkeypatch):
     assert wait_until(lambda: log.read_text() == "mine more\n", 5)
 
 
+def test_how_many_jobs_at_once_is_handed_on_to_workers(tmp_path, capsys):
+    config = {"launch": {"_target_": "qsweep.launch.queue.QueueLauncher", "start": 2}}
+    config |= {"tracking": {"_target_": "qsweep.tracking.none.NoTracker"}, "n_jobs": 3}
+    made = sweep_config(config | {"outputs_dir": str(tmp_path)}, "s").launcher
+    assert made.worker_command("s", made.url)[-1] == "--jobs=3"
+    assert made.expected(["cpu"]).jobs == 6
+    QueueLauncher(n_jobs=3).start_workers("s", made.url, [])
+    assert "qsweep worker sweep --outputs=" in (said := capsys.readouterr().err)
+    assert said.endswith(" --jobs=3\n")
+    assert QueueLauncher().worker_command("s", made.url)[-1].startswith("--queue=")
+
+
 def test_sqlite_on_what_several_machines_may_share_is_refused():
     made = QueueLauncher(queue=sqlite_url(Path("/proc/not/there/queue.db")))
     with pytest.raises(ConfigError, match=r"\(proc\).*launch.queue=postgresql://"):
@@ -147,6 +160,24 @@ def test_workers_that_the_launcher_starts_end_with_it(tmp_path, monkeypatch):
         pids = [process.pid for process, _ in opened.launcher._local._started]
         opened.launcher.close()
         assert not any(map(alive, pids))
+
+
+def test_who_comes_back_finds_the_workers_that_it_started_and_starts_no_others(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(LAUNCH))
+    with field(tmp_path, start=1, detach=True) as first:
+        first.launcher.worker_command = light_command
+        left = first.sleeper("a", 1.0), first.job("b")
+        with pytest.raises(Detached):
+            first.run(*left).result(30)
+        (started,) = [process.pid for process, _ in first.launcher._local._started]
+    with field(tmp_path, start=1) as second:
+        second.launcher.worker_command = light_command
+        assert {r.status for r in second.run(*left).result(30).values()} == {"finished"}
+        assert [process.pid for process, _ in second.launcher._local._started] == [started]
+        second.launcher.close()
+        assert not alive(started)
 
 
 def test_a_job_that_no_worker_can_take_is_told_of_once(here: Field, capsys, monkeypatch):

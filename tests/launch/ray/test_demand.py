@@ -118,11 +118,27 @@ def test_demands_are_spelled_as_ray_wants_them():
         ({"memory_gb": -1.0}, "launch.memory_gb=-1.0"),
         ({"num_gpus": 1.5}, "launch.num_gpus=1.5"),
         ({"num_gpus": -1}, "launch.num_gpus=-1"),
+        ({"address": ""}, "launch.address=: auto, HOST:PORT"),
+        ({"address": "10.0.0.5"}, "launch.address=10.0.0.5: auto, HOST:PORT"),
+        ({"address": "ray://head"}, "launch.address=ray://head: auto, HOST:PORT"),
+        ({"address": "http://head:8265"}, "launch.address=http://head:8265: auto"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         RayLauncher(**options)
+
+
+@pytest.mark.parametrize(
+    "address", [None, "auto", "10.0.0.5:6379", "[::1]:6379", "ray://head.example.org:10001"]
+)
+def test_an_address_is_one_of_a_few_forms(address):
+    assert RayLauncher(address=address).address == address
+
+
+@pytest.mark.parametrize("num_gpus", [0, 0.5, 1, 2, 4.0])
+def test_a_job_may_take_a_share_of_a_gpu_or_several_whole_ones(num_gpus):
+    assert RayLauncher(num_gpus=num_gpus).num_gpus == num_gpus
 
 
 def test_it_is_a_launcher_and_costs_nothing_until_it_is_used():

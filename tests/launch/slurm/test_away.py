@@ -12,6 +12,7 @@ from helpers.machine import wait_until
 from helpers.queues import Field, field
 from qsweep.base.errors import ConfigError, QsweepError
 from qsweep.base.files import write_json
+from qsweep.launch.protocol import Detached
 from qsweep.launch.queue.orders import Orders
 from qsweep.launch.slurm import SlurmLauncher, launcher
 
@@ -71,6 +72,17 @@ def test_a_controller_that_does_not_answer_is_waited_for(here: Field, slurm, cap
     assert wait_until(lambda: "1 worker submitted, Slurm job 9" in capsys.readouterr().err, 20)
     here.worker()
     assert running.result(30)["a"].status == "finished"
+
+
+def test_who_leaves_jobs_to_workers_waits_until_slurm_has_taken_these(here: Field, slurm, capsys):
+    slurm("sbatch", AWAY)
+    here.launcher.detach = True
+    running = here.run(here.job("a"))
+    assert wait_until(lambda: calls(here, "sbatch").count("\n") >= 2, 20)
+    assert not running.done()
+    slurm("sbatch", "echo Submitted batch job 9")
+    assert isinstance(running.exception(20), Detached)
+    assert "1 worker submitted, Slurm job 9" in capsys.readouterr().err
 
 
 def test_living_workers_that_cannot_be_seen_are_waited_for(here: Field, slurm, capsys):

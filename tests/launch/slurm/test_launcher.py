@@ -59,8 +59,14 @@ def test_a_server_may_be_anywhere(monkeypatch, tmp_path):
         ({}, 1),
         ({"workers": 8}, 8),
         ({"workers": 8, "gpus_per_node": 4}, 32),
+        ({"workers": 8, "gres": "gpu:a100:4"}, 32),
+        ({"workers": 8, "gres": "lscratch:100,gpu:2(S:0-1)"}, 16),
+        ({"workers": 8, "gres": "gpu:a100"}, 8),
+        ({"workers": 8, "gres": "gpu,lscratch:100"}, 8),
+        ({"workers": 8, "gres": "lscratch:100"}, 8),
         ({"workers": 8, "array_parallelism": 2}, 2),
         ({"workers": 8, "gpus_per_node": 4, "per": "job"}, 8),
+        ({"workers": 8, "gpus_per_node": 4, "n_jobs": 8}, 64),
     ],
 )
 def test_it_plans_for_the_workers_that_will_come(options, at_once):
@@ -81,7 +87,8 @@ def test_gpus_that_no_trial_would_use_are_refused(asked):
 def test_a_worker_of_its_own_job_takes_no_other():
     url = "postgresql://me@db.example.org/qsweep"
     assert SlurmLauncher().worker_command("s", url)[-2:] == ["s", f"--queue={url}"]
-    assert SlurmLauncher(per="job").worker_command("s", url)[-2:] == ["--take=1", "--jobs=1"]
+    own = SlurmLauncher(per="job", n_jobs=2).worker_command("s", url)
+    assert own[-2:] == ["--take=1", "--jobs=1"]
 
 
 def test_a_password_is_on_no_command_line():

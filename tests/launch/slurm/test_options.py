@@ -105,6 +105,20 @@ def test_every_option_reaches_sbatch(tmp_path):
     assert "--cpus-per-task=8" in srun  # which srun does not take over from sbatch
 
 
+def test_further_options_come_last_however_they_are_spelled(tmp_path):
+    more = {"job-name": "mine", "--mail_user": "me@example.org", "reservation": None}
+    lines = sbatch_lines(tmp_path, Allocation(additional_parameters=more))
+    told = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+    assert "mail-user=me@example.org" in told
+    assert [line for line in told if line.startswith("job-name")] == ["job-name=mine"]
+    assert not any("reservation" in line for line in told)
+
+
+def test_names_of_digits_are_names(tmp_path):
+    made = build(Allocation, {"account": 4711, "partition": 2, "exclude": 7}, "launch")
+    assert (made.account, made.partition, made.exclude, made.qos) == ("4711", "2", "7", None)
+
+
 def test_what_is_not_given_is_left_to_the_cluster(tmp_path):
     lines = sbatch_lines(tmp_path, Allocation(requeue=False), workers=2)
     told = " ".join(line for line in lines if line.startswith("#SBATCH"))

@@ -5,7 +5,7 @@ same, so that whoever comes back after its lease changes nothing (a fencing toke
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from qsweep.launch.queue.upkeep import (
 
 # What not every encoding of a database has.
 _ODD = re.compile(r"[^\t\n\x20-\x7e]")
+# So many sweeps are told by name.
+_NAMES = 6
 _GIVEN_BACK = {
     "state": "ready",
     "owner": None,
@@ -54,10 +56,17 @@ class Claims:
         database: Where the queue is.
         sweep: Its name.
         worker: This worker's name, which begins with its host and a colon.
+        fits: Raises QsweepError for a job that cannot do here what it is for.
     """
 
-    def __init__(self, database: Database, sweep: str, worker: str):
-        self.sweep, self.worker = sweep, worker
+    def __init__(
+        self,
+        database: Database,
+        sweep: str,
+        worker: str,
+        fits: Callable[[Job], object] = lambda _: None,
+    ):
+        self.sweep, self.worker, self._fits = sweep, worker, fits
         self._database = database
 
     def enlist(self, host: str, slots: int, gpus: int, memory: int) -> None:
@@ -83,7 +92,11 @@ class Claims:
             connection.execute(delete(workers).where(self._me()))
 
     def take(self, devices: Sequence[str]) -> Claim | None:
-        """The first job that may start on one of these devices; None if there is none now."""
+        """The first job that may start on one of these devices; None if there is none now.
+
+        Raises:
+            QsweepError: it is not for this worker, or version of qsweep; it is left to others.
+        """
         with self._database.writing() as connection:
             expire(connection, self.sweep)
             found: list[Any] = []
@@ -103,6 +116,8 @@ class Claims:
             if not found:
                 return None
             row = min(found, key=lambda row: row.place)
+            job = job_of(row._mapping)
+            self._fits(job)
             connection.execute(
                 update(jobs)
                 .where(of(self.sweep, row.id))
@@ -116,7 +131,7 @@ class Claims:
                     news=True,
                 )
             )
-        return Claim(job_of(row._mapping), row.claim + 1, row.lease_s)
+        return Claim(job, row.claim + 1, row.lease_s)
 
     def still_held(self, claims: Iterable[Claim]) -> set[Claim]:
         """Those of some claims that are still this worker's."""
@@ -215,6 +230,17 @@ class Claims:
             with self._database.writing() as connection:
                 undecided = settle_alone(connection, self.sweep)
         return over
+
+    def open_sweeps(self) -> list[str]:
+        """Names of the sweeps that may have jobs, the last of them."""
+        named = (
+            select(sweeps.c.sweep)
+            .where(sweeps.c.closed.is_(False))
+            .order_by(sweeps.c.head_seen.desc())
+            .limit(_NAMES)
+        )
+        with self._database.reading() as connection:
+            return sorted(connection.scalars(named))
 
     def _me(self) -> Any:
         return and_(workers.c.sweep == self.sweep, workers.c.worker == self.worker)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from qsweep.base.databases import (
@@ -95,6 +95,7 @@ class Database:
                 if attempt == 4:
                     raise
                 time.sleep(0.2)  # another process is creating the tables at this moment
+        _check_columns(engine)
         return engine
 
     @contextlib.contextmanager
@@ -137,6 +138,23 @@ class Database:
     def _words(self, error: Exception) -> str:
         words = scrubbed(driver_message(error), self.url)[:200]
         return words or type(error).__name__
+
+
+def _check_columns(engine: Engine) -> None:
+    # To sqlite a column that is not there is an error like any other, which may pass.
+    found = inspect(engine)
+    differing = []
+    for name, table in metadata.tables.items():
+        wanted = {column.name for column in table.c}
+        there = {column["name"] for column in found.get_columns(name)}
+        for word, columns in (("without", wanted - there), ("with", there - wanted)):
+            if columns:
+                differing.append(f"{name} {word} {', '.join(sorted(columns))}")
+    if differing:
+        raise DatabaseError(
+            f"holds the queue of another version of qsweep ({', '.join(differing)}); give another "
+            "database, or the version that made it"
+        )
 
 
 def _uninterrupted() -> contextlib.AbstractContextManager[None]:

@@ -41,6 +41,7 @@ class QueueLauncher:
         on_interrupt: What Ctrl-C does with jobs that are not done: ``cancel`` withdraws them,
             ``leave`` leaves them to workers.
         patience_s: Seconds for which the database may be away.
+        n_jobs: How many jobs each worker runs at once that is started here; ``auto``: one per GPU.
         sweep: The sweep's name; a sweep gives its own.
         outputs_dir: The outputs' folder; a sweep gives its own.
 
@@ -59,6 +60,7 @@ class QueueLauncher:
     detach: bool = False
     on_interrupt: Literal["cancel", "leave"] = "cancel"
     patience_s: float = 600.0
+    n_jobs: int | Literal["auto"] = "auto"
     sweep: str = "sweep"
     outputs_dir: Path = Path("outputs")
 
@@ -71,6 +73,8 @@ class QueueLauncher:
             raise ConfigError(f"launch.attempts={self.attempts}: a number from 1")
         if self.patience_s < 0:
             raise ConfigError(f"launch.patience_s={self.patience_s:g}: seconds, from 0")
+        if self.n_jobs != "auto" and self.n_jobs < 1:
+            raise ConfigError(f"n_jobs={self.n_jobs}: a number from 1, or auto")
         self._orders: Orders | None = None
         self._database: Database | None = None
         self._heartbeat: Heartbeat | None = None
@@ -188,8 +192,8 @@ class QueueLauncher:
 
     def expected(self, devices: Sequence[str]) -> Capacity:
         """What workers will have that are yet to come."""
-        # Each is taken for a machine like this one, with one slot.
-        here = make_slots("auto", devices).count
+        # Each is taken for a machine like this one.
+        here = make_slots(self.n_jobs, devices).count
         return Capacity(self.start * here or 1, available_bytes())
 
     def worker_command(self, sweep: str, queue: str) -> list[str]:
@@ -199,7 +203,7 @@ class QueueLauncher:
         (:meth:`worker_environment`).
         """
         shown = [] if self.worker_environment(queue) else [f"--queue={queue}"]
-        return [sys.executable, "-m", "qsweep", "worker", sweep, *shown]
+        return [sys.executable, "-m", "qsweep", "worker", sweep, *shown, *self._at_once]
 
     def worker_environment(self, queue: str) -> dict[str, str]:
         """Variables that a worker needs beside its arguments."""
@@ -209,14 +213,14 @@ class QueueLauncher:
         """See to it that workers come, now that jobs are in the queue."""
         if self.start == 0 and not self._told:
             self._told = True
-            say(f"sweep {sweep}: start workers, here or elsewhere: {self._how_to('worker')}")
+            start = " ".join([self._how_to("worker"), *self._at_once])
+            say(f"sweep {sweep}: start workers, here or elsewhere: {start}")
         folder = Path(self.outputs_dir).absolute() / "sweeps" / sweep / "workers"
+        worker = self.worker_command(sweep, queue), self.worker_environment(queue)
+        if self.start:
+            self._local.find(*worker, folder)
         for number in range(self._local.living(), self.start):
-            self._local.start(
-                self.worker_command(sweep, queue),
-                self.worker_environment(queue),
-                folder / f"{os.getpid()}-{number}.log",
-            )
+            self._local.start(*worker, folder / f"{os.getpid()}-{number}.log")
 
     def stop_workers(self, cancel: bool) -> None:
         """The queue is closed: end what was started here. With ``cancel`` jobs may still run."""
@@ -228,6 +232,10 @@ class QueueLauncher:
             return None
         words = self._local.last_words()
         return f"all workers have ended{f': {words}' if words else ''}"
+
+    @property
+    def _at_once(self) -> list[str]:
+        return [] if self.n_jobs == "auto" else [f"--jobs={self.n_jobs}"]
 
     def _how_to(self, verb: str) -> str:
         return command(verb, self.sweep, given_queue(self.queue), Path(self.outputs_dir).absolute())

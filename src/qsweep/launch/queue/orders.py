@@ -18,6 +18,7 @@ from qsweep.launch.queue.rows import (
     delete_with_needs,
     insert_jobs,
     is_met,
+    is_without_result,
     kept_of,
 )
 from qsweep.launch.queue.specs import result_text, row_of
@@ -167,6 +168,7 @@ class Orders:
                 connection.execute(delete(needs).where(needs.c.sweep == self.sweep))
             delete_with_needs(connection, self.sweep, open_ids)
             self._ask_for(connection, kept)
+            self._unsettle(connection, kept)
             met = {id for id, row in kept.items() if is_met(row)}
             insert_jobs(connection, self.sweep, ordered, rows, range(len(rows)), open_ids, met)
             begins(open_ids)
@@ -177,6 +179,13 @@ class Orders:
         connection.execute(update(jobs).where(mine, ASKED).values(asked=False))
         for chunk in chunks(sorted(ids)):
             connection.execute(update(jobs).where(mine, jobs.c.id.in_(chunk)).values(asked=True))
+
+    def _unsettle(self, connection: Connection, kept: Mapping[str, Mapping[str, Any]]) -> None:
+        """Have those told that come to need what did not finish, even if this head leaves at once."""
+        ids = sorted(id for id, row in kept.items() if row["counts"] and is_without_result(row))
+        for chunk in chunks(ids):
+            mine = and_(jobs.c.sweep == self.sweep, jobs.c.id.in_(chunk))
+            connection.execute(update(jobs).where(mine).values(settled=False))
 
     def _replace(self, connection: Connection, instead: Sequence[tuple[int, Job]]) -> None:
         """Put jobs in, each at its place; those that wait under their ids are withdrawn."""

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from qsweep.launch.queue.database import Database
 from qsweep.launch.queue.fit import ALIVE_S, why_nobody_takes
 from qsweep.launch.queue.specs import result_of
-from qsweep.launch.queue.tables import DONE, NEW, database_time, jobs, sweeps, workers
+from qsweep.launch.queue.tables import DONE, NEW, OPEN, database_time, jobs, workers
 from qsweep.launch.queue.upkeep import has_head, host_of, look
 
 # So many lines of one kind; of the others only the number is told (counts, unseen).
@@ -50,6 +50,7 @@ class Overview:
         preparations: The others that are not done, by state.
         running: What runs where, the longest first, as far as it is shown.
         workers: Those that are there, or were and did not say goodbye.
+        open: Ids of those that were asked for and have not ended.
         unseen: What has ended and no head has recorded yet: states by id.
         failed: Of those of them that failed, names and reasons, as far as they are shown.
         head: The process that plans and records, and seconds since its heartbeat; None: none is there.
@@ -61,17 +62,18 @@ class Overview:
     preparations: dict[str, int]
     running: list[Running] = field(default_factory=list)
     workers: list[WorkerSeen] = field(default_factory=list)
+    open: frozenset[str] = frozenset()
     unseen: dict[str, str] = field(default_factory=dict)
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     head: tuple[str, float] | None = None
     closed: bool = False
     stuck: str | None = None
 
-
-def names(database: Database) -> list[str]:
-    """The sweeps that a queue knows."""
-    with database.reading() as connection:
-        return list(connection.scalars(select(sweeps.c.sweep).order_by(sweeps.c.sweep)))
+    @property
+    def left(self) -> int:
+        """How many jobs are still to end."""
+        several = (self.counts, self.preparations)
+        return sum(n for each in several for state, n in each.items() if state not in DONE)
 
 
 def overview(database: Database, sweep: str) -> Overview | None:
@@ -93,6 +95,7 @@ def overview(database: Database, sweep: str) -> Overview | None:
             .order_by(jobs.c.started)
             .limit(_SHOWN)
         ).all()
+        open_ids = connection.scalars(select(jobs.c.id).where(mine, OPEN, jobs.c.counts)).all()
         new = (mine, NEW, jobs.c.counts)
         unseen = connection.execute(
             select(jobs.c.id, jobs.c.state).where(*new, jobs.c.state.in_(DONE))
@@ -123,6 +126,7 @@ def overview(database: Database, sweep: str) -> Overview | None:
         workers=[
             WorkerSeen(_short(one.worker), one.slots, one.gpus, now - one.seen) for one in there
         ],
+        open=frozenset(open_ids),
         unseen={id: state for id, state in unseen},
         failed={
             one.id: (one.name, result_of(dict(one._mapping)).reason or "no reason recorded")

@@ -92,8 +92,13 @@ def delete_with_needs(connection: Connection, sweep: str, ids: set[str]) -> None
 def is_met(row: Mapping[str, Any]) -> bool:
     """Whether what needs a job of :func:`kept_of` need not wait for it."""
     # Of a preparation that did not finish those that need it may have been told without a head.
-    passed_over = row["state"] in ("failed", "skipped") and row["settled"] and not row["counts"]
+    passed_over = is_without_result(row) and row["settled"] and not row["counts"]
     return row["state"] == "finished" or passed_over
+
+
+def is_without_result(row: Mapping[str, Any]) -> bool:
+    """Whether a job of :func:`kept_of` has ended, and not finished."""
+    return row["state"] in ("failed", "skipped")
 
 
 def delete_open(connection: Connection, sweep: str, kept: Mapping[str, Any]) -> int:

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qsweep.base.errors import QsweepError
 from qsweep.base.keys import key_of
+from qsweep.base.version import __version__
 from qsweep.launch.job import Job, JobResult
 
 
@@ -17,6 +19,7 @@ def row_of(job: Job) -> dict[str, Any]:
         "payload": job.payload,
         "log": str(Path(job.log).absolute()),
         "timeout_s": job.timeout_s,
+        "version": __version__,
     }
     return {
         "id": job.id,
@@ -38,8 +41,17 @@ def fingerprint_of(job: Job) -> str:
 
 
 def job_of(row: Mapping[str, Any]) -> Job:
-    """The job that a row describes, without its needs, which the queue looks after."""
+    """The job that a row describes, without its needs, which the queue looks after.
+
+    Raises:
+        QsweepError: another version planned it, which may mean something else by the same words.
+    """
     spec = json.loads(row["spec"])
+    if (version := spec.get("version", __version__)) != __version__:
+        raise QsweepError(
+            f"the sweep was planned by qsweep {version}, and this is {__version__}; install that "
+            "version here, or start the sweep with this one"
+        )
     return Job(
         id=row["id"],
         name=row["name"],

@@ -35,6 +35,21 @@ class LocalWorkers:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._started.append((psutil.Process(int(done.stdout)), log))
 
+    def find(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        """Take over those that an earlier process started like that, with logs in a folder."""
+        known = {process.pid for process, _ in self._started}
+        for process in psutil.process_iter():
+            # Gone, another user's, or no Linux: then it is started once more.
+            with contextlib.suppress(OSError, psutil.Error):
+                log = Path(os.readlink(f"/proc/{process.pid}/fd/1"))
+                if (
+                    log.parent == folder.resolve()
+                    and process.pid not in known
+                    and process.cmdline() == list(command)
+                    and environment.items() <= process.environ().items()
+                ):
+                    self._started.append((process, log))
+
     def living(self) -> int:
         """How many of them run."""
         return sum(_lives(process) for process, _ in self._started)

@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +11,7 @@ from typing import Self
 
 from qsweep.base.databases import DatabaseError
 from qsweep.base.errors import QsweepError
+from qsweep.base.scratch import ScratchFolder
 from qsweep.launch import interrupts
 from qsweep.launch.flow import Flow
 from qsweep.launch.job import Job, JobResult
@@ -112,7 +111,7 @@ class Worker:
         self._runner = Runner(slots, self._server, self._flow)
         self._leases = Leases(claims)
         self._taken: dict[str, _Taken] = {}
-        self._folder: Path | None = None
+        self._folder: ScratchFolder | None = None
         self._asking, self._handing_in = Pause(), Pause(longest_s=10.0)
         self._began = self._busy = time.monotonic()
         self._away = self._waited = False
@@ -123,7 +122,8 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._server.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folder.cleanup()
 
     def run(self) -> str:
         """Work; returns why it ended, in one line.
@@ -201,6 +201,8 @@ class Worker:
         try:
             claim = self._claims.take(self._devices())
             over = self._claims.look_after() if claim is None else False
+            if over is None and not self._waited:
+                self._say_what_is_waited_for()
         except QueueAway as error:
             if not self._away:
                 self._say(f"{error}; trying again for {self._patience_s:.0f} s")
@@ -214,14 +216,19 @@ class Worker:
         self._asking.begin()
         if self._taken:
             return None
-        if over is None and not self._waited:
-            self._say(f"waiting for sweep {self._claims.sweep}, which is not in the queue yet")
-            self._waited = True
         if over:
             return f"sweep {self._claims.sweep} is finished"
         if self._idle_s is not None and time.monotonic() - self._busy >= self._idle_s:
             return f"nothing to do for {self._idle_s:g} s"
         return None
+
+    def _say_what_is_waited_for(self) -> None:
+        others = self._claims.open_sweeps()
+        there = (
+            f"; there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else ""
+        )
+        self._say(f"waiting for sweep {self._claims.sweep}, which is not in the queue yet{there}")
+        self._waited = True
 
     def _start(self, claim: Claim) -> None:
         self._asking.reset()
@@ -240,8 +247,8 @@ class Worker:
         if not self._own_logs and log.parent.parent.is_dir():
             return log
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="qsweep-worker-"))
-        return self._folder / f"{claim.number}-{log.name}"
+            self._folder = ScratchFolder()
+        return Path(self._folder.name) / f"{claim.number}-{log.name}"
 
     def _ended(self, job: Job, result: JobResult) -> None:
         self._taken[job.id].result = result

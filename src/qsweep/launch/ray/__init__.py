@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster, each a task of its own: ``launch=ray``."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,14 @@ class RayLauncher:
             if isinstance(value, (int, float)) and value <= 0:
                 raise ConfigError(f"launch.{name}={value}: a number above 0")
         if self.num_gpus != "auto" and (
-            self.num_gpus < 0 or self.num_gpus > 1 != self.num_gpus % 1
+            self.num_gpus < 0 or (self.num_gpus > 1 and self.num_gpus % 1)
         ):
             raise ConfigError(f"launch.num_gpus={self.num_gpus}: a share of one, or a whole number")
+        if self.address is not None and not _ADDRESS.fullmatch(self.address):
+            raise ConfigError(
+                f"launch.address={self.address}: auto, HOST:PORT or ray://HOST:PORT; null for a "
+                "cluster of this machine alone"
+            )
         self._driver = RayDriver(self.address)
         self._preload: Sequence[str] = PRELOAD
 
@@ -183,5 +189,6 @@ class RayLauncher:
             )
 
 
+_ADDRESS = re.compile(r"auto|(ray://)?([^\s/:\[\]]+|\[[^\s\]]+\]):\d+")
 # Each process of Ray has these of its own.
 _RAYS_OWN = ("RAY_", "CUDA_VISIBLE_DEVICES")

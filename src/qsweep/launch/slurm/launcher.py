@@ -85,10 +85,10 @@ class SlurmLauncher(Allocation, QueueLauncher):
         Raises:
             ConfigError: workers are to have GPUs, and nothing was planned for one.
         """
-        if self.asks_for_gpus and devices and set(devices) == {"cpu"}:
+        if self.gpus and devices and set(devices) == {"cpu"}:
             raise ConfigError(
                 "launch=slurm: workers would have GPUs, and all trials were planned for the CPU, which "
-                "is all that this machine has; give device=cuda, or leave launch.gpus_per_node out"
+                "is all that this machine has; give device=cuda, or leave launch.gpus_per_node and launch.gres out"
             )
         memory = int(self.mem_gb * 2**30) if self.mem_gb else available_bytes()
         at_once = min(self.workers, self.array_parallelism or self.workers)
@@ -102,18 +102,23 @@ class SlurmLauncher(Allocation, QueueLauncher):
     def start_workers(self, sweep: str, queue: str, jobs: Sequence[Job]) -> None:
         """Submit the workers that are lacking; those of an earlier head may be there yet.
 
-        Where Slurm does not answer, this is done as soon as it does.
+        Where Slurm does not answer, this is done as soon as it does; and who leaves then (``detach``)
+        waits for that.
 
         Raises:
             ConfigError: it does not take the first of them. Of later ones, QsweepError.
         """
         self._lacking = True
-        try:
-            self._bring_workers(sweep, queue)
-        except SlurmAway as error:
-            self._tell(f"{error}; waiting for Slurm")
-            return
-        self._lacking = False
+        while self._lacking:
+            try:
+                self._bring_workers(sweep, queue)
+                self._lacking = False
+            except SlurmAway as error:
+                self._tell(f"{error}; waiting for Slurm")
+                if not self.detach:
+                    return
+                interrupts.check()
+                time.sleep(_LOOK_EVERY_S)
 
     def _bring_workers(self, sweep: str, queue: str) -> None:
         array = self._array or Array.recorded(self.folder)
@@ -181,7 +186,9 @@ class SlurmLauncher(Allocation, QueueLauncher):
     @property
     def _slots(self) -> int:
         """How many jobs a worker runs at once."""
-        return 1 if self.per == "job" else self.gpus_per_node or 1
+        if self.per == "job":
+            return 1
+        return (self.gpus or 1) if self.n_jobs == "auto" else self.n_jobs
 
     def _open_jobs(self) -> int:
         return patiently(self._open().open_jobs, self.patience_s, say=say)

@@ -52,22 +52,22 @@ class Allocation:
         requeue: Whether Slurm queues a worker again that was preempted, lost its node or came to
             the end of its time.
         signal_delay_s: So long before the end of its time a worker gives back what it has.
-        additional_parameters: Further options of ``sbatch``, by their long names.
+        additional_parameters: Further options of ``sbatch``, by their long names; they come last.
 
     Raises:
         ConfigError: a value that Slurm could not make sense of either.
     """
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | int | None = None
+    account: str | int | None = None
+    qos: str | int | None = None
     gres: str | None = None
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     mem_gb: float | None = None
     time: int | str = _DAY_MINUTES // 6
-    constraint: str | None = None
-    exclude: str | None = None
+    constraint: str | int | None = None
+    exclude: str | int | None = None
     setup: Sequence[str] = ()
     array_parallelism: int | None = None
     requeue: bool = True
@@ -75,11 +75,14 @@ class Allocation:
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def asks_for_gpus(self) -> bool:
-        """Whether workers will have GPUs."""
-        return bool(self.gpus_per_node) or "gpu" in (self.gres or "")
+    def gpus(self) -> int:
+        """How many GPUs each worker will have."""
+        return self.gpus_per_node or sum(map(_gpus_of, (self.gres or "").split(",")))
 
     def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint", "exclude"):
+            if isinstance(getattr(self, name), int):  # a command line takes 4711 for a number
+                setattr(self, name, str(getattr(self, name)))
         for name in ("gpus_per_node", "cpus_per_task", "mem_gb", "array_parallelism"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -92,12 +95,25 @@ class Allocation:
                 f"launch.time={self.time}, and it is not shorter; give less"
             )
         for name in self.additional_parameters:
-            plain = str(name).strip("-").replace("_", "-")
+            plain = _plain(name).replace("_", "-")
             if plain in _OWN:
                 raise ConfigError(
                     f"launch.additional_parameters.{name}: has an option of its own, "
                     f"launch.{_OWN[plain]}"
                 )
+
+
+def _plain(name: str) -> str:
+    """An option of ``sbatch`` as submitit spells it, so that it takes the place of submitit's own."""
+    return str(name).strip("-").replace("-", "_")
+
+
+def _gpus_of(resource: str) -> int:
+    """How many GPUs one of several generic resources is: ``gpu``, ``gpu:2``, ``gpu:a100:2``."""
+    name, *more = resource.partition("(")[0].strip().removeprefix("gres/").split(":")
+    if name != "gpu":
+        return 0
+    return int(more[-1]) if more and more[-1].isdigit() else 1
 
 
 def minutes(time: int | str) -> int:
@@ -163,7 +179,11 @@ def parameters(asked: Allocation, name: str, workers: int) -> dict[str, Any]:
         "slurm_srun_args": cpus or None,
         "slurm_additional_parameters": {
             "requeue" if asked.requeue else "no-requeue": True,
-            **asked.additional_parameters,
+            **{
+                _plain(name): value
+                for name, value in asked.additional_parameters.items()
+                if value is not None
+            },
         },
     }
     return {key: value for key, value in given.items() if value is not None}
