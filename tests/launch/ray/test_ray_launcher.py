@@ -112,7 +112,7 @@ def test_capacity_is_what_the_nodes_have_room_for(launcher):
 def test_jobs_end_as_they_do_on_this_machine(launcher, job, capfd):
     jobs = [job(f, p, id=f"{f} {n}") for n, (f, p, *_) in enumerate(ENDINGS)]
     jobs += [job("echo", PAYLOAD), job("speak"), job("big", {"bytes": 3_000_000})]
-    jobs.append(job("steps", {"steps": 5, "pause": 0.3}))
+    jobs.append(job("steps", {"steps": 5, "pause": 1.0}))
     events = []
     results = launcher.run(jobs, on_event=events.append)
     for one, (function, _, status, reason) in zip(jobs, ENDINGS, strict=False):

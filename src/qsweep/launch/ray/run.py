@@ -55,6 +55,8 @@ class _Running:
     demand: Demand
     mark: str
     host: str = "its node"
+    told: bool = False
+    """That it runs."""
 
 
 @dataclass
@@ -172,7 +174,7 @@ class Run:
             return
         one.host = message.get("host", one.host)
         if kind == "news":
-            self._tell(one.job, message)
+            self._tell(one, message)
             return
         del self.running[message[kind]]
         if kind == "failed":
@@ -186,14 +188,21 @@ class Run:
         else:
             self._record(one, message)
 
-    def _tell(self, job: Job, news: Mapping[str, Any]) -> None:
+    def _tell(self, one: _Running, news: Mapping[str, Any]) -> None:
         if "started" in news:
-            self.flow.on_event(Event("started", job))
+            self._tell_started(one)
         else:
-            self.flow.on_event(Event("progress", job, step=news["step"], share=news["share"]))
+            step, share = news["step"], news["share"]
+            self.flow.on_event(Event("progress", one.job, step=step, share=share))
+
+    def _tell_started(self, one: _Running) -> None:
+        if not one.told:
+            one.told = True
+            self.flow.on_event(Event("started", one.job))
 
     def _record(self, one: _Running, message: Mapping[str, Any]) -> None:
         """A job came to an end of its own on its node."""
+        self._tell_started(one)  # its result may have overtaken that
         if message["log"] is not None:
             with contextlib.suppress(OSError):
                 one.job.log.write_text(message["log"], encoding="utf-8")
