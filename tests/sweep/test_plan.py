@@ -246,3 +246,34 @@ def test_planning_imports_no_tensor_library(tmp_path, pocket_dir):
     )
     lines = result.stdout.splitlines()
     assert len(lines) == 2 and lines[1] == "", result.stdout + result.stderr
+
+
+def test_a_tasks_key_knows_the_chat_template_that_no_model_hash_covers(tmp_path, pocket_dir):
+    import json
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(pocket_dir, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ messages }}"
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    def revisions(in_chat):
+        asked = ["eval.tasks=[arithmetic]", f"eval.chat_template={in_chat}", "device=cpu"]
+        trial = trial_config(composed("quant=rtn", "corpus=python_code", *asked))
+        (found,) = find_setting(trial, model, Store(tmp_path / "store")).task_revisions
+        return found
+
+    plain = revisions(False)
+    assert revisions(True) == plain  # what tokenizer_config.json holds is in the hash
+    found = []
+    for text in ("{{ messages }}", "{{ messages }}."):
+        (model / "chat_template.jinja").write_text(text)
+        assert revisions(False) == plain
+        found.append(revisions(True)["chat_template"])
+    assert found[0] != found[1]
+    (model / "chat_template.jinja").unlink()
+    del settings["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert revisions(True)["chat_template"] == found[0]

@@ -90,8 +90,16 @@ def test_choices_are_scored_whatever_ends_a_text(directory, tmp_path):
     names = ["long_totals", "humaneval", "instructions", "code_cloze"]
     tasks = {task.name: task for task in find_tasks(names, TaskOptions(), tmp_path)}
     facts = read_facts(directory(eos_token_id=[0, LINE]), "m")
-    told = {name for name, task in tasks.items() if "generation" in key_revisions(task, facts)}
+    stated = beyond_configuration(facts.path)
+    told = {
+        name
+        for name, task in tasks.items()
+        if "generation" in key_revisions(task, facts, generation=stated)
+    }
     assert told == {"long_totals", "humaneval", "instructions"}
     assert isinstance(tasks["long_totals"], EmbeddedLong)
     plain = read_facts(directory(eos_token_id=0), "m")
-    assert not any("generation" in key_revisions(task, plain) for task in tasks.values())
+    stated = beyond_configuration(plain.path)
+    assert not any(
+        "generation" in key_revisions(task, plain, generation=stated) for task in tasks.values()
+    )

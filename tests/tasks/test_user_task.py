@@ -184,27 +184,3 @@ def test_a_key_says_more_only_where_older_figures_were_wrong(tmp_path, pocket_di
         found = dataclasses.replace(facts, path=model)
         assert key_revisions(load(tmp_path), found) == said
         assert key_revisions(load(tmp_path, **exact), found) == {}
-
-
-def test_a_key_knows_the_chat_template_that_no_model_hash_covers(tmp_path, pocket_dir):
-    import dataclasses
-    import shutil
-
-    from qsweep.models.facts import read_facts
-    from qsweep.tasks.revisions import key_revisions
-
-    facts = dataclasses.replace(read_facts(pocket_dir, "pocket"), path=tmp_path / "model")
-    shutil.copytree(pocket_dir, facts.path)
-    asked = load(tmp_path)
-    assert (
-        key_revisions(asked, facts, in_chat=True) == {}
-    )  # what tokenizer_config.json holds is in the hash
-    found = []
-    for text in ("{{ messages }}", "{{ messages }}."):
-        (facts.path / "chat_template.jinja").write_text(text)
-        assert key_revisions(asked, facts) == {}
-        found.append(key_revisions(asked, facts, in_chat=True)["chat_template"])
-    assert found[0] != found[1]
-    (facts.path / "chat_template.jinja").unlink()
-    (facts.path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    assert key_revisions(asked, facts, in_chat=True)["chat_template"] == found[0]

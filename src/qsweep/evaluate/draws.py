@@ -104,11 +104,9 @@ def difference(one: Draws, other: Draws, counts: "ndarray") -> Estimate:
         return estimate(_of(one, shared) - _of(other, shared), counts)
     if min(len(one.sums), len(other.sums)) == 1:
         found = estimate(one.sums - other.sums, counts)
-        return (
-            _with_one_more(found, len(one.sums) + len(other.sums) - 1)
-            if one.seeds and other.seeds
-            else found
-        )
+        if one.seeds and other.seeds:
+            return _with_one_more(found, max(len(one.sums), len(other.sums)))
+        return found
     sides = [_analysed(side.sums, counts) for side in (one, other)]
     mean = sides[0].mean - sides[1].mean
     return Estimate(mean, _parts(sides[0].windows - sides[1].windows, _added(*sides)))

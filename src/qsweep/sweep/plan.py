@@ -16,7 +16,6 @@ from qsweep.evaluate.until import UNTIL_VERSION
 from qsweep.formats.gguf.metadata import is_completed, is_corrected
 from qsweep.formats.kv_cache.types import NONE
 from qsweep.models.facts import read_config
-from qsweep.models.generation_settings import beyond_configuration
 from qsweep.models.source import ModelFacts
 from qsweep.quantizers.artifact import ExistingArtifact
 from qsweep.quantizers.grouped import GroupedOptions
@@ -272,12 +271,8 @@ def _measurement_plan(
         if corpus.assistant_only:
             protocol["conversations"] = [CONVERSATIONS_VERSION, setting.template]
         if corpus.new_tokens is not None:
-            stated = beyond_configuration(setting.facts.path)
-            protocol["written"] = [
-                WRITTEN_VERSION,
-                corpus.new_tokens,
-                *([stated] if stated else []),
-            ]
+            stated = [setting.generation] if setting.generation else []
+            protocol["written"] = [WRITTEN_VERSION, corpus.new_tokens, *stated]
         identity = {"artifact": artifact, **protocol, **_comparison(trial)}
         base = {"artifact": reference, **protocol}
     else:

@@ -4,7 +4,7 @@ No model is loaded for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from qsweep.formats.dequantized import base_directory, dequantized_from
 from qsweep.formats.hf import reference_artifact
 from qsweep.models.devices import resolve_device, resolve_dtype
 from qsweep.models.facts import read_facts
-from qsweep.models.generation_settings import generation_settings
+from qsweep.models.generation_settings import beyond_configuration, generation_settings
 from qsweep.models.hub import content_hash
 from qsweep.models.source import ModelFacts
 from qsweep.sweep.config import TrialConfig
@@ -31,7 +31,7 @@ from qsweep.tasks.revisions import key_revisions
 from qsweep.tasks.task import Task, TaskOptions
 from qsweep.text.calibrated import CalibrationText, stored_calibration
 from qsweep.text.stored import Text, stored_text
-from qsweep.text.tokenizer_files import own_chat_template
+from qsweep.text.tokenizer_files import own_chat_template, template_file_content
 from qsweep.text.vocabulary import require_embeddings
 
 
@@ -51,6 +51,8 @@ class Setting:
     """Of each task: what its key says beside its identity."""
     template: str | None = None
     """Of its chat template the hash, where conversations are measured and it has one."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """What the model's makers say of generating beside its configuration."""
     pack: Pack | None = None
     """The reference pack that all this comes from, where the model itself is not here."""
 
@@ -83,6 +85,9 @@ def find_setting(
     calibrated = [(part.name, part.text) for part in calibration.parts] if calibration else []
     require_embeddings(model, facts.vocab_size, [*texts.items(), *calibrated])
     tasks = _find_tasks(trial, model, store)
+    generation = beyond_configuration(model)
+    in_chat = bool(tasks) and trial.eval.chat_template
+    template = _hash(template_file_content(model)) if in_chat else None
     return Setting(
         facts=facts,
         model_hash=content_hash(model, store),
@@ -92,9 +97,10 @@ def find_setting(
         calibration=calibration,
         tasks=tasks,
         task_revisions=tuple(
-            key_revisions(task, facts, in_chat=trial.eval.chat_template) for task in tasks
+            key_revisions(task, facts, generation=generation, template=template) for task in tasks
         ),
         template=_template(trial, model),
+        generation=generation,
     )
 
 
@@ -120,8 +126,11 @@ def _template(trial: TrialConfig, model: Path) -> str | None:
     # The model's hash is of the files that it computes with, which a template is not always in.
     if not any(corpus.assistant_only for corpus in trial.corpora):
         return None
-    found = own_chat_template(model)
-    return None if found is None else key_of(found)
+    return _hash(own_chat_template(model))
+
+
+def _hash(template: str | None) -> str | None:
+    return None if template is None else key_of(template)
 
 
 def _packed_setting(trial: TrialConfig, pack: Pack, store: Store, device: str) -> Setting:

@@ -6,28 +6,33 @@ makers say that texts end, beside its configuration, and a chat template that is
 it is used. The hash covers a template in ``tokenizer_config.json``, and neither of these files.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qsweep.base.keys import key_of
 from qsweep.models.facts import read_config, text_config
-from qsweep.models.generation_settings import beyond_configuration
 from qsweep.models.source import ModelFacts
 from qsweep.tasks.attention import rope_boundaries, windows
 from qsweep.tasks.items import ItemTask
 from qsweep.tasks.task import Task
-from qsweep.text.tokenizer_files import template_file_content
 
 
-def key_revisions(task: Task, facts: ModelFacts, *, in_chat: bool = False) -> dict[str, Any]:
+def key_revisions(
+    task: Task,
+    facts: ModelFacts,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    template: str | None = None,
+) -> dict[str, Any]:
     """What a task's key says beside its identity, on one model.
 
     Args:
         task: Any task.
         facts: Of the model that it is asked of.
-        in_chat: Whether it is asked in the model's chat template.
+        generation: What its makers say of generating beside its configuration.
+        template: The hash of a chat template that is a file of its own, if it is used.
     """
     chosen = not isinstance(task, ItemTask) or task.kind == "multiple_choice"
     found: dict[str, Any] = {}
@@ -38,10 +43,10 @@ def key_revisions(task: Task, facts: ModelFacts, *, in_chat: bool = False) -> di
     if not chosen and 2 * task.format.max_new_tokens > facts.max_length:  # type: ignore[attr-defined]
         found["room"] = "at least half of the context for the prompt"
     generates = not isinstance(task, ItemTask) or not chosen
-    if generates and (stated := beyond_configuration(facts.path)):
-        found["generation"] = stated
-    if in_chat and (template := template_file_content(facts.path)):
-        found["chat_template"] = key_of(template)
+    if generates and generation:
+        found["generation"] = generation
+    if template:
+        found["chat_template"] = template
     return found
 
 
